@@ -1,0 +1,31 @@
+"""The one error that the command line turns into one line and exit code 2.
+
+The library itself raises `ValueError`, `TypeError`, `KeyError` and `OSError` as Python does.
+`UserError` is for what only a person at a terminal can mend: an option, a path, a recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message says what was found, expected, and what to do."""
+
+
+def closest(word: str, known: Iterable[str], n: int = 3) -> str:
+    """A hint that names the nearest known words, or all of them when they are few.
+
+    >>> closest("magmx", ["magmax", "mean", "ties"])
+    'did you mean magmax?'
+    >>> closest("zzz", ["magmax", "mean"])
+    'expected one of magmax, mean'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if len(known) > 24:
+        return f"there are {len(known)}, for example {', '.join(known[:8])}"
+    return f"expected one of {', '.join(known)}"
