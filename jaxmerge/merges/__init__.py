@@ -1,0 +1,4 @@
+"""Folds over task vectors: what `chain` takes exactly one of."""
+
+from jaxmerge.merges.elementwise import *  # noqa: F403
+from jaxmerge.merges.signs import *  # noqa: F403

@@ -1,0 +1,7 @@
+"""Published methods as compositions of merges and transforms, with the papers' defaults.
+
+One file a family; every factory is registered, so it works in `chain`, recipes and files.
+"""
+
+from jaxmerge.methods.linear import *  # noqa: F403
+from jaxmerge.methods.sparse import *  # noqa: F403
