@@ -6,14 +6,37 @@
 >>> models = [{"w": np.float32([1, -2])}, {"w": np.float32([-3, 1])}]
 >>> jm.merge(jm.magmax(factor=0.5), base, models)["w"]
 array([-1.5, -1. ], dtype=float32)
+
+All public names are listed by noun in `jaxmerge.api`; they are loaded at first use, so that
+``jaxmerge --help`` need not wait for jax.
 """
 
-from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
-from jaxmerge.core import Context, Measure, Merge, Transform, stacked, zeros
-from jaxmerge.merges import *  # noqa: F403
-from jaxmerge.methods import *  # noqa: F403
-from jaxmerge.run import MergeState, init, merge, merged, update
-from jaxmerge.spec import REGISTRY, get, register
-from jaxmerge.transforms import *  # noqa: F403
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmerge.api import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
+    api = import_module("jaxmerge.api")
+
+    try:
+        value = getattr(api, name)
+    except AttributeError:
+        from jaxmerge.errors import closest
+
+        hint = closest(name, [n for n in vars(api) if not n.startswith("_")])
+        raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}: {hint}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    api = import_module("jaxmerge.api")
+
+    return sorted({*globals(), *(n for n in vars(api) if not n.startswith("_"))})

@@ -80,7 +80,7 @@ def partition(merges: Mapping[str, Merge], label: Any) -> Merge:
 
 @register
 def by_leaf(choose: Callable[[str, Leaves], Merge]) -> Merge:
-    """A merge chosen for each leaf by a function ``(name, like) -> Merge``: gradients over layers."""
+    """A merge chosen for each leaf by ``(name, like) -> Merge``: gradients over layers."""
     return Merge(init=_routed, update=_routed, combine=_routed, route=choose)
 
 

@@ -209,13 +209,11 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
     Traceback (most recent call last):
     ValueError: density must be in (0, 1], got 1.5.
     """
+    inside = lambda v: (low < v if open_low else low <= v) and v <= high
     for x in jax.tree.leaves(value):
-        if concrete(x) and not all(
-            (low < v if open_low else low <= v) and v <= high for v in _flat(x)
-        ):
-            raise ValueError(
-                f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {x}."
-            )
+        if concrete(x) and not all(map(inside, _flat(x))):
+            bracket = "(" if open_low else "["
+            raise ValueError(f"{name} must be in {bracket}{low}, {high}], got {x}.")
 
 
 def _flat(x: Any) -> list[float]:

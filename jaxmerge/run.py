@@ -460,7 +460,8 @@ def _flat_extra(method: Merge, extra: Mapping[str, Any]) -> dict[str, Leaves]:
     if missing:
         raise ValueError(
             f"{method} needs side information {missing} about every model: "
-            f"jm.update(..., {missing[0]}=tree) or jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
+            f"jm.update(..., {missing[0]}=tree) or "
+            f"jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
         )
     return {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
 
