@@ -1,0 +1,187 @@
+"""The command line: parsing only.  Each command imports what it needs when it is called.
+
+What a user can mend (a wrong path, an unknown method, a broken file) ends with one line on standard
+error and exit code 2; `JAXMERGE_TRACEBACK=1` shows where it came from.  Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, Option("--json", help="Print machine-readable JSON and nothing else.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
+Refs = Annotated[
+    list[str],
+    Argument(help="Folder, .safetensors file, run folder, Orbax checkpoint or org/name@revision."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from jaxmerge import __version__
+
+        print(f"jaxmerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Merge models, and learn task after task by merging, in JAX."""
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, Option(help="Run folder.  Default: runs/<date>-quickstart.")
+    ] = None,
+    resume: Annotated[
+        Path | None, Option(help="Go on with an interrupted run from its last finished task.")
+    ] = None,
+    seed: Annotated[int, Option(help="First seed.", min=0)] = 0,
+    seeds: Annotated[int, Option(help="How many seeds (class orders).", min=1)] = 3,
+    epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
+    quick: Annotated[bool, Option("--quick", help="A short form: one seed, few epochs.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """MagMax on handwritten digits, from fine-tuning to a report, in two minutes on a laptop."""
+    from jaxmerge.commands import quickstart as command
+
+    command.run(
+        out=out, resume=resume, seed=seed, seeds=seeds, epochs=epochs, lr=lr,
+        quick=quick, quiet=quiet, json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, Argument(help="Recipe: jaxmerge's YAML or .py, or mergekit's YAML.")],
+    out: Annotated[Path | None, Argument(help="Folder to write; not needed with --check.")] = None,
+    check: Annotated[
+        bool, Option("--check", help="Read headers only; print costs and every mismatch.")
+    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted merge.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
+    dtype: Annotated[
+        str | None, Option(help="Dtype of the output; overrides the recipe's.")
+    ] = None,
+    seed: Annotated[int | None, Option(help="Overrides the recipe's seed.")] = None,
+    shard_size: Annotated[str, Option(help="Largest output file, e.g. 5GB.")] = "5GB",
+    device: Annotated[
+        str | None, Option(help="cpu, gpu or tpu.  Default: the best there is.")
+    ] = None,
+    devices: Annotated[
+        int | None, Option(help="How many devices to spread leaves over.", min=1)
+    ] = None,
+    allow_pickle: Annotated[
+        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Merge checkpoints of any size from files, leaf by leaf."""
+    from jaxmerge.commands import merge as command
+
+    command.run(
+        recipe, out, check=check, resume=resume, force=force, dtype=dtype, seed=seed,
+        shard_size=shard_size, device=device, devices=devices, allow_pickle=allow_pickle,
+        quiet=quiet, json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def inspect(
+    ref: Annotated[str, Argument(help="The model.")],
+    norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
+    json: Json = False,
+) -> None:
+    """List the leaves of a model: names, shapes, dtypes, sizes."""
+    from jaxmerge.commands import inspect as command
+
+    command.run(ref, norms=norms, json=json)
+
+
+@app.command()
+def compare(
+    models: Refs,
+    base: Annotated[str | None, Option(help="theta_0; default: the first model.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for heat maps and JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare task vectors: cosines, sign conflicts, overlap, norms, effective rank."""
+    from jaxmerge.commands import compare as command
+
+    command.run(models, base=base, out=out, json=json)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, Argument(help="One model.")],
+    b: Annotated[str, Argument(help="The other.")],
+    top: Annotated[int, Option(help="How many leaves to show.", min=1)] = 20,
+    json: Json = False,
+) -> None:
+    """What differs between two models: leaves, shapes, dtypes, largest differences.
+
+    Exit code 0 if they are equal bit for bit, 1 if not."""
+    from jaxmerge.commands import diff as command
+
+    raise typer.Exit(command.run(a, b, top=top, json=json))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, Argument(help="One method: its docstring and arguments.")] = None,
+    json: Json = False,
+) -> None:
+    """List the registered methods, or explain one."""
+    from jaxmerge.commands import methods as command
+
+    command.run(name, json=json)
+
+
+def main() -> None:
+    """Entry point of the `jaxmerge` command."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+        error.show()
+        return error.exit_code
+    if os.environ.get("JAXMERGE_TRACEBACK") or not isinstance(
+        error, ValueError | TypeError | KeyError | OSError | ImportError
+    ):
+        raise error
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
