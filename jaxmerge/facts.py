@@ -1,0 +1,127 @@
+"""Facts about whole rows: run the `Measure`s of all stages, leaf by leaf, adding up.
+
+A stage may need a number that couples leaves (a norm, a k-th magnitude).  `measure_row` gathers the
+facts about one model, `measure_cells` those about the folded cells; both give, for every leaf, the
+tuple of summaries that its stages receive as ``ctx.measured``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core import Measure, concrete, leaf_key
+from jaxmerge.leaf import observe_cell, observe_leaf, result_leaf, row_leaf
+
+
+def side(extra: Any, name: str) -> dict[str, Any]:
+    """The side information of one model about one leaf."""
+    return {k: v[name] for k, v in extra.items() if name in v}
+
+
+def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> dict[str, tuple]:
+    """Per leaf, what the measures of the stages before the merge (and of the fold) found.
+
+    Args:
+        walk: iterates over leaf names with their leaves, ``walk(names) -> (name, base, model)``;
+            the file driver gives one that reads ahead.
+    """
+    walk = walk or (lambda some: ((n, base[n], model[n]) for n in some))
+    found: dict[str, tuple] = {n: () for n in grid}
+    for i in range(max((len(p.before) for p in grid.values()), default=0) + 1):
+        here = {
+            n: p.before[i].measure if i < len(p.before) else p.fold.measure
+            for n, p in grid.items()
+            if i <= len(p.before)
+        }
+
+        def observe(measure, some, summary, turn, i=i):
+            for n, b, m in walk(some):
+                args = (b, m, leaf_key(key, n), step, side(extra, n), found[n], zero)
+                if _on_host(measure, m, summary):
+                    x = row_leaf(grid[n].specs, i, *args)
+                    yield n, measure.host(np.asarray(x), summary_of(summary, n), turn)
+                else:
+                    s = summary_of(summary, n)
+                    yield n, observe_leaf(grid[n].specs, i, s, turn, *args)
+
+        for n, summary in _run_measures(here, observe).items():
+            found[n] = (*found[n], summary)
+    return found
+
+
+def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
+    """Per leaf, what the closing measure and those of the transforms after the merge found."""
+    found: dict[str, tuple] = {n: () for n in grid}
+    for i in range(max((len(p.after) for p in grid.values()), default=0) + 1):
+        here = {
+            n: p.fold.closing if i == 0 else p.after[i - 1].measure
+            for n, p in grid.items()
+            if i <= len(p.after)
+        }
+
+        def observe(measure, some, summary, turn, i=i):
+            for n in some:
+                args = (cells[n], base[n], leaf_key(key, n), step, found[n])
+                s = summary_of(summary, n)
+                if i > 0 and _on_host(measure, base[n], summary):
+                    x = result_leaf(grid[n].specs, i - 1, *args)
+                    yield n, measure.host(np.asarray(x), s, turn)
+                else:
+                    yield n, observe_cell(grid[n].specs, i, s, turn, *args)
+
+        for n, summary in _run_measures(here, observe).items():
+            found[n] = (*found[n], summary)
+    return found
+
+
+class _PerLeaf(dict):
+    """Summaries of a measure with ``scope="leaf"``, by name."""
+
+
+def summary_of(summary: Any, name: str) -> Any:
+    return summary[name] if isinstance(summary, _PerLeaf) else summary
+
+
+def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
+    groups: dict[int, tuple[Measure, list[str]]] = {}
+    for n, m in here.items():
+        if m is not None:
+            groups.setdefault(id(m), (m, []))[1].append(n)
+    found: dict[str, Any] = dict.fromkeys(here)
+    for m, some in groups.values():
+        if m.scope == "leaf":
+            summary = _PerLeaf({n: m.init() for n in some})
+            for turn in range(m.passes):
+                parts = dict(observe(m, some, summary, turn))
+                summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in some})
+        else:
+            summary = m.init()
+            for turn in range(m.passes):
+                total = None
+                for _, part in observe(m, some, summary, turn):
+                    total = part if total is None else jax.tree.map(_add, total, part)
+                total = jax.tree.map(_wide, total) if len(some) == 1 else total
+                summary = m.refine(summary, total, turn)
+        found |= {n: summary_of(summary, n) for n in some}
+    return found
+
+
+def _wide(x: Any) -> Any:
+    """Counts of concrete values are kept in int64 on the host: models have over 2^31 entries."""
+    if concrete(x) and jnp.issubdtype(x.dtype, jnp.integer):
+        return np.asarray(x, np.int64)
+    return x
+
+
+def _add(a: Any, b: Any) -> Any:
+    return _wide(a) + _wide(b)
+
+
+def _on_host(measure: Measure, leaf: Any, summary: Any) -> bool:
+    if measure.host is None or not concrete(leaf, summary):
+        return False
+    return not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())

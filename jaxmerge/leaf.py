@@ -1,0 +1,121 @@
+"""What happens to one leaf, compiled once per shape; every driver calls these functions.
+
+A leaf's way through a merge is ``base, models -> before* -> fold -> after* -> merged leaf``.  Each
+function below takes the stages as a triple of specs (`Pipeline.specs`), which is a pytree of
+numbers, and builds them again inside jit.  So one compilation serves all leaves of one shape and
+every value of a factor, and the memory, file and sharded drivers give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core import Array, Context, Merge, Transform, cell_key, working_dtype
+
+
+def delta(model: Array, base: Array, zero: bool = False) -> Array:
+    """One leaf of the task vector, in the working dtype."""
+    dtype = working_dtype(base)
+    x = model.astype(dtype) - base.astype(dtype)
+    return jnp.where(jnp.isfinite(x), x, 0) if zero else x
+
+
+@jax.jit
+def start_leaf(specs, base):
+    """The cell of one leaf before any model."""
+    return specs[1].build().init(base)
+
+
+@functools.partial(jax.jit, static_argnames="zero")
+def update_leaf(specs, cell, base, models, key, step, measured, extras, zero=False):
+    """Fold models (a tuple of leaves) into the cell of one leaf, in one compiled pass."""
+    before, fold, _ = _build(specs)
+    for t, model in enumerate(models):
+        x = _enter(before, len(before), base, model, key, step + t, extras[t], measured[t], zero)
+        ctx = _context(base, step + t, key, len(before), extras[t], measured[t][-1])
+        cell = fold.update(cell, x, ctx)
+    return cell
+
+
+@jax.jit
+def finish_leaf(specs, cell, base, key, step, measured):
+    """The merged leaf of the model, in the dtype of the base."""
+    before, fold, after = _build(specs)
+    x = _leave(before, fold, after, len(after), cell, base, key, step, measured)
+    return (base.astype(x.dtype) + x).astype(base.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="zero")
+def fold_leaf(specs, base, models, key, measured, extras, zero=False):
+    """All models folded: the cell of one leaf."""
+    step = jnp.zeros((), jnp.int32)
+    return update_leaf(
+        specs, start_leaf(specs, base), base, models, key, step, measured, extras, zero
+    )
+
+
+@functools.partial(jax.jit, static_argnames="zero")
+def merge_leaf(specs, base, models, key, measured, extras, zero=False):
+    """Fold and finish one leaf in one compiled pass over memory; no facts about the whole row."""
+    cell = fold_leaf(specs, base, models, key, measured, extras, zero)
+    none = (None,) * (1 + len(specs[2]))
+    return finish_leaf(specs, cell, base, key, jnp.int32(len(models)), none)
+
+
+@functools.partial(jax.jit, static_argnames=("i", "zero"))
+def row_leaf(specs, i, base, model, key, step, extra, measured, zero=False):
+    """One leaf of a row as stage i before the merge sees it."""
+    return _enter(_build(specs)[0], i, base, model, key, step, extra, measured, zero)
+
+
+@functools.partial(jax.jit, static_argnames=("i", "turn", "zero"))
+def observe_leaf(specs, i, summary, turn, base, model, key, step, extra, measured, zero=False):
+    """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
+    before, fold, _ = _build(specs)
+    x = _enter(before, i, base, model, key, step, extra, measured, zero)
+    measure = before[i].measure if i < len(before) else fold.measure
+    return measure.observe(x, summary, turn)
+
+
+@functools.partial(jax.jit, static_argnames=("i", "turn"))
+def observe_cell(specs, i, summary, turn, cell, base, key, step, measured):
+    """What one leaf contributes to the closing measure (i = 0) or to that of transform i - 1."""
+    before, fold, after = _build(specs)
+    if i == 0:
+        return fold.closing.observe(cell, summary, turn)
+    x = _leave(before, fold, after, i - 1, cell, base, key, step, measured)
+    return after[i - 1].measure.observe(x, summary, turn)
+
+
+@functools.partial(jax.jit, static_argnames="i")
+def result_leaf(specs, i, cell, base, key, step, measured):
+    """The merged leaf as transform i after the merge sees it."""
+    before, fold, after = _build(specs)
+    return _leave(before, fold, after, i, cell, base, key, step, measured)
+
+
+def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:
+    before, fold, after = specs
+    return [s.build() for s in before], fold.build(), [s.build() for s in after]
+
+
+def _context(base, step, key, stage, extra, measured) -> Context:
+    return Context(base, step, cell_key(key, step, stage), extra, measured)
+
+
+def _enter(before, upto, base, model, key, step, extra, measured, zero) -> Array:
+    x = delta(model, base, zero)
+    for i, t in enumerate(before[:upto]):
+        x = t.kernel(x, _context(base, step, key, i, extra, measured[i]))
+    return x
+
+
+def _leave(before, fold, after, upto, cell, base, key, step, measured) -> Array:
+    x = fold.finalize(cell, _context(base, step, key, len(before) + 1, {}, measured[0]))
+    for j, t in enumerate(after[:upto]):
+        stage = len(before) + 2 + j
+        x = t.kernel(x, _context(base, step, key, stage, {}, measured[1 + j]))
+    return x
