@@ -1,0 +1,46 @@
+"""Settings of all tests: eight CPU devices, the folder of shared data, strict promotion on demand.
+
+Nothing here imports jax at the top: XLA reads its flags once, when jax is first imported.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden files and real data (JAXMERGE_SHARED, or ../shared); skips without.
+
+    A test that needs one part of it says so: ``if not (shared / "golden").exists(): pytest.skip``.
+    """
+    folder = Path(os.environ.get("JAXMERGE_SHARED") or Path(__file__).parents[2] / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (set JAXMERGE_SHARED to its folder)")
+    return folder
+
+
+@pytest.fixture
+def strict():
+    """Refuse implicit rank promotion: array math on a leaf must say which axes it broadcasts."""
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """float64 arithmetic for the length of one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
