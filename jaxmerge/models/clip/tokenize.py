@@ -1,0 +1,159 @@
+"""Texts to token ids: byte-pair encoding with a start and an end token, padded to the context.
+
+The work is done by the `tokenizers` package. A `Tokenizer` is read from a folder that holds
+either `tokenizer.json` or `vocab.json` and `merges.txt` (OpenAI's vocabulary in Hugging Face's
+form), and is written as `tokenizer.json`, which transformers reads as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+# OpenAI's rule for words: contractions, runs of letters, single digits, runs of anything else.
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`tokenizer(texts)` -> int32 `[texts, context]`.
+
+    Attributes:
+      backend: a `tokenizers.Tokenizer`.
+      context: length of every row.
+      start, end, pad: token ids.
+    """
+
+    backend: Any
+    context: int
+    start: int
+    end: int
+    pad: int
+
+    def __call__(self, texts: str | Iterable[str], truncate: bool = False) -> np.ndarray:
+        """Encodes texts.
+
+        Args:
+          texts: one text or several.
+          truncate: cut texts that are too long (keeping the end token) instead of raising.
+
+        Raises:
+          ValueError: texts longer than the context, all listed, unless `truncate`.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        encoded = self.backend.encode_batch(texts, add_special_tokens=False)
+        room = self.context - 2
+        too_long = [
+            f"{text[:60]!r} has {len(code.ids)}"
+            for text, code in zip(texts, encoded, strict=True)
+            if len(code.ids) > room
+        ]
+        if too_long and not truncate:
+            raise ValueError(
+                f"texts longer than the {room} tokens that fit the context of {self.context}:"
+                f" {'; '.join(too_long)}. Shorten them or pass truncate=True"
+            )
+        rows = np.full((len(texts), self.context), self.pad, np.int32)
+        for row, code in zip(rows, encoded, strict=True):
+            ids = [self.start, *code.ids[:room], self.end]
+            row[: len(ids)] = ids
+        return rows
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of one row, without the special tokens."""
+        keep = [int(i) for i in ids if i not in (self.start, self.end, self.pad)]
+        text = self.backend.decode(keep, skip_special_tokens=True)
+        return text.replace("</w>", " ").strip()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`."""
+        folder = Path(folder)
+        self.backend.save(str(folder / "tokenizer.json"))
+        names = {which: self.backend.id_to_token(getattr(self, which)) for which in _SPECIAL}
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.context,
+            **{theirs: names[ours] for ours, theirs in _SPECIAL.items()},
+            "unk_token": names["end"],
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+_SPECIAL = {"start": "bos_token", "end": "eos_token", "pad": "pad_token"}
+
+
+def from_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]):
+    """The `tokenizers` object of CLIP's byte-pair encoding, from its vocabulary and merges."""
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=END,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.add_special_tokens([START, END])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (START, END)],
+    )
+    return backend
+
+
+def load_tokenizer(folder: str | Path, context: int) -> Tokenizer | None:
+    """Reads the tokenizer of a folder; None when the folder has none.
+
+    Raises:
+      ValueError: half a tokenizer, or one without the special tokens it names.
+    """
+    import tokenizers
+
+    folder = Path(folder)
+    if (folder / "tokenizer.json").exists():
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.no_truncation()
+        backend.no_padding()
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        backend = from_bpe(vocab, merges)
+    elif (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
+        raise ValueError(f"{folder}: a tokenizer needs both vocab.json and merges.txt")
+    else:
+        return None
+    special = {"bos_token": START, "eos_token": END}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            given = json.loads((folder / name).read_text(encoding="utf-8"))
+            for key in _SPECIAL.values():
+                if given.get(key) is not None:
+                    token = given[key]
+                    special[key] = token["content"] if isinstance(token, dict) else token
+    special.setdefault("pad_token", special["eos_token"])
+    ids = {ours: backend.token_to_id(special[theirs]) for ours, theirs in _SPECIAL.items()}
+    if unknown := [special[_SPECIAL[which]] for which, found in ids.items() if found is None]:
+        raise ValueError(f"{folder}: the vocabulary lacks the special tokens {unknown}")
+    return Tokenizer(backend, context, **ids)
