@@ -12,6 +12,7 @@ All public names are listed by noun in `jaxmerge.api`; they are loaded at first 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
+    if find_spec(f"{__name__}.{name}"):  # a module of the package: loading it must not need all
+        return import_module(f"{__name__}.{name}")
     api = import_module("jaxmerge.api")
-
     try:
         value = getattr(api, name)
     except AttributeError:

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge import names
 from jaxmerge.combine import Pipeline, resolve, stochastic
-from jaxmerge.core import Leaves, Merge, Transform, concrete
+from jaxmerge.core import Leaves, Merge, Transform, concrete, working_dtype
 
 
 def grid_of(method: Merge, base: Leaves) -> dict[str, Pipeline]:
@@ -42,6 +43,7 @@ def check_method(method: Merge, key: Any) -> None:
 
 
 def check_count(method: Merge, count: int, least: bool = True) -> None:
+    """Raise unless the method takes that many models."""
     low, high = method.models
     if least and count < low:
         raise ValueError(
@@ -51,35 +53,80 @@ def check_count(method: Merge, count: int, least: bool = True) -> None:
         raise ValueError(f"{method} takes at most {high} models, got {count}.")
 
 
-def flat_extra(method: Merge, extra: Mapping[str, Any]) -> dict[str, Leaves]:
+def check_joinable(method: Merge, grid: Mapping[str, Pipeline]) -> None:
+    """Raise unless states of disjoint sets of models can be joined on every leaf."""
+    wrong = {repr(p.fold): n for n, p in grid.items() if p.fold.combine is None}
+    if wrong:
+        raise ValueError(
+            f"{method} cannot join states, since these folds must see all models in turn: "
+            + "; ".join(f"{fold} (for example on leaf {n!r})" for fold, n in wrong.items())
+        )
+
+
+def check_choice(nonfinite: str) -> bool:
+    """Whether non-finite entries count as no change (True) or are refused (False)."""
+    if nonfinite not in ("raise", "zero"):
+        raise ValueError(f'nonfinite must be "raise" or "zero", got {nonfinite!r}.')
+    return nonfinite == "zero"
+
+
+def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
+    """Raise unless the state has a cell for every leaf of the base, and no other."""
+    wrong = [f"no cell for leaf {n!r}" for n in grid if n not in cells]
+    wrong += [f"a cell for {n!r}, which the base lacks" for n in cells if n not in grid]
+    if wrong:
+        raise ValueError(
+            "The state was made for another base:\n  " + "\n  ".join(wrong) + "\nMake it by "
+            "jm.init(method, base) with the base that is passed to update and merged."
+        )
+
+
+def flat_extra(
+    method: Merge, grid: Mapping[str, Pipeline], extra: Mapping[str, Any], who: str
+) -> dict[str, Leaves]:
+    """The side information of one model as flat mappings; raise where the method lacks some."""
     missing = [n for n in method.needs if n not in extra]
     if missing:
         raise ValueError(
-            f"{method} needs side information {missing} about every model: "
+            f"{method} needs side information {missing} about every model, {who} has none: "
             f"jm.update(..., {missing[0]}=tree) or "
             f"jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
         )
-    return {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
-
-
-@jax.jit
-def _count_nonfinite(leaves):
-    return [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in leaves]
+    flat = {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
+    needed = [(n, k) for n, p in grid.items() for k in p.fold.needs]
+    wrong = [f"no {k!r} for leaf {n!r}" for n, k in needed if n not in flat[k]]
+    if wrong:
+        raise ValueError(f"The side information about {who} has\n  " + "\n  ".join(wrong))
+    return flat
 
 
 def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequence[Leaves]) -> None:
-    """Raise one ValueError that names every leaf with NaN or Inf (concrete values only)."""
-    wrong = []
+    """Raise one ValueError that names every leaf with NaN or Inf (concrete values only).
+
+    A finite sum proves that every entry is finite, and a sum runs at the speed of memory; entries
+    are counted only where it is not.
+    """
+    sums = {}
     for n in grid:
         leaves = [base[n], *(m[n] for m in models)]
         if not concrete(leaves):
             return
-        for t, count in enumerate(_count_nonfinite(leaves)):
+        sums[n] = _sums(leaves)
+    suspects = [n for n, found in jax.device_get(sums).items() if not np.isfinite(found).all()]
+    wrong = []
+    for n in suspects:
+        for t, leaf in enumerate([base[n], *(m[n] for m in models)]):
+            count = int(jnp.sum(~jnp.isfinite(leaf)))
             if count:
                 who = "the base" if t == 0 else f"model {t - 1}"
-                wrong.append(f"{who}, leaf {n!r}: {int(count)} of {leaves[t].size} entries")
+                wrong.append(f"{who}, leaf {n!r}: {count} of {leaf.size} entries")
     if wrong:
         raise ValueError(
-            "NaN or Inf in\n  " + "\n  ".join(wrong[:40]) + "\nMend the checkpoint, or pass "
+            "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
+
+
+@jax.jit
+def _sums(leaves):
+    return [jnp.sum(x, dtype=working_dtype(x)) for x in leaves]

@@ -41,6 +41,12 @@ def update_leaf(specs, cell, base, models, key, step, measured, extras, zero=Fal
 
 
 @jax.jit
+def combine_leaf(specs, first, second):
+    """The cell of the models of two cells, in that order."""
+    return specs[1].build().combine(first, second)
+
+
+@jax.jit
 def finish_leaf(specs, cell, base, key, step, measured):
     """The merged leaf of the model, in the dtype of the base."""
     before, fold, after = _build(specs)

@@ -19,7 +19,7 @@ from jaxmerge.core import Leaves
 def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
     """A pytree as a flat mapping, and the function that puts such a mapping back in its form.
 
-    Names join the path with "/".
+    Names join the path with "/"; Python numbers become arrays.
 
     Example:
         >>> flat, back = flatten({"layer": [{"w": np.ones(2)}, {"w": np.zeros(2)}]})
@@ -29,21 +29,26 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
         array([0., 0.])
 
     Raises:
-        ValueError: two leaves get one name; both paths are shown.
+        ValueError: two leaves get one name (both paths are shown), or a leaf is no array.
     """
     if is_flat(tree):
         return tree, lambda flat: {n: flat[n] for n in tree}
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     flat: dict[str, Any] = {}
     seen: dict[str, Any] = {}
+    wrong = []
     for path, leaf in paths:
         name = "/".join(_part(k) for k in path)
         if name in flat:
-            raise ValueError(
-                f"Two leaves are called {name!r}: {jax.tree_util.keystr(seen[name])} and "
-                f"{jax.tree_util.keystr(path)}. Rename one of them."
-            )
+            where, other = (jax.tree_util.keystr(p) for p in (seen[name], path))
+            wrong.append(f"two leaves are called {name!r}: {where} and {other}; rename one")
+        if isinstance(leaf, bool | int | float | complex):
+            leaf = jnp.asarray(leaf)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            wrong.append(f"leaf {name!r} is a {type(leaf).__name__}, not an array; leave it out")
         flat[name], seen[name] = leaf, path
+    if wrong:
+        raise ValueError("This is no model:\n  " + "\n  ".join(wrong))
     order = list(flat)
     return flat, lambda new: jax.tree_util.tree_unflatten(treedef, [new[n] for n in order])
 
@@ -84,18 +89,32 @@ class Zeros(Mapping):
         return len(self.like)
 
 
-def check_same(base: Leaves, model: Leaves, which: str) -> None:
-    """Raise one ValueError that names every leaf of `model` that does not fit the base.
+def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int = 0) -> None:
+    """Raise one ValueError that names every leaf of every model that does not fit the base.
 
     Example:
         >>> base = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
-        >>> check_same(base, {"w": np.ones((3, 2), np.float32)}, "model 1")
+        >>> check_same(base, base, {"w": np.ones((3, 2), np.float32)})
         Traceback (most recent call last):
         ValueError: model 1 does not fit the base:
           missing leaf 'b' (base: float32[3])
           leaf 'w': found float32[3,2], expected float32[2,3]
         Give every model the leaves of the base, in its shapes and dtypes.
     """
+    found = []
+    for t, model in enumerate(models, first):
+        wrong = mismatches(base, model)
+        if wrong:
+            found += [f"{who.format(t)} does not fit the base:", *(f"  {line}" for line in wrong)]
+    if found:
+        raise ValueError(
+            "\n".join(found)
+            + "\nGive every model the leaves of the base, in its shapes and dtypes."
+        )
+
+
+def mismatches(base: Leaves, model: Leaves) -> list[str]:
+    """A line for each leaf of `model` that is missing, extra, or of another shape or dtype."""
     wrong = [f"missing leaf {n!r} (base: {kind(base[n])})" for n in base if n not in model]
     wrong += [f"extra leaf {n!r} ({kind(model[n])})" for n in model if n not in base]
     for n in base:
@@ -103,13 +122,7 @@ def check_same(base: Leaves, model: Leaves, which: str) -> None:
             found, expected = model[n], base[n]
             if found.shape != expected.shape or found.dtype != expected.dtype:
                 wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
-    if wrong:
-        shown = wrong[:40] + ([f"... and {len(wrong) - 40} more"] if len(wrong) > 40 else [])
-        raise ValueError(
-            f"{which} does not fit the base:\n  "
-            + "\n  ".join(shown)
-            + "\nGive every model the leaves of the base, in its shapes and dtypes."
-        )
+    return wrong
 
 
 def kind(leaf: Any) -> str:

@@ -25,10 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge import names
-from jaxmerge.checks import check_count, check_method, flat_extra, grid_of, refuse_nonfinite
+from jaxmerge.checks import (
+    check_cells,
+    check_choice,
+    check_count,
+    check_joinable,
+    check_method,
+    flat_extra,
+    grid_of,
+    refuse_nonfinite,
+)
 from jaxmerge.core import Array, Cell, Leaves, Merge, concrete, leaf_key
 from jaxmerge.facts import measure_cells, measure_row, side
-from jaxmerge.leaf import finish_leaf, fold_leaf, merge_leaf, start_leaf, update_leaf
+from jaxmerge.leaf import combine_leaf, finish_leaf, fold_leaf, merge_leaf, start_leaf, update_leaf
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -56,8 +65,12 @@ def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
     """The state before any model was merged.  Memory: the method's cells."""
     check_method(method, key)
     flat, _ = names.flatten(base)
-    grid = grid_of(method, flat)
-    cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
+    if not flat:
+        raise ValueError(
+            "init needs the base, found no leaf in it; to merge weights instead of changes, "
+            "pass zeros: jax.tree.map(jnp.zeros_like, model)."
+        )
+    cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid_of(method, flat).items()}
     return MergeState(jnp.zeros((), jnp.int32), key, cells)
 
 
@@ -75,15 +88,22 @@ def update(
     Args:
         extra: side information about this model, each a tree like the model (``fisher=...``).
         nonfinite: refuse NaN and Inf, or count them as no change.  (Inside jit values cannot be
-            refused; they pass as they are.)
+            refused; they pass as they are, and models are not counted.)
+
+    To reuse the memory of the old state, compile and donate it:
+    ``jax.jit(functools.partial(jm.update, method), donate_argnums=0)``.
+
+    Raises:
+        ValueError: as `merge`; or the state belongs to another base or method.
     """
+    zero = check_choice(nonfinite)
     base, model = names.flatten(base)[0], names.flatten(model)[0]
-    names.check_same(base, model, "the model")
-    extra = flat_extra(method, extra)
+    names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
+    check_cells(grid, state.cells)
+    extra = flat_extra(method, grid, extra, "this model")
     if concrete(state.step):
         check_count(method, int(state.step) + 1, least=False)
-    zero = nonfinite == "zero"
     if not zero:
         refuse_nonfinite(grid, base, [model])
     found = measure_row(grid, base, model, state.key, state.step, extra, zero)
@@ -101,6 +121,7 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
     """The merged model so far, in the form and the dtypes of the base."""
     flat, rebuild = names.flatten(base)
     grid = grid_of(method, flat)
+    check_cells(grid, state.cells)
     if concrete(state.step):
         check_count(method, int(state.step))
     found = measure_cells(grid, flat, state.cells, state.key, state.step)
@@ -111,6 +132,25 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
         for n, p in grid.items()
     }
     return rebuild(_like(flat, out))
+
+
+def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> MergeState:
+    """The state of the models of two states, those of `first` followed by those of `second`.
+
+    Random masks depend on a model's place in the sequence, so with a stochastic method give the
+    second state its `step` before it sees models: ``dataclasses.replace(state, step=offset)`` and
+    subtract it after (`jaxmerge.sharding.pmerge` does both).
+
+    Raises:
+        ValueError: a fold that cannot be joined (it must see its models in turn, as OPCM must).
+    """
+    flat, _ = names.flatten(base)
+    grid = grid_of(method, flat)
+    check_joinable(method, grid)
+    check_cells(grid, first.cells)
+    check_cells(grid, second.cells)
+    cells = {n: combine_leaf(p.specs, first.cells[n], second.cells[n]) for n, p in grid.items()}
+    return MergeState(first.step + second.step, first.key, cells)
 
 
 def merge(
@@ -148,22 +188,19 @@ def merge(
         array([-1.5, -1. ,  0. ], dtype=float32)
     """
     check_method(method, key)
+    zero = check_choice(nonfinite)
     models = list(models.values()) if isinstance(models, Mapping) else list(models)
     check_count(method, len(models))
-    if base is None:
-        like, rebuild = names.flatten(models[0])
-        flat: Leaves = names.Zeros(like)
-    else:
-        flat, rebuild = names.flatten(base)
-        like = flat
+    like, rebuild = names.flatten(models[0] if base is None else base)
+    flat = names.Zeros(like) if base is None else like
     rows = [names.flatten(m)[0] for m in models]
-    for t, row in enumerate(rows):
-        names.check_same(like, row, f"model {t}")
+    names.check_same(like, *rows)
     if extras is not None and len(extras) != len(rows):
         raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
-    sides = [flat_extra(method, e) for e in (extras or [{}] * len(rows))]
-    zero = nonfinite == "zero"
-    grid = grid_of(method, flat)
+    grid = grid_of(method, like)
+    sides = [
+        flat_extra(method, grid, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
+    ]
     if not zero:
         refuse_nonfinite(grid, flat, rows)
     steps = [jnp.int32(t) for t in range(len(rows))]
@@ -192,10 +229,13 @@ def merge(
 
 
 def _like(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
-    """Integer leaves from the base, the rest merged; numpy where the base is numpy."""
+    """Integer leaves from the base, the rest merged; numpy where the base is numpy.
+
+    numpy leaves keep their dtype also where jax computes float64 in float32 (x64 disabled).
+    """
     return {
         n: leaf if n not in out
-        else np.asarray(out[n]) if isinstance(leaf, np.ndarray) and concrete(out[n])
+        else np.asarray(out[n], leaf.dtype) if isinstance(leaf, np.ndarray) and concrete(out[n])
         else out[n]
         for n, leaf in base.items()
     }  # fmt: skip
