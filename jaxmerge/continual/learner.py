@@ -1,0 +1,90 @@
+"""What the continual loop needs to know of a model: trainable weights, features, a frozen head.
+
+A `Learner` hides whether images or texts are learnt.  Its logits are CLIP's::
+
+    logits = scale * unit(features(params, inputs)) @ head          head: [features, columns]
+
+The head comes from class names in prompts, is never trained, and has a column for every class of
+the scenario, so that no task changes a shape and nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.continual.scenario import Scenario
+from jaxmerge.core import Array, Leaves
+
+
+class Learner(NamedTuple):
+    """A model as the loop sees it.
+
+    Attributes:
+        params: theta_0, the weights that are trained and merged; flat name -> array.
+        features: ``(params, inputs [B, ...]) -> [B, D]``; pure, the same object for one model.
+        prepare: numpy inputs of a source -> numpy inputs of `features` (host side, once).
+        head: [D, columns], unit columns.
+        scale: what multiplies cosine similarities.
+    """
+
+    params: Leaves
+    features: Callable[[Leaves, Array], Array]
+    prepare: Callable[[Any], np.ndarray]
+    head: Array
+    scale: Array
+
+    def logits(self, params: Leaves, inputs: Array) -> Array:
+        """[B, columns]; inside or outside compiled code."""
+        return head_logits(self.features(params, inputs), self.head, self.scale)
+
+
+def head_logits(features: Array, head: Array, scale: Array) -> Array:
+    """scale * unit(features) @ head."""
+    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return scale * (features / jnp.maximum(norm, 1e-12)) @ head
+
+
+def from_clip(model: Any, scenario: Scenario) -> Learner:
+    """The image tower of a CLIP model under the zero-shot head of a scenario's classes.
+
+    The text tower is read once, for the head; the tower, its projection and the temperature are
+    frozen as in MagMax.  Images are kept as bytes and normalised on the device.
+
+    Args:
+        model: a `jaxmerge.models.clip.Model` with both towers and a tokenizer.
+    """
+    from jaxmerge.models import clip
+
+    heads = [
+        clip.zero_shot_head(
+            model, s.classes, s.templates, batch=min(256, len(s.classes) * len(s.templates))
+        )
+        for s in scenario.sources
+    ]
+    mean, std = (tuple(getattr(model.preprocess, k)) for k in ("mean", "std"))
+    return Learner(
+        params={n: p for n, p in model.params.items() if n.startswith("vision/")},
+        features=_image_features(model.config, mean, std),
+        prepare=lambda images: model.preprocess.crop(np.asarray(images))[0],
+        head=jnp.concatenate(heads, axis=1),
+        scale=jnp.exp(model.params["logit_scale"]),
+    )
+
+
+@functools.cache
+def _image_features(config: Any, mean: tuple, std: tuple) -> Callable:
+    """One function object for one architecture, so that compiled code is found again."""
+    from jaxmerge.models import clip
+
+    def features(params: Leaves, images: jax.Array) -> jax.Array:
+        scale = 1 / (255 * np.asarray(std, np.float32))
+        shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+        return clip.image_features(config, params, images.astype(jnp.float32) * scale - shift)
+
+    return features

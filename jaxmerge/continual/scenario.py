@@ -1,0 +1,174 @@
+"""Scenarios: which data arrive, in which order, under which columns of the head.
+
+A `Scenario` is a sequence of `Task`; it can be indexed, iterated and printed.  All tasks share one
+frozen head whose columns are the classes of all sources in turn; a task trains its own columns and
+is evaluated both among all columns (task-agnostic) and among its own (task-aware).
+
+`class_incremental` splits the classes of a source over the tasks.
+
+Task-incremental learning is any scenario read by its task-aware figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmerge.data.sources import SPLITS, Source
+
+
+class Split(NamedTuple):
+    """Examples of one split of a scenario, of all tasks or of some.
+
+    Attributes:
+        inputs: numpy [N, ...].
+        columns: int32 [N], the true column of the head.
+        task: int32 [N], the task each example belongs to.
+    """
+
+    inputs: np.ndarray
+    columns: np.ndarray
+    task: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a stream.
+
+    Attributes:
+        name: "0, 3" or "sketch".
+        source: where its examples live.
+        offset: the head's column of the source's class 0.
+        classes: the classes of the source it trains, in its order.
+        rows: split -> rows of the source.
+    """
+
+    name: str
+    source: Source
+    offset: int
+    classes: tuple[int, ...]
+    rows: dict[str, np.ndarray]
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The columns of the head that this task trains, int32."""
+        return self.offset + np.asarray(self.classes, np.int32)
+
+    def labels(self, split: str) -> np.ndarray:
+        """The true column of every example of a split, int32."""
+        return self.offset + self.source.labels[self.rows[split]].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scenario:
+    """A stream of tasks over one frozen head.
+
+    Attributes:
+        name: one line for reports.
+        tasks: in the order of learning.
+        sources: their classes in turn are the columns of the head.
+        order: the class, domain or task order that made it, for reports.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    sources: tuple[Source, ...]
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        empty = [
+            f"task {t} ({task.name}) has no {split} examples"
+            for t, task in enumerate(self.tasks)
+            for split in SPLITS
+            if len(task.rows[split]) == 0
+        ]
+        if empty:
+            raise ValueError(f"{self.name}: {'; '.join(empty)}.")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, t: int) -> Task:
+        return self.tasks[t]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {len(self)} tasks, {len(self.classes)} classes"]
+        for t, task in enumerate(self.tasks):
+            counts = ", ".join(f"{s} {len(task.rows[s])}" for s in SPLITS)
+            lines.append(f"  {t + 1}. {task.name} ({counts})")
+        return "\n".join(lines)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the head's columns."""
+        return tuple(c for source in self.sources for c in source.classes)
+
+    def mask(self, t: int) -> np.ndarray:
+        """bool [columns]: those that task t trains."""
+        mask = np.zeros(len(self.classes), bool)
+        mask[self.tasks[t].columns] = True
+        return mask
+
+    def split(self, split: str, tasks: Sequence[int] | None = None) -> Split:
+        """The examples of a split, task after task."""
+        some = list(range(len(self)) if tasks is None else tasks)
+        chosen = [self.tasks[t] for t in some]
+        return Split(
+            np.concatenate([np.asarray(k.source.inputs[k.rows[split]]) for k in chosen]),
+            np.concatenate([k.labels(split) for k in chosen]),
+            np.repeat(some, [len(k.rows[split]) for k in chosen]).astype(np.int32),
+        )
+
+
+def class_order(classes: int, seed: int | None) -> tuple[int, ...]:
+    """The order in which classes arrive: as they are (None), or a permutation drawn by `seed`."""
+    order = np.arange(classes)
+    return tuple(order.tolist() if seed is None else np.random.default_rng(seed).permutation(order))
+
+
+def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = None) -> Scenario:
+    """Split the classes into tasks: task t holds classes floor(C t / T) .. floor(C (t+1) / T).
+
+    Args:
+        order: the classes in order of arrival, a permutation; as they are by default.
+
+    Raises:
+        ValueError: more tasks than classes, an order that is not a permutation.
+
+    Source: the splits of Marczak et al., MagMax, ECCV 2024.
+    """
+    total = len(source.classes)
+    if not 1 <= tasks <= total:
+        raise ValueError(
+            f"{source.name} has {total} classes, so between 1 and {total} tasks; got {tasks}."
+        )
+    order = tuple(range(total)) if order is None else tuple(int(c) for c in order)
+    check_permutation(order, total, "classes")
+    bounds = [total * t // tasks for t in range(tasks + 1)]
+    made = []
+    for low, high in itertools.pairwise(bounds):
+        some = order[low:high]
+        names = ", ".join(source.classes[c] for c in some)
+        made.append(Task(names, source, 0, some, {s: source.rows(s, classes=some) for s in SPLITS}))
+    sizes = {len(k.classes) for k in made}
+    each = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} or {max(sizes)}"
+    name = f"class-incremental, {tasks} tasks of {each} classes, {source.name}"
+    return Scenario(name, tuple(made), (source,), order)
+
+
+def check_permutation(order: Sequence[int], total: int, what: str) -> None:
+    """Raise ValueError unless `order` names each of `total` things once."""
+    if sorted(order) != list(range(total)):
+        missing = sorted(set(range(total)) - set(order))
+        wrong = sorted({i for i in order if order.count(i) > 1 or not 0 <= i < total})
+        raise ValueError(
+            f"The order of {what} must name each of 0..{total - 1} once; "
+            f"missing {missing or 'none'}, repeated or out of range {wrong or 'none'}."
+        )

@@ -1,0 +1,115 @@
+"""A `Source` is a labelled data set: inputs by position, class names, prompts, fixed splits.
+
+Everything that learns or evaluates reads a source through this one small interface:
+``source.inputs[rows] -> numpy batch`` with rows an integer array.  ``inputs`` may be an array in
+memory or anything with ``__len__`` and ``__getitem__`` over integer arrays (decoded when asked).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Labelled examples.
+
+    Attributes:
+        name: what reports call it.
+        inputs: random access, ``inputs[rows]`` gives a numpy batch ``[len(rows), ...]``.
+        labels: int32 [N], positions in `classes`.
+        classes: class names as prompts spell them.
+        templates: prompts with one ``{}`` for the class name.
+        splits: "train" / "val" / "test" -> rows, disjoint.
+        domains: int32 [N] and their names, for domain-incremental streams; None without domains.
+    """
+
+    name: str
+    inputs: Any
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    splits: Mapping[str, np.ndarray]
+    domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        wrong = []
+        if len(self.inputs) != len(self.labels):
+            wrong.append(f"{len(self.inputs)} inputs for {len(self.labels)} labels")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.classes
+        ):
+            wrong.append(
+                f"labels from {self.labels.min()} to {self.labels.max()} for "
+                f"{len(self.classes)} classes"
+            )
+        if not self.templates:
+            wrong.append("no prompt template; give at least one such as 'a photo of a {}.'")
+        wrong += [f"the template {t!r} has no {{}}" for t in self.templates if "{}" not in t]
+        missing = [s for s in SPLITS if s not in self.splits]
+        if missing:
+            wrong.append(f"no split {', '.join(missing)}")
+        else:
+            rows = np.concatenate([self.splits[s] for s in SPLITS])
+            if len(np.unique(rows)) != len(rows):
+                wrong.append("train, val and test share rows")
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.labels):
+                wrong.append(f"splits point outside the {len(self.labels)} rows")
+        if self.domains is not None and len(self.domains) != len(self.labels):
+            wrong.append(f"{len(self.domains)} domains for {len(self.labels)} labels")
+        if wrong:
+            raise ValueError(f"Source {self.name!r}: {'; '.join(wrong)}.")
+
+    def rows(self, split: str, classes: Any = None, domain: int | None = None) -> np.ndarray:
+        """Rows of a split, of some classes only (positions in `classes`), of one domain only."""
+        rows = self.splits[split]
+        if classes is not None:
+            rows = rows[np.isin(self.labels[rows], np.asarray(classes))]
+        if domain is not None:
+            if self.domains is None:
+                raise ValueError(f"Source {self.name!r} has no domains.")
+            rows = rows[self.domains[rows] == domain]
+        return rows
+
+
+def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: int = 0) -> dict:
+    """Splits with the same share of every class; what is left over is "train".
+
+    Args:
+        labels: int [N].
+        per_class: "val" / "test" -> examples of every class, as a count (int) or a share (float,
+            rounded to the nearest count).
+        seed: decides which examples; the same seed gives the same splits on every machine.
+
+    Raises:
+        ValueError: a class that has nothing left for training, all such classes named.
+
+    >>> found = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), {"val": 1, "test": 0.25})
+    >>> {k: len(v) for k, v in found.items()}
+    {'val': 2, 'test': 2, 'train': 4}
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
+    starved = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        at = 0
+        for split, amount in per_class.items():
+            count = amount if isinstance(amount, int) else round(amount * len(rows))
+            found[split].append(rows[at : at + count])
+            at += count
+        if at >= len(rows):
+            starved.append(f"class {label} has {len(rows)} examples")
+        found["train"].append(rows[at:])
+    if starved:
+        raise ValueError(
+            f"Nothing is left for training after {dict(per_class)}: {'; '.join(starved)}."
+        )
+    return {s: np.sort(np.concatenate(parts)).astype(np.int64) for s, parts in found.items()}
