@@ -1,0 +1,154 @@
+"""Checkpoints on disk as lazy mappings: a name gives an array, read when asked for.
+
+`File` is one safetensors file.  `Leaves` is the interface of everything that holds a model (files,
+sharded folders, adapters over them): a read-only mapping ``name -> numpy array`` which also says
+what a leaf is without reading it (`like`) and reads a part of one (`read`).  Such a mapping goes
+wherever a flat mapping of arrays goes: into `jm.merge`, `jm.compare`, a loop.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmerge.io import header
+from jaxmerge.io.header import DTYPES, Entry
+
+
+class Like(NamedTuple):
+    """What a leaf is: its shape and dtype (numpy, with ml_dtypes for bfloat16 and smaller)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.size * self.dtype.itemsize
+
+
+class Leaves(Mapping[str, np.ndarray]):
+    """A model that is read leaf by leaf.
+
+    Attributes:
+        like: name -> `Like`, known without reading.
+    """
+
+    like: dict[str, Like]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Entries ``start:stop`` of the flattened leaf, as a flat array."""
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.like[name].shape
+        return self.read(name).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.like
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+class File(Leaves):
+    """One safetensors file.
+
+    Raises:
+        HeaderError: the header is unsound (see `jaxmerge.io.header`).
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.entries, self.metadata = header.read(self.path)
+        self.like = {n: Like(e.shape, e.dtype) for n, e in self.entries.items()}
+        self._fd = os.open(self.path, os.O_RDONLY)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        entry = self.entries[name]
+        stop = entry.size if stop is None else stop
+        if DTYPES[entry.code][1] == 4:
+            return _unpack(self.raw(name), entry)[start:stop]
+        item = entry.dtype.itemsize
+        out = aligned(stop - start, entry.dtype)
+        if out.size:
+            self._fill(memoryview(out.view(np.uint8)), entry.start + start * item, name)
+        if entry.code == "BOOL" and out.size and out.view(np.uint8).max() > 1:
+            raise header.HeaderError(f"{self.path}: leaf {name!r} holds bytes that are no bool.")
+        return out
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """Bytes ``start:stop`` of a leaf as they are in the file."""
+        entry = self.entries[name]
+        stop = entry.stop - entry.start if stop is None else stop
+        out = memoryview(bytearray(stop - start))
+        self._fill(out, entry.start + start, name)
+        return out
+
+    def _fill(self, out: memoryview, offset: int, name: str) -> None:
+        done = 0
+        while done < len(out):
+            got = os.preadv(self._fd, [out[done:]], offset + done)
+            if got == 0:
+                raise OSError(
+                    f"{self.path}: leaf {name!r} ends after {done} of {len(out)} bytes; the file "
+                    "was cut while it was read."
+                )
+            done += got
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self):
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+
+def aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    """An uninitialised flat array on a 64-byte boundary, which XLA reads without a copy."""
+    dtype = np.dtype(dtype)
+    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    return raw[skip : skip + size * dtype.itemsize].view(dtype)
+
+
+def _unpack(data: memoryview, entry: Entry) -> np.ndarray:
+    """4-bit entries, two a byte, the first in the low half."""
+    data = np.frombuffer(data, np.uint8)
+    halves = np.stack([data & 15, data >> 4], axis=1).reshape(-1)[: entry.size]
+    if entry.code == "I4":
+        halves = ((halves.astype(np.int8) ^ 8) - 8).view(np.uint8)
+    return halves.view(entry.dtype) if entry.code == "F4" else halves.astype(np.int8).astype(
+        entry.dtype
+    )
+
+
+def pack(values: np.ndarray) -> np.ndarray:
+    """The bytes of a leaf in a file (4-bit entries two a byte)."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if DTYPES[header.CODES[flat.dtype]][1] != 4:
+        return flat.view(np.uint8)
+    halves = flat.view(np.uint8) & 15
+    halves = np.concatenate([halves, np.zeros(halves.size % 2, np.uint8)])
+    return halves[::2] | halves[1::2] << 4

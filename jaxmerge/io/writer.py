@@ -1,0 +1,303 @@
+"""A checkpoint that appears whole or not at all, and whose writing may be interrupted.
+
+Shapes are known before values, so all headers are written first and every leaf goes straight to its
+place, in any order, from any thread; no shard is ever held in memory.
+
+    out/            the finished checkpoint: renamed into place by `commit`, after a sync
+    .out.partial/   while it is being written: the shards, and journal.jsonl
+
+The journal names the leaves that are done.  After a crash `resume=True` goes on behind them: lines
+written since the machine started are trusted as they are, older ones up to the last sync.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxmerge.errors import UserError
+from jaxmerge.io import header
+from jaxmerge.io.safetensors import pack
+
+SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
+INDEX = "model.safetensors.index.json"
+
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shape)
+
+
+def plan_shards(tensors: Tensors, shard_size: int) -> dict[str, list[str]]:
+    """File name -> leaves, in order; a shard is closed before it would exceed `shard_size` bytes.
+
+    >>> plan_shards({"a": ("U8", (6,)), "b": ("U8", (6,))}, 10)
+    {'model-00001-of-00002.safetensors': ['a'], 'model-00002-of-00002.safetensors': ['b']}
+    """
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, (code, shape) in tensors.items():
+        need = header.nbytes(code, shape)
+        if groups[-1] and used + need > shard_size:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += need
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    n = len(groups)
+    return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def partial_folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+class Writer:
+    """Write one checkpoint.
+
+    Args:
+        out: the folder that shall appear.
+        tensors: every leaf's dtype code and shape, in the order of the file.
+        digest: identifies this very merge; partial work of another one is not resumed.
+        metadata: strings for the header, such as ``{"format": "pt"}``.
+        resume: go on behind what the journal says is done.
+        force: replace an output, discard partial work (unless `resume`).
+
+    Attributes:
+        done: names of leaves that are written already.
+
+    Raises:
+        UserError: the output exists, partial work exists, belongs to another merge or is being
+            written by another process, or the disk has too little space.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        tensors: Tensors,
+        *,
+        digest: str,
+        metadata: Mapping[str, str] | None = None,
+        shard_size: int = 5_000_000_000,
+        resume: bool = False,
+        force: bool = False,
+    ):
+        self.out, self.tensors, self.force = Path(os.path.abspath(out)), dict(tensors), force
+        self.folder = partial_folder(self.out)
+        self.shards = plan_shards(self.tensors, shard_size)
+        self._digest, self._lock = digest, threading.Lock()
+        self._fds: dict[str, int] = {}
+        self._journal = -1
+        if _occupied(self.out) and not force:
+            raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
+        if self.folder.exists() and not resume:
+            if not force:
+                raise UserError(
+                    f"An interrupted merge into {self.out} is there: --resume goes on with it, "
+                    "--force starts over."
+                )
+            self._take_lock()
+            shutil.rmtree(self.folder)
+            os.close(self._journal)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            self.done = self._read_journal()
+            self._make_shards(metadata)
+        except BaseException:
+            self.close()
+            raise
+        self._since_sync, self._syncer, self._error = 0, None, None
+
+    # ------------------------------------------------------------ leaves
+
+    def write(self, name: str, values: np.ndarray, start: int = 0) -> None:
+        """Entries of a leaf, flat, from entry `start` on; any thread, any order."""
+        code, _ = self.tensors[name]
+        data = memoryview(pack(values))
+        entry = self.entries[name]
+        offset = entry.start + start * header.DTYPES[code][1] // 8
+        if offset + len(data) > entry.stop or start * header.DTYPES[code][1] % 8:
+            raise ValueError(f"leaf {name!r}: {len(data)} bytes at entry {start} do not fit.")
+        while data:
+            n = os.pwrite(self._fds[self.where[name]], data, offset)
+            data, offset = data[n:], offset + n
+
+    def finish_leaf(self, name: str) -> None:
+        """Enter a leaf into the journal: all of it is written."""
+        self._check()
+        entry = self.entries[name]
+        with self._lock:
+            self._append({"leaf": name})
+            self.done.add(name)
+            self._since_sync += entry.stop - entry.start
+            if self._since_sync >= SYNC_EVERY and self._syncer is None:
+                self._since_sync = 0
+                self._syncer = threading.Thread(target=self._sync, args=(len(self.done),))
+                self._syncer.start()
+
+    def _sync(self, count: int) -> None:
+        try:
+            for fd in self._fds.values():
+                os.fdatasync(fd)
+            with self._lock:
+                self._append({"synced": count})
+        except OSError as error:
+            self._error = error
+        finally:
+            self._syncer = None
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # ------------------------------------------------------------ the end
+
+    def commit(self, files: Mapping[str, bytes | Path]) -> None:
+        """Write the index and `files` (name -> bytes, or a path to copy), sync, rename."""
+        missing = [n for n in self.tensors if n not in self.done]
+        if missing:
+            raise RuntimeError(f"{len(missing)} leaves are not written, e.g. {missing[:3]}")
+        files = dict(files)
+        if len(self.shards) > 1:
+            total = sum(header.nbytes(*t) for t in self.tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self.where.items()))}
+            files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        for name, content in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_bytes(content)
+            _fsync(path)
+        self._join()
+        self._check()
+        for fd in self._fds.values():
+            os.fsync(fd)
+        _fsync(self.folder)
+        (self.folder / "journal.jsonl").unlink()
+        self.close()
+        old = self.out.parent / f".{self.out.name}.old"
+        if old.exists():
+            shutil.rmtree(old)
+        if os.path.lexists(self.out):
+            os.rename(self.out, old)
+        os.rename(self.folder, self.out)
+        _fsync(self.out.parent)
+        if old.is_symlink() or old.is_file():
+            old.unlink()
+        elif old.exists():
+            shutil.rmtree(old)
+
+    def close(self) -> None:
+        """Let go of the files; partial work stays for `resume`."""
+        self._join()
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds = {}
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+    def _join(self) -> None:
+        syncer = getattr(self, "_syncer", None)
+        if syncer is not None:
+            syncer.join()
+
+    # ------------------------------------------------------------ the beginning
+
+    def _take_lock(self) -> None:
+        path = self.folder / "journal.jsonl"
+        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._journal)
+            self._journal = -1
+            raise UserError(f"Another process is writing {self.out} now; wait for it.") from None
+
+    def _read_journal(self) -> set[str]:
+        text = (self.folder / "journal.jsonl").read_bytes()
+        lines, sound = [], 0
+        for line in text.split(b"\n")[:-1]:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+            sound += len(line) + 1
+        head = {"merge": self._digest, "boot": _boot()}
+        names: list[str] = []
+        if lines:
+            if lines[0].get("merge") != self._digest:
+                raise UserError(
+                    f"The interrupted merge into {self.out} is another one (its recipe, its inputs "
+                    "or an option changed); --force starts over."
+                )
+            synced = max((line["synced"] for line in lines[1:] if "synced" in line), default=0)
+            names = [line["leaf"] for line in lines[1:] if "leaf" in line]
+            if lines[0].get("boot") == head["boot"]:
+                os.ftruncate(self._journal, sound)
+                return set(names)
+            names = names[:synced]
+        os.ftruncate(self._journal, 0)
+        self._append(head, *({"leaf": n} for n in names))
+        return set(names)
+
+    def _append(self, *lines: dict) -> None:
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        while data:
+            data = data[os.write(self._journal, data) :]
+
+    def _make_shards(self, metadata: Mapping[str, str] | None) -> None:
+        self.where = {n: file for file, some in self.shards.items() for n in some}
+        self.entries: dict[str, header.Entry] = {}
+        heads = {}
+        for file, some in self.shards.items():
+            heads[file], entries = header.build({n: self.tensors[n] for n in some}, metadata)
+            self.entries |= entries
+        sizes = {f: len(heads[f]) for f in self.shards}
+        for n, e in self.entries.items():
+            sizes[self.where[n]] = max(sizes[self.where[n]], e.stop)
+        held = sum(
+            p.stat().st_blocks * 512 for f in sizes if (p := self.folder / f).exists()
+        )
+        need, free = sum(sizes.values()) - held, shutil.disk_usage(self.folder).free
+        if need > free:
+            if not self.done:
+                shutil.rmtree(self.folder)
+            raise UserError(
+                f"{self.out.parent} has {free / 1e9:.2f} GB free, the output needs "
+                f"{need / 1e9:.2f} GB more; free some space or write elsewhere."
+            )
+        for file, head in heads.items():
+            fd = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._fds[file] = fd
+            os.ftruncate(fd, sizes[file])
+            os.pwrite(fd, head, 0)
+
+
+def _occupied(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        return any(path.iterdir())
+    return os.path.lexists(path)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
