@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,8 +70,10 @@ class Measure(NamedTuple):
     the stage's ``ctx.measured``.
 
     ``scope="row"`` adds over all leaves that share this very `Measure` object; ``scope="leaf"``
-    gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe` with
-    the same result, used when the values are concrete and live on the CPU.
+    gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe`, used
+    when the values are concrete and live on the CPU; its partials may differ in form if `refine`
+    takes them.  `done(summary)`, if given, says that no further pass is needed: then `passes` is
+    only the most there can be.
     """
 
     init: Callable[[], Any]
@@ -80,6 +82,7 @@ class Measure(NamedTuple):
     passes: int = 1
     scope: str = "row"
     host: Callable[[Any, Any, int], Any] | None = None
+    done: Callable[[Any], bool] = lambda summary: False
 
 
 class Transform(NamedTuple):
@@ -119,7 +122,8 @@ class Merge(NamedTuple):
         models: the least and the greatest number of models the method takes (None: any).
         stochastic: the fold draws random numbers and needs a key.
         elementwise: every entry is treated on its own, so leaves may be cut into blocks.
-        needs: names of the `extra` side information that `update` reads.
+        needs: names of the `extra` side information that `update` reads of every leaf.
+        reads: the same, of the leaves that have it (Gram matrices: of dense kernels only).
         route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
         core: spec of the fold without `before` and `after`.
         spec: how the whole was built, for printing, recipes and compilation caches.
@@ -137,6 +141,7 @@ class Merge(NamedTuple):
     stochastic: bool = False
     elementwise: bool = False
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     route: Callable[[str, Leaves], Merge] | None = None
     core: Any = None
     spec: Any = None
@@ -214,6 +219,17 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
         if concrete(x) and not all(map(inside, _flat(x))):
             bracket = "(" if open_low else "["
             raise ValueError(f"{name} must be in {bracket}{low}, {high}], got {x}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless the value is one of the choices.
+
+    >>> check_choice("scope", "layer", ("global", "leaf"))
+    Traceback (most recent call last):
+    ValueError: scope must be one of 'global', 'leaf', got 'layer'.
+    """
+    if value not in tuple(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def _flat(x: Any) -> list[float]:

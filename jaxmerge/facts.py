@@ -98,6 +98,8 @@ def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
             for turn in range(m.passes):
                 parts = dict(observe(m, some, summary, turn))
                 summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in some})
+                if all(m.done(s) for s in summary.values()):
+                    break
         else:
             summary = m.init()
             for turn in range(m.passes):
@@ -106,6 +108,8 @@ def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
                     total = part if total is None else jax.tree.map(_add, total, part)
                 total = jax.tree.map(_wide, total) if len(some) == 1 else total
                 summary = m.refine(summary, total, turn)
+                if m.done(summary):
+                    break
         found |= {n: summary_of(summary, n) for n in some}
     return found
 

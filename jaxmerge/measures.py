@@ -7,65 +7,110 @@ global statistic of a model larger than memory costs a pass over it and a few nu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge import selection
 from jaxmerge.core import Array, Measure, concrete
 
-BINS = 1 << 16
+__all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
 
 
-def square_norm() -> Measure:
-    """The squared Euclidean norm of the whole row."""
-    return Measure(init=lambda: None, observe=lambda x, summary, turn: jnp.vdot(x, x))
-
-
-def magnitude_bits(x: Array) -> Array:
-    """float32 magnitudes order like their bit patterns: |a| < |b|  <=>  bits(a) < bits(b)."""
-    return jax.lax.bitcast_convert_type(jnp.abs(x).astype(jnp.float32), jnp.uint32)
+def square_norm(scope: str = "row") -> Measure:
+    """The squared Euclidean norm of the whole row, or of each leaf."""
+    return Measure(lambda: None, lambda x, summary, turn: jnp.vdot(x, x), scope=scope)
 
 
 def keep_count(density: Any, size: Any) -> Any:
-    """How many entries a density keeps: max(1, floor(density * size)), exact for numbers."""
-    if concrete(density, size) and getattr(density, "ndim", 0) == 0:
-        return max(1, math.floor(float(density) * int(size)))
-    return jnp.maximum(1, jnp.floor(density * size).astype(jnp.int32))
+    """How many entries a density keeps, floor(density * size), exact for numbers.
 
-
-def kth_magnitude(density: Any, scope: str = "row") -> Measure:
-    """The exact k-th largest |x| (as bits) by radix select, k = keep_count(density, n).
-
-    Two passes of 2^16 counters: the high 16 bits find the bin, the low 16 bits inside that bin pin
-    the value.  Histograms add, so leaves, files and devices may be visited in any order.
+    A list of densities gives an array of counts.
     """
+    if concrete(density, size):
+        counts = [math.floor(float(d) * int(size)) for d in np.ravel(np.asarray(density))]
+        return counts[0] if np.ndim(density) == 0 else np.array(counts)
+    return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
+
+
+def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure:
+    """The magnitudes that hold given ranks, exactly, as `selection.magnitude_bits`.
+
+    Args:
+        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest; a number or an
+            array, put into [1, size].
+        scope: "row" ranks all leaves that share this measure together, "leaf" each on its own.
+
+    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
+    """
+    row = scope == "row"
+
+    def ranks_of(size):
+        sought = ranks(size)
+        xp = np if concrete(sought, size) else jnp
+        return xp.clip(xp.asarray(sought), 1, size)
 
     def init():
-        return {"value": np.uint32(0), "k": None}
+        return {"value": np.zeros(0, np.uint32), "rank": np.zeros(0, np.int32)}
 
     def observe(x, summary, turn):
-        bits = magnitude_bits(x).ravel()
-        if turn == 0:
-            hist = jnp.zeros(BINS, jnp.int32).at[bits >> 16].add(1)
-            return {"hist": hist, "n": jnp.int32(x.size)}
-        inside = ((bits >> 16) == (summary["value"] >> 16)).astype(jnp.int32)
-        return {"hist": jnp.zeros(BINS, jnp.int32).at[bits & 0xFFFF].add(inside)}
+        if turn >= selection.digits():
+            return {}
+        hist = selection.radix_count(x, summary["value"].reshape(-1), turn)
+        return {"hist": hist, "size": np.int32(x.size)}
 
     def host(x, summary, turn):
-        bits = np.abs(x.astype(np.float32, copy=False)).view(np.uint32).ravel()
+        bits = selection.host_bits(x)
+        if not row:
+            at = bits.size - ranks_of(bits.size)
+            part = np.partition(bits, np.unique(at))
+            return {"value": part[at]}
         if turn == 0:
-            return {"hist": np.bincount(bits >> 16, minlength=BINS), "n": np.int64(x.size)}
-        inside = bits[(bits >> 16) == (summary["value"] >> 16)]
-        return {"hist": np.bincount(inside & 0xFFFF, minlength=BINS)}
+            return {"sample": selection.sample_count(bits), "size": np.int64(bits.size)}
+        return {"counts": selection.bracket_count(bits, summary["intervals"])}
 
     def refine(summary, total, turn):
-        xp = np if concrete(total, summary) else jnp
-        k = keep_count(density, total["n"]) if turn == 0 else summary["k"]
-        at_least = xp.cumsum(total["hist"][::-1])[::-1]
-        b = xp.sum(at_least >= k) - 1
-        low = xp.asarray(b, xp.uint32) << xp.uint32(0 if turn else 16)
-        return {"value": summary["value"] | low, "k": k - (at_least[b] - total["hist"][b])}
+        if not total or "value" in total:
+            return total | {"rank": None} if total else summary
+        if "hist" not in total:
+            return refine_bracket(summary, total)
+        rank = ranks_of(total["size"]) if turn == 0 else summary["rank"]
+        value = summary["value"] if turn else np.zeros(rank.shape, np.uint32)
+        flat = selection.radix_refine(value.reshape(-1), rank.reshape(-1), total["hist"], turn)
+        value, left = (a.reshape(rank.shape) for a in flat)
+        return {"value": value, "rank": None if turn == selection.digits() - 1 else left}
 
-    return Measure(init, observe, refine, passes=2, scope=scope, host=host)
+    def refine_bracket(summary, total):
+        if "sample" in total:
+            rank = ranks_of(total["size"])
+            where = selection.bracket(total["sample"], int(total["size"]), rank.reshape(-1))
+        else:
+            rank = summary["rank"]
+            where = selection.bracket_refine(
+                summary["intervals"], rank.reshape(-1), total["counts"]
+            )
+        if all(low == high for low, high in where):
+            kind = f"uint{selection.DIGIT * selection.digits()}"
+            value = np.array([low for low, _ in where], kind).reshape(rank.shape)
+            return {"value": value, "rank": None}
+        return {"intervals": where, "rank": rank}
+
+    return Measure(
+        init, observe, refine, passes=8, scope=scope, host=host,
+        done=lambda summary: summary["rank"] is None,
+    )  # fmt: skip
+
+
+def ranked_magnitudes(x: Array, ranks: Any) -> Array:
+    """Those magnitudes of one array that hold the given ranks (1 = the largest), in compiled code.
+
+    >>> ranked_magnitudes(jnp.array([3.0, -1.0, 2.0]), np.array([1, 3])).tolist()
+    [3.0, 1.0]
+    """
+    measure = ranked_magnitude(lambda size: ranks, "leaf")
+    summary = measure.init()
+    for turn in range(selection.digits()):
+        summary = measure.refine(summary, measure.observe(x, summary, turn), turn)
+    return selection.bits_to_magnitude(summary["value"]).astype(x.dtype)

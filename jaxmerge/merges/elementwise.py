@@ -80,7 +80,7 @@ def linear(weights: Any, normalize: bool = False) -> Merge:
         ),
         finalize=lambda cell, ctx: cell[0] / cell[1] if normalize else cell[0],
         combine=lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        models=(1, _length(weights)),
+        models=(1, model_count(weights)),
         elementwise=True,
     )
 
@@ -121,7 +121,8 @@ def random_mix() -> Merge:
     return Merge(zeros, update, stochastic=True)
 
 
-def _length(weights: Any) -> int | None:
+def model_count(weights: Any) -> int | None:
+    """How many models a list of weights is for; None where one number serves all."""
     if isinstance(weights, tuple | list):
         return len(weights)
     return weights.shape[0] if getattr(weights, "ndim", 0) == 1 else None

@@ -3,5 +3,6 @@
 One file a family; every factory is registered, so it works in `chain`, recipes and files.
 """
 
-from jaxmerge.methods.linear import *  # noqa: F403
+from jaxmerge.methods.data import *  # noqa: F403
+from jaxmerge.methods.arithmetic import *  # noqa: F403
 from jaxmerge.methods.sparse import *  # noqa: F403

@@ -1,52 +1,125 @@
-"""Transforms that drop entries of a task vector: by magnitude (trim) or at random (DARE)."""
+"""Transforms that drop entries of a task vector by magnitude: trim and breadcrumbs.
+
+Which entries are the largest is found by counting, never by sorting (`jaxmerge.selection`).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxmerge.core import Transform, check_range
-from jaxmerge.measures import kth_magnitude, magnitude_bits
+from jaxmerge.core import Array, Transform, check_choice, check_range, concrete, per_model
+from jaxmerge.measures import keep_count, ranked_magnitude
+from jaxmerge.selection import magnitude_bits
 from jaxmerge.spec import register
 
-__all__ = ["dare", "trim"]
+__all__ = ["drop_outliers", "trim"]
 
-
-@register(static=("density",))
-def trim(density: float, scope: Literal["leaf", "global"] = "global") -> Transform:
-    """Keep the `density` share of entries of largest magnitude, all that tie with the last one too.
-
-    Formula: keep tau[p] where |tau[p]| >= k-th largest |tau|, k = max(1, floor(density n)).
-
-    Args:
-        density: share kept, in (0, 1].
-        scope: "global" ranks the whole task vector (the paper), "leaf" each leaf on its own.
-
-    Source: Yadav et al., TIES-Merging, NeurIPS 2023, step 1.
-    """
-    check_range("density", density, 0, 1, open_low=True)
-    if scope not in ("leaf", "global"):
-        raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}.")
-
-    def kernel(x, ctx):
-        return jnp.where(magnitude_bits(x) >= ctx.measured["value"], x, 0)
-
-    return Transform(kernel, kth_magnitude(density, "row" if scope == "global" else "leaf"))
+Scope = Literal["global", "leaf"]
 
 
 @register
-def dare(density: float) -> Transform:
-    """Drop entries at random and rescale the survivors, unbiased; needs a key.
+def trim(
+    density: Any,
+    scope: Scope = "global",
+    inclusive: bool | None = None,
+    rescale: Literal["l1"] | None = None,
+) -> Transform:
+    """Keep the `density` share of entries of largest magnitude, all that tie with the last one too.
 
-    Formula: m ~ Bernoulli(density), tau = m tau / density.
+    Formula: keep tau[p] where |tau[p]| >= the k-th largest |tau|.
 
-    Source: Yu et al., Language Models are Super Mario, ICML 2024.
+    Args:
+        density: share kept, in (0, 1]; a number, or one for each model.
+        scope: "global" ranks the whole task vector (the paper), "leaf" each leaf on its own.
+        inclusive: k = floor(density n) + 1 if True, as the official code, whose threshold is the
+            entry just outside; k = floor(density n) if False, as per-tensor implementations.  At
+            least 1 and at most n.  By default True for "global" and False for "leaf".
+        rescale: "l1" multiplies what is kept of a leaf so that its L1 norm stays.
+
+    Memory: 0; one pass over the model for "leaf", as a rule two for "global".
+
+    Source: Yadav et al., TIES-Merging, NeurIPS 2023, step 1.  Differs: a density of 1 keeps all.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> method = jm.chain(jm.trim(0.5, scope="leaf"), jm.add())
+        >>> jm.merge(method, {"w": np.zeros(4)}, [{"w": np.array([1.0, -4.0, 3.0, -2.0])}])["w"]
+        array([ 0., -4.,  3.,  0.])
     """
     check_range("density", density, 0, 1, open_low=True)
+    check_choice("scope", scope, ("global", "leaf"))
+    check_choice("rescale", rescale, (None, "l1"))
+    more = (scope == "global") if inclusive is None else inclusive
 
     def kernel(x, ctx):
-        return jnp.where(jax.random.bernoulli(ctx.key, density, x.shape), x / density, 0)
+        least = per_model(ctx.measured["value"], ctx)
+        return keep(x, magnitude_bits(x) >= least, rescale)
 
-    return Transform(kernel, stochastic=True)
+    return Transform(
+        kernel, ranked_magnitude(lambda n: keep_count(density, n) + more, _axis(scope))
+    )
+
+
+@register
+def drop_outliers(
+    density: Any,
+    gamma: Any = 0.01,
+    scope: Scope = "leaf",
+    rescale: Literal["l1"] | None = None,
+) -> Transform:
+    """Drop the `gamma` share of largest magnitude, then keep the largest of the rest (breadcrumbs).
+
+    Formula: with m = floor(density n) and g = min(floor(gamma n), n - m), keep the entries of rank
+    g + 1 to g + m in |tau|, and what ties with the first or the last of them.
+
+    Args:
+        density: share kept, in (0, 1]; the paper's beta is 1 - density - gamma.
+        gamma: share of the largest that is dropped, in [0, 1]; cut to 1 - density.
+        scope: "leaf" ranks each leaf on its own (the paper), "global" the whole task vector.
+        rescale: "l1" multiplies what is kept of a leaf so that its L1 norm stays.
+
+    Memory: 0.
+
+    Source: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024, section 3.  Differs: stated as the
+    share kept; a small leaf, with floor(gamma n) = 0, loses nothing at the top.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> method = jm.chain(jm.drop_outliers(density=0.5, gamma=0.25), jm.add())
+        >>> jm.merge(method, {"w": np.zeros(4)}, [{"w": np.array([1.0, -4.0, 3.0, -2.0])}])["w"]
+        array([ 0.,  0.,  3., -2.])
+    """
+    check_range("density", density, 0, 1, open_low=True)
+    check_range("gamma", gamma, 0, 1)
+    check_choice("scope", scope, ("global", "leaf"))
+    check_choice("rescale", rescale, (None, "l1"))
+
+    def ranks(n):
+        kept, dropped = keep_count(density, n), keep_count(gamma, n)
+        xp = np if concrete(kept, dropped) else jnp
+        dropped = xp.minimum(dropped, n - kept)
+        first, last = xp.broadcast_arrays(dropped + 1, dropped + xp.maximum(kept, 1))
+        return xp.stack([first, last])
+
+    def kernel(x, ctx):
+        most, least = (per_model(bound, ctx) for bound in ctx.measured["value"])
+        bits = magnitude_bits(x)
+        return keep(x, (least <= bits) & (bits <= most), rescale)
+
+    return Transform(kernel, ranked_magnitude(ranks, _axis(scope)))
+
+
+def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
+    """The entries under the mask, zero elsewhere; "l1" restores the L1 norm of the leaf."""
+    kept = jnp.where(mask, x, 0)
+    if rescale is None:
+        return kept
+    left = jnp.sum(jnp.abs(kept))
+    return kept * jnp.where(left > 0, jnp.sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
+
+
+def _axis(scope: str) -> str:
+    return "row" if scope == "global" else "leaf"

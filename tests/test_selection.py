@@ -1,0 +1,106 @@
+"""Order statistics by counting equal those by sorting: ties, zeros, float64, bad samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmerge import selection
+from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
+
+
+def sorted_out(leaves, ranks):
+    every = np.sort(np.abs(np.concatenate([x.ravel() for x in leaves])))[::-1]
+    return every[np.asarray(ranks) - 1]
+
+
+def run(measure, leaves, host):
+    """What the driver does, for a measure over a whole row."""
+    summary = measure.init()
+    for turn in range(measure.passes):
+        observe = measure.host if host else measure.observe
+        parts = [observe(x, summary, turn) for x in leaves]
+        total = {k: sum(np.asarray(p[k], np.int64) for p in parts) for k in parts[0]}
+        summary = measure.refine(summary, total, turn)
+        if measure.done(summary):
+            break
+    assert summary["rank"] is None
+    return np.asarray(selection.bits_to_magnitude(jnp.asarray(summary["value"])))
+
+
+def leaves_of(kind, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(300, 70), (1,), (4096,), (3, 5, 7)]
+    draw = {
+        "normal": lambda s: rng.normal(size=s) * 0.01,
+        "ties": lambda s: rng.integers(-3, 4, size=s) * 0.5,
+        "mostly zero": lambda s: rng.normal(size=s) * (rng.random(s) < 0.02),
+        "huge and tiny": lambda s: rng.normal(size=s) * 10.0 ** rng.integers(-30, 30, size=s),
+        "nearly equal": lambda s: 1 + rng.integers(0, 9, size=s) * 2.0**-23,
+    }[kind]
+    return [draw(s).astype(dtype) for s in shapes]
+
+
+KINDS = ["normal", "ties", "mostly zero", "huge and tiny", "nearly equal"]
+RANKS = [1, 2, 100, 5000, 25201, 25202]
+
+
+@pytest.mark.parametrize("host", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_row(kind, host):
+    leaves = leaves_of(kind, np.float32)
+    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+
+
+@pytest.mark.parametrize("host", [True, False])
+@pytest.mark.parametrize("kind", [*KINDS, "equal in float32"])
+def test_a_whole_row_in_float64(x64, kind, host):
+    if kind == "equal in float32":
+        leaves = [1 + np.random.default_rng(1).integers(0, 99, 25202) * 2.0**-50]
+    else:
+        leaves = leaves_of(kind, np.float64)
+    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_leaf(kind):
+    leaf = leaves_of(kind, np.float32)[0]
+    ranks = np.array([[1, 2, 3], [400, 20999, 21000]])
+    measure = ranked_magnitude(lambda n: ranks, "leaf")
+    part = measure.refine(measure.init(), measure.host(leaf, measure.init(), 0), 0)
+    expected = sorted_out([leaf], ranks)
+    np.testing.assert_array_equal(selection.bits_to_magnitude(jnp.asarray(part["value"])), expected)
+    compiled = jax.jit(ranked_magnitudes, static_argnums=())(leaf, ranks)
+    np.testing.assert_array_equal(compiled, expected)
+
+
+def test_a_sample_that_misleads_is_found_out():
+    leaf = np.ones(67 * 5000, np.float32)
+    leaf[:: selection.STRIDE] = 100.0  # all that is sampled
+    for rank in (5000, 5001, 300000):
+        found = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
+        assert found == (100.0 if rank <= 5000 else 1.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=60),
+    st.floats(0.01, 1),
+)
+def test_any_leaf_and_density(values, density):
+    x = np.array(values, np.float32)
+    rank = max(1, keep_count(density, x.size))
+    expected = sorted_out([x], rank)
+    measure = ranked_magnitude(lambda n: keep_count(density, n))
+    for host in (True, False):
+        assert run(measure, [x], host) == expected
+
+
+def test_counts_are_exact():
+    assert keep_count(0.2, 10) == 2
+    assert keep_count(1.0, 7) == 7
+    assert keep_count([0.5, 0.1], 9).tolist() == [4, 0]
