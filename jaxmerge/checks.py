@@ -82,10 +82,10 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
 
 
 def flat_extra(
-    method: Merge, grid: Mapping[str, Pipeline], extra: Mapping[str, Any], who: str
+    method: Merge, like: Leaves, extra: Mapping[str, Any], who: str
 ) -> dict[str, Leaves]:
     """The side information of one model as flat mappings; raise where the method lacks some."""
-    missing = [n for n in method.needs if n not in extra]
+    missing = [n for n in (*method.needs, *method.reads) if n not in extra]
     if missing:
         raise ValueError(
             f"{method} needs side information {missing} about every model, {who} has none: "
@@ -93,10 +93,15 @@ def flat_extra(
             f"jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
         )
     flat = {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
-    needed = [(n, k) for n, p in grid.items() for k in p.fold.needs]
-    wrong = [f"no {k!r} for leaf {n!r}" for n, k in needed if n not in flat[k]]
+    wrong = [
+        f"{k} of unknown leaf {n!r}" for k, tree in flat.items() for n in tree if n not in like
+    ]
     if wrong:
-        raise ValueError(f"The side information about {who} has\n  " + "\n  ".join(wrong))
+        raise ValueError(
+            f"The side information about {who} does not fit the base:\n  "
+            + "\n  ".join(wrong)
+            + "\nName its leaves as the base does; a leaf may be left out."
+        )
     return flat
 
 
