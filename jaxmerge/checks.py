@@ -82,10 +82,14 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
 
 
 def flat_extra(
-    method: Merge, like: Leaves, extra: Mapping[str, Any], who: str
+    method: Merge,
+    grid: Mapping[str, Pipeline],
+    base: Leaves,
+    extra: Mapping[str, Any],
+    who: str,
 ) -> dict[str, Leaves]:
     """The side information of one model as flat mappings; raise where the method lacks some."""
-    missing = [n for n in (*method.needs, *method.reads) if n not in extra]
+    missing = [n for n in method.needs if n not in extra]
     if missing:
         raise ValueError(
             f"{method} needs side information {missing} about every model, {who} has none: "
@@ -93,14 +97,14 @@ def flat_extra(
             f"jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
         )
     flat = {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
-    wrong = [
-        f"{k} of unknown leaf {n!r}" for k, tree in flat.items() for n in tree if n not in like
-    ]
+    needed = [(k, n) for n, p in grid.items() for k in p.fold.needs]
+    wrong = [f"no {k} of leaf {n!r}" for k, n in needed if n not in flat[k]]
+    wrong += [f"{k} of unknown leaf {n!r}" for k in flat for n in flat[k] if n not in base]
     if wrong:
         raise ValueError(
             f"The side information about {who} does not fit the base:\n  "
             + "\n  ".join(wrong)
-            + "\nName its leaves as the base does; a leaf may be left out."
+            + "\nName its leaves as the base does."
         )
     return flat
 
@@ -116,12 +120,13 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
         leaves = [base[n], *(m[n] for m in models)]
         if not concrete(leaves):
             return
-        sums[n] = _sums(leaves)
+        with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
+            sums[n] = _sums(leaves)
     suspects = [n for n, found in jax.device_get(sums).items() if not np.isfinite(found).all()]
     wrong = []
     for n in suspects:
         for t, leaf in enumerate([base[n], *(m[n] for m in models)]):
-            count = int(jnp.sum(~jnp.isfinite(leaf)))
+            count = int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
             if count:
                 who = "the base" if t == 0 else f"model {t - 1}"
                 wrong.append(f"{who}, leaf {n!r}: {count} of {leaf.size} entries")

@@ -101,7 +101,7 @@ def update(
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
     check_cells(grid, state.cells)
-    extra = flat_extra(method, base, extra, "this model")
+    extra = flat_extra(method, grid, base, extra, "this model")
     if concrete(state.step):
         check_count(method, int(state.step) + 1, least=False)
     if not zero:
@@ -199,7 +199,8 @@ def merge(
         raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
     grid = grid_of(method, like)
     sides = [
-        flat_extra(method, like, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
+        flat_extra(method, grid, like, e, f"model {t}")
+        for t, e in enumerate(extras or [{}] * len(rows))
     ]
     if not zero:
         refuse_nonfinite(grid, flat, rows)
