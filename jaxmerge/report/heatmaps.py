@@ -1,0 +1,122 @@
+"""Matrices as annotated heat maps: accuracies by task, cosines, sign agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jaxmerge.report.canvas import BODY, WIDTH, axes, canvas, drawing, shorten
+from jaxmerge.report.style import LIGHT, Theme, on, ramp
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = Sequence[float | None]
+
+
+def heatmaps(
+    panels: Mapping[str, Sequence[Numbers]],
+    title: str,
+    remark: str = "",
+    theme: Theme = LIGHT,
+    ticks: Sequence[str] = (),
+    xlabel: str = "",
+    ylabel: str = "",
+    low: float = 0.0,
+    high: float = 1.0,
+    percent: bool = True,
+    diverging: bool = False,
+    stairs: bool = False,
+) -> Figure:
+    """Matrices as annotated heat maps, two beside each other.
+
+    Args:
+        panels: heading -> [rows][columns]; None is left empty.
+        title: what to see.
+        remark: a line below the title.
+        theme: the colours.
+        ticks: names of rows and columns; 1 to T if empty.
+        xlabel: what a column is.
+        ylabel: what a row is.
+        low: the value of the first colour.
+        high: the value of the last colour.
+        percent: show 0.81 as 81, else as .81.
+        diverging: the middle of [low, high] is the neutral colour.
+        stairs: draw the line between tasks learnt (below) and tasks to come (above).
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    left, gap = 0.52, 0.4
+    side = (WIDTH - left - 0.14 - gap * (columns - 1)) / columns if columns > 1 else 3.1
+    block = side + 0.34
+    with drawing(theme):
+        figure = canvas(theme, rows * block + 0.5, title, remark)
+        for k, (heading, matrix) in enumerate(panels.items()):
+            row, column = divmod(k, columns)
+            x = left + column * (side + gap)
+            y = 0.46 + (rows - 1 - row) * block
+            ax = axes(figure, x, y, side, side)
+            _cells(ax, matrix, theme, (low, high), percent, diverging, side)
+            _names(ax, len(matrix), ticks, side)
+            if stairs:
+                _stairs(ax, len(matrix), theme)
+            ax.set_title(shorten(heading, side, BODY), loc="left", size=BODY, pad=5)
+            if row == rows - 1:
+                ax.set_xlabel(xlabel, loc="left")
+            if column == 0:
+                ax.set_ylabel(ylabel, loc="top")
+    return figure
+
+
+def _cells(
+    ax: Axes, matrix: Sequence[Numbers], theme: Theme, limits: tuple[float, float],
+    percent: bool, diverging: bool, side: float,
+) -> None:  # fmt: skip
+    from matplotlib.colors import Normalize, to_hex
+    from matplotlib.patches import Rectangle
+
+    colours, norm = ramp(theme, diverging), Normalize(*limits, clip=True)
+    n = len(matrix)
+    size = min(BODY, 72 * side / max(n, 1) / (1.9 if percent else 2.3))
+    for t, row in enumerate(matrix):
+        for i, value in enumerate(row):
+            if value is None:
+                continue
+            colour = to_hex(colours(float(norm(value))))
+            ax.add_patch(Rectangle((i, t), 1, 1, facecolor=colour, edgecolor=theme.surface, lw=1))
+            if size >= 6:
+                text = f"{100 * value:.0f}" if percent else _short(value)
+                ax.text(
+                    i + 0.5, t + 0.52, text, size=size, color=on(colour),
+                    ha="center", va="center_baseline",
+                )  # fmt: skip
+    ax.set_xlim(0, max(n, 1))
+    ax.set_ylim(max(n, 1), 0)
+    ax.spines[:].set_visible(False)
+
+
+def _short(value: float) -> str:
+    """Two digits and no leading zero: .85, −.02, 1."""
+    text = f"{value:.2f}"
+    if text in ("1.00", "-1.00"):
+        text = text[:-3]
+    return ("0" if text == "-0.00" else text).replace("0.", ".", 1).replace("-", "−")
+
+
+def _names(ax: Axes, n: int, ticks: Sequence[str], side: float) -> None:
+    names = list(ticks) or [str(i + 1) for i in range(n)]
+    step = max(1, math.ceil(n * 0.16 / side))
+    shown = range(0, n, step)
+    ax.set_xticks([i + 0.5 for i in shown], [names[i] for i in shown])
+    ax.set_yticks([i + 0.5 for i in shown], [names[i] for i in shown])
+    ax.tick_params(pad=3)
+
+
+def _stairs(ax: Axes, n: int, theme: Theme) -> None:
+    x, y = [], []
+    for i in range(n):
+        x += [i + 1, i + 1]
+        y += [i, i + 1]
+    ax.plot(x[:-1], y[:-1], color=theme.ink, linewidth=1.4, solid_joinstyle="miter")

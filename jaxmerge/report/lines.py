@@ -1,0 +1,183 @@
+"""Curves with a band for the spread and their names at their ends: accuracy over time, sweeps.
+
+Labels at the ends of lines need no legend and no colour to be understood; they are moved apart
+where lines end close to each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from jaxmerge.report.canvas import (
+    BODY,
+    SMALL,
+    WIDTH,
+    axes,
+    canvas,
+    drawing,
+    shorten,
+    spread,
+    text_width,
+)
+from jaxmerge.report.style import LIGHT, MARKERS, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = Sequence[float | None]
+
+
+class Series(NamedTuple):
+    """One line of a picture.
+
+    Attributes:
+        label: the words at its end.
+        x, y: the points; None is a gap.
+        std: half the width of the band around it, or ().
+        slot: colour and marker, see `style.slots`.
+        dashed: a second way to tell lines apart: independent fine-tunes are dashed.
+        chosen: points to mark with a ring.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Numbers
+    std: Numbers = ()
+    slot: int = 0
+    dashed: bool = False
+    chosen: Sequence[tuple[float, float]] = ()
+
+
+def curves(
+    panels: Mapping[str, Sequence[Series]],
+    title: str,
+    xlabel: str,
+    remark: str = "",
+    theme: Theme = LIGHT,
+    xticks: Sequence[float] | None = None,
+    percent: bool = True,
+    markers: bool = True,
+    height: float = 2.5,
+    legend: bool = False,
+) -> Figure:
+    """Lines with a band for the spread and their names at their ends, one panel below the other.
+
+    Args:
+        panels: heading -> lines; an empty heading is not drawn.
+        title: what to see.
+        xlabel: what the horizontal axis is.
+        remark: a line below the title: what is drawn, in which unit.
+        theme: the colours.
+        xticks: where to put ticks; matplotlib's choice if None.
+        percent: values are fractions, shown as percent.
+        markers: draw a marker at every point.
+        height: of one panel, in inches.
+        legend: names in the upper left corner, for lines that end in one place.
+    """
+    names = [s.label for lines in panels.values() for s in lines]
+    right = (
+        0.1 if legend else min(1.75, max((text_width(n, SMALL) for n in names), default=0) + 0.4)
+    )
+    gap = 0.5 if any(panels) else 0.1
+    with drawing(theme):
+        figure = canvas(theme, len(panels) * (height + gap) + 0.42, title, remark)
+        for k, (heading, lines) in enumerate(reversed(panels.items())):
+            bottom = 0.46 + k * (height + gap)
+            ax = axes(figure, 0.5, bottom, WIDTH - 0.58 - right, height - 0.05)
+            for series in lines:
+                _curve(ax, series, theme, markers)
+            _scale(ax, lines, percent)
+            if xticks is not None:
+                ax.set_xticks(list(xticks))
+            ax.grid(axis="y")
+            ax.set_axisbelow(True)
+            if heading:
+                ax.set_title(heading, loc="left", size=BODY, color=theme.ink, pad=5)
+            if k == 0:
+                ax.set_xlabel(xlabel, loc="left")
+            if legend:
+                ax.legend(
+                    loc="upper left", frameon=False, fontsize=SMALL, handlelength=1.2,
+                    borderaxespad=0.1, labelspacing=0.3,
+                )  # fmt: skip
+            else:
+                _ends(ax, lines, theme, height - 0.05, right, markers)
+    return figure
+
+
+def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
+    y = [math.nan if v is None else v for v in series.y]
+    colour = theme.series[series.slot]
+    style = (0, (4, 2)) if series.dashed else "-"
+    if any(series.std):
+        low = [a - (s or 0.0) for a, s in zip(y, series.std, strict=True)]
+        high = [a + (s or 0.0) for a, s in zip(y, series.std, strict=True)]
+        ax.fill_between(series.x, low, high, color=colour, alpha=0.16, linewidth=0)
+    ax.plot(
+        series.x, y, color=colour, linestyle=style, marker=MARKERS[series.slot] if markers else "",
+        markersize=4.5, markerfacecolor=theme.surface if series.dashed else colour,
+        markeredgecolor=colour, linewidth=2.4 if series.slot == 0 else 1.6, label=series.label,
+    )  # fmt: skip
+    for x, v in series.chosen:
+        ax.plot(
+            [x], [v], marker="o", markersize=7.5, markerfacecolor="none", markeredgecolor=theme.ink,
+            markeredgewidth=1.3, clip_on=False, zorder=5,
+        )  # fmt: skip
+
+
+def _scale(ax: Axes, lines: Sequence[Series], percent: bool) -> None:
+    """A vertical range that holds lines and bands with some air, at least two points wide."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    values = []
+    for s in lines:
+        stds = s.std or [0.0] * len(s.y)
+        for v, e in zip(s.y, stds, strict=True):
+            values += [] if v is None else [v - (e or 0.0), v + (e or 0.0)]
+        values += [v for _, v in s.chosen]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    air = max(0.06 * (high - low), 0.01)
+    low, high = low - air, high + air
+    if percent:
+        low, high = max(low, -0.01 if min(values, default=0.0) >= 0 else low), min(high, 1.01)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %"))
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _ends(
+    ax: Axes, lines: Sequence[Series], theme: Theme, height: float, right: float, markers: bool
+) -> None:
+    """The name of each line beside its last point, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    ends = []
+    for s in lines:
+        points = [(x, v) for x, v in zip(s.x, s.y, strict=True) if v is not None]
+        ends.append(points[-1] if points else (0.0, low))
+    inches = (high - low) / height
+    wanted = [v for _, v in ends]
+    placed = spread(wanted, SMALL * 1.3 / 72 * inches, low + 0.05 * inches, high - 0.05 * inches)
+    x0, x1 = ax.get_xlim()
+    unit = (x1 - x0) / (ax.get_position().width * WIDTH)
+    for s, (x, v), y in zip(lines, ends, placed, strict=True):
+        colour = theme.series[s.slot]
+        start = x1 + 0.04 * unit
+        ax.plot(
+            [x, start, start + 0.12 * unit], [v, v if x == x1 else y, y],
+            color=colour, linewidth=0.8, clip_on=False, alpha=0.8,
+            linestyle=(0, (3, 2)) if s.dashed else "-",
+        )  # fmt: skip
+        if markers:
+            ax.plot(
+                [start + 0.15 * unit], [y], marker=MARKERS[s.slot], markersize=4.5, clip_on=False,
+                markerfacecolor=theme.surface if s.dashed else colour, markeredgecolor=colour,
+            )  # fmt: skip
+        ax.text(
+            start + 0.22 * unit, y, shorten(s.label, right - 0.3, SMALL), size=SMALL,
+            color=theme.ink, va="center_baseline", clip_on=False,
+        )  # fmt: skip
+    ax.set_xlim(x0, x1)
+    ax.set_ylim(low, high)

@@ -1,0 +1,240 @@
+"""Sentences computed from the numbers of a run: titles and captions that claim what was measured.
+
+A comparison says by how much, and in how many of the seeds; nothing is said about what was not
+measured.  Every function takes `Results` and returns plain text (escape it for your format).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxmerge.continual.results import Results, Stat, Vectors
+from jaxmerge.report.numbers import (
+    CONSTANT,
+    JOINT,
+    LAST,
+    ZERO,
+    Name,
+    best,
+    differences,
+    entries,
+    hero,
+    mean_matrix,
+    mean_row,
+    median,
+    merges,
+    stat,
+)
+
+
+def percent(x: float, digits: int = 1) -> str:
+    """A fraction as percent: 0.8123 -> "81.2 %", with a no-break space."""
+    return f"{100 * x:.{digits}f}\u00a0%"
+
+
+def title_of(name: Name, both: bool = True) -> str:
+    """ "MagMax (sequential)"; without the brackets where the fine-tunes go without saying."""
+    label, finetunes = name
+    plain = not both or finetunes in CONSTANT or name == LAST
+    return label if plain else f"{label} ({finetunes})"
+
+
+def versus(results: Results, a: Name, b: Name, metric: str = "accuracy") -> str:
+    """ "6.0 points above the last model (in 3 of 3 seeds)", or "" if one was not measured."""
+    found = differences(results, a, b, metric)
+    if not found:
+        return ""
+    mean = sum(found) / len(found)
+    if round(abs(mean), 3) == 0:
+        return f"level with {_the(b)}"
+    same = sum(d * mean > 0 for d in found)
+    seeds = f" (in {same} of {len(found)} seeds)" if len(found) > 1 else ""
+    side = "above" if mean > 0 else "below"
+    return f"{100 * abs(mean):.1f}\u00a0points {side} {_the(b)}{seeds}"
+
+
+def _the(name: Name, both: bool = True) -> str:
+    known = {JOINT: "joint fine-tuning", ZERO: "the zero-shot model", LAST: "the last model"}
+    return known.get(name, title_of(name, both))
+
+
+def value(found: Stat) -> str:
+    """ "81.2 %", with "± 0.6" if there is more than one seed."""
+    return percent(found.mean) + (f" ±\u00a0{100 * found.std:.1f}" if found.n > 1 else "")
+
+
+def headline(results: Results) -> str:
+    """What came out, in one to three sentences."""
+    first = hero(results)
+    score = stat(results, first) if first else None
+    if first is None or score is None:
+        return "No merge was measured in this run."
+    seeds = f" over {score.n} seeds" if score.n > 1 else " (one seed)"
+    text = f"{title_of(first)} ends at {value(score)}{seeds}"
+    against = versus(results, first, LAST)
+    text += f", {against}." if against else "."
+    top = best(results)
+    if top and top != first:
+        text += f" The best merge is {title_of(top)} with {value(stat(results, top))}."
+    elif top and len(merges(results)) > 1:
+        text += " No other merge here has a higher mean."
+    ends = [
+        f"{_the(n)} {'has' if n == ZERO else 'reaches'} {value(s)}"
+        for n in (ZERO, JOINT)
+        if (s := stat(results, n))
+    ]
+    if ends:
+        text += " " + _sentence(" and ".join(ends))
+    return text
+
+
+def overview_title(results: Results) -> str:
+    """Title of the overview."""
+    first = hero(results)
+    against = versus(results, first, LAST) if first else ""
+    if not against:
+        return "Accuracy after the last task"
+    return _sentence(f"{title_of(first, both=False)} ends {against.split(' (')[0]}", stop="")
+
+
+def overview_caption(results: Results) -> str:
+    """Caption of the overview."""
+    n = max((s.n for r in results.summary if (s := r.metrics.get("accuracy"))), default=0)
+    spread = f" Whiskers: one standard deviation over {n} seeds." if n > 1 else ""
+    return f"{headline(results)}{spread}"
+
+
+def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
+    """Title and caption of accuracy over tasks."""
+    first = next((n for n in (hero(results), *shown) if n in shown), None)
+    if first is None:
+        return "Accuracy on the tasks seen so far", ""
+    ends = {n: mean_row([e.over_time for e in entries(results, n)]) for n in shown}
+    start, end = ends[first][0], ends[first][-1]
+    title = "Accuracy on the tasks seen so far"
+    caption = ""
+    if start is not None and end is not None:
+        caption = (
+            f"{title_of(first)} goes from {percent(start)} after the first task to "
+            f"{percent(end)} after the last"
+        )
+        if LAST in shown and first != LAST and None not in (ends[LAST][0], ends[LAST][-1]):
+            caption += (
+                f", the last model from {percent(ends[LAST][0])} to {percent(ends[LAST][-1])}"
+            )
+            side = "above" if end > ends[LAST][-1] else "below"
+            ahead = [
+                t + 1
+                for t, (a, b) in enumerate(zip(ends[first], ends[LAST], strict=False))
+                if a is not None and b is not None and (a > b) == (side == "above") and a != b
+            ]
+            if ahead and end != ends[LAST][-1]:
+                title = (
+                    f"{title_of(first, both=False)} is {side} the last model after "
+                    f"{_tasks(ahead, len(ends[first]))}"
+                )
+        caption += "."
+    n = len(results.seeds)
+    return title, caption + (f" Bands: one standard deviation over {n} seeds." if n > 1 else "")
+
+
+def _tasks(found: list[int], n: int) -> str:
+    if len(found) == n:
+        return "every task"
+    if found == list(range(found[0], n + 1)) and len(found) > 1:
+        return f"task {found[0]} and all later ones"
+    return "task " + ", ".join(str(t) for t in found)
+
+
+def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
+    """Title and caption of the accuracy matrices."""
+    parts, first_task = [], []
+    for name in shown:
+        matrix = mean_matrix([e.matrix for e in entries(results, name)])
+        lost = stat(results, name, "bwt")
+        if lost is not None:
+            verb = "loses" if lost.mean < 0 else "gains"
+            parts.append(f"{_the(name, both=False)} {verb} {100 * abs(lost.mean):.1f}\u00a0points")
+        if len(matrix) > 1 and matrix[0][0] is not None and matrix[-1][0] is not None:
+            first_task.append(
+                f"{title_of(name)} {percent(matrix[0][0], 0)} when just learnt, "
+                f"{percent(matrix[-1][0], 0)} at the end"
+            )
+    title = f"On earlier tasks {', '.join(parts)}" if parts else "Accuracy by task"
+    caption = "Read down a column to see what becomes of a task; below the steps it is learnt."
+    if first_task:
+        caption += f" First task: {'; '.join(first_task)}."
+    return title, caption
+
+
+def factors(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
+    """Title and caption of the validation curves."""
+    parts, short = [], {}
+    for name in shown:
+        chosen = sorted(e.sweep.chosen for e in entries(results, name) if e.sweep)
+        if chosen:
+            span = f"{chosen[0]:g}" if chosen[0] == chosen[-1] else f"{chosen[0]:g}–{chosen[-1]:g}"
+            parts.append(f"{title_of(name)} {span}")
+            short[name] = span
+    first = hero(results)
+    title = "The factor is chosen on the validation split"
+    if first in short:
+        title = f"{title_of(first, both=False)} does best on validation at a factor of "
+        title += short[first].replace("–", " to ")
+    return title, f"Chosen (ringed, one ring a seed): {', '.join(parts)}." if parts else ""
+
+
+def pairs(vectors: Sequence[Vectors], what: str) -> tuple[str, str]:
+    """Title and caption of a picture of `what`: "cosine" or "sign_agreement"."""
+    means, spans = [], []
+    for v in vectors:
+        matrix = getattr(v, what)
+        off = [x for a, row in enumerate(matrix) for b, x in enumerate(row) if a != b]
+        off = [x for x in off if x is not None]
+        if off:
+            mean = sum(off) / len(off)
+            show = (lambda x: f"{x:.2f}") if what == "cosine" else (lambda x: percent(x, 0))
+            means.append(f"{v.finetunes} {show(mean)}")
+            spans.append(f"{v.finetunes} {show(min(off))} to {show(max(off))}")
+    known = {"cosine": "Cosine of two task vectors", "sign_agreement": "Entries with the same sign"}
+    title = f"{known[what]}: {', '.join(means)}" if means else known[what]
+    rest = {
+        "cosine": "1 is the same direction, 0 a right angle.",
+        "sign_agreement": "Of entries that are non-zero in both; chance gives 50 %.",
+    }
+    return title, f"Between different tasks, {'; '.join(spans)}. {rest[what]}" if spans else ""
+
+
+def magnitudes(vectors: Sequence[Vectors]) -> tuple[str, str]:
+    """Title and caption of the distribution of magnitudes."""
+    parts = []
+    for v in vectors:
+        low, high = 100 * min(v.relative), 100 * max(v.relative)
+        span = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+        parts.append(f"{v.finetunes} {span}\u00a0%")
+    title = f"How far fine-tuning moves the weights: {', '.join(parts)}"
+    ask = f"Length of a task vector relative to the base weights: {'; '.join(parts)}."
+    middle = []
+    for v in vectors:
+        first, last = (median(v.magnitude_edges, v.magnitude_counts[t]) for t in (0, -1))
+        if first is not None and last is not None:
+            middle.append(f"{v.finetunes} {10**first:.1e} (first task), {10**last:.1e} (last)")
+    return title, ask + (f" Median magnitude: {'; '.join(middle)}." if middle else "")
+
+
+def shares(vectors: Sequence[Vectors]) -> tuple[str, str]:
+    """Title and caption of what MagMax takes from each task."""
+    parts = []
+    for v in vectors:
+        top = max(range(len(v.magmax_share)), key=v.magmax_share.__getitem__)
+        parts.append(f"{v.finetunes} task {top + 1} ({percent(v.magmax_share[top], 0)})")
+    n = max((len(v.magmax_share) for v in vectors), default=1)
+    return (
+        "MagMax takes most entries from " + ", ".join(parts),
+        f"Each entry of the merge comes from the task that moved it furthest; an even split would "
+        f"be {percent(1 / n, 0)} each (dotted).",
+    )
+
+
+def _sentence(text: str, stop: str = ".") -> str:
+    return text[:1].upper() + text[1:] + stop
