@@ -152,3 +152,21 @@ def pack(values: np.ndarray) -> np.ndarray:
     halves = flat.view(np.uint8) & 15
     halves = np.concatenate([halves, np.zeros(halves.size % 2, np.uint8)])
     return halves[::2] | halves[1::2] << 4
+
+
+class Whole(Leaves):
+    """Leaves that can only be had whole; the last one is kept, so parts of it cost one load."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def load(self, name: str) -> np.ndarray:
+        """The leaf, in its shape."""
+        raise NotImplementedError
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        last = self._last
+        if last is None or last[0] != name:
+            last = (name, np.ascontiguousarray(self.load(name)).reshape(-1))
+            self._last = last
+        return last[1][start:stop]

@@ -1,0 +1,58 @@
+"""An Orbax checkpoint as a lazy mapping: metadata first, then one leaf at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from jaxmerge import names
+from jaxmerge.io.safetensors import Like, Whole
+
+
+def checkpoint_folder(path: Path) -> Path | None:
+    """The folder that holds the arrays: the path, its "default" item, or its last step."""
+    if (path / "_METADATA").exists():
+        return path
+    if (path / "default" / "_METADATA").exists():
+        return path / "default"
+    steps = [d for d in path.iterdir() if d.name.isdigit()] if path.is_dir() else []
+    return checkpoint_folder(max(steps, key=lambda d: int(d.name))) if steps else None
+
+
+class Orbax(Whole):
+    """The leaves of an Orbax checkpoint; names join the path with "/"."""
+
+    def __init__(self, path: str | os.PathLike):
+        import orbax.checkpoint as ocp
+
+        super().__init__()
+        folder = checkpoint_folder(Path(path))
+        if folder is None:
+            raise FileNotFoundError(f"{path} holds no Orbax checkpoint.")
+        self.path, self._lock = folder.resolve(), threading.Lock()
+        self._reader = ocp.PyTreeCheckpointer()
+        found = self._reader.metadata(self.path)
+        tree = getattr(getattr(found, "item_metadata", found), "tree", found)
+        self._flat, self._rebuild = names.flatten(tree)
+        self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
+
+    def load(self, name: str) -> np.ndarray:
+        import jax
+        import orbax.checkpoint as ocp
+
+        rest = {n: ocp.PLACEHOLDER for n in self.like}
+        item = self._rebuild(rest | {name: self._flat[name]})
+        restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})
+        with self._lock:
+            tree = self._reader.restore(
+                self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
+            )
+        leaves = jax.tree.leaves(tree)
+        return np.asarray(next(x for x in leaves if x is not ocp.PLACEHOLDER))
+
+    def close(self) -> None:
+        self._reader.close()
+

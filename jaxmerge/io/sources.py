@@ -1,0 +1,273 @@
+"""Model references: a string that says where a model is, opened as a lazy mapping of leaves.
+
+    folder                    model.safetensors, or shards with an index; a run folder of jaxmerge
+    file.safetensors          one file
+    orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
+    org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
+    folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
+    any of these+adapter      with a PEFT LoRA adapter (a folder or a repository) on top
+
+A relative path is tried from the working directory, then from the folders in `near`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.errors import UserError, closest
+from jaxmerge.io.lora import Adapted
+from jaxmerge.io.orbax import Orbax, checkpoint_folder
+from jaxmerge.io.pickles import Pickle
+from jaxmerge.io.safetensors import File, Leaves, Like
+
+HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
+NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+PICKLED = ["*.bin", "*.bin.index.json", "*.pt", "*.pth"]
+
+
+class Shards(Leaves):
+    """Several files as one model."""
+
+    def __init__(self, files: Mapping[str, Leaves], where: Mapping[str, str]):
+        self.files, self.where = dict(files), dict(where)
+        self.like = {n: self.files[f].like[n] for n, f in self.where.items()}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.files[self.where[name]].read(name, start, stop)
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+class View(Leaves):
+    """Another model under other names: ``names`` maps the new name to the old one."""
+
+    def __init__(self, source: Leaves, names: Mapping[str, str]):
+        self.source, self.names = source, dict(names)
+        self.like: dict[str, Like] = {new: source.like[old] for new, old in self.names.items()}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.source.read(self.names[name], start, stop)
+
+
+class Source(View):
+    """An opened reference.
+
+    Attributes:
+        ref: the reference, absolute, so that it means the same anywhere.
+        folder: where config.json and the tokenizer are, or None.
+        files: the files that hold the weights, for hashing.
+    """
+
+    def __init__(self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path]):
+        super().__init__(leaves, {n: n for n in leaves})
+        self.ref, self.folder, self.files = ref, folder, tuple(files)
+
+    def close(self) -> None:
+        self.source.close()
+
+    def config(self) -> dict[str, Any]:
+        """config.json, or an empty mapping."""
+        path = self.folder / "config.json" if self.folder else None
+        if path is None or not path.exists():
+            return {}
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON ({error}).") from None
+        return config if isinstance(config, dict) else {}
+
+    def stamp(self) -> list[list[Any]]:
+        """What changes when the files change, read from their headers and the file system."""
+        out = []
+        for path in self.files:
+            stat = path.stat()
+            with open(path, "rb") as file:
+                first = hashlib.sha256(file.read(1 << 16)).hexdigest()
+            out.append([str(path), stat.st_size, stat.st_mtime_ns, first])
+        return out
+
+
+def open_source(
+    ref: str | os.PathLike,
+    *,
+    near: Sequence[Path] = (),
+    allow_pickle: bool = False,
+) -> Source:
+    """Open a reference; see the module's docstring.
+
+    Raises:
+        UserError: there is no such model, it is pickled, or its files do not belong together.
+        HeaderError: a file is damaged.
+    """
+    ref = os.fspath(ref)
+    found = _path(ref, near)
+    if found is not None:
+        return _local(found, allow_pickle)
+    base, plus, adapter = ref.rpartition("+")
+    if plus and base and adapter:
+        source = open_source(base, near=near, allow_pickle=allow_pickle)
+        where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
+        if where is None:
+            raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
+        leaves = Adapted(source.source, where)
+        files = [*source.files, where / "adapter_model.safetensors"]
+        return Source(leaves, f"{source.ref}+{where}", source.folder, files)
+    if HUB.fullmatch(ref):
+        folder = _hub(ref, allow_pickle)
+        source = _local(folder, allow_pickle)
+        source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
+        return source
+    looked = [Path.cwd(), *near]
+    raise UserError(
+        f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
+        f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
+    )
+
+
+def _path(ref: str, near: Sequence[Path]) -> Path | None:
+    path = Path(ref).expanduser()
+    tries = [path] if path.is_absolute() else [Path.cwd() / path, *(Path(d) / path for d in near)]
+    return next((Path(os.path.abspath(p)) for p in tries if p.exists()), None)
+
+
+def _neighbour(ref: str) -> str:
+    parent = Path(ref).expanduser().parent
+    if not parent.is_dir():
+        return ""
+    return f" ({closest(Path(ref).name, [p.name for p in parent.iterdir()] or ['?'])})"
+
+
+def _local(path: Path, allow_pickle: bool) -> Source:
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return Source(File(path), str(path), path.parent, [path])
+        if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            _refuse_pickle(path, allow_pickle)
+            return Source(Pickle(path), str(path), path.parent, [path])
+        raise UserError(f"{path}: expected a folder, a .safetensors file or an Orbax checkpoint.")
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    singles = sorted(path.glob("*.safetensors"))
+    if len(indices) == 1 and not (path / "model.safetensors").exists():
+        return _sharded(path, indices[0], File)
+    for name in ("model.safetensors", "merged.safetensors"):
+        if (path / name).exists():
+            return Source(File(path / name), str(path), path, [path / name])
+    if len(indices) == 1:
+        return _sharded(path, indices[0], File)
+    singles = [p for p in singles if p.name != "adapter_model.safetensors"]
+    if len(singles) == 1:
+        return Source(File(singles[0]), str(path), path, singles)
+    if singles or indices:
+        raise UserError(
+            f"{path} holds {len(singles)} safetensors files and {len(indices)} indices; name the "
+            f"file you mean, for example {(singles or indices)[0]}."
+        )
+    orbax = checkpoint_folder(path)
+    if orbax is not None:
+        files = sorted(p for p in orbax.rglob("*") if p.is_file())
+        return Source(Orbax(orbax), str(path), path, files)
+    if (path / "adapter_config.json").exists():
+        raise UserError(f"{path} is an adapter; write BASE+{path} to put it on its base.")
+    pickled = sorted(p for g in PICKLED for p in path.glob(g) if not p.name.endswith(".json"))
+    if pickled:
+        _refuse_pickle(pickled[0], allow_pickle)
+        indices = sorted(path.glob("*.bin.index.json"))
+        if indices:
+            return _sharded(path, indices[0], Pickle)
+        if len(pickled) == 1:
+            return Source(Pickle(pickled[0]), str(path), path, pickled)
+    raise UserError(f"{path} holds no weights: no .safetensors file and no Orbax checkpoint.")
+
+
+def _refuse_pickle(path: Path, allow_pickle: bool) -> None:
+    if not allow_pickle:
+        raise UserError(
+            f"{path} is a pickle, which can run code when it is loaded. Save it as safetensors, or "
+            "pass --allow-pickle to read its tensors through a restricted unpickler."
+        )
+
+
+def _sharded(folder: Path, index: Path, kind: type[Leaves]) -> Source:
+    if index.stat().st_size > 64 << 20:
+        raise UserError(f"{index} has {index.stat().st_size} bytes, too many for an index.")
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{index} is no index of shards ({type(error).__name__}: {error}).") from None
+    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+        raise UserError(f"{index}: weight_map must map names to file names.")
+    wanted = sorted(set(table.values()))
+    outside = [f for f in wanted if not _inside(folder, f)]
+    if outside:
+        raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
+    missing = [f for f in wanted if not (folder / f).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {missing[:5]}.")
+    files = {f: kind(folder / f) for f in wanted}
+    wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
+    wrong += [
+        f"{n!r} is in {f}, not in the index"
+        for f, leaves in files.items()
+        for n in leaves
+        if table.get(n) != f
+    ]
+    if wrong:
+        raise UserError(f"{index} and its shards disagree: {'; '.join(wrong[:5])}.")
+    return Source(Shards(files, table), str(folder), folder, [folder / f for f in wanted])
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """A plain file name whose target is in the folder, or in the hub cache's own blobs."""
+    if not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
+        return False
+    target = (folder / name).resolve()
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent.resolve() / "blobs")
+    return any(target.is_relative_to(a) for a in allowed)
+
+
+def _hub(ref: str, allow_pickle: bool) -> Path:
+    name, _, revision = ref.partition("@")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{ref!r} is no local path; to read it from the hub, pip install 'jaxmerge[hub]'."
+        ) from None
+    patterns = NEEDED + (PICKLED if allow_pickle else [])
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(
+            f"{ref!r} is no local path and could not be had from the hub "
+            f"({type(error).__name__}: {reason}). Check the name and the connection."
+        ) from None
+
+
+def tokenizer_files(folder: Path | None) -> list[Path]:
+    """Everything a checkpoint's folder holds besides weights: config, tokenizer, templates."""
+    if folder is None:
+        return []
+    keep = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    drop = ["*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*"]
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file()
+        and p.stat().st_size < 64 << 20
+        and any(fnmatch.fnmatch(p.name, g) for g in keep)
+        and not any(fnmatch.fnmatch(p.name, g) for g in drop)
+    )
