@@ -82,11 +82,7 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
 
 
 def flat_extra(
-    method: Merge,
-    grid: Mapping[str, Pipeline],
-    base: Leaves,
-    extra: Mapping[str, Any],
-    who: str,
+    method: Merge, base: Leaves, extra: Mapping[str, Any], who: str
 ) -> dict[str, Leaves]:
     """The side information of one model as flat mappings; raise where the method lacks some."""
     missing = [n for n in method.needs if n not in extra]
@@ -97,14 +93,12 @@ def flat_extra(
             f"jm.merge(..., extras=[{{{missing[0]!r}: tree}}, ...])."
         )
     flat = {k: names.flatten(v)[0] if v is not None else {} for k, v in extra.items()}
-    needed = [(k, n) for n, p in grid.items() for k in p.fold.needs]
-    wrong = [f"no {k} of leaf {n!r}" for k, n in needed if n not in flat[k]]
-    wrong += [f"{k} of unknown leaf {n!r}" for k in flat for n in flat[k] if n not in base]
+    wrong = [f"{k} of unknown leaf {n!r}" for k in flat for n in flat[k] if n not in base]
     if wrong:
         raise ValueError(
             f"The side information about {who} does not fit the base:\n  "
             + "\n  ".join(wrong)
-            + "\nName its leaves as the base does."
+            + "\nName its leaves as the base does; a leaf may be left out."
         )
     return flat
 

@@ -74,7 +74,6 @@ def partition(merges: Mapping[str, Merge], label: Any) -> Merge:
         models=(max(m.models[0] for m in every), _least(m.models[1] for m in every)),
         stochastic=any(stochastic(m) for m in every),
         needs=tuple(sorted({n for m in every for n in m.needs})),
-        reads=tuple(sorted({n for m in every for n in m.reads})),
         route=route,
     )
 

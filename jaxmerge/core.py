@@ -122,8 +122,7 @@ class Merge(NamedTuple):
         models: the least and the greatest number of models the method takes (None: any).
         stochastic: the fold draws random numbers and needs a key.
         elementwise: every entry is treated on its own, so leaves may be cut into blocks.
-        needs: names of the `extra` side information that `update` reads of every leaf.
-        reads: the same, of the leaves that have it (Gram matrices: of dense kernels only).
+        needs: names of the `extra` side information that `update` reads.
         route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
         core: spec of the fold without `before` and `after`.
         spec: how the whole was built, for printing, recipes and compilation caches.
@@ -141,7 +140,6 @@ class Merge(NamedTuple):
     stochastic: bool = False
     elementwise: bool = False
     needs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
     route: Callable[[str, Leaves], Merge] | None = None
     core: Any = None
     spec: Any = None

@@ -41,11 +41,12 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
         def observe(measure, some, summary, turn, i=i):
             for n, b, m in walk(some):
                 args = (b, m, leaf_key(key, n), step, side(extra, n), found[n], zero)
-                if _on_host(measure, m, summary):
-                    x = row_leaf(grid[n].specs, i, *args)
-                    yield n, measure.host(np.asarray(x), summary_of(summary, n), turn)
+                s, before = summary_of(summary, n), grid[n].specs[0][:i]
+                if _on_host(measure, m, (s, before, args)):
+                    with jax.ensure_compile_time_eval():  # the caller may be inside jit
+                        x = np.asarray(row_leaf(before, *args))
+                    yield n, measure.host(x, s, turn)
                 else:
-                    s = summary_of(summary, n)
                     yield n, observe_leaf(grid[n].specs, i, s, turn, *args)
 
         for n, summary in _run_measures(here, observe).items():
@@ -66,10 +67,12 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
         def observe(measure, some, summary, turn, i=i):
             for n in some:
                 args = (cells[n], base[n], leaf_key(key, n), step, found[n])
-                s = summary_of(summary, n)
-                if i > 0 and _on_host(measure, base[n], summary):
-                    x = result_leaf(grid[n].specs, i - 1, *args)
-                    yield n, measure.host(np.asarray(x), s, turn)
+                s, (before, fold, after) = summary_of(summary, n), grid[n].specs
+                upto = before, fold, after[: i - 1]
+                if i > 0 and _on_host(measure, base[n], (s, upto, args)):
+                    with jax.ensure_compile_time_eval():
+                        x = np.asarray(result_leaf(upto, *args))
+                    yield n, measure.host(x, s, turn)
                 else:
                     yield n, observe_cell(grid[n].specs, i, s, turn, *args)
 
@@ -125,7 +128,7 @@ def _add(a: Any, b: Any) -> Any:
     return _wide(a) + _wide(b)
 
 
-def _on_host(measure: Measure, leaf: Any, summary: Any) -> bool:
-    if measure.host is None or not concrete(leaf, summary):
+def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
+    if measure.host is None or not concrete(leaf, arguments):
         return False
     return not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())

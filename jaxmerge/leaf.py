@@ -71,10 +71,11 @@ def merge_leaf(specs, base, models, key, measured, extras, zero=False):
     return finish_leaf(specs, cell, base, key, jnp.int32(len(models)), none)
 
 
-@functools.partial(jax.jit, static_argnames=("i", "zero"))
-def row_leaf(specs, i, base, model, key, step, extra, measured, zero=False):
-    """One leaf of a row as stage i before the merge sees it."""
-    return _enter(_build(specs)[0], i, base, model, key, step, extra, measured, zero)
+@functools.partial(jax.jit, static_argnames="zero")
+def row_leaf(before, base, model, key, step, extra, measured, zero=False):
+    """One leaf of a row behind the transforms `before` (their specs)."""
+    stages = [s.build() for s in before]
+    return _enter(stages, len(stages), base, model, key, step, extra, measured, zero)
 
 
 @functools.partial(jax.jit, static_argnames=("i", "turn", "zero"))
@@ -96,11 +97,11 @@ def observe_cell(specs, i, summary, turn, cell, base, key, step, measured):
     return after[i - 1].measure.observe(x, summary, turn)
 
 
-@functools.partial(jax.jit, static_argnames="i")
-def result_leaf(specs, i, cell, base, key, step, measured):
-    """The merged leaf as transform i after the merge sees it."""
+@jax.jit
+def result_leaf(specs, cell, base, key, step, measured):
+    """The merged leaf behind all its transforms, still a task vector."""
     before, fold, after = _build(specs)
-    return _leave(before, fold, after, i, cell, base, key, step, measured)
+    return _leave(before, fold, after, len(after), cell, base, key, step, measured)
 
 
 def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:

@@ -101,7 +101,7 @@ def update(
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
     check_cells(grid, state.cells)
-    extra = flat_extra(method, grid, base, extra, "this model")
+    extra = flat_extra(method, base, extra, "this model")
     if concrete(state.step):
         check_count(method, int(state.step) + 1, least=False)
     if not zero:
@@ -199,12 +199,11 @@ def merge(
         raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
     grid = grid_of(method, like)
     sides = [
-        flat_extra(method, grid, like, e, f"model {t}")
-        for t, e in enumerate(extras or [{}] * len(rows))
+        flat_extra(method, like, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
     ]
     if not zero:
         refuse_nonfinite(grid, flat, rows)
-    steps = [jnp.int32(t) for t in range(len(rows))]
+    steps = [np.int32(t) for t in range(len(rows))]
     found = [
         measure_row(grid, flat, row, key, t, e, zero)
         for row, t, e in zip(rows, steps, sides, strict=True)
@@ -217,7 +216,7 @@ def merge(
         )  # fmt: skip
 
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
-        count = jnp.int32(len(rows))
+        count = np.int32(len(rows))
         cells = {n: folded(n, fold_leaf) for n in grid}
         closing = measure_cells(grid, flat, cells, key, count)
         out = {
