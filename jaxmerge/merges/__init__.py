@@ -2,3 +2,5 @@
 
 from jaxmerge.merges.elementwise import *  # noqa: F403
 from jaxmerge.merges.signs import *  # noqa: F403
+from jaxmerge.merges.subspace import *  # noqa: F403
+from jaxmerge.merges.weighted import *  # noqa: F403

@@ -3,6 +3,7 @@
 One file a family; every factory is registered, so it works in `chain`, recipes and files.
 """
 
-from jaxmerge.methods.data import *  # noqa: F403
 from jaxmerge.methods.arithmetic import *  # noqa: F403
+from jaxmerge.methods.continual import *  # noqa: F403
+from jaxmerge.methods.data import *  # noqa: F403
 from jaxmerge.methods.sparse import *  # noqa: F403

@@ -1,0 +1,153 @@
+"""Folds weighted by what a model's data say: the Fisher information, the input Gram matrices.
+
+Both read side information about each model (``extras``), made by `jaxmerge.statistics`.  Written
+for task vectors they give the textbook result, since both are affine in the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core import Merge, check_range, per_model, zeros
+from jaxmerge.spec import register
+
+__all__ = ["fisher_mean", "gram_mean", "overlap_mean"]
+
+
+@register
+def fisher_mean(weights: Any = 1.0, floor: float = 1e-10) -> Merge:
+    """The mean of the task vectors, every entry weighted by its Fisher information.
+
+    Formula: tau* = sum_t c_t F_t tau_t / sum_t c_t F_t, with F_t + floor for F_t.
+
+    Args:
+        weights: c_t, one number or one for each model.
+        floor: added to every F_t, >= 0, so that an entry that matters to no model is averaged.
+
+    Side information: ``extras=[{"fisher": tree}, ...]``.  Leaves without one are averaged.
+
+    Memory: 2 x the model, and one Fisher at a time.
+
+    Source: Matena & Raffel, NeurIPS 2022, eq. 4.
+    """
+
+    def update(cell, x, ctx):
+        f = ctx.extra["fisher"].astype(x.dtype) if "fisher" in ctx.extra else jnp.ones_like(x)
+        f = per_model(weights, ctx) * (f + floor)
+        return cell[0] + f * x, cell[1] + f
+
+    return Merge(
+        init=lambda leaf: (zeros(leaf), zeros(leaf)),
+        update=update,
+        finalize=lambda cell, ctx: jnp.where(cell[1] > 0, cell[0] / cell[1], 0),
+        combine=lambda a, b: jax.tree.map(jnp.add, a, b),
+        needs=("fisher",),
+    )
+
+
+@register
+def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Merge:
+    """RegMean's closed form: the kernel whose outputs on all data are nearest to the models' own.
+
+    Formula: tau* = (sum_t G_t)^-1 sum_t G_t tau_t for a kernel [in, out], G_t [in, in] with its
+    off-diagonal entries multiplied by `off_diagonal`; leaves without a Gram matrix are averaged.
+
+    Args:
+        off_diagonal: in [0, 1]; 1 is plain least squares.
+        ridge: >= 0, relative to the mean diagonal; pulls towards the mean of the task vectors.
+        axis: which axis of the kernel is "in": 0 in Flax, 1 in torch's layout.
+
+    Side information: ``extras=[{"gram": tree}, ...]``.
+
+    Memory: the Gram matrices of one model and 2 x the model.
+
+    Source: Jin et al., RegMean, ICLR 2023, eq. 2 and section 3.3.  Differs: solved in float64 on
+    the host; directions in which no model has data take the mean of the task vectors (a plain
+    pseudo-inverse would leave them at the base, the textbook inverse fails there).
+    """
+    check_range("off_diagonal", off_diagonal, 0, 1)
+
+    def update(cell, x, ctx):
+        total = cell[0] + x if cell else x
+        if "gram" not in ctx.extra:
+            return (total,)
+        g = ctx.extra["gram"].astype(x.dtype)
+        width = x.shape[axis] if x.ndim == 2 else None
+        if g.shape != (width, width):
+            raise ValueError(
+                f"A Gram matrix has shape {list(g.shape)}, but its kernel has shape "
+                f"{list(x.shape)}, so [{width}, {width}] was expected on axis {axis}. Was it "
+                "measured on another model, or does the kernel need axis=1 (torch's layout)?"
+            )
+        g = jnp.where(jnp.eye(width, dtype=bool), g, off_diagonal * g)
+        moment = jnp.matmul(g, x if axis == 0 else x.T, precision="highest")
+        if len(cell) == 3:
+            return total, cell[1] + g, cell[2] + moment
+        return total, g, moment
+
+    def finalize(cell, ctx):
+        mean = cell[0] / ctx.step
+        if len(cell) == 1:
+            return mean
+        _, g, moment = cell
+        start = mean if axis == 0 else mean.T
+        like = jax.ShapeDtypeStruct(start.shape, start.dtype)
+        solve = lambda *a: _solve(*map(np.asarray, a), dtype=like.dtype)
+        x = jax.pure_callback(
+            solve, like, g, moment, start, jnp.asarray(ridge), vmap_method="sequential"
+        )
+        return x if axis == 0 else x.T
+
+    return Merge(
+        init=lambda leaf: (),
+        update=update,
+        finalize=finalize,
+        combine=lambda a, b: jax.tree.map(jnp.add, a, b) if a and b else a or b,
+        needs=("gram",),
+    )
+
+
+@register
+def overlap_mean(masked: bool = False) -> Merge:
+    """The mean over the models that touch an entry: those whose change there is not zero.
+
+    Formula: tau*[p] = sum_t m_t[p] tau_t[p] / max(1, sum_t m_t[p]), m_t = [tau_t != 0].
+
+    Args:
+        masked: take m_t from the side information ``extras=[{"mask": tree}, ...]`` instead.
+
+    Memory: 1.25 x the model.
+
+    Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.3 (stitching).
+    """
+
+    def update(cell, x, ctx):
+        touched = ctx.extra["mask"].astype(bool) if masked else x != 0
+        return cell[0] + jnp.where(touched, x, 0), cell[1] + touched
+
+    return Merge(
+        init=lambda leaf: (zeros(leaf), zeros(leaf, jnp.uint8)),
+        update=update,
+        finalize=lambda cell, ctx: cell[0] / jnp.maximum(cell[1], 1),
+        combine=lambda a, b: jax.tree.map(jnp.add, a, b),
+        models=(1, 255),
+        elementwise=not masked,
+        needs=("mask",) if masked else (),
+    )
+
+
+def _solve(g, moment, start, ridge, dtype):
+    """start + pinv(G + r I) (moment - G start), in float64."""
+    g, moment, start = (a.astype(np.float64) for a in (g, moment, start))
+    rest = moment - g @ start
+    g = g + float(ridge) * np.trace(g) / len(g) * np.eye(len(g))
+    scale = 1 / np.sqrt(np.maximum(np.diag(g), np.finfo(np.float64).tiny))
+    values, vectors = np.linalg.eigh(g * scale[:, None] * scale)
+    keep = values > values[-1] * len(g) * np.finfo(np.float32).eps
+    inverse = np.where(keep, 1 / np.where(keep, values, 1), 0)
+    step = vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * rest)))
+    return (start + scale[:, None] * step).astype(dtype)

@@ -1,0 +1,122 @@
+"""Merging as optimisation: `init / step / params`, any loss, any optax optimiser.
+
+A `Solver` is to data-driven merging what an optax transformation is to training: three pure
+functions over a state that is a pytree, so it can be jitted, checkpointed and resumed.
+
+    solver = adamerging(entropy(apply), base, models)
+    state = solver.init()
+    for batch in batches:                       # adaptation data: never the data that is scored
+        state, info = solver.step(state, batch)
+    merged = solver.params(state)
+
+or in one line ``merged, history = solve(solver, batches)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core import Array, Leaves, working_dtype
+from jaxmerge.names import check_same, is_float
+from jaxmerge.statistics.fisher import refuse_nonfinite
+
+Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar
+
+
+class Solver(NamedTuple):
+    """A data-driven merge.
+
+    Attributes:
+        init: ``() -> state``.
+        step: ``(state, batch) -> (state, info)``; info has at least "loss", a float.
+        params: ``state -> merged parameters``.
+    """
+
+    init: Callable[[], Any]
+    step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    params: Callable[[Any], Leaves]
+
+
+def solve(
+    solver: Solver, batches: Iterable[Any], state: Any = None
+) -> tuple[Leaves, list[dict[str, Any]]]:
+    """Run a solver over batches, from `state` if given; the merged parameters and all infos.
+
+    Raises:
+        ValueError: no batch, or a loss that is not finite.
+    """
+    state = solver.init() if state is None else state
+    history: list[dict[str, Any]] = []
+    for batch in batches:
+        state, info = solver.step(state, batch)
+        refuse_nonfinite({"loss": info["loss"]}, f"step {len(history)} of the solver")
+        history.append(info)
+    if not history:
+        raise ValueError("The solver needs adaptation data, got no batch.")
+    return solver.params(state), history
+
+
+def entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
+    """The mean entropy of the predictions on unlabelled inputs, AdaMerging's objective.
+
+    Formula: -(1/B) sum_b sum_c p_bc log p_bc.
+
+    Example:
+        >>> loss = entropy(lambda params, x: x)
+        >>> round(float(loss({}, jnp.zeros((1, 4)))), 4)
+        1.3863
+    """
+
+    def loss(params, inputs):
+        logp = jax.nn.log_softmax(apply(params, inputs))
+        return -jnp.sum(jnp.exp(logp) * logp, -1).mean()
+
+    return loss
+
+
+def cross_entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
+    """The mean cross-entropy of ``(inputs, labels)`` batches."""
+
+    def loss(params, batch):
+        inputs, labels = batch
+        logp = jax.nn.log_softmax(apply(params, inputs))
+        return -jnp.take_along_axis(logp, labels[:, None], 1).mean()
+
+    return loss
+
+
+def task_vectors(base: Leaves, models: Iterable[Leaves]) -> dict[str, Array]:
+    """All task vectors of the float leaves, stacked: name -> [T, *leaf].  Memory: T x the model."""
+    models = list(models)
+    if not models:
+        raise ValueError("A solver needs at least one model, got none.")
+    check_same(base, *models)
+    return {
+        n: jnp.stack([jnp.asarray(m[n], working_dtype(b)) - jnp.asarray(b) for m in models])
+        for n, b in base.items()
+        if is_float(b)
+    }
+
+
+def project_simplex(v: Array) -> Array:
+    """The nearest point of the probability simplex, along the last axis.
+
+    Formula: max(v - tau, 0), tau = (sum_{i<=r} u_i - 1) / r, u = v sorted downwards,
+    r = max{j : u_j > (sum_{i<=j} u_i - 1) / j}.
+
+    Source: Held, Wolfe & Crowder 1974; Duchi et al. 2008.
+
+    Example:
+        >>> [round(float(x), 4) for x in project_simplex(jnp.array([0.9, 0.6, -1.0]))]
+        [0.65, 0.35, 0.0]
+    """
+    u = jnp.sort(v, axis=-1)[..., ::-1]
+    excess = jnp.cumsum(u, -1) - 1
+    count = jnp.arange(1, v.shape[-1] + 1)
+    last = jnp.sum(u * count > excess, -1, keepdims=True)
+    tau = jnp.take_along_axis(excess, last - 1, -1) / last
+    return jnp.maximum(v - tau, 0)

@@ -1,0 +1,126 @@
+"""Search for merging coefficients with any objective: grid, random, CMA-ES.
+
+`build(coefficients) -> params` is a merge with traced coefficients (any method will do), `score`
+is what to maximise, for example accuracy on a validation split; it need not be differentiable.
+Candidates are evaluated together by `vmap`, `at_once` at a time.
+
+    build = lambda c: jm.merge(jm.linear(c), base, models)
+    best = grid(build, score, [[0.1, 0.3, 0.5]] * len(models))
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core import Array, Leaves
+
+Build = Callable[[Array], Leaves]  # coefficients [d] -> params
+Score = Callable[[Leaves], Array]  # params -> scalar, larger is better
+
+
+class Found(NamedTuple):
+    """The outcome of a search.
+
+    Attributes:
+        coefficients: [d], the best candidate (the first of equals).
+        score: its score.
+        candidates: [N, d], all that were tried, in order.
+        scores: [N].
+    """
+
+    coefficients: np.ndarray
+    score: float
+    candidates: np.ndarray
+    scores: np.ndarray
+
+
+def grid(
+    build: Build, score: Score, values: Sequence[Sequence[float]], *, at_once: int = 8
+) -> Found:
+    """Try every combination of the values of each coefficient.
+
+    Example:
+        >>> found = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
+        >>> found.coefficients.tolist(), len(found.scores)
+        ([0.5], 3)
+    """
+    return _best(_scorer(build, score, at_once), list(itertools.product(*values)))
+
+
+def random(
+    build: Build, score: Score, low: Any, high: Any, *, tries: int, key: Any, at_once: int = 8
+) -> Found:
+    """Try coefficients drawn uniformly from a box, [low, high) in each dimension."""
+    low, high = jnp.atleast_1d(jnp.asarray(low, float)), jnp.atleast_1d(jnp.asarray(high, float))
+    candidates = jax.random.uniform(key, (tries, low.size), minval=low, maxval=high)
+    return _best(_scorer(build, score, at_once), np.asarray(candidates))
+
+
+def cma_es(
+    build: Build,
+    score: Score,
+    start: Sequence[float],
+    *,
+    generations: int = 20,
+    population: int = 8,
+    sigma: float = 0.1,
+    key: Any,
+    at_once: int = 8,
+) -> Found:
+    """Covariance matrix adaptation from `start`, with evosax (``pip install "jaxmerge[search]"``).
+
+    Args:
+        sigma: the first step's standard deviation.
+        population: candidates a generation.
+    """
+    try:
+        from evosax.algorithms import CMA_ES
+    except ImportError:
+        raise ImportError('CMA-ES needs evosax: pip install "jaxmerge[search]".') from None
+    mean = jnp.asarray(start, jnp.float32)
+    strategy = CMA_ES(population_size=population, solution=mean)
+    params = strategy.default_params.replace(std_init=sigma)
+    state = strategy.init(key, mean, params)
+    run, tried, scores = _scorer(build, score, at_once), [], []
+    for i in range(generations):
+        ask, tell = jax.random.split(jax.random.fold_in(key, i))
+        candidates, state = strategy.ask(ask, state, params)
+        found = run(candidates)
+        state, _ = strategy.tell(tell, candidates, -jnp.asarray(found), state, params)
+        tried.append(np.asarray(candidates))
+        scores.append(found)
+    return _pick(np.concatenate(tried), np.concatenate(scores))
+
+
+def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndarray]:
+    together = jax.jit(jax.vmap(lambda c: score(build(c))))
+
+    def run(candidates):
+        candidates = np.asarray(candidates, np.float32)
+        if not len(candidates):
+            raise ValueError("The search has no candidate to try.")
+        parts = []
+        for i in range(0, len(candidates), at_once):
+            part = candidates[i : i + at_once]
+            padded = np.concatenate([part, np.repeat(part[:1], at_once - len(part), 0)])
+            parts.append(np.asarray(together(padded))[: len(part)])
+        return np.concatenate(parts)
+
+    return run
+
+
+def _best(run: Callable, candidates: Any) -> Found:
+    return _pick(np.asarray(candidates, np.float32), run(candidates))
+
+
+def _pick(candidates: np.ndarray, scores: np.ndarray) -> Found:
+    if not np.isfinite(scores).any():
+        raise ValueError("No candidate has a finite score; check the objective.")
+    best = int(np.nanargmax(scores))
+    return Found(candidates[best], float(scores[best]), candidates, scores)

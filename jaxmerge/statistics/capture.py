@@ -1,0 +1,201 @@
+"""The inputs of every dense kernel, caught in the trace of any JAX function.
+
+RegMean and its relatives need, for every matrix W of a model, the activations x that meet it.
+Instead of a hook for each kind of layer, the function is traced once and its trace is read: a
+parameter that reaches a matrix product (through casts, transpositions, reshapes, concatenations
+such as a fused q/k/v) is a dense kernel, and the other operand is its input.  Flax NNX, Linen,
+Equinox and plain functions are all the same here, and nothing has to be registered.
+
+    out, inputs = dense_inputs(apply, params, images)
+    inputs["vision/block_03/mlp/up/kernel"]   # Input(x [N, in], axis=0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from jaxmerge.core import Array, Leaves
+
+
+class Input(NamedTuple):
+    """What meets one kernel.
+
+    Attributes:
+        x: activations, [N, in], every position of every example a row.
+        axis: the axis of the kernel that x meets: 0 for [in, out], 1 for [out, in].
+    """
+
+    x: Array
+    axis: int
+
+
+class View(NamedTuple):
+    """An array of the trace that is some kernels seen through reshapes and transpositions.
+
+    Concatenated kernels must have one layout; a fused q/k/v meets one input, so each gets it.
+
+    Attributes:
+        kernels: names, in order when they were concatenated.
+        axes: for each axis of the array, which axes of the kernel it runs over.
+        sizes: the shape of one kernel.
+    """
+
+    kernels: tuple[str, ...]
+    axes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+
+
+def dense_inputs(
+    apply: Callable[..., Any], params: Leaves, *args: Any
+) -> tuple[Any, dict[str, Input]]:
+    """Run ``apply(params, *args)`` and catch the input of every dense kernel.
+
+    Args:
+        apply: a function of a flat mapping of parameters and of data.
+        params: name -> array; the leaves with two axes are looked for.
+
+    Returns:
+        What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
+        sharing) has all their rows.  Kernels inside `scan` or `while` are not seen.
+
+    Example:
+        >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+        >>> out, inputs = dense_inputs(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((4, 3)))
+        >>> inputs["w"].x.shape, inputs["w"].axis
+        ((4, 3), 0)
+    """
+    closed, shape = jax.make_jaxpr(apply, return_shape=True)(dict(params), *args)
+    names = [path[0].key for path, _ in jax.tree.leaves_with_path(dict(params))]
+    leaves = jax.tree.leaves((dict(params), args))
+    seen: dict[str, list[Input]] = {}
+    views = [
+        View((n,), ((0,), (1,)), params[n].shape) if len(params[n].shape) == 2 else None
+        for n in names
+    ]
+    views += [None] * (len(leaves) - len(names))
+    flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen)
+    out = jax.tree.unflatten(jax.tree.structure(shape), flat)
+    return out, {n: _join(found) for n, found in seen.items()}
+
+
+def _join(found: list[Input]) -> Input:
+    axes = {f.axis for f in found}
+    if len(axes) > 1:  # a tied embedding used from both sides: keep the side it is stored for
+        found = [f for f in found if f.axis == min(axes)]
+    return Input(jnp.concatenate([f.x for f in found]), found[0].axis)
+
+
+INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | None]]:
+    """Evaluate a jaxpr, following which arrays are kernels."""
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= dict(zip(jaxpr.invars, values, strict=True))
+    known: dict[Any, View | None] = dict(zip(jaxpr.invars, views, strict=True))
+
+    def read(v):
+        return v.val if isinstance(v, jex.Literal) else env[v]
+
+    def view(v):
+        return None if isinstance(v, jex.Literal) else known.get(v)
+
+    for eqn in jaxpr.eqns:
+        ins, seen_as = [read(v) for v in eqn.invars], [view(v) for v in eqn.invars]
+        name = eqn.primitive.name
+        if name in INLINED and INLINED[name] in eqn.params:
+            inner = eqn.params[INLINED[name]]
+            inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+            outs, out_views = _run(inner, const, ins, seen_as, seen)
+        else:
+            if name == "dot_general" and any(seen_as):
+                _catch(eqn.params, ins, seen_as, seen)
+            outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
+            outs = outs if eqn.primitive.multiple_results else [outs]
+            moved = _move(name, eqn, seen_as) if any(seen_as) else None
+            out_views = [moved] + [None] * (len(outs) - 1)
+        env |= dict(zip(eqn.outvars, outs, strict=True))
+        known |= dict(zip(eqn.outvars, out_views, strict=True))
+    return [read(v) for v in jaxpr.outvars], [view(v) for v in jaxpr.outvars]
+
+
+def _catch(params, ins, views, seen) -> None:
+    """Record the input of a matrix product with a kernel on one side."""
+    if all(views):
+        return
+    side = 0 if views[0] else 1
+    contract, _ = params["dimension_numbers"]
+    kernel, x, view = ins[side], ins[1 - side], views[side]
+    pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
+    met = {axis for k, _ in pairs for axis in view.axes[k]}
+    size = math.prod(kernel.shape[k] for k, _ in pairs)
+    if len(met) != 1 or size != view.sizes[min(met)]:
+        return
+    rows = jnp.moveaxis(x, [d for _, d in pairs], range(-len(pairs), 0)).reshape(-1, size)
+    for name in view.kernels:
+        seen.setdefault(name, []).append(Input(rows, min(met)))
+
+
+SAME = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "mul", "div", "neg"}
+
+
+def _move(name, eqn, views) -> View | None:
+    """The view that an operation on a view gives, or None where it is one no longer."""
+    first = next(v for v in views if v)
+    shape_in = eqn.invars[views.index(first)].aval.shape
+    shape = eqn.outvars[0].aval.shape
+    if name in SAME:
+        others = [v.aval.size for v, w in zip(eqn.invars, views, strict=True) if w is None]
+        return first if all(size == 1 for size in others) and shape == shape_in else None
+    if name == "transpose":
+        return first._replace(axes=tuple(first.axes[i] for i in eqn.params["permutation"]))
+    if name == "concatenate":
+        if not all(views) or len({v.axes for v in views}) > 1:
+            return None
+        return first._replace(kernels=tuple(k for v in views for k in v.kernels))
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        if math.prod(shape) != math.prod(shape_in):
+            return None
+        return _reshape(first, shape_in, shape)
+    return None
+
+
+def _reshape(view: View, old: tuple[int, ...], new: tuple[int, ...]) -> View | None:
+    """Follow axes through a reshape: equal runs of sizes on both sides belong together."""
+    axes: list[tuple[int, ...]] = []
+    i = 0
+    rest = 1
+    for size in new:
+        if size == 1 and not (rest == 1 and i < len(old) and old[i] == 1):
+            axes.append(())
+            continue
+        covers: list[int] = []
+        if rest > 1:
+            covers += view.axes[i - 1]
+        while rest < size and i < len(old):
+            covers += view.axes[i]
+            rest *= old[i]
+            i += 1
+        if size == 1 and i < len(old) and old[i] == 1:
+            covers, i = list(view.axes[i]), i + 1
+        if rest % size:
+            return None
+        rest //= size
+        axes.append(tuple(dict.fromkeys(covers)))
+    return view._replace(axes=tuple(axes))

@@ -1,0 +1,77 @@
+"""Input Gram matrices of every dense kernel: what RegMean needs to know about data.
+
+For a kernel that meets rows x in R^in, ``G = (1/N) sum x x^T``, averaged over the N examples (all
+positions of an example are summed).  The rows are caught by `jaxmerge.statistics.capture`, so any
+JAX function will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core import Leaves
+from jaxmerge.names import is_float
+from jaxmerge.statistics.capture import dense_inputs
+from jaxmerge.statistics.fisher import refuse_nonfinite
+from jaxmerge.statistics.store import Statistic, weights_hash
+
+
+def gram(
+    apply: Callable[[Leaves, Any], Any],
+    params: Leaves,
+    batches: Iterable[Any],
+    *,
+    about: dict[str, Any] | None = None,
+) -> Statistic:
+    """The input Gram matrix of every dense kernel of a model.
+
+    Args:
+        apply: ``(params, inputs) -> anything``.
+        params: name -> array; kernels are the leaves with two axes that meet data in a product.
+        batches: of inputs, or of ``(inputs, labels)`` (labels are not read).
+
+    Returns:
+        A `Statistic` of kernel name -> [in, in] float32, symmetric and positive semidefinite;
+        ``about["axis"]`` says which axis of the kernel is "in".
+
+    Raises:
+        ValueError: no data, no dense kernel found, NaN or Inf.
+
+    Memory: one [in, in] matrix a kernel, and the inputs of one batch.
+
+    Source: Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models (RegMean),
+    ICLR 2023, section 3.
+
+    Example:
+        >>> g = gram(lambda p, x: x @ p["w"], {"w": np.ones((2, 3), np.float32)}, [np.eye(2)])
+        >>> g.values["w"].tolist(), g.about["axis"]
+        ([[0.5, 0.0], [0.0, 0.5]], {'w': 0})
+    """
+    params = {n: jnp.asarray(x) for n, x in params.items() if is_float(x)}
+    axes: dict[str, int] = {}
+
+    @jax.jit
+    def products(params, inputs):
+        _, found = dense_inputs(apply, params, inputs)
+        axes.update({n: f.axis for n, f in found.items()})
+        rows = {n: f.x.astype(jnp.float32) for n, f in found.items()}
+        return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
+
+    total, samples = None, 0
+    for batch in batches:
+        inputs = batch[0] if isinstance(batch, tuple) else batch
+        found = products(params, inputs)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        samples += jax.tree.leaves(inputs)[0].shape[0]
+    if total is None:
+        raise ValueError("Gram matrices need data, got no batch.")
+    if not total:
+        raise ValueError("No leaf with two axes meets the data in a matrix product.")
+    refuse_nonfinite(total, "the Gram matrices")
+    values = {n: np.asarray(x) / samples for n, x in total.items()}
+    return Statistic("gram", values, samples, weights_hash(params), {"axis": axes, **(about or {})})

@@ -1,0 +1,200 @@
+"""Fisher, Gram matrices, and the merges that read them, against closed forms and numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmerge as jm
+from jaxmerge import statistics
+from jaxmerge.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
+
+
+def params_of(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"up": (5, 7), "bias": (7,), "down": (7, 3)}
+    return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+
+X = RNG.normal(size=(11, 5)).astype(np.float32)
+Y = RNG.integers(0, 3, 11)
+
+
+def example_grads(params, x, label):
+    return jax.grad(lambda p: jax.nn.log_softmax(mlp(p, x[None])[0])[label])(params)
+
+
+def test_empirical_fisher_is_the_mean_of_squared_example_gradients():
+    params = params_of(1)
+    grads = [example_grads(params, x, y) for x, y in zip(X, Y, strict=True)]
+    found = statistics.fisher(mlp, params, [(X[:6], Y[:6]), (X[6:], Y[6:])], kind="empirical")
+    assert found.samples == 11
+    for n in params:
+        expected = np.mean([np.square(g[n]) for g in grads], 0)
+        np.testing.assert_allclose(found.values[n], expected, rtol=2e-5, atol=1e-7)
+
+
+def test_true_fisher_is_the_expectation_over_labels():
+    params = params_of(2)
+    p = np.asarray(jax.nn.softmax(mlp(params, X)))
+    found = statistics.fisher(mlp, params, [(X, None)], kind="true", chunk=4)
+    for n in params:
+        squares = lambda i, c, n=n: p[i, c] * np.square(example_grads(params, X[i], c)[n])
+        expected = np.mean([sum(squares(i, c) for c in range(3)) for i in range(11)], 0)
+        np.testing.assert_allclose(found.values[n], expected, rtol=2e-5, atol=1e-7)
+
+
+def test_sampled_fisher_approaches_the_true_one():
+    params = params_of(3)
+    many = np.repeat(X, 200, 0)
+    true = statistics.fisher(mlp, params, [(X, None)], kind="true")
+    drawn = statistics.fisher(
+        mlp, params, [(many, None)], kind="sampled", key=jax.random.key(0), chunk=64
+    )
+    for n in params:
+        np.testing.assert_allclose(drawn.values[n].mean(), true.values[n].mean(), rtol=0.1)
+
+
+def test_fisher_merging_matches_numpy_and_equal_fishers_give_the_mean():
+    base, models = params_of(0), [params_of(s) for s in (1, 2, 3)]
+    fishers = [{n: np.square(v) for n, v in params_of(s).items()} for s in (7, 8, 9)]
+    out = jm.merge(
+        jm.fisher_merging(weights=[1.0, 2.0, 0.5], floor=0.0), base, models,
+        extras=[{"fisher": f} for f in fishers],
+    )  # fmt: skip
+    for n in base:
+        top = sum(c * f[n] * m[n] for c, f, m in zip((1, 2, 0.5), fishers, models, strict=True))
+        low = sum(c * f[n] for c, f in zip((1, 2, 0.5), fishers, strict=True))
+        np.testing.assert_allclose(out[n], top / low, rtol=2e-4, atol=2e-5)
+    same = [{"fisher": {n: np.full_like(v, 0.3) for n, v in base.items()}}] * 3
+    mean = jm.merge(jm.fisher_merging(), base, models, extras=same)
+    for n in base:
+        np.testing.assert_allclose(mean[n], np.mean([m[n] for m in models], 0), atol=1e-6)
+
+
+def test_normalised_fisher_has_norm_one():
+    found = statistics.fisher(mlp, params_of(1), [(X, Y)], kind="empirical")
+    unit = statistics.normalised(found)
+    assert sum(np.vdot(v, v) for v in unit.values.values()) == pytest.approx(1, rel=1e-5)
+
+
+def linear_apply(params, x):
+    return x @ params["w"]
+
+
+def test_regmean_is_least_squares_on_the_stacked_data():
+    rng = np.random.default_rng(4)
+    xs = [rng.normal(size=(20, 6)) for _ in range(3)]
+    models = [{"w": rng.normal(size=(6, 4)).astype(np.float32)} for _ in xs]
+    base = {"w": rng.normal(size=(6, 4)).astype(np.float32)}
+    grams = [
+        statistics.gram(linear_apply, m, [x[:8], x[8:]]) for m, x in zip(models, xs, strict=True)
+    ]
+    out = jm.merge(
+        jm.regmean(off_diagonal=1.0), base, models, extras=[statistics.extras(g) for g in grams]
+    )
+    targets = np.concatenate([x @ m["w"] for x, m in zip(xs, models, strict=True)])
+    expected = np.linalg.lstsq(np.concatenate(xs), targets, rcond=None)[0]
+    np.testing.assert_allclose(out["w"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("off_diagonal", [0.0, 0.5, 0.9])
+def test_regmean_matches_numpy_in_both_layouts(off_diagonal):
+    rng = np.random.default_rng(5)
+    grams = [np.cov(rng.normal(size=(6, 30))) for _ in range(3)]
+    models = [rng.normal(size=(6, 4)) for _ in grams]
+    scaled = [np.where(np.eye(6), g, off_diagonal * g) for g in grams]
+    expected = np.linalg.solve(sum(scaled), sum(g @ w for g, w in zip(scaled, models, strict=True)))
+    base = {"w": np.zeros((6, 4), np.float32)}
+    extras = [{"gram": {"w": g.astype(np.float32)}} for g in grams]
+    out = jm.merge(
+        jm.regmean(off_diagonal), base, [{"w": w.astype(np.float32)} for w in models], extras=extras
+    )
+    np.testing.assert_allclose(out["w"], expected, atol=1e-5)
+    turned = jm.merge(
+        jm.regmean(off_diagonal, axis=1), {"w": base["w"].T},
+        [{"w": w.T.astype(np.float32)} for w in models], extras=extras,
+    )  # fmt: skip
+    np.testing.assert_allclose(turned["w"], expected.T, atol=1e-5)
+
+
+def test_regmean_of_equal_models_is_that_model_and_unseen_directions_are_averaged():
+    rng = np.random.default_rng(6)
+    w = rng.normal(size=(6, 4)).astype(np.float32)
+    thin = [np.outer(v, v).astype(np.float32) for v in rng.normal(size=(2, 6))]
+    out = jm.merge(
+        jm.regmean(1.0), {"w": 0 * w}, [{"w": w}] * 2, extras=[{"gram": {"w": g}} for g in thin]
+    )
+    np.testing.assert_allclose(out["w"], w, atol=1e-6)
+    other = rng.normal(size=(6, 4)).astype(np.float32)
+    out = jm.merge(
+        jm.regmean(1.0), {"w": 0 * w}, [{"w": w}, {"w": other}],
+        extras=[{"gram": {"w": 0 * thin[0]}}] * 2,
+    )  # fmt: skip
+    np.testing.assert_allclose(out["w"], (w + other) / 2, atol=1e-6)
+
+
+def test_gram_sees_kernels_through_reshapes_concatenation_and_transposition():
+    params = {
+        n: RNG.normal(size=s).astype(np.float32)
+        for n, s in {"q": (6, 6), "k": (6, 6), "o": (6, 6), "t": (3, 6), "e": (9, 6)}.items()
+    }
+
+    def apply(p, ids):
+        x = p["e"][ids]
+        q, k = jnp.split(x @ jnp.concatenate([p["q"], p["k"]], 1), 2, -1)
+        mixed = (q * k).reshape(*ids.shape, 2, 3)
+        x = x + jnp.einsum("blhd,hdo->blo", mixed, p["o"].reshape(2, 3, 6))
+        return x @ p["t"].T
+
+    ids = np.array([[1, 2], [3, 4], [5, 8]])
+    found = statistics.gram(apply, params, [ids])
+    assert set(found.values) == {"q", "k", "o", "t"}
+    assert found.about["axis"] == {"q": 0, "k": 0, "o": 0, "t": 1}
+    x = params["e"][ids].reshape(-1, 6)
+    np.testing.assert_allclose(found.values["q"], x.T @ x / 3, rtol=1e-5)
+    mixed = (x @ params["q"]) * (x @ params["k"])
+    np.testing.assert_allclose(found.values["o"], mixed.T @ mixed / 3, rtol=1e-4)
+    last = x + mixed @ params["o"]
+    np.testing.assert_allclose(found.values["t"], last.T @ last / 3, rtol=1e-4)
+
+
+def test_statistics_are_stored_and_refused_for_other_weights(tmp_path):
+    params = params_of(1)
+    found = statistics.gram(mlp, params, [X], about={"data": "normal"})
+    path = tmp_path / "gram.safetensors"
+    statistics.save(found, path)
+    back = statistics.load(path, params)
+    assert back.samples == 11
+    assert back.about["data"] == "normal"
+    np.testing.assert_array_equal(back.values["up"], found.values["up"])
+    with pytest.raises(UserError, match="was measured for weights"):
+        statistics.load(path, params_of(2))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        statistics.load(path)
+
+
+def test_bad_data_is_refused():
+    params = params_of(1)
+    with pytest.raises(ValueError, match=r"Labels \[3\] are outside the head's 3 classes"):
+        statistics.fisher(mlp, params, [(X, np.full(11, 3))], kind="empirical")
+    with pytest.raises(ValueError, match="needs data"):
+        statistics.fisher(mlp, params, [])
+    with pytest.raises(ValueError, match="need data"):
+        statistics.gram(mlp, params, [])
+    bad = {**params, "up": np.full_like(params["up"], np.nan)}
+    with pytest.raises(ValueError, match="NaN or Inf in the Fisher information"):
+        statistics.fisher(mlp, bad, [(X, Y)], kind="empirical")
+    with pytest.raises(ValueError, match=r"shape \[2, 2\].*shape \[5, 7\]"):
+        jm.merge(
+            jm.regmean(), params, [params], extras=[{"gram": {"up": np.eye(2, dtype=np.float32)}}]
+        )
+    with pytest.raises(ValueError, match="needs side information"):
+        jm.merge(jm.fisher_merging(), params, [params])
