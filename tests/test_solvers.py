@@ -281,3 +281,13 @@ def test_bad_input_has_one_clear_error():
         solvers.solve(solvers.adamerging(loss, base, models), [np.full((2, 5), np.nan, "f")])
     with pytest.raises(ValueError, match="one each"):
         solvers.regmean_plus(linear, base, models, [[np.ones((2, 5), "f")]])
+
+
+def test_cma_es_finds_the_optimum():
+    pytest.importorskip("evosax")
+    target = jnp.array([0.25, 0.75])
+    score = lambda p: -jnp.square(p["w"] - target).sum()
+    found = solvers.cma_es(
+        lambda c: {"w": c}, score, [0.0, 0.0], generations=20, sigma=0.2, key=jax.random.key(0)
+    )
+    assert np.abs(found.coefficients - target).max() < 0.01
