@@ -1,7 +1,7 @@
 """The public names of jaxmerge, by noun: ``import jaxmerge as jm`` gives them all.
 
 * types: `Merge`, `Transform`, `Measure`, `Context`, `MergeState`
-* drivers: `merge` (batch), `init` / `update` / `merged` (continual)
+* drivers: `merge` (batch), `init` / `update` / `merged` / `join` (continual)
 * composition: `chain`, `partition`, `by_leaf`, `keep_base`, `stacked`
 * registry: `register`, `get`, `REGISTRY`
 * methods, merges and transforms: every factory in `REGISTRY`
@@ -10,8 +10,9 @@
 # ruff: noqa: F401, F403
 from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
 from jaxmerge.core import Context, Measure, Merge, Transform, per_model, stacked, zeros
+from jaxmerge.matrices import by_kernel
 from jaxmerge.merges import *
 from jaxmerge.methods import *
-from jaxmerge.run import MergeState, init, merge, merged, update
+from jaxmerge.run import MergeState, init, join, merge, merged, update
 from jaxmerge.spec import REGISTRY, get, register
 from jaxmerge.transforms import *
