@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge import run
+from jaxmerge.combine import stochastic
 from jaxmerge.continual import checkpoint
 from jaxmerge.continual.evaluate import Probe, accuracies, logits, probe, stack
 from jaxmerge.continual.learner import Learner
@@ -112,7 +113,7 @@ class Stream:
         self.last = learner.params
         self.memory = tuple(term.start(learner) for term in strategy.terms)
         self.states = {
-            d.label: run.init(d.method(d.factors[0]), learner.params, key=self.key)
+            d.label: run.init(d.method(d.factors[0]), learner.params, key=self._key(d))
             for d in self.deploys
             if d.method is not None
         }
@@ -126,10 +127,8 @@ class Stream:
         self.deployed: dict[str, Leaves] = {}
         self._resume()
 
-    @property
-    def key(self) -> Any:
-        """The key of random merges."""
-        return jax.random.key(self.seed)
+    def _key(self, d: Deploy) -> Any:
+        return jax.random.key(self.seed) if stochastic(d.method(d.factors[0])) else None
 
     def tasks_left(self) -> range:
         """Positions of the tasks that are not learnt yet."""
@@ -262,7 +261,8 @@ class Stream:
             )
         self.last, self.memory, self.done = tree["last"], tree["memory"], record["done"]
         for label, found in tree["merges"].items():
-            self.states[label] = run.MergeState(found["step"], self.key, found["cells"])
+            key = self.states[label].key
+            self.states[label] = run.MergeState(found["step"], key, found["cells"])
         self.outcomes = {k: Outcome(**o) for k, o in record["outcomes"].items()}
         self.seconds, self.losses = record["seconds"], record["losses"]
         if self.keep:

@@ -168,7 +168,7 @@ class Results:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The results as JSON text; also written to `path` (atomically) if one is given."""
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(to_plain(self), indent=1, allow_nan=False) + "\n"
         if path is not None:
             path = Path(path)
             new = path.with_name(path.name + ".new")
@@ -190,7 +190,7 @@ class Results:
                 f"These results have the schema {data.get('schema')!r}, expected {SCHEMA!r}; "
                 "read them with the version of jaxmerge that wrote them."
             )
-        return _typed(cls, data, "results")
+        return from_plain(cls, data, "results")
 
     def entry(self, label: str, finetunes: str, seed: int = 0) -> Entry:
         """The entry of one method in the run number `seed` (position, not the seed's value)."""
@@ -231,26 +231,28 @@ def _stat(values: list[float]) -> Stat | None:
     return Stat(mean, math.sqrt(spread / (n - 1)) if n > 1 else 0.0, n)
 
 
-def _plain(x: Any) -> Any:
-    """NaN becomes None, numpy scalars become numbers: strict JSON."""
+def to_plain(x: Any) -> Any:
+    """Dataclasses become dicts, NaN None, arrays lists: what strict JSON can hold."""
+    if dataclasses.is_dataclass(x):
+        x = dataclasses.asdict(x)
     if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
+        return {str(k): to_plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
+        return [to_plain(v) for v in x]
     if hasattr(x, "tolist"):
-        return _plain(x.tolist())
+        return to_plain(x.tolist())
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _typed(kind: Any, x: Any, where: str) -> Any:
+def from_plain(kind: Any, x: Any, where: str) -> Any:
     """JSON back into the dataclass `kind`, every unknown and missing field named."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [k for k in typing.get_args(kind) if k is not type(None)]
-        return x if x is None or len(inner) > 1 else _typed(inner[0], x, where)
+        return x if x is None or len(inner) > 1 else from_plain(inner[0], x, where)
     if typing.get_origin(kind) is list:
-        return [_typed(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(x)]
+        return [from_plain(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(x)]
     if typing.get_origin(kind) is dict:
-        return {k: _typed(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in x.items()}
+        return {k: from_plain(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in x.items()}
     if not dataclasses.is_dataclass(kind):
         return x
     hints = typing.get_type_hints(kind)
@@ -263,4 +265,4 @@ def _typed(kind: Any, x: Any, where: str) -> Any:
     wrong += [f"missing {k!r}" for k in required if k not in x]
     if wrong:
         raise ValueError(f"{where} does not fit {kind.__name__}: {', '.join(sorted(wrong))}.")
-    return kind(**{k: _typed(hints[k], v, f"{where}.{k}") for k, v in x.items()})
+    return kind(**{k: from_plain(hints[k], v, f"{where}.{k}") for k, v in x.items()})
