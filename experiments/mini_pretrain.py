@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/mini"))
     parser.add_argument("--steps", type=int, default=get_config().steps)
     parser.add_argument("--export", type=Path, default=None, help="where the model goes at the end")
+    parser.add_argument("--stop", action="store_true", help="export the checkpoint as it is")
     arguments = parser.parse_args()
     settings = Config(steps=arguments.steps)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -265,6 +266,9 @@ def main() -> None:
     if checkpoint.exists():
         carry, start, log = restore(checkpoint, carry)
     print(sum(x.size for x in params.values()), "parameters; from step", start, flush=True)
+    if arguments.stop:
+        export(config, carry[2], arguments.export or arguments.work / "mini")
+        return
     world = World(banks.build(settings.seed, settings.drawings))
     evaluate = evaluator(config, tokenizer)
     began = time.time()
