@@ -45,7 +45,7 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
 
     The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
     """
-    row = scope == "row"
+    row, traced = scope == "row", not concrete(ranks(1))
 
     def ranks_of(size):
         sought = ranks(size)
@@ -98,7 +98,7 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
         return {"intervals": where, "rank": rank}
 
     return Measure(
-        init, observe, refine, passes=8, scope=scope, host=host,
+        init, observe, refine, passes=8, scope=scope, host=None if traced else host,
         done=lambda summary: summary["rank"] is None,
     )  # fmt: skip
 

@@ -13,8 +13,6 @@ Counts add up, so leaves, files and devices may be visited in any order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np

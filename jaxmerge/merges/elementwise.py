@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from jaxmerge import rng
 from jaxmerge.core import Merge, per_model, zeros
 from jaxmerge.spec import register
 
@@ -115,8 +115,7 @@ def random_mix() -> Merge:
     """
 
     def update(cell, x, ctx):
-        pick = jax.random.uniform(ctx.key, x.shape) * (ctx.step + 1) < 1
-        return jnp.where(pick, x, cell)
+        return jnp.where(rng.coin(ctx.key, 1 / (ctx.step + 1), x.shape), x, cell)
 
     return Merge(zeros, update, stochastic=True)
 

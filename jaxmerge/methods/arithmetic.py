@@ -6,31 +6,72 @@ from typing import Any
 
 from jaxmerge.combine import chain
 from jaxmerge.core import Merge
-from jaxmerge.merges.elementwise import add, max_magnitude, mean, random_mix
+from jaxmerge.merges.elementwise import add, linear, max_magnitude, mean, random_mix
 from jaxmerge.spec import register
 from jaxmerge.transforms.scaling import scale
 
-__all__ = ["average", "magmax", "randmix", "task_arithmetic"]
+__all__ = ["analogy", "average", "magmax", "randmix", "task_arithmetic"]
 
 
 @register
-def task_arithmetic(factor: Any = 0.4) -> Merge:
+def task_arithmetic(factor: Any = 0.4, weights: Any = None, normalize: bool = False) -> Merge:
     """Task arithmetic: the scaled sum of the task vectors.
 
-    Formula: theta_0 + factor * sum_t tau_t.  A negative factor forgets a task (negation).
+    Formula: theta_0 + factor * sum_t w_t tau_t, divided by sum_t w_t if `normalize`.
+
+    Args:
+        factor: lambda of the paper; negative, it forgets the tasks (negation).
+        weights: a number for each model; None for 1 each.
+        normalize: divide by the sum of the weights.
 
     Memory: 1 x the model.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0])}, {"w": np.array([2.0])}]
+        >>> jm.merge(jm.task_arithmetic(0.5), {"w": np.zeros(1)}, models)["w"]
+        array([1.5])
+        >>> jm.merge(jm.task_arithmetic(-1.0), {"w": np.zeros(1)}, models)["w"]
+        array([-3.])
     """
-    return chain(add(), scale(factor))
+    return chain(weighted_sum(weights, normalize), scale(factor))
+
+
+@register
+def analogy(factor: Any = 1.0) -> Merge:
+    """Task analogy: "A is to B as C is to D" builds D from the models of A, B and C, in this order.
+
+    Formula: theta_0 + factor * (tau_C + tau_B - tau_A).
+
+    An instruction vector is added to a domain model by A = the base, B = the instruction-tuned
+    model, C = the domain model.
+
+    Memory: 1 x the model.
+
+    Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, section 5; Hirano and
+    Imajo, 2024, for the instruction vector.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> a, b, c = ({"w": np.array([v])} for v in (1.0, 2.0, 10.0))
+        >>> jm.merge(jm.analogy(), {"w": np.zeros(1)}, [a, b, c])["w"]
+        array([11.])
+    """
+    three = chain(linear([-1.0, 1.0, 1.0]), scale(factor))
+    return three._replace(models=(3, 3))
 
 
 @register
 def average(factor: Any = 1.0) -> Merge:
     """The mean of the task vectors, scaled: Avg of the MagMax paper at factor 1.
 
+    Formula: theta_0 + factor * (1/T) sum_t tau_t.
+
     Memory: 1 x the model.
+
+    Source: Wortsman et al., Model soups, ICML 2022.
     """
     return chain(mean(), scale(factor))
 
@@ -63,8 +104,17 @@ def magmax(factor: Any = 0.5) -> Merge:
 def randmix(factor: Any = 1.0) -> Merge:
     """RandMix: for every parameter the change of a model drawn at random, scaled; needs a key.
 
+    Formula: theta_0 + factor * tau*, tau*[p] = tau_k[p], k uniform among the models for every p.
+
     Memory: 1 x the model.
 
     Source: the baseline of Marczak et al., MagMax, ECCV 2024.
     """
     return chain(random_mix(), scale(factor))
+
+
+def weighted_sum(weights: Any, normalize: bool = False) -> Merge:
+    """The plain sum, or the weighted one where weights are given."""
+    if weights is None:
+        return mean() if normalize else add()
+    return linear(weights, normalize)

@@ -7,22 +7,38 @@ from typing import Any, Literal
 from jaxmerge.combine import chain
 from jaxmerge.core import Merge
 from jaxmerge.merges.signs import disjoint_mean
+from jaxmerge.methods.arithmetic import weighted_sum
 from jaxmerge.spec import register
+from jaxmerge.transforms.random import drop_by_rank, drop_random
 from jaxmerge.transforms.scaling import scale
-from jaxmerge.transforms.sparsify import trim
+from jaxmerge.transforms.sparsify import drop_outliers, trim
 
-__all__ = ["ties"]
+__all__ = [
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "ties",
+]
+
+Scope = Literal["global", "leaf"]
+Join = Literal["mean", "sum", "max"]
+Elect = Literal["mass", "count", "fraction"]
+Tie = Literal["majority", "positive"]
+Rescale = Literal["inverse", "l1"] | None
 
 
 @register
 def ties(
     density: Any = 0.2,
     factor: Any = 1.0,
-    scope: Literal["global", "leaf"] = "global",
-    merge: Literal["mean", "sum", "max"] = "mean",
+    scope: Scope = "global",
+    merge: Join = "mean",
     weights: Any = None,
-    elect: Literal["mass", "count", "fraction"] = "mass",
-    tie: Literal["majority", "positive"] = "majority",
+    elect: Elect = "mass",
+    tie: Tie = "majority",
     inclusive: bool | None = None,
     rescale: Literal["l1"] | None = None,
 ) -> Merge:
@@ -54,3 +70,186 @@ def ties(
     """
     fold = disjoint_mean(merge, weights, elect, tie)
     return chain(trim(density, scope, inclusive, rescale), fold, scale(factor))
+
+
+@register
+def dare(
+    density: Any = 0.1,
+    factor: Any = 0.4,
+    rescale: Rescale = "inverse",
+    weights: Any = None,
+    normalize: bool = False,
+) -> Merge:
+    """DARE with task arithmetic: drop changes at random, rescale, add up; needs a key.
+
+    Formula: theta_0 + factor * sum_t w_t m_t tau_t / density, m_t ~ Bernoulli(density).
+
+    Args:
+        density: share of entries kept (the paper's 1 - p), in (0, 1]; or one for each model.
+        factor: scaling of the sum.
+        rescale: "inverse" (the paper, unbiased), "l1" keeps the L1 norm of each leaf, None.
+        weights: a number for each model; None for 1 each.
+        normalize: divide by the sum of the weights.
+
+    Memory: 1 x the model.
+
+    Source: Yu et al., Language Models are Super Mario, ICML 2024.
+
+    Differs: merge toolkits that keep the norm mean ``rescale="l1"``.
+    """
+    fold = weighted_sum(weights, normalize)
+    return chain(drop_random(density, rescale), fold, scale(factor))
+
+
+@register
+def dare_ties(
+    density: Any = 0.1,
+    factor: Any = 1.0,
+    rescale: Rescale = "inverse",
+    merge: Join = "mean",
+    weights: Any = None,
+    elect: Elect = "mass",
+    tie: Tie = "majority",
+    trim_density: Any = None,
+) -> Merge:
+    """DARE, then the elected signs of TIES; needs a key.
+
+    Formula: theta_0 + factor * disjoint_mean(m_t tau_t / density), m_t ~ Bernoulli(density).
+
+    Args:
+        density: share of entries kept at random, in (0, 1]; or one for each model.
+        factor: scaling of the merged task vector.
+        rescale: "inverse" (the paper), "l1" keeps the L1 norm of each leaf, None.
+        merge, weights, elect, tie: of `disjoint_mean`.
+        trim_density: also trim by magnitude over the whole model, as full TIES does, to this share
+            of all entries; None for the random drop alone.
+
+    Memory: 2.5 x the model; see `ties`.
+
+    Source: Yu et al., ICML 2024, with Yadav et al., NeurIPS 2023.
+
+    Differs: "DARE-TIES" has no single definition.  Drop, elect and mean, without a trim, is that
+    of Yadav et al., What Matters for Model Merging at Scale, 2024; merge toolkits use
+    ``rescale="l1", merge="sum", tie="positive"``, others run all of TIES (`trim_density`).
+    """
+    fold = disjoint_mean(merge, weights, elect, tie)
+    more = () if trim_density is None else (trim(trim_density),)
+    return chain(drop_random(density, rescale), *more, fold, scale(factor))
+
+
+@register
+def della(
+    density: Any = 0.5,
+    epsilon: Any = 0.3,
+    factor: Any = 1.0,
+    rescale: Rescale = "inverse",
+    merge: Join = "mean",
+    weights: Any = None,
+    elect: Elect = "mass",
+    tie: Tie = "majority",
+    axis: int = -1,
+) -> Merge:
+    """DELLA-Merging: drop small changes more often than large ones, elect signs, average.
+
+    Formula: theta_0 + factor * disjoint_mean(m_t tau_t / q_t), m_t[p] ~ Bernoulli(q_t[p]), q_t of
+    `drop_by_rank`.  Needs a key.
+
+    Args:
+        density: mean share of entries kept, in (0, 1]; or one for each model.
+        epsilon: width of the window of probabilities around the density.
+        factor: scaling of the merged task vector.
+        rescale: "inverse" (the paper), "l1" keeps the L1 norm of each leaf, None.
+        merge, weights, elect, tie: of `disjoint_mean`.
+        axis: along which entries are ranked; -1 for [out, in] kernels, 0 for [in, out].
+
+    Memory: 2.5 x the model; see `ties`.
+
+    Source: Deep et al., DELLA-Merging, 2024.
+
+    Differs: merge toolkits mean ``rescale="l1", tie="positive"`` and by their epsilon half the
+    width of the window.
+    """
+    fold = disjoint_mean(merge, weights, elect, tie)
+    return chain(drop_by_rank(density, epsilon, rescale, axis), fold, scale(factor))
+
+
+@register
+def della_linear(
+    density: Any = 0.5,
+    epsilon: Any = 0.3,
+    factor: Any = 0.4,
+    rescale: Rescale = "inverse",
+    weights: Any = None,
+    normalize: bool = False,
+    axis: int = -1,
+) -> Merge:
+    """DELLA's drop with task arithmetic, without the election of signs; needs a key.
+
+    Formula: theta_0 + factor * sum_t w_t m_t tau_t / q_t; the arguments are those of `della` and
+    `task_arithmetic`.
+
+    Memory: 1 x the model.
+
+    Source: Deep et al., DELLA-Merging, 2024, without step 2.
+    """
+    fold = weighted_sum(weights, normalize)
+    return chain(drop_by_rank(density, epsilon, rescale, axis), fold, scale(factor))
+
+
+@register
+def breadcrumbs(
+    density: Any = 0.143,
+    gamma: Any = 0.007,
+    factor: Any = 0.3,
+    scope: Scope = "leaf",
+    weights: Any = None,
+    normalize: bool = False,
+    rescale: Literal["l1"] | None = None,
+) -> Merge:
+    """Model Breadcrumbs: drop the largest and the small changes of each layer, add up the rest.
+
+    Formula: theta_0 + factor * sum_t w_t m_t tau_t, m_t of `drop_outliers`.
+
+    Args:
+        density: share of entries kept, in (0, 1]; or one for each model.
+        gamma: share of the largest that is dropped, in [0, 1]; or one for each model.  The paper
+            masks the smallest beta = 85 % and the largest 0.7 %: density 0.143, gamma 0.007.
+        factor: alpha of the paper, 0.3.
+        scope: "leaf" (the paper) or "global".
+        weights: a number for each model; None for 1 each.
+        normalize: divide by the sum of the weights.
+        rescale: "l1" keeps the L1 norm of each leaf.
+
+    Memory: 1 x the model.
+
+    Source: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024.
+    """
+    fold = weighted_sum(weights, normalize)
+    return chain(drop_outliers(density, gamma, scope, rescale), fold, scale(factor))
+
+
+@register
+def breadcrumbs_ties(
+    density: Any = 0.143,
+    gamma: Any = 0.007,
+    factor: Any = 1.0,
+    scope: Scope = "leaf",
+    merge: Join = "mean",
+    weights: Any = None,
+    elect: Elect = "mass",
+    tie: Tie = "majority",
+    rescale: Literal["l1"] | None = None,
+) -> Merge:
+    """Model Breadcrumbs' mask, then the elected signs of TIES.
+
+    Formula: theta_0 + factor * disjoint_mean(m_t tau_t), m_t of `drop_outliers`; the arguments are
+    those of `breadcrumbs` and `disjoint_mean`.
+
+    Memory: 2.5 x the model; see `ties`.
+
+    Source: Davari and Belilovsky, ECCV 2024, with Yadav et al., NeurIPS 2023.
+
+    Differs: merge toolkits mean ``merge="sum", tie="positive"``.
+    """
+    fold = disjoint_mean(merge, weights, elect, tie)
+    return chain(drop_outliers(density, gamma, scope, rescale), fold, scale(factor))

@@ -72,8 +72,8 @@ def drop_outliers(
 ) -> Transform:
     """Drop the `gamma` share of largest magnitude, then keep the largest of the rest (breadcrumbs).
 
-    Formula: with m = floor(density n) and g = min(floor(gamma n), n - m), keep the entries of rank
-    g + 1 to g + m in |tau|, and what ties with the first or the last of them.
+    Formula: with m = max(1, floor(density n)) and g = min(floor(gamma n), n - m), keep the entries
+    of rank g + 1 to g + m in |tau|, and what ties with the first or the last of them.
 
     Args:
         density: share kept, in (0, 1]; the paper's beta is 1 - density - gamma.
@@ -100,8 +100,9 @@ def drop_outliers(
     def ranks(n):
         kept, dropped = keep_count(density, n), keep_count(gamma, n)
         xp = np if concrete(kept, dropped) else jnp
+        kept = xp.maximum(kept, 1)
         dropped = xp.minimum(dropped, n - kept)
-        first, last = xp.broadcast_arrays(dropped + 1, dropped + xp.maximum(kept, 1))
+        first, last = xp.broadcast_arrays(dropped + 1, dropped + kept)
         return xp.stack([first, last])
 
     def kernel(x, ctx):

@@ -1,0 +1,110 @@
+"""Transforms that drop entries of a task vector at random: DARE and DELLA."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxmerge import rng
+from jaxmerge.core import Array, Transform, check_choice, check_range, per_model
+from jaxmerge.spec import register
+from jaxmerge.transforms.sparsify import keep
+
+__all__ = ["drop_by_rank", "drop_random"]
+
+Rescale = Literal["inverse", "l1"] | None
+
+
+@register
+def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
+    """Drop entries at random and rescale the survivors (the drop and rescale of DARE); needs a key.
+
+    Formula: m[p] ~ Bernoulli(density), tau[p] <- m[p] tau[p] / density.
+
+    Args:
+        density: share kept, in (0, 1]; a number, or one for each model.
+        rescale: "inverse" divides by the density, which is unbiased (the paper); "l1" multiplies
+            each leaf so that its L1 norm stays, a random factor near 1 / density; None does not.
+
+    Memory: 0.
+
+    Source: Yu et al., Language Models are Super Mario, ICML 2024, equation 1.  Differs: the random
+    numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
+    """
+    check_range("density", density, 0, 1, open_low=True)
+    check_choice("rescale", rescale, ("inverse", "l1", None))
+
+    def kernel(x, ctx):
+        share = per_model(density, ctx)
+        return _survive(x, rng.coin(ctx.key, share, x.shape), share, rescale)
+
+    return Transform(kernel, stochastic=True)
+
+
+@register
+def drop_by_rank(
+    density: Any, epsilon: Any = 0.3, rescale: Rescale = "inverse", axis: int = -1
+) -> Transform:
+    """Drop entries at random, the small ones of each row more often (MAGPRUNE); needs a key.
+
+    Formula: with r[p] in 0..n-1 the rank of |tau[p]| in its row of n entries, keep with probability
+    q[p] = density - epsilon / 2 + epsilon r[p] / (n - 1); tau[p] <- m[p] tau[p] / q[p].
+
+    Args:
+        density: mean share kept, in (0, 1]; a number, or one for each model.
+        epsilon: width of the window of probabilities, which must lie in [0, 1]; a number, or one
+            for each model.
+        rescale: "inverse" divides by the probability, which is unbiased (the paper); "l1"
+            multiplies each leaf so that its L1 norm stays; None does not.
+        axis: the axis along which entries are ranked: -1 ranks the inputs of each unit in
+            [out, in] kernels, 0 in [in, out] kernels.
+
+    Memory: 0 (one leaf of ranks).  This is the one transform that sorts.
+
+    Source: Deep et al., DELLA-Merging, 2024, section 3.1.  Differs: ranks are divided by n - 1, not
+    n, so that the mean probability is the density; a row of one entry has probability `density`.
+    """
+    check_range("density", density, 0, 1, open_low=True)
+    check_range("epsilon", epsilon, 0, 1)
+    check_choice("rescale", rescale, ("inverse", "l1", None))
+    _check_window(density, epsilon)
+
+    def kernel(x, ctx):
+        share, width = per_model(density, ctx), per_model(epsilon, ctx)
+        n = x.shape[axis] if x.ndim else 1
+        rank = _ranks(jnp.abs(x), axis) / (n - 1) if n > 1 else 0.5
+        chance = jnp.asarray(share - width / 2 + width * rank, x.dtype)
+        return _survive(x, rng.coin(ctx.key, chance, x.shape), chance, rescale)
+
+    return Transform(kernel, stochastic=True)
+
+
+def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:
+    kept = keep(x, mask, "l1" if rescale == "l1" else None)
+    if rescale != "inverse":
+        return kept
+    return jnp.where(mask, x / jnp.asarray(chance, x.dtype), 0)
+
+
+def _ranks(x: Array, axis: int) -> Array:
+    """The rank of every entry along an axis, 0 for the smallest; ties by position."""
+    return jnp.argsort(jnp.argsort(x, axis=axis), axis=axis).astype(x.dtype)
+
+
+def _check_window(density: Any, epsilon: Any) -> None:
+    spread = lambda v: list(v) if isinstance(v, tuple | list) else [v]
+    many = max(len(spread(density)), len(spread(epsilon)))
+    pad = lambda v: spread(v) * (many if len(spread(v)) == 1 else 1)
+    wrong = []
+    for d, e in zip(pad(density), pad(epsilon), strict=True):
+        try:
+            check_range("density - epsilon/2", d - e / 2, 0, 1)
+            check_range("density + epsilon/2", d + e / 2, 0, 1)
+        except ValueError:
+            wrong.append(f"density {d} and epsilon {e}")
+    if wrong:
+        raise ValueError(
+            f"density - epsilon/2 and density + epsilon/2 must lie in [0, 1]; {', '.join(wrong)} "
+            "leave it. Choose a smaller epsilon."
+        )
