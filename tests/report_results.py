@@ -75,9 +75,9 @@ def _entry(rng, label, finetunes, n, level, gain, decay) -> Entry:
         "accuracy": float(matrix[-1].mean()),
         "aware": float(np.clip(matrix[-1] + 0.1, 0, 1).mean()),
         "over_time": float(np.mean(over)),
-        "bwt": float((matrix[-1, :-1] - diagonal[:-1]).mean()),
-        "fwt": 0.0,
-        "forgetting": float((matrix.max(0)[:-1] - matrix[-1, :-1]).mean()),
+        "bwt": float((matrix[-1, :-1] - diagonal[:-1]).mean()) if n > 1 else None,
+        "fwt": 0.0 if n > 1 else None,
+        "forgetting": float((matrix.max(0)[:-1] - matrix[-1, :-1]).mean()) if n > 1 else None,
     }
     aware = np.clip(matrix + 0.1, 0, 1)
     return Entry(label, finetunes, "", matrix.tolist(), aware.tolist(), over, metrics)

@@ -1,7 +1,7 @@
 """A figure to draw on and how it is written: layout in inches, words that fit, clean SVG.
 
-A figure is 5 inches wide with type of 8 to 11 points, so that it can be read when a phone shows it
-at 368 pixels and when it is printed in one column.  Places are given in inches and words are
+A figure is 5 inches wide with type of 9.5 to 12 points, so that it can be read when a phone shows
+it at 368 pixels and when it is printed in one column.  Places are given in inches and words are
 measured beforehand, so nothing overlaps and nothing is clipped.
 
 Nothing here uses pyplot: figures are objects, the settings hold inside `drawing()` only.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 5.0  # inches; an SVG is 72 units to the inch, so 360 units wide
-SMALL, BODY, TITLE = 8.5, 9.5, 11.0  # points
+SMALL, BODY, TITLE = 9.5, 10.5, 12.0  # points
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 

@@ -71,7 +71,7 @@ def overview(
         y = 0
         for heading, group in groups.items():
             if heading:
-                _beside(ax, 0.08 / WIDTH, y + 0.62, heading, theme.muted, SMALL)
+                _beside(ax, 0.08 / WIDTH, y + 0.62, heading, theme, remark=True)
                 y += 1
             for dot in group:
                 _dot(ax, dot, y + 0.5, theme, left)
@@ -79,12 +79,16 @@ def overview(
     return figure
 
 
-def _beside(ax: Axes, x: float, y: float, text: str, colour: str, size: float) -> None:
-    """Words at a place given in figure widths and rows."""
+def _beside(ax: Axes, x: float, y: float, text: str, theme: Theme, remark: bool = False) -> None:
+    """Words at a place given in figure widths and rows; they cover the grid."""
     from matplotlib.transforms import blended_transform_factory
 
     mixed = blended_transform_factory(ax.figure.transFigure, ax.transData)
-    ax.text(x, y, text, transform=mixed, color=colour, size=size, va="center_baseline")
+    ax.text(
+        x, y, text, transform=mixed, va="center_baseline", size=SMALL if remark else BODY,
+        color=theme.muted if remark else theme.ink,
+        bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 1},
+    )  # fmt: skip
 
 
 def _dot(ax: Axes, dot: Dot, y: float, theme: Theme, left: float) -> None:
@@ -97,9 +101,9 @@ def _dot(ax: Axes, dot: Dot, y: float, theme: Theme, left: float) -> None:
         clip_on=False,
     )  # fmt: skip
     label = shorten(dot.label, left - 0.22, BODY)
-    _beside(ax, 0.18 / WIDTH, y, label, theme.ink, BODY)
+    _beside(ax, 0.18 / WIDTH, y, label, theme)
     spread_text = f" ± {100 * dot.std:.1f}" if dot.std else ""
-    _beside(ax, 1 - 1.0 / WIDTH, y, f"{100 * dot.mean:.1f}{spread_text}", theme.ink, BODY)
+    _beside(ax, 1 - 1.0 / WIDTH, y, f"{100 * dot.mean:.1f}{spread_text}", theme)
 
 
 def bars(
@@ -138,9 +142,12 @@ def bars(
             if n <= 10:
                 for x, v in zip(places, values, strict=True):
                     size = SMALL if n * len(groups) <= 12 else 7
-                    ax.text(x, v, f"{100 * v:.0f}", ha="center", va="bottom", size=size)
+                    ax.annotate(
+                        f"{100 * v:.0f}", (x, v), (0, 2), textcoords="offset points", size=size,
+                        ha="center", bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 0.5},
+                    )  # fmt: skip
         if even is not None:
-            ax.axhline(even, color=theme.muted, linewidth=1, linestyle=(0, (2, 2)))
+            ax.axhline(even, color=theme.muted, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
         ax.margins(x=0.02, y=0.12)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %"))

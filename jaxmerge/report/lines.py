@@ -78,9 +78,7 @@ def curves(
         legend: names in the upper left corner, for lines that end in one place.
     """
     names = [s.label for lines in panels.values() for s in lines]
-    right = (
-        0.1 if legend else min(1.75, max((text_width(n, SMALL) for n in names), default=0) + 0.4)
-    )
+    right = 0.1 if legend else min(2.0, max((text_width(n, SMALL) for n in names), default=0) + 0.4)
     gap = 0.5 if any(panels) else 0.1
     with drawing(theme):
         figure = canvas(theme, len(panels) * (height + gap) + 0.42, title, remark)

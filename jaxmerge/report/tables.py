@@ -30,6 +30,10 @@ MEANING = {
     "fwt": "forward transfer: advance on a task before it is learnt, in points",
     "forgetting": "mean fall from a task's best accuracy to its last, in points; less is better",
 }
+SHORT = {
+    "accuracy": "Acc.", "aware": "Aware", "over_time": "Over time", "bwt": "BWT", "fwt": "FWT",
+    "forgetting": "Forg.",
+}  # fmt: skip
 LESS_IS_BETTER = ("forgetting",)
 
 

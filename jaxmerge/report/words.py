@@ -98,10 +98,21 @@ def overview_title(results: Results) -> str:
 
 
 def overview_caption(results: Results) -> str:
-    """Caption of the overview."""
+    """Caption of the overview: where the merges of each set of fine-tunes end."""
+    kinds: dict[str, list[float]] = {}
+    for name in merges(results):
+        found = stat(results, name)
+        if found is not None:
+            kinds.setdefault(name[1], []).append(found.mean)
+    parts = [
+        f"{kind} fine-tunes from {percent(min(v))} to {percent(max(v))}"
+        for kind, v in kinds.items()
+        if len(v) > 1
+    ]
     n = max((s.n for r in results.summary if (s := r.metrics.get("accuracy"))), default=0)
-    spread = f" Whiskers: one standard deviation over {n} seeds." if n > 1 else ""
-    return f"{headline(results)}{spread}"
+    spread = f"Whiskers: one standard deviation over {n} seeds." if n > 1 else ""
+    ends = f"Merges of {' and of '.join(parts)}. " if parts else ""
+    return (ends + spread).strip()
 
 
 def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
@@ -169,19 +180,21 @@ def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
 
 def factors(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
     """Title and caption of the validation curves."""
-    parts, short = [], {}
+    groups: dict[str, list[str]] = {}
+    short: dict[Name, str] = {}
     for name in shown:
         chosen = sorted(e.sweep.chosen for e in entries(results, name) if e.sweep)
         if chosen:
             span = f"{chosen[0]:g}" if chosen[0] == chosen[-1] else f"{chosen[0]:g}–{chosen[-1]:g}"
-            parts.append(f"{title_of(name)} {span}")
+            groups.setdefault(name[1], []).append(f"{name[0]} {span}")
             short[name] = span
     first = hero(results)
     title = "The factor is chosen on the validation split"
     if first in short:
         title = f"{title_of(first, both=False)} does best on validation at a factor of "
         title += short[first].replace("–", " to ")
-    return title, f"Chosen (ringed, one ring a seed): {', '.join(parts)}." if parts else ""
+    parts = [f"{kind}: {', '.join(found)}" for kind, found in groups.items()]
+    return title, f"Chosen factors (ringed, one ring a seed), {'; '.join(parts)}."
 
 
 def pairs(vectors: Sequence[Vectors], what: str) -> tuple[str, str]:

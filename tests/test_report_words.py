@@ -1,0 +1,155 @@
+"""Captions say what the numbers show and nothing else; tables in three formats."""
+
+from __future__ import annotations
+
+import pytest
+from report_results import results
+
+from jaxmerge.continual.results import Entry, Results, SeedRun, summarize
+from jaxmerge.report import numbers, tables, words
+
+MAGMAX, TIES = ("MagMax", "sequential"), ("TIES", "sequential")
+
+
+def small(**accuracy: list[float]) -> Results:
+    """Results of final accuracies, one a seed: small(magmax=[0.8, 0.9], last=[0.7, 0.7])."""
+    known = {
+        "magmax": MAGMAX, "ties": TIES, "last": numbers.LAST, "zero": numbers.ZERO,
+        "joint": numbers.JOINT,
+    }  # fmt: skip
+    count = max(len(v) for v in accuracy.values())
+    runs = [SeedRun(s, [0, 1], [], [], [], {}) for s in range(count)]
+    for short, values in accuracy.items():
+        for run, value in zip(runs, values, strict=True):
+            entry = Entry(*known[short], "", [[value]], [[value]], [value], {"accuracy": value})
+            run.entries.append(entry)
+    return Results("e", "s", [], {}, runs, summarize(runs), {}, {}, {})
+
+
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ")
+
+
+def test_headline_counts_seeds():
+    r = small(magmax=[0.8, 0.7, 0.9], last=[0.7, 0.75, 0.8], zero=[0.5, 0.5, 0.5])
+    assert plain(words.headline(r)) == (
+        "MagMax (sequential) ends at 80.0 % ± 10.0 over 3 seeds, "
+        "5.0 points above the last model (in 2 of 3 seeds). The zero-shot model has 50.0 % ± 0.0."
+    )
+
+
+def test_headline_says_when_magmax_is_behind():
+    r = small(magmax=[0.7, 0.7], last=[0.8, 0.8], ties=[0.9, 0.9])
+    text = plain(words.headline(r))
+    assert "10.0 points below the last model (in 2 of 2 seeds)" in text
+    assert "The best merge is TIES (sequential) with 90.0 %" in text
+    assert plain(words.overview_title(r)) == "MagMax ends 10.0 points below the last model"
+
+
+def test_one_seed_has_no_spread():
+    text = plain(words.headline(small(magmax=[0.8], last=[0.6], joint=[0.9])))
+    assert "±" not in text
+    assert "(one seed), 20.0 points above the last model." in text
+    assert "Joint fine-tuning reaches 90.0 %." in text
+
+
+def test_equal_is_called_level():
+    text = words.versus(small(magmax=[0.8], last=[0.8002]), MAGMAX, numbers.LAST)
+    assert text == "level with the last model"
+
+
+def test_nothing_is_said_about_what_was_not_measured():
+    r = small(ties=[0.8])
+    assert numbers.hero(r) == TIES
+    assert "last model" not in words.headline(r)
+    assert words.headline(small(zero=[0.5])) == "No merge was measured in this run."
+    assert words.versus(r, TIES, numbers.LAST) == ""
+
+
+@pytest.mark.parametrize(
+    "ahead, says",
+    [
+        ([1, 2, 3], "above the last model after every task"),
+        ([2, 3], "above the last model after task 2 and all later ones"),
+        ([1, 3], "above the last model after task 1, 3"),
+    ],
+)
+def test_over_time_title_names_the_tasks(ahead, says):
+    r = small(magmax=[0.5], last=[0.5])
+    first, last = r.seeds[0].entries
+    last.over_time = [0.5, 0.5, 0.5]
+    first.over_time = [0.6 if t in ahead else 0.4 for t in (1, 2, 3)]
+    title, caption = words.over_time(r, [MAGMAX, numbers.LAST])
+    assert says in title
+    assert "Bands" not in caption
+
+
+def test_forgetting_states_loss_and_gain():
+    r = results()
+    title, caption = words.forgetting(r, [MAGMAX, numbers.LAST])
+    lost = -100 * numbers.stat(r, MAGMAX, "bwt").mean
+    assert f"MagMax loses {lost:.1f} points" in plain(title)
+    matrix = numbers.mean_matrix([e.matrix for e in numbers.entries(r, MAGMAX)])
+    assert f"{100 * matrix[-1][0]:.0f} % at the end" in plain(caption)
+
+
+def test_mean_std_leaves_gaps():
+    assert numbers.mean_std([[1.0, None], [3.0, 2.0]]) == [
+        (2.0, pytest.approx(2**0.5)),
+        (None, None),
+    ]
+
+
+def test_median_of_a_histogram():
+    assert numbers.median([0, 1, 2, 3], [1, 5, 1]) == 1.5
+    assert numbers.median([0, 1], [0]) is None
+
+
+def test_markdown():
+    r = small(magmax=[0.8, 0.9], last=[0.7, 0.7], joint=[0.95, 0.95])
+    assert tables.markdown(r) == (
+        "| Method | Fine-tunes | Accuracy % |\n| :-- | :-- | --: |\n"
+        "| MagMax | sequential | **85.0** ± 7.1 |\n| last model | sequential | 70.0 ± 0.0 |\n"
+        "| joint | joint | 95.0 ± 0.0 |\n"
+    )
+
+
+def test_latex():
+    text = tables.latex(small(magmax=[0.8], last=[0.7]))
+    assert "MagMax & sequential & $\\mathbf{80.0}$ \\\\" in text
+    assert "last model & sequential & $70.0$ \\\\" in text
+    assert text.count("{") == text.count("}")
+
+
+def test_rich_fits_a_terminal_and_marks_the_best():
+    from rich.console import Console
+
+    console = Console(width=80, force_terminal=True, color_system="truecolor")
+    with console.capture() as capture:
+        console.print(tables.rich_table(results()))
+    text = capture.get()
+    assert "…" not in text
+    assert "\x1b[1m" in text  # bold
+    for label in ("task arithmetic", "zero-shot", "joint", "Forgetting"):
+        assert label in text
+
+
+def test_less_forgetting_is_better_and_ties_are_all_bold():
+    r = results()
+    column = tables.columns(r).index("forgetting")
+    cells = [(row, row.cells[column]) for row in tables.rows(r)]
+    learnt = [(row, c) for row, c in cells if row.finetunes in ("sequential", "independent")]
+    least = min(c.stat.mean for _, c in learnt if c.stat)
+    assert [c.stat.mean for _, c in cells if c.best] == [least]
+    two = small(magmax=[0.8], ties=[0.80001], last=[0.5])
+    assert [row.cells[0].best for row in tables.rows(two)] == [True, True, False]
+
+
+def test_names_cannot_break_a_table():
+    bad = "a|b_c\\ & 100% $x$ [red]\n<i>"
+    r = results(label=bad)
+    line = next(s for s in tables.markdown(r).splitlines() if "a\\|b" in s)
+    assert "\\<i\\>" in line
+    assert line.count(" | ") == tables.markdown(r).splitlines()[0].count(" | ")
+    assert r"a|b\_c\textbackslash{} \& 100\% \$x\$ [red] <i>" in tables.latex(r)
+    assert any("[red]" in str(cell) for cell in tables.rich_table(r).columns[0].cells)
