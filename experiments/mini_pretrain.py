@@ -37,7 +37,7 @@ from jaxmerge.models.clip.preprocess import MEAN, STD
 class Config:
     """Everything that decides the result."""
 
-    steps: int = 5500
+    steps: int = 6600
     batch: int = 256
     subjects: int = 64  # draws from the world a batch; each is rendered batch / subjects times
     captions: int = 96  # captions a batch, each written about another image of it

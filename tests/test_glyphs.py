@@ -1,6 +1,5 @@
 """The glyph world: drawings, images, captions that are true, tokens, streams of tasks, ``mini``."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from jaxmerge.data import glyphs
 from jaxmerge.data.glyphs import bank as banks
-from jaxmerge.data.glyphs import strokes, suites, vocabulary
+from jaxmerge.data.glyphs import render, strokes, suites, vocabulary
 from jaxmerge.data.glyphs.concepts import COLOUR_NAMES, FRAMES, KIND_OF, STYLES
 
 
@@ -108,7 +107,6 @@ def test_every_image_shows_something(world):
 
 def test_rendering_an_upright_disc_matches_its_area(bank, monkeypatch):
     number = next(i for i, c in enumerate(glyphs.CONCEPTS) if c.name == "circle")
-    render = sys.modules["jaxmerge.data.glyphs.render"]  # the package's `render` is the function
     monkeypatch.setattr(render, "_normal", lambda rng, n, scale: np.zeros(n, np.float32))
     monkeypatch.setattr(render, "_slow", lambda rng, n: np.zeros((n, 32, 32), np.float32))
     monkeypatch.setattr(
@@ -116,7 +114,7 @@ def test_rendering_an_upright_disc_matches_its_area(bank, monkeypatch):
     )
     drawn = STYLES.index("drawn")
     rows = np.array([[number, KIND_OF[number], drawn, 0, 1, 0]], np.int32)
-    images = glyphs.render(bank, bank.rows[number, drawn][:1], rows, np.random.default_rng(0))
+    images = render.render(bank, bank.rows[number, drawn][:1], rows, np.random.default_rng(0))
     white, black = 245.0, 12.0
     share = (images[0, :, :, 0].mean() - black) / (white - black)
     radius = 0.95 * 0.71  # of the shape, times the middle of the range of scales

@@ -30,7 +30,7 @@ from jaxmerge.data.glyphs.concepts import (
     class_phrase,
     true_of,
 )
-from jaxmerge.data.glyphs.render import World, render
+from jaxmerge.data.glyphs.render import World
 from jaxmerge.data.glyphs.suites import (
     Split,
     Task,
@@ -59,6 +59,5 @@ __all__ = [
     "domain_incremental",
     "eight_tasks",
     "make_task",
-    "render",
     "true_of",
 ]
