@@ -6,4 +6,6 @@ One file a family; every factory is registered, so it works in `chain`, recipes 
 from jaxmerge.methods.arithmetic import *  # noqa: F403
 from jaxmerge.methods.continual import *  # noqa: F403
 from jaxmerge.methods.data import *  # noqa: F403
+from jaxmerge.methods.geometric import *  # noqa: F403
+from jaxmerge.methods.selective import *  # noqa: F403
 from jaxmerge.methods.sparse import *  # noqa: F403

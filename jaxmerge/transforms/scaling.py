@@ -1,13 +1,15 @@
-"""Transforms that multiply a task vector: the scaling coefficient of every paper."""
+"""Transforms that change the size of entries: the scaling coefficient of every paper, clipping."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.core import Transform, per_model
+import jax.numpy as jnp
+
+from jaxmerge.core import Transform, check_range, per_model
 from jaxmerge.spec import register
 
-__all__ = ["scale"]
+__all__ = ["clip", "scale"]
 
 
 @register
@@ -17,3 +19,18 @@ def scale(factor: Any) -> Transform:
     Formula: factor * tau.
     """
     return Transform(lambda x, ctx: per_model(factor, ctx) * x)
+
+
+@register
+def clip(limit: Any) -> Transform:
+    """Let no entry change by more than a limit (a number at least 0, or one for each model).
+
+    Formula: sign(tau) min(|tau|, limit).
+    """
+    check_range("limit", limit, 0, float("inf"))
+
+    def kernel(x, ctx):
+        bound = jnp.asarray(per_model(limit, ctx), x.dtype)
+        return jnp.clip(x, -bound, bound)
+
+    return Transform(kernel)

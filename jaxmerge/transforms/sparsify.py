@@ -1,21 +1,23 @@
-"""Transforms that drop entries of a task vector by magnitude: trim and breadcrumbs.
+"""Transforms that drop entries of a task vector by size: trim, breadcrumbs, Arcee Fusion's rule.
 
 Which entries are the largest is found by counting, never by sorting (`jaxmerge.selection`).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core import Array, Transform, check_choice, check_range, concrete, per_model
-from jaxmerge.measures import keep_count, ranked_magnitude
+from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
 from jaxmerge.selection import magnitude_bits
 from jaxmerge.spec import register
 
-__all__ = ["drop_outliers", "trim"]
+__all__ = ["drop_outliers", "keep_important", "trim"]
 
 Scope = Literal["global", "leaf"]
 
@@ -111,6 +113,48 @@ def drop_outliers(
         return keep(x, (least <= bits) & (bits <= most), rescale)
 
     return Transform(kernel, ranked_magnitude(ranks, _axis(scope)))
+
+
+@register
+def keep_important(axis: int = -1) -> Transform:
+    """Keep the entries whose change is large in a row that the change affects much.
+
+    Formula: importance[p] = |tau[p]| KL(softmax(row of theta) || softmax(row of theta_0)); with
+    q(s) the entry at place floor(s (n - 1)) of the n sorted importances of the leaf, keep where
+    importance >= q(1/2) + 1.5 (q(3/4) - q(1/4)).
+
+    Args:
+        axis: the axis of a row, over which the softmax goes: -1 as in torch checkpoints.
+
+    Memory: 0 (four leaves).
+
+    Source: the Arcee Fusion method of mergekit 0.1, by its published description.  Differs: the
+    divergence is computed without cancellation, and quantiles are exact, without a sample.
+    """
+
+    def kernel(x, ctx):
+        importance = jnp.abs(x) * _divergence(x, ctx.base.astype(x.dtype), axis)
+        ranks = np.array([x.size - math.floor(s * (x.size - 1)) for s in (0.25, 0.5, 0.75)])
+        low, middle, high = ranked_magnitudes(importance, ranks)
+        return jnp.where(importance >= middle + 1.5 * (high - low), x, 0)
+
+    return Transform(kernel)
+
+
+def _divergence(x: Array, base: Array, axis: int) -> Array:
+    """KL(softmax(base + x) || softmax(base)) along an axis, exact to rounding for small changes.
+
+    With q = softmax(base) and c = x - E_q[x]:  Z = 1 + E_q[e^c - 1 - c],
+    KL = E_q[c (e^c - 1)] / Z - log Z, in which no term of first order is left to cancel.
+    """
+    if x.ndim == 0:
+        return jnp.zeros_like(x)
+    q = jax.nn.softmax(base, axis=axis)
+    mean = lambda v: jnp.sum(q * v, axis=axis, keepdims=True)
+    c = x - mean(x)
+    series = c * c / 2 * (1 + c / 3 * (1 + c / 4 * (1 + c / 5 * (1 + c / 6))))
+    rest = mean(jnp.where(jnp.abs(c) < 0.1, series, jnp.expm1(c) - c))
+    return jnp.maximum(mean(c * jnp.expm1(c)) / (1 + rest) - jnp.log1p(rest), 0)
 
 
 def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
