@@ -91,7 +91,7 @@ def summary_of(summary: Any, name: str) -> Any:
 
 def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
     groups: dict[int, tuple[Measure, list[str]]] = {}
-    for n, m in here.items():
+    for n, m in sorted(here.items()):  # one order of adding up, whatever the order of leaves
         if m is not None:
             groups.setdefault(id(m), (m, []))[1].append(n)
     found: dict[str, Any] = dict.fromkeys(here)

@@ -96,7 +96,8 @@ class Adapted(Whole):
         if "lora_magnitude_vector" in part:
             rows = w.reshape(len(w), -1)
             norm = np.linalg.norm(rows, axis=1)
-            w = (rows * (part["lora_magnitude_vector"].reshape(-1) / norm)[:, None]).reshape(w.shape)
+            factor = part["lora_magnitude_vector"].reshape(-1) / norm
+            w = (rows * factor[:, None]).reshape(w.shape)
         return w
 
     def _scale(self, name: str, r: int) -> float:

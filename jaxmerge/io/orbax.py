@@ -55,4 +55,3 @@ class Orbax(Whole):
 
     def close(self) -> None:
         self._reader.close()
-

@@ -84,7 +84,9 @@ class Pickle(Whole):
             raise PickleRefused(f"{self.path} holds no data.pkl of a reasonable size.")
         packed = [n for n, i in infos.items() if i.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise PickleRefused(f"{self.path}: {packed[0]!r} is compressed, which torch never does.")
+            raise PickleRefused(
+                f"{self.path}: {packed[0]!r} is compressed, which torch never does."
+            )
         self._root = programs[0].removesuffix("data.pkl")
         self._sizes = {n: i.file_size for n, i in infos.items()}
         with self._zip.open(programs[0]) as program:
@@ -111,7 +113,9 @@ class Pickle(Whole):
             and all(type(n) is int and n >= 0 for n in numbers)
         )
         if sound and math.prod(view.shape):
-            last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
+            last = view.offset + sum(
+                (n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)
+            )
             sound = (last + 1) * item <= size and math.prod(view.shape) * item <= size
         if not sound:
             raise PickleRefused(f"{self.path}: tensor {name!r} reaches outside of its storage.")

@@ -53,6 +53,10 @@ class Leaves(Mapping[str, np.ndarray]):
         """Entries ``start:stop`` of the flattened leaf, as a flat array."""
         raise NotImplementedError
 
+    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
+        """Read ``len(out)`` entries of the flattened leaf into an array."""
+        out[:] = self.read(name, start, start + len(out))
+
     def __getitem__(self, name: str) -> np.ndarray:
         shape = self.like[name].shape
         return self.read(name).reshape(shape)
@@ -88,13 +92,19 @@ class File(Leaves):
         stop = entry.size if stop is None else stop
         if DTYPES[entry.code][1] == 4:
             return _unpack(self.raw(name), entry)[start:stop]
-        item = entry.dtype.itemsize
         out = aligned(stop - start, entry.dtype)
-        if out.size:
-            self._fill(memoryview(out.view(np.uint8)), entry.start + start * item, name)
-        if entry.code == "BOOL" and out.size and out.view(np.uint8).max() > 1:
-            raise header.HeaderError(f"{self.path}: leaf {name!r} holds bytes that are no bool.")
+        self.into(out, name, start)
         return out
+
+    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
+        entry = self.entries[name]
+        if DTYPES[entry.code][1] == 4:
+            out[:] = self.read(name, start, start + len(out))
+        elif out.size:
+            offset = entry.start + start * entry.dtype.itemsize
+            self._fill(memoryview(out.view(np.uint8)), offset, name)
+            if entry.code == "BOOL" and out.view(np.uint8).max() > 1:
+                raise header.HeaderError(f"{self.path}: leaf {name!r} holds bytes beside 0 and 1.")
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes ``start:stop`` of a leaf as they are in the file."""
@@ -120,9 +130,9 @@ class File(Leaves):
             os.close(self._fd)
             self._fd = -1
 
-    def __del__(self):
+    def __del__(self, close=os.close):
         if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
@@ -139,8 +149,10 @@ def _unpack(data: memoryview, entry: Entry) -> np.ndarray:
     halves = np.stack([data & 15, data >> 4], axis=1).reshape(-1)[: entry.size]
     if entry.code == "I4":
         halves = ((halves.astype(np.int8) ^ 8) - 8).view(np.uint8)
-    return halves.view(entry.dtype) if entry.code == "F4" else halves.astype(np.int8).astype(
-        entry.dtype
+    return (
+        halves.view(entry.dtype)
+        if entry.code == "F4"
+        else halves.astype(np.int8).astype(entry.dtype)
     )
 
 

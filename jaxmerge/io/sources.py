@@ -44,6 +44,9 @@ class Shards(Leaves):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self.files[self.where[name]].read(name, start, stop)
 
+    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
+        self.files[self.where[name]].into(out, name, start)
+
     def close(self) -> None:
         for file in self.files.values():
             file.close()
@@ -58,6 +61,9 @@ class View(Leaves):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self.source.read(self.names[name], start, stop)
+
+    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
+        self.source.into(out, self.names[name], start)
 
 
 class Source(View):
@@ -204,7 +210,9 @@ def _sharded(folder: Path, index: Path, kind: type[Leaves]) -> Source:
     try:
         table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{index} is no index of shards ({type(error).__name__}: {error}).") from None
+        raise UserError(
+            f"{index} is no index of shards ({type(error).__name__}: {error})."
+        ) from None
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise UserError(f"{index}: weight_map must map names to file names.")
     wanted = sorted(set(table.values()))

@@ -166,7 +166,10 @@ class Writer:
         files = dict(files)
         if len(self.shards) > 1:
             total = sum(header.nbytes(*t) for t in self.tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self.where.items()))}
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": dict(sorted(self.where.items())),
+            }
             files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
         for name, content in files.items():
             path = self.folder / name
@@ -264,9 +267,7 @@ class Writer:
         sizes = {f: len(heads[f]) for f in self.shards}
         for n, e in self.entries.items():
             sizes[self.where[n]] = max(sizes[self.where[n]], e.stop)
-        held = sum(
-            p.stat().st_blocks * 512 for f in sizes if (p := self.folder / f).exists()
-        )
+        held = sum(p.stat().st_blocks * 512 for f in sizes if (p := self.folder / f).exists())
         need, free = sum(sizes.values()) - held, shutil.disk_usage(self.folder).free
         if need > free:
             if not self.done:

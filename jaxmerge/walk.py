@@ -1,0 +1,232 @@
+"""Leaf by leaf through the files: what `jaxmerge.files` does once the jobs are checked.
+
+A leaf is read (base and all models), merged by the compiled functions of `jaxmerge.leaf`, written
+to its place and entered into the journal, on a few threads at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmerge import names
+from jaxmerge.core import leaf_key, working_dtype
+from jaxmerge.cutting import elementwise
+from jaxmerge.facts import side
+from jaxmerge.filefacts import Facts
+from jaxmerge.files import Job
+from jaxmerge.io.safetensors import Like, aligned
+from jaxmerge.leaf import finish_leaf, fold_leaf, merge_leaf, start_leaf, update_leaf
+from jaxmerge.pieces import (
+    MIN_PIECE,
+    Room,
+    all_finite,
+    cast,
+    convert,
+    each,
+    longest_piece,
+    piece_length,
+    pieces,
+)
+
+ROOM = 640 << 20  # bytes that leaves in work may take together, unless one alone takes more
+PIECES = 48 << 20  # bytes of one set of pieces, inputs and output
+
+
+def input_bytes(job: Job, name: str) -> int:
+    """Bytes that are read for one leaf: of the base and, if it is merged, of all models."""
+    sources = [job.base] if name not in job.grid else [job.base, *job.models]
+    return sum(s.like[name].nbytes for s in sources if s is not None)
+
+
+def work_bytes(like: Like) -> int:
+    """Bytes of the float32 arrays that exist at once while a whole leaf is merged, roughly."""
+    return 3 * 4 * like.size
+
+
+def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any:
+    """One leaf, or a piece of it, through the compiled functions, as the in-memory driver does."""
+    if closing is None:
+        return merge_leaf(specs, base, models, key, measured, sides, zero)
+    cell = fold_leaf(specs, base, models, key, measured, sides, zero)
+    return finish_leaf(specs, cell, base, key, np.int32(len(models)), closing)
+
+
+class Run:
+    """One run of `merge_jobs`: the facts, then the leaves."""
+
+    def __init__(self, jobs, writer, report, zero, devices, progress, out_dtype):
+        self.jobs, self.writer, self.report, self.zero = jobs, writer, report, zero
+        self.devices, self.out_dtype = list(devices) or [None], out_dtype
+        self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
+        self.proofs: dict[Any, bool] = {}
+        self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
+
+    def all(self) -> None:
+        self.report.resumed = len(self.writer.done)
+        tasks = []
+        for job in self.jobs:
+            todo = [n for n in job.like if n not in self.writer.done]
+            facts = Facts(self, job) if any(n in job.grid for n in todo) else None
+            tasks += [(job, facts, n) for n in todo]
+        self.phase, self.done_bytes = "merge", 0
+        self.total = sum(input_bytes(job, n) for job, _, n in tasks)
+        each(self.leaf, tasks, self.stop)
+
+    # ------------------------------------------------------------ one leaf
+
+    def leaf(self, job: Job, facts: Facts | None, name: str) -> None:
+        device = (
+            self.devices[zlib.crc32(name.encode()) % len(self.devices)]
+            if len(self.devices) > 1
+            else None
+        )
+        device = device or self.devices[0]
+        with jax.default_device(device):
+            if name in job.grid:
+                self.merge_one(job, facts, name)
+            else:
+                self.copy_one(job, name)
+        self.writer.finish_leaf(name)
+
+    def copy_one(self, job: Job, name: str) -> None:
+        source = job.models[0] if job.base is None else job.base
+        like, target = job.like[name], self.target(job.like[name])
+        for start, stop in pieces(like.size, (1 << 22) // max(1, like.dtype.itemsize) * 2):
+            block = source.read(name, start, stop)
+            self.writer.write(name, cast(block, target), start)
+            self.note(block.nbytes)
+        with self.lock:
+            self.report.copied += 1
+
+    def target(self, like: Like) -> np.dtype:
+        return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.dtype
+
+    def merge_one(self, job: Job, facts: Facts, name: str) -> None:
+        like, pipeline = job.like[name], job.grid[name]
+        whole = input_bytes(job, name)
+        local = facts.local(name)
+        keep = local and whole <= ROOM // 2  # read once: for the facts and for the merge
+        with self.room.take(whole + work_bytes(like) if local else 0):
+            held = self.read_all(job, name) if keep else None
+            measured = facts.of(name, held)
+            if self.provably(job, name, measured, facts.closing(name)):
+                self.in_pieces(job, name, measured, facts.closing(name), held)
+                done = True
+            else:
+                done = False
+        if not done:
+            with self.room.take(whole + work_bytes(like)):
+                held = held if held is not None else self.read_all(job, name)
+                self.at_once(job, name, pipeline, measured, facts.closing(name), held)
+        with self.lock:
+            self.report.merged += 1
+
+    def provably(self, job, name, measured, closing) -> bool:
+        """Whether the leaf may be cut: proven once for every pipeline, shape and dtype."""
+        like, pipeline = job.like[name], job.grid[name]
+        if job.extras or like.size < 2 * MIN_PIECE:
+            return False
+        kinds = tuple(m.like[name].dtype for m in job.models)
+        specs = pipeline.specs
+        code = jax.tree.structure(specs), like, kinds, jax.tree.structure((measured, closing))
+        if code not in self.proofs:
+            sides, key = ({},) * len(job.models), leaf_key(job.key, name)
+            run = functools.partial(merge_whole, specs, closing, key, measured, sides, self.zero)
+            models = tuple(Like(like.shape, k) for k in kinds)
+            self.proofs[code] = elementwise(run, self.base_like(job, name), models)
+        return self.proofs[code]
+
+    def base_like(self, job: Job, name: str) -> Like:
+        """The base as the leaf functions see it: wide where the output keeps more than it has."""
+        like = job.like[name]
+        wide = self.out_dtype is not None and self.target(like) != like.dtype
+        return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
+
+    def in_pieces(self, job, name, measured, closing, held) -> None:
+        like, specs = job.like[name], job.grid[name].specs
+        base_like, target = self.base_like(job, name), self.target(like)
+        width = base_like.dtype.itemsize + sum(m.like[name].dtype.itemsize for m in job.models)
+        longest = longest_piece(PIECES, width + target.itemsize)
+        sides = ({},) * len(job.models)
+        for start, stop in pieces(like.size, longest):
+            if self.stop.is_set():
+                raise InterruptedError
+            count = stop - start
+            pad = piece_length(count, longest)
+            blocks = self.read_blocks(job, name, start, stop, pad, held)
+            base = cast(blocks[0], base_like.dtype)
+            out = merge_whole(
+                specs, closing, None, measured, sides, self.zero, base, tuple(blocks[1:])
+            )
+            self.writer.write(name, np.asarray(convert(out, target))[:count], start)
+            self.note(sum(b.itemsize for b in blocks) * count)
+
+    def at_once(self, job, name, pipeline, measured, closing, held) -> None:
+        like, target = job.like[name], self.target(job.like[name])
+        shape, key = like.shape, leaf_key(job.key, name)
+        sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
+        base = cast(held[0], self.base_like(job, name).dtype).reshape(shape)
+        models = [b.reshape(shape) for b in held[1:]]
+        size = sum(b.nbytes for b in held)
+        if size + work_bytes(like) * len(models) <= ROOM:
+            out = merge_whole(
+                pipeline.specs, closing, key, measured, sides, self.zero, base, tuple(models)
+            )
+        else:  # the same fold, one model at a time
+            cell = start_leaf(pipeline.specs, base)
+            for t in range(len(models)):
+                cell = update_leaf(
+                    pipeline.specs, cell, base, (models[t],), key, np.int32(t),
+                    (measured[t],), (sides[t],), self.zero,
+                )  # fmt: skip
+                jax.block_until_ready(cell)
+            count = np.int32(len(models))
+            out = finish_leaf(pipeline.specs, cell, base, key, count, closing)
+        self.writer.write(name, np.asarray(convert(out, target)))
+        self.note(size)
+
+    # ------------------------------------------------------------ reading
+
+    def read_all(self, job: Job, name: str) -> list[np.ndarray]:
+        return self.read_blocks(job, name, 0, job.like[name].size, job.like[name].size, None)
+
+    def read_blocks(self, job, name, start, stop, length, held) -> list[np.ndarray]:
+        """The base's and every model's entries start:stop, with zeros behind up to `length`."""
+        if held is not None and stop - start == length and not start * held[0].itemsize % 64:
+            return [h[start:stop] for h in held]
+        blocks = []
+        for i, source in enumerate((job.base, *job.models)):
+            if source is None:
+                blocks.append(np.zeros(length, job.like[name].dtype))
+                continue
+            block = aligned(length, source.like[name].dtype)
+            if held is None:
+                source.into(block[: stop - start], name, start)
+                self.check_finite(job, name, i, block[: stop - start])
+            else:
+                block[: stop - start] = held[i][start:stop]
+            block[stop - start :] = 0
+            blocks.append(block)
+        return blocks
+
+    def check_finite(self, job: Job, name: str, i: int, block: np.ndarray) -> None:
+        if not self.zero and not all_finite(block):
+            source = job.base if i == 0 else job.models[i - 1]
+            who = getattr(source, "ref", "the base" if i == 0 else f"model {i - 1}")
+            count = int(np.sum(~np.isfinite(block.astype(np.float32))))
+            raise ValueError(
+                f"NaN or Inf in {who}, leaf {name!r} ({count} entries or more). Mend the "
+                'checkpoint, or pass nonfinite="zero" to count such entries as no change.'
+            )
+
+    def note(self, count: int) -> None:
+        with self.lock:
+            self.report.read += count
+            self.done_bytes += count
+            self.progress(self.phase, self.done_bytes, self.total)
