@@ -15,17 +15,19 @@ from jaxmerge.models.clip.config import Config, Text, Vision
 from jaxmerge.models.clip.modeling import (
     image_features,
     init,
-    normalise,
     param_shapes,
     text_features,
 )
 from jaxmerge.models.clip.preprocess import Preprocess, preprocess
 from jaxmerge.models.clip.tokenize import Tokenizer, from_bpe, load_tokenizer
-from jaxmerge.models.clip.zeroshot import TEMPLATES, logits, zero_shot_head
+from jaxmerge.models.clip.variants import VARIANTS, variant
+from jaxmerge.models.clip.zeroshot import TEMPLATES, load_prompts, zero_shot_head
+from jaxmerge.models.heads import logits, normalise
 from jaxmerge.models.transformer import Compute
 
 __all__ = [
     "TEMPLATES",
+    "VARIANTS",
     "Compute",
     "Config",
     "Model",
@@ -37,6 +39,7 @@ __all__ = [
     "image_features",
     "init",
     "load",
+    "load_prompts",
     "load_tokenizer",
     "logits",
     "normalise",
@@ -44,5 +47,6 @@ __all__ = [
     "preprocess",
     "save",
     "text_features",
+    "variant",
     "zero_shot_head",
 ]

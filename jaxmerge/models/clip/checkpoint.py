@@ -1,30 +1,41 @@
-"""A CLIP model on disk: a folder in Hugging Face's layout.
+"""A CLIP model on disk: folders of Hugging Face and of OpenCLIP, and plain state dicts.
 
-`load` reads `config.json`, safetensors, the tokenizer and the preprocessing of a folder into a
-`Model`; `save` writes a folder that transformers loads as well.
+`load` reads the config, the weights, the tokenizer and the preprocessing into a `Model`; `save`
+writes a folder that transformers (or OpenCLIP) loads. A folder with an image tower only, as
+fine-tuned towers are published, loads alone or onto a full base.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.sources import Source, open_source
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.clip.modeling import param_shapes
-from jaxmerge.models.clip.params import absorb, export, hf_table
-from jaxmerge.models.clip.preprocess import Preprocess, load_preprocess
+from jaxmerge.models.clip.open_clip import (
+    OPENAI_BUFFERS,
+    config_from_open_clip,
+    config_from_shapes,
+    config_to_open_clip,
+)
+from jaxmerge.models.clip.params import hf_table, open_clip_table
+from jaxmerge.models.clip.preprocess import MEAN, STD, Preprocess, load_preprocess
 from jaxmerge.models.clip.tokenize import Tokenizer, load_tokenizer
+from jaxmerge.models.tables import absorb, export
 
+POSITION_IDS = "embeddings.position_ids"
 BUFFERS = (
-    "vision_model.embeddings.position_ids",
-    "text_model.embeddings.position_ids",
-    "embeddings.position_ids",
+    *(POSITION_IDS, f"vision_model.{POSITION_IDS}", f"text_model.{POSITION_IDS}"),
+    *("attn_mask", *OPENAI_BUFFERS),
 )
 
 
@@ -38,75 +49,172 @@ class Model:
     preprocess: Preprocess | None = None
 
 
-def load(ref: str | Path) -> Model:
-    """Reads a model from a folder in Hugging Face's layout.
+def load(
+    ref: str | os.PathLike,
+    *,
+    base: Model | str | os.PathLike | None = None,
+    config: Config | None = None,
+    allow_pickle: bool = False,
+) -> Model:
+    """Reads a model.
+
+    Args:
+      ref: a folder (Hugging Face's or OpenCLIP's layout, sharded or not), one safetensors file, or
+        `org/name[@revision]` on the hub.
+      base: a full model; the one at `ref` may then be an image tower alone, and everything that it
+        lacks comes from the base.
+      config: the architecture, where the files do not say it or say it wrongly.
+      allow_pickle: read `.bin` and `.pt` state dicts, through an unpickler that makes tensors only.
 
     Returns:
       A `Model`; parameters are float32 whatever the files hold.
 
     Raises:
-      FileNotFoundError: no such folder, or no config.json or weights in it.
-      ValueError: weights that do not fit the config, all offenders listed.
+      UserError (a ValueError): nothing to read at `ref`, or only a pickle.
+      ValueError: weights that do not fit the config, all offenders listed; an architecture that is
+        not CLIP's; a base of another architecture.
+
+    Memory: the model once, and once more while it is read.
     """
-    folder = Path(ref)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder}: expected a folder with config.json")
-    config = Config.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    tensors = _read(folder)
-    if config.text is None or config.vision is None:
-        prefix = "vision_model." if config.text is None else "text_model."
-        if not any(key.startswith(prefix) for key in tensors):
-            tensors = {prefix + key: value for key, value in tensors.items()}
-    params = absorb(hf_table(config), tensors, param_shapes(config), BUFFERS)
-    return Model(
-        config,
-        {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()},
-        load_tokenizer(folder, config.text.context) if config.text is not None else None,
-        load_preprocess(folder, config),
-    )
+    ref = os.fspath(ref)
+    _refuse_jit(ref)
+    source = open_source(ref, allow_pickle=allow_pickle)
+    try:
+        model = _read(source, config)
+    finally:
+        source.close()
+    return model if base is None else _onto(base, model, ref)
 
 
-def _read(folder: Path) -> dict[str, np.ndarray]:
-    import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
-    from safetensors.numpy import load_file
-
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif (folder / "model.safetensors").exists():
-        files = ["model.safetensors"]
+def _read(source: Source, config: Config | None) -> Model:
+    folder = source.folder
+    shapes = {key: tuple(like.shape) for key, like in source.like.items()}
+    fused = any("resblocks" in key for key in shapes)
+    processing = None
+    if fused:
+        found = _json(folder, "open_clip_config.json")
+        if config is None:
+            config = config_from_open_clip(found) if found else config_from_shapes(shapes)
+        picture = found.get("preprocess_cfg", {})
+        if picture:
+            mean, std = (tuple(picture.get(k, v)) for k, v in (("mean", MEAN), ("std", STD)))
+            processing = Preprocess(config.vision.image, mean, std)
+        table = open_clip_table(config)
     else:
-        raise FileNotFoundError(f"{folder}: expected model.safetensors or its index")
-    tensors = {}
-    for file in files:
-        tensors |= load_file(folder / file)
-    return tensors
+        if config is None:
+            found = _json(folder, "config.json")
+            if not found:
+                raise ValueError(f"{source.ref}: expected a config.json beside the weights")
+            config = Config.from_hf(found)
+        table = hf_table(config)
+    tensors = source
+    if not fused and (config.text is None or config.vision is None):
+        # transformers 5 leaves the tower's name out where there is nothing else.
+        prefix = "vision_model." if config.text is None else "text_model."
+        if not any(key.startswith(prefix) for key in shapes):
+            tensors = {f"{prefix}{key}": value for key, value in source.items()}
+    params = absorb(table, tensors, param_shapes(config), BUFFERS)
+    tokenizer = None
+    if config.text is not None and folder is not None:
+        tokenizer = load_tokenizer(folder, config.text.context)
+    if processing is None:
+        processing = load_preprocess(folder, config)
+    params = {name: jnp.asarray(np.asarray(leaf, np.float32)) for name, leaf in params.items()}
+    return Model(config, params, tokenizer, processing)
 
 
-def save(model: Model | tuple[Config, Mapping], folder: str | Path, dtype="float32") -> None:
-    """Writes a model as a folder that `load` and transformers read.
+def _json(folder: Path | None, name: str) -> dict:
+    if folder is None or not (folder / name).exists():
+        return {}
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not JSON ({error})") from None
+
+
+def _onto(base: Model | str | os.PathLike, tower: Model, ref: str) -> Model:
+    base = base if isinstance(base, Model) else load(base)
+    wrong = []
+    for part in ("vision", "text", "activation", "eps", "projection_dim"):
+        mine, theirs = getattr(tower.config, part), getattr(base.config, part)
+        if mine is not None and mine != theirs:
+            wrong += _differences(part, mine, theirs)
+    if wrong:
+        raise ValueError(f"{ref} is not of the architecture of its base: {'; '.join(wrong)}")
+    return replace(base, params=dict(sorted({**base.params, **tower.params}.items())))
+
+
+def _differences(part: str, mine, theirs) -> list[str]:
+    if theirs is None or not hasattr(mine, "__dataclass_fields__"):
+        return [f"{part}: found {mine}, the base has {theirs}"]
+    return [
+        f"{part}.{field.name}: found {getattr(mine, field.name)}, the base has"
+        f" {getattr(theirs, field.name)}"
+        for field in fields(mine)
+        if getattr(mine, field.name) != getattr(theirs, field.name)
+    ]
+
+
+def _refuse_jit(ref: str) -> None:
+    path = Path(ref)
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError(
+                f"{path} is a TorchScript archive (as OpenAI published CLIP), a program and not a"
+                " state dict. Convert it once where torch is installed: state ="
+                f" torch.jit.load({path.name!r}, 'cpu').state_dict(); safetensors.torch.save_file("
+                "{k: v.contiguous() for k, v in state.items()}, 'clip.safetensors')"
+            )
+
+
+def save(
+    model: Model | tuple[Config, Mapping],
+    folder: str | os.PathLike,
+    dtype: str = "float32",
+    layout: str = "hf",
+) -> None:
+    """Writes a model as a folder that `load` reads, and transformers or OpenCLIP as well.
 
     Args:
       model: a `Model`, or a config and its parameters.
-      folder: made when it does not exist.
+      folder: made when it does not exist; files of the same names are replaced.
       dtype: of the floats on disk, "float32", "float16" or "bfloat16".
+      layout: "hf" (config.json, model.safetensors) or "open_clip" (open_clip_config.json,
+        open_clip_model.safetensors).
+
+    Raises:
+      ValueError: an unknown dtype or layout, or a model that the layout cannot hold.
+      KeyError: parameters that are missing, all listed.
     """
     from safetensors.numpy import save_file
 
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
+    if layout not in ("hf", "open_clip"):
+        raise ValueError(f"layout: found {layout!r}, expected hf or open_clip")
     if not isinstance(model, Model):
         model = Model(*model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**model.config.to_hf(), "dtype": dtype}
-    tensors = export(hf_table(model.config), model.params)
-    tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if model.tokenizer is not None:
-        model.tokenizer.save(folder)
     processing = model.preprocess
     if processing is None and model.config.vision is not None:
         processing = Preprocess(model.config.vision.image)
-    if processing is not None:
-        text = json.dumps(processing.to_hf(), indent=1)
-        (folder / "preprocessor_config.json").write_text(text + "\n")
+    if layout == "hf":
+        table = hf_table(model.config)
+        texts = {"config.json": {**model.config.to_hf(), "dtype": dtype}}
+        if processing is not None:
+            texts["preprocessor_config.json"] = processing.to_hf()
+        weights = "model.safetensors"
+    else:
+        table = open_clip_table(model.config)
+        config = config_to_open_clip(model.config, processing.mean, processing.std)
+        texts, weights = {"open_clip_config.json": config}, "open_clip_model.safetensors"
+    tensors = export(table, model.params)
+    tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / weights, metadata={"format": "pt"})
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)

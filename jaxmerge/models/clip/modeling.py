@@ -253,8 +253,3 @@ def text_features(
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens: found dtype {tokens.dtype}, expected integers")
     return _run("text", config, params, tokens, compute)
-
-
-def normalise(features: jax.Array) -> jax.Array:
-    """Rows of unit length."""
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

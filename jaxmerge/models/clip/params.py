@@ -1,43 +1,20 @@
-"""Key tables: our parameter names against those of checkpoints, both directions.
+"""The layouts of CLIP's checkpoints: Hugging Face's, and OpenCLIP's (which is OpenAI's too).
 
-An `Entry` says which of our leaves make up one tensor of a checkpoint and how: `same`, `dense`
-(a torch linear weight `[out, in]`, transposed), `patch` (a convolution `[out, 3, h, w]`), `fused`
-(query, key and value one above the other, each a linear weight or a bias). `export` and `absorb`
-run any table, so a layout is its table and nothing more.
+Ours keeps query, key and value apart, as Hugging Face does, because merges that look at a matrix
+(its singular vectors, its largest entries) mean something else on the three of them stacked. The
+other layout stacks them in one `in_proj_weight`; splitting and stacking loses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
-
-import numpy as np
-
 from jaxmerge.models.clip.config import Config
-
-
-class Entry(NamedTuple):
-    """One tensor of a checkpoint: its key, our leaves in order, the kind of the mapping."""
-
-    key: str
-    names: tuple[str, ...]
-    kind: str
+from jaxmerge.models.tables import Entry, Table
 
 
 def hf_table(config: Config) -> list[Entry]:
     """The layout of transformers' `CLIPModel` (a tower alone: of `CLIP...ModelWithProjection`)."""
-    entries = []
-
-    def add(key, name, kind="same"):
-        entries.append(Entry(key, (name,), kind))
-
-    def add_norm(key, name):
-        add(f"{key}.weight", f"{name}/scale")
-        add(f"{key}.bias", f"{name}/bias")
-
-    def add_dense(key, name):
-        add(f"{key}.weight", f"{name}/kernel", "dense")
-        add(f"{key}.bias", f"{name}/bias")
+    table = Table()
+    add, add_norm, add_dense = table.add, table.norm, table.dense
 
     def add_blocks(tower, key_tower, name_tower):
         for index in range(tower.layers):
@@ -52,13 +29,13 @@ def hf_table(config: Config) -> list[Entry]:
     if config.vision is not None:
         key = "vision_model"
         add(f"{key}.embeddings.class_embedding", "vision/class_token")
-        add(f"{key}.embeddings.patch_embedding.weight", "vision/patch/kernel", "patch")
+        add(f"{key}.embeddings.patch_embedding.weight", "vision/patch/kernel", kind="patch")
         add(f"{key}.embeddings.position_embedding.weight", "vision/position")
         add_norm(f"{key}.pre_layrnorm", "vision/pre_norm")  # the typo is theirs
         add_blocks(config.vision, key, "vision")
         add_norm(f"{key}.post_layernorm", "vision/post_norm")
         if config.projection_dim is not None:
-            add("visual_projection.weight", "vision/projection/kernel", "dense")
+            add("visual_projection.weight", "vision/projection/kernel", kind="dense")
     if config.text is not None:
         key = "text_model"
         add(f"{key}.embeddings.token_embedding.weight", "text/token")
@@ -66,95 +43,50 @@ def hf_table(config: Config) -> list[Entry]:
         add_blocks(config.text, key, "text")
         add_norm(f"{key}.final_layer_norm", "text/final_norm")
         if config.projection_dim is not None:
-            add("text_projection.weight", "text/projection/kernel", "dense")
+            add("text_projection.weight", "text/projection/kernel", kind="dense")
     if config.vision is not None and config.text is not None:
         add("logit_scale", "logit_scale")
-    return entries
+    return table.entries
 
 
 _ATTENTION = {"q": "query", "k": "key", "v": "value", "out": "out"}
 
 
-def export(table: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
-    """Our parameters in the layout of `table`; raises KeyError listing all that are missing."""
-    table = list(table)
-    names = {name for entry in table for name in entry.names}
-    if missing := sorted(names - set(params)):
-        raise KeyError(f"these parameters are missing: {', '.join(missing)}")
-    return {
-        entry.key: _to_theirs(entry.kind, [np.asarray(params[name]) for name in entry.names])
-        for entry in table
-    }
-
-
-def absorb(
-    table: Iterable[Entry],
-    tensors: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    ignore: Iterable[str] = (),
-) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint under our names, in our layout, dtypes as they are.
-
-    Args:
-      table: the layout.
-      tensors: key -> array, possibly lazy; every key must be in the table or in `ignore`.
-      shapes: what the config says, name -> shape.
-      ignore: keys that hold no parameter (position ids and other buffers).
+def open_clip_table(config: Config) -> list[Entry]:
+    """The layout of OpenCLIP's `CLIP` and of OpenAI's state dicts.
 
     Raises:
-      ValueError: keys missing, unexpected, or of another shape than the config says; all at once.
+      ValueError: the config lacks a tower or the projection, which that layout always has.
     """
-    table = list(table)
-    keys = {entry.key for entry in table}
-    problems = []
-    if missing := sorted(keys - set(tensors)):
-        problems.append(f"missing: {', '.join(missing)}")
-    if unexpected := sorted(set(tensors) - keys - set(ignore)):
-        problems.append(f"unexpected: {', '.join(unexpected)}")
-    found, wrong = {}, []
-    for entry in table:
-        if entry.key not in tensors:
-            continue
-        tensor = np.asarray(tensors[entry.key])
-        expected = _their_shape(entry.kind, [shapes[name] for name in entry.names])
-        if tensor.shape != expected:
-            wrong.append(f"{entry.key}: found {tensor.shape}, expected {expected}")
-            continue
-        found |= zip(entry.names, _to_ours(entry.kind, tensor, len(entry.names)), strict=True)
-    if wrong:
-        problems.append(f"of another shape than the config says: {'; '.join(wrong)}")
-    if problems:
-        raise ValueError(f"the checkpoint does not fit the config. {'. '.join(problems)}")
-    return dict(sorted(found.items()))
+    if config.vision is None or config.text is None or config.projection_dim is None:
+        raise ValueError(
+            "OpenCLIP's layout needs both towers and the projection; the config lacks one"
+        )
+    table = Table()
+    _add_open_clip_blocks(table, config.vision.layers, "visual.transformer", "vision")
+    _add_open_clip_blocks(table, config.text.layers, "transformer", "text")
+    table.add("visual.class_embedding", "vision/class_token")
+    table.add("visual.conv1.weight", "vision/patch/kernel", kind="patch")
+    table.add("visual.positional_embedding", "vision/position")
+    table.norm("visual.ln_pre", "vision/pre_norm")
+    table.norm("visual.ln_post", "vision/post_norm")
+    table.add("visual.proj", "vision/projection/kernel")
+    table.add("token_embedding.weight", "text/token")
+    table.add("positional_embedding", "text/position")
+    table.norm("ln_final", "text/final_norm")
+    table.add("text_projection", "text/projection/kernel")
+    table.add("logit_scale", "logit_scale")
+    return table.entries
 
 
-def _to_theirs(kind: str, leaves: list[np.ndarray]) -> np.ndarray:
-    if kind == "dense":
-        return leaves[0].T
-    if kind == "patch":
-        return leaves[0].transpose(3, 2, 0, 1)
-    if kind == "fused":
-        return np.concatenate([leaf.T for leaf in leaves])
-    return leaves[0]
-
-
-def _to_ours(kind: str, tensor: np.ndarray, parts: int) -> list[np.ndarray]:
-    if kind == "dense":
-        return [tensor.T]
-    if kind == "patch":
-        return [tensor.transpose(2, 3, 1, 0)]
-    if kind == "fused":
-        return [part.T for part in np.split(tensor, parts)]
-    return [tensor]
-
-
-def _their_shape(kind: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    if kind == "patch":
-        height, width, channels, out = shapes[0]
-        return (out, channels, height, width)
-    if kind == "dense":
-        return shapes[0][::-1]
-    if kind == "fused":
-        first = shapes[0][::-1]
-        return (first[0] * len(shapes), *first[1:])
-    return shapes[0]
+def _add_open_clip_blocks(table: Table, layers: int, key_tower: str, name_tower: str) -> None:
+    for index in range(layers):
+        key, name = f"{key_tower}.resblocks.{index}", f"{name_tower}/block_{index:02d}"
+        qkv = [f"{name}/attn/{part}" for part in ("query", "key", "value")]
+        table.norm(f"{key}.ln_1", f"{name}/norm1")
+        table.add(f"{key}.attn.in_proj_weight", *(f"{n}/kernel" for n in qkv), kind="fused")
+        table.add(f"{key}.attn.in_proj_bias", *(f"{n}/bias" for n in qkv), kind="fused")
+        table.dense(f"{key}.attn.out_proj", f"{name}/attn/out")
+        table.norm(f"{key}.ln_2", f"{name}/norm2")
+        table.dense(f"{key}.mlp.c_fc", f"{name}/mlp/up")
+        table.dense(f"{key}.mlp.c_proj", f"{name}/mlp/down")

@@ -118,7 +118,7 @@ def preprocess(images: Any, config: Config) -> np.ndarray:
     return Preprocess(config.vision.image)(images)
 
 
-def load_preprocess(folder: str | Path, config: Config) -> Preprocess | None:
+def load_preprocess(folder: str | Path | None, config: Config) -> Preprocess | None:
     """What `preprocessor_config.json` of a folder says; CLIP's own when there is none.
 
     Raises:
@@ -127,8 +127,8 @@ def load_preprocess(folder: str | Path, config: Config) -> Preprocess | None:
     """
     if config.vision is None:
         return None
-    file = Path(folder) / "preprocessor_config.json"
-    if not file.exists():
+    file = Path(folder or "") / "preprocessor_config.json"
+    if folder is None or not file.exists():
         return Preprocess(config.vision.image)
     given = json.loads(file.read_text(encoding="utf-8"))
     crop, size = given.get("crop_size", 224), given.get("size", 224)

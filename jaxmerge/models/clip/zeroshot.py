@@ -1,20 +1,23 @@
-"""Zero-shot heads: class names in prompts become the columns of a linear classifier.
+"""Zero-shot heads of CLIP: class names x prompt templates -> the frozen text head.
 
-For each class, every template is filled in, encoded and normalised; the mean of these vectors,
-normalised again, is the class's column. Logits are `exp(logit_scale) * unit(features) @ head`.
-
-Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4 (prompt ensembling).
+`TEMPLATES` is the default set. OpenAI published class names and templates for 26 data sets with
+its code (data/prompts.md, MIT); `load_prompts` reads them, or anybody's, from a JSON file
+`{"data set": {"classes": [...], "templates": ["a photo of a {}.", ...]}}`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.models.clip.modeling import normalise, text_features
+from jaxmerge.models.clip.modeling import text_features
+from jaxmerge.models.heads import text_head
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -30,7 +33,7 @@ TEMPLATES = (
 def zero_shot_head(
     model, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch: int = 256
 ) -> jax.Array:
-    """The frozen text head of a set of classes.
+    """The frozen text head of a set of classes; see `jaxmerge.models.heads.text_head`.
 
     Args:
       model: a `clip.Model` with a text tower and a tokenizer.
@@ -39,33 +42,65 @@ def zero_shot_head(
       batch: prompts encoded at once.
 
     Returns:
-      float32 `[projection_dim, classes]`, columns of unit length.
+      float32 `[projection_dim, classes]`, columns of unit length; logits are
+      `clip.logits(features, head, params["logit_scale"])`.
 
     Raises:
-      ValueError: no tokenizer, no class or template, or a template without exactly one `{}`.
+      ValueError: no text tower or tokenizer, no class, a template without exactly one `{}`, a
+        prompt longer than the context.
     """
-    if model.tokenizer is None:
-        raise ValueError("this model was loaded without a tokenizer, so it cannot read class names")
-    if isinstance(class_names, str) or isinstance(templates, str):
-        raise TypeError("class_names and templates are sequences of texts, found a single text")
-    if not class_names or not templates:
-        raise ValueError(f"found {len(class_names)} classes and {len(templates)} templates")
-    if wrong := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(f"templates need exactly one {{}}; found {wrong}")
-    prompts = [t.replace("{}", name) for name in class_names for t in templates]
-    tokens = model.tokenizer(prompts)
-    # Nothing after the last end token is ever looked at: cut the padding, keep one shape.
-    tokens = tokens[:, : int(np.max(np.argmax(tokens == model.tokenizer.end, axis=1))) + 1]
-    tokens = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % batch, axis=0)])
-    features = [
-        text_features(model.config, model.params, tokens[start : start + batch])
-        for start in range(0, len(tokens), batch)
+    if model.config.text is None or model.tokenizer is None:
+        lacks = "text tower" if model.config.text is None else "tokenizer"
+        raise ValueError(
+            f"class names cannot be encoded: this model has no {lacks}. Load a full folder, or an"
+            " image tower with base="
+        )
+
+    def encode(prompts: list[str]) -> jax.Array:
+        tokens = model.tokenizer(prompts)
+        # States look back only, so nothing behind the last end token matters: cut it off.
+        ends = np.argmax(tokens == model.tokenizer.end, axis=1)
+        tokens = tokens[:, : int(ends.max()) + 1]
+        size = min(batch, len(tokens))
+        tokens = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
+        features = [
+            text_features(model.config, model.params, tokens[start : start + size])
+            for start in range(0, len(tokens), size)
+        ]
+        return jnp.concatenate(features)[: len(prompts)]
+
+    return text_head(encode, class_names, templates)
+
+
+class Prompts(NamedTuple):
+    """The class names of a data set, in the order of its labels, and its templates."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+def load_prompts(path: str | Path) -> dict[str, Prompts]:
+    """Data set -> class names and templates, from a JSON file (see the module's docstring).
+
+    Where a class has a list of synonyms in place of a name, the first one is taken.
+
+    Raises:
+      ValueError: entries without classes and templates, all listed.
+    """
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    wrong = [
+        name
+        for name, entry in found.items()
+        if not isinstance(entry, dict) or not entry.get("classes") or not entry.get("templates")
     ]
-    features = normalise(jnp.concatenate(features)[: len(prompts)])
-    means = features.reshape(len(class_names), len(templates), -1).mean(axis=1)
-    return normalise(means).T
-
-
-def logits(features: jax.Array, head: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """`exp(logit_scale) * unit(features) @ head`, `[batch, classes]`."""
-    return jnp.exp(logit_scale) * (normalise(features) @ head)
+    if wrong:
+        raise ValueError(
+            f"{path}: these entries need non-empty classes and templates: {', '.join(wrong)}"
+        )
+    return {
+        name: Prompts(
+            tuple(c if isinstance(c, str) else c[0] for c in entry["classes"]),
+            tuple(entry["templates"]),
+        )
+        for name, entry in found.items()
+    }
