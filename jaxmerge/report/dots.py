@@ -134,17 +134,17 @@ def bars(
         for k, (name, values) in enumerate(groups.items()):
             places = [i + 1 + (k - (len(groups) - 1) / 2) * wide for i in range(len(values))]
             ax.bar(
-                places, list(values), width=wide * 0.88, linewidth=1.4,
+                places, list(values), width=wide * 0.88, linewidth=1.4 if n <= 12 else 0.6,
                 edgecolor=theme.series[0], label=name,
                 facecolor=theme.series[0] if k == 0 else theme.surface,
-                hatch="" if k == 0 else "////",
+                hatch="////" if k and n <= 12 else "",
             )  # fmt: skip
             if n <= 10:
                 for x, v in zip(places, values, strict=True):
                     size = SMALL if n * len(groups) <= 12 else 7
                     ax.annotate(
-                        f"{100 * v:.0f}", (x, v), (0, 2), textcoords="offset points", size=size,
-                        ha="center", bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 0.5},
+                        f"{100 * v:.0f}", (x, v), (0, 3), textcoords="offset points", size=size,
+                        ha="center", bbox={"facecolor": theme.surface, "linewidth": 0, "pad": 0},
                     )  # fmt: skip
         if even is not None:
             ax.axhline(even, color=theme.muted, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)

@@ -74,23 +74,24 @@ def _cells(
     ax: Axes, matrix: Sequence[Numbers], theme: Theme, limits: tuple[float, float],
     percent: bool, diverging: bool, side: float,
 ) -> None:  # fmt: skip
+    import numpy as np
     from matplotlib.colors import Normalize, to_hex
-    from matplotlib.patches import Rectangle
 
-    colours, norm = ramp(theme, diverging), Normalize(*limits, clip=True)
-    n = len(matrix)
+    colours, norm, n = ramp(theme, diverging), Normalize(*limits, clip=True), len(matrix)
     size = min(BODY, 72 * side / max(n, 1) / (1.9 if percent else 2.3))
+    filled = np.array([[np.nan if v is None else v for v in row] for row in matrix], float)
+    if n:
+        ax.pcolormesh(
+            np.ma.masked_invalid(filled), cmap=colours, norm=norm, edgecolors=theme.surface,
+            linewidth=1 if size >= 6 else 0,
+        )  # fmt: skip
     for t, row in enumerate(matrix):
         for i, value in enumerate(row):
-            if value is None:
-                continue
-            colour = to_hex(colours(float(norm(value))))
-            ax.add_patch(Rectangle((i, t), 1, 1, facecolor=colour, edgecolor=theme.surface, lw=1))
-            if size >= 6:
+            if value is not None and size >= 6:
                 text = f"{100 * value:.0f}" if percent else _short(value)
                 ax.text(
-                    i + 0.5, t + 0.52, text, size=size, color=on(colour),
-                    ha="center", va="center_baseline",
+                    i + 0.5, t + 0.52, text, size=size, ha="center", va="center_baseline",
+                    color=on(to_hex(colours(float(norm(value))))),
                 )  # fmt: skip
     ax.set_xlim(0, max(n, 1))
     ax.set_ylim(max(n, 1), 0)

@@ -110,12 +110,13 @@ def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
     y = [math.nan if v is None else v for v in series.y]
     colour = theme.series[series.slot]
     style = (0, (4, 2)) if series.dashed else "-"
+    marker = MARKERS[series.slot] if markers and len(y) <= 20 else ""
     if any(series.std):
         low = [a - (s or 0.0) for a, s in zip(y, series.std, strict=True)]
         high = [a + (s or 0.0) for a, s in zip(y, series.std, strict=True)]
         ax.fill_between(series.x, low, high, color=colour, alpha=0.16, linewidth=0)
     ax.plot(
-        series.x, y, color=colour, linestyle=style, marker=MARKERS[series.slot] if markers else "",
+        series.x, y, color=colour, linestyle=style, marker=marker,
         markersize=4.5, markerfacecolor=theme.surface if series.dashed else colour,
         markeredgecolor=colour, linewidth=2.4 if series.slot == 0 else 1.6, label=series.label,
     )  # fmt: skip

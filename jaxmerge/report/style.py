@@ -2,8 +2,8 @@
 
 The eight series colours were searched for in Oklab: at least 3:1 contrast to the surface, and a
 distance of at least 0.08 between any two of them, also as people with protanopia or deuteranopia
-see them (0.055 with the rare tritanopia); `tests/test_report_plots.py` measures it.  Words are never set in a series colour; a marker of its own shape goes with
-every colour.
+see them (0.055 with the rare tritanopia); `tests/test_report_plots.py` measures it.  Words are
+never set in a series colour, and a marker of its own shape goes with every colour.
 """
 
 from __future__ import annotations
