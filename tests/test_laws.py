@@ -1,0 +1,281 @@
+"""Every law of `laws.py` on every registered method."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from laws import close, on_device, same
+
+import jaxmerge as jm
+from jaxmerge import leaf as compiled
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+NAMES = [name for name, _ in laws.stages()]
+
+
+@pytest.fixture
+def case(request) -> laws.Case:
+    return laws.case_of(request.param)
+
+
+def every(test):
+    return pytest.mark.parametrize("case", NAMES, indirect=True)(test)
+
+
+def those(wanted):
+    """Only cases of which `wanted(name)` holds; they are claims, not skips."""
+    return pytest.mark.parametrize("case", [n for n in NAMES if wanted(n)], indirect=True)
+
+
+@functools.cache
+def batch(name: str) -> dict:
+    return laws.case_of(name).merge()
+
+
+@every
+def test_names_shapes_dtypes_and_array_kind_are_kept(case):
+    out = batch(case.name)
+    assert list(out) == list(case.base)
+    for n, x in out.items():
+        assert (x.shape, x.dtype) == (case.base[n].shape, case.base[n].dtype), n
+        assert isinstance(x, np.ndarray), n
+        assert np.isfinite(x).all(), n
+    assert out["position_ids"] is case.base["position_ids"]  # integers: the base's, untouched
+    device = case.merge(on_device(case.base), on_device(case.models))
+    assert all(isinstance(x, jax.Array) for x in device.values())
+    same(device, out)
+
+
+@every
+def test_a_stream_gives_the_bits_of_the_batch(case):
+    same(laws.stream(case)[1], batch(case.name))
+
+
+@every
+def test_leaf_by_leaf_gives_the_bits_of_the_whole(case):
+    if not case.local:
+        pytest.skip("leaves are coupled by a measure of the whole row")
+    for n in case.grid:
+        pick = lambda tree: {n: tree[n]}  # noqa: B023
+        extras = [
+            {k: {m: x for m, x in tree.items() if m == n} for k, tree in case.side(t).items()}
+            for t in range(len(case.models))
+        ]
+        alone = case.merge(pick(case.base), [pick(m) for m in case.models], extras=extras)
+        same(alone, {n: batch(case.name)[n]})
+
+
+@every
+def test_the_order_of_leaves_does_not_matter(case):
+    back = lambda tree: dict(reversed(tree.items()))
+    out = case.merge(back(case.base), [back(m) for m in case.models])
+    same({n: out[n] for n in case.base}, batch(case.name))
+
+
+@every
+def test_jit_of_the_whole_equals_eager(case):
+    run = jax.jit(
+        lambda base, models, extras, key: case.merge(base, models, extras=extras, key=key)
+    )
+    out = run(on_device(case.base), on_device(case.models), on_device(case.extras), case.key)
+    close(out, batch(case.name), 2e-6)
+
+
+@every
+def test_sharded_leaves_give_the_same_and_stay_sharded(case):
+    mesh = jax.make_mesh((2,), ("params",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def place(x):
+        cut = x.ndim > 1 and x.shape[-1] % 2 == 0
+        spec = PartitionSpec(*[None] * (x.ndim - 1), "params") if cut else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    base = {n: place(x) for n, x in case.base.items()}
+    out = case.merge(base, [{n: place(x) for n, x in m.items()} for m in case.models])
+    close(out, batch(case.name), 2e-6)
+    assert all(len(x.sharding.device_set) == 2 for x in out.values())
+
+
+@every
+def test_states_of_disjoint_models_join(case):
+    if any(p.fold.combine is None for p in case.grid.values()):
+        state = jm.init(case.method, case.base, key=case.key)
+        with pytest.raises(ValueError, match="cannot join states"):
+            jm.join(case.method, state, state, case.base)
+        return
+    parts = []
+    for t, row in enumerate(case.models):
+        state = jm.init(case.method, case.base, key=case.key)
+        shifted = jm.MergeState(state.step + t, state.key, state.cells)
+        state = jm.update(case.method, shifted, case.base, row, **case.side(t))
+        parts.append(jm.MergeState(state.step - t, state.key, state.cells))
+    join = lambda a, b: jm.join(case.method, a, b, case.base)
+    left = functools.reduce(join, parts)
+    right = functools.reduce(lambda a, b: join(b, a), reversed(parts))
+    for state in (left, right):
+        assert int(state.step) == len(case.models)
+        close(jm.merged(case.method, state, case.base), batch(case.name), 2e-6)
+
+
+@every
+def test_one_compilation_a_shape(case):
+    functions = [f for f in vars(compiled).values() if hasattr(f, "_cache_size")]
+    assert len(functions) >= 8
+    batch(case.name)
+    laws.stream(case)
+    before = [f._cache_size() for f in functions]
+    fresh = lambda tree: tree | {"another/query/kernel": tree["block_0/query/kernel"][::-1].copy()}
+    models = [fresh(m) for m in case.models]
+    extras = [
+        {
+            k: tree | {"another/query/kernel": tree["block_0/query/kernel"]}
+            for k, tree in case.side(t).items()
+        }
+        for t in range(len(models))
+    ]
+    rebuilt = case._replace(
+        method=laws.case_of.__wrapped__(case.name).method, base=fresh(case.base), extras=extras
+    )
+    rebuilt.merge(models=models)
+    laws.stream(rebuilt, models)
+    assert [f._cache_size() for f in functions] == before
+
+
+@every
+def test_bfloat16_is_computed_in_float32_and_rounded_once(case):
+    low = lambda tree: {
+        n: x.astype(jnp.bfloat16) if n in laws.SHAPES else x for n, x in tree.items()
+    }
+    up = lambda tree: {n: x.astype(np.float32) if n in laws.SHAPES else x for n, x in tree.items()}
+    base, models = low(case.base), [low(m) for m in case.models]
+    out = case.merge(base, models)
+    assert all(out[n].dtype == jnp.bfloat16 for n in laws.SHAPES)
+    same(out, low(case.merge(up(base), [up(m) for m in models])))
+
+
+@every
+def test_float64_is_computed_in_float64(case, x64):
+    up = lambda tree: {n: x.astype(np.float64) if n in laws.SHAPES else x for n, x in tree.items()}
+    out = case.merge(up(case.base), [up(m) for m in case.models])
+    assert all(out[n].dtype == np.float64 for n in laws.SHAPES)
+    if not case.stochastic:  # random bits differ between the widths
+        close(out, batch(case.name), 2e-5)
+
+
+@every
+def test_no_change_merges_to_no_change(case):
+    close(case.merge(models=[dict(case.base) for _ in case.models]), case.base, 1e-6)
+
+
+@every
+def test_ties_and_rank_deficient_matrices_stay_finite(case):
+    one = laws.model(5, case.base)
+    flat = {
+        n: np.broadcast_to(x.mean(-1, keepdims=True), x.shape).copy() if x.ndim else x
+        for n, x in one.items()
+        if n in laws.SHAPES
+    } | {"position_ids": one["position_ids"]}
+    for row in (one, flat):
+        out = case.merge(models=[row for _ in case.models])
+        assert all(np.isfinite(x).all() for x in out.values())
+
+
+@every
+def test_one_model_alone(case):
+    low, _ = case.method.models
+    if low > 1:
+        with pytest.raises(ValueError, match=f"needs at least {low} models, got 1"):
+            case.merge(models=case.models[:1], extras=None)
+        return
+    extras = case.extras and case.extras[:1]
+    out = case.merge(models=case.models[:1], extras=extras)
+    assert all(np.isfinite(x).all() for x in out.values())
+    if case.factory in laws.FIXED_POINT:
+        close({n: out[n] for n in laws.SHAPES}, {n: case.models[0][n] for n in laws.SHAPES})
+
+
+@those(lambda name: name in laws.ORDERLESS)
+def test_the_order_of_models_does_not_matter(case):
+    back = lambda rows: None if rows is None else rows[::-1]
+    close(case.merge(models=back(case.models), extras=back(case.extras)), batch(case.name))
+
+
+@every
+def test_randomness_comes_from_the_key_alone(case):
+    again = case.merge(key=jax.random.key(7))
+    same(again, batch(case.name))
+    other = case.merge(key=jax.random.key(8))
+    differs = any((other[n] != again[n]).any() for n in laws.SHAPES)
+    assert differs == case.stochastic
+    if case.stochastic:
+        with pytest.raises(ValueError, match=r"random numbers: pass key=jax\.random\.key"):
+            case.merge(key=None)
+
+
+def _has_factor(name: str) -> bool:
+    factory = jm.get(name.split("-")[0])
+    return "factor" in inspect.signature(factory).parameters and name in jm.REGISTRY
+
+
+@those(_has_factor)
+def test_vmap_over_factors_equals_one_by_one(case):
+    factory = jm.get(case.factory)
+    example = laws.EXAMPLES.get(case.factory, [{}])[0]
+
+    def run(factor):
+        stage = factory(**{**example, "factor": factor})
+        method = jm.chain(stage, jm.mean()) if isinstance(stage, jm.Transform) else stage
+        return jm.merge(method, base, models, key=case.key, extras=case.extras)
+
+    floats = lambda tree: {n: jnp.asarray(tree[n]) for n in laws.SHAPES}
+    base, models = floats(case.base), [floats(m) for m in case.models]
+    factors = jnp.array([0.1, 0.7])
+    many = jax.vmap(run)(factors)
+    for i, factor in enumerate(factors):
+        close({n: x[i] for n, x in many.items()}, run(factor), 2e-6)
+
+
+@every
+def test_gradients_are_finite(case):
+    floats = lambda tree: {n: jnp.asarray(tree[n]) for n in laws.SHAPES}
+    base = floats(case.base)
+
+    def loss(models):
+        out = case.merge(base, models)
+        return sum(jnp.vdot(x, x) for x in out.values())
+
+    grads = jax.grad(loss)([floats(m) for m in case.models])
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+
+
+def test_states_go_through_an_orbax_checkpoint(tmp_path):
+    import orbax.checkpoint as ocp
+
+    states = {name: laws.stream(laws.case_of(name), laws.case_of(name).models)[0] for name in NAMES}
+    raw = jax.tree.map(_storable, states)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "states", raw)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "states", raw)
+    for name, state in states.items():
+        case = laws.case_of(name)
+        back = jax.tree.map(_restored, state, restored[name])
+        expected = jm.merged(case.method, state, case.base)
+        same(jm.merged(case.method, back, case.base), expected)
+
+
+def _storable(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def _restored(like, x):
+    key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(x) if key else x
