@@ -65,16 +65,16 @@ def thin_svd(x: Array, double: bool = True) -> tuple[Array, Array, Array]:
         return ut.T, s, v.T
     if x.dtype == jnp.float64:
         u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-        keep = s > _floor(x, x.dtype) * s[:1]
-        return jnp.where(keep, u, 0), s, jnp.where(keep[:, None], vt, 0)
+        known = s > _noise(x, x.dtype) * s[0]
+        return jnp.where(known[None, :], u, 0), s, jnp.where(known[:, None], vt, 0)
     with jax.enable_x64(double):
         y = x.astype(jnp.float64 if double else jnp.float32)
         squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
         squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
-        s = jnp.sqrt(jnp.maximum(squares, 0))
-        keep = s > jnp.sqrt(_floor(x, y.dtype)) * s[:1]
-        u = jnp.where(keep, u, 0)
-        vt = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)[:, None] * (u.T @ y)
+        s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
+        known = squares > _noise(x, y.dtype) * squares[0]
+        u = jnp.where(known[None, :], u, 0)
+        vt = (u.T @ y) / s[:, None]
         return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
 
 
@@ -84,6 +84,6 @@ def polar(x: Array) -> Array:
     return u @ vt
 
 
-def _floor(x: Array, dtype: Any) -> float:
-    """Relative to the largest, where (squared, for a Gram matrix) singular values are noise."""
+def _noise(x: Array, dtype: Any) -> float:
+    """Below this share of the largest, singular values (their squares in a Gram matrix) are noise."""
     return max(x.shape) * float(jnp.finfo(dtype).eps)

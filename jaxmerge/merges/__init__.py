@@ -2,6 +2,7 @@
 
 from jaxmerge.merges.elementwise import *  # noqa: F403
 from jaxmerge.merges.geometric import *  # noqa: F403
+from jaxmerge.merges.masks import *  # noqa: F403
 from jaxmerge.merges.selective import *  # noqa: F403
 from jaxmerge.merges.signs import *  # noqa: F403
 from jaxmerge.merges.subspace import *  # noqa: F403

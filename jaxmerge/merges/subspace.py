@@ -70,7 +70,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False) -> Merge:
         u, s, vt = thin_svd(total, double)
         upto = jnp.cumsum(s)
         within = upto <= alpha * upto[-1]
-        protected = within[:, None] & within
+        protected = within[:, None] & within[None, :]
         if zero_diag:
             protected |= jnp.eye(s.size, dtype=bool)
         seen = jnp.where(protected, u.T @ x @ vt.T, 0)

@@ -7,5 +7,6 @@ from jaxmerge.methods.arithmetic import *  # noqa: F403
 from jaxmerge.methods.continual import *  # noqa: F403
 from jaxmerge.methods.data import *  # noqa: F403
 from jaxmerge.methods.geometric import *  # noqa: F403
+from jaxmerge.methods.masks import *  # noqa: F403
 from jaxmerge.methods.selective import *  # noqa: F403
 from jaxmerge.methods.sparse import *  # noqa: F403
