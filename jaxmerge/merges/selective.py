@@ -46,14 +46,14 @@ def select_calculate_erase(density: float = 1.0, floor: Any = 0.0) -> Merge:
             spread = jnp.var(rows, axis=0)
             rank = share_of(density, jnp.count_nonzero(spread))
             least = ranked_magnitudes(spread, jnp.maximum(rank, 1))
-            rows = jnp.where((spread >= least) & (rank > 0), rows, 0)
+            rows = jnp.where(((spread >= least) & (rank > 0))[None], rows, 0)
         energy = jnp.mean(jnp.square(rows).reshape(len(rows), -1), axis=1)
         total = jnp.sum(energy)
         even = jnp.full_like(energy, 1 / len(rows))
         small = (total < floor) | (total == 0)
         weight = jnp.where(small, even, energy / jnp.where(small, 1, total))
         sign = jnp.where(jnp.sum(rows, axis=0) >= 0, 1, -1).astype(rows.dtype)
-        agree = (jnp.sign(rows) == sign) * weight.reshape(-1, *[1] * sign.ndim)
+        agree = (jnp.sign(rows) == sign[None]) * weight.reshape(-1, *[1] * sign.ndim)
         share = jnp.sum(agree, axis=0)
         return jnp.sum(agree * rows, axis=0) / jnp.where(share == 0, 1, share)
 
@@ -143,4 +143,4 @@ def share_of(density: float, count: Array) -> Array:
 
 def _moved(rows: Array, epsilon: Any) -> tuple[Array, Array]:
     moved = jnp.abs(rows) > epsilon
-    return moved, moved & (jnp.sum(moved, axis=0) == 1)
+    return moved, moved & (jnp.sum(moved, axis=0, keepdims=True) == 1)
