@@ -33,10 +33,19 @@ SHAPES = {
 
 # Arguments of factories that have no defaults, or of which more than the defaults is worth a case.
 EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
+    "add_projected": [
+        lambda: jm.partition({"matrix": jm.add_projected(), "rest": jm.add()}, jm.by_ndim)
+    ],
+    "arc": [{"t": 0.3}],
     "by_leaf": [lambda: jm.by_leaf(_deep_half)],
     "chain": [lambda: jm.chain(jm.scale(0.5), jm.max_magnitude(), jm.scale(1.5))],
+    "clip": [{"limit": 0.05}],
+    "drop_by_rank": [{"density": 0.5}],
     "drop_outliers": [{"density": 0.5, "gamma": 0.1}],
+    "drop_random": [{"density": 0.5}],
+    "keep_mean_norm": [lambda: jm.keep_mean_norm(jm.add())],
     "linear": [{"weights": (0.2, 0.3, 0.5)}, {"weights": (1.0, 2.0, 1.0), "normalize": True}],
+    "nearswap": [{"t": 0.01}],
     "partition": [
         lambda: jm.partition({"matrix": jm.ties(0.4), "rest": jm.mean()}, jm.by_ndim),
         lambda: jm.partition(
@@ -45,6 +54,7 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
         ),
     ],
     "scale": [{"factor": 0.3}],
+    "sce": [{}, {"density": 0.5}],
     "ties": [{}, {"density": 0.4, "scope": "leaf"}, {"merge": "sum"}, {"merge": "max"}],
     "trim": [{"density": 0.4}, {"density": 0.4, "scope": "leaf"}],
 }
@@ -186,4 +196,7 @@ def close(a: dict, b: dict, atol: float = 1e-6) -> None:
 
 
 def on_device(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
+    """numpy leaves as jax arrays, the order of names kept."""
+    if isinstance(tree, dict):
+        return {k: on_device(v) for k, v in tree.items()}
+    return [on_device(v) for v in tree] if isinstance(tree, list) else jnp.asarray(tree)

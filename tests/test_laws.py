@@ -83,9 +83,9 @@ def test_the_order_of_leaves_does_not_matter(case):
 @every
 def test_jit_of_the_whole_equals_eager(case):
     run = jax.jit(
-        lambda base, models, extras, key: case.merge(base, models, extras=extras, key=key)
+        lambda base, models, extras, key: case.merge(base, models, extras=extras or None, key=key)
     )
-    out = run(on_device(case.base), on_device(case.models), on_device(case.extras), case.key)
+    out = run(on_device(case.base), on_device(case.models), on_device(case.extras or []), case.key)
     close(out, batch(case.name), 2e-6)
 
 
