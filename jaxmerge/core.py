@@ -73,7 +73,7 @@ class Measure(NamedTuple):
     gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe`, used
     when the values are concrete and live on the CPU; its partials may differ in form if `refine`
     takes them.  `done(summary)`, if given, says that no further pass is needed: then `passes` is
-    only the most there can be.
+    only the most there can be.  ``join(a, b, i)`` brings partials together where not by adding.
     """
 
     init: Callable[[], Any]
@@ -83,6 +83,7 @@ class Measure(NamedTuple):
     scope: str = "row"
     host: Callable[[Any, Any, int], Any] | None = None
     done: Callable[[Any], bool] = lambda summary: False
+    join: Callable[[Array, Array, int], Array] = lambda a, b, i: a + b
 
 
 class Transform(NamedTuple):

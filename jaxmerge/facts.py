@@ -108,7 +108,7 @@ def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
             for turn in range(m.passes):
                 total = None
                 for _, part in observe(m, some, summary, turn):
-                    total = part if total is None else jax.tree.map(_add, total, part)
+                    total = part if total is None else _join(m, total, part, turn)
                 total = jax.tree.map(_wide, total) if len(some) == 1 else total
                 summary = m.refine(summary, total, turn)
                 if m.done(summary):
@@ -117,15 +117,15 @@ def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
     return found
 
 
+def _join(measure: Measure, total: Any, part: Any, turn: int) -> Any:
+    return jax.tree.map(lambda a, b: measure.join(_wide(a), _wide(b), turn), total, part)
+
+
 def _wide(x: Any) -> Any:
     """Counts of concrete values are kept in int64 on the host: models have over 2^31 entries."""
     if concrete(x) and jnp.issubdtype(x.dtype, jnp.integer):
         return np.asarray(x, np.int64)
     return x
-
-
-def _add(a: Any, b: Any) -> Any:
-    return _wide(a) + _wide(b)
 
 
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
