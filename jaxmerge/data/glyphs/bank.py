@@ -105,22 +105,24 @@ def quantise(field: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------- handwriting
 
 
-@functools.cache
-def _grid() -> np.ndarray:
-    axis = (np.arange(SIDE) + 0.5) / SIDE * 2 * EXTENT - EXTENT
-    return np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 1, 2).astype(np.float32)
-
-
 def handwritten(char: str, rng: np.random.Generator) -> np.ndarray:
     """The distance to the pen's path of one writing of ``char``, float32 [48, 48]."""
-    lines = strokes.draw(char, rng).astype(np.float32)
+    lines = strokes.draw(char, rng)
     if char in SHORT:
-        lines = lines * np.float32(rng.uniform(0.66, 0.9))
-    start, along = lines[:, 0], lines[:, 1] - lines[:, 0]
-    to = _grid() - start
-    t = np.clip((to * along).sum(-1) / ((along**2).sum(-1) + 1e-9), 0, 1)
-    gap = to - t[..., None] * along
-    return np.sqrt((gap**2).sum(-1).min(1)).reshape(SIDE, SIDE)
+        lines = lines * rng.uniform(0.66, 0.9)
+    (x0, y0), (dx, dy) = lines[:, 0].T, (lines[:, 1] - lines[:, 0]).T
+    axis = ((np.arange(SIDE) + 0.5) / SIDE * 2 * EXTENT - EXTENT)[:, None]
+    to_x, to_y = ((axis - start).astype(np.float32) for start in (x0, y0))  # [48, segments]
+    dx, dy, long = (v.astype(np.float32) for v in (dx, dy, dx**2 + dy**2 + 1e-9))
+    t = (to_x * dx / long)[None] + (to_y * dy / long)[:, None]  # [48 rows, 48 columns, segments]
+    np.clip(t, 0, 1, out=t)
+    gap = to_x[None] - t * dx
+    t *= dy
+    np.subtract(to_y[:, None], t, out=t)
+    gap *= gap
+    t *= t
+    gap += t
+    return np.sqrt(gap.min(-1))
 
 
 # ------------------------------------------------------------------------------- print

@@ -82,7 +82,9 @@ def make_task(
         raise ValueError(f"task {name!r}: unknown domains {unknown}, expected some of {DOMAINS}")
     splits = []
     for size, stream in zip(sizes, _SEEDS.values(), strict=True):
-        drawn = banks.build(seed * 1000 + stream, 8, banks.HELD_OUT_FONTS, concepts)
+        drawn = banks.build(
+            seed * 1000 + stream, max(1, min(8, size)), banks.HELD_OUT_FONTS, concepts
+        )
         labels = np.repeat(np.arange(len(concepts), dtype=np.int32), size)
         rng = np.random.default_rng([seed, stream, *concepts])
         images, _ = World(drawn, domains=domains).sample(rng, len(labels),
