@@ -54,18 +54,18 @@ class Config:
     seed: int = 0
     seeds: int = 3
     tasks: int = 5
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 32
-    lr: float = 1e-4
+    lr: float = 3e-4
     warmup: float = 0.1
     weight_decay: float = 0.1
     clip: float = 1.0
     factors: dict[str, tuple[float, ...]] = dataclasses.field(
         default_factory=lambda: {
-            "MagMax": (0.3, 0.5, 0.7, 0.85, 1.0, 1.2),
-            "RandMix": (0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
-            "TIES": (0.3, 0.5, 0.7, 0.85, 1.0, 1.2),
-            "task arithmetic": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+            "MagMax": (0.2, 0.35, 0.5, 0.65, 0.8),
+            "RandMix": (0.35, 0.5, 0.75, 1.0, 1.25),
+            "TIES": (0.35, 0.5, 0.65, 0.8, 1.0),
+            "task arithmetic": (0.05, 0.1, 0.15, 0.2, 0.3),
         }
     )
     density: float = 0.2

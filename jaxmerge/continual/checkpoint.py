@@ -27,7 +27,7 @@ def save(path: str | Path, tree: Any, record: Any = None) -> None:
     from safetensors.numpy import save as dump
 
     flat, _ = names.flatten(tree)
-    arrays = {n: np.ascontiguousarray(np.asarray(x)) for n, x in flat.items()}
+    arrays = {n: np.array(x, order="C") for n, x in flat.items()}
     replace(path, dump(arrays, metadata={RECORD: json.dumps(record)}))
 
 
@@ -54,7 +54,9 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
     if like is None:
         return flat, record
     expected, rebuild = names.flatten(like)
-    names.check_same(expected, flat, str(path))
+    wrong = names.mismatches(expected, flat)
+    if wrong:
+        raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
     return rebuild(flat), record
 
 

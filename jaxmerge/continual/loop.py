@@ -203,16 +203,19 @@ class Stream:
         else:
             began = time.perf_counter()
             factor, sweep = d.factors[0], None
-            if len(d.factors) > 1:
+            if len(d.factors) == 1:
+                chosen = run.merged(d.method(factor), self.states[d.label], self.learner.params)
+            else:
                 stacked = merged_many(d, self.states[d.label], self.learner.params)
                 seen = self.val.upto(t + 1)
                 right, _ = accuracies(logits(self.learner, stacked, seen), seen)
                 means = right[:, : t + 1].mean(axis=1)
-                factor = d.factors[int(np.argmax(means))]
+                best = int(np.argmax(means))
+                factor = d.factors[best]
+                chosen = {n: x[best] for n, x in stacked.items()}
                 sweep = {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": factor}
-            method = d.method(factor)
-            chosen = run.merged(method, self.states[d.label], self.learner.params)
-            outcome.factors[t], outcome.sweep, outcome.method = factor, sweep, repr(method)
+            outcome.factors[t], outcome.sweep = factor, sweep
+            outcome.method = repr(d.method(factor))
             self.deployed[d.label] = chosen
             self._clock("merging", began)
         began = time.perf_counter()

@@ -1,0 +1,304 @@
+"""The loop on a tiny CLIP: learning happens, merges are those of jm.merge, kills lose nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmerge as jm
+from jaxmerge.continual import evaluate, schedule
+from jaxmerge.continual.learner import Learner
+from jaxmerge.continual.loop import Deploy, Stream
+from jaxmerge.continual.scenario import class_incremental
+from jaxmerge.continual.strategy import Strategy
+from jaxmerge.continual.study import run_seed, steps_of
+from jaxmerge.continual.train import Training, fit
+from jaxmerge.data.sources import Source, stratified
+
+WIDTH, CLASSES = 12, 6
+TRAINING = Training(epochs=4, batch=8, rate=0.02, chunk=3)
+MERGES = (
+    Deploy("MagMax", jm.magmax, (0.25, 0.5, 1.0)),
+    Deploy("RandMix", jm.randmix, (1.0,), always=False),
+    Deploy("TIES", lambda f: jm.ties(0.5, f), (0.5, 1.0), always=False),
+)
+
+
+def features(params, inputs):
+    """Two dense layers."""
+    return jax.nn.tanh(inputs @ params["a/kernel"] + params["a/bias"][None]) @ params["b/kernel"]
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Six overlapping clouds of points."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), 30).astype(np.int32)
+    centres = rng.normal(size=(CLASSES, WIDTH))
+    inputs = (centres[labels] + rng.normal(scale=0.8, size=(180, WIDTH))).astype(np.float32)
+    splits = stratified(labels, {"val": 6, "test": 6})
+    names = tuple(f"cloud {i}" for i in range(CLASSES))
+    return Source("clouds", inputs, labels, names, ("a {}",), splits)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    rng = np.random.default_rng(1)
+    shapes = {"a/kernel": (WIDTH, 16), "a/bias": (16,), "b/kernel": (16, 8)}
+    params = {
+        n: jax.numpy.asarray(rng.normal(size=s) / s[0] ** 0.5, "float32") for n, s in shapes.items()
+    }
+    head = rng.normal(size=(8, CLASSES))
+    head = jax.numpy.asarray(head / np.linalg.norm(head, axis=0), "float32")
+    return Learner(params, features, np.asarray, head, jax.numpy.float32(10))
+
+
+@pytest.fixture(scope="module")
+def scenario(source):
+    return class_incremental(source, 3, (4, 1, 0, 5, 2, 3))
+
+
+def stream(scenario, learner, **options):
+    options = {"training": TRAINING, "deploys": (Deploy("last model"), *MERGES), **options}
+    return Stream(scenario, learner, seed=7, batch=32, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(scenario, learner):
+    return stream(scenario, learner, keep=True).run()
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for n in a:
+        np.testing.assert_array_equal(np.asarray(a[n]), np.asarray(b[n]), err_msg=n)
+
+
+# ------------------------------------------------------------ training
+
+
+def test_a_task_is_learnt_by_the_loop(whole, learner):
+    for t, losses in enumerate(whole.losses):
+        assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3]), f"task {t} was not learnt"
+    _, aware = whole.measure(whole.last, whole.test)
+    assert aware[2] > 0.9
+
+
+def test_tasks_of_other_sizes_compile_nothing_new(scenario, learner, source):
+    from jaxmerge.continual.train import run_chunk
+
+    task = scenario[0]
+    inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
+    fit(learner, learner.params, inputs, columns, scenario.mask(0), TRAINING)
+    before = run_chunk._cache_size()
+    for count, mask in ((len(columns), 1), (11, 0), (3, 2)):
+        options = Training(epochs=3, batch=8, rate=0.01, chunk=3)
+        own = scenario.mask(0) | scenario.mask(mask)
+        fit(learner, learner.params, inputs[:count], columns[:count], own, options)
+    assert run_chunk._cache_size() == before
+
+
+def test_training_is_adamw_step_by_step(scenario, learner, source):
+    """The compiled chunks against plain optax in a Python loop."""
+    import optax
+
+    from jaxmerge.continual.train import batches
+
+    task = scenario[1]
+    inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
+    own = scenario.mask(1)
+    found, losses = fit(learner, learner.params, inputs, columns, own, TRAINING, seed=(3, 1))
+    total = TRAINING.steps(len(columns))
+    warm = TRAINING.warmup * total
+
+    def rate(count):
+        k = count + 1
+        cosine = 0.5 * (1 + np.cos(np.pi * (k - warm) / (total - warm + 1)))
+        return TRAINING.rate * (k / warm if k <= warm else cosine)
+
+    adam = optax.scale_by_adam()
+    params, moments = dict(learner.params), adam.init(learner.params)
+    small = np.flatnonzero(own)
+
+    def loss_of(params, x, y):
+        f = features(params, x)
+        unit = f / jax.numpy.linalg.norm(f, axis=-1, keepdims=True)
+        logits = 10 * unit @ learner.head[:, small]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    for k, rows in enumerate(batches(len(columns), TRAINING, (3, 1))):
+        labels = np.searchsorted(small, columns[rows])
+        loss, gradient = jax.value_and_grad(loss_of)(params, inputs[rows], labels)
+        assert float(loss) == pytest.approx(losses[k], rel=1e-4)
+        size = max(1.0, np.sqrt(sum(float((g**2).sum()) for g in gradient.values())))
+        gradient = {n: g / size for n, g in gradient.items()}
+        update, moments = adam.update(gradient, moments)
+        params = {
+            n: p - rate(k) * (update[n] + TRAINING.weight_decay * p) for n, p in params.items()
+        }
+    for n in params:
+        np.testing.assert_allclose(found[n], params[n], rtol=2e-4, atol=2e-5, err_msg=n)
+
+
+def test_leaves_that_no_rule_trains_stay_bit_by_bit(scenario, learner, source):
+    task = scenario[0]
+    inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
+    only = Strategy(trainable=("^b/",))
+    found, _ = fit(
+        learner, learner.params, inputs, columns, scenario.mask(0), TRAINING, strategy=only
+    )
+    for n in ("a/kernel", "a/bias"):
+        np.testing.assert_array_equal(found[n], learner.params[n])
+    assert np.abs(np.asarray(found["b/kernel"] - learner.params["b/kernel"])).max() > 1e-3
+    with pytest.raises(ValueError, match=r"\['nothing'\] match none"):
+        Strategy(trainable=(".*", "nothing")).split(learner.params)
+
+
+def test_a_loss_that_explodes_is_an_error(scenario, learner, source):
+    task = scenario[0]
+    inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        fit(learner, learner.params, inputs * np.float32(np.inf), columns, scenario.mask(0),
+            TRAINING)  # fmt: skip
+
+
+# ------------------------------------------------------------ merging and evaluation
+
+
+def test_deployed_models_are_those_of_the_batch_driver(whole, learner):
+    for d in MERGES:
+        factor = whole.outcomes[d.label].factors[-1]
+        assert factor in d.factors
+        key = jax.random.key(7) if d.label == "RandMix" else None
+        expected = jm.merge(d.method(factor), learner.params, whole.models, key=key)
+        for n in expected:
+            np.testing.assert_allclose(
+                whole.deployed[d.label][n], expected[n], rtol=1e-6, atol=1e-7, err_msg=n
+            )
+
+
+def test_the_factor_is_the_best_on_the_validation_split(whole, learner):
+    for label in ("MagMax", "TIES"):
+        sweep = whole.outcomes[label].sweep
+        assert sweep["chosen"] == sweep["factors"][int(np.argmax(sweep["accuracy"]))]
+    method = jm.magmax(whole.outcomes["MagMax"].factors[-1])
+    merged = jm.merge(method, learner.params, whole.models)
+    free, _ = whole.measure(merged, whole.val)
+    assert max(whole.outcomes["MagMax"].sweep["accuracy"]) == pytest.approx(free.mean())
+
+
+def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
+    """Other test images, and other validation images of later tasks, choose the same factor."""
+    first = stream(scenario, learner, deploys=MERGES[:1])
+    first.learn(0)
+    changed = stream(scenario, learner, deploys=MERGES[:1])
+    zero = [np.zeros_like(c) for c in changed.test.chunks]
+    changed.test = changed.test._replace(chunks=zero)
+    chunk = np.array(changed.val.chunks[0])
+    chunk[changed.val.task[: len(chunk)] > 0] = 0
+    changed.val = changed.val._replace(chunks=[jax.numpy.asarray(chunk), *changed.val.chunks[1:]])
+    changed.learn(0)
+    assert changed.outcomes["MagMax"].sweep == first.outcomes["MagMax"].sweep
+
+
+def test_accuracies_from_the_definition(scenario, learner, source):
+    data = evaluate.probe(learner, scenario, "test", batch=8)
+    assert len(data.chunks) == 5  # 36 examples
+    found = evaluate.logits(learner, evaluate.stack(learner.params), data)
+    free, aware = evaluate.accuracies(found, data)
+    for t, task in enumerate(scenario):
+        rows = task.rows["test"]
+        logits = np.asarray(learner.logits(learner.params, source.inputs[rows]))
+        labels = source.labels[rows]
+        assert free[0, t] == np.mean(logits.argmax(1) == labels)
+        own = np.asarray(task.classes)
+        assert aware[0, t] == np.mean(own[logits[:, own].argmax(1)] == labels)
+    upto = data.upto(2)
+    assert set(upto.task.tolist()) == {0, 1}
+
+
+def test_methods_evaluated_at_the_end_have_no_earlier_rows(whole):
+    rows = whole.outcomes["TIES"].matrix
+    assert rows[0] == rows[1] == [None] * 3
+    assert all(x is not None for x in rows[2])
+    assert all(x is not None for row in whole.outcomes["MagMax"].matrix for x in row)
+
+
+# ------------------------------------------------------------ schedules
+
+
+def test_starts_differ_where_they_should(scenario, learner, whole):
+    alone = stream(scenario, learner, start=schedule.from_base, keep=True).run()
+    same(alone.models[0], whole.models[0])
+    task = scenario[2]
+    data = task.source.inputs[task.rows["train"]], task.labels("train")
+    expected, _ = fit(learner, learner.params, *data, scenario.mask(2), TRAINING, seed=(7, 2))
+    same(alone.models[2], expected)
+    running = stream(scenario, learner, start=schedule.from_running, deploys=MERGES[:1], keep=True)
+    running.learn(0)
+    deployed = running.deployed["MagMax"]
+    running.learn(1)
+    task = scenario[1]
+    data = task.source.inputs[task.rows["train"]], task.labels("train")
+    expected, _ = fit(learner, deployed, *data, scenario.mask(1), TRAINING, seed=(7, 1))
+    for n in expected:
+        np.testing.assert_allclose(running.models[1][n], expected[n], rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------ kills
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_killed_stream_goes_on_with_the_same_figures(scenario, learner, whole, tmp_path, after):
+    first = stream(scenario, learner, keep=True, store=tmp_path)
+    for t in range(after):
+        first.learn(t)
+    del first
+    second = stream(scenario, learner, keep=True, store=tmp_path)
+    assert list(second.tasks_left()) == list(range(after, 3))
+    second.run()
+    same(second.last, whole.last)
+    for label, outcome in whole.outcomes.items():
+        assert second.outcomes[label] == outcome
+    for label in whole.deployed:
+        same(second.deployed[label], whole.deployed[label])
+
+
+def test_a_stream_of_other_tasks_does_not_go_on(scenario, learner, source, tmp_path):
+    stream(scenario, learner, store=tmp_path).learn(0)
+    with pytest.raises(ValueError, match="the checkpoint is of the tasks"):
+        stream(class_incremental(source, 3), learner, store=tmp_path)
+
+
+def test_tasks_come_in_order(scenario, learner):
+    with pytest.raises(ValueError, match="Task 0 comes next, got 1"):
+        stream(scenario, learner).learn(1)
+
+
+# ------------------------------------------------------------ a whole seed
+
+
+def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path):
+    steps = []
+    run, merged = run_seed(
+        scenario, learner, MERGES, seed=7, training=TRAINING, store=tmp_path, batch=32,
+        watch=lambda stream, phase, n, loss: steps.append(n),
+    )  # fmt: skip
+    assert sum(steps) == steps_of(scenario, TRAINING)
+    rows = [(e.label, e.finetunes) for e in run.entries]
+    assert rows == [
+        ("zero-shot", "none"), ("last model", "sequential"),
+        *((d.label, "sequential") for d in MERGES), *((d.label, "independent") for d in MERGES),
+        ("joint", "joint"),
+    ]  # fmt: skip
+    assert set(merged) == {(d.label, k) for d in MERGES for k in ("sequential", "independent")}
+    by_name = dict(zip(rows, run.entries, strict=True))
+    joint = by_name["joint", "joint"]
+    assert joint.metrics["accuracy"] > by_name["zero-shot", "none"].metrics["accuracy"]
+    assert joint.metrics["bwt"] is None
+    assert by_name["last model", "sequential"].factors is None
+    assert by_name["last model", "sequential"].metrics["bwt"] is not None
+    again, _ = run_seed(
+        scenario, learner, MERGES, seed=7, training=TRAINING, store=tmp_path, batch=32,
+        watch=lambda *_: pytest.fail("everything was done"),
+    )  # fmt: skip
+    assert again.entries == run.entries
