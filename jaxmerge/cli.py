@@ -54,8 +54,10 @@ def quickstart(
     resume: Annotated[
         Path | None, Option(help="Go on with an interrupted run from its last finished task.")
     ] = None,
-    seed: Annotated[int, Option(help="First seed.", min=0)] = 0,
-    seeds: Annotated[int, Option(help="How many seeds (class orders).", min=1)] = 3,
+    seed: Annotated[int | None, Option(help="First seed.  Default: 0.", min=0)] = None,
+    seeds: Annotated[
+        int | None, Option(help="How many seeds (class orders).  Default: 3.", min=1)
+    ] = None,
     epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
     quick: Annotated[bool, Option("--quick", help="A short form: one seed, few epochs.")] = False,
