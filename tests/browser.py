@@ -52,7 +52,8 @@ class Browser:
         ]  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(read_in), str(write_out), path, *flags],
-            pass_fds=(read_in, write_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self.folder.name}, pass_fds=(read_in, write_out),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(read_in)
         os.close(write_out)

@@ -43,7 +43,8 @@ def test_headline_says_when_magmax_is_behind():
     text = plain(words.headline(r))
     assert "10.0 points below the last model (in 2 of 2 seeds)" in text
     assert "The best merge is TIES (sequential) with 90.0 %" in text
-    assert plain(words.overview_title(r)) == "MagMax ends 10.0 points below the last model"
+    title = plain(words.overview_title(r))
+    assert title == "MagMax ends 10.0 points below the last model (in 2 of 2 seeds)"
 
 
 def test_one_seed_has_no_spread():
@@ -71,7 +72,8 @@ def test_nothing_is_said_about_what_was_not_measured():
     [
         ([1, 2, 3], "above the last model after every task"),
         ([2, 3], "above the last model after task 2 and all later ones"),
-        ([1, 3], "above the last model after task 1, 3"),
+        ([1, 3], "above the last model after tasks 1, 3 only"),
+        ([3], "above the last model after task 3 only"),
     ],
 )
 def test_over_time_title_names_the_tasks(ahead, says):

@@ -1,7 +1,8 @@
 """What a run shows: tables, pictures and one HTML page, made from `Results` and nothing else.
 
 * `tables`: Markdown, LaTeX and the terminal
-* `plots`: the pictures of a run; drawn by `lines`, `heatmaps`, `dots` in the looks of `style`
+* `plots`, `vectors`: the pictures of a run; `lines`, `heatmaps` and `dots` draw them on a `canvas`,
+  in the looks of `style`
 * `words`: titles and captions, computed from `numbers`
 * `html`: the page
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxmerge.continual.results import Results
 from jaxmerge.report import numbers, plots, tables, words
+from jaxmerge.report.picture import Plot, Table
 from jaxmerge.report.style import THEMES
 
 
@@ -108,7 +109,8 @@ def _summary(results: Results) -> str:
 {body}
 </tbody></table></div>
 <p class="note">Percent. {spread}Bold: the best mean among the methods that learnt the stream.</p>
-<details class="words"><summary>What the columns mean</summary><table>{meaning}</table></details>
+<details class="words prose"><summary>What the columns mean</summary>
+<table>{meaning}</table></details>
 </section>"""
 
 
@@ -135,7 +137,7 @@ def _pictures(results: Results) -> str:
 </section>"""
 
 
-def _figure(plot: plots.Plot) -> str:
+def _figure(plot: Plot) -> str:
     from jaxmerge.report.canvas import svg
 
     drawn = "\n".join(
@@ -152,7 +154,7 @@ def _figure(plot: plots.Plot) -> str:
 """
 
 
-def _grid(table: plots.Table) -> str:
+def _grid(table: Table) -> str:
     head = "".join(f'<th scope="col">{_e(h)}</th>' for h in table.head)
     body = "".join(
         f'<tr><th scope="row">{_e(r[0])}</th>{"".join(f"<td>{_e(c)}</td>" for c in r[1:])}</tr>'
@@ -215,11 +217,11 @@ def _stream(results: Results) -> str:
     parts = []
     for run in results.seeds:
         rows = [
-            (t.name, f"{', '.join(t.classes)} ({t.train} / {t.val} / {t.test} images)")
-            for t in run.tasks
+            (f"task {k}", f"{', '.join(t.classes)} ({t.train} / {t.val} / {t.test})")
+            for k, t in enumerate(run.tasks, 1)
         ]
         parts.append(f"<h3>Seed {_e(run.seed)}</h3>{_pairs(rows)}")
-    note = '<p class="note">Images of the training, validation and test split.</p>'
+    note = '<p class="note">Classes, and images of the training, validation and test split.</p>'
     return "".join(parts) + note if parts else ""
 
 
@@ -236,4 +238,4 @@ def _by_seed(results: Results) -> str:
             values.append("–" if value is None else f"{100 * value:.1f}")
         rows.append([words.title_of(name), *values])
     head = ["Method", *(f"Seed {run.seed}" for run in seeds)]
-    return _grid(plots.Table("Accuracy after the last task, %", head, rows))
+    return _grid(Table("Accuracy after the last task, %", head, rows))

@@ -36,7 +36,7 @@ class Series(NamedTuple):
     Attributes:
         label: the words at its end.
         x, y: the points; None is a gap.
-        std: half the width of the band around it, or ().
+        std: half the width of the band around it, or (); the band is cut at 0 and 1.
         slot: colour and marker, see `style.slots`.
         dashed: a second way to tell lines apart: independent fine-tunes are dashed.
         chosen: points to mark with a ring.
@@ -62,6 +62,7 @@ def curves(
     markers: bool = True,
     height: float = 2.5,
     legend: bool = False,
+    log: bool = False,
 ) -> Figure:
     """Lines with a band for the spread and their names at their ends, one panel below the other.
 
@@ -76,6 +77,7 @@ def curves(
         markers: draw a marker at every point.
         height: of one panel, in inches.
         legend: names in the upper left corner, for lines that end in one place.
+        log: a logarithmic horizontal axis, if all x are positive.
     """
     names = [s.label for lines in panels.values() for s in lines]
     right = 0.1 if legend else min(2.0, max((text_width(n, SMALL) for n in names), default=0) + 0.4)
@@ -88,6 +90,8 @@ def curves(
             for series in lines:
                 _curve(ax, series, theme, markers)
             _scale(ax, lines, percent)
+            if log and all(x > 0 for s in lines for x in s.x):
+                _logarithmic(ax)
             if xticks is not None:
                 ax.set_xticks(list(xticks))
             ax.grid(axis="y")
@@ -112,8 +116,8 @@ def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
     style = (0, (4, 2)) if series.dashed else "-"
     marker = MARKERS[series.slot] if markers and len(y) <= 20 else ""
     if any(series.std):
-        low = [a - (s or 0.0) for a, s in zip(y, series.std, strict=True)]
-        high = [a + (s or 0.0) for a, s in zip(y, series.std, strict=True)]
+        low = [max(a - (s or 0.0), 0.0) for a, s in zip(y, series.std, strict=True)]
+        high = [min(a + (s or 0.0), 1.0) for a, s in zip(y, series.std, strict=True)]
         ax.fill_between(series.x, low, high, color=colour, alpha=0.16, linewidth=0)
     ax.plot(
         series.x, y, color=colour, linestyle=style, marker=marker,
@@ -125,6 +129,16 @@ def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
             [x], [v], marker="o", markersize=7.5, markerfacecolor="none", markeredgecolor=theme.ink,
             markeredgewidth=1.3, clip_on=False, zorder=5,
         )  # fmt: skip
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
 def _scale(ax: Axes, lines: Sequence[Series], percent: bool) -> None:
@@ -159,24 +173,27 @@ def _ends(
     inches = (high - low) / height
     wanted = [v for _, v in ends]
     placed = spread(wanted, SMALL * 1.3 / 72 * inches, low + 0.05 * inches, high - 0.05 * inches)
-    x0, x1 = ax.get_xlim()
-    unit = (x1 - x0) / (ax.get_position().width * WIDTH)
-    for s, (x, v), y in zip(lines, ends, placed, strict=True):
+    limits = ax.get_xlim()
+    flat = ax.transData + ax.transAxes.inverted()
+    unit = 1 / (ax.get_position().width * WIDTH)  # one inch in axes widths
+    for s, end, y in zip(lines, ends, placed, strict=True):
         colour = theme.series[s.slot]
-        start = x1 + 0.04 * unit
+        (x, v), (_, w) = flat.transform(end), flat.transform((limits[1], y))
+        # from the last point straight to the edge, then to the label: dotted, it is no data
         ax.plot(
-            [x, start, start + 0.12 * unit], [v, v if x == x1 else y, y],
-            color=colour, linewidth=0.8, clip_on=False, alpha=0.8,
-            linestyle=(0, (3, 2)) if s.dashed else "-",
+            [x, 1, 1 + 0.14 * unit], [v, v, w], color=colour, linewidth=1.1,
+            clip_on=False, linestyle=(0, (1, 2)), transform=ax.transAxes,
         )  # fmt: skip
         if markers:
             ax.plot(
-                [start + 0.15 * unit], [y], marker=MARKERS[s.slot], markersize=4.5, clip_on=False,
+                [1 + 0.19 * unit], [w], marker=MARKERS[s.slot], markersize=4.5, clip_on=False,
                 markerfacecolor=theme.surface if s.dashed else colour, markeredgecolor=colour,
+                transform=ax.transAxes,
             )  # fmt: skip
         ax.text(
-            start + 0.22 * unit, y, shorten(s.label, right - 0.3, SMALL), size=SMALL,
-            color=theme.ink, va="center_baseline", clip_on=False,
+            1 + (0.26 if markers else 0.17) * unit, w, shorten(s.label, right - 0.34, SMALL),
+            size=SMALL, color=theme.ink, va="center_baseline", clip_on=False,
+            transform=ax.transAxes,
         )  # fmt: skip
-    ax.set_xlim(x0, x1)
+    ax.set_xlim(limits)
     ax.set_ylim(low, high)

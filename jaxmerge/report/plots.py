@@ -1,45 +1,24 @@
 """The pictures of a run: which ones its results give, each with a title and a caption.
 
->>> from jaxmerge.report import plots
->>> [p.name for p in plots.of(results)]                                      # doctest: +SKIP
-['overview', 'accuracy_over_tasks', 'accuracy_matrix', 'merge_factor', ...]
-
 A picture whose numbers were not measured is left out, never drawn empty.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from jaxmerge.continual.results import Entry, Results, Vectors
-from jaxmerge.report import numbers, tables, words
-from jaxmerge.report.style import LIGHT, SLOTS, Theme, slots
+from jaxmerge.continual.results import Entry, Results
+from jaxmerge.report import numbers, tables, vectors, words
+from jaxmerge.report.picture import Plot, Table, cell, grid
+from jaxmerge.report.style import LIGHT, slots
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from jaxmerge.report.lines import Series
 
 Name = numbers.Name
-
-
-class Table(NamedTuple):
-    """The numbers behind a picture, as words."""
-
-    heading: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-class Plot(NamedTuple):
-    """One picture: file name, title, caption, how to draw it in a theme, and its numbers."""
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[Theme], Figure]
-    tables: list[Table]
 
 
 def of(results: Results) -> list[Plot]:
@@ -49,7 +28,7 @@ def of(results: Results) -> list[Plot]:
         _over_time(results),
         _matrices(results),
         _factors(results),
-        *_vectors(results),
+        *vectors.of(results),
     ]
     return [p for p in made if p is not None]
 
@@ -105,9 +84,16 @@ def _over_time(results: Results, most: int = 9) -> Plot | None:
         y, std = [p[0] for p in points], [p[1] for p in points]
         x = list(range(1, len(y) + 1))
         series.append(
-            Series(words.title_of(name), x, y, std, colour[name[0]], name[1] == "independent")
+            Series(
+                words.title_of(name),
+                x,
+                y,
+                std if name in words.bands(results) else (),
+                colour[name[0]],
+                name[1] == "independent",
+            )
         )
-        rows.append([words.title_of(name), *(_cell(v) for v in y)])
+        rows.append([words.title_of(name), *(cell(v) for v in y)])
     title, caption = words.over_time(results, shown)
     ticks = series[0].x[:: max(1, len(series[0].x) // 10)]
     head = ["After task", *(str(x) for x in series[0].x)]
@@ -139,13 +125,16 @@ def _matrices(results: Results) -> Plot | None:
         for n in shown
     }
     title, caption = words.forgetting(results, shown)
+    values = [v for m in panels.values() for row in m for v in row]
+    low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     return Plot(
         "accuracy_matrix", title, caption,
         lambda theme: heatmaps(
             panels, title, "Accuracy on task i after task t, all classes to choose from, %", theme,
-            xlabel="accuracy on task i", ylabel="after task t", stairs=True,
+            xlabel="accuracy on task i", ylabel="after task t", stairs=True, low=low,
+            high=max(high, low + 0.1),
         ),
-        [_grid(h, "after task", m) for h, m in panels.items()],
+        [grid(h, "after task", m) for h, m in panels.items()],
     )  # fmt: skip
 
 
@@ -160,23 +149,25 @@ def _factors(results: Results) -> Plot | None:
     if not groups:
         return None
     colour = slots(label for label, _ in numbers.names(results))
-    panels, shown_numbers = {}, []
-    for finetunes, shown in groups.items():
-        found = [_sweep(numbers.entries(results, n), n[0], colour[n[0]]) for n in shown]
-        panels[f"{finetunes} fine-tunes".capitalize()] = [s for s, _ in found]
-        shown_numbers += [t for _, t in found]
+    panels = {
+        f"{finetunes} fine-tunes".capitalize(): [
+            _sweep(numbers.entries(results, n), n[0], colour[n[0]]) for n in shown
+        ]
+        for finetunes, shown in groups.items()
+    }
+    behind = [_tried(heading, lines) for heading, lines in panels.items()]
     title, caption = words.factors(results, [n for g in groups.values() for n in g])
     return Plot(
         "merge_factor", title, caption,
         lambda theme: curves(
             panels, title, "merge factor", "Accuracy on the validation split, mean over seeds",
-            theme, markers=False, height=2.0,
+            theme, height=2.0, log=True,
         ),
-        shown_numbers,
+        behind,
     )  # fmt: skip
 
 
-def _sweep(found: Sequence[Entry], label: str, slot: int):
+def _sweep(found: Sequence[Entry], label: str, slot: int) -> Series:
     """One curve: the mean over the seeds that tried the same factors as the first."""
     from jaxmerge.report.lines import Series
 
@@ -186,111 +177,12 @@ def _sweep(found: Sequence[Entry], label: str, slot: int):
     y = [m for m, _ in numbers.mean_std([s.accuracy for s in same])]
     at = dict(zip(x, y, strict=True))
     chosen = sorted({(s.chosen, at[s.chosen]) for s in same if at.get(s.chosen) is not None})
-    rows = [[f"{a:g}", _cell(b)] for a, b in zip(x, y, strict=True)]
-    table = Table(f"{label} ({found[0].finetunes})", ["Factor", "Validation accuracy, %"], rows)
-    return Series(label, x, y, (), slot, False, chosen), table
+    return Series(label, x, y, (), slot, False, chosen)
 
 
-def _vectors(results: Results) -> list[Plot | None]:
-    from jaxmerge.report.dots import bars
-    from jaxmerge.report.heatmaps import heatmaps
-
-    kinds = list(dict.fromkeys(v.finetunes for run in results.seeds for v in run.vectors))
-    found = [_mean_vectors(results, kind) for kind in kinds]
-    if not found:
-        return []
-    plots: list[Plot | None] = []
-    for what, low in (("cosine", -1.0), ("sign_agreement", 0.0)):
-        panels = {v.finetunes.capitalize(): getattr(v, what) for v in found}
-        title, caption = words.pairs(found, what)
-        share = what == "sign_agreement"
-        remark = "Share of entries, %" if share else "Cosine of the task vectors of two tasks"
-
-        def draw(theme, panels=panels, title=title, remark=remark, low=low, share=share):
-            return heatmaps(
-                panels, title, remark, theme, xlabel="task", ylabel="task",
-                low=low, percent=share, diverging=True,
-            )  # fmt: skip
-
-        grids = [_grid(h, "task", m, share) for h, m in panels.items()]
-        plots.append(Plot(what, title, caption, draw, grids))
-    plots.append(_magnitudes(found))
-    title, caption = words.shares(found)
-    groups = {v.finetunes.capitalize(): v.magmax_share for v in found}
-    n = max(len(v) for v in groups.values())
-    table = Table(
-        "Share of entries, %",
-        ["Task", *(str(i + 1) for i in range(n))],
-        [[k, *(_cell(x) for x in v)] for k, v in groups.items()],
-    )
-    plots.append(
-        Plot(
-            "magmax_share", title, caption,
-            lambda theme: bars(
-                groups, title, "Share of the merge's entries that come from each task", theme,
-                "task", 1 / n,
-            ),
-            [table],
-        )
-    )  # fmt: skip
-    return plots
-
-
-def _magnitudes(found: list[Vectors]) -> Plot | None:
-    from jaxmerge.report.lines import Series, curves
-
-    title, caption = words.magnitudes(found)
-
-    def panels() -> dict[str, list[Series]]:
-        out = {}
-        for v in found:
-            edges, n = v.magnitude_edges, len(v.magnitude_counts)
-            middle = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-            used = [k for k, c in enumerate(zip(*v.magnitude_counts, strict=True)) if any(c)]
-            part = slice(used[0], used[-1] + 1) if used else slice(None)
-            lines = []
-            for t in sorted({0, n // 2, n - 1}):
-                total = sum(v.magnitude_counts[t]) or 1
-                y = [c / total for c in v.magnitude_counts[t][part]]
-                slot = {0: 1, n - 1: 0}.get(t, SLOTS.index("grey"))
-                lines.append(Series(f"task {t + 1}", middle[part], y, (), slot))
-            out[v.finetunes.capitalize()] = lines
-        return out
-
-    return Plot(
-        "magnitudes", title, caption,
-        lambda theme: curves(
-            panels(), title, "log10 of the magnitude of an entry",
-            "Share of a task vector's non-zero entries in each bin", theme, markers=False,
-            height=1.6, legend=True,
-        ),
-        [],
-    )  # fmt: skip
-
-
-def _mean_vectors(results: Results, finetunes: str) -> Vectors:
-    """The same figures averaged over seeds, place by place; counts are added."""
-    found = [v for run in results.seeds for v in run.vectors if v.finetunes == finetunes]
-    found = [v for v in found if v.magnitude_edges == found[0].magnitude_edges]
-    row = lambda name: [m for m, _ in numbers.mean_std([getattr(v, name) for v in found])]
-    counts = [
-        [sum(c) for c in zip(*rows, strict=False)]
-        for rows in zip(*(v.magnitude_counts for v in found), strict=False)
-    ]
-    return Vectors(
-        finetunes, row("norm"), row("relative"), numbers.mean_matrix([v.cosine for v in found]),
-        numbers.mean_matrix([v.sign_agreement for v in found]), found[0].magnitude_edges, counts,
-        row("magmax_share"),
-    )  # fmt: skip
-
-
-def _cell(v: float | None, share: bool = True) -> str:
-    if v is None:
-        return "–"
-    return f"{100 * v:.1f}" if share else f"{v:.2f}"
-
-
-def _grid(heading: str, corner: str, matrix, share: bool = True) -> Table:
-    head = [corner, *(str(i + 1) for i in range(len(matrix)))]
-    rows = [[str(t + 1), *(_cell(v, share) for v in row)] for t, row in enumerate(matrix)]
-    return Table(heading, head, rows)
+def _tried(heading: str, lines: Sequence[Series]) -> Table:
+    """All factors that were tried, one method a column."""
+    at = [dict(zip(s.x, s.y, strict=True)) for s in lines]
+    factors = sorted({x for s in lines for x in s.x})
+    rows = [[f"{x:g}", *(cell(found.get(x)) for found in at)] for x in factors]
+    return Table(f"{heading}, validation accuracy, %", ["Factor", *(s.label for s in lines)], rows)

@@ -23,6 +23,7 @@ from jaxmerge.report.numbers import (
     mean_row,
     median,
     merges,
+    names,
     stat,
 )
 
@@ -94,7 +95,7 @@ def overview_title(results: Results) -> str:
     against = versus(results, first, LAST) if first else ""
     if not against:
         return "Accuracy after the last task"
-    return _sentence(f"{title_of(first, both=False)} ends {against.split(' (')[0]}", stop="")
+    return f"{title_of(first, both=False)} ends {against}"
 
 
 def overview_caption(results: Results) -> str:
@@ -137,16 +138,25 @@ def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
             ahead = [
                 t + 1
                 for t, (a, b) in enumerate(zip(ends[first], ends[LAST], strict=False))
-                if a is not None and b is not None and (a > b) == (side == "above") and a != b
+                if a is not None and b is not None and (a > b if side == "above" else a < b)
             ]
-            if ahead and end != ends[LAST][-1]:
+            if ahead:
                 title = (
                     f"{title_of(first, both=False)} is {side} the last model after "
                     f"{_tasks(ahead, len(ends[first]))}"
                 )
         caption += "."
     n = len(results.seeds)
-    return title, caption + (f" Bands: one standard deviation over {n} seeds." if n > 1 else "")
+    banded = [title_of(name) for name in bands(results) if name in shown]
+    if n > 1 and banded:
+        caption += f" Bands ({', '.join(banded)}): one standard deviation over {n} seeds,"
+        caption += " whose tasks differ in order and difficulty."
+    return title, caption
+
+
+def bands(results: Results) -> list[Name]:
+    """The lines that show their spread; with all of them nothing could be seen."""
+    return [name for name in (hero(results), LAST) if name in names(results)]
 
 
 def _tasks(found: list[int], n: int) -> str:
@@ -154,7 +164,8 @@ def _tasks(found: list[int], n: int) -> str:
         return "every task"
     if found == list(range(found[0], n + 1)) and len(found) > 1:
         return f"task {found[0]} and all later ones"
-    return "task " + ", ".join(str(t) for t in found)
+    only = "tasks" if len(found) > 1 else "task"
+    return f"{only} {', '.join(str(t) for t in found)} only"
 
 
 def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
@@ -206,7 +217,11 @@ def pairs(vectors: Sequence[Vectors], what: str) -> tuple[str, str]:
         off = [x for x in off if x is not None]
         if off:
             mean = sum(off) / len(off)
-            show = (lambda x: f"{x:.2f}") if what == "cosine" else (lambda x: percent(x, 0))
+            show = (
+                (lambda x: f"{x:.2f}".replace("-", "−"))
+                if what == "cosine"
+                else (lambda x: percent(x, 0))
+            )
             means.append(f"{v.finetunes} {show(mean)}")
             spans.append(f"{v.finetunes} {show(min(off))} to {show(max(off))}")
     known = {"cosine": "Cosine of two task vectors", "sign_agreement": "Entries with the same sign"}
@@ -223,15 +238,15 @@ def magnitudes(vectors: Sequence[Vectors]) -> tuple[str, str]:
     parts = []
     for v in vectors:
         low, high = 100 * min(v.relative), 100 * max(v.relative)
-        span = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+        span = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}–{high:.2g}"
         parts.append(f"{v.finetunes} {span}\u00a0%")
-    title = f"How far fine-tuning moves the weights: {', '.join(parts)}"
-    ask = f"Length of a task vector relative to the base weights: {'; '.join(parts)}."
+    title = f"Task vectors, relative to the base: {', '.join(parts)}"
+    ask = "The title compares Euclidean norms; the curves show single entries."
     middle = []
     for v in vectors:
         first, last = (median(v.magnitude_edges, v.magnitude_counts[t]) for t in (0, -1))
         if first is not None and last is not None:
-            middle.append(f"{v.finetunes} {10**first:.1e} (first task), {10**last:.1e} (last)")
+            middle.append(f"{v.finetunes} {10**first:.2g} (first task), {10**last:.2g} (last)")
     return title, ask + (f" Median magnitude: {'; '.join(middle)}." if middle else "")
 
 
