@@ -42,6 +42,15 @@ def by_kernel(name: str, leaf: Any) -> str:
     return "matrix" if len(leaf.shape) == 2 and not TABLES.search(name) else "rest"
 
 
+def check_matrix(x: Array, who: str) -> None:
+    """Raise ValueError unless the leaf has two axes."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"{who} takes leaves with two axes, got shape {x.shape}. Route the others elsewhere: "
+            'jm.partition({"matrix": ..., "rest": jm.add()}, jm.by_kernel).'
+        )
+
+
 def thin_svd(x: Array, double: bool = True) -> tuple[Array, Array, Array]:
     """The economy singular value decomposition x = (u * s) @ vt, s falling.
 
@@ -85,5 +94,5 @@ def polar(x: Array) -> Array:
 
 
 def _noise(x: Array, dtype: Any) -> float:
-    """Below this share of the largest, singular values (their squares in a Gram matrix) are noise."""
+    """Singular values (in a Gram matrix: their squares) below this share of the first are noise."""
     return max(x.shape) * float(jnp.finfo(dtype).eps)

@@ -5,5 +5,6 @@ from jaxmerge.merges.geometric import *  # noqa: F403
 from jaxmerge.merges.masks import *  # noqa: F403
 from jaxmerge.merges.selective import *  # noqa: F403
 from jaxmerge.merges.signs import *  # noqa: F403
+from jaxmerge.merges.spectral import *  # noqa: F403
 from jaxmerge.merges.subspace import *  # noqa: F403
 from jaxmerge.merges.weighted import *  # noqa: F403

@@ -6,7 +6,7 @@ and gives the merged task vector the mean norm of those that entered.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxmerge.core import (
     working_dtype,
     zeros,
 )
-from jaxmerge.matrices import thin_svd
+from jaxmerge.matrices import check_matrix, thin_svd
 from jaxmerge.measures import square_norm
 from jaxmerge.spec import register
 
@@ -77,7 +77,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False) -> Merge:
         return total + x - u @ seen @ vt
 
     def update(total, x, ctx):
-        _check_matrix(x)
+        check_matrix(x, "add_projected()")
         return jax.lax.cond(ctx.step == 0, lambda s, x: x, later, total, x)
 
     return Merge(zeros, update)
@@ -186,11 +186,3 @@ def _check_plain(inner: Merge) -> None:
         raise ValueError(_AFTER.format(inner))
     if inner.measure is not None or inner.closing is not None:
         raise ValueError(f"keep_mean_norm() cannot wrap {inner}, which measures whole rows itself.")
-
-
-def _check_matrix(x: Any) -> None:
-    if x.ndim != 2:
-        raise ValueError(
-            f"add_projected() takes leaves with two axes, got shape {x.shape}. Route the others "
-            'elsewhere: jm.partition({"matrix": ..., "rest": jm.add()}, jm.by_kernel).'
-        )

@@ -10,3 +10,4 @@ from jaxmerge.methods.geometric import *  # noqa: F403
 from jaxmerge.methods.masks import *  # noqa: F403
 from jaxmerge.methods.selective import *  # noqa: F403
 from jaxmerge.methods.sparse import *  # noqa: F403
+from jaxmerge.methods.spectral import *  # noqa: F403

@@ -1,0 +1,74 @@
+"""A transform that depends on the depth of a layer, which it reads from the leaf's name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jaxmerge.core import Leaves, Transform
+from jaxmerge.spec import register
+from jaxmerge.transforms.scaling import scale
+
+__all__ = ["lines"]
+
+BLOCK = r"(?:^|[._/])(?:blocks?[._/]?|layers?[._/]?|resblocks[._/]|h[._/])(\d+)"
+
+
+@register
+def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
+    """LiNeS: scale the change of every block by its depth, shallow blocks least.
+
+    Formula: (alpha + beta l / (L-1)) tau in block l = 0..L-1; alpha tau outside the blocks.
+
+    Args:
+        alpha: factor of the first block and of every leaf outside the blocks.
+        beta: how much more the last block gets.
+        block: regex whose first group is the block's number in a leaf's name.  Blocks are counted
+            for each tower by itself: what stands before the match tells towers apart.
+
+    Use it on one fine-tuned model, ``jm.chain(jm.add(), jm.lines())``, or after any merge,
+    ``jm.chain(jm.ties(), jm.lines(0.3, 0.7))``.
+
+    Source: Wang et al., LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model
+    Merging, ICLR 2025, equation 3.
+
+    Differs: where there is one block only, it counts as the last.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> model = {f"block_{i}/w": np.ones(1, np.float32) for i in range(3)}
+        >>> merged = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.8)), None, [model])
+        >>> [float(x[0].round(3)) for x in merged.values()]
+        [0.20000000298023224, 0.6000000238418579, 1.0]
+    """
+    try:
+        pattern = re.compile(block)
+    except re.error as error:
+        raise ValueError(f"block is not a regular expression: {block!r} ({error}).") from None
+    if pattern.groups < 1:
+        raise ValueError(f"block needs a group for the number of the block, got {block!r}.")
+
+    def route(name: str, like: Leaves) -> Transform:
+        depth = depths(like, pattern)
+        return scale(alpha + beta * depth[name]) if name in depth else scale(alpha)
+
+    return Transform(_routed, route=route)
+
+
+def depths(like: Leaves, pattern: re.Pattern) -> dict[str, float]:
+    """The depth in [0, 1] of every leaf that lies in a block: 0 the first block, 1 the last."""
+    found = {n: m for n in like if (m := pattern.search(n))}
+    towers: dict[str, set[int]] = {}
+    for n, m in found.items():
+        towers.setdefault(n[: m.start()], set()).add(int(m[1]))
+    order = {tower: sorted(numbers) for tower, numbers in towers.items()}
+
+    def depth(n, m):
+        numbers = order[n[: m.start()]]
+        return numbers.index(int(m[1])) / (len(numbers) - 1) if len(numbers) > 1 else 1.0
+
+    return {n: depth(n, m) for n, m in found.items()}
+
+
+def _routed(*_: Any) -> Any:
+    raise TypeError("lines() depends on the leaf's name; run it in a chain with jm.merge().")

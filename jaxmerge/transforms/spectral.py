@@ -1,0 +1,67 @@
+"""Transforms of a kernel's singular values: make them equal, or keep the largest."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxmerge.core import Transform, check_range
+from jaxmerge.matrices import check_matrix, thin_svd
+from jaxmerge.spec import register
+
+__all__ = ["isotropic", "low_rank"]
+
+
+@register
+def isotropic() -> Transform:
+    """Replace every singular value of a kernel by their mean.
+
+    Formula: U diag(s) V' -> mean(s) U V'.
+
+    Shapes: [m, n]; a transposed leaf gives the transposed result.
+
+    Source: Marczak et al., No Task Left Behind (Iso-C), ICML 2025, equation 6.
+
+    Differs: singular values below the numerical rank stay zero, for their vectors are arbitrary;
+    they count in the mean, as they do there.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.chain(jm.add(), jm.isotropic()), None, [{"w": np.diag([5.0, 1.0])}])["w"]
+        array([[3., 0.],
+               [0., 3.]])
+    """
+
+    def kernel(x, ctx):
+        check_matrix(x, "isotropic()")
+        u, s, vt = thin_svd(x)
+        return jnp.mean(s) * (u @ vt)
+
+    return Transform(kernel)
+
+
+@register(static=("share",))
+def low_rank(share: float) -> Transform:
+    """Keep the largest singular values of a kernel.
+
+    Formula: sum_{i < k} s_i u_i v_i', k = floor(share * min(m, n)), at least 1.
+
+    Args:
+        share: of the singular values, in (0, 1].
+
+    Source: Gargiulo et al., Task Singular Vectors, CVPR 2025, section 4 (TSV-Compress).
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.chain(jm.add(), jm.low_rank(0.5)), None, [{"w": np.diag([5.0, 1.0])}])["w"]
+        array([[5., 0.],
+               [0., 0.]])
+    """
+    check_range("share", share, 0, 1, open_low=True)
+
+    def kernel(x, ctx):
+        check_matrix(x, "low_rank()")
+        u, s, vt = thin_svd(x)
+        k = max(1, int(share * s.size + 1e-9))  # 1/T of k T values are k, whatever the rounding
+        return (u[:, :k] * s[None, :k]) @ vt[:k]
+
+    return Transform(kernel)
