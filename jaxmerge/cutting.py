@@ -21,7 +21,8 @@ CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call"))
 WORDS = """
     abs add add_any and cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erfc exp
     exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or
-    pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical
+    pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical
     sign sin sqrt square stop_gradient sub tanh xor
 """
 ELEMENTWISE = frozenset(WORDS.split())

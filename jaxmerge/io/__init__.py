@@ -1,0 +1,1 @@
+"""Checkpoints in and out: lazy readers, references, the writer."""

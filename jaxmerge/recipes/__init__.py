@@ -1,0 +1,1 @@
+"""Recipes: merges as data, in jaxmerge's own form and in mergekit's."""

@@ -1,0 +1,151 @@
+"""jaxmerge's own recipes: one dataclass, read from YAML or from a Python file.
+
+    base: models/base                    # theta_0; leave it out to merge the weights themselves
+    models: [models/a, models/b+adapter, org/name@revision]
+    method: {ties: {density: 0.2, factor: [0, 0.5, 1]}}       # jaxmerge.recipes.methods
+    rules: {only: 'mlp'}                 # the rest from the base; or [{match, method}, ...]
+    out_dtype: bfloat16                  # default: each leaf keeps the base's
+    seed: 0
+
+A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; it is run, so run
+only your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.errors import UserError
+from jaxmerge.files import Job
+from jaxmerge.recipes import mergekit
+from jaxmerge.recipes.methods import build, route
+from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
+from jaxmerge.recipes.reading import load_yaml, mapping
+from jaxmerge.recipes.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A merge as data.
+
+    Attributes:
+        models: references (`jaxmerge.io.sources`), or names of earlier stages.
+        method: see `jaxmerge.recipes.methods`; may be left out where rules cover every leaf.
+        base: theta_0, or None for zeros.
+        rules: ``{only: regex}``, or ``[{match: regex, method: ...}]`` in order.
+        dtype, out_dtype: of the output's floating leaves (`out_dtype` wins).  Arithmetic is
+            float32 always, float64 for float64 leaves.
+        seed: of random methods.
+        nonfinite: "raise" refuses NaN and Inf by leaf, "zero" counts them as no change.
+        tokenizer: "base" (default), "union", a model, or {source, tokens, pad_to_multiple_of}.
+        chat_template: "auto", a known name, or Jinja text.
+        name: of this stage, by which later ones refer to its output.
+        stages: recipes that are run first.
+        resolved: what a finished merge noted: versions, hashes.  Checked, if there.
+    """
+
+    models: list[str]
+    method: Any = None
+    base: str | None = None
+    rules: Any = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    seed: int = 0
+    nonfinite: str = "raise"
+    tokenizer: Any = None
+    chat_template: str | None = None
+    name: str | None = None
+    stages: list[Any] = dataclasses.field(default_factory=list)
+    resolved: dict[str, Any] | None = None
+
+    def plan(self, models: Models) -> Plan:
+        """Open the models and build the method."""
+        if not isinstance(self.models, list) or not self.models:
+            raise UserError(f"models must be a list of references, got {self.models!r}.")
+        if self.nonfinite not in ("raise", "zero"):
+            raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
+        base, *rest = models.family([self.base, *self.models])
+        first = base or rest[0]
+        vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, [base, *rest])
+        if vocabulary is None:
+            check_vocabulary([base, *rest])
+        else:
+            base, *rest = vocabulary.apply([base, *rest])
+        like = (base or rest[0]).like
+        method = None if self.method is None else build(self.method, len(rest), like)
+        if self.rules is not None:
+            method = route(self.rules, method, len(rest), like)
+        if method is None:
+            raise UserError("a recipe needs a method, or rules.")
+        seed = seed_of(self.seed)
+        resolved = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
+        resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
+        if self.base is not None:
+            resolved["base"] = models.resolve(self.base)
+        resolved.pop("stages", None)
+        resolved.pop("resolved", None)
+        return Plan(
+            jobs=[Job(method, rest, base, mergekit.key_of(method, seed))],
+            models=models,
+            folder=first.folder,
+            out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
+            seed=seed,
+            resolved=resolved,
+            method=repr(self.method if self.rules is None else (self.rules, self.method)),
+            nonfinite=self.nonfinite,
+            config=vocabulary.config if vocabulary else {},
+            files=vocabulary.files if vocabulary else {},
+        )
+
+
+Document = Recipe | mergekit.Config
+
+
+def load(path: str | Path) -> list[Document]:
+    """The merges of a recipe file, in the order in which they are run; the last is the result.
+
+    Raises:
+        UserError: no such file, unknown keys (with the closest known one), not plain YAML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no recipe {path}.")
+    if path.suffix == ".py":
+        found = runpy.run_path(str(path)).get("recipe")
+        if found is None:
+            raise UserError(f"{path} sets no variable named recipe.")
+        return documents(found)
+    out = []
+    for content in load_yaml(path):
+        out += documents(content)
+    if not out:
+        raise UserError(f"{path} is empty.")
+    unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
+    if unnamed:
+        raise UserError(f"{path}: every merge but the last needs a name; {len(unnamed)} have none.")
+    return out
+
+
+def documents(content: Any) -> list[Document]:
+    """One recipe as data -> its stages and itself.
+
+    >>> [d.method for d in documents({"models": ["a", "b"], "method": "mean"})]
+    ['mean']
+    """
+    if isinstance(content, Recipe):
+        recipe = content
+    elif isinstance(content, Mapping) and "merge_method" in content:
+        return [mergekit.Config.read(content)]
+    else:
+        known = [f.name for f in dataclasses.fields(Recipe)]
+        content = mapping(content, "the recipe", known)
+        if "models" not in content:
+            raise UserError("the recipe has no models.")
+        recipe = Recipe(**content)
+    if not isinstance(recipe.stages, list):
+        raise UserError(f"stages must be a list of recipes, got {recipe.stages!r}.")
+    return [d for stage in recipe.stages for d in documents(stage)] + [recipe]

@@ -1,0 +1,134 @@
+"""Values of a recipe that differ from model to model or from leaf to leaf.
+
+    0.5                              a number
+    [0.3, 0.5, 0.2]                  as long as there are models: one for each model
+    [0, 0.5, 1]                      any other length: a gradient over the layers, first to last
+    {models: [...]}, {gradient: [...]}    the same, said outright
+    [{match: regex, value: ...}, {value: ...}]    by the leaf's name, the first match decides
+
+A gradient is piecewise linear in t = i / (L - 1), where i is the number in the leaf's name and L
+counts the layers that share its prefix; leaves without a number take t = 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmerge.errors import UserError
+from jaxmerge.recipes.reading import mapping, number
+
+LAYER = re.compile(r"^(?P<prefix>(?:.*[./])?(?:[A-Za-z][A-Za-z0-9]*_)?)(?P<index>\d+)(?=[./])")
+
+
+class Where(NamedTuple):
+    """A leaf as values see it: its name, and its depth t in [0, 1]."""
+
+    name: str
+    depth: float
+
+
+def depths(leaves: Mapping[str, Any]) -> dict[str, float]:
+    """The depth of every leaf.
+
+    >>> depths({"h.0.w": 0, "h.1.w": 0, "h.2.w": 0, "norm": 0})
+    {'h.0.w': 0.0, 'h.1.w': 0.5, 'h.2.w': 1.0, 'norm': 0.0}
+    """
+    found = {n: LAYER.match(n) for n in leaves}
+    last: dict[str, int] = {}
+    for m in found.values():
+        if m:
+            last[m["prefix"]] = max(last.get(m["prefix"], 0), int(m["index"]))
+    return {
+        n: int(m["index"]) / last[m["prefix"]] if m and last[m["prefix"]] else 0.0
+        for n, m in found.items()
+    }
+
+
+def gradient(points: list[float], t: float) -> float:
+    """Piecewise linear through equally spaced points.
+
+    >>> gradient([0, 1, 0], 0.25)
+    0.5
+    """
+    if len(points) == 1:
+        return float(points[0])
+    return float(np.interp(t * (len(points) - 1), range(len(points)), points))
+
+
+def reader(value: Any, models: int, what: str) -> Callable[[Where], Any] | None:
+    """A function of the leaf if the value differs from leaf to leaf, else None.
+
+    Raises:
+        UserError: the value is none of the forms above.
+    """
+    return _read(value, models, what)[0]
+
+
+def constant(value: Any, models: int, what: str) -> Any:
+    """The value where `reader` says None: a number, a tuple over models, or anything else."""
+    return _read(value, models, what)[1]
+
+
+@functools.singledispatch
+def _read(value: Any, models: int, what: str) -> tuple[Callable | None, Any]:
+    return None, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@_read.register
+def _(value: dict, models: int, what: str):
+    value = mapping(value, what, ("gradient", "models"))
+    if len(value) != 1:
+        raise UserError(f"{what} must say gradient or models, one of them.")
+    ((kind, items),) = value.items()
+    if not isinstance(items, list):
+        raise UserError(f"{what}: {kind} must be a list, got {items!r}.")
+    if kind == "gradient":
+        points = [number(v, what) for v in items]
+        if not points:
+            raise UserError(f"{what}: a gradient needs a number.")
+        return (lambda leaf: gradient(points, leaf.depth)), None
+    return _over_models(items, models, what)
+
+
+@_read.register
+def _(value: list, models: int, what: str):
+    if value and all(isinstance(v, dict) and "value" in v for v in value):
+        return _by_name(value, models, what)
+    if len(value) == models:
+        return _over_models(value, models, what)
+    return _read({"gradient": value}, models, what)
+
+
+def _over_models(items: list, models: int, what: str):
+    if len(items) != models:
+        raise UserError(f"{what} has {len(items)} values for {models} models.")
+    read = [_read(v, models, what) for v in items]
+    if all(r is None for r, _ in read):
+        return None, tuple(c for _, c in read)
+    return (lambda leaf: tuple(r(leaf) if r else c for r, c in read)), None
+
+
+def _by_name(entries: list, models: int, what: str):
+    rules = []
+    for entry in entries:
+        entry = mapping(entry, what, ("match", "value"))
+        try:
+            pattern = re.compile(entry.get("match") or "")
+        except (re.error, TypeError) as error:
+            raise UserError(f"{what}: {entry['match']!r} is no regex ({error}).") from None
+        rules.append((pattern, *_read(entry["value"], models, what)))
+
+    def choose(leaf: Where) -> Any:
+        for pattern, read, value in rules:
+            if pattern.search(leaf.name):
+                return read(leaf) if read else value
+        raise UserError(
+            f"{what} has no value for leaf {leaf.name!r}; add a last entry {{value: ...}}."
+        )
+
+    return choose, None

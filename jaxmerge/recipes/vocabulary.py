@@ -1,0 +1,279 @@
+"""Vocabularies: one set of tokens for the output, and every model's embedding rows mapped to it.
+
+    tokenizer: union                      the base's tokens, then the others' in the order of models
+    tokenizer: base                       the base's tokens
+    tokenizer: models/b                   that model's
+    tokenizer:
+      source: union
+      pad_to_multiple_of: 64
+      tokens:
+        <|im_start|>: {source: models/b, force: true}
+        <pad>: {source: {kind: zero}}
+        <|end|>: {source: {kind: model_token, model: models/b, token: </s>}}
+
+A model that has a token brings its own row.  For one that has not: what `tokens` says, else the
+base's row, else the only owner's, else the mean of the owners' rows.  With ``force`` every model
+gets what `tokens` says.  Tokens come from tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.errors import UserError
+from jaxmerge.io.safetensors import Leaves, Like, Whole
+from jaxmerge.io.sources import Source
+from jaxmerge.recipes.reading import mapping
+from jaxmerge.recipes.templates import template_files
+
+MEAN, ZERO = -1, -2  # in place of a source's number
+
+
+class Vocabulary:
+    """The output's vocabulary, and where every row of every model comes from."""
+
+    @classmethod
+    def of(cls, setting: Any, template: Any, models: Any, sources: Sequence[Source | None]):
+        """The vocabulary that a recipe asks for; None if it says nothing about it."""
+        if setting is None and template is None:
+            return None
+        return cls(setting, template, models, [s for s in sources if s is not None])
+
+    def __init__(self, setting: Any, template: Any, models: Any, sources: Sequence[Source]):
+        self.sources = list(dict.fromkeys(sources))
+        self.config: dict[str, Any] = {}
+        self.files: dict[str, bytes | Path] = {}
+        self.active = setting is not None
+        keeper = self.sources[0]
+        if self.active:
+            keeper = self._read(setting, models)
+        if template is not None:
+            self.files |= template_files(template, keeper.folder, self.sources)
+
+    def _read(self, setting: Any, models: Any) -> Source:
+        known = ("source", "tokens", "pad_to_multiple_of")
+        setting = mapping(
+            {"source": setting} if isinstance(setting, str) else setting, "tokenizer", known
+        )
+        self.tables = [token_table(s) for s in self.sources]
+        source, base = setting.get("source", "union"), self.sources[0]
+        if source == "union":
+            keeper, tokens = base, list(_in_order(self.tables[0]))
+            seen = set(tokens)
+            new: list[tuple[str, Source]] = []
+            for s, table in zip(self.sources[1:], self.tables[1:], strict=True):
+                new += [(t, s) for t in _in_order(table) if t not in seen]
+                seen |= set(table)
+            rows = {t: i for t, i in self.tables[0].items()}
+            after = max(rows.values(), default=-1) + 1
+            rows |= {t: after + i for i, (t, _) in enumerate(new)}
+            if new:
+                self.files["tokenizer.json"] = add_tokens(base, new, rows)
+        else:
+            keeper = base if source == "base" else self._source(source, models)
+            rows = token_table(keeper)
+        for path in tokenizer_paths(keeper):
+            self.files.setdefault(path.name, path)
+        pad = setting.get("pad_to_multiple_of") or 1
+        if type(pad) is not int or pad < 1:
+            raise UserError(f"tokenizer: pad_to_multiple_of must be a positive integer: {pad!r}.")
+        size = max(rows.values(), default=-1) + 1
+        self.size = -(-size // pad) * pad
+        self.rows = rows
+        key = "vocab_size"
+        if self.size != base.config().get(key, self.size):
+            self.config[key] = self.size
+        self._fill(setting.get("tokens") or {}, models)
+        return keeper
+
+    def _source(self, ref: str, models: Any) -> Source:
+        opened = models.open(ref)
+        return next((s for s in self.sources if s.ref == opened.ref), opened)
+
+    def _fill(self, wishes: Any, models: Any) -> None:
+        """For every output row: its row in model k, or -1; and the source and row to fill in."""
+        n = self.size
+        self.own = np.full((len(self.sources), n), -1, np.int64)
+        for k, table in enumerate(self.tables):
+            both = [(i, table[t]) for t, i in self.rows.items() if t in table]
+            if both:
+                new, old = np.array(both).T
+                self.own[k, new] = old
+        owners = (self.own >= 0).sum(0)
+        first = np.argmax(self.own >= 0, axis=0)
+        lone = (self.own[0] >= 0) | (owners == 1)
+        self.fill_source = np.where(lone, first, np.where(owners == 0, ZERO, MEAN))
+        self.fill_row = self.own[first, np.arange(n)]
+        self.force = np.zeros(n, bool)
+        if not isinstance(wishes, Mapping):
+            raise UserError(f"tokenizer: tokens must map tokens to settings, got {wishes!r}.")
+        for token, wish in wishes.items():
+            wish = mapping(wish, f"tokenizer: tokens: {token!r}", ("source", "force"))
+            if token not in self.rows:
+                raise UserError(f"tokenizer: tokens: {token!r} is not in the output's vocabulary.")
+            i = self.rows[token]
+            self.force[i] = bool(wish.get("force", False))
+            self.fill_source[i], self.fill_row[i] = self._wish(token, wish.get("source"), models)
+
+    def _wish(self, token: str, source: Any, models: Any) -> tuple[int, int]:
+        what = f"tokenizer: tokens: {token!r}"
+        wanted: Any = token
+        if isinstance(source, Mapping):
+            known = ("kind", "model", "token", "token_id")
+            source = mapping(source, what, known)
+            kind, wanted = source.get("kind"), source.get("token", token)
+            if kind == "zero":
+                return ZERO, -1
+            if kind != "model_token":
+                raise UserError(f"{what}: kind must be zero or model_token, got {kind!r}.")
+            row, source = source.get("token_id"), source.get("model")
+            if row is not None:
+                k = self.sources.index(self._source(source, models))
+                return k, self._row(k, int(row), what)
+        chosen = self._source(source, models)
+        if chosen not in self.sources:
+            raise UserError(f"{what}: {source!r} is not among the merged models.")
+        k = self.sources.index(chosen)
+        if wanted not in self.tables[k]:
+            raise UserError(f"{what}: {source!r} has no token {wanted!r}.")
+        return k, self.tables[k][wanted]
+
+    def _row(self, k: int, row: int, what: str) -> int:
+        if not 0 <= row <= max(self.tables[k].values(), default=-1):
+            raise UserError(f"{what}: {self.sources[k].ref} has no token number {row}.")
+        return row
+
+    def apply(self, sources: Sequence[Source | None]) -> list[Any]:
+        """The sources with their embeddings in the output's vocabulary."""
+        if not self.active:
+            return list(sources)
+        return [None if s is None else Reindexed(self, self.sources.index(s)) for s in sources]
+
+    def indexed(self, name: str, source: Source) -> bool:
+        """Whether a leaf has a row for every token: embeddings and output heads."""
+        like = source.like[name]
+        need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
+        ends = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+                "lm_head.weight", "lm_head.bias", "embed_out.weight")  # fmt: skip
+        return name.endswith(ends) and len(like.shape) in (1, 2) and like.shape[0] >= need
+
+
+class Reindexed(Whole):
+    """A source whose embedding rows are those of the output's vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, k: int):
+        super().__init__()
+        self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
+        self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
+        self.config = self.source.config
+        self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
+        self.like = {
+            n: Like((vocabulary.size, *like.shape[1:]), like.dtype) if n in self.mapped else like
+            for n, like in self.source.like.items()
+        }
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        if name not in self.mapped:
+            return self.source.read(name, start, stop)
+        return super().read(name, start, stop)
+
+    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
+        if name in self.mapped:
+            out[:] = self.read(name, start, start + len(out))
+        else:
+            self.source.into(out, name, start)
+
+    def load(self, name: str) -> np.ndarray:
+        v, like = self.vocabulary, self.like[name]
+        own = v.own[self.k]
+        take = (own >= 0) & ~v.force
+        out = np.zeros(like.shape, like.dtype)
+        out[take] = self.source[name][own[take]]
+        todo = np.flatnonzero(~take)
+        for k, other in enumerate(v.sources):
+            here = todo[v.fill_source[todo] == k]
+            if here.size:
+                rows = v.fill_row[here]
+                self._has(other, name, rows)
+                out[here] = other[name][rows]
+        mean = todo[v.fill_source[todo] == MEAN]
+        if mean.size:
+            total, count = np.zeros((mean.size, *like.shape[1:]), np.float32), 0
+            for k, other in enumerate(v.sources):
+                there = v.own[k, mean] >= 0
+                if there.any():
+                    total[there] += other[name][v.own[k, mean[there]]].astype(np.float32)
+                count = count + there
+            shape = (-1,) + (1,) * (len(like.shape) - 1)
+            out[mean] = (total / np.maximum(count, 1).reshape(shape)).astype(like.dtype)
+        return out
+
+    def _has(self, other: Leaves, name: str, rows: np.ndarray) -> None:
+        if name not in other:
+            raise UserError(f"tokenizer: {getattr(other, 'ref', 'a model')} has no leaf {name!r}.")
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def token_table(source: Source) -> dict[str, int]:
+    """Token -> row of the embedding, from the model's tokenizer.json."""
+    content = _tokenizer_json(source)
+    vocab = content.get("model", {}).get("vocab", {})
+    if isinstance(vocab, list):  # unigram: pairs of token and score, in order
+        table = {str(pair[0]): i for i, pair in enumerate(vocab)}
+    else:
+        table = {str(t): i for t, i in vocab.items()}
+    for added in content.get("added_tokens", []):
+        table[str(added["content"])] = added["id"]
+    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < 2**31]
+    if wrong:
+        raise UserError(f"{source.ref}: tokenizer.json gives no number to {wrong[:3]}.")
+    return table
+
+
+def _tokenizer_json(source: Source) -> dict[str, Any]:
+    path = source.folder / "tokenizer.json" if source.folder else None
+    if path is None or not path.exists():
+        raise UserError(
+            f"{source.ref} has no tokenizer.json, which merging vocabularies needs; save its fast "
+            "tokenizer there, or leave the tokenizer choice out."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None
+
+
+def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]) -> bytes:
+    """The base's tokenizer.json with more added tokens, with the flags that their owners give."""
+    content = _tokenizer_json(base)
+    flags: dict[str, dict[str, Any]] = {}
+    for owner in dict.fromkeys(s for _, s in new):
+        for added in _tokenizer_json(owner).get("added_tokens", []):
+            flags.setdefault(str(added["content"]), added)
+    plain = {
+        "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "special": False,
+    }  # fmt: skip
+    more = [plain | flags.get(t, {}) | {"id": rows[t], "content": t} for t, _ in new]
+    content["added_tokens"] = [*content.get("added_tokens", []), *more]
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def tokenizer_paths(source: Source) -> list[Path]:
+    """The files of a model's tokenizer."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+             "merges.txt", "tokenizer.model", "added_tokens.json", "chat_template.jinja",
+             "vocab.txt")  # fmt: skip
+    return [p for n in names if source.folder and (p := source.folder / n).is_file()]
+
+
+def _in_order(table: Mapping[str, int]) -> list[str]:
+    return sorted(table, key=lambda t: table[t])
