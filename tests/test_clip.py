@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxmerge.models import clip
+from jaxmerge.models.clip.modeling import VisionTower, _forward
+from jaxmerge.models.transformer import bind
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ["clip_quick", "clip_gelu"]
@@ -44,13 +46,34 @@ def test_logits_equal_torch(case):
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4, rtol=0)
 
 
-def test_bfloat16_is_near_float32(case):
+def test_each_block_equals_torch(case):
+    """The state before block i, as torch has it, goes through our block i alone."""
+    model, expected = case
+    own = {
+        name.removeprefix("vision/"): leaf
+        for name, leaf in model.params.items()
+        if name.startswith("vision/")
+    }
+    states = expected["vision_states"]
+    for index in range(model.config.vision.layers):
+        tower = bind(VisionTower, model.config, own)
+        block = getattr(tower, f"block_{index:02d}")
+        ours = block(jnp.asarray(states[index]), clip.Compute())
+        np.testing.assert_allclose(ours, states[index + 1], atol=1e-5, rtol=0)
+
+
+def test_bfloat16_errs_no_more_than_torch(case):
     model, expected = case
     compute = clip.Compute(dtype="bfloat16")
-    images = clip.image_features(model.config, model.params, expected["pixels"], compute=compute)
-    assert images.dtype == jnp.float32
-    scale = np.abs(expected["image_features"]).max()
-    np.testing.assert_allclose(images / scale, expected["image_features"] / scale, atol=0.03)
+    for kind, features, inputs in (
+        ("image_features", clip.image_features, "pixels"),
+        ("text_features", clip.text_features, "tokens"),
+    ):
+        ours = features(model.config, model.params, expected[inputs], compute=compute)
+        assert ours.dtype == jnp.float32
+        error = np.abs(ours - expected[kind]).mean()
+        theirs = np.abs(expected[f"{kind}_bf16"] - expected[kind]).mean()
+        assert 0 < error < 1.1 * theirs
 
 
 @pytest.mark.parametrize(
@@ -105,3 +128,24 @@ def test_init_has_the_shapes_of_the_config(case):
     assert {name: leaf.shape for name, leaf in params.items()} == clip.param_shapes(model.config)
     assert set(params) == set(model.params)
     assert params["vision/block_01/attn/query/kernel"].shape == (24, 24)
+
+
+def test_other_parameters_do_not_compile_again():
+    model = clip.load(GOLDEN / "clip_quick")
+    pixels = load_file(GOLDEN / "clip_quick" / "expected.safetensors")["pixels"]
+    clip.image_features(model.config, model.params, pixels)
+    before = _forward._cache_size()
+    other = {name: 2 * leaf for name, leaf in model.params.items()}
+    clip.image_features(model.config, other, pixels)
+    assert _forward._cache_size() == before
+
+
+def test_several_models_at_once_equal_each_alone():
+    model = clip.load(GOLDEN / "clip_quick")
+    pixels = load_file(GOLDEN / "clip_quick" / "expected.safetensors")["pixels"]
+    models = [{name: c * leaf for name, leaf in model.params.items()} for c in (0.5, 1.0, 2.0)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    together = jax.vmap(lambda params: clip.image_features(model.config, params, pixels))(stacked)
+    for row, params in zip(together, models, strict=True):
+        alone = clip.image_features(model.config, params, pixels)
+        np.testing.assert_allclose(row, alone, atol=1e-5, rtol=1e-5)

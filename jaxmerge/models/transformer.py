@@ -71,11 +71,21 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable] = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
+def normal(rngs: nnx.Rngs, std: float, *shape: int) -> nnx.Param:
+    """A parameter drawn from a normal distribution."""
+    return nnx.Param(_normal(rngs.params(), std, shape))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _normal(key: jax.Array, std: float, shape: tuple[int, ...]) -> jax.Array:
+    return std * jax.random.normal(key, shape)
+
+
 class Dense(nnx.Module):
     """`x @ kernel + bias`, kernel `[in, out]`."""
 
     def __init__(self, inputs: int, outputs: int, std: float, rngs: nnx.Rngs, bias: bool = True):
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
+        self.kernel = normal(rngs, std, inputs, outputs)
         if bias:
             self.bias = nnx.Param(jnp.zeros(outputs))
 

@@ -5,7 +5,8 @@ Run in an environment with torch and transformers (the `parity` extra):
     python tests/golden/make_clip.py
 
 Each folder is a Hugging Face checkpoint with `expected.safetensors` beside it: the inputs
-(`pixels` [b, h, w, 3], `tokens`), the image and text features, and the state after each block.
+(`pixels` [b, h, w, 3], `tokens`), the image and text features, the state before and
+after each block, and the features in bfloat16.
 Weights are random, biases and norms too, so that no term is invisible.
 """
 
@@ -51,6 +52,9 @@ def make(name: str, hidden_act: str, eos: int, eps: float, heads: int) -> None:
     for row, length in zip(tokens, (12, 7, 3, 10), strict=True):
         row[0], row[length - 1] = 58, 59
         row[length:] = 1
+    folder = HERE / name
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     with torch.no_grad():
         image = model.get_image_features(pixels)
         text = model.get_text_features(tokens)
@@ -63,9 +67,10 @@ def make(name: str, hidden_act: str, eos: int, eps: float, heads: int) -> None:
             "vision_states": torch.stack(states),
             "logits": model(tokens, pixels).logits_per_image,
         }
-    folder = HERE / name
-    model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
+        half = model.to(torch.bfloat16)
+        expected["image_features_bf16"] = half.get_image_features(pixels.bfloat16()).pooler_output
+        expected["text_features_bf16"] = half.get_text_features(tokens).pooler_output
+    expected = {key: x.float() if x.is_floating_point() else x for key, x in expected.items()}
     expected = {key: value.contiguous() for key, value in expected.items()}
     save_file(expected, folder / "expected.safetensors")
 

@@ -28,6 +28,7 @@ from jaxmerge.models.transformer import (
     LayerNorm,
     Mlp,
     bind,
+    normal,
     parameters,
     run_blocks,
     shapes,
@@ -55,7 +56,7 @@ class Tower(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         def table(rows: int) -> nnx.Param:
-            return nnx.Param(STD * jax.random.normal(rngs.params(), (rows, config.width)))
+            return normal(rngs, STD, rows, config.width)
 
         self.token = table(config.vocab)
         self.position = table(config.positions)

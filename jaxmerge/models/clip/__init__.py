@@ -10,6 +10,7 @@
 (2, 8)
 """
 
+from jaxmerge.models.clip.augment import random_resized_crop
 from jaxmerge.models.clip.checkpoint import Model, load, save
 from jaxmerge.models.clip.config import Config, Text, Vision
 from jaxmerge.models.clip.modeling import (
@@ -45,6 +46,7 @@ __all__ = [
     "normalise",
     "param_shapes",
     "preprocess",
+    "random_resized_crop",
     "save",
     "text_features",
     "variant",

@@ -30,6 +30,7 @@ from jaxmerge.models.transformer import (
     LayerNorm,
     Mlp,
     bind,
+    normal,
     parameters,
     run_blocks,
     shapes,
@@ -65,7 +66,7 @@ class Patch(nnx.Module):
     """Patches to tokens: a convolution whose stride is its size, as one matrix product."""
 
     def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (patch, patch, 3, width)))
+        self.kernel = normal(rngs, 0.02, patch, patch, 3, width)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         patch, _, channels, width = self.kernel[...].shape
@@ -82,13 +83,9 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         tower = config.vision
-        self.class_token = nnx.Param(
-            tower.width**-0.5 * jax.random.normal(rngs.params(), (tower.width,))
-        )
+        self.class_token = normal(rngs, tower.width**-0.5, tower.width)
         self.patch = Patch(tower.patch, tower.width, rngs)
-        self.position = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (tower.tokens, tower.width))
-        )
+        self.position = normal(rngs, 0.02, tower.tokens, tower.width)
         self.pre_norm = LayerNorm(tower.width, config.eps)
         _add_blocks(self, tower, config, rngs)
         self.post_norm = LayerNorm(tower.width, config.eps)
@@ -115,10 +112,8 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         tower = config.text
-        self.token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tower.vocab, tower.width)))
-        self.position = nnx.Param(
-            0.01 * jax.random.normal(rngs.params(), (tower.context, tower.width))
-        )
+        self.token = normal(rngs, 0.02, tower.vocab, tower.width)
+        self.position = normal(rngs, 0.01, tower.context, tower.width)
         _add_blocks(self, tower, config, rngs)
         self.final_norm = LayerNorm(tower.width, config.eps)
         if config.projection_dim is not None:
