@@ -60,7 +60,10 @@ def quickstart(
     ] = None,
     epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
-    quick: Annotated[bool, Option("--quick", help="A short form: one seed, few epochs.")] = False,
+    model: Annotated[
+        str | None, Option(help="A CLIP folder in Hugging Face's layout instead of `mini`.")
+    ] = None,
+    quick: Annotated[bool, Option("--quick", help="A short form: one seed, one epoch.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -69,7 +72,7 @@ def quickstart(
 
     command.run(
         out=out, resume=resume, seed=seed, seeds=seeds, epochs=epochs, lr=lr,
-        quick=quick, quiet=quiet, json=json,
+        model=model, quick=quick, quiet=quiet, json=json,
     )  # fmt: skip
 
 
