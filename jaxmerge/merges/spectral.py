@@ -139,26 +139,31 @@ def least_interference(
         if steps is None:
             u, s, vt = thin_svd(cell.gram)
             return turn(cell.wanted @ u / jnp.where(s > 0, s, 1)[None, :] @ vt)
-        gradient = lambda x: 2 * (x @ cell.gram - cell.wanted)
-        return turn(descend(gradient, cell.total, steps, learning_rate))
+        gradient = lambda x, memory: (2 * (x @ cell.gram - cell.wanted), memory)
+        return turn(adam(gradient, cell.total, None, steps, learning_rate))
 
     combine = lambda a, b: jax.tree.map(jnp.add, a, b)
     return Merge(init, update, finalize, combine)
 
 
-def descend(gradient: Callable[[Array], Array], x: Array, steps: int, rate: Any) -> Array:
-    """Adam (Kingma and Ba, 2015) with its usual constants, a fixed number of steps."""
+def adam(gradient: Callable, x: Array, memory: Any, steps: int, rate: Any) -> Array:
+    """Adam (Kingma and Ba, 2015) with its usual constants, a fixed number of steps.
+
+    Args:
+        gradient: ``(x, memory) -> (gradient, memory)``.
+    """
 
     def step(i, state):
-        x, first, second = state
-        g = gradient(x)
+        x, memory, first, second = state
+        g, memory = gradient(x, memory)
         first = 0.9 * first + 0.1 * g
         second = 0.999 * second + 0.001 * g * g
         t = (i + 1).astype(x.dtype)
         move = (first / (1 - 0.9**t)) / (jnp.sqrt(second / (1 - 0.999**t)) + 1e-8)
-        return x - jnp.asarray(rate, x.dtype) * move, first, second
+        return x - jnp.asarray(rate, x.dtype) * move, memory, first, second
 
-    return jax.lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x), jnp.zeros_like(x)))[0]
+    start = (x, memory, jnp.zeros_like(x), jnp.zeros_like(x))
+    return jax.lax.fori_loop(0, steps, step, start)[0]
 
 
 def _side_by_side(u: Array) -> Array:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.combine import keep_base, partition
+from jaxmerge.combine import chain, keep_base, partition
 from jaxmerge.core import Merge
 from jaxmerge.matrices import by_kernel
-from jaxmerge.merges.elementwise import add
+from jaxmerge.merges.elementwise import add, mean
+from jaxmerge.merges.running import absorb_ties, balance_projections, ema, ema_with_reference
 from jaxmerge.merges.subspace import add_projected, keep_mean_norm
 from jaxmerge.spec import register
+from jaxmerge.transforms.scaling import scale
 
-__all__ = ["opcm"]
+__all__ = [
+    "continual_task_arithmetic",
+    "continual_ties",
+    "dop",
+    "opcm",
+    "running_ema",
+    "running_mean",
+    "three_way_ema",
+]
 
 
 @register(static=("alpha",))
@@ -48,3 +58,125 @@ def opcm(alpha: float = 0.5, zero_diag: bool = False, leaves: Any = by_kernel) -
     """
     folds = {"matrix": add_projected(alpha, zero_diag), "rest": add(), "base": keep_base()}
     return keep_mean_norm(partition(folds, leaves))
+
+
+@register(static=("epsilon",))
+def dop(
+    alpha: Any = 0.8,
+    steps: int = 200,
+    learning_rate: Any = 1e-4,
+    decay: Any = 0.999,
+    epsilon: float = 0.99999,
+    leaves: Any = by_kernel,
+) -> Merge:
+    """DOP: dual orthogonal projection, each new kernel met half-way on both kernels' subspaces.
+
+    Formula: see `balance_projections`; every other leaf becomes the mean of what is merged and
+    what is new.  The first model is taken as it is.
+
+    Args:
+        alpha: weight of what is merged already, in [0, 1].
+        steps: of Adam, for every model after the first.
+        learning_rate: of Adam.
+        decay: of the weights; 1 keeps them at alpha.
+        epsilon: share of the nuclear norm that is kept, in [0, 1].
+        leaves: ``(name, leaf) -> label`` or ordered rules ``[(regex, label), ...]`` with labels
+            "matrix", "rest" and "base".
+
+    Memory: 1 x the model, however many models.
+
+    Source: Yang et al., Continual Model Merging without Data: Dual Projections for Balancing
+    Stability and Plasticity, NeurIPS 2025, with the settings of the authors' implementation.
+
+    Differs: the shortest combination of two gradients is exact, where the common solver stops at
+    shares of 0.001 and 0.999.
+    """
+    matrix = balance_projections(alpha, steps, learning_rate, decay, epsilon)
+    return partition({"matrix": matrix, "rest": ema(0.5), "base": keep_base()}, leaves)
+
+
+@register
+def continual_task_arithmetic(factor: Any = 0.3) -> Merge:
+    """Continual task arithmetic: every model's scaled task vector is added as it comes.
+
+    Formula: theta_0 + factor * sum_t tau_t.
+
+    Args:
+        factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
+
+    Memory: 1 x the model.
+
+    Source: baseline of Tang et al., OPCM, NeurIPS 2025.  The same as `task_arithmetic`.
+    """
+    return chain(add(), scale(factor))
+
+
+@register(static=("density",))
+def continual_ties(density: float = 0.2, factor: Any = 0.3) -> Merge:
+    """Continual TIES: add the scaled TIES merge of the merged task vector and the new one.
+
+    Formula: S <- S + factor * TIES-sum(S, tau_t), see `absorb_ties`.
+
+    Args:
+        density: share of the entries that are kept, in (0, 1].
+        factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
+
+    Memory: 1 x the model.
+
+    Source: baseline of Tang et al., OPCM, NeurIPS 2025.
+
+    Differs: entries are ranked within each leaf, there over the whole flattened model.  For that
+    reading merge in steps: from ``merged`` and ``model`` the next is ``merged`` + (
+    ``jm.merge(jm.ties(0.2, factor, merge="sum"), base, [merged, model])`` - ``base``).
+    """
+    return absorb_ties(density, factor)
+
+
+@register
+def running_mean() -> Merge:
+    """The mean of all models so far.
+
+    Formula: theta_0 + (1/t) sum_t tau_t.
+
+    Memory: 1 x the model.
+
+    Source: baseline "Average" of Tang et al., OPCM, NeurIPS 2025.  The same as `mean`.
+    """
+    return mean()
+
+
+@register
+def running_ema(decay: Any = 0.99) -> Merge:
+    """The exponential moving average of the models, from the first.
+
+    Formula: theta <- decay theta + (1 - decay) theta_t.
+
+    Args:
+        decay: in [0, 1], or a list of one for each model, whose first is not used.
+
+    Memory: 1 x the model.
+
+    Source: Roth et al., A Practitioner's Guide to Continual Multimodal Pretraining, NeurIPS 2024
+    (there with training from the average: a schedule, not a merge).
+    """
+    return ema(decay)
+
+
+@register
+def three_way_ema(momentum: Any = 0.9) -> Merge:
+    """The momentum model of CTP: an average of itself, the current and the previous task's model.
+
+    Formula: m <- momentum m + (1 - momentum) (theta_t + theta_{t-1}) / 2, from m = theta_1.
+
+    Args:
+        momentum: in [0, 1].
+
+    Memory: 2 x the model.
+
+    Source: Zhu et al., CTP: Towards Vision-Language Continual Pretraining via Compatible Momentum
+    Contrast and Topology Preservation, ICCV 2023.
+
+    Differs: one step for each model that arrives, there one for each training step, with an
+    ordinary average during the first task.
+    """
+    return ema_with_reference(momentum)
