@@ -32,7 +32,9 @@ INDEX = "model.safetensors.index.json"
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shape)
 
 
-def plan_shards(tensors: Tensors, shard_size: int) -> dict[str, list[str]]:
+def plan_shards(
+    tensors: Tensors, shard_size: int, single: str = "model.safetensors"
+) -> dict[str, list[str]]:
     """File name -> leaves, in order; a shard is closed before it would exceed `shard_size` bytes.
 
     >>> plan_shards({"a": ("U8", (6,)), "b": ("U8", (6,))}, 10)
@@ -48,7 +50,7 @@ def plan_shards(tensors: Tensors, shard_size: int) -> dict[str, list[str]]:
         groups[-1].append(name)
         used += need
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {single: groups[0]}
     n = len(groups)
     return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
@@ -67,6 +69,7 @@ class Writer:
         metadata: strings for the header, such as ``{"format": "pt"}``.
         resume: go on behind what the journal says is done.
         force: replace an output, discard partial work (unless `resume`).
+        single: name of the file where one is enough.
 
     Attributes:
         done: names of leaves that are written already.
@@ -86,10 +89,11 @@ class Writer:
         shard_size: int = 5_000_000_000,
         resume: bool = False,
         force: bool = False,
+        single: str = "model.safetensors",
     ):
         self.out, self.tensors, self.force = Path(os.path.abspath(out)), dict(tensors), force
         self.folder = partial_folder(self.out)
-        self.shards = plan_shards(self.tensors, shard_size)
+        self.shards = plan_shards(self.tensors, shard_size, single)
         self._digest, self._lock = digest, threading.Lock()
         self._fds: dict[str, int] = {}
         self._journal = -1

@@ -1,0 +1,340 @@
+"""`jaxmerge merge RECIPE OUT`: recipes from files to a checkpoint folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json as jsonlib
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+import jaxmerge
+from jaxmerge.combine import stochastic
+from jaxmerge.commands.bytesbar import BytesBar
+from jaxmerge.commands.card import card
+from jaxmerge.errors import UserError, closest
+from jaxmerge.files import Job, Report, merge_jobs, mismatches, tensors_of
+from jaxmerge.io.hashes import Hashes, cache_folder
+from jaxmerge.io.header import nbytes
+from jaxmerge.io.sources import tokenizer_files
+from jaxmerge.pieces import WORKERS
+from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
+from jaxmerge.recipes.schema import Document, load
+from jaxmerge.walk import PIECES, ROOM, input_bytes, work_bytes
+
+RESOLVED = "recipe.resolved.yaml"
+
+
+def run(
+    recipe: Path,
+    out: Path | None,
+    *,
+    check: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    dtype: str | None = None,
+    seed: int | None = None,
+    shard_size: str = "5GB",
+    device: str | None = None,
+    devices: int | None = None,
+    allow_pickle: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a recipe; see ``jaxmerge merge --help``."""
+    size = parse_size(shard_size)
+    if out is None and not check:
+        raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
+    used = choose_devices(device, devices)
+    compile_cache()
+    found = load(recipe)
+    stages: dict[str, Path] = {}
+    reports = []
+    for i, document in enumerate(found):
+        last = i == len(found) - 1
+        _override(document, dtype if last else None, seed)
+        models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
+        try:
+            plan = document.plan(models)
+            if check:
+                reports.append(cost(plan, document.name))
+                if not last:
+                    reports[-1]["note"] = "later stages are checked when this one is there"
+                    if not stages_there(out, document, stages):
+                        break
+                continue
+            where = Path(out) if last else stage_folder(Path(out), document.name)
+            reports.append(
+                _execute(document, plan, where, size, used, resume or not last, force, quiet, last)
+            )
+            if document.name:
+                stages[document.name] = where
+        finally:
+            models.close()
+    if check:
+        _print_check(reports, json)
+        if any(r["mismatches"] for r in reports):
+            raise UserError("the models do not fit together, see above.")
+    else:
+        _print_done(reports, json, quiet)
+
+
+def stage_folder(out: Path, name: str) -> Path:
+    """Where a stage that is not the last writes: beside the output, and kept."""
+    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+        raise UserError(f"the name of a stage must be a plain word, got {name!r}.")
+    return out.parent / f"{out.name}.stages" / name
+
+
+def stages_there(out: Path | None, document: Document, stages: dict[str, Path]) -> bool:
+    """For --check: whether an earlier run left this stage's output."""
+    if out is None or not (stage_folder(Path(out), document.name) / RESOLVED).exists():
+        return False
+    stages[document.name] = stage_folder(Path(out), document.name)
+    return True
+
+
+def _override(document: Document, dtype: str | None, seed: int | None) -> None:
+    if dtype is not None:
+        dtype_of(dtype, "--dtype")
+        document.out_dtype = dtype
+    if seed is not None:
+        document.seed = seed_of(seed)
+        if document.resolved:
+            document.resolved = {k: v for k, v in document.resolved.items() if k != "seed"}
+
+
+def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, last) -> dict:
+    tensors = tensors_of(plan.jobs, plan.out_dtype)
+    sources = [s for s in plan.models.opened.values()]
+    digest = digest_of(plan, sources, tensors, size)
+    done = out / RESOLVED
+    if done.exists() and (resume or not last) and not force:
+        note = yaml.safe_load(done.read_text(encoding="utf-8")).get("resolved", {})
+        if note.get("digest") == digest:
+            return {"out": str(out), "finished": True, "seconds": 0.0}
+        if not last:
+            force = True  # a stage whose recipe or inputs have changed
+    hashes = Hashes([f for s in sources for f in s.files])
+    try:
+        _check_hashes(document, sources, hashes, force)
+
+        def files(report: Report) -> dict[str, bytes | Path]:
+            note = provenance(sources, hashes.result(), digest, plan)
+            return output_files(plan, report, note)
+
+        with BytesBar(quiet) as bar:
+            report = merge_jobs(
+                plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
+                metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
+                nonfinite=plan.nonfinite, devices=devices, files=files, progress=bar,
+            )  # fmt: skip
+    except BaseException:
+        hashes.stop()
+        raise
+    return {"finished": False, **vars(report)}
+
+
+def digest_of(plan: Plan, sources: list, tensors: Any, size: int) -> str:
+    """What identifies a merge: the same digest, the same bytes."""
+    stamps = [s.stamp() for s in sources]
+    facts = [plan.resolved, stamps, tensors, size, str(plan.out_dtype), plan.seed, jax.__version__]
+    text = jsonlib.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_hashes(document: Document, sources: list, hashes: Hashes, force: bool) -> None:
+    """The inputs of a resolved recipe must be those that it was made from."""
+    expected = (document.resolved or {}).get("inputs")
+    if not expected or force:
+        return
+    found = _inputs(sources, hashes.result())
+    changed = [ref for ref, files in expected.items() if found.get(ref, files) != files]
+    if changed:
+        raise UserError(
+            f"{len(changed)} inputs are not those that the resolved recipe names: {changed[:5]}. "
+            "--force merges what is there."
+        )
+
+
+def _inputs(sources: list, hashes: dict[str, str]) -> dict[str, dict[str, str]]:
+    return {s.ref: {f.name: hashes[str(f)] for f in s.files} for s in sources}
+
+
+def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -> dict[str, Any]:
+    """What a resolved recipe notes besides the recipe."""
+    import numpy
+
+    return {
+        "versions": {
+            "jaxmerge": jaxmerge.__version__,
+            "jax": jax.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+        "backend": jax.default_backend(),
+        "seed": plan.seed,
+        "digest": digest,
+        "inputs": _inputs(sources, hashes),
+    }
+
+
+def output_files(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
+    """Everything in the output besides the weights."""
+    files: dict[str, bytes | Path] = {p.name: p for p in tokenizer_files(plan.folder)}
+    files |= plan.files
+    path = plan.folder / "config.json" if plan.folder else None
+    dtype = plan.out_dtype.name if plan.out_dtype is not None else None
+    if path is not None and path.exists():
+        config = jsonlib.loads(path.read_text(encoding="utf-8"))
+        changes = dict(plan.config)
+        for key in ("dtype", "torch_dtype"):
+            if dtype and key in config:
+                changes[key] = dtype
+        if any(config.get(k) != v for k, v in changes.items()):
+            text = jsonlib.dumps(config | changes, indent=2, ensure_ascii=False) + "\n"
+            files["config.json"] = text.encode()
+    recipe = yaml.safe_dump(
+        {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
+    )
+    files[RESOLVED] = recipe.encode()
+    files["README.md"] = card(plan, report, note).encode()
+    return files
+
+
+# ---------------------------------------------------------------- before the merge
+
+
+def cost(plan: Plan, name: str | None) -> dict[str, Any]:
+    """What a merge will read, write and hold, from headers only."""
+    tensors = tensors_of(plan.jobs, plan.out_dtype)
+    wrong = [line for job in plan.jobs for line in mismatches(job)]
+    leaves = [(job, n) for job in plan.jobs for n in job.like]
+    merged = sum(n in job.grid for job, n in leaves)
+    once = sum(input_bytes(job, n) for job, n in leaves if not wrong)
+    passes = max((_passes(job) for job in plan.jobs), default=1)
+    return {
+        "name": name,
+        "method": plan.method,
+        "leaves": len(tensors),
+        "merged": merged,
+        "copied": len(tensors) - merged,
+        "parameters": sum(job.like[n].size for job, n in leaves),
+        "read": once * passes,
+        "passes": passes,
+        "write": sum(nbytes(*t) for t in tensors.values()),
+        "memory": 450_000_000 + (0 if wrong else _memory(plan)),
+        "mismatches": wrong,
+    }
+
+
+def _passes(job: Job) -> int:
+    """Times the models are read, as a rule."""
+    rows = closing = 0
+    for p in job.grid.values():
+        measures = [*(t.measure for t in p.before), p.fold.measure]
+        rows = max(rows, sum(2 if m.host else 1 for m in measures if m and m.scope == "row"))
+        closing = max(closing, int(p.fold.closing is not None or any(t.measure for t in p.after)))
+    return 1 + rows + closing
+
+
+def _memory(plan: Plan) -> int:
+    """Bytes of the leaves in work at once, roughly."""
+    largest = 0
+    for job in plan.jobs:
+        for n, p in job.grid.items():
+            cut = p.fold.elementwise and not stochastic(job.method)
+            need = input_bytes(job, n) + work_bytes(job.like[n])
+            largest = max(largest, min(need, 2 * PIECES) if cut else need)
+    return max(min(WORKERS * largest, ROOM), largest)
+
+
+def _print_check(reports: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        print(jsonlib.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+        return
+    for r in reports:
+        title = f"{r['name']}: " if r["name"] else ""
+        print(f"{title}{r['method']}")
+        print(f"  leaves      {r['leaves']} ({r['merged']} merged, {r['copied']} copied)")
+        print(f"  parameters  {r['parameters']:,}")
+        print(f"  read        {names_of(r['read'])} in {r['passes']} passes")
+        print(f"  write       {names_of(r['write'])}")
+        print(f"  memory      about {names_of(r['memory'])} at most")
+        for line in r["mismatches"]:
+            print(f"  mismatch    {line}")
+        if "note" in r:
+            print(f"  {r['note']}")
+
+
+def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:
+    if json:
+        print(jsonlib.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+    elif not quiet:
+        for r in reports:
+            if r["finished"]:
+                print(f"{r['out']}: finished before, nothing to do")
+                continue
+            more = f", {r['resumed']} were done before" if r["resumed"] else ""
+            print(
+                f"{r['out']}: {r['merged']} leaves merged, {r['copied']} copied{more}; "
+                f"{r['parameters']:,} parameters, {r['seconds']:.1f} s"
+            )
+
+
+def names_of(count: float) -> str:
+    """Bytes for reading.
+
+    >>> names_of(2_500_000_000)
+    '2.50 GB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+# ---------------------------------------------------------------- options
+
+
+def parse_size(text: str) -> int:
+    """
+    >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("1000")
+    (5000000000, 1610612736, 1000)
+    """
+    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
+             "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+    m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if not m or m[2].lower() not in units or float(m[1]) <= 0:
+        raise UserError(f"a size is written like 5GB or 500MiB, got {text!r}.")
+    return int(float(m[1]) * units[m[2].lower()])
+
+
+def choose_devices(kind: str | None, count: int | None) -> list:
+    """The devices over which leaves are spread: none stands for jax's default."""
+    if kind is None and count is None:
+        return []
+    kinds = ("cpu", "gpu", "tpu", "cuda", "rocm")
+    if kind is not None and kind not in kinds:
+        raise UserError(f"--device {kind!r}: {closest(kind, kinds)}")
+    try:
+        found = jax.devices(kind) if kind else jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"--device {kind}: {str(error).splitlines()[0]}") from None
+    if count is not None and count > len(found):
+        raise UserError(f"--devices {count}: there are {len(found)} ({found[0].platform}).")
+    return found[: count or 1]
+
+
+def compile_cache() -> None:
+    """Keep compiled code across runs."""
+    if jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
