@@ -13,7 +13,6 @@ class Bars:
         self.progress: Any = None
         self.bar: Any = None
         self.prefix = ""
-        self.seeds, self.all = 1, 0
 
     def __enter__(self) -> Bars:
         if not self.quiet:
@@ -42,17 +41,16 @@ class Bars:
 
     def total(self, steps: int) -> None:
         """How many steps there will be in all."""
-        self.all = steps
         self._update(total=steps)
 
     def seed(self, number: int, of: int) -> None:
         """A new seed begins."""
-        self.prefix, self.seeds = f"seed {number}/{of}", of
+        self.prefix = f"seed {number}/{of}"
         self.note("compiling" if number == 1 else "")
 
-    def skip_seed(self) -> None:
-        """A seed was finished before."""
-        self._update(advance=self.all // self.seeds)
+    def reach(self, steps: int) -> None:
+        """So many steps are done by now, in this attempt or in an earlier one."""
+        self._update(completed=steps)
 
     def step(self, stream: str, phase: str, steps: int, loss: float | None) -> None:
         """Steps were taken, or a phase of the stream was finished."""

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import jaxmerge as jm
+from jaxmerge.commands.progress import Bars
 from jaxmerge.continual import checkpoint, results
 from jaxmerge.continual.learner import Learner, from_clip
 from jaxmerge.continual.loop import Deploy
 from jaxmerge.continual.machine import machine, peak_memory, versions
 from jaxmerge.continual.results import Results, SeedRun, summarize
-from jaxmerge.continual.scenario import class_incremental, class_order
+from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
 from jaxmerge.continual.study import run_seed, steps_of
 from jaxmerge.continual.train import Training
 from jaxmerge.data.digits import digits
@@ -177,6 +178,7 @@ def new_run(out: str | Path | None, asked: dict[str, Any]) -> Path:
             raise UserError(f"{folder} is in use: give an empty or new folder as --out.")
     config = Config(**asked)
     config = dataclasses.replace(config, weights=digest(weights_folder(config.model)))
+    load_model(config)  # so that a broken model leaves no run behind
     folder.mkdir(parents=True, exist_ok=True)
     text = jsonlib.dumps(results.to_plain(config), indent=1) + "\n"
     checkpoint.replace(folder / "config.json", text)
@@ -240,40 +242,42 @@ def digest(folder: Path) -> str:
         raise UserError(f"{folder} has no model.safetensors.") from None
 
 
+def load_model(config: Config) -> Any:
+    """The pretrained CLIP of a configuration."""
+    from jaxmerge.models import clip
+
+    return clip.load(weights_folder(config.model))
+
+
 # ------------------------------------------------------------ the work
 
 
 def execute(config: Config, folder: Path, quiet: bool) -> None:
     """Run all seeds that are left, then write everything."""
-    from jaxmerge.commands.progress import Bars
-    from jaxmerge.models import clip
-
     began = time.perf_counter()
     spent = folder / "state" / "seconds.json"  # wall time of earlier attempts
     before = jsonlib.loads(spent.read_text()) if spent.exists() else 0.0
-    source, model = digits(), clip.load(weights_folder(config.model))
+    source, model = digits(), load_model(config)
     training = config.training()
     runs: list[SeedRun] = []
     with Bars(quiet) as bars:
-        first = class_incremental(source, config.tasks)
-        bars.total(config.seeds * steps_of(first, training))
-        learner = from_clip(model, first)  # the head does not depend on the order of classes
-        for k in range(config.seeds):
-            seed = config.seed + k
+        seeds = range(config.seed, config.seed + config.seeds)
+        streams = [stream_of(config, source, seed) for seed in seeds]
+        steps = [steps_of(s, training) for s in streams]
+        bars.total(sum(steps))
+        learner = from_clip(model, streams[0])  # the head does not depend on the class order
+        for k, seed in enumerate(seeds):
             bars.seed(k + 1, config.seeds)
-            runs.append(
-                one_seed(
-                    config, seed, source, learner, folder, bars, keep=model if k == 0 else None
-                )
-            )
+            keep = model if k == 0 else None
+            runs.append(one_seed(config, seed, streams[k], learner, folder, bars, keep))
+            bars.reach(sum(steps[: k + 1]))  # also where tasks were done before
             checkpoint.replace(spent, jsonlib.dumps(before + time.perf_counter() - began))
         bars.note("writing the report")
         seconds = total_seconds(runs)
-        scenario = class_incremental(source, config.tasks)
         found = Results(
             experiment="quickstart",
-            scenario=scenario.name,
-            classes=list(scenario.classes),
+            scenario=streams[0].name,
+            classes=list(streams[0].classes),
             recipe=results.to_plain(config),
             seeds=runs,
             summary=summarize(runs),
@@ -286,16 +290,19 @@ def execute(config: Config, folder: Path, quiet: bool) -> None:
     shutil.rmtree(folder / "state", ignore_errors=True)
 
 
+def stream_of(config: Config, source: Source, seed: int) -> Scenario:
+    """The tasks of one seed."""
+    return class_incremental(source, config.tasks, class_order(len(source.classes), seed))
+
+
 def one_seed(
-    config: Config, seed: int, source: Source, learner: Learner, folder: Path, bars: Any, keep: Any
+    config: Config, seed: int, scenario: Scenario, learner: Learner, folder: Path, bars: Bars, keep
 ) -> SeedRun:
     """One seed, or its figures if it is finished already."""
     done = folder / "state" / f"seed_{seed}.json"
     if done.exists():
-        bars.skip_seed()
         return results.from_plain(SeedRun, jsonlib.loads(done.read_text()), str(done))
     store = folder / "state" / f"seed_{seed}"
-    scenario = class_incremental(source, config.tasks, class_order(len(source.classes), seed))
     run, merged = run_seed(
         scenario, learner, config.deploys(), seed=seed, training=config.training(),
         store=store, batch=90, watch=bars.step,

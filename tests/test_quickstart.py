@@ -1,0 +1,210 @@
+"""`jaxmerge quickstart` on a tiny CLIP with random weights: the same code, a fraction of the work.
+
+The figures of the shipped model are not tested here; that they are the same when a run is killed
+and resumed is.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmerge.commands import quickstart
+from jaxmerge.continual import checkpoint
+from jaxmerge.continual.results import Results
+from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
+from jaxmerge.errors import UserError
+from jaxmerge.models import clip
+
+OPTIONS = {"seeds": 1, "epochs": 1, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A CLIP folder of a few thousand parameters."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tokenizer(folder)
+    size = build_tokenizer().get_vocab_size()
+    shape = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    config = clip.Config(
+        clip.Vision(image=16, patch=8, **shape),
+        clip.Text(vocab=size, context=CONTEXT, bos=size - 2, eos=size - 1, pad=0, **shape),
+        projection_dim=8,
+    )
+    clip.save((config, clip.init(config, jax.random.key(0))), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A run that nobody disturbed: (folder, results)."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, quickstart.run(out=folder, model=tiny, **OPTIONS)
+
+
+def figures(found: Results):
+    """What must be the same on the same machine: all but times."""
+    plain = json.loads(found.to_json())
+    for run in plain["seeds"]:
+        del run["seconds"]
+    return {k: plain[k] for k in ("scenario", "classes", "recipe", "seeds", "summary", "versions")}
+
+
+def test_a_run_folder_holds_everything(whole):
+    folder, found = whole
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "config.json", "results.json", "report.html", "plots", "merged", "merged.safetensors",
+    }  # fmt: skip
+    assert Results.from_json(folder / "results.json") == found
+    assert len(list((folder / "plots").glob("*.png"))) >= 5
+    assert "MagMax" in (folder / "report.html").read_text()
+    assert not list(folder.rglob("*.new"))
+
+
+def test_the_table_has_every_method(whole):
+    rows = [(s.label, s.finetunes) for s in whole[1].summary]
+    merges = ("MagMax", "average", "RandMix", "TIES", "task arithmetic")
+    assert rows == [
+        ("zero-shot", "none"), ("last model", "sequential"),
+        *((m, "sequential") for m in merges), *((m, "independent") for m in merges),
+        ("joint", "joint"),
+    ]  # fmt: skip
+    (run,) = whole[1].seeds
+    assert sorted(run.order) == list(range(10))
+    assert [len(t.classes) for t in run.tasks] == [2] * 5
+    assert sum(t.train for t in run.tasks) == 1167
+    matrix = np.array(whole[1].entry("MagMax", "sequential").matrix, float)
+    assert matrix.shape == (5, 5)
+    assert np.isfinite(matrix).all()
+
+
+def test_the_saved_model_is_magmax_with_the_frozen_rest(whole, tiny):
+    folder, found = whole
+    merged, base = clip.load(folder / "merged"), clip.load(tiny)
+    same = [n for n in base.params if np.array_equal(merged.params[n], base.params[n])]
+    assert all(n.startswith("text/") or n == "logit_scale" for n in same)
+    assert len(same) == sum(not n.startswith("vision/") for n in base.params)
+    assert (folder / "merged.safetensors").read_bytes() == (
+        folder / "merged" / "model.safetensors"
+    ).read_bytes()
+    # and it has the accuracy that the table shows
+    from jaxmerge.continual.learner import from_clip
+    from jaxmerge.continual.loop import Stream
+    from jaxmerge.continual.scenario import class_incremental
+    from jaxmerge.data.digits import digits
+
+    scenario = class_incremental(digits(), 5, found.seeds[0].order)
+    stream = Stream(scenario, from_clip(merged, scenario), batch=90)
+    free, _ = stream.measure(stream.learner.params, stream.test)
+    assert free.tolist() == found.entry("MagMax", "sequential").matrix[-1]
+
+
+@pytest.mark.parametrize("writes", [3, 14])
+def test_interrupted_and_resumed_gives_the_same_figures(
+    whole, tiny, tmp_path, monkeypatch, capsys, writes
+):
+    """Ctrl-C at a checkpoint of the sequential stream, and later in the independent one."""
+    left, save = [writes], checkpoint.save
+
+    def interrupted(*args):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        save(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quickstart.run(out=tmp_path / "run", model=tiny, **OPTIONS)
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+    found = quickstart.run(resume=tmp_path / "run", quiet=True)
+    assert figures(found) == figures(whole[1])
+
+
+def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(quickstart, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            quickstart.run(out=tmp_path / "run", model=tiny, **OPTIONS)
+    with pytest.raises(UserError, match=r"lr: 0\.0003 in the run, 0\.01 now"):
+        quickstart.run(resume=tmp_path / "run", lr=0.01)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "weights": "other"}))
+    with pytest.raises(UserError, match="weights: 'other' in the run"):
+        quickstart.run(resume=tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"speed": 1}')
+    with pytest.raises(UserError, match=r"config\.json is not of a quickstart run"):
+        quickstart.run(resume=tmp_path / "run")
+
+
+def test_a_finished_run_is_shown_again(whole, capsys):
+    quickstart.run(resume=whole[0])
+    shown = capsys.readouterr().out
+    assert "MagMax" in shown
+    assert "report.html" in shown
+    quickstart.run(resume=whole[0], json=True)
+    assert json.loads(capsys.readouterr().out)["schema"] == "jaxmerge.results/1"
+
+
+def test_wrong_options_and_folders_get_one_line(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"--seeds must be.*--epochs must be.*--lr must be"):
+        quickstart.run(seeds=0, epochs=0, lr=-1.0)
+    with pytest.raises(UserError, match="is not a run"):
+        quickstart.run(resume=tmp_path / "nothing")
+    with pytest.raises(UserError, match="not both"):
+        quickstart.run(resume=tmp_path, out=tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is in use"):
+        quickstart.run(out=tmp_path / "used", model=tiny)
+    with pytest.raises(UserError, match="No model at"):
+        quickstart.run(out=tmp_path / "new", model=str(tmp_path))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_is_never_overwritten(whole, tiny):
+    with pytest.raises(UserError, match="holds a run already"):
+        quickstart.run(out=whole[0], model=tiny)
+
+
+def test_a_truncated_weights_file_is_an_error_and_leaves_no_run(tiny, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: tensor .* outside of"):
+        quickstart.run(out=tmp_path / "run", model=str(broken), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill_and_resumed(whole, tiny, tmp_path):
+    """kill -9 in the middle of a stream, for real."""
+    code = (
+        "from jaxmerge.commands import quickstart; import sys; "
+        "quickstart.run(out=sys.argv[1], model=sys.argv[2], seeds=1, epochs=1, quiet=True)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run"), tiny], env=os.environ.copy()
+    )
+    state = tmp_path / "run" / "state" / "seed_0" / "sequential" / "task_01.safetensors"
+    for _ in range(3000):
+        if state.exists() or child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert child.poll() is None, "the run ended before it could be killed"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "run" / "results.json").exists()
+    found = quickstart.run(resume=tmp_path / "run", quiet=True)
+    assert figures(found) == figures(whole[1])
