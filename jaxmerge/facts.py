@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.bracket import Row
 from jaxmerge.core import Measure, concrete, leaf_key
 from jaxmerge.leaf import observe_cell, observe_leaf, result_leaf, row_leaf
 
@@ -43,9 +44,7 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                 args = (b, m, leaf_key(key, n), step, side(extra, n), found[n], zero)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
                 if _on_host(measure, m, (s, before, args)):
-                    with jax.ensure_compile_time_eval():  # the caller may be inside jit
-                        x = np.asarray(row_leaf(before, *args))
-                    yield n, measure.host(x, s, turn)
+                    yield n, measure.host(_host_row(before, args), s, turn)
                 else:
                     yield n, observe_leaf(grid[n].specs, i, s, turn, *args)
 
@@ -72,7 +71,7 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
                 if i > 0 and _on_host(measure, base[n], (s, upto, args)):
                     with jax.ensure_compile_time_eval():
                         x = np.asarray(result_leaf(upto, *args))
-                    yield n, measure.host(x, s, turn)
+                    yield n, measure.host(Row(x), s, turn)
                 else:
                     yield n, observe_cell(grid[n].specs, i, s, turn, *args)
 
@@ -126,6 +125,15 @@ def _wide(x: Any) -> Any:
     if concrete(x) and jnp.issubdtype(x.dtype, jnp.integer):
         return np.asarray(x, np.int64)
     return x
+
+
+def _host_row(before: tuple, args: tuple) -> Row:
+    """A row behind the transforms `before`, for a measure on the host."""
+    base, model, *_, zero = args
+    if not before and not zero:
+        return Row(model, base)  # the plain difference is formed as it is read
+    with jax.ensure_compile_time_eval():  # the caller may be inside jit
+        return Row(row_leaf(before, *args))
 
 
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge import selection
+from jaxmerge import bracket, selection
 from jaxmerge.core import Array, Measure, concrete
 
 __all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
@@ -45,7 +45,7 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
 
     The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
     """
-    row, traced = scope == "row", not concrete(ranks(1))
+    traced = not concrete(ranks(1))
 
     def ranks_of(size):
         sought = ranks(size)
@@ -61,15 +61,15 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
         hist = selection.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 
-    def host(x, summary, turn):
-        bits = selection.host_bits(x)
-        if not row:
-            at = bits.size - ranks_of(bits.size)
-            part = np.partition(bits, np.unique(at))
-            return {"value": part[at]}
+    def host(row, summary, turn):
+        if scope == "leaf":
+            return {"value": bracket.in_one_leaf(row, ranks_of(row.size))}
         if turn == 0:
-            return {"sample": selection.sample_count(bits), "size": np.int64(bits.size)}
-        return {"counts": selection.bracket_count(bits, summary["intervals"])}
+            return {"sample": bracket.sample(row), "size": np.int64(row.size)}
+        return bracket.count(row, summary["intervals"])
+
+    def join(a, b, turn):
+        return a.join(b) if isinstance(a, bracket.Tally) else a + b
 
     def refine(summary, total, turn):
         if not total or "value" in total:
@@ -85,21 +85,17 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
     def refine_bracket(summary, total):
         if "sample" in total:
             rank = ranks_of(total["size"])
-            where = selection.bracket(total["sample"], int(total["size"]), rank.reshape(-1))
+            where = bracket.guess(total["sample"], int(total["size"]), rank.reshape(-1))
         else:
             rank = summary["rank"]
-            where = selection.bracket_refine(
-                summary["intervals"], rank.reshape(-1), total["counts"]
-            )
-        if all(low == high for low, high in where):
-            kind = f"uint{selection.DIGIT * selection.digits()}"
-            value = np.array([low for low, _ in where], kind).reshape(rank.shape)
-            return {"value": value, "rank": None}
+            where = bracket.narrow(summary["intervals"], rank.reshape(-1), total)
+        if bracket.settled(where):
+            return {"value": bracket.values(where).reshape(rank.shape), "rank": None}
         return {"intervals": where, "rank": rank}
 
     return Measure(
         init, observe, refine, passes=8, scope=scope, host=None if traced else host,
-        done=lambda summary: summary["rank"] is None,
+        done=lambda summary: summary["rank"] is None, join=join,
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmerge import selection
+from jaxmerge import bracket, selection
+from jaxmerge.bracket import Row
 from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
 
 
@@ -21,13 +22,20 @@ def run(measure, leaves, host):
     summary = measure.init()
     for turn in range(measure.passes):
         observe = measure.host if host else measure.observe
-        parts = [observe(x, summary, turn) for x in leaves]
-        total = {k: sum(np.asarray(p[k], np.int64) for p in parts) for k in parts[0]}
-        summary = measure.refine(summary, total, turn)
+        total = None
+        for x in leaves:
+            part = observe(Row(x) if host else x, summary, turn)
+            join = lambda a, b, turn=turn: measure.join(a, b, turn)
+            total = part if total is None else jax.tree.map(join, total, part)
+        summary = measure.refine(summary, jax.tree.map(wide, total), turn)
         if measure.done(summary):
             break
     assert summary["rank"] is None
     return np.asarray(selection.bits_to_magnitude(jnp.asarray(summary["value"])))
+
+
+def wide(x):
+    return np.asarray(x, np.int64) if hasattr(x, "astype") else x
 
 
 def leaves_of(kind, dtype, seed=0):
@@ -71,7 +79,7 @@ def test_one_leaf(kind):
     leaf = leaves_of(kind, np.float32)[0]
     ranks = np.array([[1, 2, 3], [400, 20999, 21000]])
     measure = ranked_magnitude(lambda n: ranks, "leaf")
-    part = measure.refine(measure.init(), measure.host(leaf, measure.init(), 0), 0)
+    part = measure.refine(measure.init(), measure.host(Row(leaf), measure.init(), 0), 0)
     expected = sorted_out([leaf], ranks)
     np.testing.assert_array_equal(selection.bits_to_magnitude(jnp.asarray(part["value"])), expected)
     compiled = jax.jit(ranked_magnitudes, static_argnums=())(leaf, ranks)
@@ -80,7 +88,7 @@ def test_one_leaf(kind):
 
 def test_a_sample_that_misleads_is_found_out():
     leaf = np.ones(67 * 5000, np.float32)
-    leaf[:: selection.STRIDE] = 100.0  # all that is sampled
+    leaf[:: bracket.STRIDE] = 100.0  # all that is sampled
     for rank in (5000, 5001, 300000):
         found = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
         assert found == (100.0 if rank <= 5000 else 1.0)
@@ -104,3 +112,26 @@ def test_counts_are_exact():
     assert keep_count(0.2, 10) == 2
     assert keep_count(1.0, 7) == 7
     assert keep_count([0.5, 0.1], 9).tolist() == [4, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_row_is_the_difference_in_float32(dtype):
+    draw = np.random.default_rng(0)
+    model, base = (jnp.asarray(draw.normal(size=(300, 500)), dtype) for _ in range(2))
+    want = np.abs(np.asarray(model, np.float32) - np.asarray(base, np.float32)).ravel()
+    found = np.concatenate([b.copy() for b in Row(model, base).bits()]).view(np.float32)
+    np.testing.assert_array_equal(found, want)
+    some = np.concatenate([b.copy() for b in Row(model, base).bits(7)]).view(np.float32)
+    np.testing.assert_array_equal(some, want[::7])
+
+
+def test_many_entries_inside_a_bracket_become_counts():
+    tallies = [bracket.Tally([np.full(1 << 19, v, np.uint32)]) for v in (3, 5, 5, 7)]
+    whole = tallies[0]
+    for other in tallies[1:]:
+        whole = whole.join(other)
+    assert whole.held <= 1 << 20
+    counts = whole.histogram()
+    assert {int(v): int(counts[v]) for v in np.flatnonzero(counts)} == {
+        3: 1 << 19, 5: 1 << 20, 7: 1 << 19
+    }  # fmt: skip

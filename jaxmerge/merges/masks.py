@@ -69,7 +69,7 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
 
 
 @register
-def localized_sum(task: int, tall: Any = 0.4) -> Merge:
+def localized_sum(task: int = 0, tall: Any = 0.4) -> Merge:
     """The sum of the task vectors under the TALL mask of one task: that task's model, recovered.
 
     Formula: m_t tau, m_t = [|tau_t| >= tall |tau - tau_t|], tau = sum_t tau_t.
@@ -96,7 +96,7 @@ def localized_sum(task: int, tall: Any = 0.4) -> Merge:
 
 
 @register
-def modulated_unified(task: int) -> Merge:
+def modulated_unified(task: int = 0) -> Merge:
     """The unified vector under one task's mask and rescaler (EMR): that task's model, recovered.
 
     Formula: lambda_t M_t tau_uni, with tau_uni[p] the entry of largest magnitude among those with

@@ -56,7 +56,7 @@ def consensus(tall: Any = 0.4, at_least: int = 2, factor: Any = 0.3) -> Merge:
 
 
 @register
-def tall_task(task: int, tall: Any = 0.4, factor: Any = 1.0) -> Merge:
+def tall_task(task: int = 0, tall: Any = 0.4, factor: Any = 1.0) -> Merge:
     """One task's model recovered from the sum of all task vectors by its TALL mask.
 
     Formula: theta_0 + factor * m_t tau; see `consensus`.
@@ -86,7 +86,7 @@ def emr() -> Merge:
 
 
 @register
-def emr_task(task: int) -> Merge:
+def emr_task(task: int = 0) -> Merge:
     """EMR-Merging's model of one task: the unified vector under the task's mask and rescaler.
 
     Formula: theta_0 + lambda_t M_t tau_uni, M_t = [tau_t tau_uni > 0], lambda_t = sum |tau_t| /

@@ -1,0 +1,157 @@
+"""Order statistics without sorting, on the host: guess a bracket from a sample, then verify.
+
+One entry in 67 tells roughly where the k-th largest magnitude lies.  The next pass counts, exactly,
+the entries above that bracket and gathers those inside, which as a rule settles the k-th; a guess
+that missed, or a bracket too wide, costs another pass.  A leaf is read in blocks that stay in the
+processor's cache, at about 1 ns an entry; `np.partition` takes five times as long, XLA's sort two
+hundred times.  All results are the integers of `jaxmerge.selection.magnitude_bits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmerge.selection import BINS, DIGIT, digits
+
+STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
+FINE = 1 << 18  # counters of one pass inside a bracket
+BLOCK = 1 << 16  # entries read at once
+SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
+
+Interval = tuple[int, int]  # bits from low to high, both included
+
+
+class Row:
+    """One leaf of a task vector on the host, model - base, formed block by block as it is read."""
+
+    def __init__(self, model: Any, base: Any = None):
+        self.arrays = [np.asarray(x).reshape(-1) for x in (model, base) if x is not None]
+        self.size = self.arrays[0].size
+
+    def bits(self, stride: int = 1) -> Iterator[np.ndarray]:
+        """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
+        wide = jax.config.jax_enable_x64
+        kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
+        exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
+        mask = word(np.iinfo(word).max >> 1)
+        size = -(-self.size // stride)
+        buffer = np.empty(min(BLOCK, size), kind)
+        for start in range(0, size, BLOCK):
+            some = slice(start * stride, (start + BLOCK) * stride, stride)
+            parts = [x[some].astype(exact, copy=False) for x in self.arrays]
+            out = buffer[: parts[0].size]
+            if len(parts) == 2:
+                np.subtract(*parts, out=out, dtype=exact)
+            else:
+                out[:] = parts[0]
+            bits = out.view(word)
+            yield np.bitwise_and(bits, mask, out=bits)
+
+
+class Tally:
+    """The entries found inside a bracket, as counts once there are many; tallies join."""
+
+    dtype = np.dtype(object)
+
+    def __init__(self, values: list[np.ndarray]):
+        self.values, self.held, self.dense = values, sum(v.size for v in values), 0
+
+    def join(self, other: Tally) -> Tally:
+        """Both together; takes over what they hold."""
+        self.values += other.values
+        self.held += other.held
+        self.dense = self.dense + other.dense
+        if self.held > 1 << 20:
+            self.dense, self.values, self.held = self.histogram(), [], 0
+        return self
+
+    def histogram(self) -> np.ndarray:
+        """Counts of the values 0 to 2^18 - 1."""
+        if not self.values:
+            return np.zeros(FINE, np.int64) + self.dense
+        return np.bincount(np.concatenate(self.values), minlength=FINE) + self.dense
+
+
+def sample(row: Row) -> np.ndarray:
+    """A histogram of the first digit of one entry in 67, scaled to the size of the leaf."""
+    found = np.zeros(BINS, np.int64)
+    for bits in row.bits(STRIDE):
+        found += np.bincount(bits >> bits.dtype.type(DIGIT * (digits() - 1)), minlength=BINS)
+    return found * STRIDE
+
+
+def guess(histogram: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
+    """Intervals that should hold the entries of these ranks (1 = the largest)."""
+    at_least = np.cumsum(histogram[::-1])[::-1] * (size / max(1, histogram.sum()))
+    share = ranks / size
+    slack = 8 * np.sqrt(STRIDE * size * share * (1 - share)) + 2 * STRIDE
+    low = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks + slack]
+    high = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks - slack]
+    shift = DIGIT * (digits() - 1)
+    return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+
+
+def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
+    """For each interval: how many entries are not below it, and which lie inside (a `Tally`)."""
+    not_below = np.zeros(len(intervals), np.int64)
+    inside: list[list[np.ndarray]] = [[] for _ in intervals]
+    for bits in row.bits():
+        word = bits.dtype.type
+        for i, (low, high) in enumerate(intervals):
+            above = bits - word(low)  # what is below wraps round to the greatest numbers
+            not_below[i] += np.count_nonzero(above < word((np.iinfo(word).max >> 1) + 1 - low))
+            inside[i].append(above[above <= word(high - low)] >> word(shift_of(low, high)))
+    return {"not_below": not_below, "inside": tuple(map(Tally, inside))}
+
+
+def narrow(
+    intervals: tuple[Interval, ...], ranks: np.ndarray, counts: dict[str, Any]
+) -> tuple[Interval, ...]:
+    """Smaller intervals by exact counts; one that missed gives way to its neighbour."""
+    new = []
+    for (low, high), rank, n, tally in zip(
+        intervals, ranks, counts["not_below"], counts["inside"], strict=True
+    ):
+        histogram = tally.histogram()
+        above = n - histogram.sum()
+        if rank <= above:
+            new.append((high + 1, (1 << (DIGIT * digits() - 1)) - 1))
+        elif rank > n:
+            new.append((0, low - 1))
+        else:
+            at_least = above + np.cumsum(histogram[::-1])[::-1]
+            b, shift = int(np.sum(at_least >= rank)) - 1, shift_of(low, high)
+            first = low + (b << shift)
+            new.append((first, min(high, first + (1 << shift) - 1)))
+    return tuple(new)
+
+
+def settled(intervals: tuple[Interval, ...]) -> bool:
+    """Whether every interval is down to one value."""
+    return all(low == high for low, high in intervals)
+
+
+def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
+    """The values of these ranks in one leaf."""
+    if row.size <= SMALL:
+        (bits,) = row.bits()
+        at = row.size - ranks
+        return np.partition(bits, np.unique(at))[at]
+    intervals = guess(sample(row), row.size, ranks.reshape(-1))
+    while not settled(intervals):
+        intervals = narrow(intervals, ranks.reshape(-1), count(row, intervals))
+    return values(intervals).reshape(ranks.shape)
+
+
+def values(intervals: tuple[Interval, ...]) -> np.ndarray:
+    """What settled intervals are down to, as bits."""
+    return np.array([low for low, _ in intervals], f"uint{DIGIT * digits()}")
+
+
+def shift_of(low: int, high: int) -> int:
+    """How many of the last bits one pass leaves open, to make do with its counters."""
+    return max(0, (high - low).bit_length() - (FINE.bit_length() - 1))
