@@ -1,0 +1,84 @@
+"""What the pages are filled with at build time, from the code itself: no table is kept by hand.
+
+``<!-- methods -->`` becomes the table of published methods: what each needs, its memory, and
+whether the order of the models matters, which is *measured* on the toy model of `tests/laws.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MARK = "<!-- methods -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """mkdocs calls this with every page."""
+    return markdown.replace(MARK, methods()) if MARK in markdown else markdown
+
+
+def methods() -> str:
+    """The table of published methods, as Markdown."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    sys.path.insert(0, str(ROOT / "tests"))
+    import jaxmerge as jm
+    from jaxmerge.commands.methods import describe
+
+    lines = [
+        "| Method | What it does | Needs | Order matters | Memory | Settings |",
+        "|:--|:--|:--|:--|:--|:--|",
+    ]
+    for name in sorted(jm.REGISTRY):
+        entry = describe(name)
+        if entry["kind"] == "method":
+            lines.append(_row(name, entry))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, entry: dict[str, Any]) -> str:
+    import laws
+
+    import jaxmerge as jm
+
+    case = laws.case_of(name)
+    package = jm.REGISTRY[name].__module__
+    settings = inspect.signature(jm.REGISTRY[name]).parameters.values()
+    cells = [
+        f"[`{name}`][{package}.{name}]",
+        entry["summary"],
+        _needs(case),
+        _order(case),
+        entry["memory"] or "",
+        ", ".join(f"`{p.replace(annotation=p.empty)}`" for p in settings),
+    ]
+    return "| " + " | ".join(str(c).replace("``", "`").replace("|", "\\|") for c in cells) + " |"
+
+
+def _needs(case: Any) -> str:
+    words = {"fisher": "Fisher information", "gram": "Gram matrices", "mask": "masks"}
+    found = [words.get(n, n) for n in case.method.needs]
+    low, high = case.method.models
+    if high is not None:
+        found.append(f"{low} model{'s' if low > 1 else ''}" if low == high else f"{low} to {high}")
+    elif low > 1:
+        found.append(f"{low} models or more")
+    if case.stochastic:
+        found.append("a key")
+    return ", ".join(found) or "–"
+
+
+def _order(case: Any) -> str:
+    import numpy as np
+
+    if len(case.models) < 2:
+        return "–"
+    if case.stochastic:
+        return "draws anew"
+    extras = case.extras[::-1] if case.extras else None
+    there, back = case.merge(), case.merge(models=case.models[::-1], extras=extras)
+    same = all(np.allclose(there[n], back[n], atol=1e-5) for n in there)
+    return "no" if same else "yes"
