@@ -201,55 +201,6 @@ def convert(
     )  # fmt: skip
 
 
-@app.command("extract-lora")
-def extract_lora(
-    base: Annotated[str, Argument(help="theta_0.")],
-    model: Annotated[str, Argument(help="The fine-tuned model.")],
-    out: Annotated[Path, Argument(help="Folder to write, in PEFT's layout.")],
-    rank: Annotated[int, Option(help="Greatest rank.", min=1)] = 16,
-    energy: Annotated[
-        float | None, Option(help="Keep no more ranks than hold this share of the squared norm.")
-    ] = None,
-    modules: Annotated[
-        str | None, Option(help="Regex of kernels.  Default: all but embeddings and heads.")
-    ] = None,
-    force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Write a fine-tuned model as a low-rank adapter of its base."""
-    from jaxmerge.commands import lora as command
-
-    command.run(
-        base, model, out, rank=rank, modules=modules, energy=energy,
-        force=force, quiet=quiet, json=json,
-    )  # fmt: skip
-
-
-@app.command()
-def convert(
-    ref: Annotated[str, Argument(help="The model, in any form that can be read.")],
-    out: Annotated[Path, Argument(help="Folder to write.")],
-    to: Annotated[str, Option(help="safetensors or orbax.")] = "safetensors",
-    dtype: Annotated[str | None, Option(help="Dtype of the output.")] = None,
-    shard_size: Annotated[str, Option(help="Largest output file, e.g. 5GB.")] = "5GB",
-    allow_pickle: Annotated[
-        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
-    ] = False,
-    resume: Annotated[bool, Option("--resume", help="Go on where it was interrupted.")] = False,
-    force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Write a model in another form, dtype or number of files."""
-    from jaxmerge.commands import convert as command
-
-    command.run(
-        ref, out, to=to, dtype=dtype, shard_size=shard_size, allow_pickle=allow_pickle,
-        resume=resume, force=force, quiet=quiet, json=json,
-    )  # fmt: skip
-
-
 @app.command()
 def methods(
     name: Annotated[str | None, Argument(help="One method: its docstring and arguments.")] = None,
