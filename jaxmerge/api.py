@@ -2,6 +2,7 @@
 
 * types: `Merge`, `Transform`, `Measure`, `Context`, `MergeState`
 * drivers: `merge` (batch), `init` / `update` / `merged` / `join` (continual)
+* devices: `mesh`, `shard`, `pmerge`, `gather`
 * composition: `chain`, `partition`, `by_leaf`, `keep_base`, `stacked`
 * registry: `register`, `get`, `REGISTRY`
 * methods, merges and transforms: every factory in `REGISTRY`
@@ -14,5 +15,6 @@ from jaxmerge.matrices import by_kernel
 from jaxmerge.merges import *
 from jaxmerge.methods import *
 from jaxmerge.run import MergeState, init, join, merge, merged, update
+from jaxmerge.sharding import gather, mesh, pmerge, shard
 from jaxmerge.spec import REGISTRY, get, register
 from jaxmerge.transforms import *
