@@ -44,8 +44,8 @@ class Probe(NamedTuple):
 
 def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) -> Probe:
     """Prepare a split of a scenario for evaluation."""
-    data = scenario.split(split)
-    inputs = learner.prepare(data.inputs)
+    data = scenario.split(split, learner.prepare)
+    inputs = data.inputs
     padded = np.concatenate([inputs, np.repeat(inputs[:1], -len(inputs) % batch, axis=0)])
     chunks = [jnp.asarray(padded[i : i + batch]) for i in range(0, len(padded), batch)]
     own = np.stack([scenario.mask(t) for t in range(len(scenario))])

@@ -4,7 +4,8 @@ A `Scenario` is a sequence of `Task`; it can be indexed, iterated and printed.  
 frozen head whose columns are the classes of all sources in turn; a task trains its own columns and
 is evaluated both among all columns (task-agnostic) and among its own (task-aware).
 
-`class_incremental` splits the classes of a source over the tasks.
+`class_incremental` splits the classes of a source over the tasks; `jaxmerge.continual.streams`
+holds the other builders.
 
 Task-incremental learning is any scenario read by its task-aware figures.
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +23,10 @@ from jaxmerge.data.sources import SPLITS, Source
 
 
 class Split(NamedTuple):
-    """Examples of one split of a scenario, of all tasks or of some.
+    """Examples of one split of a scenario, task after task.
 
     Attributes:
-        inputs: numpy [N, ...].
+        inputs: numpy [N, ...], prepared.
         columns: int32 [N], the true column of the head.
         task: int32 [N], the task each example belongs to.
     """
@@ -116,14 +117,17 @@ class Scenario:
         mask[self.tasks[t].columns] = True
         return mask
 
-    def split(self, split: str, tasks: Sequence[int] | None = None) -> Split:
-        """The examples of a split, task after task."""
-        some = list(range(len(self)) if tasks is None else tasks)
-        chosen = [self.tasks[t] for t in some]
+    def split(self, split: str, prepare: Callable[[Any], np.ndarray] = np.asarray) -> Split:
+        """All examples of a split, task after task.
+
+        Args:
+            prepare: what a source holds (pictures of any size, texts) -> numpy of one shape.
+        """
+        inputs = [prepare(k.source.inputs[k.rows[split]]) for k in self.tasks]
         return Split(
-            np.concatenate([np.asarray(k.source.inputs[k.rows[split]]) for k in chosen]),
-            np.concatenate([k.labels(split) for k in chosen]),
-            np.repeat(some, [len(k.rows[split]) for k in chosen]).astype(np.int32),
+            np.concatenate(inputs),
+            np.concatenate([k.labels(split) for k in self.tasks]),
+            np.repeat(np.arange(len(self)), [len(x) for x in inputs]).astype(np.int32),
         )
 
 

@@ -99,10 +99,10 @@ def joint_training(
         return (np.array(record["free"]), np.array(record["aware"])), record["seconds"]
     began = time.perf_counter()
     learner, scenario = stream.learner, stream.scenario
-    data = scenario.split("train")
+    data = scenario.split("train", learner.prepare)
     own = np.any([scenario.mask(t) for t in range(len(scenario))], axis=0)
     model, _ = fit(
-        learner, learner.params, learner.prepare(data.inputs), data.columns, own, training,
+        learner, learner.params, data.inputs, data.columns, own, training,
         seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),
     )  # fmt: skip
     spent = time.perf_counter() - began

@@ -1,0 +1,136 @@
+"""Text sources read from the files in which the data sets are published.
+
+* CLINC150 (Larson et al., EMNLP 2019): ``data_full.json``, 150 intents in ten domains.
+* Banking77 (Casanueva et al., 2020): ``train.csv`` and ``test.csv``, 77 intents.
+* sentence classification (TREC, SST-2, CR, MPQA, Subj): one "<label> <text>" a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmerge.data.npz import hold_out
+from jaxmerge.data.sources import Source
+
+TEMPLATES = ("{}", "a question about {}", "the topic is {}")
+
+
+class Texts:
+    """Random access to texts: ``texts[rows]`` gives a list of strings."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> list[str]:
+        return [self.texts[int(r)] for r in rows]
+
+
+def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:
+    """The 150 in-scope intents, in the order of their ten domains, official splits."""
+    data = _json(Path(folder) / "data_full.json")
+    domains = _json(Path(folder) / "domains.json")
+    classes = [intent for intents in domains.values() for intent in intents]
+    texts, labels, splits = [], [], {}
+    at = {c: i for i, c in enumerate(classes)}
+    for split in ("train", "val", "test"):
+        first = len(texts)
+        texts += [text for text, _ in data[split]]
+        labels += [at[intent] for _, intent in data[split]]
+        splits[split] = np.arange(first, len(texts))
+    names = tuple(c.replace("_", " ") for c in classes)
+    return Source(
+        "clinc150", Texts(texts), np.array(labels, np.int32), names, tuple(templates), splits
+    )
+
+
+def banking77(
+    folder: str | Path, templates: Sequence[str] = TEMPLATES, val: float = 0.1, seed: int = 0
+) -> Source:
+    """77 intents, in alphabetic order; `val` of the training examples are held out."""
+    texts, names, counts = [], [], []
+    for split in ("train", "test"):
+        with open(Path(folder) / f"{split}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        texts += [r["text"] for r in rows]
+        names += [r["category"] for r in rows]
+        counts.append(len(rows))
+    classes = sorted(set(names))
+    at = {c: i for i, c in enumerate(classes)}
+    labels = np.array([at[n] for n in names], np.int32)
+    splits = hold_out(np.arange(counts[0]), labels, val, None, seed)
+    splits["test"] = np.arange(counts[0], len(labels))
+    shown = tuple(c.replace("_", " ").rstrip("?").lower() for c in classes)
+    return Source("banking77", Texts(texts), labels, shown, tuple(templates), splits)
+
+
+SETS = {
+    # name -> files of train, val, test (None: held out of the first), classes by label
+    "trec": (
+        ("TREC.train", None, "TREC.test"),
+        {"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "person",
+         "LOC": "place", "NUM": "number"},
+    ),
+    "sst2": (
+        ("stsa.binary.train", "stsa.binary.dev", "stsa.binary.test"),
+        {"0": "negative", "1": "positive"},
+    ),
+    "cr": (("custrev.all", None, None), {"0": "negative", "1": "positive"}),
+    "mpqa": (("mpqa.all", None, None), {"0": "negative", "1": "positive"}),
+    "subj": (("subj.all", None, None), {"0": "subjective", "1": "objective"}),
+}  # fmt: skip
+
+
+def sentences(
+    folder: str | Path, name: str, templates: Sequence[str] = TEMPLATES, seed: int = 0
+) -> Source:
+    """One of the sentence classification sets; what has no official split is split 80/10/10.
+
+    Args:
+        name: "trec" (six coarse classes), "sst2", "cr", "mpqa" or "subj".
+    """
+    if name not in SETS:
+        raise ValueError(f"Unknown set {name!r}; expected one of {', '.join(SETS)}.")
+    files, classes = SETS[name]
+    at = {label: i for i, label in enumerate(classes)}
+    texts: list[str] = []
+    labels: list[int] = []
+    splits: dict[str, np.ndarray] = {}
+    for split, file in zip(("train", "val", "test"), files, strict=True):
+        if file is None:
+            continue
+        first = len(texts)
+        for label, text in _lines(Path(folder) / file):
+            labels.append(at[label.split(":")[0]])
+            texts.append(text)
+        splits[split] = np.arange(first, len(texts))
+    found = np.array(labels, np.int32)
+    for split, share in (("test", 0.1), ("val", 1 / 9 if files[2] is None else 0.1)):
+        if split not in splits:
+            parts = hold_out(splits["train"], found, share, None, seed)
+            splits["train"], splits[split] = parts["train"], parts["val"]
+    return Source(name, Texts(texts), found, tuple(classes.values()), tuple(templates), splits)
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    pairs = [line.split(" ", 1) for line in text.split("\n") if line.strip()]
+    bad = [i + 1 for i, pair in enumerate(pairs) if len(pair) != 2]
+    if bad:
+        raise ValueError(f"{path}: no text on lines {bad[:10]}; expected '<label> <text>'.")
+    return [(label, text.strip()) for label, text in pairs]
+
+
+def _json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
