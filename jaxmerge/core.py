@@ -157,6 +157,8 @@ def zeros(leaf: Array, dtype: Any = None) -> Array:
 
 def working_dtype(leaf: Array) -> Any:
     """Task vectors are computed in float32, or in float64 where the leaf already is."""
+    if jnp.dtype(leaf.dtype).itemsize == 1:  # float8 has no implicit promotion
+        return jnp.dtype(jnp.float32)
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
