@@ -29,9 +29,14 @@ def markdown(text: str) -> str:
     while i < len(lines):
         line = lines[i]
         indent = line[: len(line) - len(line.lstrip())]
-        if line.strip().startswith(">>>"):
+        if line.strip() in ("Example:", "Examples:"):
+            out += [f"{indent}**Example**", ""]
+            i += 1
+        elif line.strip().startswith(">>>"):
             end = next((j for j in range(i, len(lines)) if not lines[j].strip()), len(lines))
-            out += _fenced(lines[i:end], indent, "pycon")
+            under = "**Example**" in "".join(out[-2:])  # one level deeper than its heading
+            block = [x[4:] for x in lines[i:end]] if under else lines[i:end]
+            out += _fenced(block, indent[4:] if under else indent, "pycon")
             i = end
         elif re.match(r"\s*={4,}[ =]*$", line):
             end = i + max(j for j in range(len(lines) - i) if lines[i + j].strip("= \t") == ""
