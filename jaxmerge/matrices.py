@@ -7,10 +7,10 @@ the authors of OPCM do; every method takes `leaves=` to route otherwise.
 
 Everything here treats a matrix and its transpose alike, so [in, out] and [out, in] give one result.
 
-**Speed and accuracy.**  An SVD costs ten times an eigendecomposition of the smaller Gram matrix,
+**Speed and accuracy.**  An SVD costs many times an eigendecomposition of the smaller Gram matrix,
 but squaring halves the digits: singular values below 2e-4 of the largest drown in float32.  So the
-Gram matrix of a float32 leaf is formed and decomposed in float64, which is as accurate as a
-float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.
+Gram matrix of a float32 leaf is formed and decomposed in float64, which is at least as accurate as
+a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.
 """
 
 from __future__ import annotations
@@ -51,18 +51,21 @@ def check_matrix(x: Array, who: str) -> None:
         )
 
 
-def thin_svd(x: Array, double: bool = True) -> tuple[Array, Array, Array]:
+def thin_svd(
+    x: Array, double: bool = True, vectors: int | None = None
+) -> tuple[Array, Array, Array]:
     """The economy singular value decomposition x = (u * s) @ vt, s falling.
 
     Directions below the numerical rank come as zero vectors: they have no meaning.
 
     Args:
         x: [m, n], any shape of either side.
+        vectors: give this many leading singular vectors only, k' of k (and all singular values).
         double: work in float64 inside for a float32 matrix; False is twice as fast, and right
             only for the singular vectors of values above some 1e-2 of the largest.
 
     Returns:
-        u [m, k], s [k], vt [k, n] with k = min(m, n).
+        u [m, k'], s [k], vt [k', n] with k = min(m, n).
 
     Example:
         >>> u, s, vt = thin_svd(jnp.array([[0.0, 2.0, 0.0], [-1.0, 0.0, 0.0]]))
@@ -70,20 +73,21 @@ def thin_svd(x: Array, double: bool = True) -> tuple[Array, Array, Array]:
         ([2.0, 1.0], True)
     """
     if x.shape[0] > x.shape[1]:
-        v, s, ut = thin_svd(x.T, double)
+        v, s, ut = thin_svd(x.T, double, vectors)
         return ut.T, s, v.T
     if x.dtype == jnp.float64:
         u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-        known = s > _noise(x, x.dtype) * s[0]
+        known = (s > _noise(x, x.dtype) * s[0])[:vectors]
+        u, vt = u[:, :vectors], vt[:vectors]
         return jnp.where(known[None, :], u, 0), s, jnp.where(known[:, None], vt, 0)
     with jax.enable_x64(double):
         y = x.astype(jnp.float64 if double else jnp.float32)
         squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
         squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
         s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
-        known = squares > _noise(x, y.dtype) * squares[0]
-        u = jnp.where(known[None, :], u, 0)
-        vt = (u.T @ y) / s[:, None]
+        known = (squares > _noise(x, y.dtype) * squares[0])[:vectors]
+        u = jnp.where(known[None, :], u[:, :vectors], 0)
+        vt = (u.T @ y) / s[:vectors, None]
         return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
 
 

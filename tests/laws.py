@@ -37,14 +37,19 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
         lambda: jm.partition({"matrix": jm.add_projected(), "rest": jm.add()}, jm.by_ndim)
     ],
     "arc": [{"t": 0.3}],
+    "balance_projections": [lambda: _kernels(jm.balance_projections())],
     "by_leaf": [lambda: jm.by_leaf(_deep_half)],
     "chain": [lambda: jm.chain(jm.scale(0.5), jm.max_magnitude(), jm.scale(1.5))],
     "clip": [{"limit": 0.05}],
     "drop_by_rank": [{"density": 0.5}],
     "drop_outliers": [{"density": 0.5, "gamma": 0.1}],
     "drop_random": [{"density": 0.5}],
+    "isotropic": [lambda: _kernels(jm.chain(jm.add(), jm.isotropic()))],
     "keep_mean_norm": [lambda: jm.keep_mean_norm(jm.add())],
+    "least_interference": [lambda: _kernels(jm.least_interference())],
     "linear": [{"weights": (0.2, 0.3, 0.5)}, {"weights": (1.0, 2.0, 1.0), "normalize": True}],
+    "low_rank": [lambda: _kernels(jm.chain(jm.add(), jm.low_rank(0.5)))],
+    "model_stock": [{}, {"per": "model"}, {"average": "angle", "per": "column"}],
     "nearswap": [{"t": 0.01}],
     "partition": [
         lambda: jm.partition({"matrix": jm.ties(0.4), "rest": jm.mean()}, jm.by_ndim),
@@ -55,8 +60,11 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
     ],
     "scale": [{"factor": 0.3}],
     "sce": [{}, {"density": 0.5}],
+    "share_ranks": [lambda: _kernels(jm.share_ranks())],
+    "split_subspaces": [lambda: _kernels(jm.split_subspaces())],
     "ties": [{}, {"density": 0.4, "scope": "leaf"}, {"merge": "sum"}, {"merge": "max"}],
     "trim": [{"density": 0.4}, {"density": 0.4, "scope": "leaf"}],
+    "tsv_c": [{"tasks": 2}],
 }
 
 # One model merged alone comes back (with these examples).
@@ -75,6 +83,10 @@ SIDES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray | None]]
 
 def _deep_half(name: str, like: Any) -> jm.Merge:
     return jm.task_arithmetic(0.8) if "block_1" in name else jm.task_arithmetic(0.2)
+
+
+def _kernels(merge: jm.Merge) -> jm.Merge:
+    return jm.partition({"matrix": merge, "rest": jm.add()}, jm.by_ndim)
 
 
 def _gram(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -25,7 +25,12 @@ __all__ = [
 
 
 @register(static=("alpha",))
-def opcm(alpha: float = 0.5, zero_diag: bool = False, leaves: Any = by_kernel) -> Merge:
+def opcm(
+    alpha: float = 0.5,
+    zero_diag: bool = False,
+    leaves: Any = by_kernel,
+    double: bool | None = None,
+) -> Merge:
     """OPCM: orthogonal projection of every kernel, then the mean norm of the models seen so far.
 
     Formula: S <- S + P_S(tau_t) on kernels (`add_projected`), S <- S + tau_t elsewhere;
@@ -36,6 +41,7 @@ def opcm(alpha: float = 0.5, zero_diag: bool = False, leaves: Any = by_kernel) -
         zero_diag: see `add_projected`; False is what the released code computes.
         leaves: ``(name, leaf) -> label`` or ordered rules ``[(regex, label), ...]`` with labels
             "matrix" (projected), "rest" (added) and "base" (left as in the base).
+        double: decompose float32 kernels in float64, see `add_projected`.
 
     Memory: 1 x the model, however many models.
 
@@ -56,7 +62,7 @@ def opcm(alpha: float = 0.5, zero_diag: bool = False, leaves: Any = by_kernel) -
         array([[2.4, 0. ],
                [0. , 3.2]])
     """
-    folds = {"matrix": add_projected(alpha, zero_diag), "rest": add(), "base": keep_base()}
+    folds = {"matrix": add_projected(alpha, zero_diag, double), "rest": add(), "base": keep_base()}
     return keep_mean_norm(partition(folds, leaves))
 
 

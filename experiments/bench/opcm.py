@@ -1,0 +1,93 @@
+"""What one OPCM step costs on the kernels of ViT-B/32, against a full SVD by torch.
+
+    python experiments/bench/opcm.py              # jaxmerge
+    python experiments/bench/opcm.py --torch      # the full-matrix SVD, where torch is installed
+
+Both fold one task vector into a running sum, kernel by kernel, as merging 20 models does 19 times
+for each of 72 kernels.  Prints seconds a step (the best of `--repeat`) for every shape, and the sum
+over the model.  On a busy machine pin both to one core and one thread and count processor time,
+``OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 taskset -c 0 python ... --cpu-time``: LAPACK's threads
+wait for each other by spinning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+KERNELS = {(768, 768): 48, (768, 3072): 12, (3072, 768): 12}  # of the twelve blocks
+STEPS = 19  # the first of 20 models needs no decomposition
+
+
+def draw(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A running sum with a falling spectrum, as task vectors have, and a new task vector."""
+    rng = np.random.default_rng(0)
+    side = min(shape)
+    u, v = (np.linalg.qr(rng.normal(size=(n, side)))[0] for n in shape)
+    total = (u * np.arange(1, side + 1) ** -0.5) @ v.T
+    return total.astype(np.float32), rng.normal(size=shape).astype(np.float32)
+
+
+def with_jaxmerge(alpha: float, zero_diag: bool, double: bool):
+    import jax
+    import jax.numpy as jnp
+
+    import jaxmerge as jm
+    from jaxmerge.core import Context
+
+    fold = jm.add_projected(alpha, zero_diag, double or None)
+    step = jax.jit(lambda total, x: fold.update(total, x, Context(base=None, step=jnp.int32(1))))
+    return lambda total, x: jax.block_until_ready(step(total, x))
+
+
+def with_torch(alpha: float, zero_diag: bool, double: bool):
+    import torch
+
+    def step(total, x):
+        if double:
+            raise SystemExit("--double is for jaxmerge")
+        total, x = torch.as_tensor(total), torch.as_tensor(x)
+        u, s, vt = torch.linalg.svd(total, full_matrices=True)
+        r = int((s.cumsum(0) > alpha * s.sum()).float().argmax())
+        seen = u.T @ x @ vt.T
+        if zero_diag:
+            seen.diagonal().fill_(0)
+        seen[:r, :r] = 0
+        return total + u @ seen @ vt
+
+    return step
+
+
+def main() -> None:
+    """Time one step on every shape."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--zero-diag", action="store_true")
+    parser.add_argument("--double", action="store_true", help="jaxmerge: in float64 inside")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, all its threads")
+    parser.add_argument("--save", help="write the results of the steps to this .npz, to compare")
+    args = parser.parse_args()
+    step = (with_torch if args.torch else with_jaxmerge)(args.alpha, args.zero_diag, args.double)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    results, total_time = {}, 0.0
+    for shape, count in KERNELS.items():
+        total, x = draw(shape)
+        results["x".join(map(str, shape))] = np.asarray(step(total, x))
+        times = []
+        for _ in range(args.repeat):
+            start = clock()
+            step(total, x)
+            times.append(clock() - start)
+        total_time += count * STEPS * min(times)
+        print(f"{shape[0]:>5} x {shape[1]:<5} {min(times):8.3f} s a step", flush=True)
+    print(f"20 models, 72 kernels: {total_time:.0f} s (the above times {STEPS} steps)")
+    if args.save:
+        np.savez(args.save, **results)
+
+
+if __name__ == "__main__":
+    main()
