@@ -77,6 +77,43 @@ def from_clip(model: Any, scenario: Scenario) -> Learner:
     )
 
 
+def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int = 32) -> Learner:
+    """A sentence encoder under the head of a scenario's class names.
+
+    Class names in prompts and sentences pass through the same tower, so the head is read once,
+    from theta_0, and stays.
+
+    Args:
+        model: a `jaxmerge.models.bert.Model` with a tokenizer.
+        scale: what multiplies cosine similarities; sentence-transformers trains with 20.
+        length: tokens of a sentence; longer ones are cut, shorter ones filled up.
+    """
+    from jaxmerge.models import bert
+
+    def prepare(texts: Any) -> np.ndarray:
+        rows = [model.tokenizer([text], truncate=True)[0][:length] for text in texts]
+        found = np.full((len(rows), length), model.config.pad, np.int32)
+        for i, row in enumerate(rows):
+            found[i, : len(row)] = row
+        return found
+
+    heads = [bert.zero_shot_head(model, s.classes, s.templates) for s in scenario.sources]
+    return Learner(
+        params=dict(model.params),
+        features=_text_features(model.config),
+        prepare=prepare,
+        head=jnp.concatenate(heads, axis=1),
+        scale=jnp.float32(scale),
+    )
+
+
+@functools.cache
+def _text_features(config: Any) -> Callable:
+    from jaxmerge.models import bert
+
+    return lambda params, tokens: bert.text_features(config, params, tokens)
+
+
 @functools.cache
 def _image_features(config: Any, mean: tuple, std: tuple) -> Callable:
     """One function object for one architecture, so that compiled code is found again."""

@@ -171,12 +171,11 @@ class Stream:
     def _train(self, t: int) -> Leaves:
         began = time.perf_counter()
         task = self.scenario[t]
-        inputs = self.learner.prepare(task.source.inputs[task.rows["train"]])
-        columns = task.labels("train")
+        inputs, columns, own = self._examples(t)
         position = Position(self.learner.params, self.last, self._running)
         model, losses = fit(
-            self.learner, self.start.at(position), inputs, columns, self.scenario.mask(t),
-            self.training, strategy=self.strategy, memory=self.memory, seed=(self.seed, t),
+            self.learner, self.start.at(position), inputs, columns, own, self.training,
+            strategy=self.strategy, memory=self.memory, seed=(self.seed, t),
             watch=lambda steps, loss: self.watch("training", steps, loss),
         )  # fmt: skip
         self.memory = tuple(
@@ -186,6 +185,22 @@ class Stream:
         self.losses.append(losses)
         self._clock("training", began)
         return model
+
+    def _examples(self, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Training inputs and columns of a task, replayed ones too, and the columns in the loss."""
+        parts = [(self.scenario[t], self.scenario[t].rows["train"])]
+        own = self.scenario.mask(t)
+        if self.strategy.replay:
+            for s in range(t):
+                own = own | self.scenario.mask(s)
+                old = self.scenario[s]
+                rng = np.random.default_rng((self.seed, s))
+                for c in old.classes:
+                    rows = old.rows["train"][old.source.labels[old.rows["train"]] == c]
+                    parts.append((old, rng.permutation(rows)[: self.strategy.replay]))
+        inputs = [self.learner.prepare(k.source.inputs[rows]) for k, rows in parts]
+        columns = [k.offset + k.source.labels[rows] for k, rows in parts]
+        return np.concatenate(inputs), np.concatenate(columns).astype(np.int32), own
 
     def _running(self) -> Leaves:
         if self.done == 0:

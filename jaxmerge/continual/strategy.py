@@ -57,11 +57,14 @@ class Strategy(NamedTuple):
         name: for reports.
         terms: summands of the loss beside the cross-entropy.
         trainable: regular expressions; leaves whose name matches one are trained, the others stay.
+        replay: so many examples of every class of earlier tasks join each task's training, and
+            the cross-entropy is over all columns seen so far.
     """
 
     name: str = "finetune"
     terms: tuple[Term, ...] = ()
     trainable: tuple[str, ...] = (".*",)
+    replay: int = 0
 
     def split(self, params: Leaves) -> tuple[dict, dict]:
         """(trained, frozen) leaves.
