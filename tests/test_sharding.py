@@ -1,0 +1,160 @@
+"""Merging on eight fake devices and in two processes equals merging on one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxmerge as jm
+
+KEY = jax.random.key(7)
+BASE = laws.model(0)
+
+
+def models(count: int) -> list[dict]:
+    return [laws.model(1 + t, BASE) for t in range(count)]
+
+
+@pytest.mark.parametrize("grid", [(4, 2, 4), (8, 1, 5), (3, 1, 7), (2, 4, 1)])
+def test_pmerge_equals_the_sequential_fold(grid):
+    spread, cut, count = grid
+    on = jm.mesh(spread, cut)
+    base = jm.shard(BASE, on)
+    for method, exact in ((jm.magmax(), True), (jm.dare(), False), (jm.average(), False)):
+        out = jm.pmerge(method, base, models(count), on, key=KEY)
+        expected = jm.merge(method, BASE, models(count), key=KEY)
+        (laws.same if exact else laws.close)(out, expected)
+        assert all(out[n].sharding.mesh == on for n in laws.SHAPES)
+        placed = base["patch/kernel"].sharding
+        assert out["patch/kernel"].sharding.is_equivalent_to(placed, 4)
+
+
+def test_global_ties_ranks_the_whole_model_on_every_device():
+    on = jm.mesh(4, 2)
+    out = jm.pmerge(jm.ties(0.3), jm.shard(BASE, on), models(6), on)
+    laws.close(out, jm.merge(jm.ties(0.3), BASE, models(6)))
+
+
+def test_cells_that_grow_take_any_number_of_models():
+    on = jm.mesh(4, 1)
+    middle = jm.stacked(lambda rows, ctx: jnp.median(rows, axis=0))
+    for count in (3, 4, 6):
+        out = jm.pmerge(middle, BASE, models(count), on)
+        laws.close(out, jm.merge(middle, BASE, models(count)))
+
+
+def test_stacked_models_side_information_and_weights_follow_the_sequence():
+    on, rows = jm.mesh(4, 1), models(5)
+    stacked = {n: np.stack([m[n] for m in rows]) for n in BASE}
+    method = jm.linear([0.1, 0.2, 0.3, 0.4, 0.5])
+    laws.close(jm.pmerge(method, BASE, stacked, on), jm.merge(method, BASE, rows))
+    extras = laws.sides(jm.fisher_merging(), BASE, 5)
+    out = jm.pmerge(jm.fisher_merging(), BASE, rows, on, extras=extras)
+    laws.close(out, jm.merge(jm.fisher_merging(), BASE, rows, extras=extras))
+
+
+def test_against_literal_pmap():
+    """Each device folds one model under jax.pmap; the states joined on the host are the same."""
+    rows = models(4)
+    floats = lambda tree: {n: jnp.asarray(tree[n]) for n in laws.SHAPES}
+    base, method = floats(BASE), jm.magmax()
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *map(floats, rows))
+
+    def one(row):
+        return jm.update(method, jm.init(method, base), base, row).cells
+
+    cells = jax.pmap(one, devices=jax.devices()[:4])(stacked)
+    parts = [{n: x[d] for n, x in jax.device_get(cells).items()} for d in range(4)]
+    states = [jm.MergeState(jnp.int32(1), None, part) for part in parts]
+    state = states[0]
+    for other in states[1:]:
+        state = jm.join(method, state, other, base)
+    expected = jm.pmerge(method, base, list(map(floats, rows)), jm.mesh(4, 1))
+    laws.same(jm.merged(method, state, base), expected)
+
+
+def test_what_cannot_be_merged_in_parallel_is_refused():
+    on = jm.mesh(2, 1)
+    with pytest.raises(ValueError, match=r"cannot join states.*random_mix"):
+        jm.pmerge(jm.random_mix(), BASE, models(2), on, key=KEY)
+    with pytest.raises(ValueError, match="model 1 does not fit"):
+        jm.pmerge(jm.mean(), BASE, [BASE, {}], on)
+    with pytest.raises(ValueError, match="needs at least 1 model, got none"):
+        jm.pmerge(jm.mean(), BASE, [], on)
+    bad = dict(BASE, logit_scale=np.float32("nan"))
+    with pytest.raises(ValueError, match=r"model 1, leaf 'logit_scale': 1 of 1 entries"):
+        jm.pmerge(jm.mean(), BASE, [BASE, bad], on)
+    with pytest.raises(ValueError, match="A mesh of 3 x 4 needs 12 devices, found 8"):
+        jm.mesh(3, 4)
+
+
+def test_rules_place_leaves_and_every_misfit_is_named():
+    on = jm.mesh(1, 4)
+    placed = jm.shard(BASE, on, [(".*", P())])
+    assert all(x.sharding.is_fully_replicated for x in placed.values())
+    cut = jm.shard(BASE, on, [("query", P(None, "params")), (".*", P())])
+    assert cut["block_0/query/kernel"].addressable_shards[0].data.shape == (6, 1)
+    laws.same({n: np.asarray(x) for n, x in cut.items()}, BASE)
+    with pytest.raises(ValueError) as error:
+        jm.shard(BASE, on, [("query", P("params")), ("norm", P(None, "params"))])
+    text = str(error.value)
+    for part in (
+        "'block_0/query/kernel' (float32[6,4]): axis 0 is no multiple of 4",
+        "'norm/scale' (float32[4]) has fewer axes than",
+        "'logit_scale' (float32[]) matches no rule",
+        "'patch/kernel' (float32[2,2,3,4]) matches no rule",
+    ):
+        assert part in text
+
+
+PROCESS = """
+import sys, jax
+rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+import laws, numpy as np, jaxmerge as jm
+assert jax.process_count() == 2 and len(jax.devices()) == 4
+base = laws.model(0)
+models = [laws.model(1 + t, base) for t in range(3)]
+for name, spread, method in (("magmax", 2, jm.magmax()), ("ties", 1, jm.ties(0.3))):
+    on = jm.mesh(spread, 4 // spread)
+    placed = jm.shard(base, on)
+    assert not placed["patch/kernel"].is_fully_addressable
+    merged = jm.gather(jm.pmerge(method, placed, models, on))
+    if rank == 0:
+        np.savez(f"{out}/{name}.npz", **merged)
+"""
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), port, str(tmp_path)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    logs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(logs)
+    for name, method in (("magmax", jm.magmax()), ("ties", jm.ties(0.3))):
+        with np.load(tmp_path / f"{name}.npz") as out:
+            expected = jm.merge(method, BASE, models(3))
+            (laws.same if name == "magmax" else laws.close)({n: out[n] for n in expected}, expected)
