@@ -9,7 +9,11 @@ hundred times.  All results are the integers of `jaxmerge.selection.magnitude_bi
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,6 +24,7 @@ from jaxmerge.selection import BINS, DIGIT, digits
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
 FINE = 1 << 18  # counters of one pass inside a bracket
 BLOCK = 1 << 16  # entries read at once
+PROCESSORS = min(8, os.cpu_count() or 1)
 SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
 
 Interval = tuple[int, int]  # bits from low to high, both included
@@ -32,9 +37,9 @@ class Row:
         self.arrays = [np.asarray(x).reshape(-1) for x in (model, base) if x is not None]
         self.size = self.arrays[0].size
 
-    def bits(self, stride: int = 1) -> Iterator[np.ndarray]:
+    def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
         """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
-        wide = jax.config.jax_enable_x64
+        wide = jax.config.jax_enable_x64 if wide is None else wide
         kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
         exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
         mask = word(np.iinfo(word).max >> 1)
@@ -50,6 +55,12 @@ class Row:
                 out[:] = parts[0]
             bits = out.view(word)
             yield np.bitwise_and(bits, mask, out=bits)
+
+    def parts(self) -> list[Row]:
+        """The same entries as one row for each processor, if there are enough of them."""
+        many = min(PROCESSORS, self.size // (4 * BLOCK)) or 1
+        cuts = [self.size * i // many for i in range(many + 1)]
+        return [Row(*(x[a:b] for x in self.arrays)) for a, b in itertools.pairwise(cuts)]
 
 
 class Tally:
@@ -76,36 +87,61 @@ class Tally:
         return np.bincount(np.concatenate(self.values), minlength=FINE) + self.dense
 
 
-def sample(row: Row) -> np.ndarray:
-    """A histogram of the first digit of one entry in 67, scaled to the size of the leaf."""
+def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
+    """A histogram of the first digit of one entry in `stride`, scaled to the size of the leaf."""
     found = np.zeros(BINS, np.int64)
-    for bits in row.bits(STRIDE):
+    for bits in row.bits(stride):
         found += np.bincount(bits >> bits.dtype.type(DIGIT * (digits() - 1)), minlength=BINS)
-    return found * STRIDE
+    return found * stride
 
 
-def guess(histogram: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
-    """Intervals that should hold the entries of these ranks (1 = the largest)."""
+def guess(
+    histogram: np.ndarray, size: int, ranks: np.ndarray, stride: int = STRIDE
+) -> tuple[Interval, ...]:
+    """Intervals that should hold the entries of these ranks (1 = the largest): five deviations."""
     at_least = np.cumsum(histogram[::-1])[::-1] * (size / max(1, histogram.sum()))
     share = ranks / size
-    slack = 8 * np.sqrt(STRIDE * size * share * (1 - share)) + 2 * STRIDE
+    slack = 5 * np.sqrt(stride * size * share * (1 - share)) + 2 * stride
     low = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks + slack]
     high = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks - slack]
     shift = DIGIT * (digits() - 1)
     return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
 
 
+def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """For each interval: how many entries are not below it, and those inside, less its low end."""
+    wide = jax.config.jax_enable_x64  # belongs to this thread: tell the others
+
+    def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        not_below = np.zeros(len(intervals), np.int64)
+        inside: list[list[np.ndarray]] = [[] for _ in intervals]
+        for bits in part.bits(wide=wide):
+            word = bits.dtype.type
+            for i, (low, high) in enumerate(intervals):
+                above = bits - word(low)  # what is below wraps round to the greatest numbers
+                not_below[i] += np.count_nonzero(above < word((np.iinfo(word).max >> 1) + 1 - low))
+                inside[i].append(above[above <= word(high - low)])
+        return not_below, inside
+
+    parts = row.parts()
+    found = list(_threads().map(run, parts)) if len(parts) > 1 else [run(row)]
+    inside = [
+        np.concatenate([x for _, some in found for x in some[i]]) for i in range(len(intervals))
+    ]
+    return sum(n for n, _ in found), inside
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(PROCESSORS, "jaxmerge-select")
+
+
 def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
     """For each interval: how many entries are not below it, and which lie inside (a `Tally`)."""
-    not_below = np.zeros(len(intervals), np.int64)
-    inside: list[list[np.ndarray]] = [[] for _ in intervals]
-    for bits in row.bits():
-        word = bits.dtype.type
-        for i, (low, high) in enumerate(intervals):
-            above = bits - word(low)  # what is below wraps round to the greatest numbers
-            not_below[i] += np.count_nonzero(above < word((np.iinfo(word).max >> 1) + 1 - low))
-            inside[i].append(above[above <= word(high - low)] >> word(shift_of(low, high)))
-    return {"not_below": not_below, "inside": tuple(map(Tally, inside))}
+    not_below, inside = gather(row, intervals)
+    shifts = [shift_of(low, high) for low, high in intervals]
+    tallies = [Tally([x >> x.dtype.type(s)]) for x, s in zip(inside, shifts, strict=True)]
+    return {"not_below": not_below, "inside": tuple(tallies)}
 
 
 def narrow(
@@ -141,9 +177,16 @@ def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
         (bits,) = row.bits()
         at = row.size - ranks
         return np.partition(bits, np.unique(at))[at]
-    intervals = guess(sample(row), row.size, ranks.reshape(-1))
+    flat = ranks.reshape(-1)
+    intervals = guess(sample(row, STRIDE // 4), row.size, flat, STRIDE // 4)
+    not_below, inside = gather(row, intervals)
+    at = not_below - flat  # places from the smallest of those inside, where the guess was right
+    if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
+        found = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
+        settle = [(low + int(x),) * 2 for (low, _), x in zip(intervals, found, strict=True)]
+        return values(tuple(settle)).reshape(ranks.shape)
     while not settled(intervals):
-        intervals = narrow(intervals, ranks.reshape(-1), count(row, intervals))
+        intervals = narrow(intervals, flat, count(row, intervals))
     return values(intervals).reshape(ranks.shape)
 
 

@@ -135,3 +135,30 @@ def test_many_entries_inside_a_bracket_become_counts():
     assert {int(v): int(counts[v]) for v in np.flatnonzero(counts)} == {
         3: 1 << 19, 5: 1 << 20, 7: 1 << 19
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_leaf_is_read_in_blocks_by_several_threads(kind):
+    draw = np.random.default_rng(3)
+    leaf = leaves_of(kind, np.float32)[0]
+    leaf = draw.permutation(np.tile(leaf.ravel(), 30)).reshape(3000, 210)
+    assert leaf.size > bracket.SMALL
+    ranks = np.array([1, 1000, 126000, 315000, leaf.size])
+    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float32)
+    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+
+
+def test_a_large_leaf_in_float64(x64):
+    leaf = 1 + np.random.default_rng(1).integers(0, 10**6, 400000) * 2.0**-50
+    ranks = np.array([7, 80000, 399999])
+    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float64)
+    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+
+
+def test_a_large_leaf_whose_sample_misleads():
+    leaf = np.ones(67 * 5000, np.float32)
+    leaf[:: bracket.STRIDE // 4] = 100.0
+    high = int((leaf == 100).sum())
+    for rank in (high, high + 1):
+        found = bracket.in_one_leaf(Row(leaf), np.array(rank)).view(np.float32)
+        assert found == (100.0 if rank == high else 1.0)

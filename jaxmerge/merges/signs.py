@@ -24,15 +24,17 @@ class Signed(NamedTuple):
 
     Attributes:
         pos, neg: sums of the positive and of the negative entries.
-        n_pos, n_neg: their counts (uint8), or the sums of their weights (float).
+        counts: how many, uint16: positive entries + 256 x negative entries.
+        w_pos, w_neg: the sums of their weights, where models have weights.
         top, bottom: the largest and the smallest entry.
         vote: the balance of the votes, where the total does not elect.
     """
 
     pos: Array
     neg: Array
-    n_pos: Array | None = None
-    n_neg: Array | None = None
+    counts: Array | None = None
+    w_pos: Array | None = None
+    w_neg: Array | None = None
     top: Array | None = None
     bottom: Array | None = None
     vote: Array | None = None
@@ -78,32 +80,37 @@ def disjoint_mean(
     equal = weights is None
 
     def init(leaf):
-        count = zeros(leaf, jnp.uint8 if equal else None)
-        ballot = zeros(leaf, jnp.int16 if elect == "count" else None)
+        mean, largest = merge == "mean", merge == "max"
         return Signed(
-            zeros(leaf),
-            zeros(leaf),
-            *((count, count) if merge == "mean" else (None, None)),
-            *((zeros(leaf), zeros(leaf)) if merge == "max" else (None, None)),
-            None if elect == "mass" else ballot,
+            pos=zeros(leaf),
+            neg=zeros(leaf),
+            counts=zeros(leaf, jnp.uint16) if mean and equal else None,
+            w_pos=zeros(leaf) if mean and not equal else None,
+            w_neg=zeros(leaf) if mean and not equal else None,
+            top=zeros(leaf) if largest else None,
+            bottom=zeros(leaf) if largest else None,
+            vote=None if elect == "mass" else zeros(leaf, jnp.int16 if elect == "count" else None),
         )
 
     def update(s, x, ctx):
-        w = 1 if equal else jnp.asarray(per_model(weights, ctx), x.dtype)
-        x = w * x
+        w = None if equal else jnp.asarray(per_model(weights, ctx), x.dtype)
+        x = x if equal else w * x
         up, down = x > 0, x < 0
         pos, neg = jnp.where(up, x, 0), jnp.where(down, x, 0)
         new = s._replace(pos=s.pos + pos, neg=s.neg + neg)
-        if merge == "mean":
-            one = jnp.asarray(w, s.n_pos.dtype)
-            n_pos, n_neg = s.n_pos + jnp.where(up, one, 0), s.n_neg + jnp.where(down, one, 0)
-            new = new._replace(n_pos=n_pos, n_neg=n_neg)
+        if merge == "mean" and equal:
+            one = jnp.where(up, jnp.uint16(1), jnp.where(down, jnp.uint16(256), jnp.uint16(0)))
+            new = new._replace(counts=s.counts + one)
+        if merge == "mean" and not equal:
+            w_pos, w_neg = s.w_pos + jnp.where(up, w, 0), s.w_neg + jnp.where(down, w, 0)
+            new = new._replace(w_pos=w_pos, w_neg=w_neg)
         if merge == "max":
             new = new._replace(top=jnp.maximum(s.top, pos), bottom=jnp.minimum(s.bottom, neg))
         if elect == "count":
             new = new._replace(vote=s.vote + up.astype(jnp.int16) - down.astype(jnp.int16))
         if elect == "fraction":
-            share = x * jnp.abs(x) / jnp.maximum(w * w * ctx.measured, jnp.finfo(x.dtype).tiny)
+            norm = ctx.measured if equal else w * w * ctx.measured
+            share = x * jnp.abs(x) / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
             new = new._replace(vote=s.vote + share)
         return new
 
@@ -118,7 +125,8 @@ def disjoint_mean(
     def finalize(s, ctx):
         up, down = (s.top, s.bottom) if merge == "max" else (s.pos, s.neg)
         if merge == "mean":
-            up, down = up / _nonzero(s.n_pos), down / _nonzero(s.n_neg)
+            n_pos, n_neg = (s.counts & 255, s.counts >> 8) if equal else (s.w_pos, s.w_neg)
+            up, down = up / _nonzero(n_pos), down / _nonzero(n_neg)
         total = votes(s)
         plus = total >= 0 if tie == "positive" else (total > 0) | ((total == 0) & ctx.measured)
         return jnp.where(plus, up, down)
