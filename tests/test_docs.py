@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
 
@@ -31,6 +36,56 @@ def test_blocks_run(page, tmp_path, monkeypatch):
     finally:
         for name in set(jm.REGISTRY) - known:
             del jm.REGISTRY[name]
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Three small checkpoints in Hugging Face's layout: models/base, models/a, models/b."""
+    for seed, name in enumerate(("base", "a", "b")):
+        rng = np.random.default_rng(seed)
+        weights = {
+            f"model.layers.{i}.{part}.weight": rng.normal(size=(8, 8)).astype(np.float32)
+            for i in range(4)
+            for part in ("self_attn.q_proj", "mlp.up_proj")
+        }
+        weights["model.norm.weight"] = rng.normal(size=8).astype(np.float32)
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        save_file(weights, folder / "model.safetensors")
+        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        config |= {"num_hidden_layers": 4, "hidden_size": 8}
+        (folder / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def recipes(page: str) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if recipes(p)])
+def test_recipes_run(page, models):
+    from jaxmerge.commands import merge
+
+    base = load_file(models / "models" / "base" / "model.safetensors")
+    for i, text in enumerate(recipes(page)):
+        recipe, out = models / f"recipe{i}.yaml", models / f"out{i}"
+        recipe.write_text(text)
+        merge.run(recipe, out, quiet=True)
+        merged = load_file(out / "model.safetensors")
+        assert set(merged) == set(base), text
+        assert any(not np.array_equal(merged[n], base[n]) for n in base), text
+
+
+def test_both_forms_of_the_same_merge_agree(models):
+    from jaxmerge.commands import merge
+
+    found = []
+    for i, text in enumerate(recipes("mergekit.md")):
+        (models / "recipe.yaml").write_text(text)
+        merge.run(models / "recipe.yaml", models / f"out{i}", quiet=True)
+        found.append(load_file(models / f"out{i}" / "model.safetensors"))
+    for name in found[0]:
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-6)
 
 
 def test_every_page_is_in_the_navigation():
@@ -58,3 +113,14 @@ def test_reference_names_modules_that_exist():
     for page in PAGES:
         for name in re.findall(r"^::: (\S+)", (DOCS / page).read_text(), re.MULTILINE):
             assert importlib.util.find_spec(name), f"{page}: {name}"
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the docs extra is not installed")
+    pytest.importorskip("material", reason="the docs extra is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    methods = (tmp_path / "site" / "choosing.html").read_text(encoding="utf-8")
+    assert all(f">{n}</code>" in methods for n in ("magmax", "ties", "opcm"))
