@@ -68,20 +68,21 @@ def test_what_does_not_fit_is_refused():
         diagnose(BASE, MODELS, density=0)
 
 
-def test_the_command_prints_tables_and_draws_heat_maps(tmp_path, capsys):
+def test_the_command_prints_tables_and_draws_heat_maps(tmp_path, capsys, monkeypatch):
     from safetensors.numpy import save_file
 
     from jaxmerge.commands import compare
     from jaxmerge.errors import UserError
 
+    monkeypatch.setenv("COLUMNS", "160")
     refs = []
     for name, model in zip(("base", "cars", "dtd"), (BASE, *MODELS[:2]), strict=True):
         refs.append(str(tmp_path / f"{name}.safetensors"))
         save_file(model, refs[-1])
     compare.run(refs[1:], base=refs[0], out=tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "Cosine of the task" in printed
-    assert "block_0/query/kernel" in printed
+    assert "Cosine of the task vectors" in printed
+    assert all(n in printed for n in ("block_0/query/kernel", "logit_scale", "cars", "dtd"))
     facts = json.loads((tmp_path / "out" / "compare.json").read_text())
     expected = diagnose(BASE, MODELS[:2])
     assert facts["whole"]["cosine"][0][1] == pytest.approx(expected.whole.cosine[0, 1], abs=1e-9)

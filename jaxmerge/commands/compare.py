@@ -23,6 +23,12 @@ VIEWS = {
     "overlap": f"Shared among the largest {DENSITY:.0%} of entries",
 }
 
+HEADINGS = {
+    "cosine": "Cosine",
+    "conflict": "Opposite signs",
+    "overlap": f"Top {DENSITY:.0%} shared",
+}
+
 
 def run(
     models: Sequence[str],
@@ -95,7 +101,7 @@ def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
     numbered = ", ".join(f"{i + 1} {label}" for i, label in enumerate(labels))
     out = {"layers.png": png(_layers(found, numbered))}
     if len(labels) > 1:
-        show = lambda *views: {VIEWS[v]: _plain(getattr(found.whole, v)) for v in views}
+        show = lambda *views: {HEADINGS[v]: _plain(getattr(found.whole, v)) for v in views}
         signed = {"low": -1, "high": 1, "percent": False, "diverging": True}
         out["cosines.png"] = png(heatmaps(show("cosine"), "Task vectors", numbered, **signed))
         entries = heatmaps(show("conflict", "overlap"), "Entries of task vectors, %", numbered)
@@ -112,16 +118,21 @@ def _layers(found: Diagnosis, numbered: str) -> Any:
     pairs = np.triu_indices(models, 1)
     rms = [p.norms / math.sqrt(max(1, p.size)) for p in found.leaves.values()]
     moved = np.array(rms) / max(np.max(rms), np.finfo(float).tiny)
-    panels = [("RMS change, 1 = largest", moved, 0, False, range(1, models + 1))]
+    panels = [("RMS change", moved, 0, False, range(1, models + 1))]
     if models > 1:
         cosines = np.array([p.cosine[pairs] for p in found.leaves.values()])
         ticks = [f"{i + 1}·{j + 1}" for i, j in zip(*pairs, strict=True)]
-        panels.append(("Cosine, -1 to 1", cosines, -1, True, ticks))
+        panels.append(("Cosine", cosines, -1, True, ticks))
     row = min(0.17, max(0.02, 6 / count))
     height, names = row * count, 1.9
     width = (WIDTH - names - 0.1 - 0.2 * (len(panels) - 1)) / len(panels)
     with drawing(LIGHT):
-        figure = canvas(LIGHT, height + 0.75, "Leaf by leaf", numbered)
+        figure = canvas(
+            LIGHT,
+            height + 0.75,
+            "Leaf by leaf",
+            f"RMS changes are relative to the largest.  {numbered}",
+        )
         for k, (title, values, low, diverging, ticks) in enumerate(panels):
             ax = axes(figure, names + k * (width + 0.2), 0.35, width, height)
             ax.pcolormesh(
@@ -144,20 +155,22 @@ def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
 
     console = Console()
     console.print(f"Task vectors against {base}, {found.whole.size:,} entries", highlight=False)
-    norms = Table("", "model", "norm", title="Models", title_justify="left")
+    norms = Table("", "model", "norm")
     for i, (label, norm) in enumerate(zip(labels, found.whole.norms, strict=True)):
         norms.add_row(str(i + 1), label, f"{norm:.4g}")
     console.print(norms)
     numbers = [str(i + 1) for i in range(len(labels))]
     for view, title in VIEWS.items() if len(labels) > 1 else ():
-        table = Table("", *numbers, title=title, title_justify="left")
+        console.print(f"\n{title}", style="bold")
+        table = Table("", *numbers)
         for i, values in enumerate(getattr(found.whole, view)):
             table.add_row(str(i + 1), *map(_figure, values))
         console.print(table)
     order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
     title = "Leaves that change most" if len(order) > MOST else "Leaves"
     columns = ("leaf", "norm", "cosine", "sign conflict", "overlap", "effective rank")
-    table = Table(*columns, title=f"{title} (means over models and pairs)", title_justify="left")
+    console.print(f"\n{title} (means over models and pairs)", style="bold")
+    table = Table(*columns)
     pairs = np.triu_indices(len(labels), 1)
     mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
     for n in order[:MOST]:
