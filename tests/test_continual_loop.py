@@ -1,21 +1,19 @@
 """The loop on a tiny CLIP: learning happens, merges are those of jm.merge, kills lose nothing."""
 
+import clouds
 import jax
 import numpy as np
 import pytest
+from clouds import TRAINING, features
 
 import jaxmerge as jm
 from jaxmerge.continual import evaluate, schedule
-from jaxmerge.continual.learner import Learner
 from jaxmerge.continual.loop import Deploy, Stream
 from jaxmerge.continual.scenario import class_incremental
 from jaxmerge.continual.strategy import Strategy
 from jaxmerge.continual.study import run_seed, steps_of
 from jaxmerge.continual.train import Training, fit
-from jaxmerge.data.sources import Source, stratified
 
-WIDTH, CLASSES = 12, 6
-TRAINING = Training(epochs=4, batch=8, rate=0.02, chunk=3)
 MERGES = (
     Deploy("MagMax", jm.magmax, (0.25, 0.5, 1.0)),
     Deploy("RandMix", jm.randmix, (1.0,), always=False),
@@ -23,38 +21,19 @@ MERGES = (
 )
 
 
-def features(params, inputs):
-    """Two dense layers."""
-    return jax.nn.tanh(inputs @ params["a/kernel"] + params["a/bias"][None]) @ params["b/kernel"]
-
-
 @pytest.fixture(scope="module")
 def source():
-    """Six overlapping clouds of points."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(CLASSES), 30).astype(np.int32)
-    centres = rng.normal(size=(CLASSES, WIDTH))
-    inputs = (centres[labels] + rng.normal(scale=0.8, size=(180, WIDTH))).astype(np.float32)
-    splits = stratified(labels, {"val": 6, "test": 6})
-    names = tuple(f"cloud {i}" for i in range(CLASSES))
-    return Source("clouds", inputs, labels, names, ("a {}",), splits)
+    return clouds.source()
 
 
 @pytest.fixture(scope="module")
 def learner():
-    rng = np.random.default_rng(1)
-    shapes = {"a/kernel": (WIDTH, 16), "a/bias": (16,), "b/kernel": (16, 8)}
-    params = {
-        n: jax.numpy.asarray(rng.normal(size=s) / s[0] ** 0.5, "float32") for n, s in shapes.items()
-    }
-    head = rng.normal(size=(8, CLASSES))
-    head = jax.numpy.asarray(head / np.linalg.norm(head, axis=0), "float32")
-    return Learner(params, features, np.asarray, head, jax.numpy.float32(10))
+    return clouds.learner()
 
 
 @pytest.fixture(scope="module")
 def scenario(source):
-    return class_incremental(source, 3, (4, 1, 0, 5, 2, 3))
+    return clouds.scenario(source)
 
 
 def stream(scenario, learner, **options):

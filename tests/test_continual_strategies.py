@@ -1,10 +1,11 @@
 """Strategies: every term against its formula, and what it does to a stream."""
 
+import clouds
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_continual_loop import TRAINING, features, learner, scenario, source  # noqa: F401
+from clouds import TRAINING, features
 
 from jaxmerge.continual.distillation import feature, lwf
 from jaxmerge.continual.loop import Deploy, Stream
@@ -22,19 +23,34 @@ def moved(params, seed=0):
     }
 
 
-def view(learner, params, inputs, memory, own):  # noqa: F811
+def view(learner, params, inputs, memory, own):
     found = features(params, inputs)
     logits = learner._replace(params=params).logits(params, inputs)
     return View(params, inputs, np.zeros(len(inputs), np.int32), found, logits, own, memory)
 
 
-def run(scenario, learner, chosen, **options):  # noqa: F811
+def run(scenario, learner, chosen, **options):
     options = {"training": TRAINING, "deploys": LAST, "seed": 7, "batch": 32, **options}
     return Stream(scenario, learner, strategy=chosen, **options)
 
 
 @pytest.fixture(scope="module")
-def inputs(source):  # noqa: F811
+def source():
+    return clouds.source()
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return clouds.learner()
+
+
+@pytest.fixture(scope="module")
+def scenario(source):
+    return clouds.scenario(source)
+
+
+@pytest.fixture(scope="module")
+def inputs(source):
     return source.inputs[:20]
 
 
@@ -46,7 +62,7 @@ def softmax(z):
 # ------------------------------------------------------------ formulas
 
 
-def test_l2_is_half_the_squared_distance(learner, inputs):  # noqa: F811
+def test_l2_is_half_the_squared_distance(learner, inputs):
     term, params = l2(3.0), moved(learner.params)
     distance = sum(float(jnp.sum((params[n] - p) ** 2)) for n, p in learner.params.items())
     memory = term.start(learner)
@@ -65,7 +81,7 @@ def test_l2_is_half_the_squared_distance(learner, inputs):  # noqa: F811
 def test_fisher_is_the_mean_square_of_the_gradients_of_log_probabilities(
     learner,
     inputs,
-    kind,  # noqa: F811
+    kind,
 ):
     columns = np.array([1, 4, 5])
     found = importance(learner, learner.params, inputs, columns, kind, chunk=8)
@@ -84,7 +100,7 @@ def test_fisher_is_the_mean_square_of_the_gradients_of_log_probabilities(
         np.testing.assert_allclose(found[n], expected[n], rtol=2e-3, atol=1e-6, err_msg=n)
 
 
-def test_released_fisher_squares_the_running_sum_of_batch_gradients(learner, inputs):  # noqa: F811
+def test_released_fisher_squares_the_running_sum_of_batch_gradients(learner, inputs):
     columns = np.array([0, 2])
     found = importance(learner, learner.params, inputs, columns, "released", chunk=8)
 
@@ -102,7 +118,7 @@ def test_released_fisher_squares_the_running_sum_of_batch_gradients(learner, inp
         np.testing.assert_allclose(found[n], expected[n], rtol=2e-3, atol=1e-7, err_msg=n)
 
 
-def test_mas_is_the_mean_size_of_the_gradient_of_the_squared_logits(learner, inputs):  # noqa: F811
+def test_mas_is_the_mean_size_of_the_gradient_of_the_squared_logits(learner, inputs):
     found = importance(learner, learner.params, inputs, np.array([0]), "mas", chunk=8)
     square = lambda params, x: jnp.sum(learner.logits(params, x[None]) ** 2)
     expected = {n: np.zeros(p.shape) for n, p in learner.params.items()}
@@ -118,7 +134,7 @@ def test_ewc_weighs_the_distance_by_the_fisher_and_averages_it(
     learner,
     scenario,
     source,
-    inputs,  # noqa: F811
+    inputs,
 ):
     term, params = ewc(10.0, "true", decay=0.5), moved(learner.params)
     memory = term.start(learner)
@@ -133,7 +149,7 @@ def test_ewc_weighs_the_distance_by_the_fisher_and_averages_it(
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_lwf_is_the_cross_entropy_of_softened_old_columns(learner, scenario, inputs):  # noqa: F811
+def test_lwf_is_the_cross_entropy_of_softened_old_columns(learner, scenario, inputs):
     term, params = lwf(0.3, temperature=2.0), moved(learner.params)
     memory = term.end(term.start(learner), learner, learner.params, scenario[0], None)
     memory = term.end(memory, learner, learner.params, scenario[2], None)
@@ -148,7 +164,7 @@ def test_lwf_is_the_cross_entropy_of_softened_old_columns(learner, scenario, inp
 def test_feature_distillation_is_the_squared_distance_of_unit_features(
     learner,
     scenario,
-    inputs,  # noqa: F811
+    inputs,
 ):
     term, params = feature(2.0), moved(learner.params)
     memory = term.end(term.start(learner), learner, learner.params, scenario[0], None)
@@ -159,7 +175,7 @@ def test_feature_distillation_is_the_squared_distance_of_unit_features(
 
 
 @pytest.mark.parametrize("term", [lwf(), feature(), ewc(1.0), mas(1.0), l2(1.0, "last")])
-def test_before_the_first_task_there_is_nothing_to_keep(term, learner, inputs):  # noqa: F811
+def test_before_the_first_task_there_is_nothing_to_keep(term, learner, inputs):
     memory = term.start(learner)
     loss = lambda p: term.loss(view(learner, p, inputs, memory, None), learner)
     value, gradient = jax.value_and_grad(loss)(moved(learner.params))
@@ -171,7 +187,7 @@ def test_before_the_first_task_there_is_nothing_to_keep(term, learner, inputs): 
 # ------------------------------------------------------------ on a stream
 
 
-def test_the_first_task_is_plain_fine_tuning(scenario, learner):  # noqa: F811
+def test_the_first_task_is_plain_fine_tuning(scenario, learner):
     plain = run(scenario, learner, Strategy())
     plain.learn(0)
     other = run(scenario, learner, strategy("lwf"))
@@ -191,14 +207,14 @@ def test_the_first_task_is_plain_fine_tuning(scenario, learner):  # noqa: F811
     ],
     ids=lambda s: s.name,
 )
-def test_strong_terms_keep_the_model_nearer_than_fine_tuning(scenario, learner, chosen):  # noqa: F811
+def test_strong_terms_keep_the_model_nearer_than_fine_tuning(scenario, learner, chosen):
     free = run(scenario, learner, Strategy(), keep=True).run()
     held = run(scenario, learner, chosen, keep=True).run()
     far = lambda s: sum(float(np.sum((s.models[-1][n] - s.models[0][n]) ** 2)) for n in s.models[0])
     assert far(held) < 0.5 * far(free)
 
 
-def test_replay_keeps_earlier_tasks_known(scenario, learner):  # noqa: F811
+def test_replay_keeps_earlier_tasks_known(scenario, learner):
     free = run(scenario, learner, Strategy()).run()
     kept = run(scenario, learner, strategy("replay", per_class=6)).run()
     early = lambda s: np.mean(s.outcomes["last model"].matrix[-1][:2])
@@ -211,7 +227,7 @@ def test_replay_keeps_earlier_tasks_known(scenario, learner):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["ewc", "lwf"])
-def test_memory_survives_a_kill(scenario, learner, tmp_path, name):  # noqa: F811
+def test_memory_survives_a_kill(scenario, learner, tmp_path, name):
     whole = run(scenario, learner, strategy(name)).run()
     run(scenario, learner, strategy(name), store=tmp_path).learn(0)
     again = run(scenario, learner, strategy(name), store=tmp_path).run()

@@ -91,11 +91,7 @@ def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int =
     from jaxmerge.models import bert
 
     def prepare(texts: Any) -> np.ndarray:
-        rows = [model.tokenizer([text], truncate=True)[0][:length] for text in texts]
-        found = np.full((len(rows), length), model.config.pad, np.int32)
-        for i, row in enumerate(rows):
-            found[i, : len(row)] = row
-        return found
+        return model.tokenizer(list(texts), truncate=True, length=length)
 
     heads = [bert.zero_shot_head(model, s.classes, s.templates) for s in scenario.sources]
     return Learner(
