@@ -172,6 +172,22 @@ def test_prompts_of_a_file(tmp_path):
         clip.load_prompts(file)
 
 
+def test_features_of_a_data_set_equal_those_of_its_batches(tmp_path):
+    from PIL import Image
+
+    model = small_model()
+    images = np.random.default_rng(0).integers(0, 256, (7, 12, 10, 3), np.uint8)
+    expected = clip.image_features(model.config, model.params, clip.Preprocess(8)(images))
+    np.save(tmp_path / "images.npy", images)
+    files = [tmp_path / f"{index}.png" for index in range(7)]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image).save(file)
+    for source in (images, np.load(tmp_path / "images.npy", mmap_mode="r"), files):
+        found = clip.encode_images(model, source, batch=3)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert clip.encode_images(model, images[:0]).shape == (0, 6)
+
+
 def test_features_refuse_wrong_inputs():
     model = small_model()
     config, params = model.config, model.params

@@ -13,6 +13,7 @@
 from jaxmerge.models.clip.augment import random_resized_crop
 from jaxmerge.models.clip.checkpoint import Model, load, save
 from jaxmerge.models.clip.config import Config, Text, Vision
+from jaxmerge.models.clip.extract import encode_images
 from jaxmerge.models.clip.modeling import (
     image_features,
     init,
@@ -36,6 +37,7 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Vision",
+    "encode_images",
     "from_bpe",
     "image_features",
     "init",

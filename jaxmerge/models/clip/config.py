@@ -94,6 +94,18 @@ class Config:
         if wrong:
             raise ValueError(f"CLIP config: {'; '.join(wrong)}")
 
+    @property
+    def image_flops(self) -> int:
+        """Floating point operations of the image tower's matrix products, forward, one image.
+
+        A multiplication and an addition count as two; a training step takes three times as many.
+        """
+        v = self.vision
+        block = 8 * v.tokens * v.width**2 + 4 * v.tokens**2 * v.width
+        block += 4 * v.tokens * v.width * v.hidden
+        patches = 2 * (v.tokens - 1) * 3 * v.patch**2 * v.width
+        return patches + v.layers * block + 2 * v.width * (self.projection_dim or 0)
+
     @classmethod
     def from_hf(cls, config: Mapping) -> Config:
         """Reads a Hugging Face `config.json` (`clip`, `clip_vision_model`, `clip_text_model`).
