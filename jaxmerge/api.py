@@ -1,7 +1,7 @@
 """The public names of jaxmerge, by noun: ``import jaxmerge as jm`` gives them all.
 
 * types: `Merge`, `Transform`, `Measure`, `Context`, `MergeState`
-* drivers: `merge` (batch), `init` / `update` / `merged` / `join` (continual)
+* drivers: `merge` (batch), `init` / `update` / `merged` / `join` (continual), `merge_files`
 * devices: `mesh`, `shard`, `pmerge`, `gather`
 * composition: `chain`, `partition`, `by_leaf`, `keep_base`, `stacked`
 * registry: `register`, `get`, `REGISTRY`
@@ -13,6 +13,7 @@ from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
 from jaxmerge.core import Context, Measure, Merge, Transform, per_model, stacked, zeros
 from jaxmerge.matrices import by_kernel
 from jaxmerge.diagnostics import diagnose, effective_rank
+from jaxmerge.files import merge_files
 from jaxmerge.merges import *
 from jaxmerge.methods import *
 from jaxmerge.run import MergeState, init, join, merge, merged, update

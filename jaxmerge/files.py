@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import time
@@ -201,3 +202,67 @@ def merge_jobs(
         raise
     report.seconds = time.perf_counter() - began
     return report
+
+
+def merge_files(
+    method: Merge,
+    *,
+    models: Sequence[Any],
+    out: str | os.PathLike,
+    base: Any = None,
+    dtype: Any = None,
+    key: Any = None,
+    **options: Any,
+) -> Report:
+    """Merge checkpoints from files into a folder, leaf by leaf.
+
+    Args:
+        method: any registered method, or a chain of stages.
+        models: references (see `jaxmerge.io.sources`), or lazy mappings of leaves.
+        out: the folder to write; config and tokenizer come from the base or the first model.
+        base: theta_0, likewise; None stands for zeros.
+        dtype: of floating leaves; by default each keeps the base's.
+        key: PRNG key, for methods that draw.
+        options: of `merge_jobs`: resume, force, shard_size, nonfinite, devices, progress.
+
+    Returns:
+        A `Report`.
+
+    Example:
+        >>> import tempfile, jaxmerge as jm
+        >>> from safetensors.numpy import load_file, save_file
+        >>> folder = tempfile.mkdtemp()
+        >>> for name, value in (("base", 0), ("a", 1), ("b", -3)):
+        ...     save_file({"w": np.full(2, value, np.float32)}, f"{folder}/{name}.safetensors")
+        >>> models = [f"{folder}/a.safetensors", f"{folder}/b.safetensors"]
+        >>> report = jm.merge_files(
+        ...     jm.magmax(), base=f"{folder}/base.safetensors", models=models, out=f"{folder}/out"
+        ... )
+        >>> load_file(f"{folder}/out/model.safetensors")["w"]
+        array([-1.5, -1.5], dtype=float32)
+    """
+    from jaxmerge.io.sources import open_source, tokenizer_files
+
+    opened = [s if s is None or isinstance(s, Leaves) else open_source(s) for s in [base, *models]]
+    first = opened[0] if base is not None else opened[1]
+    files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}
+    job = Job(method, opened[1:], opened[0], key)
+    kind = None if dtype is None else _floating(dtype)
+    options.setdefault("metadata", {"format": "pt"})
+    options.setdefault("digest", _digest(job, kind))
+    return merge_jobs([job], out, out_dtype=kind, files=lambda report: files, **options)
+
+
+def _digest(job: Job, dtype: Any) -> str:
+    stamps = [s.stamp() if hasattr(s, "stamp") else s.like for s in (job.base, *job.models) if s]
+    text = repr((job.method, stamps, dtype, job.key))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _floating(dtype: Any) -> np.dtype:
+    import ml_dtypes  # noqa: F401 - makes numpy know bfloat16
+
+    found = np.dtype(dtype)
+    if not names.is_float(Like((), found)):
+        raise ValueError(f"dtype must be a floating one, got {found}.")
+    return found

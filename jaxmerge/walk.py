@@ -187,7 +187,8 @@ class Run:
                 )  # fmt: skip
                 jax.block_until_ready(cell)
             count = np.int32(len(models))
-            out = finish_leaf(pipeline.specs, cell, base, key, count, closing)
+            none = (None,) * (1 + len(pipeline.after))
+            out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
         self.writer.write(name, np.asarray(convert(out, target)))
         self.note(size)
 

@@ -93,6 +93,20 @@ def test_same_bits_as_in_memory(tmp_path, small_pieces, name, dtype):
     assert different == []
 
 
+@pytest.mark.parametrize("name", ["dare_ties", "dare l1", "breadcrumbs", "model_stock"])
+def test_same_bits_one_model_at_a_time(tmp_path, monkeypatch, name):
+    """Leaves too large for all models at once are folded model by model."""
+    monkeypatch.setattr(walk, "ROOM", 100)
+    models = family(ml_dtypes.bfloat16)
+    files = saved(tmp_path, models)
+    method, key = METHODS[name](), jax.random.key(7)
+    with_entries = [{n: x for n, x in m.items() if x.size} for m in models]
+    want = jm.merge(method, with_entries[0], with_entries[1:], key=key)
+    merge_jobs([Job(method, files[1:], files[0], key)], tmp_path / "out")
+    got = File(tmp_path / "out" / "model.safetensors")
+    assert [n for n in want if got[n].tobytes() != np.asarray(want[n]).tobytes()] == []
+
+
 def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkeypatch):
     cut = []
     whole = walk.Run.in_pieces

@@ -48,6 +48,8 @@ class Leaves(Mapping[str, np.ndarray]):
     """
 
     like: dict[str, Like]
+    __eq__ = object.__eq__  # a model is itself; comparing values would read it
+    __hash__ = object.__hash__
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Entries ``start:stop`` of the flattened leaf, as a flat array."""

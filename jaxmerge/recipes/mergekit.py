@@ -37,7 +37,7 @@ from jaxmerge.files import Job
 from jaxmerge.io.sources import Source
 from jaxmerge.recipes.layout import Layout, config_of, ref_of
 from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
-from jaxmerge.recipes.reading import mapping, number
+from jaxmerge.recipes.reading import check_kinds, mapping, number
 from jaxmerge.recipes.readings import READINGS, REQUIRED, Reading
 from jaxmerge.recipes.values import gradient
 from jaxmerge.recipes.vocabulary import Vocabulary
@@ -46,6 +46,12 @@ KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "tokenizer", "chat_template", "name", "resolved",
 )  # fmt: skip
+KINDS = {
+    "merge_method": (str,), "models": (list,), "slices": (list,), "modules": (dict,),
+    "base_model": (str, dict), "parameters": (dict,), "dtype": (str,), "out_dtype": (str,),
+    "tokenizer_source": (str,), "tokenizer": (dict,), "chat_template": (str,), "name": (str,),
+    "resolved": (dict,),
+}  # fmt: skip
 MODULES = {
     "vision_tower": r"vision|visual",
     "multi_modal_projector": r"projector|connector|aligner",
@@ -79,7 +85,8 @@ class Config:
     def read(cls, content: Mapping[str, Any]) -> Config:
         """Check the document's keys."""
         content = mapping(content, "the recipe", KEYS)
-        method = content["merge_method"]
+        check_kinds(content, KINDS)
+        method = content["merge_method"] or ""
         if method not in READINGS:
             raise UserError(f"merge_method {method!r}: {closest(str(method), READINGS)}")
         shapes = [k for k in ("models", "slices", "modules") if content.get(k) is not None]

@@ -53,7 +53,7 @@ def build(method: Any, models: int, like: Mapping[str, Any], what: str = "method
 def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any]) -> Merge:
     """Rules around a method: ``{only: regex}``, or ``[{match: regex, method: ...}, ...]``."""
     if isinstance(rules, Mapping):
-        only = mapping(rules, "rules", ("only",))["only"]
+        only = mapping(rules, "rules", ("only",)).get("only")
         if default is None:
             raise UserError("rules: {only: ...} needs a method.")
         return partition(
@@ -106,6 +106,8 @@ def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merg
         annotation = str(signature[key].annotation)
         if "Merge" in annotation or "Transform" in annotation:
             fixed[key] = build(value, models, like, where)
+        elif isinstance(value, str) and annotation in ("Any", "float", "int", "bool"):
+            raise UserError(f"{where} must be a number, got {value!r}.")
         elif isinstance(signature[key].default, bool | str | int) or isinstance(value, str | bool):
             fixed[key] = value  # no number that could differ from leaf to leaf
         elif (read := reader(value, models, where)) is not None:

@@ -123,6 +123,17 @@ def mapping(value: Any, what: str, known: Iterable[str]) -> dict[str, Any]:
     return dict(value)
 
 
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise unless every value is of one of its kinds, or None."""
+    words = {str: "text", list: "a list", dict: "a mapping", int: "an integer"}
+    for key, value in values.items():
+        if value is None or key not in kinds:
+            continue
+        if not isinstance(value, kinds[key]) or (isinstance(value, bool)):
+            expected = " or ".join(words[k] for k in kinds[key])
+            raise UserError(f"{key} must be {expected}, got {value!r}.")
+
+
 def number(value: Any, what: str) -> float | int:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

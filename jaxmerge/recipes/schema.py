@@ -24,7 +24,7 @@ from jaxmerge.files import Job
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.methods import build, route
 from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
-from jaxmerge.recipes.reading import load_yaml, mapping
+from jaxmerge.recipes.reading import check_kinds, load_yaml, mapping
 from jaxmerge.recipes.vocabulary import Vocabulary
 
 
@@ -64,8 +64,11 @@ class Recipe:
 
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""
-        if not isinstance(self.models, list) or not self.models:
+        check_kinds(vars(self), KINDS)
+        if not isinstance(self.models, list) or not all(isinstance(m, str) for m in self.models):
             raise UserError(f"models must be a list of references, got {self.models!r}.")
+        if not self.models:
+            raise UserError("models is an empty list.")
         if self.nonfinite not in ("raise", "zero"):
             raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
         base, *rest = models.family([self.base, *self.models])
@@ -102,6 +105,11 @@ class Recipe:
         )
 
 
+KINDS = {
+    "base": (str,), "dtype": (str,), "out_dtype": (str,), "nonfinite": (str,), "name": (str,),
+    "chat_template": (str,), "tokenizer": (str, dict), "resolved": (dict,), "stages": (list,),
+    "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
+}  # fmt: skip
 Document = Recipe | mergekit.Config
 
 
@@ -146,6 +154,7 @@ def documents(content: Any) -> list[Document]:
         if "models" not in content:
             raise UserError("the recipe has no models.")
         recipe = Recipe(**content)
+    check_kinds(vars(recipe), KINDS)
     if not isinstance(recipe.stages, list):
         raise UserError(f"stages must be a list of recipes, got {recipe.stages!r}.")
     return [d for stage in recipe.stages for d in documents(stage)] + [recipe]
