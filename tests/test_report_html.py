@@ -11,7 +11,7 @@ from report_results import results
 
 from jaxmerge import report
 from jaxmerge.continual.results import Results
-from jaxmerge.report import html
+from jaxmerge.report import html, tables
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)> $x_1$ </style></svg>'
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -95,6 +95,16 @@ def test_every_word_of_the_results_is_escaped():
     assert checker.tags.count("script") == 1
     assert "img" not in checker.tags
     assert sum("alert(1)" in w for w in checker.words) > 10
+
+
+def test_characters_that_xml_cannot_hold_do_not_break_the_page(tmp_path):
+    r = results(seeds=1, label="a\x00b\x1b[31mc\ud800\uffff\n漢字")
+    r.recipe = {"\x08": ["\x0c"]}
+    text = html.write(r, tmp_path / "report.html").read_text(encoding="utf-8")
+    check(text)
+    assert not re.search(r"[\x00-\x08\x0b\x1b\ud800\uffff]", text)
+    assert "漢字" in text
+    assert not any("\x1b" in str(c) for c in tables.rich_table(r).columns[0].cells)
 
 
 def test_table_shows_the_figures(text):

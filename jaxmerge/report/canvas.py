@@ -51,7 +51,7 @@ def drawing(theme: Theme) -> Iterator[None]:
         "svg.fonttype": "none", "svg.hashsalt": "jaxmerge", "path.simplify": True,
     }  # fmt: skip
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="(?s)Glyph .* missing")
         yield
 
 
@@ -91,7 +91,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=700 if bold else 400)))
     font.set_size(size, 72)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="(?s)Glyph .* missing")
         font.set_text(text)
     return font.get_width_height()[0] / 64 / 72
 

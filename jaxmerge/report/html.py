@@ -32,6 +32,7 @@ def write(results: Results, path: str | Path) -> Path:
 
 def page(results: Results) -> str:
     """The report as text; equal results give equal text, byte by byte."""
+    results = numbers.clean(results)
     css, script = _asset("page.css"), _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (

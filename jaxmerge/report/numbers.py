@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from jaxmerge.continual.results import Entry, Results, Stat
+from jaxmerge.continual.results import Entry, Results, Stat, from_plain, to_plain
 
 Name = tuple[str, str]  # label, finetunes
 JOINT, ZERO, LAST = ("joint", "joint"), ("zero-shot", "none"), ("last model", "sequential")
 CONSTANT = ("none", "joint")  # these never learn task after task
+
+
+# What XML and terminals cannot hold: control characters, halves of surrogate pairs, non-characters.
+UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(results: Results) -> Results:
+    """The same results, fit to be shown: unfit characters become "\ufffd", NaN becomes None."""
+
+    def walk(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {walk(k): walk(v) for k, v in x.items()}
+        if isinstance(x, list):
+            return [walk(v) for v in x]
+        return UNFIT.sub("\ufffd", x) if isinstance(x, str) else x
+
+    return from_plain(Results, walk(to_plain(results)), "results")
 
 
 def names(results: Results) -> list[Name]:

@@ -23,6 +23,7 @@ Name = numbers.Name
 
 def of(results: Results) -> list[Plot]:
     """All pictures that the results give."""
+    results = numbers.clean(results)
     made = [
         _overview(results),
         _over_time(results),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxmerge.continual.results import Results, Stat
-from jaxmerge.report.numbers import CONSTANT
+from jaxmerge.report.numbers import CONSTANT, clean
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +63,7 @@ def columns(results: Results) -> list[str]:
 
 def rows(results: Results) -> list[Row]:
     """The table itself, figures as words."""
+    results = clean(results)
     metrics = columns(results)
     best: dict[str, str] = {}
     for m in metrics:
