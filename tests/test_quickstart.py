@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.commands import quickstart
+from jaxmerge.commands import quickstart, runs
 from jaxmerge.continual import checkpoint
 from jaxmerge.continual.results import Results
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
@@ -131,7 +131,7 @@ def test_interrupted_and_resumed_gives_the_same_figures(
 
 def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(quickstart, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             quickstart.run(out=tmp_path / "run", model=tiny, **OPTIONS)
     with pytest.raises(UserError, match=r"lr: 0\.0003 in the run, 0\.01 now"):
@@ -141,7 +141,7 @@ def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatc
     with pytest.raises(UserError, match="weights: 'other' in the run"):
         quickstart.run(resume=tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text('{"speed": 1}')
-    with pytest.raises(UserError, match=r"config\.json is not of a quickstart run"):
+    with pytest.raises(UserError, match=r"config\.json cannot be used"):
         quickstart.run(resume=tmp_path / "run")
 
 
@@ -155,7 +155,7 @@ def test_a_finished_run_is_shown_again(whole, capsys):
 
 
 def test_wrong_options_and_folders_get_one_line(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"--seeds must be.*--epochs must be.*--lr must be"):
+    with pytest.raises(UserError, match=r"seeds must be.*epochs must be.*lr must be"):
         quickstart.run(seeds=0, epochs=0, lr=-1.0)
     with pytest.raises(UserError, match="is not a run"):
         quickstart.run(resume=tmp_path / "nothing")

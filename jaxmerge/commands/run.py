@@ -1,0 +1,70 @@
+"""`jaxmerge run EXPERIMENT`: one file of experiments/, with other settings, or a run resumed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmerge.commands import runs
+from jaxmerge.continual.experiment import Experiment, changed
+from jaxmerge.continual.results import Results
+from jaxmerge.errors import UserError
+
+
+def run(
+    experiment: str | Path,
+    *,
+    set: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> Results:
+    """Run an experiment file, or go on with a run of it, and print its table.
+
+    Args:
+        experiment: a Python file with ``get_config() -> Experiment``.
+        set: ``key=value`` settings that replace the file's.
+        out: run folder to make; by default runs/<date>-<name>.
+        resume: run folder to go on with; settings that contradict it are refused.
+
+    Raises:
+        UserError: no such file, no experiment in it, unknown settings, a folder that is in use.
+    """
+    if resume is not None and out is not None:
+        raise UserError("Give --out for a new run or --resume for an old one, not both.")
+    config = load(experiment)
+    try:
+        asked = changed(config, runs.settings_of(list(set)))
+        asked.check()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if resume is None:
+        folder = runs.new_run(asked, out)
+    else:
+        folder = Path(resume)
+        old = runs.read_run(folder, config)
+        if set and not runs.finished(folder):
+            runs.refuse_changes(folder, old, changed(old, runs.settings_of(list(set))))
+        asked = old
+    return runs.finish(asked, folder, quiet=quiet, json=json, again=f"jaxmerge run {experiment}")
+
+
+def load(path: str | Path) -> Experiment:
+    """The experiment that a Python file defines."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such experiment file.")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(found, Experiment):
+        raise UserError(
+            f"{path} defines no get_config() that gives an Experiment; see jaxmerge.continual."
+            "experiment."
+        )
+    return found
