@@ -77,6 +77,25 @@ def quickstart(
 
 
 @app.command()
+def run(
+    experiment: Annotated[Path, Argument(help="A Python file with get_config().")],
+    set: Annotated[
+        list[str] | None, Option("--set", help="key=value, in place of the file's; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Run folder.  Default: runs/<date>-<name>.")] = None,
+    resume: Annotated[
+        Path | None, Option(help="Go on with an interrupted run from its last finished task.")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run an experiment: fine-tune task after task, merge, evaluate, report."""
+    from jaxmerge.commands import run as command
+
+    command.run(experiment, set=set or [], out=out, resume=resume, quiet=quiet, json=json)
+
+
+@app.command()
 def merge(
     recipe: Annotated[Path, Argument(help="Recipe: jaxmerge's YAML or .py, or mergekit's YAML.")],
     out: Annotated[Path | None, Argument(help="Folder to write; not needed with --check.")] = None,
@@ -198,6 +217,32 @@ def convert(
     command.run(
         ref, out, to=to, dtype=dtype, shard_size=shard_size, allow_pickle=allow_pickle,
         resume=resume, force=force, quiet=quiet, json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def stats(
+    ref: Annotated[str, Argument(help="A CLIP checkpoint.")],
+    data: Annotated[
+        str, Option(help='"digits", or DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz.')
+    ],
+    kind: Annotated[str, Option(help="fisher or gram.")],
+    base: Annotated[
+        str | None, Option(help="The full CLIP, when REF is an image tower alone.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="File to write.  Default: beside the model.")] = None,
+    samples: Annotated[int, Option(help="Training examples to measure on.")] = 256,
+    batch: Annotated[int, Option(help="Examples at once.")] = 32,
+    variant: Annotated[str, Option(help="Of Fisher: true, sampled or empirical.")] = "true",
+    seed: Annotated[int, Option(help="Of the choice of examples.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Measure a model on data (Fisher, Gram matrices), so that merging needs no data."""
+    from jaxmerge.commands import stats as command
+
+    command.run(
+        ref, data=data, kind=kind, base=base, out=out, samples=samples, batch=batch,
+        variant=variant, seed=seed, json=json,
     )  # fmt: skip
 
 
