@@ -15,7 +15,9 @@ a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itsel
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,25 +78,50 @@ def thin_svd(
         v, s, ut = thin_svd(x.T, double, vectors)
         return ut.T, s, v.T
     if x.dtype == jnp.float64:
-        u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-        known = (s > _noise(x, x.dtype) * s[0])[:vectors]
-        u, vt = u[:, :vectors], vt[:vectors]
-        return jnp.where(known[None, :], u, 0), s, jnp.where(known[:, None], vt, 0)
-    with jax.enable_x64(double):
-        y = x.astype(jnp.float64 if double else jnp.float32)
-        squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
-        squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
-        s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
-        known = (squares > _noise(x, y.dtype) * squares[0])[:vectors]
-        u = jnp.where(known[None, :], u[:, :vectors], 0)
-        vt = (u.T @ y) / s[:vectors, None]
-        return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
+        return _by_svd(x, vectors)
+    return _by_gram(double, vectors)(x)
 
 
 def polar(x: Array) -> Array:
     """The nearest matrix with orthonormal rows or columns, u @ vt of the SVD."""
     u, _, vt = thin_svd(x)
     return u @ vt
+
+
+def _by_svd(x: Array, vectors: int | None) -> tuple[Array, Array, Array]:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    known = (s > _noise(x, x.dtype) * s[0])[:vectors]
+    u, vt = u[:, :vectors], vt[:vectors]
+    return jnp.where(known[None, :], u, 0), s, jnp.where(known[:, None], vt, 0)
+
+
+@functools.cache
+def _by_gram(double: bool, vectors: int | None) -> Callable:
+    """The decomposition of a wide float32 matrix; vmap walks through it one by one.
+
+    Its derivative is that of the SVD in float32: transformations replay compiled code outside of
+    the context in which float64 exists.
+    """
+
+    @jax.custom_batching.sequential_vmap
+    def decompose(x):
+        with jax.enable_x64(double):
+            y = x.astype(jnp.float64 if double else jnp.float32)
+            squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
+            squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
+            s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
+            known = (squares > _noise(x, y.dtype) * squares[0])[:vectors]
+            u = jnp.where(known[None, :], u[:, :vectors], 0)
+            vt = (u.T @ y) / s[:vectors, None]
+            return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
+
+    found = jax.custom_jvp(lambda x: decompose(x))
+
+    @found.defjvp
+    def derivative(primals, tangents):
+        return jax.jvp(lambda x: _by_svd(x, vectors), primals, tangents)
+
+    return found
 
 
 def _noise(x: Array, dtype: Any) -> float:

@@ -68,10 +68,57 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
 }
 
 # One model merged alone comes back (with these examples).
-FIXED_POINT = {"add", "average", "max_magnitude", "mean", "random_mix", "randmix", "disjoint_mean"}
+FIXED_POINT = {
+    "add",
+    "add_projected",
+    "average",
+    "balance_projections",
+    "disjoint_mean",
+    "dop",
+    "ema",
+    "ema_with_reference",
+    "karcher",
+    "karcher_mean",
+    "keep_mean_norm",
+    "least_interference",
+    "max_magnitude",
+    "mean",
+    "mean_direction",
+    "multislerp",
+    "opcm",
+    "randmix",
+    "random_mix",
+    "running_ema",
+    "running_mean",
+    "three_way_ema",
+    "wudi",
+}
 
 # The order of the models does not matter (but for exact ties and rounding).
-ORDERLESS = {"add", "average", "magmax", "max_magnitude", "mean", "task_arithmetic", "ties"}
+ORDERLESS = {
+    "add",
+    "average",
+    "continual_task_arithmetic",
+    "iso_c",
+    "karcher",
+    "karcher_mean",
+    "keep_mean_norm",
+    "least_interference",
+    "magmax",
+    "max_magnitude",
+    "mean",
+    "mean_direction",
+    "model_stock",
+    "multislerp",
+    "running_mean",
+    "task_arithmetic",
+    "ties",
+    "toward_mean",
+    "wudi",
+}
+
+# What becomes of a leaf depends on the names of the others: the depth of a layer.
+NEIGHBOURS = {"lines"}
 
 # Side information by its name: what a model could give about one of its leaves.
 SIDES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray | None]] = {
@@ -138,7 +185,8 @@ class Case(NamedTuple):
     def local(self) -> bool:
         """Whether every leaf is merged without a look at the others."""
         measures = [m for p in self.grid.values() for m in p.measures]
-        return all(m is None or m.scope == "leaf" for m in measures)
+        alone = all(m is None or m.scope == "leaf" for m in measures)
+        return alone and self.factory not in NEIGHBOURS
 
 
 def stages() -> list[tuple[str, Callable[[], Any]]]:

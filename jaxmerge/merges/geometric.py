@@ -215,8 +215,7 @@ def toward_mean(
             else:
                 pairs = cosines(rows)
             i, j = jnp.triu_indices(len(rows), 1)
-            angles = jnp.arccos(jnp.clip(pairs[i, j], -1, 1))
-            share = _stock_share(len(rows), jnp.cos(jnp.mean(angles, 0)))
+            share = _stock_share(len(rows), jnp.cos(jnp.mean(_angle(pairs[i, j]), 0)))
             return share.astype(rows.dtype) * jnp.mean(rows, 0)
 
         closing = Measure(init=lambda: None, observe=dots) if whole else None
@@ -262,6 +261,16 @@ def _stock_share(count: Any, cos: Array) -> Array:
     return jnp.where(below > 0, count * cos / jnp.where(below > 0, below, 1), 0)
 
 
+def _angle(cos: Array) -> Array:
+    """arccos, with a finite slope at the ends."""
+    return 2 * jnp.arctan2(_root(1 - cos), _root(1 + cos))
+
+
+def _root(square: Array) -> Array:
+    """The square root, 0 with slope 0 where there is nothing positive."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def _axes(x: Array, per: str) -> tuple[int, ...]:
     every = tuple(range(x.ndim))
     if per == "leaf" or x.ndim < 2:
@@ -274,8 +283,7 @@ def _dot(a: Array, b: Array, per: str) -> Array:
 
 
 def _length(x: Array, per: str) -> Array:
-    square = _dot(x, x, per)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return _root(_dot(x, x, per))
 
 
 def _unit(x: Array, per: str) -> tuple[Array, Array]:

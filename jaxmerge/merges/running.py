@@ -41,7 +41,7 @@ def ema(decay: Any = 0.99) -> Merge:
 
     def update(cell, x, ctx):
         d = jnp.asarray(per_model(decay, ctx), x.dtype)
-        return jnp.where(ctx.step == 0, x, d * cell + (1 - d) * x)
+        return jnp.where(ctx.step == 0, x, cell + (1 - d) * (x - cell))
 
     return Merge(zeros, update, elementwise=True)
 
@@ -62,7 +62,7 @@ def ema_with_reference(momentum: Any = 0.9) -> Merge:
     def update(cell, x, ctx):
         m, reference = cell
         kept = jnp.asarray(momentum, x.dtype)
-        return jnp.where(ctx.step == 0, x, kept * m + (1 - kept) * (x + reference) / 2), x
+        return jnp.where(ctx.step == 0, x, m + (1 - kept) * ((x + reference) / 2 - m)), x
 
     return Merge(
         lambda leaf: (zeros(leaf), zeros(leaf)), update, lambda cell, ctx: cell[0], elementwise=True
@@ -140,7 +140,7 @@ def balance_projections(
         squares = kept @ kept.mT
 
         def gradients(w):
-            gap = w - goals
+            gap = w[None] - goals
             return 2 * (squares @ gap + gap @ kept.mT @ kept), gap
 
         def combined(w, a):

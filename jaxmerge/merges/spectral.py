@@ -71,6 +71,8 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
         each = round((rank - int(rank * common)) / count)
         shared = rank - each * count
         u, s, vt = thin_svd(jnp.sum(rows, 0))
+        if each == 0:
+            return jnp.mean(s) * (u @ vt)  # no room for any model's own: Iso-C
         u, s, vt = u[:, :shared], s[:shared], vt[:shared]
         residual = rows - (rows @ vt.T @ vt if output_axis == 1 else u @ (u.T @ rows))
         own_u, own_s, own_vt = jax.vmap(thin_svd)(residual)
