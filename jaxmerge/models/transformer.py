@@ -71,8 +71,10 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable] = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
-def normal(rngs: nnx.Rngs, std: float, *shape: int) -> nnx.Param:
-    """A parameter drawn from a normal distribution."""
+def normal(rngs: nnx.Rngs | None, std: float, *shape: int) -> nnx.Param:
+    """A parameter drawn from a normal distribution; zeros where only its shape is wanted."""
+    if rngs is None:
+        return nnx.Param(jnp.zeros(shape))
     return nnx.Param(_normal(rngs.params(), std, shape))
 
 
@@ -84,7 +86,9 @@ def _normal(key: jax.Array, std: float, shape: tuple[int, ...]) -> jax.Array:
 class Dense(nnx.Module):
     """`x @ kernel + bias`, kernel `[in, out]`."""
 
-    def __init__(self, inputs: int, outputs: int, std: float, rngs: nnx.Rngs, bias: bool = True):
+    def __init__(
+        self, inputs: int, outputs: int, std: float, rngs: nnx.Rngs | None, bias: bool = True
+    ):
         self.kernel = normal(rngs, std, inputs, outputs)
         if bias:
             self.bias = nnx.Param(jnp.zeros(outputs))
@@ -118,7 +122,9 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with separate query, key and value kernels."""
 
-    def __init__(self, width: int, heads: int, std_in: float, std_out: float, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, heads: int, std_in: float, std_out: float, rngs: nnx.Rngs | None
+    ):
         self.query = Dense(width, width, std_in, rngs)
         self.key = Dense(width, width, std_in, rngs)
         self.value = Dense(width, width, std_in, rngs)
@@ -175,7 +181,7 @@ def plain_attention(query, key, value, causal: bool, keep: jax.Array | None) -> 
 class Mlp(nnx.Module):
     """`down(activation(up(x)))`."""
 
-    def __init__(self, width, hidden, activation: str, std_up, std_down, rngs: nnx.Rngs):
+    def __init__(self, width, hidden, activation: str, std_up, std_down, rngs: nnx.Rngs | None):
         self.up = Dense(width, hidden, std_up, rngs)
         self.down = Dense(hidden, width, std_down, rngs)
         self.activation = activation
@@ -207,8 +213,8 @@ def run_blocks(blocks: list[nnx.Module], x: jax.Array, compute: Compute, **optio
 
 @functools.cache
 def _skeleton(build: Callable[..., nnx.Module], config):
-    """The graph of `build(config, rngs)` and its (shape-only) state; nothing is allocated."""
-    module = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
+    """The graph of `build(config, None)` and its (shape-only) state; nothing is allocated."""
+    module = nnx.eval_shape(lambda: build(config, None))
     graph, state = nnx.split(module)
     return graph, {"/".join(path): leaf for path, leaf in nnx.to_flat_state(state)}
 

@@ -40,7 +40,7 @@ STD = 0.02
 class Block(nnx.Module):
     """A post-norm transformer block."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, rngs: nnx.Rngs | None):
         self.attn = Attention(config.width, config.heads, STD, STD, rngs)
         self.norm1 = LayerNorm(config.width, config.eps)
         self.mlp = Mlp(config.width, config.hidden, config.activation, STD, STD, rngs)
@@ -54,7 +54,7 @@ class Block(nnx.Module):
 class Tower(nnx.Module):
     """Token ids `[batch, tokens]` -> states `[batch, tokens, width]`."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, rngs: nnx.Rngs | None):
         def table(rows: int) -> nnx.Param:
             return normal(rngs, STD, rows, config.width)
 

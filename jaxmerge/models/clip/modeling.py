@@ -40,7 +40,7 @@ from jaxmerge.models.transformer import (
 class Block(nnx.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, tower, config: Config, rngs: nnx.Rngs):
+    def __init__(self, tower, config: Config, rngs: nnx.Rngs | None):
         std = tower.width**-0.5
         std_in = std * (2 * tower.layers) ** -0.5
         self.norm1 = LayerNorm(tower.width, config.eps)
@@ -53,7 +53,7 @@ class Block(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def _add_blocks(module: nnx.Module, tower, config: Config, rngs: nnx.Rngs) -> None:
+def _add_blocks(module: nnx.Module, tower, config: Config, rngs: nnx.Rngs | None) -> None:
     for index in range(tower.layers):
         setattr(module, f"block_{index:02d}", Block(tower, config, rngs))
 
@@ -65,7 +65,7 @@ def _blocks(module: nnx.Module, tower) -> list[nnx.Module]:
 class Patch(nnx.Module):
     """Patches to tokens: a convolution whose stride is its size, as one matrix product."""
 
-    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
+    def __init__(self, patch: int, width: int, rngs: nnx.Rngs | None):
         self.kernel = normal(rngs, 0.02, patch, patch, 3, width)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class Patch(nnx.Module):
 class VisionTower(nnx.Module):
     """Images `[batch, side, side, 3]` -> features `[batch, projection_dim]`."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, rngs: nnx.Rngs | None):
         tower = config.vision
         self.class_token = normal(rngs, tower.width**-0.5, tower.width)
         self.patch = Patch(tower.patch, tower.width, rngs)
@@ -110,7 +110,7 @@ class VisionTower(nnx.Module):
 class TextTower(nnx.Module):
     """Token ids `[batch, tokens]` -> features `[batch, projection_dim]`."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, rngs: nnx.Rngs | None):
         tower = config.text
         self.token = normal(rngs, 0.02, tower.vocab, tower.width)
         self.position = normal(rngs, 0.01, tower.context, tower.width)
