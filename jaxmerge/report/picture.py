@@ -33,7 +33,7 @@ def cell(v: float | None, share: bool = True) -> str:
     """A figure as a word: a share as percent, anything else with two digits."""
     if v is None:
         return "–"
-    return f"{100 * v:.1f}" if share else f"{v:.2f}"
+    return (f"{100 * v:.1f}" if share else f"{v:.2f}").replace("-", "−")
 
 
 def grid(

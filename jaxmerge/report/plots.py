@@ -105,7 +105,7 @@ def _over_time(results: Results, most: int = 9) -> Plot | None:
             "Mean accuracy on the tasks seen so far, all classes to choose from", theme,
             xticks=ticks, height=2.7,
         ),
-        [Table("Mean over seeds, %", head, rows)],
+        [Table("Mean accuracy on the tasks seen so far, %", head, rows)],
     )  # fmt: skip
 
 
@@ -156,12 +156,13 @@ def _factors(results: Results) -> Plot | None:
         ]
         for finetunes, shown in groups.items()
     }
+    mean = ", mean over seeds" if len(results.seeds) > 1 else ""
     behind = [_tried(heading, lines) for heading, lines in panels.items()]
     title, caption = words.factors(results, [n for g in groups.values() for n in g])
     return Plot(
         "merge_factor", title, caption,
         lambda theme: curves(
-            panels, title, "merge factor", "Accuracy on the validation split, mean over seeds",
+            panels, title, "merge factor", f"Accuracy on the validation split{mean}",
             theme, height=2.0, log=True,
         ),
         behind,

@@ -205,7 +205,8 @@ def factors(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
         title = f"{title_of(first, both=False)} does best on validation at a factor of "
         title += short[first].replace("–", " to ")
     parts = [f"{kind}: {', '.join(found)}" for kind, found in groups.items()]
-    return title, f"Chosen factors (ringed, one ring a seed), {'; '.join(parts)}."
+    rings = "ringed, one ring a seed" if len(results.seeds) > 1 else "ringed"
+    return title, f"Chosen factors ({rings}), {'; '.join(parts)}."
 
 
 def pairs(vectors: Sequence[Vectors], what: str) -> tuple[str, str]:
