@@ -52,3 +52,17 @@ def test_golden(qwen, case):
     worst = max(gaps, key=gaps.get)
     print(f"{case}: largest absolute difference {gaps[worst]:.2e} at {worst}")
     assert gaps[worst] < 1e-6, worst
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_from_files(qwen, case, tmp_path):
+    """The same leaf by leaf from checkpoint folders, as a merge too large for memory runs."""
+    folder, _, _ = qwen
+    method, start, count = CASES[case]
+    at = folder.parent / "models"
+    models = [at / f"ft{t}" for t in range(count)]
+    jm.merge_files(method, base=at / "base" if start else None, models=models, out=tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    expected = load_file(folder / f"{case}.safetensors")
+    assert set(found) == set(expected)
+    assert max(np.abs(found[n] - expected[n]).max() for n in expected) < 1e-6

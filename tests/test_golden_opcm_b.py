@@ -81,3 +81,11 @@ def test_float32_is_the_float64_result(clip, x64, zero_diag):
     rounded = [{n: x.astype(np.float64) for n, x in small(m).items()} for m in (base, *models)]
     expected = jm.merge(method, rounded[0], rounded[1:])
     assert worst(jm.merge(method, small(base), map(small, models)), expected) < 1e-6
+
+
+def test_files_give_the_batch(clip, x64, tmp_path):
+    folder, base, models = clip
+    files = [folder.parent / f"{name}.safetensors" for name in ("base", "ft0", "ft1", "ft2", "ft3")]
+    jm.merge_files(jm.opcm(alpha=0.5), base=files[0], models=files[1:], out=tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert worst(found, jm.merge(jm.opcm(alpha=0.5), base, models)) < 1e-14
