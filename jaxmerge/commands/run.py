@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def load(path: str | Path) -> Experiment:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file with get_config().")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     found = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(found, Experiment):
