@@ -1,0 +1,223 @@
+"""What a merge in memory costs, for every registered method: seconds, GB/s, ratio to a copy.
+
+    python experiments/bench/merge_memory.py                     # all methods, ViT-B, 8 models
+    python experiments/bench/merge_memory.py --only ties,magmax --repeat 5
+    python experiments/bench/merge_memory.py --blocks 1          # a twelfth, to try it out
+
+The model has the leaves of a ViT-B/16 (86M float32 parameters, 152 leaves); the base and eight
+models are jax arrays on one device, the models random task vectors of 1 % of the weights' size.
+A method is called once to compile and then `--repeat` times; the best time counts.  GB/s counts
+the bytes of the inputs, each once.  The ratio is to the best time of copying all nine inputs once
+on the same device, leaf by leaf with jax (a method that takes fewer models is compared with a copy
+of as many).  The table is sorted by it.
+
+Writes `experiments/results/merge_memory_<device>.json` and `.md`, after every method, with the
+machine and its load.  On a busy machine wall times are upper bounds; the processor time of the
+process (all threads) and its ratio to that of the copy say more.  `--append` keeps the rows of an
+earlier run of which only some methods are measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmerge as jm
+
+RESULTS = Path(__file__).parents[1] / "results"
+WIDTH, HIDDEN, BLOCKS, PATCH, TOKENS = 768, 3072, 12, 16, 197
+SLOW = 30.0  # seconds; a method that takes longer is not called again
+
+# Arguments of published methods that have no defaults, and second readings worth a row.
+ARGUMENTS: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.01}}
+VARIANTS = {"ties/leaf": {"scope": "leaf"}}
+
+
+def shapes(blocks: int) -> dict[str, tuple[int, ...]]:
+    """The leaves of the vision tower of a ViT-B/16."""
+    out = {
+        "patch/kernel": (PATCH, PATCH, 3, WIDTH),
+        "class_token": (WIDTH,),
+        "position": (TOKENS, WIDTH),
+        "norm/scale": (WIDTH,),
+        "norm/bias": (WIDTH,),
+    }
+    for i in range(blocks):
+        for part, kernel in (
+            ("attn/query", (WIDTH, WIDTH)),
+            ("attn/key", (WIDTH, WIDTH)),
+            ("attn/value", (WIDTH, WIDTH)),
+            ("attn/out", (WIDTH, WIDTH)),
+            ("mlp/up", (WIDTH, HIDDEN)),
+            ("mlp/down", (HIDDEN, WIDTH)),
+        ):
+            out[f"block_{i:02}/{part}/kernel"] = kernel
+            out[f"block_{i:02}/{part}/bias"] = kernel[1:]
+        for norm in ("norm_1", "norm_2"):
+            out[f"block_{i:02}/{norm}/scale"] = out[f"block_{i:02}/{norm}/bias"] = (WIDTH,)
+    return out
+
+
+def draw(seed: int, like: dict[str, tuple[int, ...]], around: dict | None = None) -> dict:
+    """Random weights on the default device, or the weights `around` plus a task vector."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for name, shape in like.items():
+        x = jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(0.02))
+        out[name] = x if around is None else around[name] + 0.01 * x
+    return jax.block_until_ready(out)
+
+
+def published() -> list[str]:
+    """The names of the registered factories that are published methods, and the variants."""
+    return sorted([n for n, f in jm.REGISTRY.items() if ".methods" in f.__module__] + [*VARIANTS])
+
+
+def best_of(run: Callable[[], Any], repeat: int) -> dict[str, float]:
+    """Seconds of the first call, and the best wall and processor time of those after it.
+
+    A slow method is called once; its time then includes compiling.
+    """
+    times = []
+    while len(times) <= repeat and not (times and times[-1][0] > SLOW):
+        wall, spent = time.perf_counter(), time.process_time()
+        jax.block_until_ready(run())
+        times.append((time.perf_counter() - wall, time.process_time() - spent))
+    wall, spent = map(min, zip(*(times[1:] or times), strict=True))
+    return {"first": times[0][0], "seconds": wall, "cpu_seconds": spent, "calls": len(times)}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were measured."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.platform == "cpu" and cpuinfo.exists():
+        models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else platform.processor()
+    return {
+        "device": name,
+        "platform": device.platform,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="", help="names of methods, with commas between")
+    parser.add_argument("--out", type=Path, default=None, help="folder; default: the results")
+    parser.add_argument("--append", action="store_true", help="keep the other rows on file")
+    given = parser.parse_args()
+    out = given.out or RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+
+    like = shapes(given.blocks)
+    base = draw(0, like)
+    models = [draw(1 + t, like, base) for t in range(given.models)]
+    size = sum(x.size for x in base.values())
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    copy_all = lambda: [copy(tree) for tree in (base, *models)]
+    report: dict[str, Any] = {
+        "command": "python experiments/bench/merge_memory.py",
+        "machine": machine(),
+        "load": [os.getloadavg()],
+        "parameters": size,
+        "leaves": len(like),
+        "models": given.models,
+        "copy": best_of(copy_all, max(3, given.repeat)),
+        "methods": [],
+        "not_measured": {},
+    }
+    old = out / f"{stem(report)}.json"
+    if given.append and old.exists():
+        kept = json.loads(old.read_text())
+        if kept["machine"] != report["machine"] or kept["parameters"] != size:
+            raise SystemExit(f"{old} is of another machine or model; run without --append.")
+        report = kept | {"copy": min(kept["copy"], report["copy"], key=lambda c: c["seconds"])}
+    print(f"{size:,} parameters, copy of {1 + given.models}: {report['copy']['seconds']:.3f} s")
+    wanted = [n for n in given.only.split(",") if n]
+    for name in wanted or published():
+        try:
+            arguments = VARIANTS.get(name) or ARGUMENTS.get(name, {})
+            method = jm.get(name.split("/")[0])(**arguments)
+        except TypeError as error:
+            report["not_measured"][name] = str(error)
+            continue
+        if not isinstance(method, jm.Merge) or method.needs:
+            reads = (
+                f"it reads {', '.join(method.needs)}" if isinstance(method, jm.Merge) else "a row"
+            )
+            report["not_measured"][name] = reads
+            continue
+        low, high = method.models
+        count = max(low, min(given.models, high or given.models))
+        key = jax.random.key(0)
+        some = models[:count]
+        times = best_of(lambda m=method, s=some, k=key: jm.merge(m, base, s, key=k), given.repeat)
+        row = {"name": name, "method": repr(method), "models": count, **times}
+        report["methods"] = [m for m in report["methods"] if m["name"] != name] + [row]
+        report["copy"] = min(report["copy"], best_of(copy_all, 1), key=lambda c: c["seconds"])
+        report["load"].append(os.getloadavg())
+        write(report, out)
+        print(f"{name}: {times['seconds']:.3f} s ({times['cpu_seconds']:.3f} s cpu)", flush=True)
+    print((out / f"{stem(report)}.md").read_text())
+
+
+def stem(report: dict[str, Any]) -> str:
+    return f"merge_memory_{report['machine']['platform']}"
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """JSON with everything, Markdown with the table."""
+    copy, total = report["copy"]["seconds"], 1 + report["models"]
+    rows = []
+    for m in report["methods"]:
+        read = 4 * report["parameters"] * (1 + m["models"])
+        m["gb_per_second"] = read / m["seconds"] / 1e9
+        share = (1 + m["models"]) / total
+        m["ratio"] = m["seconds"] / (copy * share)
+        m["cpu_ratio"] = m["cpu_seconds"] / (report["copy"]["cpu_seconds"] * share)
+        rows.append(m)
+    rows.sort(key=lambda m: m["ratio"])
+    where, load = report["machine"], [x[0] for x in report["load"]]
+    spent = report["copy"]["cpu_seconds"]
+    lines = [
+        f"# Merging in memory on {where['device']} ({where['cores']} cores)",
+        "",
+        f"`{report['command']}`: {report['parameters']:,} float32 parameters in "
+        f"{report['leaves']} leaves, {report['models']} models, jax {where['jax']}.  Copying all "
+        f"{total} inputs once takes {copy:.3f} s, {spent:.3f} s of processor time; the ratios are "
+        f"to these.  Load average while measuring: {min(load):.1f} to {max(load):.1f}.",
+        "",
+        "| method | models | seconds | GB/s | ratio | processor s | ratio | first call, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| `{m['method']}` | {m['models']} | {m['seconds']:.3f} | {m['gb_per_second']:.2f} "
+        f"| {m['ratio']:.2f} | {m['cpu_seconds']:.3f} | {m['cpu_ratio']:.2f} | {m['first']:.1f} |"
+        for m in rows
+    ]
+    if report["not_measured"]:
+        lines += ["", "Not measured: "]
+        lines += [f"- `{n}`: {why}" for n, why in report["not_measured"].items()]
+    (out / f"{stem(report)}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / f"{stem(report)}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
