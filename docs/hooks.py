@@ -2,23 +2,66 @@
 
 ``<!-- methods -->`` becomes the table of published methods: what each needs, its memory, and
 whether the order of the models matters, which is *measured* on the toy model of `tests/laws.py`.
+
+``<!-- results -->`` becomes a section for every file of results in `experiments/results/`.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MARK = "<!-- methods -->"
+RESULTS = ROOT / "experiments" / "results"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """mkdocs calls this with every page."""
-    return markdown.replace(MARK, methods()) if MARK in markdown else markdown
+    for mark, make in (("<!-- methods -->", methods), ("<!-- results -->", all_results)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def all_results(folder: Path = RESULTS) -> str:
+    """Headline, table and pictures of every `Results` in the folder."""
+    from jaxmerge.continual.results import SCHEMA, Results
+
+    texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
+    found = [(p, t) for p, t in texts.items() if json.loads(t).get("schema") == SCHEMA]
+    if not found:
+        return "No results are stored in this version."
+    return "\n\n".join(_results(p.stem, Results.from_json(t)) for p, t in found)
+
+
+def _results(name: str, results: Any) -> str:
+    from html import escape
+
+    from jaxmerge.report import plots, tables, words
+    from jaxmerge.report.canvas import svg
+    from jaxmerge.report.style import THEMES
+
+    pictures = []
+    for plot in plots.of(results):
+        both = "".join(
+            f'<div class="on-{theme.name}">'
+            f"{svg(plot.draw(theme), theme, f'{name}-{plot.name}-{theme.name}', plot.title)}</div>"
+            for theme in THEMES
+        )
+        pictures.append(f"<figure>{both}<figcaption>{escape(plot.caption)}</figcaption></figure>")
+    body = "\n".join(pictures)
+    return "\n\n".join(
+        [
+            f"## {escape(results.experiment)}",
+            escape(f"{results.scenario}. {words.headline(results)}"),
+            tables.markdown(results),
+            f'<div class="plots">\n{body}\n</div>',
+        ]
+    )
 
 
 def methods() -> str:

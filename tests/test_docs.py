@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import report_results
 import yaml
 from safetensors.numpy import load_file, save_file
 
@@ -113,6 +115,17 @@ def test_reference_names_modules_that_exist():
     for page in PAGES:
         for name in re.findall(r"^::: (\S+)", (DOCS / page).read_text(), re.MULTILINE):
             assert importlib.util.find_spec(name), f"{page}: {name}"
+
+
+def test_results_page_shows_every_file(tmp_path):
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    assert "No results" in hooks["all_results"](tmp_path)
+    report_results.results(seeds=1).to_json(tmp_path / "one.json")
+    (tmp_path / "bench.json").write_text('{"schema": "another"}')
+    text = hooks["all_results"](tmp_path)
+    assert text.count("## quickstart") == 1
+    assert text.count("<svg") == 16
+    assert "| MagMax | sequential |" in text
 
 
 @pytest.mark.slow
