@@ -74,6 +74,27 @@ def test_what_we_save_transformers_computes_alike(tmp_path, activation):
     assert max(largest_differences(model, tmp_path, batch=6)) < 1e-5
 
 
+@pytest.mark.parametrize("projected", [True, False])
+def test_saved_image_tower_alone_gives_the_same_in_transformers(tmp_path, projected):
+    from dataclasses import replace
+
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = replace(SMALL, text=None, projection_dim=24 if projected else None)
+    params = shaken(config)
+    clip.save((config, params), tmp_path)
+    kind = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
+    theirs, info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    pixels, _ = inputs(SMALL, 5)
+    with torch.no_grad():
+        out = theirs.eval()(torch.tensor(pixels).permute(0, 3, 1, 2))
+    expected = out.image_embeds if projected else out.pooler_output
+    ours = clip.image_features(config, params, pixels)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B/32", "ViT-B/16", "ViT-L/14"])
 def test_full_size_features_equal_torch(tmp_path, name):
