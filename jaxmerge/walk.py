@@ -49,6 +49,14 @@ def work_bytes(like: Like) -> int:
     return 3 * 4 * like.size
 
 
+_update = jax.jit(update_leaf, static_argnums=8, donate_argnums=1)
+
+
+def sides_of(job: Job, name: str) -> tuple:
+    """The side information of every model about one leaf."""
+    return tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
+
+
 def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any:
     """One leaf, or a piece of it, through the compiled functions, as the in-memory driver does."""
     if closing is None:
@@ -108,22 +116,23 @@ class Run:
         return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.dtype
 
     def merge_one(self, job: Job, facts: Facts, name: str) -> None:
-        like, pipeline = job.like[name], job.grid[name]
-        whole = input_bytes(job, name)
-        local = facts.local(name)
+        like, local = job.like[name], facts.local(name)
+        whole, work = input_bytes(job, name), work_bytes(job.like[name])
         keep = local and whole <= ROOM // 2  # read once: for the facts and for the merge
-        with self.room.take(whole + work_bytes(like) if local else 0):
-            held = self.read_all(job, name) if keep else None
-            measured = facts.of(name, held)
-            if self.provably(job, name, measured, facts.closing(name)):
-                self.in_pieces(job, name, measured, facts.closing(name), held)
-                done = True
+        with self.room.take(whole + work if local else 0):
+            held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
+            measured, closing = facts.of(name, held), facts.closing(name)
+            cut = self.provably(job, name, measured, closing)
+            if cut:
+                self.in_pieces(job, name, measured, closing, held)
+        if not cut:
+            held, together = None, whole + work * len(job.models)
+            if together <= ROOM:
+                with self.room.take(together):
+                    self.at_once(job, name, measured, closing)
             else:
-                done = False
-        if not done:
-            with self.room.take(whole + work_bytes(like)):
-                held = held if held is not None else self.read_all(job, name)
-                self.at_once(job, name, pipeline, measured, facts.closing(name), held)
+                with self.room.take(whole // 2 + 2 * work):
+                    self.one_by_one(job, name, measured, closing)
         with self.lock:
             self.report.merged += 1
 
@@ -167,42 +176,55 @@ class Run:
             self.writer.write(name, np.asarray(convert(out, target))[:count], start)
             self.note(sum(b.itemsize for b in blocks) * count)
 
-    def at_once(self, job, name, pipeline, measured, closing, held) -> None:
-        like, target = job.like[name], self.target(job.like[name])
-        shape, key = like.shape, leaf_key(job.key, name)
-        sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
-        base = cast(held[0], self.base_like(job, name).dtype).reshape(shape)
-        models = [b.reshape(shape) for b in held[1:]]
-        size = sum(b.nbytes for b in held)
-        if size + work_bytes(like) * len(models) <= ROOM:
-            out = merge_whole(
-                pipeline.specs, closing, key, measured, sides, self.zero, base, tuple(models)
-            )
-        else:  # the same fold, one model at a time
-            cell = start_leaf(pipeline.specs, base)
-            for t in range(len(models)):
-                cell = update_leaf(
-                    pipeline.specs, cell, base, (models[t],), key, np.int32(t),
-                    (measured[t],), (sides[t],), self.zero,
-                )  # fmt: skip
-                jax.block_until_ready(cell)
-            count = np.int32(len(models))
-            none = (None,) * (1 + len(pipeline.after))
-            out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
-        self.writer.write(name, np.asarray(convert(out, target)))
-        self.note(size)
+    def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
+        """The whole leaf with all models in one compiled pass."""
+        like, specs, sides = job.like[name], job.grid[name].specs, sides_of(job, name)
+        base, *models = self.read_blocks(job, name, 0, like.size, like.size, None)
+        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
+        out = merge_whole(specs, closing, key, measured, sides, self.zero, base, rows)
+        self.writer.write(name, np.asarray(convert(out, self.target(like))))
+        self.note(input_bytes(job, name))
+
+    def one_by_one(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
+        """The same fold over a large leaf, reading one model at a time."""
+        like, pipeline, sides = job.like[name], job.grid[name], sides_of(job, name)
+        key = leaf_key(job.key, name)
+        (base,) = self.read_blocks(job, name, 0, like.size, like.size, None, (0,))
+        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        cell = start_leaf(pipeline.specs, base)
+        for t, model in enumerate(job.models):
+            if self.stop.is_set():
+                raise InterruptedError
+            (row,) = self.read_blocks(job, name, 0, like.size, like.size, None, (t + 1,))
+            cell = _update(
+                pipeline.specs, cell, base, (row.reshape(like.shape),), key, np.int32(t),
+                (measured[t],), (sides[t],), self.zero,
+            )  # fmt: skip
+            jax.block_until_ready(cell)
+            self.note(model.like[name].nbytes)
+            del row
+        none = (None,) * (1 + len(pipeline.after))
+        count = np.int32(len(job.models))
+        out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
+        del cell
+        self.writer.write(name, np.asarray(convert(out, self.target(like))))
 
     # ------------------------------------------------------------ reading
 
-    def read_all(self, job: Job, name: str) -> list[np.ndarray]:
-        return self.read_blocks(job, name, 0, job.like[name].size, job.like[name].size, None)
+    def read_blocks(self, job, name, start, stop, length, held, only=None) -> list[np.ndarray]:
+        """The base's and every model's entries start:stop, with zeros behind up to `length`.
 
-    def read_blocks(self, job, name, start, stop, length, held) -> list[np.ndarray]:
-        """The base's and every model's entries start:stop, with zeros behind up to `length`."""
+        Args:
+            held: the whole leaves, if they were read already.
+            only: numbers of those wanted, the base being 0.
+        """
         if held is not None and stop - start == length and not start * held[0].itemsize % 64:
             return [h[start:stop] for h in held]
         blocks = []
         for i, source in enumerate((job.base, *job.models)):
+            if only is not None and i not in only:
+                continue
             if source is None:
                 blocks.append(np.zeros(length, job.like[name].dtype))
                 continue
