@@ -145,7 +145,7 @@ class Browser:
 
     def shot(self, path: Path, width: int) -> None:
         """A picture of the whole page."""
-        height = self.run("Math.ceil(document.documentElement.getBoundingClientRect().height)")
+        height = self.run("document.documentElement.scrollHeight")
         picture = self.call(
             "Page.captureScreenshot", captureBeyondViewport=True,
             clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
