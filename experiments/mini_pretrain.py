@@ -1,6 +1,11 @@
 """Pre-train ``mini``, the small CLIP shipped in jaxmerge/assets/mini, on the glyph world.
 
-    python experiments/mini_pretrain.py --work runs/mini --steps 7000
+    python experiments/mini_pretrain.py --work runs/mini
+
+Time: 83 minutes of steps and a few to start, two CPU cores of a shared machine (340 images/s).
+Figures (``experiments/mini_evaluate.py``): zero-shot accuracy 96.0 % on scikit-learn's 1,797
+handwritten digits, none of which it has seen, and 85.6 % on 62 characters in held-out fonts and
+handwriting. The whole table is in jaxmerge/assets/mini/README.md. Expected: 60 % on the digits.
 
 Contrastive learning on images rendered as they are needed (``jaxmerge.data.glyphs``), two CPU
 cores, no data file. In a batch many captions are true of many images ("the digit 7" of every
