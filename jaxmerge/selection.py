@@ -54,13 +54,18 @@ def radix_count(x: Array, value: Array, turn: int) -> Array:
     shift = bits.dtype.type(DIGIT * (digits() - 1 - turn))
     digit = (bits >> shift) & bits.dtype.type(BINS - 1)
     if turn == 0:
-        return jnp.zeros((1, BINS), jnp.int32).at[0, digit].add(1)
+        return _histogram(digit, 1)[None]
     above = bits.dtype.type(DIGIT * (digits() - turn))
     rows = []
     for v in value:
         inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
-        rows.append(jnp.zeros(BINS, jnp.int32).at[digit].add(inside))
+        rows.append(_histogram(digit, inside))
     return jnp.stack(rows)
+
+
+def _histogram(digit: Array, weight: Array | int) -> Array:
+    empty = jnp.zeros(BINS, jnp.int32)
+    return empty.at[digit.astype(jnp.int32)].add(weight, mode="promise_in_bounds")
 
 
 def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:

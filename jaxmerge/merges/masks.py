@@ -25,6 +25,7 @@ from jaxmerge.core import (
 )
 from jaxmerge.measures import keep_count
 from jaxmerge.merges.elementwise import model_count
+from jaxmerge.merges.selective import kept_apart
 from jaxmerge.merges.signs import disjoint_mean
 from jaxmerge.spec import register
 
@@ -58,14 +59,13 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
         raise ValueError(f"at_least must be a count of models, 0 or more, got {at_least}.")
 
     def reduce(rows, ctx):
-        total = jnp.sum(rows, axis=0)
-        share = jnp.broadcast_to(_numbers(tall, rows.dtype), (len(rows),))
-        share = share.reshape(-1, *[1] * total.ndim)
-        claims = jnp.sum(tall_mask(rows, total[None], share), axis=0)
-        return jnp.where(claims >= at_least, total, 0)
+        total = sum(rows)
+        each = list(tall) if model_count(tall) else [tall] * len(rows)
+        masks = [tall_mask(x, total, share) for x, share in zip(rows, each, strict=True)]
+        return jnp.where(sum(m.astype(jnp.int32) for m in masks) >= at_least, total, 0)
 
     limit = model_count(tall)
-    return stacked(reduce, models=(limit or 1, limit), elementwise=True)
+    return kept_apart(reduce, models=(limit or 1, limit), elementwise=True)
 
 
 @register
@@ -222,12 +222,6 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,
     )
     return stacked(reduce, closing=closing)
-
-
-def _numbers(value: Any, dtype: Any) -> Array:
-    if isinstance(value, tuple | list):
-        return jnp.stack([jnp.asarray(v, dtype) for v in value])
-    return jnp.asarray(value, dtype)
 
 
 def _check_task(task: int) -> None:
