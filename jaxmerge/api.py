@@ -11,9 +11,9 @@
 # ruff: noqa: F401, F403
 from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
 from jaxmerge.core import Context, Measure, Merge, Transform, per_model, stacked, zeros
-from jaxmerge.matrices import by_kernel
 from jaxmerge.diagnostics import diagnose, effective_rank
 from jaxmerge.files import merge_files
+from jaxmerge.matrices import by_kernel
 from jaxmerge.merges import *
 from jaxmerge.methods import *
 from jaxmerge.run import MergeState, init, join, merge, merged, update
