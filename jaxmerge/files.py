@@ -33,7 +33,7 @@ from jaxmerge.combine import Pipeline, keep_base
 from jaxmerge.core import Merge
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves, Like
-from jaxmerge.io.writer import Writer
+from jaxmerge.io.writer import Group, Writer
 
 
 @dataclasses.dataclass
@@ -166,6 +166,7 @@ def merge_jobs(
     devices: Sequence[Any] = (),
     files: Callable[[Report], Mapping[str, bytes | Path]] = lambda report: {},
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    group: Group = Group(),
 ) -> Report:
     """Run jobs into one checkpoint folder.
 
@@ -176,6 +177,7 @@ def merge_jobs(
         devices: spread leaves over these; by default jax's default device.
         files: further files of the output, asked for when all leaves are written.
         progress: called with a phase, bytes done and bytes in all.
+        group: of processes that write one output, each its own shards; see `process_group`.
 
     Raises:
         UserError: the output exists, the disk is too small; partial work stays for `resume`.
@@ -187,7 +189,7 @@ def merge_jobs(
     tensors = tensors_of(jobs, out_dtype)
     writer = Writer(
         out, tensors, digest=digest, metadata=metadata, shard_size=shard_size,
-        resume=resume, force=force,
+        resume=resume, force=force, group=group,
     )  # fmt: skip
     report = Report(str(writer.out), parameters=sum(math.prod(s) for _, s in tensors.values()))
     from jaxmerge.walk import Run
@@ -196,12 +198,23 @@ def merge_jobs(
         run = Run(jobs, writer, report, nonfinite == "zero", devices, progress, out_dtype)
         run.all()
         report.seconds = time.perf_counter() - began
-        writer.commit(files(report))
+        writer.commit(files(report) if group.index == 0 else {})
     except BaseException:
         writer.close()
         raise
     report.seconds = time.perf_counter() - began
     return report
+
+
+def process_group() -> Group:
+    """The processes of `jax.distributed`, if it was initialized; else this one alone."""
+    import jax
+
+    if jax.process_count() == 1:
+        return Group()
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    return Group(jax.process_index(), jax.process_count(), sync_global_devices)
 
 
 def merge_files(

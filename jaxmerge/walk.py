@@ -79,7 +79,7 @@ class Run:
         self.report.resumed = len(self.writer.done)
         tasks = []
         for job in self.jobs:
-            todo = [n for n in job.like if n not in self.writer.done]
+            todo = [n for n in job.like if n in self.writer.mine and n not in self.writer.done]
             facts = Facts(self, job) if any(n in job.grid for n in todo) else None
             tasks += [(job, facts, n) for n in todo]
         self.phase, self.done_bytes = "merge", 0

@@ -541,3 +541,38 @@ def test_leaves_spread_over_devices(family):
     want = run({**ABC, "method": "ties"})
     got = run({**ABC, "method": "ties"}, "spread", device="cpu", devices=len(jax.devices()))
     assert {n: x.tobytes() for n, x in got.items()} == {n: x.tobytes() for n, x in want.items()}
+
+
+PROCESS = """
+import sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_platforms", "cpu")
+from jaxmerge.commands import merge
+merge.run("recipe.yaml", "out2", shard_size="150", quiet=True)
+"""
+
+
+def test_two_processes_write_one_output(family):
+    import os
+    import socket
+    import subprocess
+
+    want = {}
+    Path("recipe.yaml").write_text(yaml.safe_dump({**ABC, "method": "ties"}))
+    command.run("recipe.yaml", "out", shard_size="150", quiet=True)
+    for path in Path("out").glob("model*"):
+        want[path.name] = path.read_bytes()
+    assert len(want) > 4
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    children = [
+        subprocess.Popen([sys.executable, "-c", PROCESS], env=env | {"JAX_PROCESS_ID": str(i)})
+        for i in range(2)
+    ]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    assert {p.name: p.read_bytes() for p in Path("out2").glob("model*")} == want
+    assert not list(Path(".").glob(".out2*"))

@@ -45,18 +45,18 @@ with open(out, "wb", buffering=0) as target:
 """
 
 
-def recipe(method: str, models: list[str]) -> str:
+def recipe(method: str, family: Path, models: list[str]) -> str:
     """Mergekit's YAML, which both read."""
     parameters = {"weight": 1 / len(models)}
     if method in ("ties", "dare_ties"):
         parameters["density"] = 0.2
     content = {
         "merge_method": method,
-        "models": [{"model": m, "parameters": parameters} for m in models],
+        "models": [{"model": str(family / m), "parameters": parameters} for m in models],
         "dtype": "bfloat16",
     }
     if method != "linear":
-        content["base_model"] = "base"
+        content["base_model"] = str(family / "base")
     return json.dumps(content)  # JSON is YAML
 
 
@@ -116,7 +116,7 @@ def main() -> None:
         rows = {}
         for method in options.methods:
             path = scratch / f"{method}.yaml"
-            path.write_text(recipe(method, models))
+            path.write_text(recipe(method, family, models))
             ours = (jaxmerge, "merge", str(path), str(scratch / "merged"), "--quiet")
             rows[method] = {"first": run(*ours), "jaxmerge": run(*ours)}
             if options.mergekit:
@@ -124,16 +124,25 @@ def main() -> None:
                     options.mergekit, str(path), str(scratch / "merged"), "--quiet"
                 )
             show(method, rows[method], copy)
+            save(options.json, inputs, options.mergekit, copy, rows)
     finally:
         shutil.rmtree(scratch)
+
+
+def save(
+    path: Path | None, inputs: list[str], mergekit: str | None, copy: dict, rows: dict
+) -> None:
+    """Write the figures so far."""
+    if path is None:
+        return
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "inputs": len(models) + 1, "bytes": sum(map(os.path.getsize, inputs)),
-        "mergekit": version(options.mergekit), "copy": copy, "methods": rows,
+        "inputs": len({os.path.dirname(p) for p in inputs}),
+        "bytes": sum(map(os.path.getsize, inputs)),
+        "mergekit": version(mergekit), "copy": copy, "methods": rows,
     }  # fmt: skip
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def version(command: str | None) -> str | None:

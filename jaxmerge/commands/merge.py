@@ -18,7 +18,7 @@ from jaxmerge.combine import stochastic
 from jaxmerge.commands.bytesbar import BytesBar
 from jaxmerge.commands.card import card
 from jaxmerge.errors import UserError, closest
-from jaxmerge.files import Job, Report, merge_jobs, mismatches, tensors_of
+from jaxmerge.files import Job, Report, merge_jobs, mismatches, process_group, tensors_of
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.header import nbytes
 from jaxmerge.io.sources import tokenizer_files
@@ -50,6 +50,8 @@ def run(
     size = parse_size(shard_size)
     if out is None and not check:
         raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):  # several processes write one output
+        distribute()
     used = choose_devices(device, devices)
     compile_cache()
     found = load(recipe)
@@ -80,8 +82,16 @@ def run(
         _print_check(reports, json)
         if any(r["mismatches"] for r in reports):
             raise UserError("the models do not fit together, see above.")
-    else:
+    elif jax.process_index() == 0:
         _print_done(reports, json, quiet)
+
+
+def distribute() -> None:
+    """Join the processes that the environment names, as `jax.distributed` reads it."""
+    number = lambda key: int(os.environ[key]) if key in os.environ else None
+    jax.distributed.initialize(
+        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
+    )
 
 
 def stage_folder(out: Path, name: str) -> Path:
@@ -120,9 +130,11 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
             return {"out": str(out), "finished": True, "seconds": 0.0}
         if not last:
             force = True  # a stage whose recipe or inputs have changed
-    hashes = Hashes([f for s in sources for f in s.files])
+    group = process_group()
+    hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
-        _check_hashes(document, sources, hashes, force)
+        if group.index == 0:
+            _check_hashes(document, sources, hashes, force)
 
         def files(report: Report) -> dict[str, bytes | Path]:
             note = provenance(sources, hashes.result(), digest, plan)
@@ -133,6 +145,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
                 plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
                 nonfinite=plan.nonfinite, devices=devices, files=files, progress=bar,
+                group=group,
             )  # fmt: skip
     except BaseException:
         hashes.stop()
@@ -323,7 +336,7 @@ def choose_devices(kind: str | None, count: int | None) -> list:
     if kind is not None and kind not in kinds:
         raise UserError(f"--device {kind!r}: {closest(kind, kinds)}")
     try:
-        found = jax.devices(kind) if kind else jax.devices()
+        found = jax.local_devices(backend=kind)
     except RuntimeError as error:
         raise UserError(f"--device {kind}: {str(error).splitlines()[0]}") from None
     if count is not None and count > len(found):

@@ -17,8 +17,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,19 @@ def partial_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+class Group(NamedTuple):
+    """The processes that write one checkpoint together, each its own shards, on a shared disk.
+
+    Attributes:
+        index, count: this process among how many.
+        barrier: waits until all have called it with the same word.
+    """
+
+    index: int = 0
+    count: int = 1
+    barrier: Callable[[str], None] = lambda word: None
+
+
 class Writer:
     """Write one checkpoint.
 
@@ -70,9 +84,11 @@ class Writer:
         resume: go on behind what the journal says is done.
         force: replace an output, discard partial work (unless `resume`).
         single: name of the file where one is enough.
+        group: of processes; the first of them prepares the folder and commits.
 
     Attributes:
-        done: names of leaves that are written already.
+        done: names of leaves that are written already, by this process.
+        mine: names of the leaves that this process is to write.
 
     Raises:
         UserError: the output exists, partial work exists, belongs to another merge or is being
@@ -90,13 +106,30 @@ class Writer:
         resume: bool = False,
         force: bool = False,
         single: str = "model.safetensors",
+        group: Group = Group(),
     ):
         self.out, self.tensors, self.force = Path(os.path.abspath(out)), dict(tensors), force
         self.folder = partial_folder(self.out)
         self.shards = plan_shards(self.tensors, shard_size, single)
         self._digest, self._lock = digest, threading.Lock()
         self._fds: dict[str, int] = {}
-        self._journal = -1
+        self._journal, self.group = -1, group
+        self._since_sync, self._syncer, self._error = 0, None, None
+        own = list(self.shards.items())[group.index :: group.count]
+        self.own = {file for file, _ in own}
+        self.mine = {n for _, some in own for n in some}
+        if group.index == 0:
+            self._prepare(resume, force)
+        group.barrier("prepared")
+        self._take_lock()
+        try:
+            self.done = self._read_journal() & self.mine
+            self._make_shards(metadata)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, resume: bool, force: bool) -> None:
         if _occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
         if self.folder.exists() and not resume:
@@ -109,14 +142,6 @@ class Writer:
             shutil.rmtree(self.folder)
             os.close(self._journal)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        try:
-            self.done = self._read_journal()
-            self._make_shards(metadata)
-        except BaseException:
-            self.close()
-            raise
-        self._since_sync, self._syncer, self._error = 0, None, None
 
     # ------------------------------------------------------------ leaves
 
@@ -164,10 +189,20 @@ class Writer:
 
     def commit(self, files: Mapping[str, bytes | Path]) -> None:
         """Write the index and `files` (name -> bytes, or a path to copy), sync, rename."""
-        missing = [n for n in self.tensors if n not in self.done]
+        missing = [n for n in self.mine if n not in self.done]
         if missing:
             raise RuntimeError(f"{len(missing)} leaves are not written, e.g. {missing[:3]}")
-        files = dict(files)
+        self._join()
+        self._check()
+        for fd in self._fds.values():
+            os.fsync(fd)
+        self.group.barrier("written")
+        if self.group.index == 0:
+            self._finish(dict(files))
+        self.close()
+        self.group.barrier("committed")
+
+    def _finish(self, files: dict[str, bytes | Path]) -> None:
         if len(self.shards) > 1:
             total = sum(header.nbytes(*t) for t in self.tensors.values())
             index = {
@@ -183,13 +218,9 @@ class Writer:
             else:
                 path.write_bytes(content)
             _fsync(path)
-        self._join()
-        self._check()
-        for fd in self._fds.values():
-            os.fsync(fd)
         _fsync(self.folder)
-        (self.folder / "journal.jsonl").unlink()
-        self.close()
+        for journal in self.folder.glob("journal*.jsonl"):
+            journal.unlink()
         old = self.out.parent / f".{self.out.name}.old"
         if old.exists():
             shutil.rmtree(old)
@@ -220,7 +251,7 @@ class Writer:
     # ------------------------------------------------------------ the beginning
 
     def _take_lock(self) -> None:
-        path = self.folder / "journal.jsonl"
+        path = self.folder / self._journal_name
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,8 +260,12 @@ class Writer:
             self._journal = -1
             raise UserError(f"Another process is writing {self.out} now; wait for it.") from None
 
+    @property
+    def _journal_name(self) -> str:
+        return f"journal.{self.group.index}.jsonl" if self.group.index else "journal.jsonl"
+
     def _read_journal(self) -> set[str]:
-        text = (self.folder / "journal.jsonl").read_bytes()
+        text = (self.folder / self._journal_name).read_bytes()
         lines, sound = [], 0
         for line in text.split(b"\n")[:-1]:
             try:
@@ -280,11 +315,11 @@ class Writer:
                 f"{self.out.parent} has {free / 1e9:.2f} GB free, the output needs "
                 f"{need / 1e9:.2f} GB more; free some space or write elsewhere."
             )
-        for file, head in heads.items():
+        for file in self.own:
             fd = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o644)
             self._fds[file] = fd
             os.ftruncate(fd, sizes[file])
-            os.pwrite(fd, head, 0)
+            os.pwrite(fd, heads[file], 0)
 
 
 def _occupied(path: Path) -> bool:
