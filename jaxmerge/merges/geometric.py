@@ -1,9 +1,7 @@
 """Folds that treat task vectors as directions with lengths: arcs, mean directions, Model Stock.
 
-A leaf is one vector (``per="leaf"``), or each of its rows or columns is one: ``per="row"`` takes
-every ``x[i]`` by itself, ``per="column"`` every ``x[..., j]``.  Transposing a leaf swaps the two.
-A kernel [in, out] has one output unit a column; torch's [out, in] one a row.  Leaves with fewer
-than two axes are one vector always.
+What one vector is, the whole leaf or each of its rows or columns, says ``per``; see
+`jaxmerge.merges.vectors`.
 
 With ``base=None`` the task vectors are the weights themselves, which is how SLERP is mostly used.
 """
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 from jaxmerge.core import Array, Measure, Merge, check_choice, check_range, per_model, stacked
 from jaxmerge.core import zeros as zeros_like
 from jaxmerge.measures import square_norm
+from jaxmerge.merges import vectors
 from jaxmerge.merges.elementwise import model_count
 from jaxmerge.spec import register
 
@@ -35,7 +34,7 @@ def arc(t: Any, per: Per = "leaf", colinear: float = 1.0) -> Merge:
 
     Args:
         t: 0 gives the first vector, 1 the second; within [0, 1] for points between them.
-        per: what one vector is, see `jaxmerge.merges.geometric`.
+        per: what one vector is, see `jaxmerge.merges.vectors`.
         colinear: in (0, 1].
 
     Memory: 2 x the model.
@@ -51,10 +50,10 @@ def arc(t: Any, per: Per = "leaf", colinear: float = 1.0) -> Merge:
 
     def reduce(rows, ctx):
         a, b = rows
-        (ua, la), (ub, lb) = _unit(a, per), _unit(b, per)
-        cos = _dot(ua, ub, per)
+        (ua, la), (ub, lb) = vectors.unit(a, per), vectors.unit(b, per)
+        cos = vectors.dot(ua, ub, per)
         # by half chords: exact for small angles too, where arccos loses half its digits
-        angle = 2 * jnp.arctan2(_length(ua - ub, per), _length(ua + ub, per))
+        angle = 2 * jnp.arctan2(vectors.length(ua - ub, per), vectors.length(ua + ub, per))
         sin = jnp.sin(angle)
         eps = jnp.finfo(a.dtype).eps
         straight = (jnp.abs(cos) > colinear) | (sin < 16 * eps) | (la == 0) | (lb == 0)
@@ -75,7 +74,7 @@ def mean_direction(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf"
     Args:
         weights: one number for each model, or one for all.
         normalize: divide the weights by their sum.
-        per: what one vector is, see `jaxmerge.merges.geometric`.
+        per: what one vector is, see `jaxmerge.merges.vectors`.
 
     Memory: 1 x the model.
 
@@ -88,16 +87,16 @@ def mean_direction(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf"
     _check_per(per)
 
     def init(leaf):
-        scalar = jnp.sum(zeros_like(leaf), _axes(leaf, per), keepdims=True)
+        scalar = jnp.sum(zeros_like(leaf), vectors.axes(leaf, per), keepdims=True)
         return zeros_like(leaf), scalar, jnp.zeros((), scalar.dtype)
 
     def update(cell, x, ctx):
-        unit, length = _unit(x, per)
+        unit, length = vectors.unit(x, per)
         w = jnp.asarray(per_model(weights, ctx), x.dtype)
         return cell[0] + w * unit, cell[1] + w * length, cell[2] + w
 
     def finalize(cell, ctx):
-        direction, _ = _unit(cell[0], per)
+        direction, _ = vectors.unit(cell[0], per)
         return direction * (cell[1] / cell[2] if normalize else cell[1])
 
     return Merge(
@@ -117,7 +116,7 @@ def karcher_mean(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Me
     Args:
         max_iter: how many steps, at least 1.
         tol: in radians.
-        per: what one vector is, see `jaxmerge.merges.geometric`.
+        per: what one vector is, see `jaxmerge.merges.vectors`.
 
     Memory: T x the model.
 
@@ -132,26 +131,31 @@ def karcher_mean(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Me
         raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}.")
 
     def reduce(rows, ctx):
-        unit, length = jax.vmap(lambda x: _unit(x, per))(rows)
-        share = (length > 0).astype(rows.dtype)
-        share = share / jnp.maximum(jnp.sum(share, 0, keepdims=True), 1)
+        # every step stays in the span of the models: coefficients of the directions, and their
+        # cosines, are all that moves; the leaves are read twice
+        flat, back = vectors.split(rows, per)
+        lengths, cosines = vectors.cosines(flat)
+        known = (lengths > 0).astype(rows.dtype)
+        share = known / jnp.maximum(jnp.sum(known, 1, keepdims=True), 1)
 
-        def step(_, u):
-            def log(v):
-                cos = _dot(u, v, per)
-                angle = 2 * jnp.arctan2(_length(u - v, per), _length(u + v, per))
-                sin = jnp.sin(angle)
-                near = sin < jnp.finfo(v.dtype).eps
-                return jnp.where(near, 1, angle / jnp.where(near, 1, sin)) * (v - cos * u)
+        def step(_, c):
+            cos = jnp.einsum("vts,vs->vt", cosines, c)
+            angle = vectors.angle(cos)
+            sin = jnp.sin(angle)
+            near = sin < jnp.finfo(rows.dtype).eps
+            pull = share * jnp.where(near, 1, angle / jnp.where(near, 1, sin))
+            d = pull - jnp.sum(pull * cos, 1, keepdims=True) * c
+            size = vectors.root(vectors.square(d, cosines))
+            stretch = jnp.where(size > 0, jnp.sin(size) / jnp.where(size > 0, size, 1), 1)
+            return jnp.where(size > tol, unit(jnp.cos(size) * c + stretch * d), c)
 
-            d = jnp.sum(share * jax.vmap(log)(unit), 0)
-            d = jnp.where(jnp.sum(share, 0) > 0, d, 0)
-            direction, size = _unit(d, per)
-            moved, _ = _unit(jnp.cos(size) * u + jnp.sin(size) * direction, per)
-            return jnp.where(size > tol, moved, u)
+        def unit(c):
+            size = vectors.root(vectors.square(c, cosines))
+            return c / jnp.where(size > 0, size, 1)
 
-        start, _ = _unit(jnp.sum(share * unit, 0), per)
-        return jnp.sum(share * length, 0) * jax.lax.fori_loop(0, max_iter, step, start)
+        c = jax.lax.fori_loop(0, max_iter, step, unit(share))
+        c = c * jnp.sum(share * lengths, 1, keepdims=True) / jnp.where(known > 0, lengths, 1)
+        return back(jnp.einsum("vt,vte->ve", c, flat))
 
     return stacked(reduce)
 
@@ -183,7 +187,7 @@ def toward_mean(
     Args:
         average: "cosine" or "angle", what is averaged over pairs.
         per: "model" takes one cosine for the whole model, "leaf", "row" and "column" one for every
-            vector of a leaf, see `jaxmerge.merges.geometric`.
+            vector of a leaf, see `jaxmerge.merges.vectors`.
 
     Memory: 2 x the model; T x for ``average="angle"``, which needs every pair.
 
@@ -199,44 +203,39 @@ def toward_mean(
 
     if average == "angle":
 
-        def cosines(rows):
-            units = jax.vmap(lambda x: _unit(x, per)[0])(rows)
-            return jax.vmap(lambda a: jax.vmap(lambda b: _dot(a, b, per))(units))(units)
-
         def dots(cell, summary, turn):
             flat = jnp.stack([x.ravel() for x in cell])
             return flat @ flat.T
 
         def reduce(rows, ctx):
+            flat, back = vectors.split(rows, "leaf" if whole else per)
             if whole:
-                size = jnp.sqrt(jnp.diagonal(ctx.measured))
-                both = size[:, None] * size
-                pairs = jnp.where(both > 0, ctx.measured / jnp.where(both > 0, both, 1), 0)
+                _, pairs = vectors.from_dots(ctx.measured[None])
             else:
-                pairs = cosines(rows)
+                _, pairs = vectors.cosines(flat)
             i, j = jnp.triu_indices(len(rows), 1)
-            share = _stock_share(len(rows), jnp.cos(jnp.mean(_angle(pairs[i, j]), 0)))
-            return share.astype(rows.dtype) * jnp.mean(rows, 0)
+            angle = jnp.mean(vectors.angle(pairs[:, i, j]), 1, keepdims=True)
+            share = _stock_share(len(rows), jnp.cos(angle)).astype(rows.dtype)
+            return back(share * jnp.mean(flat, 1))
 
         closing = Measure(init=lambda: None, observe=dots) if whole else None
         return stacked(reduce, models=(2, None), closing=closing)
 
     def init(leaf):
-        known = (
-            jnp.zeros(()) if whole else jnp.sum(zeros_like(leaf), _axes(leaf, per), keepdims=True)
-        )
-        return Directions(zeros_like(leaf), zeros_like(leaf), known)
+        total = zeros_like(leaf)
+        over = vectors.axes(leaf, per)
+        return Directions(total, total, jnp.zeros(()) if whole else total.sum(over, keepdims=True))
 
     def update(cell, x, ctx):
         if whole:
             length = jnp.sqrt(ctx.measured).astype(x.dtype)
             unit = x / jnp.where(length > 0, length, 1)
         else:
-            unit, length = _unit(x, per)
+            unit, length = vectors.unit(x, per)
         return Directions(cell.total + x, cell.units + unit, cell.known + (length > 0))
 
     def finalize(cell, ctx):
-        square = ctx.measured if whole else _dot(cell.units, cell.units, per)
+        square = ctx.measured if whole else vectors.dot(cell.units, cell.units, per)
         count = ctx.step.astype(cell.total.dtype)
         cos = (square - cell.known) / (count * (count - 1))
         return _stock_share(count, cos).astype(count.dtype) * cell.total / count
@@ -259,37 +258,6 @@ def _units_norm() -> Measure:
 def _stock_share(count: Any, cos: Array) -> Array:
     below = 1 + (count - 1) * cos
     return jnp.where(below > 0, count * cos / jnp.where(below > 0, below, 1), 0)
-
-
-def _angle(cos: Array) -> Array:
-    """arccos, with a finite slope at the ends."""
-    return 2 * jnp.arctan2(_root(1 - cos), _root(1 + cos))
-
-
-def _root(square: Array) -> Array:
-    """The square root, 0 with slope 0 where there is nothing positive."""
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-
-def _axes(x: Array, per: str) -> tuple[int, ...]:
-    every = tuple(range(x.ndim))
-    if per == "leaf" or x.ndim < 2:
-        return every
-    return every[1:] if per == "row" else every[:-1]
-
-
-def _dot(a: Array, b: Array, per: str) -> Array:
-    return jnp.sum(a * b, _axes(a, per), keepdims=True)
-
-
-def _length(x: Array, per: str) -> Array:
-    return _root(_dot(x, x, per))
-
-
-def _unit(x: Array, per: str) -> tuple[Array, Array]:
-    """Direction and length; a zero vector has direction zero."""
-    length = _length(x, per)
-    return x / jnp.where(length > 0, length, 1), length
 
 
 def _check_per(per: str) -> None:
