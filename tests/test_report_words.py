@@ -86,6 +86,16 @@ def test_over_time_title_names_the_tasks(ahead, says):
     assert "Bands" not in caption
 
 
+def test_over_time_title_counts_differences_as_far_as_shown():
+    r = small(magmax=[0.5], last=[0.5])
+    first, last = r.seeds[0].entries
+    first.over_time, last.over_time = [0.6, 0.5001], [0.5, 0.5]
+    assert words.over_time(r, [MAGMAX, numbers.LAST])[0] == "MagMax ends level with the last model"
+    first.over_time = [0.5001, 0.4]
+    title = words.over_time(r, [MAGMAX, numbers.LAST])[0]
+    assert title == "MagMax is below the last model after task 2 only"
+
+
 def test_forgetting_states_loss_and_gain():
     r = results()
     title, caption = words.forgetting(r, [MAGMAX, numbers.LAST])
@@ -93,6 +103,16 @@ def test_forgetting_states_loss_and_gain():
     assert f"MagMax loses {lost:.1f} points" in plain(title)
     matrix = numbers.mean_matrix([e.matrix for e in numbers.entries(r, MAGMAX)])
     assert f"{100 * matrix[-1][0]:.0f} % at the end" in plain(caption)
+
+
+def test_what_rounds_to_nothing_is_called_nothing():
+    r = small(magmax=[0.8], ties=[0.8004], last=[0.5])
+    assert "No other merge here has a higher mean." in words.headline(r)
+    for run in r.seeds:
+        for e in run.entries:
+            e.metrics["bwt"] = -0.0004
+    r.summary = summarize(r.seeds)
+    assert words.forgetting(r, [MAGMAX])[0] == "On earlier tasks MagMax stays level"
 
 
 def test_mean_std_leaves_gaps():

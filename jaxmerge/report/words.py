@@ -75,7 +75,7 @@ def headline(results: Results) -> str:
     against = versus(results, first, LAST)
     text += f", {against}." if against else "."
     top = best(results)
-    if top and top != first:
+    if top and round(stat(results, top).mean - score.mean, 3) > 0:
         text += f" The best merge is {title_of(top)} with {value(stat(results, top))}."
     elif top and len(merges(results)) > 1:
         text += " No other merge here has a higher mean."
@@ -134,17 +134,7 @@ def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
             caption += (
                 f", the last model from {percent(ends[LAST][0])} to {percent(ends[LAST][-1])}"
             )
-            side = "above" if end > ends[LAST][-1] else "below"
-            ahead = [
-                t + 1
-                for t, (a, b) in enumerate(zip(ends[first], ends[LAST], strict=False))
-                if a is not None and b is not None and (a > b if side == "above" else a < b)
-            ]
-            if ahead:
-                title = (
-                    f"{title_of(first, both=False)} is {side} the last model after "
-                    f"{_tasks(ahead, len(ends[first]))}"
-                )
+            title = f"{title_of(first, both=False)} {_ahead(ends[first], ends[LAST])}"
         caption += "."
     n = len(results.seeds)
     banded = [title_of(name) for name in bands(results) if name in shown]
@@ -152,6 +142,17 @@ def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
         caption += f" Bands ({', '.join(banded)}): one standard deviation over {n} seeds,"
         caption += " whose tasks differ in order and difficulty."
     return title, caption
+
+
+def _ahead(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
+    """ "is above the last model after task 2 and all later ones"; differences as far as shown."""
+    gaps = [0.0 if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)]
+    if round(abs(gaps[-1]), 3) == 0:
+        return "ends level with the last model"
+    side = 1 if gaps[-1] > 0 else -1
+    found = [t for t, gap in enumerate(gaps, 1) if round(side * gap, 3) > 0]
+    side_word = "above" if side > 0 else "below"
+    return f"is {side_word} the last model after {_tasks(found, len(gaps))}"
 
 
 def bands(results: Results) -> list[Name]:
@@ -175,8 +176,11 @@ def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
         matrix = mean_matrix([e.matrix for e in entries(results, name)])
         lost = stat(results, name, "bwt")
         if lost is not None:
-            verb = "loses" if lost.mean < 0 else "gains"
-            parts.append(f"{_the(name, both=False)} {verb} {100 * abs(lost.mean):.1f}\u00a0points")
+            change = (
+                f"{'loses' if lost.mean < 0 else 'gains'} {100 * abs(lost.mean):.1f}\u00a0points"
+            )
+            change = "stays level" if round(abs(lost.mean), 3) == 0 else change
+            parts.append(f"{_the(name, both=False)} {change}")
         if len(matrix) > 1 and matrix[0][0] is not None and matrix[-1][0] is not None:
             first_task.append(
                 f"{title_of(name)} {percent(matrix[0][0], 0)} when just learnt, "
