@@ -68,7 +68,9 @@ def merge_leaf(specs, base, models, key, measured, extras, zero=False):
     """Fold and finish one leaf in one compiled pass over memory; no facts about the whole row."""
     cell = fold_leaf(specs, base, models, key, measured, extras, zero)
     none = (None,) * (1 + len(specs[2]))
-    return finish_leaf(specs, cell, base, key, jnp.int32(len(models)), none)
+    # A count that the compiler cannot see, as in a stream: else it would divide by a reciprocal.
+    count = jax.lax.optimization_barrier(jnp.int32(len(models)))
+    return finish_leaf(specs, cell, base, key, count, none)
 
 
 @functools.partial(jax.jit, static_argnames="zero")
