@@ -38,7 +38,8 @@ def fisher_mean(weights: Any = 1.0, floor: float = 1e-10) -> Merge:
     def update(cell, x, ctx):
         f = ctx.extra["fisher"].astype(x.dtype) if "fisher" in ctx.extra else jnp.ones_like(x)
         f = per_model(weights, ctx) * (f + floor)
-        return cell[0] + f * x, cell[1] + f
+        weighed = jax.lax.optimization_barrier(f * x)  # else batch and stream contract otherwise
+        return cell[0] + weighed, cell[1] + f
 
     return Merge(
         init=lambda leaf: (zeros(leaf), zeros(leaf)),
@@ -95,10 +96,10 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
             return mean
         _, g, moment = cell
         start = mean if axis == 0 else mean.T
-        like = jax.ShapeDtypeStruct(start.shape, start.dtype)
-        solve = lambda *a: _solve(*map(np.asarray, a), dtype=like.dtype)
-        x = jax.pure_callback(
-            solve, like, g, moment, start, jnp.asarray(ridge), vmap_method="sequential"
+        g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
+        rest = moment - jnp.matmul(g, start, precision="highest")
+        x = start + jax.lax.custom_linear_solve(
+            lambda v: g @ v, rest, lambda _, b: _host_solve(g, b), symmetric=True
         )
         return x if axis == 0 else x.T
 
@@ -140,14 +141,19 @@ def overlap_mean(masked: bool = False) -> Merge:
     )
 
 
-def _solve(g, moment, start, ridge, dtype):
-    """start + pinv(G + r I) (moment - G start), in float64."""
-    g, moment, start = (a.astype(np.float64) for a in (g, moment, start))
-    rest = moment - g @ start
-    g = g + float(ridge) * np.trace(g) / len(g) * np.eye(len(g))
+def _host_solve(g, rest):
+    like = jax.ShapeDtypeStruct(rest.shape, rest.dtype)
+    solve = lambda *a: _solve(*map(np.asarray, a))
+    return jax.pure_callback(solve, like, g, rest, vmap_method="sequential")
+
+
+def _solve(g, rest):
+    """pinv(G) rest, in float64; G is scaled to a unit diagonal first."""
+    dtype = rest.dtype
+    g, rest = g.astype(np.float64), rest.astype(np.float64)
     scale = 1 / np.sqrt(np.maximum(np.diag(g), np.finfo(np.float64).tiny))
     values, vectors = np.linalg.eigh(g * scale[:, None] * scale)
     keep = values > values[-1] * len(g) * np.finfo(np.float32).eps
     inverse = np.where(keep, 1 / np.where(keep, values, 1), 0)
     step = vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * rest)))
-    return (start + scale[:, None] * step).astype(dtype)
+    return (scale[:, None] * step).astype(dtype)
