@@ -47,6 +47,15 @@ def test_headline_says_when_magmax_is_behind():
     assert title == "MagMax ends 10.0 points below the last model (in 2 of 2 seeds)"
 
 
+def test_headline_says_when_the_merge_is_worse_than_no_training():
+    r = small(magmax=[0.7, 0.8], zero=[0.8, 0.75])
+    text = plain(words.headline(r))
+    assert text.endswith(
+        "MagMax (sequential) is 2.5 points below the zero-shot model (in 1 of 2 seeds)."
+    )
+    assert "below" not in words.headline(small(magmax=[0.9], zero=[0.8]))
+
+
 def test_one_seed_has_no_spread():
     text = plain(words.headline(small(magmax=[0.8], last=[0.6], joint=[0.9])))
     assert "±" not in text

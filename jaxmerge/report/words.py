@@ -86,6 +86,9 @@ def headline(results: Results) -> str:
     ]
     if ends:
         text += " " + _sentence(" and ".join(ends))
+    untrained = versus(results, first, ZERO)
+    if "below" in untrained:  # a merge that does harm is no detail
+        text += f" {title_of(first)} is {untrained}."
     return text
 
 
