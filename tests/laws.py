@@ -120,6 +120,10 @@ ORDERLESS = {
 # What becomes of a leaf depends on the names of the others: the depth of a layer.
 NEIGHBOURS = {"lines"}
 
+# Folds in which a product meets a sum: the compiler may round both together (fused multiply-add),
+# and does so elsewhere in a batch than in a stream.  All others agree bit for bit.
+CONTRACTED = {"linear", "fisher_mean", "fisher_merging"}
+
 # Side information by its name: what a model could give about one of its leaves.
 SIDES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray | None]] = {
     "fisher": lambda rng, x: rng.random(x.shape, np.float32) + 0.1,

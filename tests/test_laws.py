@@ -56,7 +56,11 @@ def test_names_shapes_dtypes_and_array_kind_are_kept(case):
 
 @every
 def test_a_stream_gives_the_bits_of_the_batch(case):
-    same(laws.stream(case)[1], batch(case.name))
+    out = laws.stream(case)[1]
+    if case.factory in laws.CONTRACTED:
+        close(out, batch(case.name), 2e-7)
+    else:
+        same(out, batch(case.name))
 
 
 @every
