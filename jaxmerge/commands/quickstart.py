@@ -11,18 +11,18 @@ The run folder is that of `jaxmerge.commands.runs`; in it the merged model lies 
 order of tasks touches: the learning rate at which *joint* fine-tuning is best (batch 32, 3 epochs,
 mean over three shuffles): 98.5 % at 1e-4, 99.3 % at 3e-4, 98.9 % at 1e-3, 98.4 % at 2e-3.  What the
 rate does to the others (validation, seed 0): the last model 95.9 / 94.8 / 82.6 % and MagMax
-94.8 / 94.4 / 94.1 % at 1e-4 / 3e-4 / 1e-3, with the last task vector at 1.1 / 2.4 / 7.0 % of the norm
-of theta_0: the further a model moves the more it forgets, and the more merging gives back.
+94.8 / 94.4 / 94.1 % at 1e-4 / 3e-4 / 1e-3, with the last task vector at 1.1 / 2.4 / 7.0 % of the
+norm of theta_0: the further a model moves the more it forgets, and the more merging gives back.
 
-**What comes out** (``jaxmerge quickstart``, test split, seeds 0 to 2, jax 0.10.2): zero-shot 95.8 %,
-last sequential model 93.2 +- 3.2 %, MagMax 95.2 +- 0.9 % on sequential and 95.3 +- 0.3 % on
+**What comes out** (``jaxmerge quickstart``, test split, seeds 0 to 2, jax 0.10.2): zero-shot
+95.8 %, last sequential model 93.2 +- 3.2 %, MagMax 95.2 +- 0.9 % on sequential and 95.3 +- 0.3 % on
 independent fine-tunes, joint 98.6 %.  MagMax forgets less than the last model, and here no merge is
-better than not fine-tuning at all.  The reason is in the table: `mini` tells the two digits *of a
-task* apart in 98.4 % of cases before any training (task-aware zero-shot), so the loss of a task,
-which knows its own two columns only, is near zero from the first steps; what is left to learn lies
-between digits of different tasks, and only joint fine-tuning sees those together.  With an earlier,
-weaker `mini` (zero-shot 76.7 %) the same settings gave MagMax 82.3 +- 1.4 %, the last model
-66.7 +- 14.6 %, joint 97.0 %.
+better than not fine-tuning at all.  The table says why: `mini` tells the two digits *of a task*
+apart in 98.4 % of cases before any training (zero-shot, task-aware), so a task, whose loss knows
+its own two columns only, has next to nothing to teach (its loss ends near zero); what is left to
+learn lies between digits of different tasks, and only joint fine-tuning sees those together.  With
+an earlier, weaker `mini` (zero-shot 76.7 %) the same settings gave MagMax 82.3 +- 1.4 %, the last
+model 66.7 +- 14.6 %, joint 97.0 %.
 """
 
 from __future__ import annotations
