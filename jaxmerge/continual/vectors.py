@@ -20,8 +20,8 @@ EDGES = np.linspace(-8, 0, 41)  # of log10 |tau|
 def describe(base: Leaves, models: Sequence[Leaves], finetunes: str) -> Vectors:
     """Statistics of the task vectors of `models`, in the order of the stream.
 
-    >>> base = {"w": np.zeros(4, np.float32)}
-    >>> models = [{"w": np.float32([1, 1, 0, -1])}, {"w": np.float32([2, -1, 3, -1])}]
+    >>> base = {"w": np.ones(4, np.float32)}
+    >>> models = [{"w": np.float32([2, 2, 1, 0])}, {"w": np.float32([3, 0, 4, 0])}]
     >>> found = describe(base, models, "independent")
     >>> found.sign_agreement[0][1], found.magmax_share
     (0.6666666666666666, [0.0, 1.0])
