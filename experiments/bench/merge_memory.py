@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ def main() -> None:
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     copy_all = lambda: [copy(tree) for tree in (base, *models)]
     report: dict[str, Any] = {
-        "command": "python experiments/bench/merge_memory.py",
+        "command": " ".join(["python experiments/bench/merge_memory.py", *sys.argv[1:]]),
         "machine": machine(),
         "load": [os.getloadavg()],
         "parameters": size,
