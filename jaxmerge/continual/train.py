@@ -4,8 +4,8 @@ The loss is the cross-entropy over the task's own columns of the head (other col
 so no shape depends on the task) plus the terms of the strategy.  Steps run in chunks under one
 `lax.scan`; a chunk that the task does not fill skips the rest, it does not pad with work.
 
-Measured on two CPU cores with `mini` (1.2 M parameters in the image tower, batch 32): a scan of 8
-steps takes 2.05 ms of CPU time an image, single compiled steps 2.66 ms.
+Measured on two CPU cores (AMD EPYC, busy with other work) with a ViT of 6 layers, 128 wide, 17
+tokens, batch 32: a scan of 8 steps takes 2.05 ms of CPU time an image, single compiled steps 2.66.
 """
 
 from __future__ import annotations
