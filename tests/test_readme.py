@@ -1,5 +1,6 @@
 """Every Python block of the README runs, in order, in one namespace."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -38,3 +39,11 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         assert (tmp_path / "merged.safetensors").exists()
         assert scope["many"]["w"].shape == (20, 4, 3)
         np.testing.assert_allclose(scope["many"]["w"][-1] / 2, scope["deployed"]["w"], atol=1e-6)
+
+
+def test_tables_are_those_of_the_result_files():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "README.md").read_text()
+    assert module.fill(page) == page, "run python experiments/readme.py"

@@ -2,7 +2,7 @@
 
     base: models/base                    # theta_0; leave it out to merge the weights themselves
     models: [models/a, models/b+adapter, org/name@revision]
-    method: {ties: {density: 0.2, factor: [0, 0.5, 1]}}       # jaxmerge.recipes.methods
+    method: {ties: {density: 0.2, factor: 0.5}}               # jaxmerge.recipes.methods
     rules: {only: 'mlp'}                 # the rest from the base; or [{match, method}, ...]
     out_dtype: bfloat16                  # default: each leaf keeps the base's
     seed: 0
