@@ -11,8 +11,8 @@ first run compiles and hashes its inputs, the later one finds both in its cache.
 Expected (two idle cores): linear and task arithmetic at least 5 times as fast as mergekit,
 TIES 20 times, DARE-TIES 6 times; within 2.5 times the copy; under 1 GB.
 
-Obtained so far, mergekit 0.1.5, on two cores shared with a dozen other jobs (load 14 to 20, so wall
-times mean nothing and CPU seconds are inflated on both sides), base and four models; to be run again
+Obtained so far, mergekit 0.1.5, on two cores shared with a dozen other jobs (load 14 to 20: wall
+times mean nothing, CPU seconds are inflated on both sides), base and four models; to be run again
 on an idle machine:
 
     method           jaxmerge                mergekit                CPU ratio
