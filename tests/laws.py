@@ -122,7 +122,7 @@ NEIGHBOURS = {"lines"}
 
 # Folds in which a product meets a sum: the compiler may round both together (fused multiply-add),
 # and does so elsewhere in a batch than in a stream.  All others agree bit for bit.
-CONTRACTED = {"linear", "fisher_mean", "fisher_merging"}
+CONTRACTED = {"linear", "scale", "fisher_mean", "fisher_merging"}
 
 # Side information by its name: what a model could give about one of its leaves.
 SIDES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray | None]] = {
