@@ -372,6 +372,11 @@ merge_jobs([Job(jm.ties(0.3, scope="leaf"), files[1:], files[0])], folder / "out
 """
 
 
+def lines_of(folder):
+    journal = partial_folder(folder / "out") / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 def kill_often(folder, kills, pause, seed):
     """Kill the merge at random moments until it is through; the number of kills it survived."""
     rng = np.random.default_rng(seed)
@@ -381,7 +386,10 @@ def kill_often(folder, kills, pause, seed):
             [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ
         )
         child.stdout.readline()
-        time.sleep(rng.uniform(0, 1.5))
+        until = lines_of(folder) + int(rng.integers(0, 3))
+        while child.poll() is None and lines_of(folder) < until:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 2 * pause))
         if child.poll() is not None:
             assert child.returncode == 0
             return done
@@ -394,7 +402,7 @@ def kill_often(folder, kills, pause, seed):
 
 
 def check_kills(tmp_path, kills, pause, seed):
-    shapes = {f"layers.{i}.w": (50, 60) for i in range(24)} | {"ids": (5,)}
+    shapes = {f"layers.{i}.w": (50, 60) for i in range(4 * kills + 24)} | {"ids": (5,)}
     files = saved(tmp_path, family(shapes=shapes))
     merge_jobs(
         [Job(jm.ties(0.3, scope="leaf"), files[1:], files[0])], tmp_path / "want",
@@ -413,4 +421,4 @@ def test_killed_and_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
-    assert check_kills(tmp_path, 20, 0.5, seed=2) == 20
+    assert check_kills(tmp_path, 20, 0.1, seed=2) == 20
