@@ -151,7 +151,8 @@ def _neighbour(ref: str) -> str:
     parent = Path(ref).expanduser().parent
     if not parent.is_dir():
         return ""
-    return f" ({closest(Path(ref).name, [p.name for p in parent.iterdir()] or ['?'])})"
+    hint = closest(Path(ref).name, [p.name for p in parent.iterdir()] or ["?"])
+    return f" ({hint})" if hint.startswith("did you mean") else ""
 
 
 def _local(path: Path, allow_pickle: bool) -> Source:
