@@ -22,6 +22,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # from jaxmerge import *
+        return import_module("jaxmerge.api").__all__
     if name.startswith("_"):
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
     if find_spec(f"{__name__}.{name}"):  # a module of the package: loading it must not need all
@@ -32,7 +34,7 @@ def __getattr__(name: str) -> Any:
     except AttributeError:
         from jaxmerge.errors import closest
 
-        hint = closest(name, [n for n in vars(api) if not n.startswith("_")])
+        hint = closest(name, api.__all__)
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}: {hint}") from None
     globals()[name] = value
     return value
@@ -41,4 +43,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     api = import_module("jaxmerge.api")
 
-    return sorted({*globals(), *(n for n in vars(api) if not n.startswith("_"))})
+    return sorted({*globals(), *api.__all__})

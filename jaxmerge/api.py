@@ -8,7 +8,8 @@
 * methods, merges and transforms: every factory in `REGISTRY`
 """
 
-# ruff: noqa: F401, F403
+# ruff: noqa: F403
+from jaxmerge import merges, methods, transforms
 from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
 from jaxmerge.core import Context, Measure, Merge, Transform, per_model, stacked, zeros
 from jaxmerge.diagnostics import diagnose, effective_rank
@@ -20,3 +21,38 @@ from jaxmerge.run import MergeState, init, join, merge, merged, update
 from jaxmerge.sharding import gather, mesh, pmerge, shard
 from jaxmerge.spec import REGISTRY, get, register
 from jaxmerge.transforms import *
+
+__all__ = [
+    "REGISTRY",
+    "Context",
+    "Measure",
+    "Merge",
+    "MergeState",
+    "Transform",
+    "by_kernel",
+    "by_leaf",
+    "by_ndim",
+    "chain",
+    "diagnose",
+    "effective_rank",
+    "gather",
+    "get",
+    "init",
+    "join",
+    "keep_base",
+    "merge",
+    "merge_files",
+    "merged",
+    "mesh",
+    "partition",
+    "per_model",
+    "pmerge",
+    "register",
+    "shard",
+    "stacked",
+    "update",
+    "zeros",
+]
+__all__ += merges.__all__
+__all__ += methods.__all__
+__all__ += transforms.__all__

@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxmerge.selection import BINS, DIGIT, digits
+from jaxmerge.selection import BINS, DIGIT, digits, double
 
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
 FINE = 1 << 18  # counters of one pass inside a bracket
@@ -39,7 +38,7 @@ class Row:
 
     def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
         """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
-        wide = jax.config.jax_enable_x64 if wide is None else wide
+        wide = double() if wide is None else wide
         kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
         exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
         mask = word(np.iinfo(word).max >> 1)
@@ -84,14 +83,16 @@ class Tally:
         """Counts of the values 0 to 2^18 - 1."""
         if not self.values:
             return np.zeros(FINE, np.int64) + self.dense
-        return np.bincount(np.concatenate(self.values), minlength=FINE) + self.dense
+        values = np.concatenate(self.values).astype(np.int64)  # numpy 2.0 counts no uint64
+        return np.bincount(values, minlength=FINE) + self.dense
 
 
 def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
     """A histogram of the first digit of one entry in `stride`, scaled to the size of the leaf."""
     found = np.zeros(BINS, np.int64)
     for bits in row.bits(stride):
-        found += np.bincount(bits >> bits.dtype.type(DIGIT * (digits() - 1)), minlength=BINS)
+        first = bits >> bits.dtype.type(DIGIT * (digits() - 1))
+        found += np.bincount(first.astype(np.int64), minlength=BINS)
     return found * stride
 
 
@@ -110,7 +111,7 @@ def guess(
 
 def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
     """For each interval: how many entries are not below it, and those inside, less its low end."""
-    wide = jax.config.jax_enable_x64  # belongs to this thread: tell the others
+    wide = double()  # belongs to this thread: tell the others
 
     def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         not_below = np.zeros(len(intervals), np.int64)
@@ -128,7 +129,7 @@ def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[
     inside = [
         np.concatenate([x for _, some in found for x in some[i]]) for i in range(len(intervals))
     ]
-    return sum(n for n, _ in found), inside
+    return np.sum([n for n, _ in found], axis=0), inside
 
 
 @functools.cache
@@ -178,7 +179,7 @@ def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
         at = row.size - ranks
         return np.partition(bits, np.unique(at))[at]
     flat = ranks.reshape(-1)
-    intervals = guess(sample(row, STRIDE // 4), row.size, flat, STRIDE // 4)
+    intervals = guess(sample(row), row.size, flat)
     not_below, inside = gather(row, intervals)
     at = not_below - flat  # places from the smallest of those inside, where the guess was right
     if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):

@@ -5,6 +5,7 @@ Every refusal is one error that names all offenders and says what to do.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from jaxmerge.core import Leaves, Merge, Transform, concrete, working_dtype
 
 
 def grid_of(method: Merge, base: Leaves) -> dict[str, Pipeline]:
-    """One pipeline for each leaf that is merged (integer leaves are not)."""
-    merged_names = [n for n in base if names.is_float(base[n])]
+    """One pipeline for each leaf that is merged; integers, and leaves without entries, are not."""
+    merged_names = [n for n in base if names.is_float(base[n]) and math.prod(base[n].shape)]
     codes: dict[int, str] = {}
     for n in merged_names:
         other = codes.setdefault(zlib.crc32(n.encode()), n)

@@ -84,15 +84,87 @@ def run(
     ] = None,
     out: Annotated[Path | None, Option(help="Run folder.  Default: runs/<date>-<name>.")] = None,
     resume: Annotated[
-        Path | None, Option(help="Go on with an interrupted run from its last finished task.")
+        Path | None, Option(help="Go on with an interrupted run from its last checkpoint.")
+    ] = None,
+    log: Annotated[
+        str | None, Option(help="Curves beside the terminal: tensorboard or wandb.")
+    ] = None,
+    save_every: Annotated[
+        float, Option(help="Seconds between checkpoints within a task.", min=0)
+    ] = 60.0,
+    store: Annotated[
+        Path | None, Option(help="Result store to add the cells to, for `jaxmerge report`.")
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run an experiment: fine-tune task after task, merge, evaluate, report."""
+    """Run an experiment: fine-tune task after task, merge, evaluate, report.
+
+    EXPERIMENT is a Python file with get_config(), such as those of experiments/. Every setting can
+    be given with --set: streams.LwF.settings.strength=0.5, streams.LwF=null to leave a stream out.
+    """
     from jaxmerge.commands import run as command
 
-    command.run(experiment, set=set or [], out=out, resume=resume, quiet=quiet, json=json)
+    command.run(
+        experiment, set=set or [], out=out, resume=resume, log=log, save_every=save_every,
+        store=store, quiet=quiet, json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def sweep(
+    experiment: Annotated[Path, Argument(help="A Python file with get_config().")],
+    grid: Annotated[
+        list[str],
+        Option(
+            "--grid",
+            help="key=value,value or key=low:high:step; repeatable.  Keys: method, factor, stream, "
+            "seed, order, and every setting of the experiment.",
+        ),
+    ],
+    set: Annotated[
+        list[str] | None, Option("--set", help="key=value for all runs; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="Result store to make.  Default: sweeps/<date>-<name>.")
+    ] = None,
+    resume: Annotated[
+        bool, Option("--resume", help="Go on in a store: only the cells that are missing.")
+    ] = False,
+    ray: Annotated[bool, Option("--ray", help="Run on a Ray cluster, or on Ray here.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a grid: methods and factors share one training, seeds and settings are runs."""
+    from jaxmerge.commands import sweep as command
+
+    command.run(
+        experiment, grid=grid, set=set or [], out=out, resume=resume, ray=ray, quiet=quiet,
+        json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    stores: Annotated[
+        list[Path], Argument(help="Run folders, sweep folders, results.json or Parquet files.")
+    ],
+    format: Annotated[
+        str | None, Option(help="md, latex or html.  Default: a table for the terminal.")
+    ] = None,
+    metric: Annotated[
+        str | None, Option(help="One figure only; settings that differ become columns.")
+    ] = None,
+    plot: Annotated[bool, Option("--plot", help="Write the pictures too.")] = False,
+    out: Annotated[
+        Path | None, Option(help="File for the table; folder with --plot (default: report).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tables and pictures from runs and sweeps, mean and spread over seeds and orders."""
+    from jaxmerge.commands import report as command
+
+    command.run(stores, format=format, metric=metric, plot=plot, out=out, json=json)
 
 
 @app.command()
@@ -222,9 +294,13 @@ def convert(
 
 @app.command()
 def stats(
-    ref: Annotated[str, Argument(help="A CLIP checkpoint.")],
+    ref: Annotated[str, Argument(help="A CLIP, or a BERT for sentences.")],
     data: Annotated[
-        str, Option(help='"digits", or DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz.')
+        str,
+        Option(
+            help='"digits"; DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz; the folder of '
+            "CLINC150 or Banking77; DIR/NAME of TREC, SST-2, CR, MPQA or Subj."
+        ),
     ],
     kind: Annotated[str, Option(help="fisher or gram.")],
     base: Annotated[
@@ -233,7 +309,9 @@ def stats(
     out: Annotated[Path | None, Option(help="File to write.  Default: beside the model.")] = None,
     samples: Annotated[int, Option(help="Training examples to measure on.")] = 256,
     batch: Annotated[int, Option(help="Examples at once.")] = 32,
-    variant: Annotated[str, Option(help="Of Fisher: true, sampled or empirical.")] = "true",
+    variant: Annotated[
+        str, Option(help="Of Fisher: true (a gradient a class), sampled, empirical.")
+    ] = "true",
     seed: Annotated[int, Option(help="Of the choice of examples.", min=0)] = 0,
     json: Json = False,
 ) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmerge.core import Array, Leaves, Measure, Merge, Transform, zeros
+from jaxmerge.core import Array, Leaves, Measure, Merge, Transform, leaf_key, zeros
 from jaxmerge.spec import Spec, register, spec_of
 
 
@@ -38,6 +38,7 @@ def chain(*stages: Transform | Merge) -> Merge:
             "(mean, max_magnitude, disjoint_mean, ...)."
         )
     before, fold, after = stages[: at[0]], stages[at[0]], stages[at[0] + 1 :]
+    assert isinstance(fold, Merge)  # found above
     return fold._replace(before=before + fold.before, after=fold.after + after)
 
 
@@ -129,13 +130,32 @@ class Pipeline(NamedTuple):
         return tuple(map(spec_of, self.before)), spec_of(self.fold), tuple(map(spec_of, self.after))
 
     @property
+    def stochastic(self) -> bool:
+        """Whether any stage of this leaf draws random numbers."""
+        return self.fold.stochastic or any(t.stochastic for t in self.before + self.after)
+
+    def key(self, root: Any, name: str) -> Any:
+        """The key of this leaf; None where nothing is drawn, for a key costs as much as a leaf."""
+        if not self.stochastic:
+            return None
+        if root is None:
+            raise ValueError(
+                f"On leaf {name!r} random numbers are drawn: pass key=jax.random.key(seed)."
+            )
+        return leaf_key(root, name)
+
+    @property
     def measures(self) -> tuple[Measure | None, ...]:
-        """In order: of each transform before, of the row, of the cells, of each after."""
+        """In order: of each transform before, of the row, of the cells, of each after.
+
+        Last that of the cells before each row: no driver but a walk row by row can gather it.
+        """
         return (
             *(t.measure for t in self.before),
             self.fold.measure,
             self.fold.closing,
             *(t.measure for t in self.after),
+            self.fold.opening,
         )
 
 

@@ -118,6 +118,8 @@ class Merge(NamedTuple):
         finalize: ``(cell, ctx) -> merged task-vector leaf``; does not consume the cell.
         combine: ``(cell, cell) -> cell`` for states of disjoint sets of models, or None.
         measure: a fact about the row that enters `update`.
+        opening: a fact about all cells before a row enters; `update` then receives the pair of
+            that of the row and this one as ``ctx.measured``.
         closing: a fact about all cells, given to `finalize`.
         before: transforms applied to every row before `update`.
         after: transforms applied to the merged row.
@@ -135,6 +137,7 @@ class Merge(NamedTuple):
     finalize: Callable[[Cell, Context], Array] = result
     combine: Callable[[Cell, Cell], Cell] | None = None
     measure: Measure | None = None
+    opening: Measure | None = None
     closing: Measure | None = None
     before: tuple[Transform, ...] = ()
     after: tuple[Transform, ...] = ()
@@ -189,7 +192,31 @@ def cell_key(key: Any, step: Any, stage: int) -> Any:
     """The key of one cell at one stage, from its leaf's key."""
     if key is None:
         return None
+    if isinstance(key, Piece):
+        return key._replace(key=cell_key(key.key, step, stage))
     return jax.random.fold_in(jax.random.fold_in(key, step), stage)
+
+
+class Piece(NamedTuple):
+    """The key of a piece of a leaf that is cut: `jaxmerge.rng` draws what the whole leaf would.
+
+    Attributes:
+        key: of the leaf, the model and the stage.
+        start: uint32 scalar, the number of the piece's first entry in the flattened leaf.
+    """
+
+    key: Any
+    start: Array
+
+
+@jax.jit
+def leaf_sum(x: Array) -> Array:
+    """The sum over all entries of a leaf.
+
+    A kernel that sums by this function and treats entries on their own otherwise may be cut: the
+    file driver adds up the pieces of a very large leaf (`jaxmerge.cutting`).
+    """
+    return jnp.sum(x)
 
 
 def per_model(value: Any, ctx: Context) -> Any:

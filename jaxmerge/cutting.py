@@ -5,6 +5,9 @@ compiled code for a few lengths instead of one for every shape.  Nothing is decl
 reads the program that the compiled leaf functions trace to.  Every operation that touches what has
 the leaf's shape must be elementwise, and the program traced for a flat piece must be the same one,
 operation by operation and constant by constant (a rule such as "matrices only" shows there).
+
+Two functions may be used besides: an entry may know its number in the leaf (`rng.entry_index`, from
+which random numbers are drawn), and `core.leaf_sum` may sum over the leaf (`sums`, `with_sums`).
 """
 
 from __future__ import annotations
@@ -28,8 +31,16 @@ WORDS = """
 ELEMENTWISE = frozenset(WORDS.split())
 
 
+OPAQUE = frozenset(("entry_index", "leaf_sum"))  # known by their names, not looked into
+
+
 def elementwise(run: Callable, base: Any, models: tuple, *rest: Any) -> bool:
-    """Whether ``run(base, models, *rest)`` treats every entry of the leaves on its own.
+    """Whether ``run(base, models, *rest)`` treats every entry of the leaves on its own."""
+    return sums(run, base, models, *rest) == 0
+
+
+def sums(run: Callable, base: Any, models: tuple, *rest: Any) -> int | None:
+    """How many sums over the leaf, and nothing else, couple entries; None if anything else does.
 
     Args:
         run: a compiled leaf function with its specs bound.
@@ -38,9 +49,36 @@ def elementwise(run: Callable, base: Any, models: tuple, *rest: Any) -> bool:
     """
     shape = tuple(base.shape)
     if int(np.prod(shape)) < PIECE:
-        return False
+        return None
     whole = _signature(run, shape, base, models, rest)
-    return whole is not None and whole == _signature(run, (PIECE,), base, models, rest)
+    if whole is None or whole != _signature(run, (PIECE,), base, models, rest):
+        return None
+    return sum(entry[0] == "leaf_sum" for entry in whole)
+
+
+def with_sums(run: Callable, take: Callable[[Any], Any], *args: Any) -> Any:
+    """``run(*args)`` with ``take(x)`` in place of every ``leaf_sum(x)``, in order."""
+    closed, shape = jax.make_jaxpr(run, return_shape=True)(*args)
+    out = _evaluate(closed, jax.tree.leaves(args), take)
+    return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+
+def _evaluate(closed, args, take) -> list:
+    values: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values |= zip(closed.jaxpr.invars, args, strict=True)
+    read = lambda v: v.val if hasattr(v, "val") else values[v]
+    for eqn in closed.jaxpr.eqns:
+        inputs = [read(v) for v in eqn.invars]
+        if eqn.params.get("name") == "leaf_sum":
+            out = [take(*inputs)]
+        elif eqn.primitive.name in CALLS and "jaxpr" in eqn.params:
+            out = _evaluate(eqn.params["jaxpr"], inputs, take)
+        else:
+            parameters = eqn.primitive.get_bind_params(eqn.params)
+            out = eqn.primitive.bind(*inputs, **parameters)
+            out = out if eqn.primitive.multiple_results else [out]
+        values |= zip(eqn.outvars, out, strict=True)
+    return [read(v) for v in closed.jaxpr.outvars]
 
 
 def _signature(run, shape, base, models, rest) -> list | None:
@@ -51,11 +89,20 @@ def _signature(run, shape, base, models, rest) -> list | None:
     except jax.errors.JAXTypeError:
         return None
     seen: list = []
-    return seen if _walk(closed.jaxpr, shape, seen) else None
+    return None if _walk(closed.jaxpr, shape, seen, ()) is None else seen
 
 
-def _walk(jaxpr, shape, seen: list) -> bool:
+def _walk(jaxpr, shape, seen: list, summed) -> list | None:
+    """Note every operation; None if one mixes entries, or sums what a sum went into.
+
+    Args:
+        summed: for each input, whether a sum over the leaf went into it.
+
+    Returns:
+        The same for each output.
+    """
     number: dict[Any, int] = {}
+    after: set = {v for v, s in zip(jaxpr.invars, summed, strict=False) if s}
 
     def label(v):
         if hasattr(v, "val"):
@@ -67,25 +114,38 @@ def _walk(jaxpr, shape, seen: list) -> bool:
     for eqn in jaxpr.eqns:
         shapes = [tuple(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)]
         inner = [p for p in map(_jaxpr_of, eqn.params.values()) if p is not None]
+        flags = [not hasattr(v, "val") and v in after for v in eqn.invars]
+        named = eqn.params.get("name") if eqn.params.get("name") in OPAQUE else None
         touches = shape in shapes
         if touches and not inner and not _harmless(eqn, shape, shapes):
-            return False
+            return None
         if touches and inner and eqn.primitive.name not in CALLS:
-            return False
-        facts = {
-            k: str(v)
-            for k, v in eqn.params.items()
-            if isinstance(v, str | int | float | bool | np.dtype) and "name" not in k
-        }
+            return None
+        if named == "leaf_sum" and any(flags):
+            return None
         names = [label(v) for v in eqn.invars]
-        seen.append((eqn.primitive.name, names, facts))
-        for p in inner:
-            if not _walk(p, shape, seen):
-                return False
-        for v in eqn.outvars:
+        if named:
+            seen.append((named, names))
+            out = [named == "leaf_sum"] * len(eqn.outvars)
+        else:
+            facts = {
+                k: str(v)
+                for k, v in eqn.params.items()
+                if isinstance(v, str | int | float | bool | np.dtype) and "name" not in k
+            }
+            seen.append((eqn.primitive.name, names, facts))
+            out = [any(flags)] * len(eqn.outvars)
+            for p in inner:
+                found = _walk(p, shape, seen, flags)
+                if found is None:
+                    return None
+                out = found if len(inner) == 1 and len(found) == len(out) else out
+        for v, s in zip(eqn.outvars, out, strict=True):
             label(v)
+            if s:
+                after.add(v)
     seen.append(("out", [label(v) for v in jaxpr.outvars]))
-    return True
+    return [not hasattr(v, "val") and v in after for v in jaxpr.outvars]
 
 
 def _harmless(eqn, shape, shapes) -> bool:

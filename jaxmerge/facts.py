@@ -1,8 +1,9 @@
 """Facts about whole rows: run the `Measure`s of all stages, leaf by leaf, adding up.
 
 A stage may need a number that couples leaves (a norm, a k-th magnitude).  `measure_row` gathers the
-facts about one model, `measure_cells` those about the folded cells; both give, for every leaf, the
-tuple of summaries that its stages receive as ``ctx.measured``.
+facts about one model, `measure_opening` those about the cells that it meets, `measure_cells` those
+about the folded cells; all give, for every leaf, the tuple of summaries that its stages receive as
+``ctx.measured``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.bracket import Row
-from jaxmerge.core import Measure, concrete, leaf_key
-from jaxmerge.leaf import observe_cell, observe_leaf, result_leaf, row_leaf
+from jaxmerge.core import Measure, concrete
+from jaxmerge.leaf import observe_cell, observe_leaf, observe_opening, result_leaf, row_leaf
 
 
 def side(extra: Any, name: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
 
         def observe(measure, some, summary, turn, i=i):
             for n, b, m in walk(some):
-                args = (b, m, leaf_key(key, n), step, side(extra, n), found[n], zero)
+                args = (b, m, grid[n].key(key, n), step, side(extra, n), found[n], zero)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
                 if _on_host(measure, m, (s, before, args)):
                     yield n, measure.host(_host_row(before, args), s, turn)
@@ -51,6 +52,23 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
         for n, summary in _run_measures(here, observe).items():
             found[n] = (*found[n], summary)
     return found
+
+
+def measure_opening(grid, cells, found: dict[str, tuple]) -> dict[str, tuple]:
+    """What `measure_row` found of a row, with the facts about the cells that it is to meet."""
+    here = {n: p.fold.opening for n, p in grid.items()}
+
+    def observe(measure, some, summary, turn):
+        for n in some:
+            cell, s = cells[n], summary_of(summary, n)
+            if _on_host(measure, cell, s):
+                yield n, measure.host(Row(cell), s, turn)
+            else:
+                yield n, observe_opening(grid[n].specs, s, turn, cell)
+
+    opened = _run_measures(here, observe)
+    add = lambda n: (*found[n][:-1], (found[n][-1], opened[n]))
+    return {n: found[n] if m is None else add(n) for n, m in here.items()}
 
 
 def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
@@ -65,7 +83,7 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
 
         def observe(measure, some, summary, turn, i=i):
             for n in some:
-                args = (cells[n], base[n], leaf_key(key, n), step, found[n])
+                args = (cells[n], base[n], grid[n].key(key, n), step, found[n])
                 s, (before, fold, after) = summary_of(summary, n), grid[n].specs
                 upto = before, fold, after[: i - 1]
                 if i > 0 and _on_host(measure, base[n], (s, upto, args)):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmerge.combine import Pipeline
 from jaxmerge.core import leaf_key
 from jaxmerge.cutting import elementwise
-from jaxmerge.facts import measure_cells, measure_row, side
+from jaxmerge.facts import measure_cells, measure_opening, measure_row, side
 from jaxmerge.files import Job
 from jaxmerge.io.safetensors import Like, aligned
 from jaxmerge.leaf import fold_leaf
@@ -37,7 +37,8 @@ class Facts:
 
     def __init__(self, run: Any, job: Job):
         self.run, self.job = run, job
-        self.leafwise = not any(
+        opening = any(p.fold.opening for p in job.grid.values())
+        self.leafwise = not opening and not any(
             m is not None and m.scope == "row"
             for p in job.grid.values()
             for m in (*(t.measure for t in p.before), p.fold.measure)
@@ -46,6 +47,8 @@ class Facts:
         self.rows: list[dict[str, tuple]] = []
         if not self.leafwise:
             self.rows = self._rows()
+        if opening:
+            self._openings()
         self.closed: dict[str, tuple] = {}
         if any(_needs_closing(p) for p in job.grid.values()):
             self.known = {n: self.of(n, None) for n in job.grid}
@@ -111,6 +114,15 @@ class Facts:
         each(one, [(t,) for t in range(len(models))], run.stop)
         run.report.passes += 1
         return [{_uncut(n): v for n, v in row.items()} for row in rows]
+
+    def _openings(self) -> None:
+        """Before every model, fold those before it once more for the facts about the cells."""
+        job = self.job
+        base, *models = (Checked(self.run, job, i) for i in range(len(job.models) + 1))
+        for t, row in enumerate(self.rows):
+            cells = Cells(self, job.grid, base, models[:t])
+            self.rows[t] = measure_opening(job.grid, cells, row)
+            self.run.report.passes += 1
 
     def _cells(self) -> dict[str, tuple]:
         """Fold every leaf once more for the facts about the folded cells."""

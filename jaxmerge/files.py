@@ -101,7 +101,7 @@ def mismatches(job: Job) -> list[str]:
     """
     wrong, like = [], job.like
     for t, model in enumerate(job.models):
-        who = getattr(model, "ref", f"model {t}")
+        who = getattr(model, "ref", "") or f"model {t}"
         for n in job.grid:
             if n not in model:
                 wrong.append(f"{who}: missing leaf {n!r} ({names.kind(like[n])} in the base)")
@@ -127,8 +127,8 @@ def check_job(job: Job) -> None:
     missing = [n for n in job.method.needs if not all(n in e for e in job.extras or [{}])]
     if missing:
         raise ValueError(
-            f"{job.method} needs side information {missing} about every model, which a recipe "
-            "cannot name yet; call jaxmerge.files.merge_jobs with extras."
+            f"{job.method} needs side information {missing} about every model: name its files in "
+            f"the recipe (extras: {{{missing[0]}: [...]}}), or call merge_jobs with extras."
         )
     wrong = mismatches(job)
     if wrong:

@@ -58,9 +58,8 @@ def finish_leaf(specs, cell, base, key, step, measured):
 def fold_leaf(specs, base, models, key, measured, extras, zero=False):
     """All models folded: the cell of one leaf."""
     step = jnp.zeros((), jnp.int32)
-    return update_leaf(
-        specs, start_leaf(specs, base), base, models, key, step, measured, extras, zero
-    )
+    cell = _opaque(start_leaf(specs, base))
+    return update_leaf(specs, cell, base, models, key, step, measured, extras, zero)
 
 
 @functools.partial(jax.jit, static_argnames="zero")
@@ -89,6 +88,12 @@ def observe_leaf(specs, i, summary, turn, base, model, key, step, extra, measure
     return measure.observe(x, summary, turn)
 
 
+@functools.partial(jax.jit, static_argnames="turn")
+def observe_opening(specs, summary, turn, cell):
+    """What one leaf contributes to the opening measure."""
+    return specs[1].build().opening.observe(cell, summary, turn)
+
+
 @functools.partial(jax.jit, static_argnames=("i", "turn"))
 def observe_cell(specs, i, summary, turn, cell, base, key, step, measured):
     """What one leaf contributes to the closing measure (i = 0) or to that of transform i - 1."""
@@ -104,6 +109,16 @@ def result_leaf(specs, cell, base, key, step, measured):
     """The merged leaf behind all its transforms, still a task vector."""
     before, fold, after = _build(specs)
     return _leave(before, fold, after, len(after), cell, base, key, step, measured)
+
+
+def _opaque(cell):
+    """The same cell, but the compiler cannot see that it is zero, as it cannot in a stream.
+
+    Where a product is added to it, both are rounded together (fused multiply-add).  Of a plain
+    zero nothing but the product would be left, and of two products the compiler may round either.
+    """
+    zero = jax.lax.optimization_barrier(jnp.int32(0))
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), cell)
 
 
 def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:

@@ -11,6 +11,9 @@ Everything here treats a matrix and its transpose alike, so [in, out] and [out, 
 but squaring halves the digits: singular values below 2e-4 of the largest drown in float32.  So the
 Gram matrix of a float32 leaf is formed and decomposed in float64, which is at least as accurate as
 a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.
+
+Kernels of one shape share one compiled program and are decomposed one after another: LAPACK takes
+the matrices of a batch one at a time, so stacking them gains nothing on a CPU and costs their room.
 """
 
 from __future__ import annotations

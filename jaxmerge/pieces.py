@@ -14,6 +14,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxmerge.selection import double
+
 WORKERS = max(2, min(8, os.cpu_count() or 2))
 MIN_PIECE = 1 << 16  # entries; smaller leaves go through whole
 
@@ -106,7 +108,7 @@ class Room:
 
 def each(run: Callable, tasks: Iterable[Sequence[Any]], stop: threading.Event) -> None:
     """``run(*task)`` for every task on a few threads; the first failure stops all and is raised."""
-    wide = jax.config.jax_enable_x64
+    wide = double()
 
     def one(task):
         with jax.enable_x64(wide):

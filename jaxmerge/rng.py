@@ -11,20 +11,22 @@ generator; `tests/test_rng.py` checks mean, spread, and independence of neighbou
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array
+from jaxmerge.core import Array, Piece
 
 __all__ = ["bits", "coin", "uniform"]
 
 
 def bits(key: Any, shape: tuple[int, ...]) -> Array:
     """Random uint32 numbers; the same for one key, shape and entry, wherever they are drawn."""
+    key, start = key if isinstance(key, Piece) else (key, jnp.uint32(0))
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    return _mix(_mix(_index(shape) ^ first) + second)
+    return _mix(_mix(entry_index(start, shape) ^ first) + second)
 
 
 def uniform(key: Any, shape: tuple[int, ...]) -> Array:
@@ -41,9 +43,11 @@ def coin(key: Any, probability: Any, shape: tuple[int, ...]) -> Array:
     return uniform(key, shape) < probability
 
 
-def _index(shape: tuple[int, ...]) -> Array:
-    """The number of every entry in row-major order, modulo 2^32, without a reshape."""
-    index = jnp.zeros(shape, jnp.uint32)
+@partial(jax.jit, static_argnums=1)
+def entry_index(start: Array, shape: tuple[int, ...]) -> Array:
+    """The number of every entry in row-major order, modulo 2^32, without a reshape; the first is
+    `start`.  `jaxmerge.cutting` knows this function by its name: cutting a leaf keeps it right."""
+    index = jnp.broadcast_to(start, shape)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)

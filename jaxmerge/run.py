@@ -35,8 +35,8 @@ from jaxmerge.checks import (
     grid_of,
     refuse_nonfinite,
 )
-from jaxmerge.core import Array, Cell, Leaves, Merge, concrete, leaf_key
-from jaxmerge.facts import measure_cells, measure_row, side
+from jaxmerge.core import Array, Cell, Leaves, Merge, concrete
+from jaxmerge.facts import measure_cells, measure_opening, measure_row, side
 from jaxmerge.leaf import combine_leaf, finish_leaf, fold_leaf, merge_leaf, start_leaf, update_leaf
 
 Nonfinite = Literal["raise", "zero"]
@@ -106,15 +106,21 @@ def update(
         check_count(method, int(state.step) + 1, least=False)
     if not zero:
         refuse_nonfinite(grid, base, [model])
-    found = measure_row(grid, base, model, state.key, state.step, extra, zero)
-    cells = {
+    cells = _absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
+    return MergeState(state.step + 1, state.key, cells)
+
+
+def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
+    """The cells after one more model."""
+    found = measure_row(grid, base, model, key, step, extra, zero)
+    found = measure_opening(grid, cells, found)
+    return {
         n: update_leaf(
-            p.specs, state.cells[n], base[n], (model[n],), leaf_key(state.key, n),
-            state.step, (found[n],), (side(extra, n),), zero,
+            p.specs, cells[n], base[n], (model[n],), p.key(key, n), step, (found[n],),
+            (side(extra, n),), zero,
         )
         for n, p in grid.items()
     }  # fmt: skip
-    return MergeState(state.step + 1, state.key, cells)
 
 
 def merged(method: Merge, state: MergeState, base: Any) -> Any:
@@ -126,9 +132,7 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
         check_count(method, int(state.step))
     found = measure_cells(grid, flat, state.cells, state.key, state.step)
     out = {
-        n: finish_leaf(
-            p.specs, state.cells[n], flat[n], leaf_key(state.key, n), state.step, found[n]
-        )
+        n: finish_leaf(p.specs, state.cells[n], flat[n], p.key(state.key, n), state.step, found[n])
         for n, p in grid.items()
     }
     return rebuild(_like(flat, out))
@@ -203,26 +207,31 @@ def merge(
     ]
     if not zero:
         refuse_nonfinite(grid, flat, rows)
-    steps = [np.int32(t) for t in range(len(rows))]
-    found = [
-        measure_row(grid, flat, row, key, t, e, zero)
-        for row, t, e in zip(rows, steps, sides, strict=True)
-    ]
+    count = np.int32(len(rows))
+
+    def finish(cells: dict[str, Cell]) -> dict[str, Array]:
+        closing = measure_cells(grid, flat, cells, key, count)
+        return {
+            n: finish_leaf(p.specs, cells.pop(n), flat[n], p.key(key, n), count, closing[n])
+            for n, p in grid.items()
+        }
+
+    walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
+    if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
+        cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
+        for row, t, e in walk:
+            cells = _absorb(grid, flat, cells, row, key, t, e, zero)
+        return rebuild(_like(like, finish(cells)))
+    found = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 
     def folded(n: str, run: Any) -> Any:
         return run(
-            grid[n].specs, flat[n], tuple(r[n] for r in rows), leaf_key(key, n),
+            grid[n].specs, flat[n], tuple(r[n] for r in rows), grid[n].key(key, n),
             tuple(f[n] for f in found), tuple(side(e, n) for e in sides), zero,
         )  # fmt: skip
 
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
-        count = np.int32(len(rows))
-        cells = {n: folded(n, fold_leaf) for n in grid}
-        closing = measure_cells(grid, flat, cells, key, count)
-        out = {
-            n: finish_leaf(p.specs, cells.pop(n), flat[n], leaf_key(key, n), count, closing[n])
-            for n, p in grid.items()
-        }
+        out = finish({n: folded(n, fold_leaf) for n in grid})
     else:
         out = {n: folded(n, merge_leaf) for n in grid}
     return rebuild(_like(like, out))

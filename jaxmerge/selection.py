@@ -26,7 +26,7 @@ def magnitude_bits(x: Array) -> Array:
     >>> bool(magnitude_bits(jnp.float32(-2)) > magnitude_bits(jnp.float32(1)))
     True
     """
-    wide = jax.config.jax_enable_x64
+    wide = double()
     x = jnp.abs(x).astype(jnp.float64 if wide else jnp.float32)
     return jax.lax.bitcast_convert_type(x, jnp.uint64 if wide else jnp.uint32)
 
@@ -38,7 +38,12 @@ def bits_to_magnitude(bits: Array) -> Array:
 
 def digits() -> int:
     """How many digits of 16 bits a magnitude has."""
-    return 4 if jax.config.jax_enable_x64 else 2
+    return 4 if double() else 2
+
+
+def double() -> bool:
+    """Whether this thread computes in float64 (x64 enabled)."""
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def radix_count(x: Array, value: Array, turn: int) -> Array:

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 
 from jaxmerge import names
-from jaxmerge.core import leaf_key, working_dtype
-from jaxmerge.cutting import elementwise
+from jaxmerge.core import Piece, leaf_key, working_dtype
+from jaxmerge.cutting import sums
 from jaxmerge.facts import side
 from jaxmerge.filefacts import Facts
 from jaxmerge.files import Job
 from jaxmerge.io.safetensors import Like, aligned
-from jaxmerge.leaf import finish_leaf, fold_leaf, merge_leaf, start_leaf, update_leaf
+from jaxmerge.leaf import finish_leaf, start_leaf, update_leaf
+from jaxmerge.parts import merge_part, merge_whole, part_sums
 from jaxmerge.pieces import (
     MIN_PIECE,
     Room,
@@ -35,13 +36,21 @@ from jaxmerge.pieces import (
 )
 
 ROOM = 640 << 20  # bytes that leaves in work may take together, unless one alone takes more
-PIECES = 48 << 20  # bytes of one set of pieces, inputs and output
+GIANT = 1 << 30  # bytes; a leaf that needs more is cut even where sums couple its entries
+PIECES = 6 << 20  # bytes of one set of pieces, inputs and output: they stay in the cache
+CUT = (
+    4 * PIECES
+)  # bytes that a leaf takes which is merged in pieces, with what computing them takes
 
 
 def input_bytes(job: Job, name: str) -> int:
     """Bytes that are read for one leaf: of the base and, if it is merged, of all models."""
-    sources = [job.base] if name not in job.grid else [job.base, *job.models]
-    return sum(s.like[name].nbytes for s in sources if s is not None)
+    if name not in job.grid:
+        return 0 if job.base is None else job.base.like[name].nbytes
+    sides = [v for e in job.extras for v in e.values() if name in v]
+    sources = [s for s in (job.base, *job.models) if s is not None]
+    extra = sum(getattr(v, "like", v)[name].nbytes for v in sides)
+    return sum(s.like[name].nbytes for s in sources) + extra
 
 
 def work_bytes(like: Like) -> int:
@@ -52,17 +61,14 @@ def work_bytes(like: Like) -> int:
 _update = jax.jit(update_leaf, static_argnums=8, donate_argnums=1)
 
 
-def sides_of(job: Job, name: str) -> tuple:
+def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
     """The side information of every model about one leaf."""
-    return tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
+    return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
 
 
-def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any:
-    """One leaf, or a piece of it, through the compiled functions, as the in-memory driver does."""
-    if closing is None:
-        return merge_leaf(specs, base, models, key, measured, sides, zero)
-    cell = fold_leaf(specs, base, models, key, measured, sides, zero)
-    return finish_leaf(specs, cell, base, key, np.int32(len(models)), closing)
+def piece_key(job: Job, name: str, start: int) -> Piece | None:
+    """The key of a piece of a leaf."""
+    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
 
 
 class Run:
@@ -122,33 +128,40 @@ class Run:
         with self.room.take(whole + work if local else 0):
             held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
             measured, closing = facts.of(name, held), facts.closing(name)
-            cut = self.provably(job, name, measured, closing)
-            if cut:
-                self.in_pieces(job, name, measured, closing, held)
-        if not cut:
-            held, together = None, whole + work * len(job.models)
-            if together <= ROOM:
-                with self.room.take(together):
-                    self.at_once(job, name, measured, closing)
-            else:
-                with self.room.take(whole // 2 + 2 * work):
-                    self.one_by_one(job, name, measured, closing)
+            coupled = self.coupled(job, name, measured, closing)
+            way, need = self.way(job, name, coupled)
+            if way == "pieces":
+                self.in_pieces(job, name, measured, closing, held, coupled)
+        if way != "pieces":
+            held = None
+            with self.room.take(need):
+                merge = self.at_once if way == "at once" else self.one_by_one
+                merge(job, name, measured, closing)
         with self.lock:
             self.report.merged += 1
 
-    def provably(self, job, name, measured, closing) -> bool:
-        """Whether the leaf may be cut: proven once for every pipeline, shape and dtype."""
+    def way(self, job: Job, name: str, coupled: int | None) -> tuple[str, int]:
+        """How one leaf is merged, and the bytes that it takes."""
+        whole, work = input_bytes(job, name), work_bytes(job.like[name])
+        together, apart = whole + work * len(job.models), whole // 2 + 2 * work
+        if coupled == 0 or (coupled is not None and apart > GIANT):
+            return "pieces", 4 * PIECES
+        return ("at once", together) if together <= ROOM else ("one by one", apart)
+
+    def coupled(self, job, name, measured, closing) -> int | None:
+        """How many sums over the leaf keep it from being cut; None if anything else does.  Proven
+        once for every pipeline, shape and dtype."""
         like, pipeline = job.like[name], job.grid[name]
         if job.extras or like.size < 2 * MIN_PIECE:
-            return False
+            return None
         kinds = tuple(m.like[name].dtype for m in job.models)
         specs = pipeline.specs
         code = jax.tree.structure(specs), like, kinds, jax.tree.structure((measured, closing))
         if code not in self.proofs:
-            sides, key = ({},) * len(job.models), leaf_key(job.key, name)
+            sides, key = ({},) * len(job.models), piece_key(job, name, 0)
             run = functools.partial(merge_whole, specs, closing, key, measured, sides, self.zero)
             models = tuple(Like(like.shape, k) for k in kinds)
-            self.proofs[code] = elementwise(run, self.base_like(job, name), models)
+            self.proofs[code] = sums(run, self.base_like(job, name), models)
         return self.proofs[code]
 
     def base_like(self, job: Job, name: str) -> Like:
@@ -157,24 +170,33 @@ class Run:
         wide = self.out_dtype is not None and self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
-    def in_pieces(self, job, name, measured, closing, held) -> None:
+    def in_pieces(self, job, name, measured, closing, held, coupled=0) -> None:
+        """The leaf in pieces; if there are sums over it, once to add them up and once to merge."""
         like, specs = job.like[name], job.grid[name].specs
         base_like, target = self.base_like(job, name), self.target(like)
         width = base_like.dtype.itemsize + sum(m.like[name].dtype.itemsize for m in job.models)
         longest = longest_piece(PIECES, width + target.itemsize)
-        sides = ({},) * len(job.models)
-        for start, stop in pieces(like.size, longest):
-            if self.stop.is_set():
-                raise InterruptedError
-            count = stop - start
-            pad = piece_length(count, longest)
-            blocks = self.read_blocks(job, name, start, stop, pad, held)
-            base = cast(blocks[0], base_like.dtype)
-            out = merge_whole(
-                specs, closing, None, measured, sides, self.zero, base, tuple(blocks[1:])
-            )
-            self.writer.write(name, np.asarray(convert(out, target))[:count], start)
-            self.note(sum(b.itemsize for b in blocks) * count)
+        sides, totals = ({},) * len(job.models), None
+        for adding in (True, False) if coupled else (False,):
+            parts = []
+            for start, stop in pieces(like.size, longest):
+                if self.stop.is_set():
+                    raise InterruptedError
+                count = stop - start
+                pad = count if coupled else piece_length(count, longest)
+                blocks = self.read_blocks(job, name, start, stop, pad, held)
+                base, key = cast(blocks[0], base_like.dtype), piece_key(job, name, start)
+                args = (
+                    specs, closing, key, measured, sides, self.zero, base, tuple(blocks[1:])
+                )  # fmt: skip
+                if adding:
+                    parts.append(np.asarray(part_sums(*args), np.float64))
+                    continue
+                out = merge_whole(*args) if totals is None else merge_part(*args, totals)
+                self.writer.write(name, np.asarray(convert(out, target))[:count], start)
+                self.note(sum(b.itemsize for b in blocks) * count)
+            if adding:
+                totals = np.sum(parts, axis=0).astype(np.float32)
 
     def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
         """The whole leaf with all models in one compiled pass."""
@@ -188,7 +210,7 @@ class Run:
 
     def one_by_one(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
         """The same fold over a large leaf, reading one model at a time."""
-        like, pipeline, sides = job.like[name], job.grid[name], sides_of(job, name)
+        like, pipeline = job.like[name], job.grid[name]
         key = leaf_key(job.key, name)
         (base,) = self.read_blocks(job, name, 0, like.size, like.size, None, (0,))
         base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
@@ -199,7 +221,7 @@ class Run:
             (row,) = self.read_blocks(job, name, 0, like.size, like.size, None, (t + 1,))
             cell = _update(
                 pipeline.specs, cell, base, (row.reshape(like.shape),), key, np.int32(t),
-                (measured[t],), (sides[t],), self.zero,
+                (measured[t],), sides_of(job, name, slice(t, t + 1)), self.zero,
             )  # fmt: skip
             jax.block_until_ready(cell)
             self.note(model.like[name].nbytes)
@@ -241,7 +263,7 @@ class Run:
     def check_finite(self, job: Job, name: str, i: int, block: np.ndarray) -> None:
         if not self.zero and not all_finite(block):
             source = job.base if i == 0 else job.models[i - 1]
-            who = getattr(source, "ref", "the base" if i == 0 else f"model {i - 1}")
+            who = getattr(source, "ref", "") or ("the base" if i == 0 else f"model {i - 1}")
             count = int(np.sum(~np.isfinite(block.astype(np.float32))))
             raise ValueError(
                 f"NaN or Inf in {who}, leaf {name!r} ({count} entries or more). Mend the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxmerge.combine import chain, keep_base, partition
 from jaxmerge.core import Merge
@@ -118,7 +118,9 @@ def continual_task_arithmetic(factor: Any = 0.3) -> Merge:
 
 
 @register(static=("density",))
-def continual_ties(density: float = 0.2, factor: Any = 0.3) -> Merge:
+def continual_ties(
+    density: float = 0.2, factor: Any = 0.3, scope: Literal["global", "leaf"] = "global"
+) -> Merge:
     """Continual TIES: add the scaled TIES merge of the merged task vector and the new one.
 
     Formula: S <- S + factor * TIES-sum(S, tau_t), see `absorb_ties`.
@@ -126,16 +128,13 @@ def continual_ties(density: float = 0.2, factor: Any = 0.3) -> Merge:
     Args:
         density: share of the entries that are kept, in (0, 1].
         factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
+        scope: "global" ranks entries over the whole model (the paper), "leaf" within each leaf.
 
     Memory: 1 x the model.
 
     Source: baseline of Tang et al., OPCM, NeurIPS 2025.
-
-    Differs: entries are ranked within each leaf, there over the whole flattened model.  For that
-    reading merge in steps: from ``merged`` and ``model`` the next is ``merged`` + (
-    ``jm.merge(jm.ties(0.2, factor, merge="sum"), base, [merged, model])`` - ``base``).
     """
-    return absorb_ties(density, factor)
+    return absorb_ties(density, factor, scope)
 
 
 @register

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Array, Transform, check_choice, check_range, concrete, per_model
+from jaxmerge.core import (
+    Array,
+    Transform,
+    check_choice,
+    check_range,
+    concrete,
+    leaf_sum,
+    per_model,
+)
 from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
 from jaxmerge.selection import magnitude_bits
 from jaxmerge.spec import register
@@ -162,8 +170,8 @@ def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
     kept = jnp.where(mask, x, 0)
     if rescale is None:
         return kept
-    left = jnp.sum(jnp.abs(kept))
-    return kept * jnp.where(left > 0, jnp.sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
+    left = leaf_sum(jnp.abs(kept))
+    return kept * jnp.where(left > 0, leaf_sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
 
 
 def _axis(scope: str) -> str:
