@@ -101,7 +101,9 @@ def test_names_of_pretraining_checkpoints_are_understood(tmp_path):
 
 
 def test_errors_say_what_was_found_and_expected(minilm, tmp_path):
-    with pytest.raises(ValueError, match=r"longer than 8 tokens: 'one two.*truncate=True"):
+    with pytest.raises(
+        ValueError, match=r"more than the 8 tokens that fit a sentence: 'one two.*truncate=True"
+    ):
         minilm.tokenizer("one two three four five six seven", length=8)
     cut = minilm.tokenizer("one two three four five six seven", length=8, truncate=True)
     assert cut.shape == (1, 8)
@@ -112,7 +114,7 @@ def test_errors_say_what_was_found_and_expected(minilm, tmp_path):
         ValueError, match=r"found shape \(1, 600\), expected \(batch, at most 512\)"
     ):
         bert.text_features(minilm.config, minilm.params, jnp.ones((1, 600), int))
-    with pytest.raises(ValueError, match="found model_type 'roberta', expected bert"):
+    with pytest.raises(ValueError, match="found model_type 'roberta', expected bert or mpnet"):
         bert.Config.from_hf({"model_type": "roberta"})
     with pytest.raises(ValueError, match="pooling 'max', expected mean or cls"):
         bert.Config(pooling="max")

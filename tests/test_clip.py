@@ -149,3 +149,37 @@ def test_several_models_at_once_equal_each_alone():
     for row, params in zip(together, models, strict=True):
         alone = clip.image_features(model.config, params, pixels)
         np.testing.assert_allclose(row, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_regmean_sees_the_patch_kernel_in_both_layouts():
+    """The patch embedding is a dense layer over patches, in our layout and in torch's."""
+    import jaxmerge as jm
+    from jaxmerge import statistics
+    from jaxmerge.models.clip.params import hf_table
+    from jaxmerge.models.tables import export
+    from jaxmerge.statistics.layout import in_layout
+
+    model = clip.load(GOLDEN / "clip_quick")
+    name, key = "vision/patch/kernel", "vision_model.embeddings.patch_embedding.weight"
+    pixels = load_file(GOLDEN / "clip_quick" / "expected.safetensors")["pixels"]
+    apply = lambda params, images: clip.image_features(model.config, params, images)
+    base = {n: p for n, p in model.params.items() if n.startswith("vision/")}
+    found = statistics.gram(apply, base, [pixels])
+    rows = pixels.reshape(5, 3, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 192)
+    np.testing.assert_allclose(found.values[name], rows.T @ rows / 5, atol=1e-4)
+
+    draw = np.random.default_rng(0)
+    rest = {n: p for n, p in model.params.items() if n not in base}
+    models = [
+        {n: p + draw.standard_normal(p.shape).astype(np.float32) for n, p in base.items()}
+        for _ in range(2)
+    ]
+    grams = [found._replace(values={name: found.values[name] * c}) for c in (1.0, 3.0)]
+    ours = jm.merge(jm.regmean(), base, models, extras=[{"gram": g.values} for g in grams])
+    table = [entry for entry in hf_table(model.config) if entry.key == key]
+    leaves = [export(table, {**rest, **params}) for params in (base, *models)]
+    theirs = [in_layout(g, table, leaves[0]) for g in grams]
+    assert theirs[0].about["axis"] == {key: 1}
+    extras = [{"gram": g.values} for g in theirs]
+    merged = jm.merge(jm.regmean(axis=1), leaves[0], leaves[1:], extras=extras)
+    np.testing.assert_allclose(export(table, ours)[key], merged[key], atol=1e-4)

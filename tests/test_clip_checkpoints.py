@@ -243,3 +243,17 @@ def test_variants_have_the_published_number_of_parameters(name, millions):
     """Millions of parameters, as OpenCLIP's table of models gives them."""
     sizes = clip.param_shapes(clip.variant(name)).values()
     assert round(sum(int(np.prod(shape)) for shape in sizes) / 1e6, 2) == millions
+
+
+def test_parameters_that_are_not_the_configs_are_not_saved(tmp_path):
+    model = clip.load(CASE)
+    params = {**model.params, "extra": np.zeros(2), "vision/position": np.zeros((3, 3))}
+    with pytest.raises(
+        ValueError,
+        match=r"extra: not of this.*vision/position: found \(3, 3\), expected \(10, 24\)",
+    ):
+        clip.save((model.config, params), tmp_path / "model")
+    del params["logit_scale"]
+    with pytest.raises(KeyError, match="missing: logit_scale"):
+        clip.save((model.config, params), tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -73,7 +73,9 @@ def test_tokenizer_survives_a_folder(tmp_path):
 
 
 def test_long_texts_are_refused_unless_truncation_is_asked_for():
-    with pytest.raises(ValueError, match=r"longer than the 6 tokens.*'abcdefgh' has 8.*truncate"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 texts has more than the 6 tokens.*'abcdefgh' has 8.*truncate"
+    ):
         letters()(["abc", "abcdefgh"])
     row = letters()("abcdefgh", truncate=True)[0]
     np.testing.assert_array_equal(row, [52, 0, 1, 2, 3, 4, 5, 53])
@@ -209,3 +211,48 @@ def test_features_refuse_wrong_inputs():
     wrong = {**params, "text/position": jnp.zeros((7, 8))}
     with pytest.raises(ValueError, match=r"position: found \(7, 8\), expected \(8, 8\)"):
         clip.text_features(config, wrong, jnp.zeros((1, 8), int))
+
+
+def test_many_long_texts_make_one_short_error():
+    with pytest.raises(ValueError, match=r"^1000 of 1000 texts have more") as error:
+        letters()(["abcdefgh" * 40] * 1000)
+    assert "and 995 more. Shorten them" in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_accuracies_of_many_models_through_one_compiled_step():
+    from jaxmerge.models.clip import extract
+
+    model = small_model()
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (11, 8, 8, 3), np.uint8)
+    labels, head = draw.integers(0, 3, 11), np.eye(6, 3, dtype=np.float32)
+    merged = [{n: c * leaf for n, leaf in model.params.items()} for c in (1.0, -0.5, 3.0)]
+    before = extract._hits._cache_size()
+    found = clip.accuracies(model, merged, images, labels, head, batch=4)
+    assert extract._hits._cache_size() == before + 1
+    for params, share in zip(merged, found, strict=True):
+        alone = clip.encode_images(clip.Model(model.config, params), images, batch=11)
+        assert share == np.mean(alone[:, :3].argmax(axis=1) == labels)
+    with pytest.raises(ValueError, match=r"found 10 for 11 images"):
+        clip.accuracies(model, merged, images, labels[:10], head)
+    with pytest.raises(ValueError, match=r"expected 0 to 1, the columns of the head"):
+        clip.accuracies(model, merged, images, np.full(11, 2), head[:, :2])
+
+
+def test_what_is_no_array_is_refused():
+    model = small_model()
+    config, params = model.config, model.params
+    with pytest.raises(TypeError, match="images: found list, expected an array"):
+        clip.image_features(config, params, [[1.0]])
+    with pytest.raises(TypeError, match="tokens: found str, expected an array"):
+        clip.text_features(config, params, "a cat")
+    with pytest.raises(TypeError, match="compute: found 'bfloat16', expected a Compute"):
+        clip.image_features(config, params, jnp.zeros((1, 8, 8, 3)), compute="bfloat16")
+    with pytest.raises(ValueError, match="found ids 2 to 99, expected 0 to 53"):
+        clip.text_features(config, params, np.array([[2, 99]]))
+    with pytest.raises(TypeError, match=r"found str, expected PIL.*encode_images reads files"):
+        clip.preprocess(["a.jpg"], config)
+    with pytest.raises(ValueError, match="vision: expected at least 1, found heads 0"):
+        clip.Config(clip.Vision(heads=0), None)
+    assert clip.preprocess([], config).shape == (0, 8, 8, 3)

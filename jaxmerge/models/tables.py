@@ -43,6 +43,25 @@ class Table:
         self.add(f"{key}.bias", f"{name}/bias")
 
 
+def fits(params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises where parameters are not those of a config, name -> shape; all offenders at once.
+
+    Raises:
+      KeyError: parameters that are missing.
+      ValueError: parameters that the config has not, or of another shape.
+    """
+    if missing := sorted(set(shapes) - set(params)):
+        raise KeyError(f"these parameters are missing: {', '.join(missing)}")
+    wrong = [f"{name}: not of this architecture" for name in sorted(set(params) - set(shapes))]
+    wrong += [
+        f"{name}: found {np.shape(params[name])}, expected {shape}"
+        for name, shape in shapes.items()
+        if np.shape(params[name]) != shape
+    ]
+    if wrong:
+        raise ValueError(f"parameters that do not fit the config: {'; '.join(wrong)}")
+
+
 def export(table: Iterable[Entry], params: Mapping) -> dict[str, np.ndarray]:
     """Our parameters in the layout of `table`; raises KeyError listing all that are missing."""
     table = list(table)

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from jaxmerge.models.packing import Packed, gather, spread
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,22 @@ class Compute:
         ]
         if wrong:
             raise ValueError(f"Compute: {'; '.join(wrong)}")
+
+
+def check_inputs(name: str, inputs, compute: Compute) -> None:
+    """Raises TypeError for what is no array, and for another thing than a `Compute`."""
+    if not hasattr(inputs, "ndim"):
+        raise TypeError(f"{name}: found {type(inputs).__name__}, expected an array")
+    if not isinstance(compute, Compute):
+        raise TypeError(f"compute: found {compute!r}, expected a Compute, as Compute('bfloat16')")
+
+
+def check_ids(tokens, vocab: int) -> None:
+    """Raises ValueError for token ids outside of the vocabulary; looks at numpy arrays only."""
+    if isinstance(tokens, np.ndarray) and tokens.size:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab:
+            raise ValueError(f"tokens: found ids {low} to {high}, expected 0 to {vocab - 1}")
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -137,36 +156,50 @@ class Attention(nnx.Module):
         compute: Compute,
         causal: bool = False,
         keep: jax.Array | None = None,
+        source: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        packed: Packed | None = None,
     ) -> jax.Array:
-        """Attends; `keep` `[batch, tokens]` (bool) marks the tokens that may be looked at."""
-        batch, tokens, width = x.shape
-        depth = width // self.heads
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        query, key, value = (
-            t.reshape(batch, tokens, self.heads, depth) for t in (query, key, value)
-        )
-        if compute.attention == "plain":
-            mixed = plain_attention(query, key, value, causal, keep)
+        """Attends from x to `source` (x itself unless given), both `[batch, tokens, width]`.
+
+        `keep` `[batch, tokens]` (bool) marks the tokens of the source that may be looked at, `bias`
+        `[1, heads, tokens, tokens]` is added to the scores.
+        With `packed`, x is `[T, width]`, the tokens of all sentences without padding.
+        """
+        source = x if source is None else source
+        query, key, value = self.query(x), self.key(source), self.value(source)
+        if packed is not None:
+            query, key, value = (spread(t, packed) for t in (query, key, value))
+        query, key, value = (t.reshape(*t.shape[:2], self.heads, -1) for t in (query, key, value))
+        # A single query has nothing to fuse, and cuDNN does not take every mask with one.
+        if compute.attention == "plain" or query.shape[1] == 1:
+            mixed = plain_attention(query, key, value, causal, keep, bias)
         else:
             mixed = jax.nn.dot_product_attention(
                 query,
                 key,
                 value,
+                bias=None if bias is None else bias.astype(query.dtype),
                 mask=None if keep is None else keep[:, None, None, :],
                 is_causal=causal,
                 implementation="cudnn" if compute.attention == "cudnn" else None,
             )
-        return self.out(mixed.reshape(x.shape))
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        return self.out(mixed if packed is None else gather(mixed, packed))
 
 
-def plain_attention(query, key, value, causal: bool, keep: jax.Array | None) -> jax.Array:
-    """softmax(q k' / sqrt(d)) v on `[batch, tokens, heads, depth]`, softmax in float32."""
+def plain_attention(
+    query, key, value, causal: bool, keep: jax.Array | None, bias: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q k' / sqrt(d) + bias) v on `[batch, tokens, heads, depth]`, softmax in float32."""
     batch, tokens, heads, depth = query.shape
     query, key, value = (
-        t.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, depth) for t in (query, key, value)
+        t.transpose(0, 2, 1, 3).reshape(batch * heads, -1, depth) for t in (query, key, value)
     )
     scores = (query * depth**-0.5) @ key.transpose(0, 2, 1)
-    scores = scores.astype(jnp.float32).reshape(batch, heads, tokens, tokens)
+    scores = scores.astype(jnp.float32).reshape(batch, heads, tokens, -1)
+    if bias is not None:
+        scores = scores + bias
     lowest = jnp.finfo(jnp.float32).min
     if causal:
         seen = jnp.tril(jnp.ones((tokens, tokens), bool))
@@ -174,7 +207,7 @@ def plain_attention(query, key, value, causal: bool, keep: jax.Array | None) -> 
     if keep is not None:
         scores = jnp.where(keep[:, None, None, :], scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = weights.reshape(batch * heads, tokens, tokens) @ value
+    mixed = weights.reshape(batch * heads, tokens, -1) @ value
     return mixed.reshape(batch, heads, tokens, depth).transpose(0, 2, 1, 3)
 
 
@@ -190,24 +223,44 @@ class Mlp(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
-def run_blocks(blocks: list[nnx.Module], x: jax.Array, compute: Compute, **options) -> jax.Array:
-    """Applies blocks of one shape in turn, as `compute.scan` and `compute.remat` say."""
+def add_blocks(module: nnx.Module, count: int, build: Callable[[], nnx.Module]) -> None:
+    """Gives a module the children `block_00`, `block_01`, ..."""
+    for index in range(count):
+        setattr(module, f"block_{index:02d}", build())
+
+
+def blocks_of(module: nnx.Module, count: int) -> list[nnx.Module]:
+    """The children that `add_blocks` gave it, in order."""
+    return [getattr(module, f"block_{index:02d}") for index in range(count)]
+
+
+def run_blocks(
+    blocks: list[nnx.Module], x: jax.Array, compute: Compute, last: Mapping | None = None, **options
+) -> jax.Array:
+    """Applies blocks of one shape in turn, as `compute.scan` and `compute.remat` say.
+
+    `options` go to every block, `last` to the last one in their place (it may be asked for the
+    state of one token alone).
+    """
     parts = [nnx.split(block) for block in blocks]
-    graph = parts[0][0]
+    graph, states = parts[0][0], [state for _, state in parts]
 
-    def step(x, state):
-        return nnx.merge(graph, state)(x, compute, **options)
+    def step(options: Mapping):
+        run = lambda x, state: nnx.merge(graph, state)(x, compute, **options)
+        if compute.remat is None:
+            return run
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run, policy=dots if compute.remat == "dots" else None)
 
-    if compute.remat is not None:
-        policy = None
-        if compute.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        step = jax.checkpoint(step, policy=policy)
-    if compute.scan:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
-        return jax.lax.scan(lambda x, state: (step(x, state), None), x, stacked)[0]
-    for _, state in parts:
-        x = step(x, state)
+    ending = [] if last is None else [states.pop()]
+    if compute.scan and states:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        x = jax.lax.scan(lambda x, state: (step(options)(x, state), None), x, stacked)[0]
+    else:
+        for state in states:
+            x = step(options)(x, state)
+    for state in ending:
+        x = step(last or {})(x, state)
     return x
 
 

@@ -1,4 +1,4 @@
-"""BERT sentence encoders in JAX (BERT, MiniLM), pooled as sentence-transformers pools them.
+"""BERT sentence encoders in JAX (BERT, MiniLM, MPNet), pooled as sentence-transformers pools them.
 
 >>> import jax
 >>> from jaxmerge.models import bert

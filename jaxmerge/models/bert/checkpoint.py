@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -18,9 +17,10 @@ from jaxmerge.models.bert.config import Config
 from jaxmerge.models.bert.modeling import param_shapes, text_features
 from jaxmerge.models.bert.params import hf_table, plain_key
 from jaxmerge.models.bert.tokenize import Tokenizer, load_tokenizer
+from jaxmerge.models.folders import read_json, write_folder
 from jaxmerge.models.heads import text_head
 from jaxmerge.models.packaged import hint, packaged
-from jaxmerge.models.tables import absorb, export
+from jaxmerge.models.tables import Entry, absorb, fits
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
             raise ValueError(f"{ref}: expected a config.json beside the weights")
         keys = {plain: key for key in source if (plain := plain_key(key)) is not None}
         pooler = any(key.startswith("pooler.") for key in keys)
-        config = Config.from_hf(found, pooler=pooler, **_pooling(source.folder, found))
+        config = Config.from_hf(found, pooler=pooler)
+        config = replace(config, **_pooling(source.folder, config))
         tensors = {plain: source[key] for plain, key in keys.items()}
         params = absorb(hf_table(config), tensors, param_shapes(config))
     finally:
@@ -70,16 +71,18 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     return Model(config, params, load_tokenizer(source.folder, config.max_tokens))
 
 
-def _pooling(folder: Path, config: Mapping) -> dict:
+def layout_of(keys: Iterable[str], config: Config) -> list[Entry]:
+    """The table of the layout that a checkpoint with these keys has."""
+    stored = {plain: key for key in keys if (plain := plain_key(key)) is not None}
+    return [entry._replace(key=stored.get(entry.key, entry.key)) for entry in hf_table(config)]
+
+
+def _pooling(folder: Path, config: Config) -> dict:
     """What sentence-transformers' files say about pooling, length and normalisation."""
 
-    def read(name: str):
-        path = folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
     options = {}
-    given = read("1_Pooling/config.json")
-    if given is not None:
+    given = read_json(folder / "1_Pooling" / "config.json")
+    if given:
         modes = [
             mode for mode, on in given.items() if mode.startswith("pooling_mode_") and on is True
         ]
@@ -91,11 +94,11 @@ def _pooling(folder: Path, config: Mapping) -> dict:
         if len(modes) != 1 or modes[0] not in known:
             raise ValueError(f"{folder}/1_Pooling: found {modes}, expected one of {sorted(known)}")
         options["pooling"] = known[modes[0]]
-    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    length = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     if length is not None:
-        options["max_tokens"] = min(length, config.get("max_position_embeddings", 512))
-    modules = read("modules.json")
-    if modules is not None:
+        options["max_tokens"] = min(length, config.room)
+    modules = read_json(folder / "modules.json", list)
+    if modules:
         options["normalise"] = any(m["type"].endswith("Normalize") for m in modules)
         strange = [
             m["type"]
@@ -117,18 +120,9 @@ def save(
       folder: made when it does not exist; files of the same names are replaced.
       dtype: of the floats on disk, "float32", "float16" or "bfloat16".
     """
-    from safetensors.numpy import save_file
-
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
     if not isinstance(model, Model):
         model = Model(*model)
     config = model.config
-    tensors = export(hf_table(config), model.params)
-    tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
-    folder = Path(folder)
-    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     modules = ["Transformer", "Pooling"] + ["Normalize"] * config.normalise
     texts = {
         "config.json": {**config.to_hf(), "dtype": dtype},
@@ -148,10 +142,9 @@ def save(
             for index, kind in enumerate(modules)
         ],
     }
-    for name, content in texts.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if model.tokenizer is not None:
-        model.tokenizer.save(folder)
+    fits(model.params, param_shapes(config))
+    table, weights = hf_table(config), "model.safetensors"
+    write_folder(Path(folder), weights, table, model.params, dtype, texts, model.tokenizer)
 
 
 def encode(
@@ -160,8 +153,11 @@ def encode(
     """The vectors of sentences, float32 `[texts, width]`, in the order given.
 
     Sentences of like length share a batch, so little is padded and few shapes are compiled.
-    `options` go to `text_features`. Raises ValueError without tokenizer.
+    `options` go to `text_features`. Raises ValueError without tokenizer, TypeError for a single
+    text.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts: found a single text, expected a sequence of texts")
     if model.tokenizer is None:
         raise ValueError("sentences cannot be encoded: this model was loaded without a tokenizer")
     texts = list(texts)

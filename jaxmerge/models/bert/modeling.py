@@ -1,14 +1,15 @@
-"""BERT's encoder and the pure functions over it.
+"""BERT's and MPNet's encoder and the pure functions over it.
 
 Word, position and type embeddings, a layer norm, then post-norm blocks
 
     x <- norm1(x + attn(x));  x <- norm2(x + mlp(x))
 
-and, as sentence-transformers does it, the mean of the states over a sentence's tokens, scaled to
-unit length.
+MPNet has no types and adds a learnt bias to the scores of attention, one a head and a bucket of
+relative positions, the same in all blocks. Then, as sentence-transformers does it, the mean of the
+states over a sentence's tokens, scaled to unit length.
 
 Source: Devlin et al. 2018 (arXiv 1810.04805); Reimers & Gurevych 2019 (arXiv 1908.10084),
-section 3.
+section 3; Song et al. 2020 (arXiv 2004.09297).
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxmerge.models.bert.config import Config
+from jaxmerge.models.packing import Packed, spread
 from jaxmerge.models.transformer import (
     Attention,
     Compute,
     Dense,
     LayerNorm,
     Mlp,
+    add_blocks,
     bind,
+    blocks_of,
+    check_ids,
+    check_inputs,
     normal,
     parameters,
     run_blocks,
@@ -46,13 +53,13 @@ class Block(nnx.Module):
         self.mlp = Mlp(config.width, config.hidden, config.activation, STD, STD, rngs)
         self.norm2 = LayerNorm(config.width, config.eps)
 
-    def __call__(self, x: jax.Array, compute: Compute, keep: jax.Array) -> jax.Array:
-        x = self.norm1(x + self.attn(x, compute, keep=keep))
+    def __call__(self, x: jax.Array, compute: Compute, **which) -> jax.Array:
+        x = self.norm1(x + self.attn(x, compute, **which))
         return self.norm2(x + self.mlp(x))
 
 
 class Tower(nnx.Module):
-    """Token ids `[batch, tokens]` -> states `[batch, tokens, width]`."""
+    """Token ids `[batch, tokens]`, or packed, -> states `[batch, tokens, width]`."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs | None):
         def table(rows: int) -> nnx.Param:
@@ -60,21 +67,62 @@ class Tower(nnx.Module):
 
         self.token = table(config.vocab)
         self.position = table(config.positions)
-        self.type = table(config.types)
+        if config.types:
+            self.type = table(config.types)
+        if config.buckets:
+            self.relative = normal(rngs, STD, config.buckets, config.heads)
         self.embed_norm = LayerNorm(config.width, config.eps)
-        for index in range(config.layers):
-            setattr(self, f"block_{index:02d}", Block(config, rngs))
+        add_blocks(self, config.layers, lambda: Block(config, rngs))
         if config.pooler:
             self.pooler = Dense(config.width, config.width, STD, rngs)
         self.config = config
 
-    def __call__(self, tokens: jax.Array, keep: jax.Array, compute: Compute) -> jax.Array:
-        x = jnp.take(self.token[...], tokens, axis=0)
-        x = x + self.type[...][None, :1]
-        x = x + self.position[...][None, : tokens.shape[1]]
-        x = self.embed_norm(x).astype(compute.dtype)
-        blocks = [getattr(self, f"block_{index:02d}") for index in range(self.config.layers)]
-        return run_blocks(blocks, x, compute, keep=keep)
+    def __call__(self, tokens: jax.Array | Packed, compute: Compute) -> jax.Array:
+        blocks = blocks_of(self, self.config.layers)
+        which = {}
+        if self.config.buckets:
+            length = (tokens.tokens if isinstance(tokens, Packed) else tokens).shape[1]
+            bias = self.relative[...][buckets(length, self.config.buckets)]
+            which["bias"] = bias.transpose(2, 0, 1)[None]
+        if not isinstance(tokens, Packed):
+            positions = jnp.arange(tokens.shape[1])[None]
+            keep = tokens != self.config.pad
+            x = self.embed(tokens, positions, compute)
+            return run_blocks(blocks, x, compute, keep=keep, **which)
+        keep = tokens.tokens != self.config.pad
+        words = jnp.take(tokens.tokens.reshape(-1), tokens.at, mode="clip")
+        x = self.embed(words, tokens.position, compute)
+        return spread(run_blocks(blocks, x, compute, keep=keep, packed=tokens, **which), tokens)
+
+    def embed(self, words: jax.Array, positions: jax.Array, compute: Compute) -> jax.Array:
+        """Word, type and position embeddings, normalised."""
+        x = jnp.take(self.token[...], words, axis=0, mode="clip")
+        if self.config.types:
+            x = x + self.type[...][0]
+        positions = positions + self.config.first
+        x = x + jnp.take(self.position[...], positions, axis=0, mode="clip")
+        return self.embed_norm(x).astype(compute.dtype)
+
+
+def buckets(length: int, count: int, far: int = 128) -> np.ndarray:
+    """The bucket of every pair of tokens, int `[query, key]`, by how far and to which side.
+
+    Half of the buckets are for keys behind the query. Of a half, the first half holds one distance
+    each; from there on they widen with the logarithm, and the last one begins near `far`.
+
+    Source: Raffel et al. 2020 (arXiv 1910.10683), section 2.1, as MPNet uses it.
+
+    >>> buckets(3, 8)
+    array([[0, 5, 6],
+           [1, 0, 5],
+           [2, 1, 0]], dtype=int32)
+    """
+    half, exact = count // 2, count // 4
+    ahead = np.arange(length)[None] - np.arange(length)[:, None]
+    distance = np.abs(ahead)
+    share = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(far / exact)
+    wide = np.minimum(exact + (share * (half - exact)).astype(np.int32), half - 1)
+    return (np.where(distance < exact, distance, wide) + half * (ahead > 0)).astype(np.int32)
 
 
 def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:
@@ -93,41 +141,45 @@ def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {f"text/{name}": shape for name, shape in sorted(shapes(Tower, config).items())}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _states(config: Config, params: dict, tokens, keep, compute: Compute) -> jax.Array:
-    return bind(Tower, config, params)(tokens, keep, compute)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _states(config: Config, params: dict, tokens, compute: Compute) -> jax.Array:
+    return bind(Tower, config, params)(tokens, compute)
 
 
 def text_states(
-    config: Config, params: Mapping, tokens: jax.Array, *, compute: Compute = Compute()
+    config: Config, params: Mapping, tokens: jax.Array | Packed, *, compute: Compute = Compute()
 ) -> jax.Array:
     """The state of every token, `[batch, tokens, width]`; padding is not looked at.
 
     Args, Raises: as `text_features`.
     """
-    if tokens.ndim != 2 or tokens.shape[1] > config.positions:
+    shown = tokens.tokens if isinstance(tokens, Packed) else tokens
+    check_inputs("tokens", shown, compute)
+    if shown.ndim != 2 or shown.shape[1] > config.room:
         raise ValueError(
-            f"tokens: found shape {tokens.shape}, expected (batch, at most {config.positions})"
+            f"tokens: found shape {shown.shape}, expected (batch, at most {config.room})"
         )
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens: found dtype {tokens.dtype}, expected integers")
+    if not jnp.issubdtype(shown.dtype, jnp.integer):
+        raise TypeError(f"tokens: found dtype {shown.dtype}, expected integers")
+    check_ids(shown, config.vocab)
     own = {
         name.removeprefix("text/"): leaf
         for name, leaf in params.items()
         if name.startswith("text/")
     }
-    return _states(config, own, tokens, tokens != config.pad, compute)
+    return _states(config, own, tokens, compute)
 
 
 def text_features(
-    config: Config, params: Mapping, tokens: jax.Array, *, compute: Compute = Compute()
+    config: Config, params: Mapping, tokens: jax.Array | Packed, *, compute: Compute = Compute()
 ) -> jax.Array:
     """One vector a sentence.
 
     Args:
       config: the architecture and the pooling (static).
       params: flat mapping name -> array.
-      tokens: integers `[batch, length]`, shorter sentences filled up with `config.pad`.
+      tokens: integers `[batch, length]`, shorter sentences filled up with `config.pad`; or the same
+        as `jaxmerge.models.packing.pack` packs it, which costs no work for padding.
       compute: dtype, form of the attention, scan, remat (static).
 
     Returns:
@@ -139,7 +191,8 @@ def text_features(
       TypeError: tokens that are not integers.
       KeyError: parameters that are missing.
     """
-    return pool(config, text_states(config, params, tokens, compute=compute), tokens)
+    states = text_states(config, params, tokens, compute=compute)
+    return pool(config, states, tokens.tokens if isinstance(tokens, Packed) else tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmerge.models.folders import read_json
+from jaxmerge.models.tokens import refuse_long, special_tokens, token_ids
+
+NAMED = {f"{token.lower()}_token": f"[{token}]" for token in ("CLS", "SEP", "PAD", "UNK", "MASK")}
+NAMED |= {"tokenizer_class": "BertTokenizer"}
+NEEDED = ("cls_token", "sep_token", "pad_token")
 STEP = 16  # lengths are rounded up to a multiple, so that few shapes are compiled
 
 
@@ -21,12 +27,15 @@ class Tokenizer:
       backend: a `tokenizers.Tokenizer`.
       max_tokens: longest sentence, special tokens included.
       end, pad: token ids.
+      named: the special tokens and the class of the tokenizer, by the names that they have in
+        `tokenizer_config.json`.
     """
 
     backend: Any
     max_tokens: int
     end: int
     pad: int
+    named: Mapping[str, str] = field(default_factory=lambda: dict(NAMED))
 
     def __call__(
         self, texts: str | Iterable[str], truncate: bool = False, length: int | None = None
@@ -39,22 +48,13 @@ class Tokenizer:
           length: of every row; otherwise the longest one's, rounded up to a multiple of 16.
 
         Raises:
-          ValueError: sentences longer than `max_tokens` (or `length`), all listed, unless
-            `truncate`.
+          ValueError: sentences longer than `max_tokens` (or `length`), unless `truncate`.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         limit = self.max_tokens if length is None else min(length, self.max_tokens)
         rows = [code.ids for code in self.backend.encode_batch(texts)]
-        too_long = [
-            f"{text[:60]!r} has {len(row)}"
-            for text, row in zip(texts, rows, strict=True)
-            if len(row) > limit
-        ]
-        if too_long and not truncate:
-            raise ValueError(
-                f"sentences longer than {limit} tokens: {'; '.join(too_long)}. Shorten them or"
-                " pass truncate=True"
-            )
+        if not truncate:
+            refuse_long(texts, [len(row) for row in rows], limit, "a sentence")
         if length is None:
             longest = min(max(map(len, rows), default=1), limit)
             length = min(-(-longest // STEP) * STEP, self.max_tokens)
@@ -68,15 +68,7 @@ class Tokenizer:
         """Writes `tokenizer.json` and `tokenizer_config.json`."""
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
-        config = {
-            "tokenizer_class": "BertTokenizer",
-            "model_max_length": self.max_tokens,
-            "pad_token": self.backend.id_to_token(self.pad),
-            "sep_token": self.backend.id_to_token(self.end),
-            "cls_token": "[CLS]",
-            "unk_token": "[UNK]",
-            "mask_token": "[MASK]",
-        }
+        config = {"model_max_length": self.max_tokens, **self.named}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -84,33 +76,32 @@ def load_tokenizer(folder: str | Path, max_tokens: int) -> Tokenizer | None:
     """Reads `tokenizer.json`, or `vocab.txt`; None when the folder has neither.
 
     Raises:
-      ValueError: a vocabulary without [CLS], [SEP] and [PAD].
+      ValueError: a vocabulary without the tokens that start, end and fill up a sentence: those
+        which the folder's files name, or [CLS], [SEP] and [PAD].
     """
     import tokenizers
 
     folder = Path(folder)
+    named = special_tokens(folder, NAMED)
     if (folder / "tokenizer.json").exists():
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         backend.no_truncation()
         backend.no_padding()
     elif (folder / "vocab.txt").exists():
-        backend = _from_vocab(folder)
+        backend = _from_vocab(folder, named)
     else:
         return None
-    ids = {token: backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")}
-    if unknown := [token for token, found in ids.items() if found is None]:
-        raise ValueError(f"{folder}: the vocabulary lacks the special tokens {unknown}")
-    return Tokenizer(backend, max_tokens, end=ids["[SEP]"], pad=ids["[PAD]"])
+    ids = token_ids(backend, folder, {key: named[key] for key in NEEDED})
+    return Tokenizer(backend, max_tokens, ids["sep_token"], ids["pad_token"], named)
 
 
-def _from_vocab(folder: Path):
-    from tokenizers.implementations import BertWordPieceTokenizer
+def _from_vocab(folder: Path, named: Mapping[str, str]):
+    from tokenizers import BertWordPieceTokenizer
 
-    options = {}
-    if (folder / "tokenizer_config.json").exists():
-        options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    options = read_json(folder / "tokenizer_config.json")
     return BertWordPieceTokenizer(
         str(folder / "vocab.txt"),
+        **{key: token for key, token in named.items() if key.endswith("_token")},
         lowercase=options.get("do_lower_case", True),
         strip_accents=options.get("strip_accents"),
         handle_chinese_chars=options.get("tokenize_chinese_chars", True),

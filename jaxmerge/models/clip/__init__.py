@@ -13,7 +13,8 @@
 from jaxmerge.models.clip.augment import random_resized_crop
 from jaxmerge.models.clip.checkpoint import Model, load, save
 from jaxmerge.models.clip.config import Config, Text, Vision
-from jaxmerge.models.clip.extract import encode_images
+from jaxmerge.models.clip.extract import accuracies, encode_images
+from jaxmerge.models.clip.lazily import lazy
 from jaxmerge.models.clip.modeling import (
     image_features,
     init,
@@ -37,10 +38,12 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Vision",
+    "accuracies",
     "encode_images",
     "from_bpe",
     "image_features",
     "init",
+    "lazy",
     "load",
     "load_prompts",
     "load_tokenizer",

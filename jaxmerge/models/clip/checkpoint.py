@@ -7,10 +7,9 @@ fine-tuned towers are published, loads alone or onto a full base.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -30,7 +29,8 @@ from jaxmerge.models.clip.open_clip import (
 from jaxmerge.models.clip.params import hf_table, open_clip_table
 from jaxmerge.models.clip.preprocess import MEAN, STD, Preprocess, load_preprocess
 from jaxmerge.models.clip.tokenize import Tokenizer, load_tokenizer
-from jaxmerge.models.tables import absorb, export
+from jaxmerge.models.folders import read_json, write_folder
+from jaxmerge.models.tables import Entry, absorb, fits
 
 POSITION_IDS = "embeddings.position_ids"
 BUFFERS = (
@@ -92,28 +92,19 @@ def _read(source: Source, config: Config | None) -> Model:
     fused = any("resblocks" in key for key in shapes)
     processing = None
     if fused:
-        found = _json(folder, "open_clip_config.json")
+        found = read_json(folder / "open_clip_config.json") if folder else {}
         if config is None:
             config = config_from_open_clip(found) if found else config_from_shapes(shapes)
         picture = found.get("preprocess_cfg", {})
         if picture:
             mean, std = (tuple(picture.get(k, v)) for k, v in (("mean", MEAN), ("std", STD)))
             processing = Preprocess(config.vision.image, mean, std)
-        table = open_clip_table(config)
-    else:
-        if config is None:
-            found = _json(folder, "config.json")
-            if not found:
-                raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-            config = Config.from_hf(found)
-        table = hf_table(config)
-    tensors = source
-    if not fused and (config.text is None or config.vision is None):
-        # transformers 5 leaves the tower's name out where there is nothing else.
-        prefix = "vision_model." if config.text is None else "text_model."
-        if not any(key.startswith(prefix) for key in shapes):
-            tensors = {f"{prefix}{key}": value for key, value in source.items()}
-    params = absorb(table, tensors, param_shapes(config), BUFFERS)
+    elif config is None:
+        found = read_json(folder / "config.json") if folder else {}
+        if not found:
+            raise ValueError(f"{source.ref}: expected a config.json beside the weights")
+        config = Config.from_hf(found)
+    params = absorb(layout_of(source, config), source, param_shapes(config), BUFFERS)
     tokenizer = None
     if config.text is not None and folder is not None:
         tokenizer = load_tokenizer(folder, config.text.context)
@@ -123,13 +114,16 @@ def _read(source: Source, config: Config | None) -> Model:
     return Model(config, params, tokenizer, processing)
 
 
-def _json(folder: Path | None, name: str) -> dict:
-    if folder is None or not (folder / name).exists():
-        return {}
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / name} is not JSON ({error})") from None
+def layout_of(keys: Collection[str], config: Config) -> list[Entry]:
+    """The table of the layout that a checkpoint with these keys has."""
+    if any("resblocks" in key for key in keys):
+        return open_clip_table(config)
+    table = hf_table(config)
+    if not any(key.startswith(("vision_model.", "text_model.")) for key in keys):
+        # transformers 5 leaves the tower's name out where there is nothing else.
+        tower = "text_model." if config.vision is None else "vision_model."
+        table = [entry._replace(key=entry.key.removeprefix(tower)) for entry in table]
+    return table
 
 
 def _onto(base: Model | str | os.PathLike, tower: Model, ref: str) -> Model:
@@ -187,11 +181,8 @@ def save(
     Raises:
       ValueError: an unknown dtype or layout, or a model that the layout cannot hold.
       KeyError: parameters that are missing, all listed.
+      ValueError: parameters that are not the config's or of another shape, all listed.
     """
-    from safetensors.numpy import save_file
-
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
     if layout not in ("hf", "open_clip"):
         raise ValueError(f"layout: found {layout!r}, expected hf or open_clip")
     if not isinstance(model, Model):
@@ -209,12 +200,5 @@ def save(
         table = open_clip_table(model.config)
         config = config_to_open_clip(model.config, processing.mean, processing.std)
         texts, weights = {"open_clip_config.json": config}, "open_clip_model.safetensors"
-    tensors = export(table, model.params)
-    tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / weights, metadata={"format": "pt"})
-    for name, content in texts.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if model.tokenizer is not None:
-        model.tokenizer.save(folder)
+    fits(model.params, param_shapes(model.config))
+    write_folder(Path(folder), weights, table, model.params, dtype, texts, model.tokenizer)

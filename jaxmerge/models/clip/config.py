@@ -7,9 +7,11 @@ have one tower only (the vision-only folders that fine-tuned checkpoints are pub
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from jaxmerge.models.transformer import ACTIVATIONS
+
+IDS = ("bos", "eos", "pad")  # of a text tower; all else are sizes
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,16 @@ class Config:
         if self.vision is None and self.text is None:
             wrong.append("neither a vision nor a text tower")
         for which, tower in (("vision", self.vision), ("text", self.text)):
-            if tower is not None and tower.width % tower.heads:
+            if tower is None:
+                continue
+            sizes = {f.name: getattr(tower, f.name) for f in fields(tower) if f.name not in IDS}
+            if low := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
+                wrong.append(f"{which}: expected at least 1, found {', '.join(low)}")
+            elif tower.width % tower.heads:
                 wrong.append(
                     f"{which}: width {tower.width} is not a multiple of {tower.heads} heads"
                 )
-        if self.vision is not None and self.vision.image % self.vision.patch:
+        if self.vision is not None and self.vision.image % max(self.vision.patch, 1):
             wrong.append(
                 f"vision: image {self.vision.image} is not a multiple of patch {self.vision.patch}"
             )
@@ -99,12 +106,17 @@ class Config:
         """Floating point operations of the image tower's matrix products, forward, one image.
 
         A multiplication and an addition count as two; a training step takes three times as many.
+        What nothing reads is not counted: of the last block, all but the keys and values of the
+        tokens behind the first.
         """
         v = self.vision
-        block = 8 * v.tokens * v.width**2 + 4 * v.tokens**2 * v.width
-        block += 4 * v.tokens * v.width * v.hidden
+        if v is None:
+            raise ValueError("no vision tower (config.vision is None)")
+        shared = 4 * v.tokens * v.width**2  # keys and values
+        token = 4 * v.width**2 + 4 * v.tokens * v.width + 4 * v.width * v.hidden
+        blocks = v.layers * shared + ((v.layers - 1) * v.tokens + 1) * token
         patches = 2 * (v.tokens - 1) * 3 * v.patch**2 * v.width
-        return patches + v.layers * block + 2 * v.width * (self.projection_dim or 0)
+        return patches + blocks + 2 * v.width * (self.projection_dim or 0)
 
     @classmethod
     def from_hf(cls, config: Mapping) -> Config:
@@ -152,7 +164,7 @@ class Config:
             text = {"model_type": "clip_text_model", **_write(self.text, _TEXT), **shared}
         suffix = "" if self.projection_dim is None else "WithProjection"
         if text is None:
-            return {"architectures": [f"CLIPVisionModel{suffix}"], **vision}
+            return {"architectures": [f"CLIPVisionModel{suffix}"], **(vision or {})}
         if vision is None:
             return {"architectures": [f"CLIPTextModel{suffix}"], **text}
         return {

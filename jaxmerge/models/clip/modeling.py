@@ -6,6 +6,9 @@ pre-norm blocks, a layer norm, the state at the end-of-text token, a projection.
 
     x <- x + attn(norm1(x));  x <- x + mlp(norm2(x))
 
+Only one token of the last states is read, so the last block computes no other: its query, its
+output and its MLP see one token an image or text, its keys and values all of them.
+
 `init`, `image_features` and `text_features` are the border: parameters are a flat mapping name ->
 array such as `"vision/block_03/attn/query/kernel"` (kernels `[in, out]`), the config is static.
 
@@ -29,7 +32,11 @@ from jaxmerge.models.transformer import (
     Dense,
     LayerNorm,
     Mlp,
+    add_blocks,
     bind,
+    blocks_of,
+    check_ids,
+    check_inputs,
     normal,
     parameters,
     run_blocks,
@@ -48,18 +55,22 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(tower.width, config.eps)
         self.mlp = Mlp(tower.width, tower.hidden, config.activation, std * 2**-0.5, std_in, rngs)
 
-    def __call__(self, x: jax.Array, compute: Compute, causal: bool = False) -> jax.Array:
-        x = x + self.attn(self.norm1(x), compute, causal=causal)
+    def __call__(
+        self, x: jax.Array, compute: Compute, only: int | jax.Array | None = None, **which
+    ) -> jax.Array:
+        """States to states; with `only` the states `[batch, 1, width]` of that token alone."""
+        source = normed = self.norm1(x)
+        if only is not None:
+            x, normed = _pick(x, only), _pick(normed, only)
+        x = x + self.attn(normed, compute, source=source, **which)
         return x + self.mlp(self.norm2(x))
 
 
-def _add_blocks(module: nnx.Module, tower, config: Config, rngs: nnx.Rngs | None) -> None:
-    for index in range(tower.layers):
-        setattr(module, f"block_{index:02d}", Block(tower, config, rngs))
-
-
-def _blocks(module: nnx.Module, tower) -> list[nnx.Module]:
-    return [getattr(module, f"block_{index:02d}") for index in range(tower.layers)]
+def _pick(x: jax.Array, token: int | jax.Array) -> jax.Array:
+    """One token of each row of `[batch, tokens, width]`: the same one, or one for each row."""
+    if isinstance(token, int):
+        return x[:, token : token + 1]
+    return jnp.take_along_axis(x, token[:, None, None], axis=1)
 
 
 class Patch(nnx.Module):
@@ -87,7 +98,7 @@ class VisionTower(nnx.Module):
         self.patch = Patch(tower.patch, tower.width, rngs)
         self.position = normal(rngs, 0.02, tower.tokens, tower.width)
         self.pre_norm = LayerNorm(tower.width, config.eps)
-        _add_blocks(self, tower, config, rngs)
+        add_blocks(self, tower.layers, lambda: Block(tower, config, rngs))
         self.post_norm = LayerNorm(tower.width, config.eps)
         if config.projection_dim is not None:
             self.projection = Dense(
@@ -102,7 +113,7 @@ class VisionTower(nnx.Module):
         first = self.class_token[...].astype(x.dtype)[None, None]
         first = jnp.broadcast_to(first, (x.shape[0], 1, tower.width))
         x = jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)[None]
-        x = run_blocks(_blocks(self, tower), self.pre_norm(x), compute)
+        x = run_blocks(blocks_of(self, tower.layers), self.pre_norm(x), compute, last={"only": 0})
         x = self.post_norm(x[:, 0])
         return self.projection(x) if hasattr(self, "projection") else x
 
@@ -114,7 +125,7 @@ class TextTower(nnx.Module):
         tower = config.text
         self.token = normal(rngs, 0.02, tower.vocab, tower.width)
         self.position = normal(rngs, 0.01, tower.context, tower.width)
-        _add_blocks(self, tower, config, rngs)
+        add_blocks(self, tower.layers, lambda: Block(tower, config, rngs))
         self.final_norm = LayerNorm(tower.width, config.eps)
         if config.projection_dim is not None:
             self.projection = Dense(
@@ -126,11 +137,11 @@ class TextTower(nnx.Module):
         tower = self.config.text
         length = tokens.shape[1]
         x = jnp.take(self.token[...], tokens, axis=0) + self.position[...][None, :length]
-        x = run_blocks(_blocks(self, tower), x.astype(compute.dtype), compute, causal=True)
-        # Row-wise, so normalising only the states that are read changes nothing.
         end = jnp.argmax(tokens if tower.eos == 2 else tokens == tower.eos, axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        x = self.final_norm(x)
+        last = {"only": end, "keep": jnp.arange(length)[None] <= end[:, None]}
+        x = x.astype(compute.dtype)
+        x = run_blocks(blocks_of(self, tower.layers), x, compute, last=last, causal=True)
+        x = self.final_norm(x[:, 0])
         return self.projection(x) if hasattr(self, "projection") else x
 
 
@@ -208,6 +219,7 @@ def image_features(
     if config.vision is None:
         raise ValueError("images given to a model without vision tower (config.vision is None)")
     side = config.vision.image
+    check_inputs("images", images, compute)
     if images.ndim != 4 or images.shape[1:] != (side, side, 3):
         raise ValueError(
             f"images: found shape {images.shape}, expected (batch, {side}, {side}, 3);"
@@ -236,15 +248,18 @@ def text_features(
       float32 `[batch, projection_dim]`.
 
     Raises:
-      ValueError: no text tower; tokens longer than the context or not a matrix.
+      ValueError: no text tower; tokens longer than the context or not a matrix; ids outside of the
+        vocabulary (looked for in numpy arrays only: a look at the device would wait for it).
       TypeError: tokens that are not integers.
       KeyError: parameters that are missing.
     """
     if config.text is None:
         raise ValueError("text given to a model without text tower (config.text is None)")
     context = config.text.context
+    check_inputs("tokens", tokens, compute)
     if tokens.ndim != 2 or tokens.shape[1] > context:
         raise ValueError(f"tokens: found shape {tokens.shape}, expected (batch, at most {context})")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens: found dtype {tokens.dtype}, expected integers")
+    check_ids(tokens, config.text.vocab)
     return _run("text", config, params, tokens, compute)

@@ -1,20 +1,22 @@
 """Pictures to the normalised floats that CLIP's image tower reads.
 
 Resize the shorter side (bicubic, with PIL itself), cut out the centre, divide by 255, subtract
-the mean and divide by the standard deviation of each channel. Everything happens on the host.
+the mean and divide by the standard deviation of each channel. Everything happens on the host;
+`crop` and `normalise` are the two halves, for those who normalise on the device.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmerge.models.clip.config import Config
+from jaxmerge.models.folders import read_json
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,12 +43,11 @@ class Preprocess:
             `[batch, height, width, 3 or 1]` or `[batch, height, width]` (grey).
 
         Raises:
-          TypeError: arrays that are not uint8.
+          TypeError: arrays that are not uint8; neither arrays nor pictures.
           ValueError: arrays of another shape.
         """
         pixels, single = self.crop(images)
-        scale = np.float32(1 / 255) / np.asarray(self.std, np.float32)
-        shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        scale, shift = self.affine
         # In place and on whole pixel rows: long inner loops, three times as fast.
         rows = pixels.reshape(-1, pixels.shape[2] * 3).astype(np.float32)
         rows *= np.tile(scale, pixels.shape[2])
@@ -54,11 +55,30 @@ class Preprocess:
         ready = rows.reshape(pixels.shape)
         return ready[0] if single else ready
 
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift of each channel: `pixels * scale - shift` are the floats."""
+        std = np.asarray(self.std, np.float32)
+        return np.float32(1 / 255) / std, np.asarray(self.mean, np.float32) / std
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """Cropped uint8 pixels to floats, on the device: a quarter of the bytes go there."""
+        scale, shift = self.affine
+        return pixels.astype(np.float32) * scale - shift
+
     def crop(self, images: Any) -> tuple[np.ndarray, bool]:
         """Resized and cropped uint8 `[batch, side, side, 3]`, and whether it was one picture."""
         if not isinstance(images, np.ndarray):
             single = not isinstance(images, Sequence)
             pictures = [images] if single else images
+            odd = [type(p).__name__ for p in pictures if not hasattr(p, "convert")]
+            if odd or isinstance(images, str):
+                raise TypeError(
+                    f"images: found {'str' if isinstance(images, str) else odd[0]}, expected PIL"
+                    " pictures or a uint8 array; clip.encode_images reads files"
+                )
+            if not pictures:
+                return np.empty((0, self.side, self.side, 3), np.uint8), False
             return np.stack([self._crop_picture(picture) for picture in pictures]), single
         if images.dtype != np.uint8:
             raise TypeError(f"images: found dtype {images.dtype}, expected uint8")
@@ -132,9 +152,9 @@ def load_preprocess(folder: str | Path | None, config: Config) -> Preprocess | N
     if config.vision is None:
         return None
     file = Path(folder or "") / "preprocessor_config.json"
-    if folder is None or not file.exists():
+    given = {} if folder is None else read_json(file)
+    if not given:
         return Preprocess(config.vision.image)
-    given = json.loads(file.read_text(encoding="utf-8"))
     crop, size = given.get("crop_size", 224), given.get("size", 224)
     side = crop["height"] if isinstance(crop, dict) else crop
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size

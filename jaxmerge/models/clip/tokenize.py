@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.models.tokens import refuse_long, special_tokens, token_ids
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 # OpenAI's rule for words: contractions, runs of letters, single digits, runs of anything else.
@@ -48,21 +50,14 @@ class Tokenizer:
           truncate: cut texts that are too long (keeping the end token) instead of raising.
 
         Raises:
-          ValueError: texts longer than the context, all listed, unless `truncate`.
+          ValueError: texts longer than the context, unless `truncate`.
         """
         texts = [tidy(text) for text in ([texts] if isinstance(texts, str) else texts)]
         encoded = self.backend.encode_batch(texts, add_special_tokens=False)
         room = self.context - 2
-        too_long = [
-            f"{text[:60]!r} has {len(code.ids)}"
-            for text, code in zip(texts, encoded, strict=True)
-            if len(code.ids) > room
-        ]
-        if too_long and not truncate:
-            raise ValueError(
-                f"texts longer than the {room} tokens that fit the context of {self.context}:"
-                f" {'; '.join(too_long)}. Shorten them or pass truncate=True"
-            )
+        if not truncate:
+            lengths = [len(code.ids) for code in encoded]
+            refuse_long(texts, lengths, room, f"the context of {self.context}")
         rows = np.full((len(texts), self.context), self.pad, np.int32)
         for row, code in zip(rows, encoded, strict=True):
             ids = [self.start, *code.ids[:room], self.end]
@@ -155,22 +150,13 @@ def load_tokenizer(folder: str | Path, context: int) -> Tokenizer | None:
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        pairs = (line.split() for line in lines if line and not line.startswith("#version"))
+        merges = [(left, right) for left, right in pairs]
         backend = from_bpe(vocab, merges)
     elif (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
         raise ValueError(f"{folder}: a tokenizer needs both vocab.json and merges.txt")
     else:
         return None
-    special = {"bos_token": START, "eos_token": END}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            given = json.loads((folder / name).read_text(encoding="utf-8"))
-            for key in _SPECIAL.values():
-                if given.get(key) is not None:
-                    token = given[key]
-                    special[key] = token["content"] if isinstance(token, dict) else token
-    special.setdefault("pad_token", special["eos_token"])
-    ids = {ours: backend.token_to_id(special[theirs]) for ours, theirs in _SPECIAL.items()}
-    if unknown := [special[_SPECIAL[which]] for which, found in ids.items() if found is None]:
-        raise ValueError(f"{folder}: the vocabulary lacks the special tokens {unknown}")
-    return Tokenizer(backend, context, **ids)
+    defaults = {"bos_token": START, "eos_token": END, "pad_token": END}
+    ids = token_ids(backend, folder, special_tokens(folder, defaults))
+    return Tokenizer(backend, context, **{ours: ids[key] for ours, key in _SPECIAL.items()})

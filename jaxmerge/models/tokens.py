@@ -1,0 +1,61 @@
+"""What the tokenizers of all models share: special tokens by name, and texts that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxmerge.models.folders import read_json
+
+SHOWN = 5  # offenders spelt out in an error; the rest is counted
+
+
+def special_tokens(folder: Path, defaults: Mapping[str, str]) -> dict[str, str]:
+    """What a folder's files say of these names, `"eos_token"` and so on -> token.
+
+    Args:
+      folder: may hold `special_tokens_map.json` and `tokenizer_config.json` (which has the last
+        word).
+      defaults: the names that are wanted, and what holds where no file says anything.
+    """
+    found = dict(defaults)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        given = read_json(folder / name)
+        for key in defaults:
+            if given.get(key) is not None:
+                token = given[key]
+                found[key] = token["content"] if isinstance(token, dict) else token
+    return found
+
+
+def token_ids(backend, folder: Path, tokens: Mapping[str, str]) -> dict[str, int]:
+    """Their ids.
+
+    Raises:
+      ValueError: tokens that the vocabulary lacks, all listed.
+    """
+    ids = {key: backend.token_to_id(token) for key, token in tokens.items()}
+    if unknown := [tokens[key] for key, found in ids.items() if found is None]:
+        raise ValueError(f"{folder}: the vocabulary lacks the special tokens {unknown}")
+    return ids
+
+
+def refuse_long(texts: Sequence[str], lengths: Sequence[int], limit: int, what: str) -> None:
+    """Raises ValueError when a text has more than `limit` tokens; `what` says where they must fit.
+
+    >>> refuse_long(["one two", "three"], [2, 1], 1, "a row of 3")
+    Traceback (most recent call last):
+    ValueError: 1 of 2 texts has more than the 1 tokens that fit a row of 3: 'one two' has 2. ...
+    """
+    long = [
+        f"{text[:60]!r} has {length}"
+        for text, length in zip(texts, lengths, strict=True)
+        if length > limit
+    ]
+    if long:
+        rest = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
+        raise ValueError(
+            f"{len(long)} of {len(texts)} texts {'has' if len(long) == 1 else 'have'} more than the"
+            f" {limit} tokens that fit {what}: {'; '.join(long[:SHOWN])}{rest}. Shorten them or"
+            " pass truncate=True"
+        )
