@@ -1,53 +1,21 @@
-"""The file driver: the same bits as in memory, nothing lost, bad input refused."""
+"""The file driver: the same bits as in memory, pieces, dtypes, bad input refused."""
 
 from __future__ import annotations
-
-import errno
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from leaves import family, saved
+from safetensors.numpy import load_file
 
 import jaxmerge as jm
 from jaxmerge import pieces, walk
-from jaxmerge.cutting import elementwise
-from jaxmerge.errors import UserError
+from jaxmerge.core import leaf_sum
+from jaxmerge.cutting import elementwise, sums
 from jaxmerge.files import Job, merge_jobs
 from jaxmerge.io.safetensors import File, Like
 from jaxmerge.io.writer import partial_folder
-
-SHAPES = {
-    "embed": (60, 20), "layers.0.w": (33, 40), "layers.0.b": (33,), "layers.1.w": (33, 40),
-    "scalar": (), "empty": (0, 3), "ids": (5,),
-}  # fmt: skip
-
-
-def family(dtype=np.float32, models=3, shapes=SHAPES, seed=0):
-    rng = np.random.default_rng(seed)
-    base = {n: np.asarray(rng.normal(size=s) * 0.1).astype(dtype) for n, s in shapes.items()}
-    base["ids"] = np.arange(5)
-    out = [base]
-    for _ in range(models):
-        more = {n: np.asarray(rng.normal(size=s) * 0.01) for n, s in shapes.items()}
-        model = {
-            n: np.asarray(base[n].astype(np.float64) + more[n]).astype(base[n].dtype)
-            for n in shapes
-        }
-        out.append(model | {"ids": base["ids"]})
-    return out
-
-
-def saved(folder, models):
-    for i, model in enumerate(models):
-        save_file(model, folder / f"m{i}.safetensors")
-    return [File(folder / f"m{i}.safetensors") for i in range(len(models))]
 
 
 @pytest.fixture
@@ -67,6 +35,9 @@ METHODS = {
     "ties leaf": lambda: jm.ties(0.3, scope="leaf", tie="positive"),
     "ties max": lambda: jm.ties(0.3, merge="max", factor=0.5),
     "dare_ties": lambda: jm.dare_ties(0.4),
+    "dare_ties l1": lambda: jm.chain(
+        jm.drop_random(0.4, "l1"), jm.disjoint_mean("sum", [0.1, 0.2, 0.3], tie="positive")
+    ),
     "dare l1": lambda: jm.dare(0.4, rescale="l1"),
     "breadcrumbs": lambda: jm.breadcrumbs(),
     "opcm": lambda: jm.opcm(),
@@ -120,11 +91,44 @@ def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkey
     big = {"embed", "layers.0.w", "layers.1.w"}
     for i, (method, expected) in enumerate([
         (jm.magmax(), big), (jm.ties(0.3, scope="leaf"), big), (jm.ties(), big),
-        (jm.model_stock(), set()), (jm.randmix(), set()),
+        (jm.model_stock(), set()), (jm.randmix(), big), (jm.dare(0.5, rescale="l1"), set()),
     ]):  # fmt: skip
         cut.clear()
         merge_jobs([Job(method, files[1:], files[0], jax.random.key(0))], tmp_path / f"o{i}")
         assert set(cut) == expected, method
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", ["dare l1", "dare_ties l1"])
+def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch, name, dtype):
+    """Sums over the leaf are added up piece by piece: the same draws, the same to rounding."""
+    monkeypatch.setattr(walk, "GIANT", 100)
+    coupled, whole = {}, walk.Run.in_pieces
+
+    def noted(self, job, name, measured, closing, held, count):
+        coupled[name] = count
+        whole(self, job, name, measured, closing, held, count)
+
+    monkeypatch.setattr(walk.Run, "in_pieces", noted)
+    models, key = family(dtype), jax.random.key(7)
+    files, method = saved(tmp_path, models), METHODS[name]()
+    with_entries = [{n: x for n, x in m.items() if x.size} for m in models]
+    want = jm.merge(method, with_entries[0], with_entries[1:], key=key)
+    merge_jobs([Job(method, files[1:], files[0], key)], tmp_path / "out")
+    got = File(tmp_path / "out" / "model.safetensors")
+    assert coupled == dict.fromkeys(("embed", "layers.0.w", "layers.1.w"), 6)
+    ulps = 4 * float(ml_dtypes.finfo(dtype).eps)
+    for n in want:
+        values = [np.asarray(x, np.float64) for x in (got[n], want[n])]
+        np.testing.assert_allclose(*values, rtol=0, atol=0.1 * ulps)
+
+
+def test_a_sum_of_what_a_sum_went_into_is_no_cut():
+    leaf = Like((200, 100), np.dtype(np.float32))
+    plain = lambda b, m: b * leaf_sum(abs(m[0])) + leaf_sum(b)
+    nested = lambda b, m: b * leaf_sum(abs(m[0] - leaf_sum(m[0])))
+    inside = lambda b, m: b * leaf_sum(jax.jit(lambda x, s: x - s)(b, leaf_sum(b)))
+    assert [sums(f, leaf, (leaf,)) for f in (plain, nested, inside)] == [2, None, None]
 
 
 def test_elementwise_is_proven_from_the_program():
@@ -210,215 +214,3 @@ def test_every_mismatch_is_named(tmp_path):
     for says in ("missing leaf 'embed'", "float32[3,3], the base has float32[33,40]", "'more'"):
         assert says in str(error.value)
     assert not partial_folder(tmp_path / "out").exists()
-
-
-# ---------------------------------------------------------------- nothing lost
-
-
-def test_an_output_is_not_replaced_without_force(tmp_path):
-    files = saved(tmp_path, family())
-    job = Job(jm.mean(), files[1:], files[0])
-    merge_jobs([job], tmp_path / "out")
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="exists"):
-        merge_jobs([Job(jm.magmax(), files[1:], files[0])], tmp_path / "out")
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-    merge_jobs([Job(jm.magmax(), files[1:], files[0])], tmp_path / "out", force=True)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
-
-
-def test_shards_and_their_index(tmp_path):
-    from jaxmerge.io.sources import open_source
-
-    files = saved(tmp_path, family())
-    job = Job(jm.mean(), files[1:], files[0])
-    merge_jobs([job], tmp_path / "one")
-    merge_jobs([job], tmp_path / "many", shard_size=6000)
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) == 3
-    one, many = open_source(tmp_path / "one"), open_source(tmp_path / "many")
-    assert {n: x.tobytes() for n, x in one.items()} == {n: x.tobytes() for n, x in many.items()}
-
-
-class Failing(File):
-    """A file whose reads fail from some leaf on."""
-
-    def into(self, out, name, start=0):
-        if name == "layers.1.w":
-            raise OSError(errno.EIO, "Input/output error", str(self.path))
-        super().into(out, name, start)
-
-
-def test_a_read_error_keeps_the_work(tmp_path):
-    files = saved(tmp_path, family())
-    job = Job(jm.mean(), files[1:], files[0])
-    merge_jobs([job], tmp_path / "want")
-    broken = Job(jm.mean(), [*files[1:3], Failing(files[3].path)], files[0])
-    with pytest.raises(OSError, match="Input/output"):
-        merge_jobs([broken], tmp_path / "out", digest="x")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="--resume"):
-        merge_jobs([job], tmp_path / "out", digest="x")
-    with pytest.raises(UserError, match="another one"):
-        merge_jobs([job], tmp_path / "out", digest="y", resume=True)
-    report = merge_jobs([job], tmp_path / "out", digest="x", resume=True)
-    assert report.resumed > 0
-    name = "model.safetensors"
-    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "want" / name).read_bytes()
-
-
-def test_a_full_disk_keeps_the_work(tmp_path, monkeypatch):
-    files = saved(tmp_path, family())
-    job = Job(jm.mean(), files[1:], files[0])
-    merge_jobs([job], tmp_path / "want")
-    pwrite, room = os.pwrite, [9000]
-
-    def full(fd, data, offset):
-        room[0] -= len(data)
-        if room[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(fd, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="No space left"):
-        merge_jobs([job], tmp_path / "out")
-    monkeypatch.setattr(os, "pwrite", pwrite)
-    assert not (tmp_path / "out").exists()
-    merge_jobs([job], tmp_path / "out", resume=True)
-    name = "model.safetensors"
-    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "want" / name).read_bytes()
-
-
-def test_disk_space_is_checked_before_the_first_byte(tmp_path, monkeypatch):
-    import shutil
-
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    files = saved(tmp_path, family())
-    with pytest.raises(UserError, match="GB free"):
-        merge_jobs([Job(jm.mean(), files[1:], files[0])], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not partial_folder(tmp_path / "out").exists()
-
-
-def test_after_a_reboot_only_synced_leaves_count(tmp_path, monkeypatch):
-    from jaxmerge.io import writer
-
-    tensors = {n: ("F32", (2,)) for n in "abc"}
-    first = writer.Writer(tmp_path / "out", tensors, digest="x")
-    for n in "ab":
-        first.write(n, np.ones(2, np.float32))
-        first.finish_leaf(n)
-        if n == "a":
-            first._sync(1)
-    first.close()
-    monkeypatch.setattr(writer, "_boot", lambda: "another")
-    again = writer.Writer(tmp_path / "out", tensors, digest="x", resume=True)
-    assert again.done == {"a"}
-    again.close()
-
-
-def test_a_torn_last_line_of_the_journal(tmp_path):
-    from jaxmerge.io import writer
-
-    tensors = {n: ("F32", (2,)) for n in "ab"}
-    first = writer.Writer(tmp_path / "out", tensors, digest="x")
-    first.write("a", np.ones(2, np.float32))
-    first.finish_leaf("a")
-    first.close()
-    with open(first.folder / "journal.jsonl", "a") as file:
-        file.write('{"leaf": "b')
-    again = writer.Writer(tmp_path / "out", tensors, digest="x", resume=True)
-    assert again.done == {"a"}
-    again.write("b", np.ones(2, np.float32))
-    again.finish_leaf("b")
-    again.commit({})
-    assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_two_processes_do_not_write_one_output(tmp_path):
-    from jaxmerge.io import writer
-
-    tensors = {"a": ("F32", (2,))}
-    first = writer.Writer(tmp_path / "out", tensors, digest="x")
-    for options in ({"resume": True}, {"force": True}):
-        with pytest.raises(UserError, match="Another process"):
-            writer.Writer(tmp_path / "out", tensors, digest="x", **options)
-    first.close()
-
-
-SLOW = """
-import sys, time
-from pathlib import Path
-import jaxmerge as jm
-from jaxmerge.files import Job, merge_jobs
-from jaxmerge.io.safetensors import File
-from jaxmerge.io.writer import Writer
-
-def slowly(method):
-    def run(self, *args):
-        time.sleep({pause})
-        result = method(self, *args)
-        time.sleep({pause})
-        return result
-    return run
-
-Writer.write, Writer.finish_leaf = slowly(Writer.write), slowly(Writer.finish_leaf)
-folder = Path({folder!r})
-files = [File(folder / f"m{{i}}.safetensors") for i in range(4)]
-print("ready", flush=True)
-merge_jobs([Job(jm.ties(0.3, scope="leaf"), files[1:], files[0])], folder / "out",
-           digest="x", resume=True, shard_size=100_000)
-"""
-
-
-def lines_of(folder):
-    journal = partial_folder(folder / "out") / "journal.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-def kill_often(folder, kills, pause, seed):
-    """Kill the merge at random moments until it is through; the number of kills it survived."""
-    rng = np.random.default_rng(seed)
-    program = SLOW.format(folder=str(folder), pause=pause)
-    for done in range(kills):
-        child = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ
-        )
-        child.stdout.readline()
-        until = lines_of(folder) + int(rng.integers(0, 3))
-        while child.poll() is None and lines_of(folder) < until:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 2 * pause))
-        if child.poll() is not None:
-            assert child.returncode == 0
-            return done
-        assert not (folder / "out").exists() or child.poll() is None
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
-    return kills
-
-
-def check_kills(tmp_path, kills, pause, seed):
-    shapes = {f"layers.{i}.w": (50, 60) for i in range(4 * kills + 24)} | {"ids": (5,)}
-    files = saved(tmp_path, family(shapes=shapes))
-    merge_jobs(
-        [Job(jm.ties(0.3, scope="leaf"), files[1:], files[0])], tmp_path / "want",
-        shard_size=100_000,
-    )  # fmt: skip
-    survived = kill_often(tmp_path, kills, pause, seed)
-    want = {p.name: p.read_bytes() for p in (tmp_path / "want").iterdir()}
-    got = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    assert got == want
-    return survived
-
-
-def test_killed_and_resumed(tmp_path):
-    assert check_kills(tmp_path, 3, 0.1, seed=1) == 3
-
-
-@pytest.mark.slow
-def test_killed_twenty_times(tmp_path):
-    assert check_kills(tmp_path, 20, 0.1, seed=2) == 20

@@ -112,7 +112,7 @@ class Pickle(Whole):
             and len(view.shape) == len(view.strides)
             and all(type(n) is int and n >= 0 for n in numbers)
         )
-        if sound and math.prod(view.shape):
+        if size is not None and sound and math.prod(view.shape):
             last = view.offset + sum(
                 (n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)
             )

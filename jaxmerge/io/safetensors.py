@@ -49,7 +49,7 @@ class Leaves(Mapping[str, np.ndarray]):
 
     like: dict[str, Like]
     __eq__ = object.__eq__  # a model is itself; comparing values would read it
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Entries ``start:stop`` of the flattened leaf, as a flat array."""
@@ -104,7 +104,7 @@ class File(Leaves):
             out[:] = self.read(name, start, start + len(out))
         elif out.size:
             offset = entry.start + start * entry.dtype.itemsize
-            self._fill(memoryview(out.view(np.uint8)), offset, name)
+            self._fill(out.view(np.uint8).data, offset, name)
             if entry.code == "BOOL" and out.view(np.uint8).max() > 1:
                 raise header.HeaderError(f"{self.path}: leaf {name!r} holds bytes beside 0 and 1.")
 
@@ -147,8 +147,8 @@ def aligned(size: int, dtype: np.dtype) -> np.ndarray:
 
 def _unpack(data: memoryview, entry: Entry) -> np.ndarray:
     """4-bit entries, two a byte, the first in the low half."""
-    data = np.frombuffer(data, np.uint8)
-    halves = np.stack([data & 15, data >> 4], axis=1).reshape(-1)[: entry.size]
+    pairs = np.frombuffer(data, np.uint8)
+    halves = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: entry.size]
     if entry.code == "I4":
         halves = ((halves.astype(np.int8) ^ 8) - 8).view(np.uint8)
     return (

@@ -53,10 +53,15 @@ class Shards(Leaves):
 
 
 class View(Leaves):
-    """Another model under other names: ``names`` maps the new name to the old one."""
+    """Another model under other names.
 
-    def __init__(self, source: Leaves, names: Mapping[str, str]):
-        self.source, self.names = source, dict(names)
+    Attributes:
+        names: new name -> the name there.
+        ref: what the model is called in messages.
+    """
+
+    def __init__(self, source: Leaves, names: Mapping[str, str], ref: str = ""):
+        self.source, self.names, self.ref = source, dict(names), ref
         self.like: dict[str, Like] = {new: source.like[old] for new, old in self.names.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -76,8 +81,8 @@ class Source(View):
     """
 
     def __init__(self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path]):
-        super().__init__(leaves, {n: n for n in leaves})
-        self.ref, self.folder, self.files = ref, folder, tuple(files)
+        super().__init__(leaves, {n: n for n in leaves}, ref)
+        self.folder, self.files = folder, tuple(files)
 
     def close(self) -> None:
         self.source.close()

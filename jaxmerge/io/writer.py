@@ -3,7 +3,8 @@
 Shapes are known before values, so all headers are written first and every leaf goes straight to its
 place, in any order, from any thread; no shard is ever held in memory.
 
-    out/            the finished checkpoint: renamed into place by `commit`, after a sync
+    out/            the finished checkpoint: renamed into place by `commit`, after a sync; with an
+                    output that is to be replaced it changes places in one step
     .out.partial/   while it is being written: the shards, and journal.jsonl
 
 The journal names the leaves that are done.  After a crash `resume=True` goes on behind them: lines
@@ -12,6 +13,7 @@ written since the machine started are trusted as they are, older ones up to the 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -148,7 +150,7 @@ class Writer:
     def write(self, name: str, values: np.ndarray, start: int = 0) -> None:
         """Entries of a leaf, flat, from entry `start` on; any thread, any order."""
         code, _ = self.tensors[name]
-        data = memoryview(pack(values))
+        data = pack(values).data
         entry = self.entries[name]
         offset = entry.start + start * header.DTYPES[code][1] // 8
         if offset + len(data) > entry.stop or start * header.DTYPES[code][1] % 8:
@@ -224,9 +226,13 @@ class Writer:
         old = self.out.parent / f".{self.out.name}.old"
         if old.exists():
             shutil.rmtree(old)
-        if os.path.lexists(self.out):
+        if not os.path.lexists(self.out):
+            os.rename(self.folder, self.out)
+        elif _exchange(self.folder, self.out):
+            os.rename(self.folder, old)
+        else:  # for a moment there is no output; both are whole
             os.rename(self.out, old)
-        os.rename(self.folder, self.out)
+            os.rename(self.folder, self.out)
         _fsync(self.out.parent)
         if old.is_symlink() or old.is_file():
             old.unlink()
@@ -326,6 +332,13 @@ def _occupied(path: Path) -> bool:
     if path.is_dir() and not path.is_symlink():
         return any(path.iterdir())
     return os.path.lexists(path)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places in one step; False where the system cannot (it is Linux's)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and not rename(here, os.fsencode(a), here, os.fsencode(b), swap)
 
 
 def _fsync(path: Path) -> None:

@@ -104,12 +104,11 @@ class Layout:
             elif span[0] <= layer < span[1]:
                 new = offset + layer - span[0]
                 names[self._renumber(n, new)] = n
-        view = View(source, names)
-        view.ref = source.ref  # type: ignore[attr-defined]
-        return view
+        return View(source, names, source.ref)
 
     def _renumber(self, name: str, new: int) -> str:
         m = LAYER.match(name)
+        assert m is not None, name  # only numbered leaves come here
         width = len(m["index"]) if m["index"].startswith("0") and len(m["index"]) > 1 else 0
         return f"{m['prefix']}{new:0{width}d}{name[m.end('index') :]}"
 

@@ -25,6 +25,7 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,7 @@ class Config:
             check_vocabulary(list(sources.values()))
         else:
             sources = dict(zip(sources, vocabulary.apply(list(sources.values())), strict=True))
+        _check_covered(next(iter(sources.values())), [p for p, _, _ in modules.values()])
         for module, (pattern, slices, levels) in modules.items():
             layout = Layout(sources, slices, base_ref, pattern)
             layers += layout.placed if pattern is None or module in _TEXT else []
@@ -164,6 +166,16 @@ def _modules(content: Mapping[str, Any]) -> dict[str, tuple[str | None, list, li
             raise UserError(f"modules.{name}: {closest(name, [*MODULES, *_TEXT])}")
         out[name] = (pattern, _slices(module), [module.get("parameters") or {}, world])
     return out
+
+
+def _check_covered(first: Source, patterns: Sequence[str | None]) -> None:
+    """Raise UserError for leaves that no module covers: they would be missing in the output."""
+    left = [n for n in first if not any(p is None or re.search(p, n) for p in patterns)]
+    if left:
+        raise UserError(
+            f"modules cover all but {len(left)} leaves of {first.ref} such as {left[0]!r}; add the "
+            f"module that holds them: {', '.join((*MODULES, 'text_decoder'))}."
+        )
 
 
 def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -175,4 +175,4 @@ def _measures(stage: Merge | Transform) -> list:
     if isinstance(stage, Transform):
         return [stage.measure]
     inner = [t.measure for t in stage.before + stage.after]
-    return [*inner, stage.measure, stage.closing]
+    return [*inner, stage.measure, stage.opening, stage.closing]

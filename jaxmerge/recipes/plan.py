@@ -17,6 +17,7 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.files import Job
 from jaxmerge.io.header import CODES
 from jaxmerge.io.sources import Source, open_source
+from jaxmerge.recipes.extras import Extra
 
 HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
@@ -37,7 +38,7 @@ class Plan:
         config: changes of config.json.
         files: further files of the output, such as a merged tokenizer.
         nonfinite: "raise" or "zero".
-        shards: bytes of a shard, or None for the command line's.
+        extras: files of side information, to be checked against their models before the merge.
     """
 
     jobs: list[Job]
@@ -50,6 +51,7 @@ class Plan:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes | Path] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
+    extras: Sequence[Extra] = ()
 
 
 class Models:

@@ -63,6 +63,7 @@ def parse_documents(text: str) -> list[Any]:
         try:
             while loader.check_node():
                 node = loader.get_node()
+                assert node is not None  # check_node said so
                 _check(node, {}, ())
                 content = loader.construct_document(node)
                 if content is not None:

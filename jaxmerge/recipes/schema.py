@@ -4,6 +4,7 @@
     models: [models/a, models/b+adapter, org/name@revision]
     method: {ties: {density: 0.2, factor: 0.5}}               # jaxmerge.recipes.methods
     rules: {only: 'mlp'}                 # the rest from the base; or [{match, method}, ...]
+    extras: {fisher: [fa.safetensors, fb.safetensors]}        # jaxmerge.recipes.extras
     out_dtype: bfloat16                  # default: each leaf keeps the base's
     seed: 0
 
@@ -22,6 +23,7 @@ from typing import Any
 from jaxmerge.errors import UserError
 from jaxmerge.files import Job
 from jaxmerge.recipes import mergekit
+from jaxmerge.recipes.extras import by_model, check_axes, find_extras
 from jaxmerge.recipes.methods import build, route
 from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
 from jaxmerge.recipes.reading import check_kinds, load_yaml, mapping
@@ -37,6 +39,8 @@ class Recipe:
         method: see `jaxmerge.recipes.methods`; may be left out where rules cover every leaf.
         base: theta_0, or None for zeros.
         rules: ``{only: regex}``, or ``[{match: regex, method: ...}]`` in order.
+        extras: ``{kind: [file, ...]}``, side information about every model; by default what the
+            method needs is looked for beside the models.
         dtype, out_dtype: of the output's floating leaves (`out_dtype` wins).  Arithmetic is
             float32 always, float64 for float64 leaves.
         seed: of random methods.
@@ -52,6 +56,7 @@ class Recipe:
     method: Any = None
     base: str | None = None
     rules: Any = None
+    extras: Any = None
     dtype: str | None = None
     out_dtype: str | None = None
     seed: int = 0
@@ -72,6 +77,7 @@ class Recipe:
         if self.nonfinite not in ("raise", "zero"):
             raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
         base, *rest = models.family([self.base, *self.models])
+        merged = rest
         first = base or rest[0]
         vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, [base, *rest])
         if vocabulary is None:
@@ -85,14 +91,21 @@ class Recipe:
         if method is None:
             raise UserError("a recipe needs a method, or rules.")
         seed = seed_of(self.seed)
+        extras = find_extras(self.extras, method.needs, models, merged)
+        sides = by_model(extras, len(rest))
+        job = Job(method, rest, base, mergekit.key_of(method, seed), sides)
+        check_axes(extras, job.grid)
         resolved = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
         if self.base is not None:
             resolved["base"] = models.resolve(self.base)
+        if extras:
+            kinds = dict.fromkeys(e.kind for e in extras)
+            resolved["extras"] = {k: [e.source.ref for e in extras if e.kind == k] for k in kinds}
         resolved.pop("stages", None)
         resolved.pop("resolved", None)
         return Plan(
-            jobs=[Job(method, rest, base, mergekit.key_of(method, seed))],
+            jobs=[job],
             models=models,
             folder=first.folder,
             out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
@@ -102,6 +115,7 @@ class Recipe:
             nonfinite=self.nonfinite,
             config=vocabulary.config if vocabulary else {},
             files=vocabulary.files if vocabulary else {},
+            extras=extras,
         )
 
 
@@ -109,6 +123,7 @@ KINDS = {
     "base": (str,), "dtype": (str,), "out_dtype": (str,), "nonfinite": (str,), "name": (str,),
     "chat_template": (str,), "tokenizer": (str, dict), "resolved": (dict,), "stages": (list,),
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
+    "extras": (dict,),
 }  # fmt: skip
 Document = Recipe | mergekit.Config
 

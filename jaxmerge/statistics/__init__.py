@@ -8,12 +8,14 @@ jm.merge(jm.fisher_merging(), base, models, extras=[extras(load(p)) for p in pat
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import fisher
 from jaxmerge.statistics.gram import gram
+from jaxmerge.statistics.layout import in_layout
 from jaxmerge.statistics.store import (
     Statistic,
     check_weights,
     extras,
     load,
     normalised,
+    of_file,
     save,
     weights_hash,
 )
@@ -25,8 +27,10 @@ __all__ = [
     "extras",
     "fisher",
     "gram",
+    "in_layout",
     "load",
     "normalised",
+    "of_file",
     "save",
     "weights_hash",
 ]

@@ -28,7 +28,8 @@ class Input(NamedTuple):
 
     Attributes:
         x: activations, [N, in], every position of every example a row.
-        axis: the axis of the kernel that x meets: 0 for [in, out], 1 for [out, in].
+        axis: where the kernel meets x: 0 for [in, out], 1 for [out, in]. "in" may be several axes
+            in a row, as in a patch embedding [height, width, 3, out].
     """
 
     x: Array
@@ -58,7 +59,7 @@ def dense_inputs(
 
     Args:
         apply: a function of a flat mapping of parameters and of data.
-        params: name -> array; the leaves with two axes are looked for.
+        params: name -> array; the leaves with two axes or more are looked for.
 
     Returns:
         What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
@@ -75,8 +76,8 @@ def dense_inputs(
     leaves = jax.tree.leaves((dict(params), args))
     seen: dict[str, list[Input]] = {}
     views = [
-        View((n,), ((0,), (1,)), params[n].shape) if len(params[n].shape) == 2 else None
-        for n in names
+        View((n,), tuple((i,) for i in range(len(shape))), shape) if len(shape) > 1 else None
+        for n, shape in ((n, params[n].shape) for n in names)
     ]
     views += [None] * (len(leaves) - len(names))
     flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen)
@@ -143,13 +144,14 @@ def _catch(params, ins, views, seen) -> None:
     contract, _ = params["dimension_numbers"]
     kernel, x, view = ins[side], ins[1 - side], views[side]
     pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
-    met = {axis for k, _ in pairs for axis in view.axes[k]}
+    met = tuple(dict.fromkeys(axis for k, _ in pairs for axis in view.axes[k]))
     size = math.prod(kernel.shape[k] for k, _ in pairs)
-    if len(met) != 1 or size != view.sizes[min(met)]:
+    every = tuple(range(len(view.sizes)))
+    if met not in (every[:-1], every[1:]) or size != math.prod(view.sizes[a] for a in met):
         return
     rows = jnp.moveaxis(x, [d for _, d in pairs], range(-len(pairs), 0)).reshape(-1, size)
     for name in view.kernels:
-        seen.setdefault(name, []).append(Input(rows, min(met)))
+        seen.setdefault(name, []).append(Input(rows, met[0]))
 
 
 SAME = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "mul", "div", "neg"}

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Leaves
+from jaxmerge.core import Array, Leaves
 from jaxmerge.names import is_float
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.store import Statistic, weights_hash
+
+Keep = Callable[[Any], Array]  # inputs -> bool [N]
 
 
 def gram(
@@ -26,6 +28,7 @@ def gram(
     params: Leaves,
     batches: Iterable[Any],
     *,
+    keep: Keep | None = None,
     about: dict[str, Any] | None = None,
 ) -> Statistic:
     """The input Gram matrix of every dense kernel of a model.
@@ -34,6 +37,9 @@ def gram(
         apply: ``(params, inputs) -> anything``.
         params: name -> array; kernels are the leaves with two axes that meet data in a product.
         batches: of inputs, or of ``(inputs, labels)`` (labels are not read).
+        keep: ``inputs -> bool [N]``, False for rows that are no data, such as padding:
+            ``lambda tokens: (tokens != pad).ravel()``.  For kernels with another number of rows it
+            does nothing.
 
     Returns:
         A `Statistic` of kernel name -> [in, in] float32, symmetric and positive semidefinite;
@@ -59,7 +65,8 @@ def gram(
     def products(params, inputs):
         _, found = dense_inputs(apply, params, inputs)
         axes.update({n: f.axis for n, f in found.items()})
-        rows = {n: f.x.astype(jnp.float32) for n, f in found.items()}
+        kept = None if keep is None else keep(inputs)
+        rows = {n: without(f.x.astype(jnp.float32), kept) for n, f in found.items()}
         return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
 
     total, samples = None, 0
@@ -68,10 +75,18 @@ def gram(
         found = products(params, inputs)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         samples += jax.tree.leaves(inputs)[0].shape[0]
-    if total is None:
+    if not samples:
         raise ValueError("Gram matrices need data, got no batch.")
     if not total:
         raise ValueError("No leaf with two axes meets the data in a matrix product.")
     refuse_nonfinite(total, "the Gram matrices")
     values = {n: np.asarray(x) / samples for n, x in total.items()}
-    return Statistic("gram", values, samples, weights_hash(params), {"axis": axes, **(about or {})})
+    weights = weights_hash({n: params[n] for n in values})
+    return Statistic("gram", values, samples, weights, {"axis": axes, **(about or {})})
+
+
+def without(rows: Array, kept: Array | None) -> Array:
+    """Rows [N, in] with zeros where `kept` [N] is False; as they are if it is of another length."""
+    if kept is None or len(kept) != len(rows):
+        return rows
+    return jnp.where(kept[:, None], rows, 0)

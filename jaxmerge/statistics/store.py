@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from jaxmerge.core import Leaves
 from jaxmerge.errors import UserError
+from jaxmerge.io.header import HeaderError
+from jaxmerge.io.safetensors import File
 
 FORMAT = "jaxmerge-statistic-1"
 
@@ -26,9 +28,9 @@ class Statistic(NamedTuple):
 
     Attributes:
         kind: "fisher" or "gram".
-        values: leaf name -> array (fisher: like the leaf; gram: [in, in]).
+        values: leaf name -> array (fisher: like the leaf; gram: [in, in]); may be lazy.
         samples: how many examples it was measured on.
-        weights: `weights_hash` of the model it belongs to.
+        weights: `weights_hash` of the model's leaves that `values` names.
         about: further facts, strings: the data, the variant, which axis a kernel meets.
     """
 
@@ -78,36 +80,66 @@ def load(path: str | Path, params: Leaves | None = None) -> Statistic:
     Raises:
         UserError: not a statistic's file, or measured for other weights.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            meta = file.metadata() or {}
-            values = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a statistic: {error}.") from None
-    if meta.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no statistic of jaxmerge (format {meta.get('format')!r}, expected "
-            f"{FORMAT!r}); make one with `jaxmerge stats`."
-        )
-    found = Statistic(
-        meta["kind"], values, int(meta["samples"]), meta["weights"], json.loads(meta["about"])
-    )
+        file = File(path)
+        found = of_file(file)
+        found = found._replace(values=dict(file))
+    except (HeaderError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a statistic: {error}") from None
     if params is not None:
         check_weights(found, params, str(path))
     return found
 
 
+def of_file(file: File) -> Statistic:
+    """The statistic in an opened file; its values are read leaf by leaf when asked for.
+
+    Raises:
+        UserError: not a statistic's file.
+    """
+    meta = file.metadata
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{file.path} is no statistic of jaxmerge (format {meta.get('format')!r}, expected "
+            f"{FORMAT!r}); make one with `jaxmerge stats`."
+        )
+    try:
+        samples, about = int(meta["samples"]), json.loads(meta["about"])
+        return Statistic(meta["kind"], file, samples, meta["weights"], about)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file.path}: the header of this statistic is damaged: {error}.") from None
+
+
 def check_weights(statistic: Statistic, params: Leaves, where: str = "the statistic") -> None:
-    """Raise UserError unless the statistic was measured for these very weights."""
-    expected = weights_hash(params)
-    if statistic.weights != expected:
+    """Raise UserError unless the statistic was measured for these very weights.
+
+    Reads those leaves of `params` that the statistic is about, one at a time.
+    """
+    missing = [n for n in statistic.values if n not in params]
+    found = "none" if missing else weights_hash(Some(params, statistic.values))
+    if statistic.weights != found:
+        lacks = f" and lacks {len(missing)} of its leaves such as {missing[0]!r}" if missing else ""
         raise UserError(
             f"{where} ({statistic.kind}, {statistic.samples} samples) was measured for weights "
-            f"{statistic.weights[:12]}, but the model to merge has {expected[:12]}. Compute it "
-            "again for this model with `jaxmerge stats`."
+            f"{statistic.weights[:12]}, but the model to merge has {found[:12]}"
+            f"{lacks}. Compute it again for this model with `jaxmerge stats`."
         )
+
+
+class Some(Mapping):
+    """Some leaves of a model, read when asked for."""
+
+    def __init__(self, leaves: Leaves, names: Iterable[str]):
+        self.leaves, self.names = leaves, list(names)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.leaves[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def normalised(statistic: Statistic) -> Statistic:

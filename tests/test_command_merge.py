@@ -1,0 +1,150 @@
+"""`jaxmerge merge`: resolved recipes, --check, one line an error, devices, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import yaml
+from safetensors.numpy import save_file
+from small import ABC, SHAPES, run
+
+from jaxmerge.commands import merge as command
+from jaxmerge.errors import UserError
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    return small.write(tmp_path, monkeypatch)
+
+
+def test_the_resolved_recipe_makes_the_same_bytes(family, monkeypatch, tmp_path):
+    recipe = {**ABC, "method": {"dare": {"density": 0.5}}, "seed": 3}
+    run(recipe, shard_size="1GB")
+    for name in ("README.md", "config.json", "recipe.resolved.yaml"):
+        assert (tmp_path / "out" / name).exists()
+    shutil.copy("out/recipe.resolved.yaml", "again.yaml")
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    command.run("../again.yaml", "out", quiet=True)
+    again = (tmp_path / "away/out/model.safetensors").read_bytes()
+    assert again == (tmp_path / "out/model.safetensors").read_bytes()
+    save_file(family["b"], tmp_path / "a" / "model.safetensors")
+    with pytest.raises(UserError, match="not those that the resolved recipe names"):
+        command.run("../again.yaml", "other", quiet=True)
+
+
+def test_check_names_costs_and_mismatches(family, capsys):
+    with open("r.yaml", "w") as file:
+        yaml.safe_dump({**ABC, "method": "ties"}, file)
+    command.run("r.yaml", None, check=True, json=True)
+    told = json.loads(capsys.readouterr().out)
+    size = sum(x.nbytes for x in family["base"].values())
+    assert told["leaves"] == told["merged"] == len(SHAPES)
+    assert told["parameters"] == size // 4
+    assert told["write"] == size
+    assert told["read"] == told["passes"] * 4 * size
+    assert told["mismatches"] == []
+    save_file({n: x for n, x in family["a"].items() if "norm" not in n}, "a/model.safetensors")
+    with pytest.raises(UserError, match="do not fit"):
+        command.run("r.yaml", None, check=True, json=True)
+    assert "norm" in capsys.readouterr().out
+
+
+def test_the_command_line_ends_in_one_line(family, capsys, monkeypatch):
+    from jaxmerge import cli
+
+    with open("r.yaml", "w") as file:
+        yaml.safe_dump({**ABC, "method": "mean"}, file)
+    for arguments, code in (
+        (["merge", "r.yaml", "out"], 0), (["merge", "r.yaml", "out"], 2),
+        (["merge", "r.yaml", "out", "--force", "--json"], 0), (["merge", "none.yaml", "x"], 2),
+        (["merge", "r.yaml", "y", "--dtype", "float3"], 2), (["inspect", "nothing"], 2),
+        (["diff", "a", "a"], 0), (["diff", "a", "b", "--json"], 1),
+        (["inspect", "a", "--norms"], 0),
+        (["extract-lora", "base", "a", "ad", "--rank", "2"], 0),
+        (["convert", "base+ad", "cv", "--dtype", "bfloat16"], 0),
+        (["merge", "r.yaml", "z", "--devices", "99"], 2),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["jaxmerge", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        assert end.value.code == code, (arguments, told)
+        if code == 2:
+            assert told.err.startswith("error: ")
+            assert told.err.count("\n") == 1
+
+
+def test_a_full_disk_ends_in_one_line_and_is_resumed(family, capsys, monkeypatch):
+    import errno
+
+    from jaxmerge import cli
+
+    Path("r.yaml").write_text(yaml.safe_dump({**ABC, "method": "mean"}))
+    want = run({**ABC, "method": "mean"}, "want")
+    pwrite, room = os.pwrite, [900]
+
+    def full(fd, data, offset):
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(sys, "argv", ["jaxmerge", "merge", "r.yaml", "out", "--quiet"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told.count("\n") == 1
+    assert "No space left on device. What was done is kept" in told
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    got = run({**ABC, "method": "mean"}, resume=True)
+    assert {n: x.tobytes() for n, x in got.items()} == {n: x.tobytes() for n, x in want.items()}
+
+
+def test_leaves_spread_over_devices(family):
+    import jax
+
+    want = run({**ABC, "method": "ties"})
+    got = run({**ABC, "method": "ties"}, "spread", device="cpu", devices=len(jax.devices()))
+    assert {n: x.tobytes() for n, x in got.items()} == {n: x.tobytes() for n, x in want.items()}
+
+
+PROCESS = """
+import sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_platforms", "cpu")
+from jaxmerge.commands import merge
+merge.run("recipe.yaml", "out2", shard_size="150", quiet=True)
+"""
+
+
+def test_two_processes_write_one_output(family):
+    want = {}
+    Path("recipe.yaml").write_text(yaml.safe_dump({**ABC, "method": "ties"}))
+    command.run("recipe.yaml", "out", shard_size="150", quiet=True)
+    for path in Path("out").glob("model*"):
+        want[path.name] = path.read_bytes()
+    assert len(want) > 4
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    children = [
+        subprocess.Popen([sys.executable, "-c", PROCESS], env=env | {"JAX_PROCESS_ID": str(i)})
+        for i in range(2)
+    ]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    assert {p.name: p.read_bytes() for p in Path("out2").glob("model*")} == want
+    assert not list(Path(".").glob(".out2*"))

@@ -1,0 +1,107 @@
+"""Vocabularies of different sizes: the union, the base's, and wishes for single tokens."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import small
+from safetensors.numpy import save_file
+from small import SHAPES, model, read_json, run, tokenizer
+
+from jaxmerge.errors import UserError
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    return small.write(tmp_path, monkeypatch)
+
+
+TOKENS = {
+    "base": ["<unk>", "the", "cat", "dog", "<s>"],
+    "a": ["<unk>", "cat", "the", "emu", "<s>", "<im>"],
+    "b": ["<unk>", "the", "emu", "fox"],
+}
+
+
+@pytest.fixture
+def vocabularies(family):
+    for i, (name, tokens) in enumerate(TOKENS.items()):
+        shapes = SHAPES | {"model.embed_tokens.weight": (len(tokens), 4)}
+        family[name] = model(10 + i, shapes)
+        save_file(family[name], f"{name}/model.safetensors")
+        special = ["<im>"] if name == "a" else ["<s>"] if name == "base" else []
+        with open(f"{name}/tokenizer.json", "w") as file:
+            json.dump(tokenizer(tokens, special), file)
+    return family
+
+
+def row(family, name, token):
+    return family[name]["model.embed_tokens.weight"][TOKENS[name].index(token)]
+
+
+def test_vocabularies_of_different_sizes_need_a_choice(vocabularies):
+    with pytest.raises(UserError, match=r"5 rows in .*6 rows in .*tokenizer: union.*base"):
+        run({"base": "base", "models": ["a", "b"], "method": "mean"})
+
+
+def test_the_union_of_vocabularies(vocabularies):
+    got = run({"base": "base", "models": ["a", "b"], "method": {"linear": {"weights": 0.5}},
+               "tokenizer": {"source": "union", "pad_to_multiple_of": 4}})  # fmt: skip
+    embed = got["model.embed_tokens.weight"]
+    order = ["<unk>", "the", "cat", "dog", "<s>", "emu", "<im>", "fox"]
+    assert embed.shape == (8, 4)
+    f = vocabularies
+    want = {
+        "the": (row(f, "a", "the") + row(f, "b", "the")) / 2,
+        "cat": (row(f, "a", "cat") + row(f, "base", "cat")) / 2,
+        "dog": row(f, "base", "dog"),
+        "emu": (row(f, "a", "emu") + row(f, "b", "emu")) / 2,
+        "<im>": row(f, "a", "<im>"),
+        "fox": row(f, "b", "fox"),
+    }
+    for token, value in want.items():
+        np.testing.assert_allclose(embed[order.index(token)], value, atol=1e-6, err_msg=token)
+    content = read_json("out/tokenizer.json")
+    added = {t["content"]: t for t in content["added_tokens"]}
+    assert {t: added[t]["id"] for t in ("emu", "<im>", "fox")} == {"emu": 5, "<im>": 6, "fox": 7}
+    assert added["<im>"]["special"]
+    assert not added["emu"]["special"]
+
+
+def test_the_merged_tokenizer_loads(vocabularies):
+    from tokenizers import Tokenizer
+
+    for name in TOKENS:
+        path = f"{name}/tokenizer.json"
+        with open(path) as file:
+            content = json.load(file)
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        content["added_tokens"] = [flags | t for t in content["added_tokens"]]
+        full = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, **content}
+        with open(path, "w") as file:
+            json.dump(full, file)
+    run({"base": "base", "models": ["a", "b"], "method": "mean", "tokenizer": "union"})
+    merged = Tokenizer.from_file("out/tokenizer.json")
+    assert merged.get_vocab_size() == 8
+    assert merged.encode("the emu <im> cat").ids == [1, 5, 6, 2]
+
+
+def test_the_bases_vocabulary_and_wishes(vocabularies):
+    f = vocabularies
+    got = run({"merge_method": "linear", "models": [
+        {"model": "a", "parameters": {"weight": 1}}, {"model": "base", "parameters": {"weight": 1}},
+    ], "tokenizer": {"source": "base", "tokens": {
+        "dog": {"source": "base"},
+        "cat": {"source": "a", "force": True},
+        "the": {"source": {"kind": "zero"}, "force": True},
+        "<s>": {"source": {"kind": "model_token", "model": "a", "token": "emu"}, "force": True},
+    }}, "base_model": "base"})  # fmt: skip
+    embed = got["model.embed_tokens.weight"]
+    assert embed.shape == (5, 4)
+    for i, want in enumerate([
+        (row(f, "a", "<unk>") + row(f, "base", "<unk>")) / 2, np.zeros(4), row(f, "a", "cat"),
+        row(f, "base", "dog"), row(f, "a", "emu"),
+    ]):  # fmt: skip
+        np.testing.assert_allclose(embed[i], want, atol=1e-6)
