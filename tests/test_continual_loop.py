@@ -1,5 +1,7 @@
 """The loop on a tiny CLIP: learning happens, merges are those of jm.merge, kills lose nothing."""
 
+import subprocess
+
 import clouds
 import jax
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 from clouds import TRAINING, features
 
 import jaxmerge as jm
-from jaxmerge.continual import evaluate, schedule
-from jaxmerge.continual.loop import Deploy, Stream
+from jaxmerge.continual import evaluate, schedule, strategies
+from jaxmerge.continual.halfway import Halfway
+from jaxmerge.continual.loop import LAST, Deploy, Stream
 from jaxmerge.continual.scenario import class_incremental
 from jaxmerge.continual.strategy import Strategy
-from jaxmerge.continual.study import run_seed, steps_of
+from jaxmerge.continual.study import Plan, run_seed, steps_of
 from jaxmerge.continual.train import Training, fit
 
 MERGES = (
@@ -80,7 +83,7 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
     """The compiled chunks against plain optax in a Python loop."""
     import optax
 
-    from jaxmerge.continual.train import batches
+    from jaxmerge.continual.train import Chunks
 
     task = scenario[1]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
@@ -104,7 +107,7 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
         logits = 10 * unit @ learner.head[:, small]
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    for k, rows in enumerate(batches(len(columns), TRAINING, (3, 1))):
+    for k, rows in enumerate(Chunks(len(columns), TRAINING, (3, 1)).order):
         labels = np.searchsorted(small, columns[rows])
         loss, gradient = jax.value_and_grad(loss_of)(params, inputs[rows], labels)
         assert float(loss) == pytest.approx(losses[k], rel=1e-4)
@@ -242,6 +245,70 @@ def test_a_killed_stream_goes_on_with_the_same_figures(scenario, learner, whole,
         same(second.deployed[label], whole.deployed[label])
 
 
+@pytest.mark.parametrize("strategy", ["finetune", "ewc"])
+def test_a_stream_killed_within_a_task_goes_on_there(
+    scenario, learner, tmp_path, monkeypatch, strategy
+):
+    """Stopped in the middle of task 1: optimiser, position and losses come back as they were."""
+    options = {"strategy": strategies.strategy(strategy), "keep": True}
+    undisturbed = stream(scenario, learner, **options).run()
+    save, left = Halfway.save, [9]
+
+    def interrupted(self, state, losses):
+        save(self, state, losses)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Halfway, "save", interrupted)
+        first = stream(scenario, learner, store=tmp_path, every=0.0, **options)
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+    assert first.done == 1
+    steps = []
+    second = stream(
+        scenario, learner, store=tmp_path, watch=lambda p, n, v: steps.append((p, n)), **options
+    ).run()
+    assert steps[0][0] == "resumed"
+    assert steps[1] == ("training", TRAINING.chunk * (9 - -(-len(second.losses[0]) // 3)))
+    assert second.losses == undisturbed.losses
+    assert second.outcomes == undisturbed.outcomes
+    for a, b in zip(second.models, undisturbed.models, strict=True):
+        same(a, b)
+    assert not list(tmp_path.glob("training_*"))
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    state = {"w": jax.numpy.arange(4.0)}
+    assert Halfway(tmp_path / "t").load(state) is None
+    Halfway(tmp_path / "t", 0).save(state, [1.0, 2.0])
+    found, losses = Halfway(tmp_path / "t").load(state)
+    same(found, state)
+    assert losses == [1.0, 2.0]
+    with pytest.raises(ValueError, match="holds a state of another model or training"):
+        Halfway(tmp_path / "t").load({"w": state["w"], "v": state["w"]})
+
+
+@pytest.mark.slow
+def test_a_full_disk_within_a_task_leaves_the_last_checkpoint(tmp_path):
+    """A file system of two megabytes, for real."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        state = {"w": jax.random.normal(jax.random.key(0), (384, 1024))}
+        folder = tmp_path / "t"
+        Halfway(folder, 0).save(state, [1.0, 2.0])
+        with pytest.raises(OSError, match="No space left on device; the checkpoint before stays"):
+            Halfway(folder, 0).save({"w": state["w"] + 1}, [1.0, 2.0, 3.0])
+        found, losses = Halfway(folder).load(state)
+        same(found, state)
+        assert losses == [1.0, 2.0]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 def test_a_stream_of_other_tasks_does_not_go_on(scenario, learner, source, tmp_path):
     stream(scenario, learner, store=tmp_path).learn(0)
     with pytest.raises(ValueError, match="the checkpoint is of the tasks"):
@@ -258,11 +325,16 @@ def test_tasks_come_in_order(scenario, learner):
 
 def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path):
     steps = []
+    how = lambda task=None: TRAINING
+    plans = (
+        Plan("sequential", deploys=(LAST, *MERGES), training=how),
+        Plan("independent", schedule.from_base, MERGES, training=how, vectors=True),
+    )
     run, merged = run_seed(
-        scenario, learner, MERGES, seed=7, training=TRAINING, store=tmp_path, batch=32,
+        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32,
         watch=lambda stream, phase, n, loss: steps.append(n),
     )  # fmt: skip
-    assert sum(steps) == steps_of(scenario, TRAINING)
+    assert sum(steps) == steps_of(scenario, plans, how)
     rows = [(e.label, e.finetunes) for e in run.entries]
     assert rows == [
         ("zero-shot", "none"), ("last model", "sequential"),
@@ -276,8 +348,10 @@ def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path
     assert joint.metrics["bwt"] is None
     assert by_name["last model", "sequential"].factors is None
     assert by_name["last model", "sequential"].metrics["bwt"] is not None
+    phases = set()
     again, _ = run_seed(
-        scenario, learner, MERGES, seed=7, training=TRAINING, store=tmp_path, batch=32,
-        watch=lambda *_: pytest.fail("everything was done"),
+        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32,
+        watch=lambda stream, phase, n, value: phases.add(phase),
     )  # fmt: skip
     assert again.entries == run.entries
+    assert phases == {"resumed"}

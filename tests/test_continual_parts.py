@@ -13,7 +13,7 @@ from jaxmerge.continual import checkpoint, metrics, vectors
 from jaxmerge.continual.results import Results
 from jaxmerge.continual.scenario import class_incremental, class_order
 from jaxmerge.continual.schedule import STARTS, Position
-from jaxmerge.continual.train import Hyper, Training, batches, learning_rate, own_cross_entropy
+from jaxmerge.continual.train import Chunks, Hyper, Training, learning_rate, own_cross_entropy
 from jaxmerge.data.digits import digits
 
 
@@ -116,16 +116,16 @@ def test_rate_rises_in_the_warm_up_and_falls_to_zero():
 
 def test_batches_show_every_example_once_an_epoch_and_depend_on_the_seed_only():
     training = Training(epochs=3, batch=4)
-    found = np.concatenate(list(batches(10, training, (5, 1))))
+    found = np.concatenate(list(Chunks(10, training, (5, 1)).order))
     assert len(found) == 28  # 30 examples in whole batches of 4
     assert sorted(found[:10].tolist()) == list(range(10))
     assert sorted(found[10:20].tolist()) == list(range(10))
-    assert found.tolist() == np.concatenate(list(batches(10, training, (5, 1)))).tolist()
-    assert found.tolist() != np.concatenate(list(batches(10, training, (5, 2)))).tolist()
+    assert found.tolist() == np.concatenate(list(Chunks(10, training, (5, 1)).order)).tolist()
+    assert found.tolist() != np.concatenate(list(Chunks(10, training, (5, 2)).order)).tolist()
 
 
 def test_few_examples_still_make_one_whole_batch():
-    (only,) = batches(3, Training(epochs=1, batch=8), (0,))
+    (only,) = Chunks(3, Training(epochs=1, batch=8), (0,)).order
     assert len(only) == 8
     assert set(only.tolist()) == {0, 1, 2}
 
@@ -154,8 +154,8 @@ def test_wrong_training_options_are_named_together():
 def test_starts_read_one_place_each():
     position = Position({"w": 0}, {"w": 1}, lambda: {"w": 2})
     assert {n: s.at(position)["w"] for n, s in STARTS.items()} == {
-        "independent": 0,
-        "sequential": 1,
+        "base": 0,
+        "last": 1,
         "running": 2,
     }
 

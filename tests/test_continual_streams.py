@@ -1,16 +1,18 @@
 """Scenario builders, and the file readers they are used with."""
 
+import dataclasses
 import io
 import json
 
+import clouds
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmerge.continual import streams
+from jaxmerge.continual import evaluate, streams
 from jaxmerge.data.npz import npz
 from jaxmerge.data.sources import Source, stratified
-from jaxmerge.data.text import banking77, clinc150, sentences
+from jaxmerge.data.text import Texts, banking77, clinc150, sentences
 
 
 def made(name="dots", classes=4, domains=None, count=20):
@@ -54,10 +56,53 @@ def test_recurring_classes_come_back():
     assert len(scenario) == 30
     assert all(len(set(t.classes)) == 2 for t in scenario)
     assert np.bincount(seen, minlength=4).min() > 1
+    data = scenario.split("test")  # what tasks share is prepared once
+    distinct = np.unique(np.concatenate([t.rows["test"] for t in scenario]))
+    assert len(data.inputs) == len(data.columns) == len(distinct)
+    assert len(distinct) < len(data.index) == sum(len(t.rows["test"]) for t in scenario)
+    for k, task in enumerate(scenario):
+        assert data.columns[data.index[data.task == k]].tolist() == task.labels("test").tolist()
     again = streams.recurring(made(), tasks=30, classes=2, seed=0)
     assert [t.classes for t in again] == [t.classes for t in scenario]
     with pytest.raises(ValueError, match="1 to 4 a task"):
         streams.recurring(made(), tasks=3, classes=5)
+
+
+def test_accuracies_on_tasks_that_share_examples():
+    scenario = streams.recurring(clouds.source(), tasks=5, classes=2, seed=1)
+    learner = clouds.learner()
+    data = evaluate.probe(learner, scenario, "test", batch=16)
+    found = evaluate.logits_of(learner, learner.params, data)
+    free, _ = evaluate.accuracies(found[None], data)
+    for t, task in enumerate(scenario):
+        guess = learner.logits(learner.params, task.source.inputs[task.rows["test"]]).argmax(-1)
+        assert free[0, t] == pytest.approx(np.mean(np.asarray(guess) == task.labels("test")))
+    few = data.upto(2)
+    assert np.array_equal(evaluate.logits_of(learner, learner.params, few), found[: len(few.task)])
+
+
+def test_task_incremental_learning_tells_the_task():
+    scenario = streams.task_incremental(made(), 2)
+    assert [t.classes for t in scenario] == [(0, 1), (2, 3)]
+    assert str(scenario).startswith("task-incremental, 2 tasks of 2 classes, dots: 2 tasks, 4 cla")
+    assert "read the task-aware figures" in str(scenario)
+    with pytest.raises(ValueError, match="between 1 and 4 tasks; got 5"):
+        streams.task_incremental(made(), 5)
+    with pytest.raises(ValueError, match="at least one task, got 0"):
+        streams.data_incremental(made(), 0)
+
+
+def test_streams_are_drawn(tmp_path):
+    texts = Source(
+        "words", Texts([f"word {k}" for k in range(80)]), made().labels, made().classes, ("{}",),
+        made().splits,
+    )  # fmt: skip
+    pictures = dataclasses.replace(made(), inputs=np.zeros((80, 4, 4), np.uint8))
+    for name, source in (("numbers", made()), ("texts", texts), ("pictures", pictures)):
+        path = tmp_path / f"{name}.png"
+        streams.recurring(source, tasks=22, classes=2).draw(path, examples=2)
+        with Image.open(path) as drawn:
+            assert drawn.size[1] > drawn.size[0] > 300  # twenty rows
 
 
 def test_a_suite_puts_heads_side_by_side_whatever_the_order():
@@ -125,7 +170,7 @@ def test_npz_says_what_is_wrong(tmp_path):
     data["jpeg"][start : start + 200] = 0
     np.savez(tmp_path / "ink_train.npz", **data)
     source = npz(tmp_path, "ink")
-    with pytest.raises(ValueError, match="ink: image 3 is corrupt"):
+    with pytest.raises(ValueError, match="ink: 1 corrupt image: image 3"):
         source.inputs[np.arange(6)]
     with pytest.raises(ValueError, match="2 classes, got 1 names"):
         npz(tmp_path, "ink", classes=("one",))

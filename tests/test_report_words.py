@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report_results import results
 
-from jaxmerge.continual.results import Entry, Results, SeedRun, summarize
+from jaxmerge.continual.results import Entry, Results, SeedRun, Stat, summarize
 from jaxmerge.report import numbers, tables, words
 
 MAGMAX, TIES = ("MagMax", "sequential"), ("TIES", "sequential")
@@ -184,3 +184,12 @@ def test_names_cannot_break_a_table():
     assert line.count(" | ") == tables.markdown(r).splitlines()[0].count(" | ")
     assert r"a|b\_c\textbackslash{} \& 100\% \$x\$ [red] <i>" in tables.latex(r)
     assert any("[red]" in str(cell) for cell in tables.rich_table(r).columns[0].cells)
+
+
+def test_the_mean_over_classes_is_shown_where_it_differs_from_the_accuracy():
+    r = results(seeds=1)
+    for s in r.summary:
+        s.metrics["per_class"] = s.metrics["accuracy"]
+    assert "per_class" not in tables.columns(r)
+    r.summary[1].metrics["per_class"] = Stat(0.123, 0.0, 1)
+    assert "per_class" in tables.columns(r)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json as jsonlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,12 +95,24 @@ def short_names(refs: Sequence[str]) -> list[str]:
     return [f"{i + 1}: {ref}" for i, ref in enumerate(refs)]
 
 
+def own_parts(names: Sequence[str]) -> list[str]:
+    """Names of leaves without the leading parts that all of them share.
+
+    >>> own_parts(["vision.layers.0.w", "vision.layers.1.w", "vision.norm"])
+    ['layers.0.w', 'layers.1.w', 'norm']
+    """
+    parts = [re.split(r"(?<=[./])", n) for n in names]
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    shared = sum(1 for _ in alike)
+    return ["".join(p[shared:]) or n for p, n in zip(parts, names, strict=True)]
+
+
 def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
     """Heat maps as PNG, by file name: the whole model pair by pair, and every leaf."""
     from jaxmerge.report.canvas import png
     from jaxmerge.report.heatmaps import heatmaps
 
-    numbered = ", ".join(f"{i + 1} {label}" for i, label in enumerate(labels))
+    numbered = ", ".join(f"{i + 1}\N{NO-BREAK SPACE}{label}" for i, label in enumerate(labels))
     out = {"layers.png": png(_layers(found, numbered))}
     if len(labels) > 1:
         show = lambda *views: {HEADINGS[v]: _plain(getattr(found.whole, v)) for v in views}
@@ -111,20 +125,24 @@ def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
 
 def _layers(found: Diagnosis, numbered: str) -> Any:
     """Leaves from top to bottom: how far each model moved, and the cosine of every pair."""
-    from jaxmerge.report.canvas import SMALL, WIDTH, axes, canvas, drawing, shorten
+    from jaxmerge.report.canvas import SMALL, WIDTH, axes, canvas, drawing, shorten, text_width
     from jaxmerge.report.style import LIGHT, ramp
 
     count, models = len(found.leaves), len(found.whole.norms)
     pairs = np.triu_indices(models, 1)
     rms = [p.norms / math.sqrt(max(1, p.size)) for p in found.leaves.values()]
     moved = np.array(rms) / max(np.max(rms), np.finfo(float).tiny)
-    panels = [("RMS change", moved, 0, False, range(1, models + 1))]
+    panels: list[tuple[str, Any, int, bool, Sequence[Any]]] = [
+        ("RMS change", moved, 0, False, range(1, models + 1))
+    ]
     if models > 1:
         cosines = np.array([p.cosine[pairs] for p in found.leaves.values()])
         ticks = [f"{i + 1}·{j + 1}" for i, j in zip(*pairs, strict=True)]
         panels.append(("Cosine", cosines, -1, True, ticks))
     row = min(0.17, max(0.02, 6 / count))
-    height, names = row * count, 1.9
+    leaves = own_parts(list(found.leaves))
+    height, names = row * count, min(2.6, 0.2 + max(text_width(n, SMALL) for n in leaves))
+    ending = lambda n: shorten(n[::-1], names - 0.15, SMALL)[::-1]  # what tells leaves apart
     width = (WIDTH - names - 0.1 - 0.2 * (len(panels) - 1)) / len(panels)
     with drawing(LIGHT):
         figure = canvas(
@@ -144,14 +162,15 @@ def _layers(found: Diagnosis, numbered: str) -> Any:
             every = max(1, math.ceil(len(ticks) * 0.3 / width))
             ax.set_xticks([i + 0.5 for i in range(0, len(ticks), every)], list(ticks)[::every])
             step = max(1, math.ceil(0.15 / row))
-            shown = [shorten(n, names - 0.15, SMALL) for n in list(found.leaves)[::step]]
-            ax.set_yticks([i + 0.5 for i in range(0, count, step)], shown if k == 0 else [])
+            shown = [ending(n) for n in leaves[::step]] if k == 0 else []
+            ax.set_yticks([i + 0.5 for i in range(0, count, step)], shown)
     return figure
 
 
 def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     console.print(f"Task vectors against {base}, {found.whole.size:,} entries", highlight=False)
@@ -168,16 +187,18 @@ def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
         console.print(table)
     order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
     title = "Leaves that change most" if len(order) > MOST else "Leaves"
-    columns = ("leaf", "norm", "cosine", "sign conflict", "overlap", "effective rank")
     console.print(f"\n{title} (means over models and pairs)", style="bold")
-    table = Table(*columns)
+    columns = ("norm", "cosine", "opposite", "shared", "rank", Column("leaf", overflow="fold"))
+    table = Table(*columns, box=SIMPLE, pad_edge=False)
+    own = dict(zip(found.leaves, own_parts(list(found.leaves)), strict=True))
     pairs = np.triu_indices(len(labels), 1)
     mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
     for n in order[:MOST]:
         leaf = found.leaves[n]
         figures = [mean(getattr(leaf, view)[pairs]) for view in VIEWS]
         rank = mean(found.ranks[n]) if n in found.ranks else np.nan
-        table.add_row(n, f"{leaf.norms.mean():.4g}", *map(_figure, figures), _figure(rank, 1))
+        cells = [f"{leaf.norms.mean():.4g}", *map(_figure, figures), _figure(rank, 1)]
+        table.add_row(*cells, own[n])
     console.print(table)
 
 

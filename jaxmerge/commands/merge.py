@@ -7,6 +7,7 @@ import json as jsonlib
 import os
 import platform
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ import jax
 import yaml
 
 import jaxmerge
-from jaxmerge.combine import stochastic
 from jaxmerge.commands.bytesbar import BytesBar
 from jaxmerge.commands.card import card
+from jaxmerge.commands.cost import cost, show
 from jaxmerge.errors import UserError, closest
-from jaxmerge.files import Job, Report, merge_jobs, mismatches, process_group, tensors_of
+from jaxmerge.files import Report, merge_jobs, process_group, tensors_of
 from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.header import nbytes
 from jaxmerge.io.sources import tokenizer_files
-from jaxmerge.pieces import WORKERS
+from jaxmerge.io.writer import partial_folder
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
 from jaxmerge.recipes.schema import Document, load
-from jaxmerge.walk import PIECES, ROOM, input_bytes, work_bytes
 
 RESOLVED = "recipe.resolved.yaml"
 
@@ -79,7 +78,7 @@ def run(
         finally:
             models.close()
     if check:
-        _print_check(reports, json)
+        show(reports, json)
         if any(r["mismatches"] for r in reports):
             raise UserError("the models do not fit together, see above.")
     elif jax.process_index() == 0:
@@ -135,6 +134,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     try:
         if group.index == 0:
             _check_hashes(document, sources, hashes, force)
+            for extra in plan.extras:
+                extra.check()
 
         def files(report: Report) -> dict[str, bytes | Path]:
             note = provenance(sources, hashes.result(), digest, plan)
@@ -147,8 +148,12 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
                 nonfinite=plan.nonfinite, devices=devices, files=files, progress=bar,
                 group=group,
             )  # fmt: skip
-    except BaseException:
+    except BaseException as error:
         hashes.stop()
+        if isinstance(error, OSError) and partial_folder(out).exists():
+            raise UserError(
+                f"{error}. What was done is kept beside {out}; --resume goes on with it."
+            ) from None
         raise
     return {"finished": False, **vars(report)}
 
@@ -220,71 +225,6 @@ def output_files(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, 
     return files
 
 
-# ---------------------------------------------------------------- before the merge
-
-
-def cost(plan: Plan, name: str | None) -> dict[str, Any]:
-    """What a merge will read, write and hold, from headers only."""
-    tensors = tensors_of(plan.jobs, plan.out_dtype)
-    wrong = [line for job in plan.jobs for line in mismatches(job)]
-    leaves = [(job, n) for job in plan.jobs for n in job.like]
-    merged = sum(n in job.grid for job, n in leaves)
-    once = sum(input_bytes(job, n) for job, n in leaves if not wrong)
-    passes = max((_passes(job) for job in plan.jobs), default=1)
-    return {
-        "name": name,
-        "method": plan.method,
-        "leaves": len(tensors),
-        "merged": merged,
-        "copied": len(tensors) - merged,
-        "parameters": sum(job.like[n].size for job, n in leaves),
-        "read": once * passes,
-        "passes": passes,
-        "write": sum(nbytes(*t) for t in tensors.values()),
-        "memory": 450_000_000 + (0 if wrong else _memory(plan)),
-        "mismatches": wrong,
-    }
-
-
-def _passes(job: Job) -> int:
-    """Times the models are read, as a rule."""
-    rows = closing = 0
-    for p in job.grid.values():
-        measures = [*(t.measure for t in p.before), p.fold.measure]
-        rows = max(rows, sum(2 if m.host else 1 for m in measures if m and m.scope == "row"))
-        closing = max(closing, int(p.fold.closing is not None or any(t.measure for t in p.after)))
-    return 1 + rows + closing
-
-
-def _memory(plan: Plan) -> int:
-    """Bytes of the leaves in work at once, roughly."""
-    largest = 0
-    for job in plan.jobs:
-        for n, p in job.grid.items():
-            cut = p.fold.elementwise and not stochastic(job.method)
-            need = input_bytes(job, n) + work_bytes(job.like[n])
-            largest = max(largest, min(need, 2 * PIECES) if cut else need)
-    return max(min(WORKERS * largest, ROOM), largest)
-
-
-def _print_check(reports: list[dict[str, Any]], json: bool) -> None:
-    if json:
-        print(jsonlib.dumps(reports if len(reports) > 1 else reports[0], indent=2))
-        return
-    for r in reports:
-        title = f"{r['name']}: " if r["name"] else ""
-        print(f"{title}{r['method']}")
-        print(f"  leaves      {r['leaves']} ({r['merged']} merged, {r['copied']} copied)")
-        print(f"  parameters  {r['parameters']:,}")
-        print(f"  read        {names_of(r['read'])} in {r['passes']} passes")
-        print(f"  write       {names_of(r['write'])}")
-        print(f"  memory      about {names_of(r['memory'])} at most")
-        for line in r["mismatches"]:
-            print(f"  mismatch    {line}")
-        if "note" in r:
-            print(f"  {r['note']}")
-
-
 def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:
     if json:
         print(jsonlib.dumps(reports if len(reports) > 1 else reports[0], indent=2))
@@ -298,18 +238,6 @@ def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:
                 f"{r['out']}: {r['merged']} leaves merged, {r['copied']} copied{more}; "
                 f"{r['parameters']:,} parameters, {r['seconds']:.1f} s"
             )
-
-
-def names_of(count: float) -> str:
-    """Bytes for reading.
-
-    >>> names_of(2_500_000_000)
-    '2.50 GB'
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 # ---------------------------------------------------------------- options
@@ -345,9 +273,14 @@ def choose_devices(kind: str | None, count: int | None) -> list:
 
 
 def compile_cache() -> None:
-    """Keep compiled code across runs."""
+    """Keep compiled code across runs.
+
+    JAX writes an entry in place: one that another run is writing, or was killed writing, is
+    compiled anew without a word.
+    """
     if jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")

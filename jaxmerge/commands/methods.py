@@ -53,18 +53,31 @@ def describe(name: str) -> Entry:
     """
     factory = jm.get(name)
     doc = inspect.getdoc(factory) or ""
-    parameters = [
-        str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values()
-    ]
     memory = re.search(r"^Memory: (.*?)(?:\.?\n\n|\.?\Z)", doc, re.MULTILINE | re.DOTALL)
     return {
         "name": name,
         "kind": _kind(factory),
-        "signature": f"{name}({', '.join(parameters)})",
+        "signature": f"{name}({', '.join(settings(factory))})",
         "summary": doc.split("\n\n")[0].replace("\n", " "),
         "memory": " ".join(memory.group(1).split()) if memory else None,
         "doc": doc,
     }
+
+
+def settings(factory: Callable) -> list[str]:
+    """The arguments of a factory with their defaults; a default that is a function by its name.
+
+    Example:
+        >>> settings(jm.ties)[:2], settings(jm.iso_c)[-1]
+        (['density=0.2', 'factor=1.0'], 'leaves=by_kernel')
+    """
+    found = []
+    for p in inspect.signature(factory).parameters.values():
+        named = callable(p.default) and p.default is not p.empty
+        found.append(
+            f"{p.name}={p.default.__name__}" if named else str(p.replace(annotation=p.empty))
+        )
+    return found
 
 
 def _kind(factory: Callable) -> str:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxmerge.commands import runs
-from jaxmerge.continual.experiment import MAGMAX, Experiment
+from jaxmerge.continual.experiment import Experiment, saved
 from jaxmerge.continual.learner import Learner, from_clip
 from jaxmerge.continual.results import Results
 from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
@@ -79,7 +79,7 @@ class Quickstart(Experiment):
         from jaxmerge.models import clip
 
         model = self.pretrained()
-        params = {**model.params, **merged[MAGMAX]}
+        params = {**model.params, **merged[saved(merged)]}
         clip.save(dataclasses.replace(model, params=params), folder / "merged")
         shutil.copyfile(folder / "merged" / "model.safetensors", folder / "merged.safetensors")
 
@@ -139,7 +139,8 @@ def run(
                 config, **asked, version=Quickstart().version, weights=digest(config.model)
             )
             runs.refuse_changes(folder, config, now)
-    return runs.finish(config, folder, quiet=quiet, json=json, again="jaxmerge quickstart")
+    again, way = "jaxmerge quickstart", runs.Way(quiet)
+    return runs.finish(config, folder, json=json, again=again, way=way)
 
 
 def weights_folder(model: str) -> Path:

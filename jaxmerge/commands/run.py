@@ -9,7 +9,10 @@ from pathlib import Path
 
 from jaxmerge.commands import runs
 from jaxmerge.continual.experiment import Experiment, changed
+from jaxmerge.continual.halfway import EVERY
+from jaxmerge.continual.logs import package
 from jaxmerge.continual.results import Results
+from jaxmerge.continual.store import installed
 from jaxmerge.errors import UserError
 
 
@@ -19,6 +22,9 @@ def run(
     set: Sequence[str] = (),
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    log: str | None = None,
+    save_every: float = EVERY,
+    store: str | Path | None = None,
     quiet: bool = False,
     json: bool = False,
 ) -> Results:
@@ -28,28 +34,41 @@ def run(
         experiment: a Python file with ``get_config() -> Experiment``.
         set: ``key=value`` settings that replace the file's.
         out: run folder to make; by default runs/<date>-<name>.
-        resume: run folder to go on with; settings that contradict it are refused.
+        resume: run folder to go on with; refused where the settings, of `set` or of the file, are
+            not those of the run.
+        log: "tensorboard" or "wandb".
+        save_every: seconds between checkpoints within a task.
+        store: result store to add the cells to, for ``jaxmerge report``.
 
     Raises:
         UserError: no such file, no experiment in it, unknown settings, a folder that is in use.
     """
     if resume is not None and out is not None:
         raise UserError("Give --out for a new run or --resume for an old one, not both.")
+    if log is not None:
+        package(log)
+    if store is not None and not installed():
+        raise UserError('--store writes Parquet: pip install "jaxmerge[store]".')
     config = load(experiment)
+    old = None if resume is None else runs.read_run(resume, config)
+    kept = [] if resume is None else runs.given(resume)
+    if kept is None:  # a run that did not note its --set: only what is asked now can differ
+        config, kept = old, []
+    given = [*kept, *set]
     try:
-        asked = changed(config, runs.settings_of(list(set)))
+        asked = changed(config, runs.settings_of(given))
         asked.check()
     except ValueError as error:
         raise UserError(str(error)) from None
     if resume is None:
-        folder = runs.new_run(asked, out)
+        folder = runs.new_run(asked, out, given)
     else:
         folder = Path(resume)
-        old = runs.read_run(folder, config)
-        if set and not runs.finished(folder):
-            runs.refuse_changes(folder, old, changed(old, runs.settings_of(list(set))))
+        if not runs.finished(folder):
+            runs.refuse_changes(folder, old, asked)
         asked = old
-    return runs.finish(asked, folder, quiet=quiet, json=json, again=f"jaxmerge run {experiment}")
+    way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
+    return runs.finish(asked, folder, json=json, again=f"jaxmerge run {experiment}", way=way)
 
 
 def load(path: str | Path) -> Experiment:

@@ -1,42 +1,56 @@
 """Run folders: made, resumed and filled by every command that runs an experiment.
 
 A run folder holds ``config.json`` (the experiment's settings), ``results.json``, ``report.html``,
-``plots/*.png`` and ``merged.safetensors`` (MagMax on sequential fine-tunes, first seed).  While it
+``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see `jaxmerge.continual.store`) and
+``merged.safetensors`` (MagMax on sequential fine-tunes, or the first merge; first seed).  While it
 works, ``state/`` holds checkpoints; a run goes on after its last finished task.  A run that has
 ``results.json`` is finished.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import hashlib
 import json as jsonlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from jaxmerge.commands.progress import Bars
-from jaxmerge.continual import checkpoint, results
-from jaxmerge.continual.experiment import Experiment, changed
+from jaxmerge.continual import checkpoint, devices, results, store
+from jaxmerge.continual.experiment import Experiment, parsed, restored
+from jaxmerge.continual.halfway import EVERY
 from jaxmerge.continual.learner import Learner
+from jaxmerge.continual.logs import Curves
 from jaxmerge.continual.machine import machine, peak_memory, versions
 from jaxmerge.continual.results import Results, SeedRun, summarize
 from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.study import run_seed, steps_of
+from jaxmerge.continual.study import Plan, Watch, run_seed, steps_of
 from jaxmerge.errors import UserError
 
-NAME = "experiment"  # the key of the experiment's name in config.json
+NAME, SET = "experiment", "set"  # keys of config.json beside the settings
 
 
 # ------------------------------------------------------------ the folder
 
 
-def new_run(experiment: Experiment, out: str | Path | None) -> Path:
-    """Make the folder and its config.json; by default runs/<date>-<name>."""
+def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str] = ()) -> Path:
+    """Make the folder and its config.json; by default runs/<date>-<name>.
+
+    Args:
+        given: the ``--set`` of the command line, kept for a resume: the rest comes from the file.
+    """
+    if not devices.first():
+        devices.wait("run folder")
+        return Path(str(out))
     if out is None:
+        if jax.process_count() > 1:
+            raise UserError("A distributed run needs --out: one folder that all processes see.")
         stem = Path("runs") / f"{datetime.now():%Y-%m-%d}-{experiment.name}"
         tries = (stem if i == 1 else stem.with_name(f"{stem.name}-{i}") for i in range(1, 10_000))
         folder = next(f for f in tries if not f.exists())
@@ -49,9 +63,15 @@ def new_run(experiment: Experiment, out: str | Path | None) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is in use: give an empty or new folder as --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {NAME: experiment.name, **results.to_plain(experiment)}
+    settings = {NAME: experiment.name, SET: list(given), **results.to_plain(experiment)}
     checkpoint.replace(folder / "config.json", jsonlib.dumps(settings, indent=1) + "\n")
+    devices.wait("run folder")
     return folder
+
+
+def given(folder: str | Path) -> list[str] | None:
+    """The ``--set`` that a run was started with; None where its config.json does not tell."""
+    return jsonlib.loads((Path(folder) / "config.json").read_text()).get(SET)
 
 
 def read_run(folder: str | Path, experiment: Experiment) -> Experiment:
@@ -69,7 +89,8 @@ def read_run(folder: str | Path, experiment: Experiment) -> Experiment:
         settings = jsonlib.loads((folder / "config.json").read_text())
         if settings.pop(NAME) != experiment.name:
             raise KeyError(NAME)
-        return changed(experiment, settings)
+        settings.pop(SET, None)
+        return restored(experiment, settings)
     except (jsonlib.JSONDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
         what = f"it is not of {experiment.name!r}" if isinstance(error, KeyError) else error
         raise UserError(f"{folder}/config.json cannot be used: {what}.") from None
@@ -77,16 +98,29 @@ def read_run(folder: str | Path, experiment: Experiment) -> Experiment:
 
 def refuse_changes(folder: str | Path, old: Experiment, now: Experiment) -> None:
     """Raise UserError that shows every setting that differs from the run's."""
-    differ = [
-        f"{f.name}: {getattr(old, f.name)!r} in the run, {getattr(now, f.name)!r} now"
-        for f in dataclasses.fields(old)
-        if getattr(old, f.name) != getattr(now, f.name)
-    ]
+    differ = differences(results.to_plain(old), results.to_plain(now))
     if differ:
         raise UserError(
             f"{folder} cannot go on with another configuration ({'; '.join(differ)}). "
             "Leave these options out, or start a new run."
         )
+
+
+def differences(old: dict, now: dict, where: str = "") -> list[str]:
+    """What differs between two nested settings, one line each.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}})
+    ['a.b: 1 in the run, 3 now', 'c: 2 in the run, nothing now']
+    """
+    found = []
+    for k in {**old, **now}:
+        name, a, b = f"{where}{k}", old.get(k), now.get(k)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            shown = [repr(d[k]) if k in d else "nothing" for d in (old, now)]
+            found.append(f"{name}: {shown[0]} in the run, {shown[1]} now")
+    return found
 
 
 def finished(folder: str | Path) -> bool:
@@ -97,58 +131,107 @@ def finished(folder: str | Path) -> bool:
 # ------------------------------------------------------------ the work
 
 
-def execute(experiment: Experiment, folder: Path, quiet: bool) -> None:
+class Way(NamedTuple):
+    """How a run is run: nothing here changes a figure.
+
+    Attributes:
+        quiet: no progress.
+        log: "tensorboard" or "wandb" for curves beside the terminal, or None.
+        every: seconds between checkpoints within a task.
+        store: a result store (`jaxmerge.continual.store`) to add the cells to, or None.
+    """
+
+    quiet: bool = False
+    log: str | None = None
+    every: float = EVERY
+    store: Path | None = None
+
+
+def execute(experiment: Experiment, folder: Path, way: Way) -> None:
     """Run all seeds that are left, then write everything."""
     began = time.perf_counter()
     spent = folder / "state" / "seconds.json"  # wall time of earlier attempts
     before = jsonlib.loads(spent.read_text()) if spent.exists() else 0.0
     runs: list[SeedRun] = []
-    with Bars(quiet) as bars:
+    quiet, log = (way.quiet, way.log) if devices.first() else (True, None)
+    with Bars(quiet) as bars, Curves(log, folder, results.to_plain(experiment)) as curves:
         seeds = range(experiment.seed, experiment.seed + experiment.seeds)
-        streams = [experiment.scenario(seed) for seed in seeds]
-        steps = [steps_of(s, experiment.how()) for s in streams]
+        streams = [experiment.tasks_of(seed) for seed in seeds]
+        plans = experiment.plans()  # once: compiled code is found again by the terms of the loss
+        steps = [steps_of(s, plans, experiment.how, experiment.baselines) for s in streams]
         bars.total(sum(steps))
+        bars.batch = curves.batch = experiment.how().batch
         learner = experiment.learner(streams[0])  # the head does not depend on the seed
         for k, seed in enumerate(seeds):
             bars.seed(k + 1, experiment.seeds)
-            runs.append(one_seed(experiment, seed, streams[k], learner, folder, bars))
+            curves.seed(seed, sum(steps[:k]))
+            watch = together(bars.step, curves.step)
+            runs.append(
+                one_seed(experiment, plans, seed, streams[k], learner, folder, watch, way.every)
+            )
             bars.reach(sum(steps[: k + 1]))  # also where tasks were done before
             checkpoint.replace(spent, jsonlib.dumps(before + time.perf_counter() - began))
         bars.note("writing the report")
-        found = Results(
-            experiment=experiment.name,
-            scenario=streams[0].name,
-            classes=list(streams[0].classes),
-            recipe=results.to_plain(experiment),
-            seeds=runs,
-            summary=summarize(runs),
-            versions=versions(),
-            machine=machine(),
-            seconds={**total_seconds(runs), "total": before + time.perf_counter() - began},
-            peak_memory=peak_memory(),
-        )
-        write(found, folder)
-    shutil.rmtree(folder / "state", ignore_errors=True)
+        found = collect(experiment, runs, streams[0], before + time.perf_counter() - began)
+        if way.store is not None:
+            store.write(way.store, store.cells(found), f"{experiment.name}-{_digest(found)}")
+        if devices.first():
+            write(found, folder)
+            shutil.rmtree(folder / "state", ignore_errors=True)
+        devices.wait("results")
+
+
+def together(*watches: Watch) -> Watch:
+    """Several watchers as one."""
+
+    def watch(*what: Any) -> None:
+        for one in watches:
+            one(*what)
+
+    return watch
+
+
+def _digest(found: Results) -> str:
+    """Names a run by its settings: the same run again takes its own place in a store."""
+    return hashlib.sha256(jsonlib.dumps(found.recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def collect(
+    experiment: Experiment, runs: list[SeedRun], scenario: Scenario, seconds: float
+) -> Results:
+    """The results of an experiment from those of its seeds; `seconds` is the wall time."""
+    return Results(
+        experiment=experiment.name,
+        scenario=scenario.name,
+        classes=list(scenario.classes),
+        recipe=results.to_plain(experiment),
+        seeds=runs,
+        summary=summarize(runs),
+        versions=versions(),
+        machine=machine(),
+        seconds={**total_seconds(runs), "total": seconds},
+        peak_memory=peak_memory(),
+    )
 
 
 def one_seed(
-    experiment: Experiment, seed: int, scenario: Scenario, learner: Learner, folder: Path,
-    bars: Bars,
+    experiment: Experiment, plans: tuple[Plan, ...], seed: int, scenario: Scenario,
+    learner: Learner, folder: Path, watch: Watch, every: float,
 ) -> SeedRun:  # fmt: skip
     """One seed, or its figures if it is finished already."""
     done = folder / "state" / f"seed_{seed}.json"
     if done.exists():
         return results.from_plain(SeedRun, jsonlib.loads(done.read_text()), str(done))
-    store = folder / "state" / f"seed_{seed}"
+    state = folder / "state" / f"seed_{seed}"
     run, merged = run_seed(
-        scenario, learner, experiment.deploys(), seed=seed, training=experiment.how(),
-        strategy=experiment.adapt(), store=store, batch=experiment.evaluation_batch,
-        watch=bars.step,
+        scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
+        store=state, every=every, batch=experiment.evaluation_batch, watch=watch,
     )  # fmt: skip
     if seed == experiment.seed:
         experiment.save(merged, folder)
     checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
-    shutil.rmtree(store, ignore_errors=True)
+    if devices.first():
+        shutil.rmtree(state, ignore_errors=True)
     return run
 
 
@@ -162,12 +245,16 @@ def write(found: Results, folder: Path) -> None:
     """Plots, report and, last of all, results.json: a run with results is finished."""
     from jaxmerge.report import html, plots
 
+    if store.installed():
+        store.write(folder, store.cells(found), "cells")
     plots.write_png(found, folder / "plots")
     html.write(found, folder / "report.html")
     found.to_json(folder / "results.json")
 
 
-def finish(experiment: Experiment, folder: Path, *, quiet: bool, json: bool, again: str) -> Results:
+def finish(
+    experiment: Experiment, folder: Path, *, json: bool, again: str, way: Way = Way()
+) -> Results:
     """Run what is left, print the table (or JSON), return the results.
 
     Args:
@@ -175,12 +262,13 @@ def finish(experiment: Experiment, folder: Path, *, quiet: bool, json: bool, aga
     """
     if not finished(folder):
         try:
-            execute(experiment, folder, quiet or json)
-        except KeyboardInterrupt:
+            execute(experiment, folder, way._replace(quiet=way.quiet or json))
+        except (KeyboardInterrupt, OSError):  # Ctrl-C, a full disk
             print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise
     found = Results.from_json(folder / "results.json")
-    show(found, folder, json)
+    if devices.first():
+        show(found, folder, json)
     return found
 
 
@@ -202,28 +290,21 @@ def show(found: Results, folder: Path, json: bool) -> None:
 
 
 def settings_of(pairs: list[str]) -> dict[str, Any]:
-    """``["epochs=3", "factors.MagMax=[0.5]"]`` as settings; values are YAML.
+    """``["epochs=3", "merges.MagMax.factor=0.5"]`` as settings; values are YAML.
 
-    >>> settings_of(["epochs=3", "factors.MagMax=[0.5, 1.0]"])
-    {'epochs': 3, 'factors': {'MagMax': [0.5, 1.0]}}
+    >>> settings_of(["epochs=3", "merges.MagMax.factor=[0.5, 1.0]"])
+    {'epochs': 3, 'merges': {'MagMax': {'factor': [0.5, 1.0]}}}
     """
-    import yaml
-
     found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name:
             raise UserError(f"--set takes key=value, got {pair!r}.")
-        outer, _, inner = name.partition(".")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {name}: {value!r} is not a value (YAML).") from None
-        if isinstance(parsed, str):  # YAML reads 1e-4 as a text
-            with contextlib.suppress(ValueError):
-                parsed = float(parsed)
-        if inner:
-            found.setdefault(outer, {})[inner] = parsed
-        else:
-            found[outer] = parsed
+        *outer, inner = name.split(".")
+        place = found
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {name}: {part} was set to {place!r} before.")
+        place[inner] = parsed(f"--set {name}", value)
     return found

@@ -1,12 +1,12 @@
 """`jaxmerge stats REF --data ... --kind fisher|gram`: measure a model once, merge without data.
 
-Writes ``fisher.safetensors`` or ``gram.safetensors`` beside the model (or where `--out` says).
+Writes ``fisher.safetensors`` or ``gram.safetensors`` beside the model (or where `--out` says), in
+the names and the layout of the checkpoint, so that `jaxmerge merge` reads both leaf by leaf.
 """
 
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxmerge import statistics
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.sources import open_source
+from jaxmerge.models.packaged import packaged
 
 KINDS = ("fisher", "gram")
 
@@ -31,25 +33,27 @@ def run(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Measure the image tower of a CLIP checkpoint on the training split of a data set.
+    """Measure a checkpoint on the training split of a data set.
+
+    Images are shown to the image tower of a CLIP, sentences to a BERT sentence encoder; the head
+    is made of the class names.
 
     Args:
-        ref: a CLIP folder, or an image tower against `base`.
-        data: "digits", or DIR/NAME for ``DIR/NAME_train.npz`` and ``DIR/NAME_test.npz``.
+        ref: a CLIP folder, or an image tower against `base`; a BERT folder for sentences.
+        data: see `open_data`.
         kind: "fisher" or "gram".
         base: the full CLIP that `ref`, an image tower alone, belongs to; its text tower makes the
             zero-shot head.  Default: `ref` itself has one.
         out: file to write; default beside the model.
         samples: training examples, drawn by `seed`.
-        variant: of Fisher: "true", "sampled" or "empirical".
+        variant: of Fisher: "true" (a gradient for every class), "sampled" or "empirical" (one for
+            every example).
     """
     import jax
     from rich.console import Console
     from rich.progress import track
 
-    from jaxmerge.continual.learner import from_clip
     from jaxmerge.continual.streams import suite
-    from jaxmerge.models import clip
 
     if kind not in KINDS:
         raise UserError(f"--kind {kind!r}: {closest(kind, KINDS)}")
@@ -57,8 +61,8 @@ def run(
         raise UserError(f"--samples and --batch must be at least 1, got {samples} and {batch}.")
     target = _target(ref, kind, out)
     source = open_data(data)
-    scenario = suite([source])
-    learner = from_clip(clip.load(ref, base=base), scenario)
+    place = str(packaged(ref) or ref)
+    learner, layout_of, keep = _learner(place, base, suite([source]))
     params = learner.params
     rows = np.random.default_rng(seed).permutation(source.splits["train"])[:samples]
     images = learner.prepare(source.inputs[rows])
@@ -70,7 +74,12 @@ def run(
         key = jax.random.key(seed)
         found = statistics.fisher(learner.logits, params, shown, kind=variant, key=key, about=about)
     else:
-        found = statistics.gram(learner.features, params, shown, about=about)
+        found = statistics.gram(learner.features, params, shown, keep=keep, about=about)
+    checkpoint = open_source(place)
+    try:
+        found = statistics.in_layout(found, layout_of(checkpoint), checkpoint)
+    finally:
+        checkpoint.close()
     statistics.save(found, target)
     report = _report(found, target)
     if json:
@@ -83,14 +92,59 @@ def run(
 
 
 def open_data(spec: str) -> Any:
-    """A data source by name: "digits" or DIR/NAME of a pair of .npz files."""
+    """A data source by name.
+
+    Args:
+        spec: "digits"; DIR/NAME, images in ``DIR/NAME_train.npz`` and ``DIR/NAME_test.npz``; a
+            folder with the files of CLINC150 (``data_full.json``, ``domains.json``) or Banking77
+            (``train.csv``, ``test.csv``); DIR/NAME, sentences, with NAME one of
+            `jaxmerge.data.text.SETS`.
+
+    Raises:
+        UserError: none of these is there.
+    """
+    from jaxmerge.data import text
     from jaxmerge.data.digits import digits
     from jaxmerge.data.npz import npz
 
     if spec == "digits":
         return digits()
-    folder, name = os.path.split(spec)
-    return npz(folder or ".", name)
+    path = Path(spec)
+    if (path / "data_full.json").exists():
+        return text.clinc150(path)
+    if (path / "train.csv").exists():
+        return text.banking77(path)
+    if path.name in text.SETS and path.parent.is_dir():
+        return text.sentences(path.parent, path.name)
+    if path.with_name(f"{path.name}_train.npz").exists():
+        return npz(path.parent, path.name)
+    raise UserError(
+        f"--data {spec!r}: expected digits, DIR/NAME with {path.name}_train.npz and _test.npz in "
+        "DIR, a folder of CLINC150 (data_full.json) or Banking77 (train.csv), or DIR/NAME with "
+        f"NAME one of {', '.join(text.SETS)}."
+    )
+
+
+def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
+    """The model that reads what the scenario holds, under the head of its classes.
+
+    With a function from a checkpoint's keys to the table of its layout, and one that tells which
+    rows of a batch are data (`jaxmerge.statistics.gram`).
+    """
+    from jaxmerge.continual.learner import from_bert, from_clip
+    from jaxmerge.data.text import Texts
+    from jaxmerge.models import bert, clip
+
+    if not isinstance(scenario.sources[0].inputs, Texts):
+        model = clip.load(ref, base=base)
+        layout_of = lambda keys: clip.checkpoint.layout_of(keys, model.config)
+        return from_clip(model, scenario), layout_of, None
+    if base is not None:
+        raise UserError("--base completes an image tower; a sentence encoder is whole by itself.")
+    encoder = bert.load(ref)
+    layout_of = lambda keys: bert.checkpoint.layout_of(keys, encoder.config)
+    keep = lambda tokens: (tokens != encoder.config.pad).ravel()
+    return from_bert(encoder, scenario), layout_of, keep
 
 
 def _target(ref: str, kind: str, out: Path | None) -> Path:

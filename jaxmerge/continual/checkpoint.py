@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge import names
+from jaxmerge.continual import devices
 
 RECORD = "record"
 
@@ -61,7 +62,12 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
 
 
 def replace(path: str | Path, data: bytes | str) -> None:
-    """Write a file so that it is either there as a whole or unchanged."""
+    """Write a file so that it is either there as a whole or unchanged.
+
+    In a distributed run the first process writes, the others do nothing.
+    """
+    if not devices.first():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -1,9 +1,10 @@
 """Evaluation: accuracies of one model, or of many merged models at once, on prepared examples.
 
-All examples pass in batches of one shape, padded at the end, so evaluation is compiled once for
-any number of examples, tasks and models.  Many models (one merge under many factors) are a pytree
-with a leading axis; on an accelerator they are vmapped, on a CPU they are mapped one after the
-other, where batched matrix products were measured to cost 1.5 times as much.
+All examples pass in batches of one shape (packed sentences: of a few), filled up at the end, so
+evaluation is compiled once for any number of examples, tasks and models.  Many models (one merge
+under many factors) are a pytree with a leading axis; on an accelerator they are vmapped, on a CPU
+they pass one after the other: batched matrix products were measured to cost 1.5 times as much
+there, and cutting one model out of the stack for every batch a tenth.
 """
 
 from __future__ import annotations
@@ -15,41 +16,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual.devices import everywhere, spread, whole
 from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.scenario import Scenario
 from jaxmerge.core import Leaves
+from jaxmerge.data.pipeline import Batches, Examples
 
 
 class Probe(NamedTuple):
-    """Prepared examples of one split, sorted by task.
+    """Prepared examples of one split; those that several tasks share pass through the model once.
 
     Attributes:
-        chunks: device arrays [batch, ...], the last one padded.
-        columns, task: numpy int32 [N].
+        chunks: batches as `features` reads them, on the device, the last one filled up; a list, or
+            `Batches` that are read anew each time, where they do not fit into memory.
+        columns, task: int32 [N], sorted by task.
+        index: int [N], where each lies in the chunks.
         own: bool [T, columns], the columns of each task.
+        batch: examples in a chunk.
     """
 
-    chunks: list
+    chunks: list | Batches
     columns: np.ndarray
     task: np.ndarray
+    index: np.ndarray
     own: np.ndarray
+    batch: int
 
     def upto(self, tasks: int) -> Probe:
         """The examples of the first `tasks` tasks only."""
         count = int(np.searchsorted(self.task, tasks))
-        size = len(self.chunks[0])
-        chunks = self.chunks[: -(-count // size)]
-        return Probe(chunks, self.columns[:count], self.task[:count], self.own)
+        index = self.index[:count]
+        chunks = self.chunks[: index.max(initial=-1) // self.batch + 1]
+        return self._replace(
+            chunks=chunks, columns=self.columns[:count], task=self.task[:count], index=index
+        )
 
 
 def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) -> Probe:
     """Prepare a split of a scenario for evaluation."""
     data = scenario.split(split, learner.prepare)
     inputs = data.inputs
-    padded = np.concatenate([inputs, np.repeat(inputs[:1], -len(inputs) % batch, axis=0)])
-    chunks = [jnp.asarray(padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    padded = np.resize(np.arange(len(inputs)), len(inputs) + -len(inputs) % batch)
+    chunks = Batches(inputs, padded.reshape(-1, batch), learner.collate, spread)
+    if not isinstance(inputs, Examples):
+        chunks = list(chunks)  # they stay on the device
     own = np.stack([scenario.mask(t) for t in range(len(scenario))])
-    return Probe(chunks, data.columns, data.task, own)
+    return Probe(chunks, data.columns[data.index], data.task, data.index, own, batch)
 
 
 def stack(params: Leaves) -> Leaves:
@@ -59,18 +71,30 @@ def stack(params: Leaves) -> Leaves:
 
 def logits(learner: Learner, models: Leaves, data: Probe) -> np.ndarray:
     """[F, N, columns] of F stacked models on the examples of a probe."""
-    together = None if jax.default_backend() == "cpu" else len(next(iter(models.values())))
-    parts = [
-        _logits(models, chunk, learner.head, learner.scale, learner.features, together)
-        for chunk in data.chunks
-    ]
-    return np.concatenate([np.asarray(p) for p in parts], axis=1)[:, : len(data.columns)]
+    if jax.default_backend() == "cpu":
+        count = len(next(iter(models.values())))
+        one = lambda i: logits_of(learner, {n: x[i] for n, x in models.items()}, data)
+        return np.stack([one(i) for i in range(count)])
+    models, head, scale = everywhere((dict(models), learner.head, learner.scale))
+    parts = [_logits(models, chunk, head, scale, learner.features) for chunk in data.chunks]
+    return np.concatenate([whole(p) for p in parts], axis=1)[:, data.index]
 
 
-@partial(jax.jit, static_argnames=("features", "together"))
-def _logits(models, inputs, head, scale, features, together):
-    one = lambda params: head_logits(features(params, inputs), head, scale)
-    return jax.lax.map(one, models, batch_size=together)
+def logits_of(learner: Learner, params: Leaves, data: Probe) -> np.ndarray:
+    """[N, columns] of one model on the examples of a probe."""
+    params, head, scale = everywhere((dict(params), learner.head, learner.scale))
+    parts = [_one(params, chunk, head, scale, learner.features) for chunk in data.chunks]
+    return np.concatenate([whole(p) for p in parts])[data.index]
+
+
+@partial(jax.jit, static_argnames="features")
+def _one(params, inputs, head, scale, features):
+    return head_logits(features(params, inputs), head, scale)
+
+
+@partial(jax.jit, static_argnames="features")
+def _logits(models, inputs, head, scale, features):
+    return jax.vmap(lambda params: _one(params, inputs, head, scale, features))(models)
 
 
 def accuracies(found: np.ndarray, data: Probe) -> tuple[np.ndarray, np.ndarray]:

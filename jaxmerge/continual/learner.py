@@ -31,13 +31,18 @@ class Learner(NamedTuple):
         prepare: numpy inputs of a source -> numpy inputs of `features` (host side, once).
         head: [D, columns], unit columns.
         scale: what multiplies cosine similarities.
+        collate: prepared inputs of a batch, numpy [..., B, ...], to what `features` reads, a pytree
+            of numpy arrays of few shapes; texts lose their padding here.
+        half: `features` with its matrix products in bfloat16, where the model has that form.
     """
 
     params: Leaves
-    features: Callable[[Leaves, Array], Array]
+    features: Callable[[Leaves, Any], Array]
     prepare: Callable[[Any], np.ndarray]
     head: Array
     scale: Array
+    collate: Callable[[np.ndarray], Any] = np.asarray
+    half: Callable[[Leaves, Any], Array] | None = None
 
     def logits(self, params: Leaves, inputs: Array) -> Array:
         """[B, columns]; inside or outside compiled code."""
@@ -67,13 +72,13 @@ def from_clip(model: Any, scenario: Scenario) -> Learner:
         )
         for s in scenario.sources
     ]
-    mean, std = (tuple(getattr(model.preprocess, k)) for k in ("mean", "std"))
     return Learner(
         params={n: p for n, p in model.params.items() if n.startswith("vision/")},
-        features=_image_features(model.config, mean, std),
-        prepare=lambda images: model.preprocess.crop(np.asarray(images))[0],
+        features=_image_features(model.config, model.preprocess, "float32"),
+        prepare=functools.partial(_pixels, model.preprocess),
         head=jnp.concatenate(heads, axis=1),
         scale=jnp.exp(model.params["logit_scale"]),
+        half=_image_features(model.config, model.preprocess, "bfloat16"),
     )
 
 
@@ -81,7 +86,8 @@ def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int =
     """A sentence encoder under the head of a scenario's class names.
 
     Class names in prompts and sentences pass through the same tower, so the head is read once,
-    from theta_0, and stays.
+    from theta_0, and stays.  Batches are shuffled without regard to length and packed
+    (`jaxmerge.models.packing`): nothing but attention works on padding.
 
     Args:
         model: a `jaxmerge.models.bert.Model` with a tokenizer.
@@ -89,35 +95,44 @@ def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int =
         length: tokens of a sentence; longer ones are cut, shorter ones filled up.
     """
     from jaxmerge.models import bert
+    from jaxmerge.models.packing import pack
 
     def prepare(texts: Any) -> np.ndarray:
-        return model.tokenizer(list(texts), truncate=True, length=length)
+        return model.tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
 
     heads = [bert.zero_shot_head(model, s.classes, s.templates) for s in scenario.sources]
     return Learner(
         params=dict(model.params),
-        features=_text_features(model.config),
+        features=_text_features(model.config, "float32"),
         prepare=prepare,
         head=jnp.concatenate(heads, axis=1),
         scale=jnp.float32(scale),
+        collate=functools.partial(pack, pad=model.config.pad),
+        half=_text_features(model.config, "bfloat16"),
     )
 
 
+def _pixels(preprocess: Any, images: Any) -> np.ndarray:
+    """uint8 [B, side, side, 3]; a worker process gets this function, so it holds no model."""
+    return preprocess.crop(images)[0]
+
+
 @functools.cache
-def _text_features(config: Any) -> Callable:
+def _text_features(config: Any, dtype: str) -> Callable:
+    """One function object for one architecture, so that compiled code is found again."""
     from jaxmerge.models import bert
 
-    return lambda params, tokens: bert.text_features(config, params, tokens)
+    compute = bert.Compute(dtype)
+    return lambda params, tokens: bert.text_features(config, params, tokens, compute=compute)
 
 
 @functools.cache
-def _image_features(config: Any, mean: tuple, std: tuple) -> Callable:
-    """One function object for one architecture, so that compiled code is found again."""
+def _image_features(config: Any, prepare: Any, dtype: str) -> Callable:
     from jaxmerge.models import clip
 
+    compute = clip.Compute(dtype)
+
     def features(params: Leaves, images: jax.Array) -> jax.Array:
-        scale = 1 / (255 * np.asarray(std, np.float32))
-        shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-        return clip.image_features(config, params, images.astype(jnp.float32) * scale - shift)
+        return clip.image_features(config, params, prepare.normalise(images), compute=compute)
 
     return features

@@ -6,15 +6,21 @@ over time           after task t: mean_{i <= t} R[t, i]; as one figure its mean 
 BWT                 mean_{i < T-1} (R[T-1, i] - R[i, i])                  backward transfer
 FWT                 mean_{i > 0} (R[i-1, i] - zero_shot[i])               forward transfer
 forgetting          mean_{i < T-1} (max_{t < T-1} R[t, i] - R[T-1, i]), over t from i on
-normalised          mean_i R[T-1, i] / individual[i]
+per class           mean over classes of the share of their examples that is right, at the end
+normalised          mean_i A[T-1, i] / individual[i], A task-aware as individual[i] is
 ==================  ==========================================================================
+
+Each is given task-agnostic (all classes to choose from); ``aware`` is the accuracy with the classes
+of the example's own task only, and the normalised figure is task-aware as in the papers that report
+it: individual[i] is the accuracy on task i of the model fine-tuned on task i alone.
 
 Rows that were not measured are NaN; a figure that needs one is NaN.  With one task BWT, FWT and
 forgetting do not exist and are NaN.
 
 Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017, section 2 (accuracy, BWT,
 FWT; their b is a random initialisation, ours the pretrained model); Chaudhry et al., Riemannian
-Walk for Incremental Learning, ECCV 2018, section 3 (forgetting).
+Walk for Incremental Learning, ECCV 2018, section 3 (forgetting); Ilharco et al., Editing Models
+with Task Arithmetic, ICLR 2023, section 4 (normalised accuracy).
 """
 
 from __future__ import annotations
@@ -82,8 +88,30 @@ def normalised(R: np.ndarray, individual: np.ndarray) -> float:
     return float(np.mean(R[-1] / individual))
 
 
-def summary(R: np.ndarray, aware: np.ndarray, zero_shot: np.ndarray) -> dict[str, float]:
-    """All figures of one method, by the names in results.json."""
+def per_class(right: np.ndarray, classes: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of their examples that is right.
+
+    >>> per_class(np.array([True, True, False]), np.array([0, 0, 7]))
+    0.5
+    """
+    counts = np.bincount(classes)
+    shares = np.bincount(classes, right) / np.maximum(counts, 1)
+    return float(np.mean(shares[counts > 0]))
+
+
+def summary(
+    R: np.ndarray,
+    aware: np.ndarray,
+    zero_shot: np.ndarray,
+    classes: float = float("nan"),
+    individual: np.ndarray | None = None,
+) -> dict[str, float]:
+    """All figures of one method, by the names in results.json.
+
+    Args:
+        classes: the per-class figure at the end.
+        individual: task-aware accuracy on each task of the model trained on it alone.
+    """
     return {
         "accuracy": average_accuracy(R),
         "aware": average_accuracy(aware),
@@ -91,4 +119,6 @@ def summary(R: np.ndarray, aware: np.ndarray, zero_shot: np.ndarray) -> dict[str
         "bwt": backward_transfer(R),
         "fwt": forward_transfer(R, zero_shot),
         "forgetting": forgetting(R),
+        "per_class": classes,
+        "normalised": float("nan") if individual is None else normalised(aware, individual),
     }

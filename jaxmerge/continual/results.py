@@ -65,9 +65,11 @@ class Entry:
         aware: the same, task-aware.
         over_time: [T], after each task the mean of R[t][0..t]: accuracy on the tasks seen so far.
         metrics: "accuracy" (mean of the last row), "aware" (the same, task-aware), "over_time"
-            (mean of `over_time`), "bwt", "fwt", "forgetting"; None where the matrix has not enough.
+            (mean of `over_time`), "bwt", "fwt", "forgetting", "per_class", "normalised", see
+            `jaxmerge.continual.metrics`; None where it was not measured.
         sweep: how the factor was chosen at the end of the stream, or None.
         factors: [T], the factor in use after each task, or None.
+        fixed: the factor, where each of several factors is a row of its own.
     """
 
     label: str
@@ -79,6 +81,7 @@ class Entry:
     metrics: dict[str, float | None]
     sweep: Sweep | None = None
     factors: list[float | None] | None = None
+    fixed: float | None = None
 
 
 @dataclasses.dataclass
@@ -109,7 +112,8 @@ class Vectors:
 
 @dataclasses.dataclass
 class SeedRun:
-    """One pass over the stream: `order` is the class order, `seconds` the time of each phase."""
+    """One seed: `order` is the class order, `seconds` the time of each phase over all streams, and
+    `streams` the same for each of them: the budget of a strategy is its "training"."""
 
     seed: int
     order: list[int]
@@ -117,6 +121,7 @@ class SeedRun:
     entries: list[Entry]
     vectors: list[Vectors]
     seconds: dict[str, float]
+    streams: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -233,7 +238,7 @@ def _stat(values: list[float]) -> Stat | None:
 
 def to_plain(x: Any) -> Any:
     """Dataclasses become dicts, NaN None, arrays lists: what strict JSON can hold."""
-    if dataclasses.is_dataclass(x):
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
         x = dataclasses.asdict(x)
     if isinstance(x, dict):
         return {str(k): to_plain(v) for k, v in x.items()}

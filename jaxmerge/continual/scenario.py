@@ -1,13 +1,12 @@
 """Scenarios: which data arrive, in which order, under which columns of the head.
 
-A `Scenario` is a sequence of `Task`; it can be indexed, iterated and printed.  All tasks share one
-frozen head whose columns are the classes of all sources in turn; a task trains its own columns and
-is evaluated both among all columns (task-agnostic) and among its own (task-aware).
+A `Scenario` is a sequence of `Task`; it can be indexed, iterated, printed and drawn.  All tasks
+share one frozen head whose columns are the classes of all sources in turn; a task trains its own
+columns and is evaluated both among all columns (task-agnostic) and among its own (task-aware).
 
 `class_incremental` splits the classes of a source over the tasks; `jaxmerge.continual.streams`
 holds the other builders.
 
-Task-incremental learning is any scenario read by its task-aware figures.
 """
 
 from __future__ import annotations
@@ -15,24 +14,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmerge.data.pipeline import Examples, examples
 from jaxmerge.data.sources import SPLITS, Source
 
 
 class Split(NamedTuple):
-    """Examples of one split of a scenario, task after task.
+    """Examples of one split of a scenario; those that several tasks share are there once.
 
     Attributes:
-        inputs: numpy [N, ...], prepared.
-        columns: int32 [N], the true column of the head.
-        task: int32 [N], the task each example belongs to.
+        inputs: prepared: numpy [U, ...], or `Examples` where that does not fit into memory; in the
+            order in which the tasks first ask for them.
+        columns: int32 [U], the true column of the head.
+        index: int [N], task after task, positions in `inputs`; 0..U-1 where nothing is shared.
+        task: int32 [N], the task that each of `index` belongs to.
     """
 
-    inputs: np.ndarray
+    inputs: np.ndarray | Examples
     columns: np.ndarray
+    index: np.ndarray
     task: np.ndarray
 
 
@@ -73,12 +77,14 @@ class Scenario:
         tasks: in the order of learning.
         sources: their classes in turn are the columns of the head.
         order: the class, domain or task order that made it, for reports.
+        told: the task is known at test time, so that the task-aware figures are the ones to read.
     """
 
     name: str
     tasks: tuple[Task, ...]
     sources: tuple[Source, ...]
     order: tuple[int, ...] = ()
+    told: bool = False
 
     def __post_init__(self):
         empty = [
@@ -100,11 +106,24 @@ class Scenario:
         return iter(self.tasks)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {len(self)} tasks, {len(self.classes)} classes"]
+        read = "; the task is told: read the task-aware figures" if self.told else ""
+        lines = [f"{self.name}: {len(self)} tasks, {len(self.classes)} classes{read}"]
         for t, task in enumerate(self.tasks):
             counts = ", ".join(f"{s} {len(task.rows[s])}" for s in SPLITS)
-            lines.append(f"  {t + 1}. {task.name} ({counts})")
+            lines.append(f"  {t + 1}. {shortened(task.name)} ({counts})")
         return "\n".join(lines)
+
+    def draw(self, path: str | Path, examples: int = 8, seed: int = 0) -> None:
+        """Write a picture of the stream: a few training examples of every task in a row.
+
+        Args:
+            path: of the file, such as "stream.png" or ".svg".
+            examples: of every task.
+            seed: which.
+        """
+        from jaxmerge.report.streams import draw
+
+        draw(self, path, examples, seed)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,11 +142,21 @@ class Scenario:
         Args:
             prepare: what a source holds (pictures of any size, texts) -> numpy of one shape.
         """
-        inputs = [prepare(k.source.inputs[k.rows[split]]) for k in self.tasks]
+        seen = [np.full(len(source.labels), -1) for source in self.sources]
+        parts, columns, index, count = [], [], [], 0
+        for task in self.tasks:
+            position, rows = seen[self.sources.index(task.source)], task.rows[split]
+            new = rows[position[rows] < 0]
+            position[new] = np.arange(count, count + len(new))
+            count += len(new)
+            parts.append((task.source.inputs, new))
+            columns.append(task.offset + task.source.labels[new].astype(np.int32))
+            index.append(position[rows])
         return Split(
-            np.concatenate(inputs),
-            np.concatenate([k.labels(split) for k in self.tasks]),
-            np.repeat(np.arange(len(self)), [len(x) for x in inputs]).astype(np.int32),
+            examples(parts, prepare),
+            np.concatenate(columns),
+            np.concatenate(index),
+            np.repeat(np.arange(len(self)), [len(x) for x in index]).astype(np.int32),
         )
 
 
@@ -176,3 +205,12 @@ def check_permutation(order: Sequence[int], total: int, what: str) -> None:
             f"The order of {what} must name each of 0..{total - 1} once; "
             f"missing {missing or 'none'}, repeated or out of range {wrong or 'none'}."
         )
+
+
+def shortened(text: str, width: int = 80) -> str:
+    """A text cut to `width` characters.
+
+    >>> shortened("one, two, three", 10)
+    'one, two …'
+    """
+    return text if len(text) <= width else f"{text[: width - 2].rstrip(', ')} …"

@@ -1,19 +1,39 @@
 """Schedules: where the training of a task starts, and what is deployed after it.
 
-Two independent functions of the `Position` in the stream.  With them named, published systems are
-pairs, and new ones are new pairs:
+Two independent functions of the `Position` in the stream: a `Start`, and a deployment
+(`jaxmerge.continual.loop.Deploy`), which is the last model or a merge of all models so far.  With
+them named, published systems are pairs, and new ones are new pairs:
 
-=======================  =======  =========  ==================================================
-schedule                 start    deploy     who
-=======================  =======  =========  ==================================================
-sequential, merged       last     running    MagMax (Marczak et al. 2024)
-independent, merged      base     running    OPCM (Tang et al. 2025); merging of "independent"
-                                             fine-tunes in MagMax; zs_paint of FoMo-in-Flux
-running average          running  running    ema_paint of FoMo-in-Flux (Udandarao et al. 2024)
-sequential fine-tuning   last     last       the baseline that forgets; L2, EWC, LwF on it
-=======================  =======  =========  ==================================================
+========================  =======  =======================  ======================================
+schedule                  start    deploy                   who
+========================  =======  =======================  ======================================
+sequential fine-tuning    last     last model               the baseline that forgets; L2, EWC,
+                                                            LwF, MAS on it
+MagMax sequential         last     magmax                   MagMax (Marczak et al., ECCV 2024);
+                                                            average, RandMix, TIES there too
+MagMax independent        base     magmax                   the comparison in MagMax; a row of
+                                                            OPCM's tables; zs_paint of
+                                                            FoMo-in-Flux with any merge
+OPCM                      base     opcm                     OPCM (Tang et al., NeurIPS 2025), with
+                                                            running_mean, continual_ties,
+                                                            continual_task_arithmetic beside it
+interpolation             last     ema(0), scale(factor)    ft_paint of FoMo-in-Flux (Roth et al.,
+                                                            NeurIPS 2024): theta_0 and the last
+running EMA               running  running_ema              ema_paint of FoMo-in-Flux
+re-merge of all           base     any method over all      offline_merge of FoMo-in-Flux, the
+                          or last  models (ties, linear)    deploy half of its double_merge
+re-initialise from the    running  any method over all      the init half of its double_merge (the
+merge                              models                   follow-up TIME)
+========================  =======  =======================  ======================================
 
-Which merge makes the running model is a third, free choice (`jaxmerge.continual.loop.Deploy`).
+As settings of an experiment (`jaxmerge.continual.experiment`)::
+
+    merges  = {"EMA": {"method": "running_ema", "decay": 0.9}, "MagMax": {"method": "magmax"}}
+    streams = {"MagMax": {"start": "last", "deploys": ["MagMax"]},
+               "running EMA": {"start": "running", "deploys": ["EMA"]}}
+
+A fold over few rows (MagMax, OPCM, averages) keeps one model however many tasks arrive; a re-merge
+with a method over all rows keeps as much as ``jaxmerge methods`` says.
 """
 
 from __future__ import annotations
@@ -46,8 +66,8 @@ class Start(NamedTuple):
     merged: bool = False
 
 
-from_base = Start("independent", lambda p: p.base)
-from_last = Start("sequential", lambda p: p.last)
+from_base = Start("base", lambda p: p.base)
+from_last = Start("last", lambda p: p.last)
 from_running = Start("running", lambda p: p.running(), merged=True)
 
 STARTS = {s.name: s for s in (from_base, from_last, from_running)}

@@ -31,8 +31,8 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": lambda: Strategy("finetune"),
     "probe": lambda pattern="projection/kernel$": Strategy("probe", trainable=(pattern,)),
     "l2": lambda strength=1.0, anchor="base": Strategy("l2", (l2(strength, anchor),)),
-    "ewc": lambda strength=1e6, kind="true", decay=0.5: Strategy(
-        "ewc", (ewc(strength, kind, decay),)
+    "ewc": lambda strength=1e6, kind="true", decay=0.5, examples=512: Strategy(
+        "ewc", (ewc(strength, kind, decay, examples),)
     ),
     "mas": lambda strength=1.0, decay=None: Strategy("mas", (mas(strength, decay),)),
     "lwf": lambda strength=0.3, temperature=2.0: Strategy("lwf", (lwf(strength, temperature),)),

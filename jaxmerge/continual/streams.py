@@ -4,11 +4,15 @@
 builder             task t holds                                   columns that it trains
 ==================  =============================================  =========================
 class_incremental   the t-th share of the classes                  those classes
+task_incremental    the same, and the task is told at test time    those classes
 domain_incremental  all classes of the t-th domain                 the classes of the domain
 data_incremental    the t-th random share of every class           all classes
 recurring           a few classes, drawn anew for every task       those classes
 suite               a whole source                                 the classes of the source
 ==================  =============================================  =========================
+
+Every run gives task-agnostic figures (the right class among all) and task-aware ones (among the
+task's own).  Task-incremental learning and suites are read by the task-aware ones.
 
 Evaluation of a task always uses its own val and test examples.  In `data_incremental` and
 `recurring` tasks share them: R[t, i] then says how well task i's classes are known after task t.
@@ -19,6 +23,7 @@ Lesort et al., Challenging Common Assumptions about Catastrophic Forgetting (SCo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +37,17 @@ __all__ = [
     "domain_incremental",
     "recurring",
     "suite",
+    "task_incremental",
 ]
+
+
+def task_incremental(source: Source, tasks: int, order: Sequence[int] | None = None) -> Scenario:
+    """The tasks of `class_incremental`, told at test time: read the task-aware figures.
+
+    Args, Raises: as in `class_incremental`.
+    """
+    made = class_incremental(source, tasks, order)
+    return dataclasses.replace(made, name=made.name.replace("class-", "task-", 1), told=True)
 
 
 def domain_incremental(source: Source, order: Sequence[int] | None = None) -> Scenario:
@@ -63,8 +78,10 @@ def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
     """Every task holds all classes and an equal random share of the training examples.
 
     Raises:
-        ValueError: a class has fewer training examples than there are tasks.
+        ValueError: no task, or a class has fewer training examples than there are tasks.
     """
+    if tasks < 1:
+        raise ValueError(f"{source.name}: at least one task, got {tasks}.")
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(tasks)]
     starved = []
@@ -133,4 +150,4 @@ def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scen
         )
         for i in order
     )  # fmt: skip
-    return Scenario(f"suite of {len(sources)} tasks", made, tuple(sources), order)
+    return Scenario(f"suite of {len(sources)} tasks", made, tuple(sources), order, told=True)

@@ -9,6 +9,8 @@ Repository, 1998 (its test part).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jaxmerge.data.sources import Source, stratified
@@ -34,7 +36,7 @@ def digits() -> Source:
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     labels = data.target.astype(np.int32)
     return Source(
         name="digits",

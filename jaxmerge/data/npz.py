@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.pictures import Pictures
+from jaxmerge.data.sources import Source, hold_out
 
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 
 
-class Jpegs:
-    """Random access to JPEG files in memory: ``jpegs[rows]`` gives a list of PIL pictures."""
+class Jpegs(Pictures):
+    """JPEG files in memory, one after another in a few arrays of bytes."""
 
     def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]], name: str):
         self.parts, self.name = list(parts), name
@@ -30,28 +31,11 @@ class Jpegs:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, rows: Sequence[int]) -> list[Any]:
-        return [self.picture(int(row)) for row in rows]
-
-    def picture(self, row: int) -> Any:
-        """One picture.
-
-        Raises:
-            ValueError: a corrupt file, with its number.
-        """
-        from PIL import Image
-
+    def encoded(self, row: int) -> io.BytesIO:
         which = int(np.searchsorted(self.starts, row, side="right")) - 1
         data, offsets = self.parts[which]
         at = row - self.starts[which]
-        try:
-            picture = Image.open(io.BytesIO(data[offsets[at] : offsets[at + 1]].tobytes()))
-            picture.load()
-        except OSError as error:
-            raise ValueError(
-                f"{self.name}: image {row} is corrupt ({error}); leave it out of the file."
-            ) from None
-        return picture
+        return io.BytesIO(data[offsets[at] : offsets[at + 1]].tobytes())
 
 
 def npz(
@@ -115,29 +99,3 @@ def npz(
         domains=domains,
         domain_names=tuple(str(d) for d in files[0].get("domain_names", ())),
     )
-
-
-def hold_out(
-    rows: np.ndarray, groups: np.ndarray, val: float, per_class: int | None, seed: int
-) -> dict[str, np.ndarray]:
-    """Split rows into "train" and "val", the same share of every group (class, or class and
-    domain), after keeping at most `per_class` rows of every group.
-
-    >>> found = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
-    >>> len(found["train"]), len(found["val"])
-    (6, 2)
-    """
-    rng = np.random.default_rng(seed)
-    if per_class is not None:
-        kept = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
-        rows = np.sort(np.concatenate(kept))
-    if not val:
-        return {"train": rows, "val": rows[:0]}
-    parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
-    for g in np.unique(groups[rows]):
-        mine = rows[groups[rows] == g]
-        share = max(1, round(val * len(mine)))
-        found = stratified(np.zeros(len(mine), int), {"val": share}, seed=seed)
-        for split in parts:
-            parts[split].append(mine[found[split]])
-    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}

@@ -113,3 +113,87 @@ def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: i
             f"Nothing is left for training after {dict(per_class)}: {'; '.join(starved)}."
         )
     return {s: np.sort(np.concatenate(parts)).astype(np.int64) for s, parts in found.items()}
+
+
+def hold_out(
+    rows: np.ndarray, groups: np.ndarray, val: float, per_class: int | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Split rows into "train" and "val", the same share of every group (class, or class and
+    domain), after keeping at most `per_class` rows of every group.  Every group keeps one row.
+
+    >>> found = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
+    >>> len(found["train"]), len(found["val"])
+    (6, 2)
+    """
+    rng = np.random.default_rng(seed)
+    if per_class is not None:
+        kept = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
+        rows = np.sort(np.concatenate(kept))
+    if not val:
+        return {"train": rows, "val": rows[:0]}
+    parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for g in np.unique(groups[rows]):
+        mine = rows[groups[rows] == g]
+        share = min(max(1, round(val * len(mine))), len(mine) - 1)
+        found = stratified(np.zeros(len(mine), int), {"val": share}, seed=seed)
+        for split in parts:
+            parts[split].append(mine[found[split]])
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+
+
+def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
+    """The source with at most so many examples of every class (and domain) in each split.
+
+    Args:
+        counts: split -> examples of a class; splits that are not named stay whole.
+        seed: decides which; for small budgets, said in the report.
+    """
+    rng = np.random.default_rng(seed)
+    groups = source.labels.astype(np.int64)
+    if source.domains is not None:
+        groups = groups + len(source.classes) * source.domains.astype(np.int64)
+    splits = dict(source.splits)
+    for split, count in counts.items():
+        rows = rng.permutation(splits[split])
+        of = groups[rows]
+        kept = [rows[of == g][:count] for g in np.unique(of)]
+        splits[split] = np.sort(np.concatenate(kept))
+    return dataclasses.replace(source, splits=splits)
+
+
+def complete(
+    splits: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    *,
+    val: float = 0.1,
+    test: float = 0.2,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Train, val and test from what a data set publishes; what is missing is held out of "train".
+
+    Args:
+        splits: rows of "train", and of "val" and "test" where they are published.
+        groups: int [N], classes (or class and domain); every group gives the same share.
+        val, test: shares of "train", where the split is missing.
+        per_class: keep at most so many rows of every group in every split.
+
+    >>> found = complete({"train": np.arange(20)}, np.zeros(20, int))
+    >>> [len(found[s]) for s in ("train", "val", "test")]
+    [14, 2, 4]
+    """
+    found = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}
+    for split, share in (
+        ("test", test),
+        ("val", val / (1 - test) if "test" not in splits else val),
+    ):
+        if split not in found:
+            parts = hold_out(found["train"], groups, share, None, seed)
+            found["train"], found[split] = parts["train"], parts["val"]
+    return {s: hold_out(found[s], groups, 0.0, per_class, seed)["train"] for s in SPLITS}
+
+
+def without(source: Source, rows: np.ndarray) -> Source:
+    """The source with some rows taken out of its splits."""
+    splits = {s: kept[~np.isin(kept, rows)] for s, kept in source.splits.items()}
+    return dataclasses.replace(source, splits=splits)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.npz import hold_out
-from jaxmerge.data.sources import Source
+from jaxmerge.data.sources import Source, hold_out
 
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
 

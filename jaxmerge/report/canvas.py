@@ -15,7 +15,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from jaxmerge.report.style import LIGHT, Theme
@@ -38,7 +38,7 @@ def drawing(theme: Theme) -> Iterator[None]:
     """
     import matplotlib
 
-    settings = {
+    settings: Any = {
         "font.family": ["DejaVu Sans"], "font.size": BODY, "text.parse_math": False,
         "text.color": theme.ink, "axes.labelcolor": theme.muted, "axes.edgecolor": theme.grid,
         "axes.facecolor": theme.surface, "figure.facecolor": theme.surface,

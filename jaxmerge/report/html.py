@@ -170,6 +170,11 @@ def _grid(table: Table) -> str:
 
 def _provenance(results: Results) -> str:
     seconds = {k: f"{v:,.1f} s" for k, v in results.seconds.items()}
+    training: dict[str, float] = {}
+    for run in results.seeds:
+        for name, spent in run.streams.items():
+            training[name] = training.get(name, 0.0) + spent.get("training", 0.0)
+    seconds |= {f"training, {name}": f"{v:,.1f} s" for name, v in training.items()}
     if results.peak_memory is not None:
         seconds["peak memory"] = f"{results.peak_memory / 1e9:.2f} GB"
     folds = [

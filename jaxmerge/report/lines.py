@@ -72,19 +72,21 @@ def curves(
         xlabel: what the horizontal axis is.
         remark: a line below the title: what is drawn, in which unit.
         theme: the colours.
-        xticks: where to put ticks; matplotlib's choice if None.
+        xticks: where to put ticks; matplotlib's choice if None, whole numbers where all x are.
         percent: values are fractions, shown as percent.
         markers: draw a marker at every point.
         height: of one panel, in inches.
         legend: names in the upper left corner, for lines that end in one place.
         log: a logarithmic horizontal axis, if all x are positive.
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = [s.label for lines in panels.values() for s in lines]
     right = 0.1 if legend else min(2.0, max((text_width(n, SMALL) for n in names), default=0) + 0.4)
     gap = 0.5 if any(panels) else 0.1
     with drawing(theme):
         figure = canvas(theme, len(panels) * (height + gap) + 0.42, title, remark)
-        for k, (heading, lines) in enumerate(reversed(panels.items())):
+        for k, (heading, lines) in enumerate(reversed(list(panels.items()))):
             bottom = 0.46 + k * (height + gap)
             ax = axes(figure, 0.5, bottom, WIDTH - 0.58 - right, height - 0.05)
             for series in lines:
@@ -92,6 +94,8 @@ def curves(
             _scale(ax, lines, percent)
             if log and all(x > 0 for s in lines for x in s.x):
                 _logarithmic(ax)
+            elif all(float(x).is_integer() for s in lines for x in s.x):
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if xticks is not None:
                 ax.set_xticks(list(xticks))
             ax.grid(axis="y")

@@ -29,6 +29,7 @@ def of(results: Results) -> list[Plot]:
         _over_time(results),
         _matrices(results),
         _factors(results),
+        _fixed(results),
         *vectors.of(results),
     ]
     return [p for p in made if p is not None]
@@ -116,7 +117,7 @@ def _matrices(results: Results) -> Plot | None:
     for name in (numbers.hero(results), numbers.LAST, *numbers.names(results)):
         found = numbers.entries(results, name) if name else []
         full = found and all(v is not None for e in found for row in e.matrix for v in row)
-        if full and name not in shown and name[1] not in numbers.CONSTANT:
+        if name and full and name not in shown and name[1] not in numbers.CONSTANT:
             shown.append(name)
     shown = shown[:2]
     if not shown:
@@ -126,7 +127,7 @@ def _matrices(results: Results) -> Plot | None:
         for n in shown
     }
     title, caption = words.forgetting(results, shown)
-    values = [v for m in panels.values() for row in m for v in row]
+    values = [v for m in panels.values() for row in m for v in row if v is not None]
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     return Plot(
         "accuracy_matrix", title, caption,
@@ -145,7 +146,7 @@ def _factors(results: Results) -> Plot | None:
     groups: dict[str, list[Name]] = {}
     for name in numbers.names(results):
         found = [e for e in numbers.entries(results, name) if e.sweep]
-        if any(len(set(e.sweep.factors)) > 1 for e in found):
+        if any(e.sweep and len(set(e.sweep.factors)) > 1 for e in found):
             groups.setdefault(name[1], []).append(name)
     if not groups:
         return None
@@ -178,13 +179,46 @@ def _sweep(found: Sequence[Entry], label: str, slot: int) -> Series:
     x = sweeps[0].factors
     y = [m for m, _ in numbers.mean_std([s.accuracy for s in same])]
     at = dict(zip(x, y, strict=True))
-    chosen = sorted({(s.chosen, at[s.chosen]) for s in same if at.get(s.chosen) is not None})
+    rings = {(s.chosen, at.get(s.chosen)) for s in same}
+    chosen = sorted((x, y) for x, y in rings if y is not None)
     return Series(label, x, y, (), slot, False, chosen)
 
 
-def _tried(heading: str, lines: Sequence[Series]) -> Table:
+def _fixed(results: Results) -> Plot | None:
+    """Accuracy on the test split over the factor, where each factor is a row of its own."""
+    from jaxmerge.report.lines import Series, curves
+
+    found: dict[Name, dict[float, Name]] = {}  # (merge, stream) -> factor -> row
+    for name in numbers.names(results):
+        factor = next((e.fixed for e in numbers.entries(results, name)), None)
+        if factor is not None:
+            merge = name[0].removesuffix(f", factor {factor:g}")
+            found.setdefault((merge, name[1]), {})[factor] = name
+    found = {k: rows for k, rows in found.items() if len(rows) > 1}
+    if not found:
+        return None
+    colour = slots(merge for merge, _ in found)
+    panels: dict[str, list[Series]] = {}
+    for (merge, stream), rows in found.items():
+        stats = [numbers.stat(results, rows[f]) for f in sorted(rows)]
+        y, std = ([getattr(s, k) if s else None for s in stats] for k in ("mean", "std"))
+        line = Series(merge, sorted(rows), y, std, colour[merge])
+        panels.setdefault(f"{stream} fine-tunes".capitalize(), []).append(line)
+    title = "Accuracy of every merge factor"
+    spread = ", mean and standard deviation over seeds" if len(results.seeds) > 1 else ""
+    remark = f"Accuracy on the test split after the last task{spread}"
+    behind = [_tried(heading, lines, "test") for heading, lines in panels.items()]
+    return Plot(
+        "factor_sweep", title, f"{remark}. No factor was chosen on these figures.",
+        lambda theme: curves(panels, title, "merge factor", remark, theme, height=2.0),
+        behind,
+    )  # fmt: skip
+
+
+def _tried(heading: str, lines: Sequence[Series], split: str = "validation") -> Table:
     """All factors that were tried, one method a column."""
     at = [dict(zip(s.x, s.y, strict=True)) for s in lines]
     factors = sorted({x for s in lines for x in s.x})
     rows = [[f"{x:g}", *(cell(found.get(x)) for found in at)] for x in factors]
-    return Table(f"{heading}, validation accuracy, %", ["Factor", *(s.label for s in lines)], rows)
+    head = f"{heading}, {split} accuracy, %"
+    return Table(head, ["Factor", *(s.label for s in lines)], rows)

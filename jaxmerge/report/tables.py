@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HEADS = {
     "accuracy": "Accuracy", "aware": "Task-aware", "over_time": "Over time", "bwt": "BWT",
-    "fwt": "FWT", "forgetting": "Forgetting",
+    "fwt": "FWT", "forgetting": "Forgetting", "per_class": "Per class", "normalised": "Normalised",
 }  # fmt: skip
 MEANING = {
     "accuracy": "mean accuracy on all tasks after the last one, all classes to choose from",
@@ -29,10 +29,12 @@ MEANING = {
     "bwt": "backward transfer: change on earlier tasks since they were learnt, in points",
     "fwt": "forward transfer: advance on a task before it is learnt, in points",
     "forgetting": "mean fall from a task's best accuracy to its last, in points; less is better",
+    "per_class": "accuracy after the last task, all classes to choose from, as a mean over classes",
+    "normalised": "mean over tasks of the task-aware accuracy over that of the task's own model",
 }
 SHORT = {
     "accuracy": "Acc.", "aware": "Aware", "over_time": "Over time", "bwt": "BWT", "fwt": "FWT",
-    "forgetting": "Forg.",
+    "forgetting": "Forg.", "per_class": "Per class", "normalised": "Norm.",
 }  # fmt: skip
 LESS_IS_BETTER = ("forgetting",)
 
@@ -55,8 +57,16 @@ class Row(NamedTuple):
 
 
 def columns(results: Results) -> list[str]:
-    """The metrics that at least one method has, the known ones first."""
+    """The metrics that at least one method has, the known ones first.
+
+    The mean over classes is left out where it is the accuracy: every class has as many examples.
+    """
     have = [k for s in results.summary for k, v in s.metrics.items() if v is not None]
+    figures = lambda k: [
+        _digits(x.mean) if (x := s.metrics.get(k)) else "" for s in results.summary
+    ]
+    if figures("per_class") == figures("accuracy"):
+        have = [k for k in have if k != "per_class"]
     known = [k for k in HEADS if k in have]
     return known + [k for k in dict.fromkeys(have) if k not in HEADS]
 
@@ -68,9 +78,9 @@ def rows(results: Results) -> list[Row]:
     best: dict[str, str] = {}
     for m in metrics:
         found = [
-            s.metrics[m].mean
+            stat.mean
             for s in results.summary
-            if s.finetunes not in CONSTANT and s.metrics.get(m) is not None
+            if s.finetunes not in CONSTANT and (stat := s.metrics.get(m)) is not None
         ]
         if len({_digits(x) for x in found}) > 1:
             best[m] = _digits(min(found) if m in LESS_IS_BETTER else max(found))

@@ -75,8 +75,9 @@ def headline(results: Results) -> str:
     against = versus(results, first, LAST)
     text += f", {against}." if against else "."
     top = best(results)
-    if top and round(stat(results, top).mean - score.mean, 3) > 0:
-        text += f" The best merge is {title_of(top)} with {value(stat(results, top))}."
+    highest = stat(results, top) if top else None
+    if top and highest and round(highest.mean - score.mean, 3) > 0:
+        text += f" The best merge is {title_of(top)} with {value(highest)}."
     elif top and len(merges(results)) > 1:
         text += " No other merge here has a higher mean."
     ends = [
@@ -96,7 +97,7 @@ def overview_title(results: Results) -> str:
     """Title of the overview."""
     first = hero(results)
     against = versus(results, first, LAST) if first else ""
-    if not against:
+    if first is None or not against:
         return "Accuracy after the last task"
     return f"{title_of(first, both=False)} ends {against}"
 
@@ -133,10 +134,9 @@ def over_time(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
             f"{title_of(first)} goes from {percent(start)} after the first task to "
             f"{percent(end)} after the last"
         )
-        if LAST in shown and first != LAST and None not in (ends[LAST][0], ends[LAST][-1]):
-            caption += (
-                f", the last model from {percent(ends[LAST][0])} to {percent(ends[LAST][-1])}"
-            )
+        before, after = (ends[LAST][0], ends[LAST][-1]) if LAST in shown else (None, None)
+        if first != LAST and before is not None and after is not None:
+            caption += f", the last model from {percent(before)} to {percent(after)}"
             title = f"{title_of(first, both=False)} {_ahead(ends[first], ends[LAST])}"
         caption += "."
     n = len(results.seeds)

@@ -173,7 +173,7 @@ def signed_distance(ink: np.ndarray) -> np.ndarray:
     """Signed distance (negative inside) of a bool raster [144, 144], sampled down to [48, 48]."""
     from scipy.ndimage import distance_transform_edt
 
-    outside, inside = distance_transform_edt(~ink), distance_transform_edt(ink)
+    outside, inside = (np.asarray(distance_transform_edt(x)) for x in (~ink, ink))
     field = (outside - inside) * (2 * EXTENT / FINE)
     step = FINE // SIDE
     return field[step // 2 :: step, step // 2 :: step].astype(np.float32)

@@ -12,7 +12,9 @@ to 8 x 8 (now and then 16 x 16), rounded to 17 grey levels and enlarged again.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +65,7 @@ class World:
 
     bank: Bank
     mixture: dict[str, float] = field(default_factory=lambda: MIXTURE)
-    domains: dict[str, float] = field(default_factory=lambda: DOMAIN_SHARES)
+    domains: Mapping[Any, float] = field(default_factory=lambda: DOMAIN_SHARES)
     handwritten: float = HANDWRITTEN_SHARE
 
     def sample(self, rng: np.random.Generator, n: int, concepts=None, style: str | None = None):
@@ -178,7 +180,7 @@ def render(
     coverage = _degrade(coverage, domain, rng)
     ink = _RGB[rows[:, 4]] + _normal(rng, (n, 3), 14)
     ground = _RGB[rows[:, 5]] + _normal(rng, (n, 3), 14)
-    grey = np.isin(rows[:, 4:], (_BLACK, _WHITE)).all(1)
+    grey = np.asarray(np.isin(rows[:, 4:], (_BLACK, _WHITE)).all(1))
     ink = np.where(grey[:, None], ink[:, :1], ink)
     ground = np.where(grey[:, None], ground[:, :1], ground)
     pure = (domain == _DOMAIN["pixelated"]) & grey

@@ -12,7 +12,9 @@ arrays. Class names are phrases a prompt template can take, such as "the capital
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,7 @@ def make_task(
     concepts,
     sizes: tuple[int, int, int] = (40, 10, 20),
     seed: int = 0,
-    domains: dict[str, float] | None = None,
+    domains: Mapping[str, float] | None = None,
 ) -> Task:
     """Render a task.
 
@@ -77,8 +79,8 @@ def make_task(
     concepts = [int(c) for c in concepts]
     if not concepts or len(set(concepts)) < len(concepts):
         raise ValueError(f"task {name!r}: expected distinct concepts, found {concepts}")
-    domains = DOMAIN_SHARES if domains is None else domains
-    if unknown := sorted(set(domains) - set(DOMAINS)):
+    shares: Mapping[Any, float] = DOMAIN_SHARES if domains is None else domains
+    if unknown := sorted(set(shares) - set(DOMAINS)):
         raise ValueError(f"task {name!r}: unknown domains {unknown}, expected some of {DOMAINS}")
     splits = []
     for size, stream in zip(sizes, _SEEDS.values(), strict=True):
@@ -87,7 +89,7 @@ def make_task(
         )
         labels = np.repeat(np.arange(len(concepts), dtype=np.int32), size)
         rng = np.random.default_rng([seed, stream, *concepts])
-        images, _ = World(drawn, domains=domains).sample(rng, len(labels),
+        images, _ = World(drawn, domains=shares).sample(rng, len(labels),
                                                          np.array(concepts)[labels])  # fmt: skip
         splits.append(Split(images, labels))
     return Task(name, tuple(class_phrase(c) for c in concepts), *splits)

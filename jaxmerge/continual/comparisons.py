@@ -1,0 +1,38 @@
+"""The comparisons of the continual-merging papers, as settings of an `Experiment`.
+
+`MERGES` are the methods of MagMax's and OPCM's tables, each with the factors that are tried on the
+validation split; `STREAMS` the ways of learning: sequential and independent fine-tuning with every
+merge on both, LwF and EWC.  MagMax and OPCM are deployed after every task, the others at the end.
+
+    streams = comparisons()                        # all of them
+    streams = comparisons("sequential", "independent")
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+MERGES: dict[str, Any] = {
+    "MagMax": {"method": "magmax", "factor": [0.3, 0.5, 0.75, 1.0]},
+    "average": {"method": "average", "always": False},
+    "RandMix": {"method": "randmix", "factor": [0.5, 0.75, 1.0, 1.5], "always": False},
+    "TIES": {"method": "ties", "factor": [0.3, 0.5, 0.75, 1.0], "always": False},
+    "task arithmetic": {
+        "method": "task_arithmetic", "factor": [0.1, 0.2, 0.3, 0.5], "always": False,
+    },
+    "continual TIES": {"method": "continual_ties", "factor": 0.3, "always": False},
+    "OPCM": {"method": "opcm"},
+}  # fmt: skip
+BOTH = ["MagMax", "average", "RandMix", "TIES", "task arithmetic"]
+STREAMS: dict[str, Any] = {
+    "sequential": {"start": "last", "deploys": ["last model", *BOTH]},
+    "independent": {"start": "base", "deploys": [*BOTH, "continual TIES", "OPCM"]},
+    "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
+    "EWC": {"strategy": "ewc", "settings": {"strength": 1e6, "kind": "sampled", "examples": 32}},
+}
+
+
+def comparisons(*names: str) -> dict[str, Any]:
+    """Some of `STREAMS`, or all of them."""
+    return copy.deepcopy({n: STREAMS[n] for n in names or STREAMS})

@@ -1,0 +1,125 @@
+"""Deployments: what is made of the models of a stream after a task.
+
+A `Deploy` is the last model or a merge; several are served by one pass over the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge import run
+from jaxmerge.continual.schedule import Start
+from jaxmerge.core import Leaves, Merge
+from jaxmerge.errors import closest
+
+
+class Deploy(NamedTuple):
+    """What is deployed after a task.
+
+    Attributes:
+        label: in tables; unique in a stream.
+        method: ``factor -> Merge``, such as `jm.magmax`; None deploys the last model.
+        factors: tried on the validation examples of the tasks seen so far; the best is deployed
+            (the smallest of equals, nearest to the pretrained model).  One factor is not tried;
+            without one the method is called without argument.
+        always: merge and evaluate after every task, or after the last one only.
+        each: evaluate every factor on the test examples as a row of its own, choose none.
+    """
+
+    label: str
+    method: Callable[..., Merge] | None = None
+    factors: tuple[float, ...] = (1.0,)
+    always: bool = True
+    each: bool = False
+
+    def rows(self) -> list[tuple[str, float | None]]:
+        """(row of the table, its fixed factor or None); several where each factor is a row."""
+        if not self.each or len(self.factors) < 2:
+            return [(self.label, self.factors[0] if self.each and self.factors else None)]
+        return [(f"{self.label}, factor {f:g}", f) for f in self.factors]
+
+    def split(self) -> list[Deploy]:
+        """The same, with a fold for each factor where the factor enters the fold."""
+        if not self.each or len(self.factors) < 2 or _same_folds(self):
+            return [self]
+        return [self._replace(label=row, factors=(f,)) for row, f in self.rows()]
+
+    def merge(self, factor: float | None = None) -> Merge:
+        """The method under one factor, by default the first."""
+        if factor is None and self.factors:
+            factor = self.factors[0]
+        return self.method() if factor is None else self.method(factor)
+
+
+LAST = Deploy("last model")
+
+
+def merged_many(deploy: Deploy, state: Any, base: Leaves) -> Leaves:
+    """The merges under all factors of a deployment, stacked: name -> [F, ...]."""
+    one = lambda factor: run.merged(deploy.merge(factor), state, base)
+    return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
+
+
+def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) -> Deploy | None:
+    """The merge that `start` reads, or None where it reads none."""
+    merges = {d.label: d for d in deploys if d.method is not None}
+    twice = sorted({d.label for d in deploys if [e.label for e in deploys].count(d.label) > 1})
+    if twice:
+        raise ValueError(f"Two deployments are labelled {', '.join(twice)}; rename one.")
+    if label is not None and label not in merges:
+        raise ValueError(f"No merge of this stream is named {label!r}: {closest(label, merges)}.")
+    if not start.merged:
+        return None
+    if not merges:
+        raise ValueError(f"Training starts from the {start.name} merge, but nothing is merged.")
+    found = merges[label] if label is not None else next(iter(merges.values()))
+    if found.each and len(found.factors) > 1:
+        raise ValueError(
+            f"Training starts from {found.label}, whose factors are rows of their own; give it "
+            "one factor, or name another merge in running."
+        )
+    if not found.always:
+        raise ValueError(
+            f"Training starts from {found.label}, which is merged after the last task only; "
+            "set its always to true."
+        )
+    return found
+
+
+def check_counts(deploys: tuple[Deploy, ...], tasks: int) -> None:
+    """Raise ValueError for merges that do not take as many models as there are tasks."""
+    wrong = []
+    for d in deploys:
+        least, most = (1, None) if d.method is None else d.merge().models
+        if tasks < least or (most is not None and tasks > most):
+            takes = f"at least {least}" if most is None else f"{least} to {most}"
+            wrong.append(f"{d.label} takes {takes} models, this stream has {tasks} tasks")
+        elif len(d.factors) > 1 and not _same_folds(d):
+            wrong.append(
+                f"the factor of {d.label} enters its fold, so that each value needs a fold of its "
+                f"own; give one factor instead of {list(d.factors)}, or one merge for each"
+            )
+    if wrong:
+        raise ValueError("; ".join(wrong) + ".")
+
+
+def _same_folds(d: Deploy) -> bool:
+    """Whether the factor acts at the end only, on what one fold gave."""
+    one, other = d.merge(d.factors[0]), d.merge(d.factors[-1])
+    if one.core is not None and repr((one.before, one.core)) == repr((other.before, other.core)):
+        return True
+    base = {"kernel": np.zeros((2, 2), np.float32)}
+    models = [{"kernel": np.float32([[1, 2], [3, 5]])}, {"kernel": np.float32([[-2, 1], [1, 4]])}]
+
+    def cells(method: Merge) -> list:
+        state = run.init(method, base, key=jax.random.key(0))
+        for model in models:
+            state = run.update(method, state, base, model)
+        return jax.tree.leaves(state.cells)
+
+    return all(np.array_equal(a, b) for a, b in zip(cells(one), cells(other), strict=True))

@@ -1,0 +1,87 @@
+"""Data parallelism: batches are cut over all devices, weights are whole on each of them.
+
+The default wherever there is more than one device (JAXMERGE_DEVICES=1 uses one): `spread` places a
+batch, `everywhere` the weights, and XLA adds up the gradients.  Sums are then taken in another
+order, so figures agree with those of one device to rounding, not to the bit.  A batch that the
+devices do not divide is computed by each of them as a whole: right, but no faster; choose a
+multiple.
+
+Under ``jax.distributed`` every process runs the same program on the same data, computes its share
+of each batch, and holds all weights; the first process alone writes files.  The folder of the run
+must be one that all processes see.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def mesh() -> Mesh | None:
+    """All devices in a row, or the first JAXMERGE_DEVICES of them; None where there is one.
+
+    Raises:
+        ValueError: JAXMERGE_DEVICES is no number from 1 to the number of devices.
+    """
+    return _mesh(os.environ.get("JAXMERGE_DEVICES", ""))
+
+
+@functools.cache
+def _mesh(wanted: str) -> Mesh | None:
+    devices = jax.devices()
+    if wanted:
+        if not wanted.isdigit() or not 1 <= int(wanted) <= len(devices):
+            raise ValueError(
+                f"JAXMERGE_DEVICES is {wanted!r}; expected a number from 1 to {len(devices)}, the "
+                "devices there are."
+            )
+        devices = devices[: int(wanted)]
+    return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
+
+
+def spread(tree: Any, axis: int = 0) -> Any:
+    """Numpy leaves on the devices, cut along `axis` where the devices divide it."""
+    row = mesh()
+    if row is None:
+        return jax.tree.map(jnp.asarray, tree)
+
+    def put(x: np.ndarray) -> jax.Array:
+        fits = np.ndim(x) > axis and x.shape[axis] % row.size == 0
+        cut = PartitionSpec(*[None] * axis, AXIS) if fits else PartitionSpec()
+        return jax.device_put(x, NamedSharding(row, cut))
+
+    return jax.tree.map(put, tree)
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """An array that may be cut over devices, of other processes too, as numpy."""
+    return np.asarray(x if x.is_fully_addressable else everywhere(x))
+
+
+def first() -> bool:
+    """Whether this process writes files."""
+    return jax.process_index() == 0
+
+
+def wait(where: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(where)
+
+
+def everywhere(tree: Any) -> Any:
+    """Every leaf whole on every device."""
+    row = mesh()
+    if row is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(row, PartitionSpec()))

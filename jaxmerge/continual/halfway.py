@@ -1,0 +1,128 @@
+"""Checkpoints in the middle of a task: weights, optimiser, position in the data, losses so far.
+
+A task that takes hours is not begun again after a kill: every so many seconds the training state is
+written by Orbax, which writes beside the last good checkpoint and renames when all is on the disk,
+and each process of a distributed run writes its own shards.  The position in the data is the number
+of steps, because batches depend on seed, task and step only; so a run that goes on ends with the
+same figures, bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+EVERY = 60.0  # seconds
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Orbax logs the trace of every thread that fails; the error itself is raised all the same."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+class Halfway:
+    """The checkpoint of one task that is being learnt.
+
+    Args:
+        folder: of this task alone; it is gone when the task is done.
+        every: seconds between checkpoints; 0 after every chunk of steps.
+    """
+
+    def __init__(self, folder: str | Path, every: float = EVERY):
+        self.folder, self.every = Path(folder).absolute(), every
+        self.last = self.began = time.monotonic()
+        self.before = 0.0  # seconds of training in earlier attempts
+        self._manager: Any = None
+
+    def due(self) -> bool:
+        """Whether it is time to save; the same answer in every process of a distributed run."""
+        due = time.monotonic() - self.last >= self.every
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import broadcast_one_to_all
+
+            due = bool(broadcast_one_to_all(due))
+        return due
+
+    def save(self, state: Any, losses: list[float]) -> None:
+        """Write the state after ``len(losses)`` steps.
+
+        Raises:
+            OSError: the disk is full; the checkpoint before this one stays.
+        """
+        import orbax.checkpoint as ocp
+
+        record = {"losses": losses, "seconds": self.before + time.monotonic() - self.began}
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        )
+        manager = self._open()
+        try:
+            with _silent():
+                manager.save(len(losses), args=parts)
+                manager.wait_until_finished()
+        except ValueError as error:  # so tensorstore reports what the disk refuses
+            why = "No space left on device" if "No space left" in str(error) else str(error)
+            raise OSError(f"{self.folder}: {why}; the checkpoint before stays.") from None
+        self.last = time.monotonic()
+
+    def load(self, like: Any) -> tuple[Any, list[float]] | None:
+        """The last state in the form and on the devices of `like`, and its losses; None if none.
+
+        Raises:
+            ValueError: a state of another model or training.
+        """
+        if not self.folder.exists():
+            return None
+        import orbax.checkpoint as ocp
+
+        manager = self._open()
+        step = manager.latest_step()
+        if step is None:
+            return None
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
+            record=ocp.args.JsonRestore(),
+        )
+        try:
+            with _silent():
+                found = manager.restore(step, args=parts)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{self.folder} holds a state of another model or training "
+                f"({str(error).splitlines()[0]}); delete it to start the task again."
+            ) from None
+        self.before = found["record"]["seconds"]
+        return found["state"], found["record"]["losses"]
+
+    def clear(self) -> None:
+        """The task is done: remove its checkpoint."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=1, create=True, cleanup_tmp_directories=True
+            )
+            with _silent():  # what a kill left half written is cleaned up, and not worth a word
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager

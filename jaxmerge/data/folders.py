@@ -1,0 +1,161 @@
+"""Image sources from folders: the class, and where there are any the split and the domain, are
+read from each file's path.
+
+======================================  =======================================================
+layout                                  reads
+======================================  =======================================================
+``{split}/{class}/*``                   train/dog/3.jpg; splits "train", "val", "test"
+``{class}/*``                           dog/3.jpg; the splits are made here
+``{class}/{domain}_*``                  n02099601/sketch_7.jpg, as ImageNet-R is published
+``{split}/{domain}/{class}/*``          train/sketch/dog/3.jpg
+======================================  =======================================================
+
+The first two are told apart without being asked.  Folders name the classes, underscores become
+spaces.  Pictures are decoded when asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmerge.data.pictures import Pictures
+from jaxmerge.data.sources import SPLITS, Source, complete
+from jaxmerge.errors import closest
+
+TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+PARTS = ("split", "class", "domain")
+
+
+class Files(Pictures):
+    """Image files under one folder."""
+
+    def __init__(self, root: Path, paths: Sequence[str], name: str):
+        self.root, self.paths, self.name = root, list(paths), name
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def encoded(self, row: int) -> Path:
+        return self.root / self.paths[row]
+
+    def label(self, row: int) -> str:
+        return self.paths[row]
+
+
+def folder(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    layout: str | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    val: float = 0.1,
+    test: float = 0.2,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Read a folder of images.
+
+    Args:
+        name: what reports call it; the folder's name by default.
+        layout: see above; ``{class}/*`` or ``{split}/{class}/*`` by default, whichever fits.
+        templates: prompts for the zero-shot head.
+        val, test: shares of the training examples of every class (and domain) held out where the
+            folder has no such split.
+        per_class: keep at most so many examples of every class (and domain) in every split.
+        seed: of what is held out or kept.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no images, files that the layout does not fit, splits without "train".
+    """
+    root = Path(path)
+    name = name or root.name
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {root}.")
+    files = sorted(
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in ENDINGS
+    )
+    if not files:
+        raise ValueError(f"{name}: {root} holds no images ({', '.join(sorted(ENDINGS))}).")
+    layout = layout or guess(files)
+    found = parse(files, layout, name)
+    folders, labels = np.unique(found["class"], return_inverse=True)
+    names = tuple(tidy(c) for c in folders)
+    groups, domains, domain_names = labels, None, ()
+    if "domain" in found:
+        kinds, domains = np.unique(found["domain"], return_inverse=True)
+        domain_names = tuple(str(d) for d in kinds)
+        groups, domains = labels + len(names) * domains, domains.astype(np.int32)
+    return Source(
+        name=name,
+        inputs=Files(root, files, name),
+        labels=labels.astype(np.int32),
+        classes=names,
+        templates=tuple(templates),
+        splits=complete(
+            published(found, name), groups, val=val, test=test, per_class=per_class, seed=seed
+        ),
+        domains=domains,
+        domain_names=domain_names,
+    )
+
+
+def guess(files: Iterable[str]) -> str:
+    """``{split}/{class}/*`` when the outer folders are named like splits, ``{class}/*`` if not."""
+    outer = {NAMES.get(f.split("/")[0].lower(), f.split("/")[0].lower()) for f in files}
+    return "{split}/{class}/*" if outer <= set(SPLITS) else "{class}/*"
+
+
+def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]:
+    """Split, class and domain of every file, as texts.
+
+    >>> found = parse(["cat/sketch_1.jpg"], "{class}/{domain}_*", "x")
+    >>> found["class"].tolist(), found["domain"].tolist()
+    (['cat'], ['sketch'])
+    """
+    asked = re.findall(r"{(.*?)}", layout)
+    unknown = [a for a in asked if a not in PARTS]
+    if unknown or "class" not in asked:
+        hint = closest(unknown[0], PARTS) if unknown else "it lacks {class}."
+        raise ValueError(f"{name}: the layout {layout!r} is not understood: {hint}")
+    pieces = {"{": lambda p: f"(?P<{p[1:-1]}>[^/]+?)", "*": lambda p: "[^/]*"}
+    pattern = "".join(
+        pieces.get(part[0], re.escape)(part) for part in re.findall(r"{.*?}|\*|[^{*]+", layout)
+    )
+    matches = [re.fullmatch(pattern, f) for f in files]
+    misfits = [f for f, m in zip(files, matches, strict=True) if m is None]
+    if misfits:
+        raise ValueError(
+            f"{name}: {len(misfits)} of {len(files)} images do not lie as {layout!r} says: "
+            f"{', '.join(misfits[:5])}{', ...' if len(misfits) > 5 else ''}."
+        )
+    return {a: np.array([m[a] for m in matches if m]) for a in asked}
+
+
+def published(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Rows of the splits that the paths name; all rows are "train" when they name none."""
+    if "split" not in found:
+        return {"train": np.arange(len(found["class"]))}
+    splits = np.array([NAMES.get(s.lower(), s.lower()) for s in found["split"]])
+    wrong = sorted(set(splits) - set(SPLITS))
+    if wrong or "train" not in splits:
+        raise ValueError(
+            f"{name}: found the splits {', '.join(sorted(set(splits)))}; expected train, and where "
+            "they are published val and test."
+        )
+    return {s: np.flatnonzero(splits == s) for s in SPLITS if s in splits}
+
+
+def tidy(name: str) -> str:
+    """A class name for prompts from a folder's or a data set's own.
+
+    >>> tidy("black_cat")
+    'black cat'
+    """
+    return re.sub(r"[_\s]+", " ", str(name)).strip()

@@ -1,0 +1,132 @@
+"""Encoded pictures by position: decoded when asked for, never all in memory.
+
+`Pictures` is the base of every source of compressed images (files in folders, JPEGs in one NumPy
+file, records of tensorflow-datasets).  A picture that cannot be decoded stops whoever reads it,
+by name; `corrupt` looks at all of them ahead of a run, and `skip_corrupt` leaves them out.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.data.sources import Source, without
+from jaxmerge.errors import UserError
+
+THREADS, STRIDE = 8, 64  # PIL decodes outside Python's lock
+BROKEN = (SyntaxError, ValueError, struct.error, zlib.error)  # what PIL raises beside OSError
+SHOWN = 10  # names in a message
+
+
+class CorruptImage(UserError):
+    """Images that cannot be decoded, by name and number."""
+
+
+class Pictures:
+    """Random access to pictures: ``pictures[rows]`` gives a list of PIL pictures.
+
+    A subclass defines `__len__`, `encoded(row)`, which gives a file name or an open file, and may
+    define `label(row)`, what a message calls the picture.
+    """
+
+    name = "pictures"
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def encoded(self, row: int) -> Any:
+        """A file name, or a binary file, that holds the picture."""
+        raise NotImplementedError
+
+    def label(self, row: int) -> str:
+        """What messages call the picture."""
+        return f"image {row}"
+
+    def picture(self, row: int) -> Any:
+        """One picture, decoded.
+
+        Raises:
+            OSError: it cannot be decoded.
+        """
+        from PIL import Image
+
+        try:
+            with Image.open(self.encoded(row)) as picture:
+                picture.load()
+        except (
+            SyntaxError,
+            ValueError,
+            struct.error,
+            zlib.error,
+            Image.DecompressionBombError,
+        ) as e:
+            raise OSError(str(e) or type(e).__name__) from None
+        return picture
+
+    def __getitem__(self, rows: Sequence[int]) -> list[Any]:
+        """Pictures of some rows.
+
+        Raises:
+            CorruptImage: names every one of `rows` that cannot be decoded.
+        """
+        found, wrong = [], {}
+        for row in map(int, rows):
+            try:
+                found.append(self.picture(row))
+            except OSError as error:
+                wrong[row] = reason(error)
+        if wrong:
+            raise CorruptImage(
+                f"{self.name}: {self.describe(wrong)}; mend or delete what is corrupt, or leave it "
+                "out with corrupt=skip."
+            )
+        return found
+
+    def describe(self, wrong: dict[int, str]) -> str:
+        """Count and names: "2 corrupt images: a.jpg (truncated), b.jpg (empty)"."""
+        names = [f"{self.label(row)} ({why})" for row, why in wrong.items()]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        count = f"{len(names)} corrupt image{'s' * (len(names) > 1)}"
+        return f"{count}: {', '.join(names[:SHOWN])}{more}"
+
+    def corrupt(self) -> dict[int, str]:
+        """Decodes every picture once: row -> why it cannot be decoded."""
+
+        def look(first: int) -> dict[int, str]:
+            wrong = {}
+            for row in range(first, min(first + STRIDE, len(self))):
+                try:
+                    self.picture(row)
+                except OSError as error:
+                    wrong[row] = reason(error)
+            return wrong
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            parts = pool.map(look, range(0, len(self), STRIDE))
+            return {row: why for part in parts for row, why in part.items()}
+
+
+def reason(error: OSError) -> str:
+    """Why, in a few words, without file names and object addresses."""
+    text = error.strerror or str(error)
+    return "not an image" if text.startswith("cannot identify") else text
+
+
+def skip_corrupt(source: Source) -> Source:
+    """The source without its corrupt images, which a warning names and counts.
+
+    Every image is decoded once.  Sources that hold no pictures come back as they are.
+    """
+    if not isinstance(source.inputs, Pictures):
+        return source
+    wrong = source.inputs.corrupt()
+    if not wrong:
+        return source
+    warnings.warn(f"{source.name}: left out {source.inputs.describe(wrong)}.", stacklevel=2)
+    return without(source, np.array(list(wrong)))

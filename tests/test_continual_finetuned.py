@@ -1,0 +1,43 @@
+"""Fine-tuned models at hand are merged, the others trained once and kept."""
+
+import clouds
+import numpy as np
+import pytest
+
+from jaxmerge.continual.experiment import Experiment
+from jaxmerge.continual.finetuned import Finetuned
+from jaxmerge.continual.study import run_seed
+
+
+def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch):
+    scenario, learner = clouds.scenario(clouds.source()), clouds.learner()
+    streams = {"independent": {"start": "base", "deploys": ["MagMax"], "models": str(tmp_path)}}
+    experiment = Experiment(streams=streams, batch=8, epochs=1)
+    how = lambda task=None: clouds.TRAINING
+    plans = [p._replace(training=how) for p in experiment.plans()]
+    first, _ = run_seed(scenario, learner, plans, seed=0, baselines=())
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == sorted(f"{task.name}.safetensors" for task in scenario)
+    from jaxmerge.continual import loop
+
+    monkeypatch.setattr(loop, "fit", None)  # nothing is trained any more
+    again, _ = run_seed(scenario, learner, plans, seed=7, baselines=())
+    matrix = lambda run: np.array(run.entries[0].matrix)
+    np.testing.assert_array_equal(matrix(first), matrix(again))
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path):
+    models = Finetuned(tmp_path, read=lambda folder: {"w": np.zeros(3)})
+    assert models.get("a/b", {"w": np.zeros(2)}) is None
+    models.keep("a/b", {"w": np.ones(2), "more": np.zeros(1)})
+    assert models.get("a/b", {"w": np.zeros(2)})["w"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"a-b.safetensors is no fine-tuned .* 1 of 1 leaves"):
+        models.get("a/b", {"w": np.zeros(3)})
+    (tmp_path / "c").mkdir()
+    assert models.get("c", {"w": np.zeros(3)})["w"].shape == (3,)
+
+
+def test_models_at_hand_are_those_of_plain_fine_tuning():
+    for stream in ({"start": "last"}, {"start": "base", "strategy": "lwf"}):
+        with pytest.raises(ValueError, match="models at hand are those of plain fine-tuning"):
+            Experiment(streams={"x": {**stream, "models": "somewhere"}}).plans()

@@ -1,0 +1,131 @@
+"""Training: gradient accumulation, bfloat16, trainable leaves, packed sentences."""
+
+from pathlib import Path
+
+import clouds
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmerge.continual.regularisers import importance
+from jaxmerge.continual.strategy import Strategy
+from jaxmerge.continual.train import Training, fit
+from jaxmerge.data.sources import few
+from jaxmerge.models import bert, packing
+
+GOLDEN = Path(__file__).parent / "golden"
+OWN = np.ones(clouds.CLASSES, bool)
+
+
+def trained(learner, training, strategy=None):
+    source = clouds.source()
+    rows = source.splits["train"]
+    options = {} if strategy is None else {"strategy": strategy}
+    return fit(
+        learner, learner.params, source.inputs[rows], source.labels[rows], OWN, training, **options
+    )
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    learner = clouds.learner()
+    whole, losses = trained(learner, Training(epochs=2, batch=12, rate=0.02, chunk=3))
+    parts, again = trained(learner, Training(epochs=2, batch=12, rate=0.02, chunk=3, accumulate=3))
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
+    for n in whole:
+        np.testing.assert_allclose(parts[n], whole[n], rtol=1e-4, atol=1e-5, err_msg=n)
+
+
+def test_bfloat16_trains_float32_weights_to_nearly_the_same():
+    def half(params, inputs):
+        low = {n: p.astype(jnp.bfloat16) for n, p in params.items()}
+        return clouds.features(low, inputs.astype(jnp.bfloat16)).astype(jnp.float32)
+
+    learner = clouds.learner()
+    _, losses = trained(learner, Training(epochs=2, batch=12, rate=0.02))
+    training = Training(epochs=2, batch=12, rate=0.02, dtype="bfloat16")
+    low, rough = trained(learner._replace(half=half), training)
+    assert all(p.dtype == jnp.float32 for p in low.values())
+    assert rough != losses
+    np.testing.assert_allclose(rough, losses, rtol=0.1, atol=0.05)
+    with pytest.raises(ValueError, match="no bfloat16 form"):
+        trained(learner, training)
+
+
+def test_leaves_that_no_rule_names_stay():
+    learner = clouds.learner()
+    found, _ = trained(learner, Training(epochs=1, batch=12), Strategy(trainable=("^a/",)))
+    same = {n: np.array_equal(found[n], learner.params[n]) for n in found}
+    assert same == {"a/kernel": False, "a/bias": False, "b/kernel": True}
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match=r"batch 10 is not a multiple of accumulate 4.*float16"):
+        Training(batch=10, accumulate=4, dtype="float16")
+
+
+def test_a_drawn_label_has_the_mean_of_the_true_fisher():
+    learner = clouds.learner()._replace(scale=jnp.float32(1))  # no label is rare
+    inputs, columns = clouds.source().inputs[:4], np.array([0, 2, 5])
+    true = importance(learner, learner.params, inputs, columns, "true")
+    many = np.tile(inputs, (500, 1))
+    drawn = importance(learner, learner.params, many, columns, "sampled", chunk=250)
+    for n in true:
+        size = np.abs(true[n]).max()
+        np.testing.assert_allclose(drawn[n], true[n], atol=0.15 * size, err_msg=n)
+
+
+def test_few_keeps_so_many_of_every_class_and_domain():
+    source = clouds.source()
+    found = few(source, {"train": 3, "test": 2})
+    for split, count in (("train", 3), ("test", 2), ("val", 6)):
+        rows = found.splits[split]
+        assert set(rows) <= set(source.splits[split])
+        assert np.bincount(source.labels[rows]).tolist() == [count] * clouds.CLASSES
+    assert np.array_equal(few(source, {"train": 3}).splits["train"], found.splits["train"])
+
+
+# ------------------------------------------------------------ packing
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bert.load(GOLDEN / "bert_small")
+
+
+def sentences(pad, lengths, width=14):
+    rng = np.random.default_rng(0)
+    tokens = np.full((len(lengths), width), pad, np.int32)
+    for row, count in zip(tokens, lengths, strict=True):
+        row[:count] = rng.integers(1 + pad, 20, count)
+    return tokens
+
+
+def test_packed_sentences_have_the_features_and_gradients_of_padded_ones(model):
+    tokens = sentences(model.config.pad, [3, 11, 1, 6, 7])
+    packed = packing.pack(tokens, model.config.pad)
+    assert packed.at.shape == (28,)  # all 28 tokens and no padding
+    assert packed.tokens.shape == (5, 12)
+
+    def loss(params, inputs):
+        features = bert.text_features(model.config, params, inputs)
+        return jnp.sum(features * jnp.arange(features.size).reshape(features.shape))
+
+    both = jax.jit(jax.value_and_grad(loss))
+    for inputs in (packed, packing.pack(tokens[:3], model.config.pad)):  # 28 of 28, 15 of 16
+        found, slopes = both(model.params, inputs)
+        expected, exact = both(model.params, tokens[: len(inputs.tokens)])
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        scale = max(float(jnp.abs(g).max()) for g in exact.values())
+        for n in exact:
+            np.testing.assert_allclose(slopes[n], exact[n], atol=1e-5 * scale, err_msg=n)
+
+
+def test_chunks_of_batches_are_packed_to_one_shape():
+    tokens = np.stack([sentences(0, [2, 5, 4]), sentences(0, [9, 1, 1])])
+    found = packing.pack(tokens, 0)
+    assert found.at.shape == (2, 12)
+    assert found.back.shape == found.tokens.shape == (2, 3, 12)
+    for k in range(2):
+        real = found.at[k][found.at[k] < found.tokens[k].size]
+        np.testing.assert_array_equal(found.tokens[k].ravel()[real], tokens[k][tokens[k] != 0])

@@ -1,0 +1,53 @@
+"""Claims against results whose answer is known."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmerge.continual.results import Results
+from jaxmerge.report import claims
+
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "results" / "quickstart.json"
+BEATS = claims.Claim("a beats b", "us", ((("MagMax", "sequential"), ("average", "sequential")),))
+
+
+@pytest.fixture
+def results():
+    return Results.from_json(QUICKSTART)
+
+
+def put(results, better, worse):
+    for run, x, y in zip(results.seeds, better, worse, strict=True):
+        for entry in run.entries:
+            if entry.finetunes == "sequential" and entry.label in ("MagMax", "average"):
+                value = x if entry.label == "MagMax" else y
+                entry.metrics = {**entry.metrics, "accuracy": value, "forgetting": value}
+
+
+def test_verdicts(results):
+    put(results, [0.6, 0.7, 0.8], [0.5, 0.59, 0.71])
+    found = claims.check(BEATS, results)
+    np.testing.assert_allclose([found.mean, found.error], [10, 1 / 3**0.5], rtol=1e-6)
+    assert found.verdict == "holds"
+    assert str(found) == "+10.0 ± 0.6: holds"
+    assert claims.check(BEATS._replace(metric="forgetting", less=True), results).verdict == "fails"
+    put(results, [0.6, 0.7, 0.8], [0.5, 0.8, 0.78])
+    assert claims.check(BEATS, results).verdict == "open"
+
+
+def test_one_seed_decides_nothing(results):
+    put(results, [0.6, 0.7, 0.8], [0.5, 0.59, 0.71])
+    found = claims.check(BEATS, dataclasses.replace(results, seeds=results.seeds[:1]))
+    assert (found.error, found.verdict) == (None, "open")
+
+
+def test_rows_that_are_not_there_are_left_out(results):
+    missing = (("SomethingElse", "sequential"), ("average", "sequential"))
+    assert claims.check(BEATS._replace(pairs=(missing,)), results) is None
+    both = claims.check(BEATS._replace(pairs=(missing, *BEATS.pairs)), results)
+    assert both.pairs == 1
+    table = claims.markdown({"digits": results})
+    assert "| Claim | Source | digits |" in table
+    assert len(table.strip().splitlines()) == 2 + len(claims.CLAIMS)
