@@ -1,13 +1,20 @@
 """Experiment files: each builds, runs a little on its real data, and refuses wrong settings."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jaxmerge as jm
 from jaxmerge.commands import run as command
 from jaxmerge.commands import runs
+from jaxmerge.continual import evaluate
+from jaxmerge.continual.experiment import changed
+from jaxmerge.continual.loop import Stream
+from jaxmerge.continual.schedule import from_base
+from jaxmerge.continual.study import run_seed
 from jaxmerge.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -48,13 +55,16 @@ def toy(tmp_path_factory):
 
 def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
     found = command.run(
-        toy, set=["epochs=1", "factors.MagMax=[0.5]", "lr=1e-2"], out=tmp_path / "run", quiet=True
+        toy,
+        set=["epochs=1", "merges.MagMax.factor=0.5", "lr=1e-2"],
+        out=tmp_path / "run",
+        quiet=True,
     )
     assert "MagMax" in capsys.readouterr().out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["experiment"], config["epochs"], config["lr"]) == ("toy", 1, 0.01)
-    assert config["factors"]["MagMax"] == [0.5]
-    assert config["factors"]["TIES"] == [0.35, 0.5, 0.65, 0.8, 1.0]
+    assert config["merges"]["MagMax"] == {"method": "magmax", "factor": 0.5}
+    assert config["merges"]["TIES"]["factor"] == [0.35, 0.5, 0.65, 0.8, 1.0]
     assert [s.seed for s in found.seeds] == [0, 1]
     assert found.entry("MagMax", "sequential").sweep is None  # one factor is not tried
     from jaxmerge.continual import checkpoint
@@ -67,9 +77,10 @@ def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
 
 
 def test_a_strategy_from_the_command_line(toy, tmp_path):
-    options = ["seeds=1", "strategy=lwf", "strategy_settings.strength=0.5"]
+    options = ["streams.sequential.strategy=lwf", "streams.sequential.settings.strength=0.5"]
+    options = ["seeds=1", *options]
     found = command.run(toy, set=options, out=tmp_path / "run", quiet=True)
-    assert found.recipe["strategy_settings"] == {"strength": 0.5}
+    assert found.recipe["streams"]["sequential"]["settings"] == {"strength": 0.5}
     plain = command.run(toy, set=["seeds=1"], out=tmp_path / "plain", quiet=True)
     last = lambda r: np.array(r.entry("last model", "sequential").matrix)
     assert not np.array_equal(last(found)[1:], last(plain)[1:])
@@ -93,6 +104,126 @@ def test_wrong_settings_are_refused_before_anything_is_made(toy, tmp_path):
         command.run(tmp_path / "empty.py")
 
 
+TABLE = """
+from toy import Toy
+import dataclasses
+from jaxmerge.continual.experiment import setting
+
+@dataclasses.dataclass(frozen=True)
+class Table(Toy):
+    seeds: int = 1
+    merges: dict = setting({
+        "MagMax": {"method": "magmax", "factor": [0.3, 0.6]},
+        "OPCM": {"method": "opcm", "always": False},
+        "EMA": {"method": "running_ema", "decay": 0.5},
+        "interpolation": {"method": [{"ema": 0.0}], "factor": 0.5},
+        "C. TIES": {"method": "continual_ties", "factor": 0.3, "always": False},
+    })
+    streams: dict = setting({
+        "sequential": {"deploys": ["last model", "MagMax", "interpolation"]},
+        "independent": {"start": "base", "deploys": ["last model", "MagMax", "OPCM", "C. TIES"]},
+        "running": {"start": "running", "running": "EMA", "deploys": ["last model", "EMA"]},
+        "again": {"start": "running", "deploys": ["MagMax"], "training": {"epochs": 1}},
+        "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
+        "EWC": {"strategy": "ewc", "settings": {"strength": 1e6, "kind": "released"}},
+        "probe": {"strategy": "probe", "settings": {"pattern": "b/kernel"}},
+        "replay": {"strategy": "replay", "settings": {"per_class": 2}},
+    })
+
+def get_config():
+    return Table()
+"""
+
+
+def test_one_file_gives_the_whole_table_of_a_paper(toy, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(toy.parent))
+    (tmp_path / "table.py").write_text(TABLE)
+    found = command.run(tmp_path / "table.py", out=tmp_path / "run", quiet=True)
+    rows = [(s.label, s.finetunes) for s in found.summary]
+    last = "last model"
+    assert rows == [
+        ("zero-shot", "none"), (last, "sequential"), ("MagMax", "sequential"),
+        ("interpolation", "sequential"), (last, "independent"), ("MagMax", "independent"),
+        ("OPCM", "independent"), ("C. TIES", "independent"), (last, "running"), ("EMA", "running"),
+        ("MagMax", "again"), (last, "LwF"), (last, "EWC"), (last, "probe"), (last, "replay"),
+        ("joint", "joint"),
+    ]  # fmt: skip
+    matrix = {
+        r: np.array(e.matrix, float) for r, e in zip(rows, found.seeds[0].entries, strict=True)
+    }
+    same = matrix[last, "sequential"][0]
+    for name in ("independent", "running", "LwF", "replay"):
+        np.testing.assert_array_equal(matrix[last, name][0], same, err_msg=name)
+    assert not np.array_equal(matrix[last, "probe"][0], same)
+    np.testing.assert_array_equal(matrix["EMA", "running"][0], same)
+    assert np.isnan(matrix["OPCM", "independent"][:2]).all()
+    assert found.entry("OPCM", "independent").method == "opcm()"
+    assert found.entry("MagMax", "again").factors[-1] in (0.3, 0.6)
+
+
+def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
+    """What a sweep asks for: no factor is chosen; one fold a factor where the factor enters it."""
+    swept = lambda method, **more: {
+        "method": method, "factor": [0.3, 0.6], "each": True, "always": False, **more
+    }  # fmt: skip
+    merges = {"magmax": swept("magmax"), "c ties": swept("continual_ties", density=0.4)}
+    streams = {
+        "sequential": None,
+        "independent": {"deploys": ["last model", *merges], "vectors": False},
+    }
+    config = changed(command.load(toy), {"seeds": 1, "merges": merges, "streams": streams})
+    scenario = config.scenario(0)
+    learner = config.learner(scenario)
+    how = lambda task=None: config.how(task)
+    run, _ = run_seed(scenario, learner, config.plans(), seed=0, how=how, batch=32)
+    rows = {e.label: e for e in run.entries}
+    assert list(rows) == [
+        "zero-shot", "last model", "magmax, factor 0.3", "magmax, factor 0.6",
+        "c ties, factor 0.3", "c ties, factor 0.6", "joint",
+    ]  # fmt: skip
+    stream = Stream(
+        scenario, learner, start=from_base, training=how, keep=True, batch=32, seed=0
+    ).run()
+    for method, label in ((jm.magmax, "magmax"), (partial(jm.continual_ties, 0.4), "c ties")):
+        for factor in (0.3, 0.6):
+            params = jm.merge(method(factor), learner.params, stream.models)
+            entry = rows[f"{label}, factor {factor}"]
+            assert entry.matrix[-1] == stream.measure(params, stream.test)[0].tolist()
+            assert entry.fixed == factor
+    alone = np.diag(np.array(rows["last model"].aware, float))
+    for label in ("joint", "magmax, factor 0.6"):
+        expected = np.mean(np.array(rows[label].aware[-1]) / alone)
+        assert rows[label].metrics["normalised"] == pytest.approx(expected)
+    found = evaluate.logits(learner, evaluate.stack(stream.last), stream.test)[0].argmax(-1)
+    columns = stream.test.columns
+    shares = [np.mean(found[columns == c] == c) for c in np.unique(columns)]
+    assert rows["last model"].metrics["per_class"] == pytest.approx(np.mean(shares))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["streams.sequential.start=first"], "no start is named 'first': .*base, last"),
+        (["streams.sequential.strat=lwf"], "a stream has no 'strat': did you mean"),
+        (["streams.LwF.strategy=lfw"], "stream 'LwF': No strategy is named 'lfw'.*lwf"),
+        (["streams.sequential.deploys=[MagMx]"], "no merge is named 'MagMx': did you mean MagMax"),
+        (["merges.MagMax.method=magmx"], "No method is named 'magmx': did you mean magmax"),
+        (["merges.MagMax.faktor=1"], "unexpected keyword argument 'faktor'"),
+        (
+            ["merges.X.method=trim", "merges.X.density=0.2"],
+            "merge 'X': trim changes one task vector",
+        ),
+        (["baselines=[zero]"], "no baseline is named 'zero': did you mean zero-shot"),
+        (["streams.X.start=running"], "stream 'X': Training starts from the running merge"),
+        (["streams.sequential.training.epoch=1"], "training has no 'epoch': did you mean epochs"),
+    ],
+)
+def test_wrong_streams_and_merges_are_named(toy, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        command.run(toy, set=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_with_other_settings_or_another_experiment_is_refused(toy, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -100,6 +231,10 @@ def test_resume_with_other_settings_or_another_experiment_is_refused(toy, tmp_pa
             command.run(toy, out=tmp_path / "run")
     with pytest.raises(UserError, match="epochs: 2 in the run, 7 now"):
         command.run(toy, set=["epochs=7"], resume=tmp_path / "run")
+    edited = toy.with_name("edited.py")
+    edited.write_text(toy.read_text().replace("lr: float = 0.02", "lr: float = 0.03"))
+    with pytest.raises(UserError, match=r"lr: 0\.02 in the run, 0\.03 now"):
+        command.run(edited, resume=tmp_path / "run")
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"toy"', '"other"'))
     with pytest.raises(UserError, match="it is not of 'toy'"):
@@ -109,19 +244,16 @@ def test_resume_with_other_settings_or_another_experiment_is_refused(toy, tmp_pa
 # ------------------------------------------------------------ the files of experiments/
 
 
-@pytest.mark.parametrize("name", ["clinc150", "mini_images"])
+@pytest.mark.parametrize("name", ["clinc150", "banking77", "mini_images"])
 def test_experiments_build(name):
     found = command.load(EXPERIMENTS / f"{name}.py")
     found.check()
-    assert len(found.deploys()) == 5
-    assert found.adapt().name == found.strategy
+    assert {p.name for p in found.plans()} == set(found.streams)
 
 
 @pytest.mark.parametrize("stream", ["cifar10", "pacs", "omniglot8", "caltech101"])
 def test_image_streams_are_cut_from_the_real_files(shared, stream):
-    from jaxmerge.continual.experiment import changed
-
-    settings = {"data": str(shared / "data"), "stream": stream, "per_class": 4}
+    settings = {"data": str(shared / "data"), "stream": stream, "few": {"train": 4}}
     config = changed(command.load(EXPERIMENTS / "mini_images.py"), settings)
     scenario = config.scenario(0)
     assert len(scenario) == {"cifar10": 5, "pacs": 4, "omniglot8": 8, "caltech101": 10}[stream]
@@ -129,7 +261,7 @@ def test_image_streams_are_cut_from_the_real_files(shared, stream):
 
 @pytest.mark.slow
 def test_mini_learns_a_little_of_cifar10(shared, tmp_path):
-    settings = [f"data={shared / 'data'}", "per_class=8", "seeds=1", "epochs=1"]
+    settings = [f"data={shared / 'data'}", "few={train: 8}", "seeds=1", "epochs=1"]
     found = command.run(
         EXPERIMENTS / "mini_images.py", set=settings, out=tmp_path / "run", quiet=True
     )

@@ -1,38 +1,37 @@
 """Images a second of CLIP's image tower, JAX against torch, training.
 
-    python experiments/bench/clip_train.py --models ViT-B/32 --batch 8 --steps 3 \\
-        --torch-python TORCH_ENV/bin/python
+    python experiments/bench/clip_train.py --torch-python TORCH_ENV/bin/python \\
+        --models ViT-B/32 --batch 16 --steps 1 --rounds 3 --out experiments/results/clip_cpu.json
+    python experiments/bench/clip_train.py --torch-python TORCH_ENV/bin/python --gpu
 
-One training step: forward, backward, AdamW, cross-entropy over a frozen head of 100 classes. The
-torch side (transformers' model; --compile adds torch.compile) runs in a process of its own right
-after the JAX side, so neither holds threads or memory of the other. "MFU" is the share of --peak
-(FLOP/s of the device; 989e12 for the bf16 tensor cores of an H100 or H200) that the model's matrix
-products take. On a CPU that other programs use as well, compare the CPU seconds, not the wall
-clock: the column "ratio" is torch's CPU seconds over ours there, wall seconds on an accelerator.
+One step: forward, backward, AdamW, cross-entropy over a frozen head of 100 classes. The torch side
+is transformers' model, eager and under torch.compile, in a process of its own right after the JAX
+side, so that neither holds threads or memory of the other. A ratio is torch's seconds over ours.
+--gpu is what the figures for one GPU need: all three sizes, batch 256, bfloat16, cuDNN's flash
+attention, and the peak of an H100's or H200's bf16 tensor cores (989e12 FLOP/s); "MFU" is the share
+of --peak that the operations of `Config.image_flops` take, three times over.
 
-Measured on one core of a shared two-core CPU machine, float32, jax 0.10.2, torch 2.13.0 eager, with
-`OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 taskset -c 0` before the command (torch's threads spin
-while they wait for a busy core, so its CPU seconds mean nothing on several):
+Figures so far: experiments/results/clip_cpu.md (training of B/16 and all of L/14, and everything on
+a GPU, are still to be measured).
 
-    mini      batch  8   CPU s a step 0.02, torch 0.03, ratio 1.50
-    mini      batch 64   CPU s a step 0.16, torch 0.14, ratio 0.92
-    ViT-B/32  batch  8   CPU s a step 2.57, torch 2.79, ratio 1.09
-
-XLA's flags win nothing: mini at batch 64 takes 0.16 CPU seconds with
---xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT, --xla_cpu_prefer_vector_width=512 or
---xla_cpu_enable_fast_math=true in XLA_FLAGS as without, 0.18 with elementwise and reduction fusions
-added to the first. Fusing q/k/v, einsum attention and `dot_product_attention` are level with the
-plain form; folding batch and tokens into the rows of one product takes 0.75 of the batched form.
-
-No accelerator was at hand: figures for GPUs, bfloat16 and torch.compile are not measured yet.
+What was tried for the CPU and won nothing, in CPU seconds on one core, jax 0.10.2: XLA_FLAGS of
+--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT, the same of onednn,
+--xla_cpu_use_onednn=true, --xla_cpu_prefer_vector_width=512 and --xla_cpu_enable_fast_math=true;
+bfloat16 products (they run at float32's speed, without the matrix unit); a fused q/k/v; means of a
+layer norm as products with ones. `--attention plain` is the fastest form there, before einsum and
+`dot_product_attention`. What won: folding batch and tokens into the rows of one product, and
+leaving out what nothing reads of the last block.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +46,9 @@ MINI = clip.Config(
     clip.Vision(image=32, patch=8, width=128, layers=6, heads=4, hidden=512), None, 96
 )
 CLASSES = 100
+GPU = {"batch": 256, "dtype": "bfloat16", "attention": "cudnn", "peak": 989e12}
+GPU |= {"pictures": 4096, "workers": 16}
+KIND = {3: "training", 1: "evaluation"}  # passes through the matrix products -> what it is
 
 
 def architecture(name: str) -> clip.Config:
@@ -54,23 +56,30 @@ def architecture(name: str) -> clip.Config:
     return MINI if name == "mini" else clip.variant(name)
 
 
-def parser(about: str) -> argparse.ArgumentParser:
+def arguments(about: str) -> argparse.Namespace:
     """The options that training and evaluation share."""
     options = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--models", nargs="+", default=["ViT-B/32", "ViT-B/16", "ViT-L/14"])
-    options.add_argument("--batch", type=int, default=256)
-    options.add_argument("--steps", type=int, default=20)
-    options.add_argument("--warmup", type=int, default=3)
+    options.add_argument("--batch", type=int, default=16)
+    options.add_argument("--steps", type=int, default=10, help="steps between two looks at a clock")
+    options.add_argument("--rounds", type=int, default=5, help="the median of so many is kept")
+    options.add_argument("--warmup", type=int, default=2)
     options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options.add_argument("--attention", choices=["plain", "fused", "cudnn"], default="plain")
     options.add_argument("--remat", choices=["dots", "full"], default=None)
     options.add_argument("--scan", action="store_true")
-    options.add_argument("--compile", action="store_true", help="torch.compile the torch side")
     options.add_argument("--peak", type=float, help="FLOP/s of the device, for the MFU")
+    options.add_argument("--gpu", action="store_true", help=f"defaults for one GPU: {GPU}")
     options.add_argument("--torch-python", help="an interpreter with torch and transformers")
-    return options
+    options.add_argument("--forms", nargs="*", default=["eager", "compiled"], help="of torch")
+    options.add_argument("--pictures", type=int, default=0, help="files to stream (clip_eval.py)")
+    options.add_argument("--workers", type=int, default=2, help="threads that prepare pictures")
+    options.add_argument("--out", type=Path, help="JSON file to add the rows to, and its table .md")
+    if "--gpu" in sys.argv:
+        options.set_defaults(**GPU)
+    return options.parse_args()
 
 
 def problem(config: clip.Config, batch: int):
@@ -84,26 +93,32 @@ def problem(config: clip.Config, batch: int):
     return params, images, labels, clip.normalise(jnp.asarray(head.T)).T
 
 
-def timed(step, steps: int, warmup: int) -> dict:
-    """Median wall and CPU seconds of `step()`, which returns what to wait for."""
-    wall, cpu = [], []
-    for index in range(warmup + steps):
-        start, used = time.perf_counter(), time.process_time()
+def timed(step, options) -> float:
+    """Median seconds a step; `step()` returns what to wait for, once a round."""
+    for _ in range(options.warmup):
         jax.block_until_ready(step())
-        if index >= warmup:
-            wall.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - used)
-    return {"seconds": statistics.median(wall), "cpu_seconds": statistics.median(cpu)}
+    rounds = []
+    for _ in range(options.rounds):
+        start = time.perf_counter()
+        for _ in range(options.steps):
+            last = step()
+        jax.block_until_ready(last)
+        rounds.append((time.perf_counter() - start) / options.steps)
+    return statistics.median(rounds)
 
 
-def ours(config: clip.Config, options) -> dict:
-    """Times the JAX side."""
+def compute(options) -> clip.Compute:
+    """How the forward pass is carried out."""
+    return clip.Compute(options.dtype, options.attention, options.scan, options.remat)
+
+
+def ours(config: clip.Config, options) -> float:
+    """Seconds a step of the JAX side."""
     params, images, labels, head = problem(config, options.batch)
-    compute = clip.Compute(options.dtype, options.attention, options.scan, options.remat)
     optimizer = optax.adamw(1e-5)
 
     def loss(params):
-        features = clip.image_features(config, params, images, compute=compute)
+        features = clip.image_features(config, params, images, compute=compute(options))
         scores = clip.logits(features, head, jnp.log(jnp.float32(100)))
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
@@ -120,17 +135,21 @@ def ours(config: clip.Config, options) -> dict:
         *carry, value = train(*carry)
         return value, carry[0]
 
-    return timed(step, options.steps, options.warmup)
+    return timed(step, options)
 
 
 def theirs(config: clip.Config, options, train: bool) -> dict:
-    """Times the torch side, in a process of its own."""
+    """Seconds a step of each form of the torch side, in a process of its own."""
+    if not options.torch_python:
+        return {}
     one = clip.Config(config.vision, None, config.projection_dim, config.activation)
     job = {
         "config": {key: value for key, value in one.to_hf().items() if key != "architectures"},
         "classes": CLASSES,
         "train": train,
-        **{k: getattr(options, k) for k in ("batch", "steps", "warmup", "dtype", "compile")},
+        **{
+            k: getattr(options, k) for k in ("batch", "steps", "rounds", "warmup", "dtype", "forms")
+        },
     }
     script = Path(__file__).with_name("clip_torch.py")
     done = subprocess.run(
@@ -145,41 +164,81 @@ def theirs(config: clip.Config, options, train: bool) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def report(name: str, config: clip.Config, mine: dict, other: dict | None, options, passes: int):
-    """Prints one line of the table."""
-    speed = options.batch / mine["seconds"]
-    line = (
-        f"| {name} | {options.batch} | {options.dtype} | {speed:.1f} | {mine['cpu_seconds']:.2f} |"
-    )
-    if options.peak:
-        line += f" {passes * config.image_flops * speed / options.peak:.1%} |"
-    if other is not None:
-        which = "cpu_seconds" if jax.default_backend() == "cpu" else "seconds"
-        theirs_speed = options.batch / other["seconds"]
-        ratio = other[which] / mine[which]
-        line += f" {theirs_speed:.1f} | {other['cpu_seconds']:.2f} | {ratio:.2f} |"
-    print(line, flush=True)
+def measure(options, ours, passes: int, more=lambda config, options: {}) -> None:
+    """Measures every model, prints the table, and keeps it where `--out` says.
 
-
-def header(options) -> None:
-    """Prints the head of the table."""
-    columns = ["model", "batch", "dtype", "images/s", "CPU s a step"]
-    columns += ["MFU"] * bool(options.peak)
-    if options.torch_python:
-        columns += ["torch images/s", "torch CPU s", "ratio"]
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-
-
-def main() -> None:
-    options = parser(__doc__).parse_args()
-    header(options)
+    `more(config, options)` gives further columns.
+    """
+    rows = []
     for name in options.models:
         config = architecture(name)
-        mine = ours(config, options)
-        other = theirs(config, options, train=True) if options.torch_python else None
-        report(name, config, mine, other, options, passes=3)
+        seconds = ours(config, options)
+        other = theirs(config, options, train=passes == 3)
+        row = {"model": name, "task": KIND[passes], "batch": options.batch, "dtype": options.dtype}
+        row["images_per_second"] = options.batch / seconds
+        row |= more(config, options)
+        if options.peak:
+            row["mfu"] = passes * config.image_flops * options.batch / seconds / options.peak
+        for form in options.forms if other else ():
+            row[f"torch_{form}"] = options.batch / other[form]
+            row[f"ratio_{form}"] = other[form] / seconds
+        row["machine"] = f"{jax.devices()[0].device_kind}, {jax.local_device_count()} device(s)"
+        if jax.default_backend() == "cpu":
+            row["machine"] = f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+        row["versions"] = f"jax {jax.__version__}, torch {other.get('torch', '-')}"
+        row["command"] = " ".join(["python", *_plain(sys.argv)])
+        rows.append(row)
+        print(table([row], head=len(rows) == 1), flush=True)
+    if options.out:
+        keep(rows, options.out)
+
+
+def _plain(words: list[str]) -> list[str]:
+    """A command line without the paths of one machine."""
+    after = dict(zip(words[1:], words, strict=False))
+    return ["TORCH_ENV/bin/python" if after.get(w) == "--torch-python" else w for w in words]
+
+
+def keep(rows: list[dict], out: Path) -> None:
+    """Puts rows into a result file, in place of older ones of the same model, task and dtype."""
+    same = lambda row: tuple(row[k] for k in ("model", "task", "batch", "dtype"))
+    old = json.loads(out.read_text()) if out.exists() else []
+    new = {same(row) for row in rows}
+    rows = [row for row in old if same(row) not in new] + rows
+    rows.sort(key=lambda row: (row["task"], row["dtype"], row["model"], row["batch"]))
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+    notes = sorted({f"{row['machine']}; {row['versions']}" for row in rows})
+    commands = sorted({row["command"] for row in rows})
+    title = "# CLIP's image tower: images a second, JAX and torch"
+    text = [title, "", table(rows), "", *notes, "", *(f"    {command}" for command in commands)]
+    out.with_suffix(".md").write_text("\n".join(text) + "\n")
+
+
+def table(rows: list[dict], head: bool = True) -> str:
+    """Rows as a Markdown table; a dash where nothing was measured."""
+    columns = {
+        "model": "model",
+        "task": "task",
+        "batch": "batch",
+        "dtype": "dtype",
+        "images/s": "images_per_second",
+        "MFU": "mfu",
+        "torch eager images/s": "torch_eager",
+        "torch compiled images/s": "torch_compiled",
+        "ratio to eager": "ratio_eager",
+        "ratio to compiled": "ratio_compiled",
+        "from disk images/s": "from_disk",
+    }
+    columns = {title: key for title, key in columns.items() if any(key in row for row in rows)}
+
+    def cell(value) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"] if head else []
+    for row in rows:
+        lines.append(f"| {' | '.join(cell(row.get(key, '-')) for key in columns.values())} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    measure(arguments(__doc__), ours, passes=3)

@@ -6,21 +6,24 @@ FAMILY holds folders ``base``, ``ft0`` ... in bfloat16 (290 leaves, 387M paramet
 in the runs below).  Every figure is a whole process, started anew: wall seconds, CPU seconds (user
 and system, of all threads), and the peak of anonymous resident memory (RssAnon, every 20 ms).
 "copy" reads all inputs, computes nothing, writes one output and syncs it.  jaxmerge runs twice: the
-first run compiles and hashes its inputs, the later one finds both in its cache.
+first run compiles and hashes its inputs, the later one finds both in its cache.  All inputs are
+read once before each run, so that every program finds them in the page cache.
 
 Expected (two idle cores): linear and task arithmetic at least 5 times as fast as mergekit,
 TIES 20 times, DARE-TIES 6 times; within 2.5 times the copy; under 1 GB.
 
-Obtained so far, mergekit 0.1.5, on two cores shared with a dozen other jobs (load 14 to 20: wall
-times mean nothing, CPU seconds are inflated on both sides), base and four models; to be run again
-on an idle machine:
+Obtained so far, mergekit 0.1.5, base and four models, on two cores shared with a dozen other jobs:
+CPU seconds are inflated on both sides, wall times more so, and linear and task arithmetic were
+measured before inputs were read ahead.  What is expected of wall times is not shown by this:
 
-    method           jaxmerge                mergekit                CPU ratio
-    linear           5.3 s CPU, 0.29 GB     18.5 s CPU, 1.13 GB       3.5
-    task_arithmetic  7.2 s CPU, 0.27 GB     24.8 s CPU, 1.66 GB       3.4
+    method           jaxmerge               mergekit                CPU ratio  wall ratio
+    linear             7.2 s CPU, 0.15 GB     16.8 s CPU, 1.34 GB      2.3        2.1
+    task_arithmetic    6.7 s CPU, 0.16 GB     14.8 s CPU, 1.66 GB      2.2        1.9
+    ties              15.2 s CPU, 0.43 GB    141.9 s CPU, 1.33 GB      9.4        7.6
+    dare_ties         14.5 s CPU, 0.61 GB     90.2 s CPU, 1.49 GB      6.2        5.5
 
-TIES and DARE-TIES were measured for jaxmerge alone: 12.3 s CPU, 0.49 GB; 12.5 s CPU, 0.75 GB (all
-resident memory).  Figures: experiments/results/merge_files.json.
+A leaf of [151936, 2048], the embedding of a 3b model, with base and four models: DARE-TIES peaks at
+0.66 GB (`--check` says 0.82 GB at most).  Figures: experiments/results/merge_files.json.
 """
 
 from __future__ import annotations
@@ -114,6 +117,7 @@ def main() -> None:
 
     def run(*command: str) -> dict[str, float]:
         shutil.rmtree(scratch / "merged", ignore_errors=True)
+        subprocess.run(["cat", *inputs], stdout=subprocess.DEVNULL, check=True)
         load = os.getloadavg()[0]
         return measure(list(command), family, env) | {"load_before": load}
 
