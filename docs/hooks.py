@@ -3,12 +3,14 @@
 ``<!-- methods -->`` becomes the table of published methods: what each needs, its memory, and
 whether the order of the models matters, which is *measured* on the toy model of `tests/laws.py`.
 
-``<!-- results -->`` becomes a section for every file of results in `experiments/results/`.
+``<!-- results -->`` becomes a section for every run of an experiment in `experiments/results/`.
+
+``<!-- benchmarks -->`` becomes one for every other file there: the Markdown that its script wrote
+beside it, or else its rows as they are.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -21,7 +23,7 @@ RESULTS = ROOT / "experiments" / "results"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """mkdocs calls this with every page."""
-    for mark, make in (("<!-- methods -->", methods), ("<!-- results -->", all_results)):
+    for mark, make in MARKS.items():
         if mark in markdown:
             markdown = markdown.replace(mark, make())
     return markdown
@@ -32,7 +34,7 @@ def all_results(folder: Path = RESULTS) -> str:
     from jaxmerge.continual.results import SCHEMA, Results
 
     texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
-    found = [(p, t) for p, t in texts.items() if json.loads(t).get("schema") == SCHEMA]
+    found = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
     if not found:
         return "No results are stored in this version."
     return "\n\n".join(_results(p.stem, Results.from_json(t)) for p, t in found)
@@ -64,6 +66,71 @@ def _results(name: str, results: Any) -> str:
     )
 
 
+def benchmarks(folder: Path = RESULTS) -> str:
+    """Every measurement in the folder that is no run of an experiment."""
+    from jaxmerge.continual.results import SCHEMA
+
+    sections = {p: section(p) for p in sorted(folder.rglob("*.md"))}
+    for path in sorted(folder.rglob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.with_suffix(".md") in sections or schema(found) == SCHEMA:
+            continue
+        rows = found if isinstance(found, dict) else {"": found}
+        sections[path] = f"## {path.stem.replace('_', ' ')}\n\n{plain(rows)}"
+    return "\n\n".join(sections[p] for p in sorted(sections)) or "Nothing is stored here."
+
+
+def schema(found: Any) -> str | None:
+    """What a file says it is."""
+    return found.get("schema") if isinstance(found, dict) else None
+
+
+def section(path: Path) -> str:
+    """A Markdown file with its headings one level lower, headed by its name where it has none."""
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("#"):
+        text = f"# {path.stem.replace('_', ' ')}\n\n{text}"
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
+
+
+def plain(found: dict[str, Any]) -> str:
+    """JSON as Markdown: its words as a list, its rows (a list or mapping of mappings) as tables."""
+    tables, words = [], []
+    for key, value in found.items():
+        rows = [{"": k, **v} for k, v in value.items() if isinstance(v, dict)] if isinstance(
+            value, dict) else value  # fmt: skip
+        if isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows):
+            rows = [flat(r) for r in rows]
+            heads = list(dict.fromkeys(h for r in rows for h in r))
+            lines = [heads, [":--"] + ["--:"] * (len(heads) - 1)]
+            lines += [[shown(r.get(h, "")) for h in heads] for r in rows]
+            tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        elif not isinstance(value, dict | list):
+            words.append(f"* {key}: `{value}`")
+    return "\n\n".join(["\n".join(words), *tables])
+
+
+def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, lists left out."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        name = f"{prefix} {key}".strip()
+        if isinstance(value, dict):
+            out |= flat(value, name)
+        elif not isinstance(value, list):
+            out[name] = value
+    return out
+
+
+def shown(value: Any) -> str:
+    """A figure with three digits that count."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("|", "\\|")
+
+
 def methods() -> str:
     """The table of published methods, as Markdown."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -86,17 +153,17 @@ def _row(name: str, entry: dict[str, Any]) -> str:
     import laws
 
     import jaxmerge as jm
+    from jaxmerge.commands.methods import settings
 
     case = laws.case_of(name)
     package = jm.REGISTRY[name].__module__
-    settings = inspect.signature(jm.REGISTRY[name]).parameters.values()
     cells = [
         f"[`{name}`][{package}.{name}]",
         entry["summary"],
         _needs(case),
         _order(case),
         entry["memory"] or "",
-        ", ".join(f"`{p.replace(annotation=p.empty)}`" for p in settings),
+        ", ".join(f"`{s}`" for s in settings(jm.REGISTRY[name])),
     ]
     return "| " + " | ".join(str(c).replace("``", "`").replace("|", "\\|") for c in cells) + " |"
 
@@ -125,3 +192,10 @@ def _order(case: Any) -> str:
     there, back = case.merge(), case.merge(models=case.models[::-1], extras=extras)
     same = all(np.allclose(there[n], back[n], atol=1e-5) for n in there)
     return "no" if same else "yes"
+
+
+MARKS = {
+    "<!-- methods -->": methods,
+    "<!-- results -->": all_results,
+    "<!-- benchmarks -->": benchmarks,
+}
