@@ -142,6 +142,12 @@ def test_a_stochastic_method_needs_a_key():
             run(jm.dare())
 
 
+def test_a_stochastic_method_behind_a_route_needs_a_key_too():
+    method = jm.by_leaf(lambda name, like: jm.dare() if "query" in name else jm.mean())
+    with refused("'block_0/query/kernel'", "random numbers", "key=jax.random.key(seed)"):
+        jm.merge(method, BASE, MODELS)
+
+
 def test_duplicate_names_and_leaves_that_are_no_arrays():
     twice = {"a": {"b": np.zeros(2)}, "a/b": np.zeros(2)}
     with refused("two leaves are called 'a/b': ['a']['b'] and ['a/b']; rename one"):

@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
+from jaxmerge import statistics
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -54,6 +55,9 @@ def models(tmp_path):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         save_file(weights, folder / "model.safetensors")
+        squares, code = {n: x * x for n, x in weights.items()}, statistics.weights_hash(weights)
+        fisher = statistics.Statistic("fisher", squares, 1, code, {})
+        statistics.save(fisher, folder / "fisher.safetensors")
         config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
         config |= {"num_hidden_layers": 4, "hidden_size": 8}
         (folder / "config.json").write_text(json.dumps(config))
@@ -126,6 +130,22 @@ def test_results_page_shows_every_file(tmp_path):
     assert text.count("## quickstart") == 1
     assert text.count("<svg") == 16
     assert "| MagMax | sequential |" in text
+
+
+def test_benchmarks_page_shows_what_a_script_wrote_or_the_rows(tmp_path):
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    assert "Nothing" in hooks["benchmarks"](tmp_path)
+    report_results.results(seeds=1).to_json(tmp_path / "run.json")  # stands on the other page
+    (tmp_path / "one.json").write_text('{"rows": [{"n": 1}]}')
+    (tmp_path / "one.md").write_text("# One\n\nwords")
+    (tmp_path / "two.json").write_text(
+        '{"command": "python two.py", "methods": {"ties": {"jaxmerge": {"wall": 1.23456}}}}'
+    )
+    text = hooks["benchmarks"](tmp_path)
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == ["One", "two"]
+    assert "* command: `python two.py`" in text
+    assert "|  | jaxmerge wall |" in text
+    assert "| ties | 1.23 |" in text
 
 
 @pytest.mark.slow

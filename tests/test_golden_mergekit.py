@@ -1,5 +1,8 @@
 """Merges of small Qwen2-shaped checkpoints, against mergekit's outputs for the same recipes."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -103,3 +106,14 @@ def arcee_numpy(x, base):
     s = np.sort(importance.ravel())
     low, middle, high = (s[int(share * (s.size - 1))] for share in (0.25, 0.5, 0.75))
     return importance, middle + 1.5 * (high - low)
+
+
+def test_the_table_of_differences_holds_every_case():
+    """`experiments/golden.py` made it; here only that nothing is missing or out of tolerance."""
+    table = Path(__file__).parents[1] / "experiments" / "results" / "golden.json"
+    rows = json.loads(table.read_text())["rows"]
+    names = {r["file"].removeprefix("mergekit/") for r in rows}
+    assert names >= {*CASES, *NO_BASE, "arcee_fusion", "ta_gradient", "slerp_gradient"}
+    assert sum(n.startswith("clip/opcm") for n in names) == 12
+    for r in rows:
+        assert max(r["memory"] or 0, r["files"] or 0) <= r["tolerance"], r["file"]

@@ -52,14 +52,14 @@ def figures(found: Results):
     """What must be the same on the same machine: all but times."""
     plain = json.loads(found.to_json())
     for run in plain["seeds"]:
-        del run["seconds"]
+        del run["seconds"], run["streams"]
     return {k: plain[k] for k in ("scenario", "classes", "recipe", "seeds", "summary", "versions")}
 
 
 def test_a_run_folder_holds_everything(whole):
     folder, found = whole
     names = {p.name for p in folder.iterdir()}
-    assert names == {
+    assert names - {"cells.parquet"} == {
         "config.json", "results.json", "report.html", "plots", "merged", "merged.safetensors",
     }  # fmt: skip
     assert Results.from_json(folder / "results.json") == found
@@ -198,10 +198,10 @@ def test_killed_with_sigkill_and_resumed(whole, tiny, tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "run"), tiny], env=os.environ.copy()
     )
     state = tmp_path / "run" / "state" / "seed_0" / "sequential" / "task_01.safetensors"
-    for _ in range(3000):
+    for _ in range(100_000):
         if state.exists() or child.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.003)
     assert child.poll() is None, "the run ended before it could be killed"
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -41,9 +41,32 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         np.testing.assert_allclose(scope["many"]["w"][-1] / 2, scope["deployed"]["w"], atol=1e-6)
 
 
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    """The merges of the shell blocks; .ci/run runs the quickstart, other tests experiments."""
+    from safetensors.numpy import load_file, save_file
+
+    from jaxmerge.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("base", "code", "maths")):
+        (tmp_path / name).mkdir()
+        save_file({"w": np.full((4, 4), i, np.float32)}, tmp_path / name / "model.safetensors")
+    recipe = "base: base\nmodels: [code, maths]\nmethod: {ties: {density: 0.5}}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    shell = "".join(text for language, text in fenced if not language)
+    commands = re.findall(r"^jaxmerge (merge [^#\n]+)", shell, re.M)
+    assert len(commands) >= 2
+    for command in commands:
+        app(command.split(), standalone_mode=False)
+        assert capsys.readouterr().out
+    assert "w" in load_file(tmp_path / "out" / "model.safetensors")
+
+
 def test_tables_are_those_of_the_result_files():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (ROOT / "README.md").read_text()
-    assert module.fill(page) == page, "run python experiments/readme.py"
+    for page in module.PAGES:
+        text = (ROOT / page).read_text()
+        assert module.fill(text) == text, f"{page}: run python experiments/readme.py"

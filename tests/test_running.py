@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
 
@@ -65,23 +68,55 @@ def np_ties_step(total, x, density, factor):
 
 
 @pytest.mark.parametrize("density", [0.2, 1.0])
-def test_continual_ties(x64, density):
+def test_continual_ties_leaf_by_leaf(x64, density):
     models = draw(2)
     expected = {n: 0.3 * x for n, x in models[0].items()}
     for m in models[1:]:
         expected = {n: np_ties_step(expected[n], m[n], density, 0.3) for n in m}
-    close(merge(jm.continual_ties(density=density, factor=0.3), models), expected)
+    method = jm.continual_ties(density=density, factor=0.3, scope="leaf")
+    close(merge(method, models), expected)
 
 
-def test_continual_ties_over_the_whole_model_in_steps(x64):
-    """The reading of the docstring: at one leaf, the whole model is the leaf."""
-    models = [{K: m[K]} for m in draw(3)]
+def continual_ties_by_hand(models, density=0.2, factor=0.3):
+    """The recursion on flattened models."""
+    cuts = np.cumsum([x.size for x in models[0].values()])[:-1]
+    flat = [np.concatenate([x.ravel() for x in m.values()]) for m in models]
+    total = factor * flat[0]
+    for x in flat[1:]:
+        total = np_ties_step(total, x, density, factor)
+    parts = zip(models[0].items(), np.split(total, cuts), strict=True)
+    return {n: part.reshape(x.shape) for (n, x), part in parts}
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_continual_ties_over_the_whole_model(x64, density):
+    models = draw(4)
+    method = jm.continual_ties(density)
+    expected = continual_ties_by_hand(models, density)
+    close(merge(method, models), expected)
+    base = {n: jnp.asarray(x) for n, x in zero(models[0]).items()}
+    close(jax.jit(lambda base, models: jm.merge(method, base, models))(base, models), expected)
+
+
+def test_continual_ties_is_ties_in_steps(x64):
+    models = draw(3)
     base = zero(models[0])
-    merged = {K: 0.3 * models[0][K]}
+    merged = {n: 0.3 * x for n, x in models[0].items()}
     for m in models[1:]:
         step = jm.merge(jm.ties(0.2, 0.3, merge="sum"), base, [merged, m])
-        merged = {K: merged[K] + step[K] - base[K]}
+        merged = {n: merged[n] + step[n] - base[n] for n in base}
     close(merge(jm.continual_ties(), models), merged)
+
+
+def test_continual_ties_from_files(tmp_path):
+    models = [{n: x.astype(np.float32) for n, x in m.items()} for m in draw(4)]
+    paths = [tmp_path / f"{t}.safetensors" for t in range(5)]
+    for path, tree in zip(paths, (zero(models[0]), *models), strict=True):
+        save_file(tree, path)
+    out = tmp_path / "out"
+    report = jm.merge_files(jm.continual_ties(), base=paths[0], models=paths[1:], out=out)
+    assert report.passes == 1 + len(models)  # one over the rows, one before every model
+    close(load_file(out / "model.safetensors"), merge(jm.continual_ties(), models), 0)
 
 
 def np_dop(taus, alpha, steps, rate, decay, epsilon):

@@ -8,6 +8,7 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import solvers
+from jaxmerge.continual import checkpoint
 
 RNG = np.random.default_rng(0)
 
@@ -92,6 +93,7 @@ def test_soft_frank_wolfe_reaches_a_point_inside_a_face():
     _, history = solvers.solve(solver, [None] * 12)
     assert history[-1]["loss_after"] < 1e-3 * history[0]["loss"]
     assert all(h["loss_after"] <= h["loss"] + 1e-5 for h in history)
+    assert all(-1e-5 <= h["loss"] <= h["gap"] + 1e-5 for h in history)
     for h in history:
         assert sum(h["coefficients"]["all"]) == pytest.approx(1, abs=1e-5)
 
@@ -291,3 +293,47 @@ def test_cma_es_finds_the_optimum():
         lambda c: {"w": c}, score, [0.0, 0.0], generations=20, sigma=0.2, key=jax.random.key(0)
     )
     assert np.abs(found.coefficients - target).max() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["adamerging", "frank_wolfe", "localize"])
+def test_a_solver_goes_on_from_a_file(kind, tmp_path):
+    base, models = task_models()
+    x = RNG.normal(size=(16, 5)).astype("f")
+    batch = (x, RNG.integers(0, 3, 16))
+    loss = solvers.cross_entropy(linear)
+    solver = {
+        "adamerging": lambda: solvers.adamerging(loss, base, models, optimizer=optax.adam(0.1)),
+        "frank_wolfe": lambda: solvers.frank_wolfe(loss, models),
+        "localize": lambda: solvers.localize(loss, base, models[0], optimizer=optax.adam(0.5)),
+    }[kind]()
+    whole, _ = solvers.solve(solver, [batch] * 4)
+    state = solver.init()
+    for _ in range(2):
+        state, _ = solver.step(state, batch)
+    checkpoint.save(tmp_path / "state.safetensors", state)
+    state, _ = checkpoint.load(tmp_path / "state.safetensors", like=solver.init())
+    rest, _ = solvers.solve(solver, [batch] * 2, state)
+    for n in whole:
+        np.testing.assert_array_equal(whole[n], rest[n])
+
+
+def test_bad_proxy_data_has_one_clear_error():
+    base, models = task_models()
+    x = np.ones((2, 5), "f")
+    makers = [
+        lambda loss: solvers.adamerging(loss, base, models),
+        lambda loss: solvers.frank_wolfe(loss, models),
+        lambda loss: solvers.soft_frank_wolfe(loss, models),
+        lambda loss: solvers.localize(loss, base, models[0]),
+    ]
+    loss = solvers.cross_entropy(linear)
+    infinite_slope = lambda params, batch: jnp.sqrt(jnp.sum(jnp.square(0 * params["w"])))
+    for make in makers:
+        with pytest.raises(ValueError, match=r"Labels \[-1, 3\] are outside the head's 3 classes"):
+            solvers.solve(make(loss), [(x, np.array([3, -1]))])
+        with pytest.raises(ValueError, match="proxy set is empty"):
+            solvers.solve(make(loss), [(x[:0], np.array([], int))])
+        with pytest.raises(ValueError, match="NaN or Inf in the gradient"):
+            solvers.solve(make(infinite_slope), [x])
+    with pytest.raises(ValueError, match=r"Tasks \[0, 2\] have no data"):
+        solvers.regmean_plus(linear, base, models, [[], [x], [x[:0]]])

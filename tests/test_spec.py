@@ -54,3 +54,12 @@ def test_two_factories_of_one_name_are_refused():
     with pytest.raises(ValueError, match="'magmax' is registered already"):
         jm.register(magmax)
     assert repr(jm.get("magmax")()) == "magmax()"
+
+
+@pytest.mark.parametrize("package", ["jaxmerge", "jaxmerge.merges", "jaxmerge.methods"])
+def test_a_star_import_brings_no_modules(package):
+    scope: dict = {}
+    exec(f"from {package} import *", scope)
+    del scope["__builtins__"]
+    assert len(scope) > 20
+    assert not [n for n, x in scope.items() if type(x) is type(pytest)]

@@ -165,6 +165,15 @@ def test_gram_sees_kernels_through_reshapes_concatenation_and_transposition():
     np.testing.assert_allclose(found.values["t"], last.T @ last / 3, rtol=1e-4)
 
 
+def test_gram_leaves_padding_out():
+    params = {"e": RNG.normal(size=(9, 6)).astype("f"), "w": RNG.normal(size=(6, 2)).astype("f")}
+    apply = lambda p, ids: p["e"][ids] @ p["w"]
+    keep = lambda ids: (ids != 0).ravel()
+    padded = statistics.gram(apply, params, [np.array([[3, 4, 0, 0], [5, 0, 0, 0]])], keep=keep)
+    x = params["e"][[3, 4, 5]]
+    np.testing.assert_allclose(padded.values["w"], x.T @ x / 2, rtol=1e-5, atol=1e-7)
+
+
 def test_statistics_are_stored_and_refused_for_other_weights(tmp_path):
     params = params_of(1)
     found = statistics.gram(mlp, params, [X], about={"data": "normal"})
@@ -189,6 +198,8 @@ def test_bad_data_is_refused():
         statistics.fisher(mlp, params, [])
     with pytest.raises(ValueError, match="need data"):
         statistics.gram(mlp, params, [])
+    with pytest.raises(ValueError, match="need data"):
+        statistics.gram(mlp, params, [X[:0]])
     bad = {**params, "up": np.full_like(params["up"], np.nan)}
     with pytest.raises(ValueError, match="NaN or Inf in the Fisher information"):
         statistics.fisher(mlp, bad, [(X, Y)], kind="empirical")

@@ -5,15 +5,16 @@ The cell is the merged task vector so far; the first model is taken as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Array, Merge, check_range, per_model, zeros
+from jaxmerge import selection
+from jaxmerge.core import Array, Merge, check_choice, check_range, per_model, zeros
 from jaxmerge.matrices import check_matrix, thin_svd
-from jaxmerge.measures import keep_count, ranked_magnitudes
+from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
 from jaxmerge.merges.spectral import adam
 from jaxmerge.spec import register
 
@@ -70,37 +71,49 @@ def ema_with_reference(momentum: Any = 0.9) -> Merge:
 
 
 @register(static=("density",))
-def absorb_ties(density: float = 0.2, factor: Any = 0.3) -> Merge:
+def absorb_ties(
+    density: float = 0.2, factor: Any = 0.3, scope: Literal["global", "leaf"] = "global"
+) -> Merge:
     """Add the TIES merge of what is merged so far and the new model.
 
     Formula: S <- S + factor * sum of {trim(S), trim(tau)} that agree with the sign of their sum;
     S = factor * tau_1 after the first model; trim keeps the floor(density n) + 1 entries of largest
-    magnitude of a leaf (as many as the official TIES) and what ties with the last of them.
+    magnitude (as many as the official TIES) and what ties with the last of them.
 
     Args:
         density: share of the entries kept, in (0, 1].
         factor: of every step.
+        scope: "global" ranks the whole of S and of tau, "leaf" each leaf on its own.
 
-    Memory: 1 x the model.
+    Memory: 1 x the model.  For "global", those before it are read again before every model: from
+    files, T (T - 1) reads more for T models.
     """
     check_range("density", density, 0, 1, open_low=True)
+    check_choice("scope", scope, ("global", "leaf"))
+    ranks = lambda n: keep_count(density, n) + 1
 
-    def trim(x):
-        least = ranked_magnitudes(x, np.array([keep_count(density, x.size) + 1]))[0]
-        return jnp.where(jnp.abs(x) >= least, x, 0)
+    def least(ctx, *rows):
+        """The smallest magnitudes that are kept."""
+        if scope == "leaf":
+            return [ranked_magnitudes(x, np.array([ranks(x.size)]))[0] for x in rows]
+        return [selection.bits_to_magnitude(found["value"]) for found in ctx.measured]
 
-    def later(total, x):
-        a, b = trim(total), trim(x)
+    def later(total, x, least_x, least_total):
+        trim = lambda x, least: jnp.where(jnp.abs(x) >= least.astype(x.dtype), x, 0)
+        a, b = trim(total, least_total), trim(x, least_x)
         up = a + b >= 0
         return jnp.where(
             up, jnp.maximum(a, 0) + jnp.maximum(b, 0), jnp.minimum(a, 0) + jnp.minimum(b, 0)
         )
 
     def update(total, x, ctx):
-        change = jax.lax.cond(ctx.step == 0, lambda total, x: x, later, total, x)
+        first = lambda total, x, *_: x
+        change = jax.lax.cond(ctx.step == 0, first, later, total, x, *least(ctx, x, total))
         return total + jnp.asarray(factor, x.dtype) * change
 
-    return Merge(zeros, update)
+    if scope == "leaf":
+        return Merge(zeros, update)
+    return Merge(zeros, update, measure=ranked_magnitude(ranks), opening=ranked_magnitude(ranks))
 
 
 @register(static=("steps", "epsilon"))

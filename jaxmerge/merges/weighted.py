@@ -59,7 +59,8 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
     Args:
         off_diagonal: in [0, 1]; 1 is plain least squares.
         ridge: >= 0, relative to the mean diagonal; pulls towards the mean of the task vectors.
-        axis: which axis of the kernel is "in": 0 in Flax, 1 in torch's layout.
+        axis: where the kernel's "in" is: 0, all axes but the last, in Flax; 1, all but the first,
+            in torch's layout.
 
     Side information: ``extras=[{"gram": tree}, ...]``.
 
@@ -76,7 +77,8 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
         if "gram" not in ctx.extra:
             return (total,)
         g = ctx.extra["gram"].astype(x.dtype)
-        width = x.shape[axis] if x.ndim == 2 else None
+        rows = _matrix(x, axis)
+        width = len(rows) if x.ndim > 1 else None
         if g.shape != (width, width):
             raise ValueError(
                 f"A Gram matrix has shape {list(g.shape)}, but its kernel has shape "
@@ -84,7 +86,7 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
                 "measured on another model, or does the kernel need axis=1 (torch's layout)?"
             )
         g = jnp.where(jnp.eye(width, dtype=bool), g, off_diagonal * g)
-        moment = jnp.matmul(g, x if axis == 0 else x.T, precision="highest")
+        moment = jnp.matmul(g, rows, precision="highest")
         if len(cell) == 3:
             return total, cell[1] + g, cell[2] + moment
         return total, g, moment
@@ -94,13 +96,13 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
         if len(cell) == 1:
             return mean
         _, g, moment = cell
-        start = mean if axis == 0 else mean.T
+        start = _matrix(mean, axis)
         g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         rest = moment - jnp.matmul(g, start, precision="highest")
         x = start + jax.lax.custom_linear_solve(
             lambda v: g @ v, rest, lambda _, b: _host_solve(g, b), symmetric=True
         )
-        return x if axis == 0 else x.T
+        return (x if axis == 0 else x.T).reshape(mean.shape)
 
     return Merge(
         init=lambda leaf: (),
@@ -138,6 +140,11 @@ def overlap_mean(masked: bool = False) -> Merge:
         elementwise=not masked,
         needs=("mask",) if masked else (),
     )
+
+
+def _matrix(x, axis):
+    """A kernel as [in, out]."""
+    return x.reshape(-1, x.shape[-1]) if axis == 0 else x.reshape(len(x), -1).T
 
 
 def _host_solve(g, rest):

@@ -18,7 +18,7 @@ from jaxmerge.combine import chain
 from jaxmerge.core import Leaves, check_range
 from jaxmerge.merges.elementwise import add
 from jaxmerge.names import is_float
-from jaxmerge.solvers.core import Loss, Solver, task_vectors
+from jaxmerge.solvers.core import Loss, Solver, check_step, finite, task_vectors
 from jaxmerge.transforms.sparsify import trim
 
 
@@ -93,10 +93,12 @@ def adamerging(
     def jitted(state, taus, batch):
         value, grads = jax.value_and_grad(lambda c: loss(build(c, taus), batch))(state.coefficients)
         updates, opt = optimizer.update(grads, state.optimizer, state.coefficients)
-        return AdaMergingState(optax.apply_updates(state.coefficients, updates), opt), value
+        new = AdaMergingState(dict(optax.apply_updates(state.coefficients, updates)), opt)
+        return new, value, finite(grads)
 
     def step(state: AdaMergingState, batch: Any):
-        state, value = jitted(state, taus, batch)
+        state, value, good = jitted(state, taus, batch)
+        check_step(loss, fixed, batch, value, good)
         shown = {n: np.asarray(c).tolist() for n, c in state.coefficients.items()}
         return state, {"loss": float(value), "coefficients": shown}
 

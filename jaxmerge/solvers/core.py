@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.core import Array, Leaves, working_dtype
 from jaxmerge.names import check_same, is_float
-from jaxmerge.statistics.fisher import refuse_nonfinite
+from jaxmerge.statistics.fisher import check_labels
 
 Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar
 
@@ -47,13 +48,12 @@ def solve(
     """Run a solver over batches, from `state` if given; the merged parameters and all infos.
 
     Raises:
-        ValueError: no batch, or a loss that is not finite.
+        ValueError: no batch; from a step, see `check_step`.
     """
     state = solver.init() if state is None else state
     history: list[dict[str, Any]] = []
     for batch in batches:
         state, info = solver.step(state, batch)
-        refuse_nonfinite({"loss": info["loss"]}, f"step {len(history)} of the solver")
         history.append(info)
     if not history:
         raise ValueError("The solver needs adaptation data, got no batch.")
@@ -79,14 +79,51 @@ def entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
 
 
 def cross_entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
-    """The mean cross-entropy of ``(inputs, labels)`` batches."""
+    """The mean cross-entropy of ``(inputs, labels)`` batches; NaN where a label is no class."""
 
     def loss(params, batch):
         inputs, labels = batch
         logp = jax.nn.log_softmax(apply(params, inputs))
-        return -jnp.take_along_axis(logp, labels[:, None], 1).mean()
+        labels = jnp.where(jnp.asarray(labels) < 0, logp.shape[-1], labels)
+        return -jnp.take_along_axis(logp, labels[:, None], 1, mode="fill").mean()
 
+    def explain(params, batch):
+        inputs, labels = batch
+        check_labels(labels, jax.eval_shape(apply, params, inputs).shape)
+
+    loss.explain = explain
     return loss
+
+
+def finite(grads: Leaves) -> dict[str, Array]:
+    """name -> whether all entries are finite; inside compiled code."""
+    return {n: jnp.isfinite(g).all() for n, g in grads.items()}
+
+
+def check_step(loss: Loss, params: Leaves, batch: Any, value: Array, good: dict) -> None:
+    """Raise one ValueError if a step's loss or gradients are not finite, with the cause if known.
+
+    Args:
+        params: of the shapes that `loss` takes.
+        value: the loss.
+        good: what `finite` says of the gradients.
+
+    Raises:
+        ValueError: a batch without examples; labels outside the head; NaN or Inf, leaves named.
+    """
+    wrong = [n for n, fine in good.items() if not fine]
+    if np.isfinite(value) and not wrong:
+        return
+    if any(np.shape(x)[:1] == (0,) for x in jax.tree.leaves(batch)):
+        raise ValueError("The proxy set is empty: a batch has no examples.")
+    explain = getattr(loss, "explain", None)
+    if explain is not None:
+        explain(params, batch)
+    what = "the gradient" if np.isfinite(value) else "the loss and its gradient"
+    raise ValueError(
+        f"NaN or Inf in {what}, leaves {wrong[:10]}{' ...' * (len(wrong) > 10)}: check the inputs "
+        "and the checkpoints, lower the learning rate, or compute in float32."
+    )
 
 
 def task_vectors(base: Leaves, models: Iterable[Leaves]) -> dict[str, Array]:

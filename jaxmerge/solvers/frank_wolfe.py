@@ -24,7 +24,7 @@ from jaxmerge.core import Array, Leaves, check_range
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
 from jaxmerge.names import check_same, is_float
-from jaxmerge.solvers.core import Loss, Solver, project_simplex
+from jaxmerge.solvers.core import Loss, Solver, check_step, finite, project_simplex
 
 Granularity = Literal["layer", "task"]
 Oracle = Literal["inner", "cosine"]
@@ -80,11 +80,11 @@ def frank_wolfe(
     """
     _check(granularity, oracle, step_size, density)
     first = _start(pool, start)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p, rest, b: loss({**rest, **p}, b)))
+    gradient = _gradient(loss)
 
     def step(state: FrankWolfeState, batch: Any):
         floats, rest = _split(state.params)
-        value, grad = value_and_grad(floats, rest, batch)
+        value, grad = gradient(floats, rest, batch)
         scores = oracle_scores(grad, pool, oracle)
         best = {n: int(np.argmin(s)) for n, s in scores.items()}
         if granularity == "task":
@@ -129,7 +129,8 @@ def soft_frank_wolfe(
         optimizer: an optax optimiser of lambda; default Adam at 0.05.
         loss, pool, start, oracle: as in `frank_wolfe`.
 
-    Info of a step: loss before, loss_after, chosen (indices in the pool), coefficients.
+    Info of a step: loss before, loss_after, gap (as in `frank_wolfe`), chosen (indices in the
+    pool), coefficients.
 
     Memory: k + 4 models.
 
@@ -141,7 +142,7 @@ def soft_frank_wolfe(
         raise ValueError(f"vertices must be in [1, {len(pool)}] for this pool, got {vertices}.")
     first = _start(pool, start)
     optimizer = optimizer or optax.adam(0.05)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p, rest, b: loss({**rest, **p}, b)))
+    gradient = _gradient(loss)
 
     def mixed(coefficients, points):
         return {n: jnp.tensordot(c, points[n], 1) for n, c in coefficients.items()}
@@ -171,7 +172,7 @@ def soft_frank_wolfe(
 
     def step(state: FrankWolfeState, batch: Any):
         floats, rest = _split(state.params)
-        value, grad = value_and_grad(floats, rest, batch)
+        value, grad = gradient(floats, rest, batch)
         scores = oracle_scores(grad, pool, oracle)
         order = {n: np.argsort(s, kind="stable")[:vertices] for n, s in scores.items()}
         if granularity == "task":
@@ -181,6 +182,7 @@ def soft_frank_wolfe(
             n: jnp.stack([floats[n], *(jnp.asarray(pool[int(m)][n]) for m in order[n])])
             for n in floats
         }
+        gap = sum(float(jnp.vdot(grad[n], x[0] - x[1])) for n, x in points.items())
         gamma = 2 / (int(state.step) + 2)
         from_here = jnp.array([1 - gamma] + [gamma / vertices] * vertices)
         names = list(points) if granularity == "layer" else ["all"]
@@ -189,12 +191,29 @@ def soft_frank_wolfe(
         info = {
             "loss": float(value),
             "loss_after": float(after),
+            "gap": gap,
             "chosen": {n: [int(m) for m in best] for n, best in chosen.items()},
             "coefficients": {n: np.asarray(x).tolist() for n, x in c.items()},
         }
         return FrankWolfeState(state.step + 1, {**rest, **new}), info
 
     return Solver(lambda: FrankWolfeState(jnp.int32(0), first), step, lambda s: dict(s.params))
+
+
+def _gradient(loss: Loss):
+    """(floats, other leaves, batch) -> the loss and its gradient, both finite."""
+
+    @jax.jit
+    def both(floats, rest, batch):
+        value, grad = jax.value_and_grad(lambda p: loss({**rest, **p}, batch))(floats)
+        return value, grad, finite(grad)
+
+    def gradient(floats, rest, batch):
+        value, grad, good = both(floats, rest, batch)
+        check_step(loss, {**rest, **floats}, batch, value, good)
+        return value, grad
+
+    return gradient
 
 
 def oracle_scores(grad: Leaves, pool: Sequence[Leaves], oracle: Oracle) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import optax
 
 from jaxmerge.core import Leaves, check_range
 from jaxmerge.measures import keep_count
-from jaxmerge.solvers.core import Loss, Solver, task_vectors
+from jaxmerge.solvers.core import Loss, Solver, check_step, finite, task_vectors
 
 
 class LocalizeState(NamedTuple):
@@ -86,10 +86,12 @@ def localize(
     def jitted(state, batch):
         value, grads = jax.value_and_grad(objective)(state.logits, batch)
         updates, opt = optimizer.update(grads, state.optimizer, state.logits)
-        return LocalizeState(optax.apply_updates(state.logits, updates), opt), value
+        new = LocalizeState(dict(optax.apply_updates(state.logits, updates)), opt)
+        return new, value, finite(grads)
 
     def step(state: LocalizeState, batch: Any):
-        state, value = jitted(state, batch)
+        state, value, good = jitted(state, batch)
+        check_step(loss, fixed, batch, value, good)
         return state, {"loss": float(value)}
 
     return Solver(init, step, lambda state: build(mask(state, density)))

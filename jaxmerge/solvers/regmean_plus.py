@@ -20,6 +20,7 @@ from jaxmerge.merges.elementwise import mean
 from jaxmerge.merges.weighted import gram_mean
 from jaxmerge.names import is_float
 from jaxmerge.statistics.capture import dense_inputs
+from jaxmerge.statistics.gram import Keep, without
 
 
 def regmean_plus(
@@ -30,6 +31,7 @@ def regmean_plus(
     *,
     off_diagonal: float = 0.9,
     ridge: float = 0.0,
+    keep: Keep | None = None,
 ) -> Leaves:
     """Merge with RegMean++.
 
@@ -40,6 +42,7 @@ def regmean_plus(
     Args:
         apply: ``(params, inputs) -> anything``.
         batches: for each model, batches of inputs of its task.
+        keep: as in `jaxmerge.statistics.gram`: rows that are data, not padding.
         off_diagonal, ridge: as in `jm.regmean`; MergeBench takes 0.1 for off_diagonal here.
 
     Memory: T models, the inputs of one batch, the Gram matrices of one group of kernels.
@@ -50,8 +53,9 @@ def regmean_plus(
     if len(batches) != len(models):
         raise ValueError(f"Found data for {len(batches)} tasks and {len(models)} models; one each.")
     data = [[b[0] if isinstance(b, tuple) else b for b in some] for some in batches]
-    if not all(data):
-        raise ValueError(f"Tasks {[t for t, some in enumerate(data) if not some]} have no data.")
+    size = lambda x: jax.tree.leaves(x)[0].shape[0]
+    if empty := [t for t, some in enumerate(data) if not sum(map(size, some))]:
+        raise ValueError(f"Tasks {empty} have no data.")
     floats = {n: jnp.asarray(x) for n, x in base.items() if is_float(x)}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
     merged = dict(run.merge(mean(), floats, rows))
@@ -66,7 +70,9 @@ def regmean_plus(
                 axes[n] = f.axis
                 inputs_of.setdefault(id(f.x), []).append(n)
             groups.extend(inputs_of.values())
-        return {n: jnp.matmul(found[n].x.T, found[n].x, precision="highest") for n in some}
+        kept = None if keep is None else keep(inputs)
+        rows = {n: without(found[n].x, kept) for n in some}
+        return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
 
     jax.eval_shape(lambda p, x: grams(p, x, ()), merged, data[0][0])
     jitted = jax.jit(grams, static_argnums=2)
@@ -77,7 +83,8 @@ def regmean_plus(
             for x in some:
                 part = jitted(merged, x, (group[0],))
                 total = part if total is None else jax.tree.map(jnp.add, total, part)
-                count += jax.tree.leaves(x)[0].shape[0]
+                count += size(x)
+            assert total is not None  # no batch is empty: checked above
             shared = total[group[0]] / np.float32(count)
             extras.append({"gram": dict.fromkeys(group, shared)})
         for n in group:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.core import Array, Leaves
-from jaxmerge.solvers.core import Solver
+from jaxmerge.solvers.core import Solver, check_step, finite
 
 Features = Callable[[Any], Array]  # inputs -> [B, d]
 
@@ -61,10 +61,11 @@ def surgery(
         objective = lambda a: jnp.abs(operate(a, source) - target).mean()
         value, grads = jax.value_and_grad(objective)(adapter)
         updates, opt = optimizer.update(grads, opt, adapter)
-        return (optax.apply_updates(adapter, updates), opt), value
+        return (optax.apply_updates(adapter, updates), opt), value, finite(grads)
 
     def step(state, inputs):
-        state, value = jitted(state, merged(inputs), single(inputs))
+        state, value, good = jitted(state, merged(inputs), single(inputs))
+        check_step(operate, state[0], inputs, value, good)
         return state, {"loss": float(value)}
 
     return Solver(init, step, lambda state: dict(state[0]))
