@@ -224,11 +224,29 @@ def test_wrong_streams_and_merges_are_named(toy, tmp_path, settings, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_with_other_settings_or_another_experiment_is_refused(toy, tmp_path, monkeypatch):
+def test_a_run_that_kept_nothing_leaves_its_folder_free(toy, tmp_path, monkeypatch, capsys):
+    """Data that is not there, or Ctrl-C before the first checkpoint."""
+    for error in (UserError("no data"), FileNotFoundError("no data"), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "execute", lambda *_, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                command.run(toy, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert "To go on" not in capsys.readouterr().err
+
+
+def test_resume_with_other_settings_or_another_experiment_is_refused(
+    toy, tmp_path, monkeypatch, capsys
+):
+    def interrupted(experiment, folder, way):
+        (folder / "state").mkdir()
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runs, "execute", interrupted)
         with pytest.raises(KeyboardInterrupt):
             command.run(toy, out=tmp_path / "run")
+    assert f"To go on:  jaxmerge run {toy} --resume" in capsys.readouterr().err
     with pytest.raises(UserError, match="epochs: 2 in the run, 7 now"):
         command.run(toy, set=["epochs=7"], resume=tmp_path / "run")
     edited = toy.with_name("edited.py")

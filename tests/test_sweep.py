@@ -132,6 +132,7 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
         (["epochs"], "takes key=value,value, got 'epochs'"),
         (["seed=0", "seed=1"], "the axis 'seed' twice"),
         (["factor=1:0:0.1"], "range 1:0:0.1 is empty"),
+        (["factor=a:b:c"], "--grid factor: 'a:b:c': no number; give numbers like"),
         (["seed=-1"], "seed must not be negative"),
         (["merges.average.faktor=1"], "unexpected keyword argument 'faktor'"),
     ],

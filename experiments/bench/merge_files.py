@@ -110,6 +110,8 @@ def main() -> None:
     options = parser.parse_args()
     family = options.family.resolve()
     models = sorted(p.name for p in family.iterdir() if p.name.startswith("ft"))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=options.out))
     env = os.environ | {"JAXMERGE_CACHE": str(scratch / "cache"), "HF_HUB_OFFLINE": "1"}
     inputs = [str(p) for d in ("base", *models) for p in sorted((family / d).glob("*.safetensors"))]

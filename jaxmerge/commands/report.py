@@ -36,9 +36,9 @@ def run(
         UserError: nothing to read, an unknown format or metric.
     """
     if format is not None and format not in FORMATS:
-        raise UserError(f"No format {format!r}: {closest(format, FORMATS)}.")
+        raise UserError(f"No format {format!r}: {closest(format, FORMATS)}")
     if metric is not None and metric not in store.METRICS:
-        raise UserError(f"No metric {metric!r}: {closest(metric, store.METRICS)}.")
+        raise UserError(f"No metric {metric!r}: {closest(metric, store.METRICS)}")
     if json and (format or plot):
         raise UserError("--json prints rows; leave --format and --plot out.")
     rows = [row for path in stores for row in store.read(path)]

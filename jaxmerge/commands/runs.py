@@ -263,13 +263,24 @@ def finish(
     if not finished(folder):
         try:
             execute(experiment, folder, way._replace(quiet=way.quiet or json))
-        except (KeyboardInterrupt, OSError):  # Ctrl-C, a full disk
-            print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
+        except BaseException as error:  # Ctrl-C, a full disk, data that is not there
+            if not (folder / "state").exists():
+                discard(folder)
+            elif isinstance(error, KeyboardInterrupt | OSError):
+                print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise
     found = Results.from_json(folder / "results.json")
     if devices.first():
         show(found, folder, json)
     return found
+
+
+def discard(folder: Path) -> None:
+    """Take back the folder of a run that kept nothing, so that its --out is free again."""
+    if devices.first():
+        (folder / "config.json").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def show(found: Results, folder: Path, json: bool) -> None:

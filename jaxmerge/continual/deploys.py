@@ -72,7 +72,7 @@ def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) 
     if twice:
         raise ValueError(f"Two deployments are labelled {', '.join(twice)}; rename one.")
     if label is not None and label not in merges:
-        raise ValueError(f"No merge of this stream is named {label!r}: {closest(label, merges)}.")
+        raise ValueError(f"No merge of this stream is named {label!r}: {closest(label, merges)}")
     if not start.merged:
         return None
     if not merges:

@@ -154,11 +154,11 @@ class Experiment:
         only(options, STREAM, "a stream has")
         start = options.get("start", "last")
         if start not in STARTS:
-            raise ValueError(f"no start is named {start!r}: {closest(str(start), STARTS)}.")
+            raise ValueError(f"no start is named {start!r}: {closest(str(start), STARTS)}")
         labels, known = options.get("deploys", [LAST.label]), {LAST.label: LAST, **merges}
         for label in labels:
             if label not in known:
-                raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}.")
+                raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}")
         deploys = tuple(d for label in labels for d in known[label].split())
         running_merge(STARTS[start], deploys, options.get("running"))
         adapt = strategy(options.get("strategy", "finetune"), **options.get("settings", {}))

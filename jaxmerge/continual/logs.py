@@ -51,7 +51,7 @@ def package(name: str) -> Any:
         UserError: an unknown name, or the package is not installed.
     """
     if name not in LOGS:
-        raise UserError(f"No log {name!r}: {closest(name, LOGS)}.")
+        raise UserError(f"No log {name!r}: {closest(name, LOGS)}")
     try:
         return importlib.import_module(LOGS[name])
     except ImportError:

@@ -131,14 +131,14 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
         known = [*streams, *baselines]
         for name in axes["stream"]:
             if name not in known:
-                raise ValueError(f"no stream is named {name!r}: {closest(str(name), known)}.")
+                raise ValueError(f"no stream is named {name!r}: {closest(str(name), known)}")
         streams = {k: v for k, v in streams.items() if k in axes["stream"]}
         baselines = [b for b in baselines if b in axes["stream"]]
     if "method" in axes:
         known = [*merges, *jm.REGISTRY]
         for name in axes["method"]:
             if name not in known:
-                raise ValueError(f"no method is named {name!r}: {closest(str(name), known)}.")
+                raise ValueError(f"no method is named {name!r}: {closest(str(name), known)}")
         for name, options in streams.items():
             own = options.get("deploys", [LAST.label])
             if any(d != LAST.label for d in own):
@@ -152,6 +152,12 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
         }
     if "factor" in axes:
         running = {s.get("running") for s in streams.values()}
+        wrong = [f for f in axes["factor"] if isinstance(f, bool) or not isinstance(f, int | float)]
+        if wrong:
+            raise ValueError(
+                f"--grid factor: {', '.join(map(repr, wrong))}: no number; give numbers like "
+                "0.3,0.5 or a range low:high:step like 0.1:1:0.1."
+            )
         factors = [float(f) for f in axes["factor"]]
         merges = {
             m: {**options, "factor": factors, "each": True}

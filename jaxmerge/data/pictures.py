@@ -7,6 +7,7 @@ by name; `corrupt` looks at all of them ahead of a run, and `skip_corrupt` leave
 
 from __future__ import annotations
 
+import abc
 import struct
 import warnings
 import zlib
@@ -28,7 +29,7 @@ class CorruptImage(UserError):
     """Images that cannot be decoded, by name and number."""
 
 
-class Pictures:
+class Pictures(abc.ABC):
     """Random access to pictures: ``pictures[rows]`` gives a list of PIL pictures.
 
     A subclass defines `__len__`, `encoded(row)`, which gives a file name or an open file, and may
@@ -37,12 +38,12 @@ class Pictures:
 
     name = "pictures"
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def encoded(self, row: int) -> Any:
         """A file name, or a binary file, that holds the picture."""
-        raise NotImplementedError
 
     def label(self, row: int) -> str:
         """What messages call the picture."""

@@ -8,6 +8,7 @@ wherever a flat mapping of arrays goes: into `jm.merge`, `jm.compare`, a loop.
 
 from __future__ import annotations
 
+import abc
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -51,9 +52,9 @@ class Leaves(Mapping[str, np.ndarray]):
     __eq__ = object.__eq__  # a model is itself; comparing values would read it
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
+    @abc.abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Entries ``start:stop`` of the flattened leaf, as a flat array."""
-        raise NotImplementedError
 
     def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
         """Read ``len(out)`` entries of the flattened leaf into an array."""
@@ -174,9 +175,9 @@ class Whole(Leaves):
     def __init__(self) -> None:
         self._last: tuple[str, np.ndarray] | None = None
 
+    @abc.abstractmethod
     def load(self, name: str) -> np.ndarray:
         """The leaf, in its shape."""
-        raise NotImplementedError
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         last = self._last
