@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import threading
@@ -85,6 +86,19 @@ def _astype(x: Any, dtype: np.dtype) -> Any:
 def convert(x: Any, dtype: np.dtype) -> Any:
     """A jax array in another dtype, compiled."""
     return x if x.dtype == dtype else _astype(x, np.dtype(dtype))
+
+
+def keep_memory() -> None:
+    """Let the C library keep what was freed for the next leaf instead of giving it back.
+
+    Leaves come and go by the megabyte, and the kernel clears every page that it hands out anew:
+    that was a third of the time of a linear merge.  Peak memory stays.  Nothing happens where the
+    C library is not GNU's; for commands only, as a library must not set this for its host.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    settings = ((-3, 32 << 20), (-1, 256 << 20), (-2, 64 << 20))  # mmap and trim threshold, top pad
+    for option, value in settings if mallopt is not None else ():
+        mallopt(option, value)
 
 
 class Room:

@@ -23,6 +23,7 @@ from jaxmerge.files import Report, merge_jobs, process_group, tensors_of
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.sources import tokenizer_files
 from jaxmerge.io.writer import partial_folder
+from jaxmerge.pieces import keep_memory
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
 from jaxmerge.recipes.schema import Document, load
 
@@ -53,6 +54,7 @@ def run(
         distribute()
     used = choose_devices(device, devices)
     compile_cache()
+    keep_memory()
     found = load(recipe)
     stages: dict[str, Path] = {}
     reports = []
