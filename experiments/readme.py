@@ -101,6 +101,24 @@ def budgets() -> str:
     return "\n".join(lines)
 
 
+def training() -> str:
+    """Seconds of training that each strategy took, for one class order."""
+    found = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
+    rows = dict.fromkeys(name for r in found.values() for s in r.seeds for name in s.streams)
+    lines = [
+        f"| Strategy | {' | '.join(found)} |",
+        f"| :-- | {' | '.join('--:' for _ in found)} |",
+    ]
+    for name in rows:
+        cells = []
+        for results in found.values():
+            spent = [s.streams.get(name, {}).get("training") for s in results.seeds]
+            known = [x for x in spent if x is not None]
+            cells.append(f"{np.mean(known):.0f}" if known else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def findings() -> str:
     """The claims of the papers."""
     heads = [head for name, head in STREAMS.items() if name not in WEAK]
@@ -184,7 +202,8 @@ def mergekit() -> str:
     """Merging from files beside mergekit."""
     found = json.loads((RESULTS / "merge_files.json").read_text())
     lines = [
-        "| Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB | mergekit / jaxmerge |",
+        "| Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB "
+        "| mergekit / jaxmerge |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     loads = []
@@ -229,7 +248,18 @@ def torch() -> str:
 
 SECTIONS = {
     f.__name__: f
-    for f in (quickstart, clinc150, budgets, findings, accuracies, suite, speed, mergekit, torch)
+    for f in (
+        quickstart,
+        clinc150,
+        budgets,
+        training,
+        findings,
+        accuracies,
+        suite,
+        speed,
+        mergekit,
+        torch,
+    )
 }
 
 
