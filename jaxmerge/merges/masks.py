@@ -7,8 +7,10 @@ a number; PCB weighs every entry of every task by how it competes with the other
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +22,6 @@ from jaxmerge.core import (
     check_choice,
     check_range,
     concrete,
-    stacked,
     zeros,
 )
 from jaxmerge.measures import keep_count
@@ -143,13 +144,14 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
 
     Formula: with Norm to [0, 1] and Softmax over the entries of the model,
     beta_t = Softmax(T Norm(tau_t^2)) * sum_s Softmax(Norm(tau_t tau_s)); keep the `density` share
-    of largest beta_t of each task, b_t; tau* = sum_t b_t tau_t / sum_t b_t.
+    of largest beta_t of each task, b_t, and what ties with the last but for rounding;
+    tau* = sum_t b_t tau_t / sum_t b_t.
 
     Args:
         density: share of entries that keeps its score, in (0, 1].
         scope: "global" compares entries over the whole model (the paper), "leaf" in each leaf.
 
-    Memory: T x the model; T x the leaf for "leaf".  T^2 products are formed in each pass.
+    Memory: T x the model; T x the leaf for "leaf".  Each pass forms T (T + 1) / 2 products.
 
     Source: Du et al., Parameter Competition Balancing for Model Merging, NeurIPS 2024, equations
     1 to 5.  Differs: the formula of the paper; its released code clips outliers and uses tanh.
@@ -157,43 +159,48 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
     check_range("density", density, 0, 1, open_low=True)
     check_choice("scope", scope, ("global", "leaf"))
 
-    def raw(rows):
-        """tau_t^2 and tau_t tau_s, before normalisation, as one array [T, 1 + T, *leaf]."""
-        rows = jnp.stack(rows)
-        return jnp.concatenate([jnp.square(rows)[:, None], rows[:, None] * rows[None]], axis=1)
+    def products(rows):
+        """tau_t tau_s of the pairs s <= t, of which those with s = t are the squares."""
+        return [x * y for t, x in enumerate(rows) for y in rows[: t + 1]]
 
-    def powers(rows, ends):
-        """The exponentials of both softmaxes, [T, 1 + T, *leaf]."""
-        x, count = raw(rows), len(rows)
-        low, high = (e.reshape(count, 1 + count, *[1] * (x.ndim - 2)) for e in ends)
-        x = (x - low) / jnp.where(high > low, high - low, 1)
-        first = jnp.arange(1 + count).reshape(1, -1, *[1] * (x.ndim - 2)) == 0
-        return jnp.exp(jnp.where(first, count * x, x))
+    def exponentials(rows, ends):
+        """exp(Norm(tau_t tau_s)) of those pairs; to the power T at s = t: the other softmax."""
+        low, high = ends
+        rate = 1 / jnp.where(high > low, high - low, 1)
+        return [jnp.exp((x - low[i]) * rate[i]) for i, x in enumerate(products(rows))]
+
+    def squares(rows, powers):
+        """exp(T Norm(tau_t^2)) of each task."""
+        many = len(rows)
+        return [powers[t * (t + 3) // 2] ** many for t in range(many)]
 
     def scores(rows, facts):
-        """T + T^2 factors of D larger than beta_t, [T, *leaf]; float32 would not hold beta_t."""
-        p = powers(rows, facts["ends"])
-        p = p * jnp.asarray(facts["share"], p.dtype).reshape(*p.shape[:2], *[1] * (p.ndim - 2))
-        return p[:, 0] * jnp.sum(p[:, 1:], axis=1)
+        """T + T^2 factors of D larger than beta_t, of each task; float32 would not hold beta_t."""
+        powers, share = exponentials(rows, facts["ends"]), facts["share"]
+        own, total = squares(rows, powers), [0.0] * len(rows)
+        pairs = [(t, s) for t in range(len(rows)) for s in range(t + 1)]
+        for i, (t, s) in enumerate(pairs):
+            part = powers[i] * share[i]
+            total[t] += part
+            total[s] += part if s != t else 0
+        return [share[len(pairs) + t] * x * total[t] for t, x in enumerate(own)]
 
     def observe(rows, summary, turn):
-        over = lambda x, how: how(x.reshape(*x.shape[:2], -1), axis=2)
         if turn == 0:
-            x = raw(rows)
-            return {"low": -over(x, jnp.min), "high": over(x, jnp.max)}
+            x = products(rows)
+            return {"low": -jnp.stack([*map(jnp.min, x)]), "high": jnp.stack([*map(jnp.max, x)])}
         if turn == 1:
-            return {
-                "sums": over(powers(rows, summary["ends"]), jnp.sum),
-                "size": np.int32(rows[0].size),
-            }
-        pairs = zip(scores(rows, summary), summary["value"], strict=True)
-        return jnp.concatenate([selection.radix_count(s, v[None], turn - 2) for s, v in pairs])
+            x = exponentials(rows, summary["ends"])
+            sums = jnp.stack([jnp.sum(e) for e in (*x, *squares(rows, x))])
+            return {"sums": sums, "size": np.int32(rows[0].size)}
+        count = lambda x, value: selection.radix_count(x, value[None], turn - 2)[0]
+        return jax.vmap(count)(jnp.stack(scores(rows, summary)), jnp.asarray(summary["value"]))
 
     def refine(summary, total, turn):
         if turn == 0:
             return {"ends": (-total["low"], total["high"])}
         if turn == 1:
-            many = len(total["sums"])
+            many = math.isqrt(2 * len(total["sums"])) - 1  # of T (T + 1) / 2 + T = T (T + 3) / 2
             xp = np if concrete(total["size"], density) else jnp
             rank = xp.full(many, xp.maximum(keep_count(density, total["size"]), 1))
             share = xp.asarray(total["size"], xp.float32) / total["sums"]
@@ -206,11 +213,13 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         return summary | {"value": value, "rank": None if turn == selection.digits() + 1 else rank}
 
     def reduce(rows, ctx):
-        beta = scores(tuple(rows), ctx.measured)
-        least = ctx.measured["value"].reshape(-1, *[1] * (beta.ndim - 1))
-        beta = jnp.where(selection.magnitude_bits(beta) >= least, beta, 0)
-        total = jnp.sum(beta, axis=0)
-        return jnp.sum(beta * rows, axis=0) / jnp.where(total > 0, total, 1)
+        slack = 1 - 4 * len(rows) * jnp.finfo(rows[0].dtype).eps  # the passes round differently
+        least = slack * selection.bits_to_magnitude(jnp.asarray(ctx.measured["value"]))
+        merged = total = 0.0
+        for x, beta, bound in zip(rows, scores(rows, ctx.measured), least, strict=True):
+            beta = jnp.where(beta >= bound.astype(beta.dtype), beta, 0)
+            merged, total = merged + beta * x, total + beta
+        return merged / jnp.where(total > 0, total, 1)
 
     closing = Measure(
         lambda: None,
@@ -221,7 +230,7 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         scope="row" if scope == "global" else "leaf",
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,
     )
-    return stacked(reduce, closing=closing)
+    return kept_apart(reduce, closing=closing)
 
 
 def _check_task(task: int) -> None:
