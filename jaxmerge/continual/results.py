@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -174,6 +175,7 @@ class Results:
     def to_json(self, path: str | Path | None = None) -> str:
         """The results as JSON text; also written to `path` (atomically) if one is given."""
         text = json.dumps(to_plain(self), indent=1, allow_nan=False) + "\n"
+        text = re.sub(r"\[\s+[^][{}]*?\s+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text)
         if path is not None:
             path = Path(path)
             new = path.with_name(path.name + ".new")
