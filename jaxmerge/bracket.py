@@ -103,10 +103,25 @@ def guess(
     at_least = np.cumsum(histogram[::-1])[::-1] * (size / max(1, histogram.sum()))
     share = ranks / size
     slack = 5 * np.sqrt(stride * size * share * (1 - share)) + 2 * stride
-    low = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks + slack]
-    high = [max(0, int(np.sum(at_least >= r)) - 1) for r in ranks - slack]
+    place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
+    low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
     shift = DIGIT * (digits() - 1)
     return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+
+
+def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
+    """The same from the sampled entries themselves, and as narrow as pays: three deviations.
+
+    Few entries inside make the pass that gathers them faster by half; one leaf in 400 is missed.
+    """
+    share = 1 - ranks / size
+    slack = 3 * np.sqrt(some.size * share * (1 - share)) + 2
+    low = np.floor(some.size * share - slack).astype(np.int64)
+    high = np.ceil(some.size * share + slack).astype(np.int64)
+    places = np.clip(np.stack([low, high]), 0, some.size - 1)
+    first, last = np.partition(some, np.unique(places))[places]
+    first[low < 0], last[high >= some.size] = 0, np.iinfo(some.dtype).max >> 1
+    return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 
 def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -116,12 +131,18 @@ def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[
     def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         not_below = np.zeros(len(intervals), np.int64)
         inside: list[list[np.ndarray]] = [[] for _ in intervals]
+        spare, mask = np.empty(0), np.empty(0, bool)
         for bits in part.bits(wide=wide):
+            if spare.size != bits.size:
+                spare, mask = np.empty_like(bits), np.empty(bits.size, bool)
             word = bits.dtype.type
             for i, (low, high) in enumerate(intervals):
-                above = bits - word(low)  # what is below wraps round to the greatest numbers
-                not_below[i] += np.count_nonzero(above < word((np.iinfo(word).max >> 1) + 1 - low))
-                inside[i].append(above[above <= word(high - low)])
+                # what is below wraps round to the greatest numbers
+                above = np.subtract(bits, word(low), out=spare)
+                end = word((np.iinfo(word).max >> 1) + 1 - low)
+                not_below[i] += np.count_nonzero(np.less(above, end, out=mask))
+                np.less_equal(above, word(high - low), out=mask)
+                inside[i].append(above.take(np.flatnonzero(mask)))
         return not_below, inside
 
     parts = row.parts()
@@ -179,7 +200,7 @@ def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
         at = row.size - ranks
         return np.partition(bits, np.unique(at))[at]
     flat = ranks.reshape(-1)
-    intervals = guess(sample(row), row.size, flat)
+    intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
     not_below, inside = gather(row, intervals)
     at = not_below - flat  # places from the smallest of those inside, where the guess was right
     if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
