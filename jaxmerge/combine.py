@@ -39,7 +39,14 @@ def chain(*stages: Transform | Merge) -> Merge:
         )
     before, fold, after = stages[: at[0]], stages[at[0]], stages[at[0] + 1 :]
     assert isinstance(fold, Merge)  # found above
-    return fold._replace(before=before + fold.before, after=fold.after + after)
+    late = [t for t in after if isinstance(t, Transform) and t.models]
+    if late:
+        raise ValueError(
+            f"{late} has a number for each model, but acts on the one merged task vector: give it "
+            "one number, or put it before the merge."
+        )
+    models = fold.models[0], _least([fold.models[1], *(t.models for t in before)])
+    return fold._replace(before=before + fold.before, after=fold.after + after, models=models)
 
 
 @register

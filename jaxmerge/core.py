@@ -91,7 +91,8 @@ class Transform(NamedTuple):
     """Task vector -> task vector: ``kernel(leaf, ctx) -> leaf``, the same shape and dtype.
 
     `route(name, like) -> Transform`, if given, chooses another transform for each leaf by its
-    name (`like` maps all names to arrays or shapes); the kernel is then not called.
+    name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
+    the length of a hyperparameter with a number for each model: that many models may come.
     """
 
     kernel: Callable[[Array, Context], Array]
@@ -99,6 +100,7 @@ class Transform(NamedTuple):
     stochastic: bool = False
     route: Callable[[str, Leaves], Transform] | None = None
     spec: Any = None
+    models: int | None = None
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"
@@ -231,6 +233,16 @@ def per_model(value: Any, ctx: Context) -> Any:
     return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
 
 
+def model_count(*values: Any) -> int | None:
+    """How many models lists of numbers are for (the shortest list); None if one number serves all.
+
+    >>> model_count(0.5), model_count(0.5, (0.1, 0.2, 0.3))
+    (None, 3)
+    """
+    many = [v for v in values if isinstance(v, tuple | list) or getattr(v, "ndim", 0) == 1]
+    return min(map(len, many), default=None)
+
+
 def concrete(*values: Any) -> bool:
     """Whether no value is being traced by jit, vmap or grad."""
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
@@ -244,8 +256,8 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
     ValueError: density must be in (0, 1], got 1.5.
     """
     inside = lambda v: (low < v if open_low else low <= v) and v <= high
-    for x in jax.tree.leaves(value):
-        if concrete(x) and not all(map(inside, _flat(x))):
+    for x in jax.tree.leaves(value, is_leaf=lambda v: v is None):
+        if concrete(x) and not all(map(inside, _flat(name, x))):
             bracket = "(" if open_low else "["
             raise ValueError(f"{name} must be in {bracket}{low}, {high}], got {x}.")
 
@@ -261,5 +273,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def _flat(x: Any) -> list[float]:
-    return [float(v) for v in (x.ravel() if hasattr(x, "ravel") else [x])]
+def _flat(name: str, x: Any) -> list[float]:
+    try:
+        return [float(v) for v in (x.ravel() if hasattr(x, "ravel") else [x])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, or a list of numbers, got {x!r}.") from None

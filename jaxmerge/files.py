@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge import names
-from jaxmerge.checks import check_count, check_method, grid_of
+from jaxmerge.checks import check_choice, check_count, check_method, grid_of
 from jaxmerge.combine import Pipeline, keep_base
 from jaxmerge.core import Merge
 from jaxmerge.io.header import CODES
@@ -132,9 +132,8 @@ def check_job(job: Job) -> None:
         )
     wrong = mismatches(job)
     if wrong:
-        shown = wrong[:40] + ([f"... and {len(wrong) - 40} more"] if len(wrong) > 40 else [])
         raise ValueError(
-            "The models do not fit together:\n  " + "\n  ".join(shown) + "\nGive every model the "
+            "The models do not fit together:\n  " + "\n  ".join(wrong) + "\nGive every model the "
             "leaves of the base in its shapes, or merge only those that fit (rules)."
         )
 
@@ -184,6 +183,7 @@ def merge_jobs(
         ValueError: models that do not fit together, NaN or Inf.
     """
     began = time.perf_counter()
+    zero = check_choice(nonfinite)
     for job in jobs:
         check_job(job)
     tensors = tensors_of(jobs, out_dtype)
@@ -195,7 +195,7 @@ def merge_jobs(
     from jaxmerge.walk import Run
 
     try:
-        run = Run(jobs, writer, report, nonfinite == "zero", devices, progress, out_dtype)
+        run = Run(jobs, writer, report, zero, devices, progress, out_dtype)
         run.all()
         report.seconds = time.perf_counter() - began
         writer.commit(files(report) if group.index == 0 else {})
@@ -256,6 +256,10 @@ def merge_files(
     """
     from jaxmerge.io.sources import open_source, tokenizer_files
 
+    if isinstance(models, str | os.PathLike):
+        raise ValueError(
+            f"models must be a list of references, got {models!r}: write [{models!r}]."
+        )
     opened = [s if s is None or isinstance(s, Leaves) else open_source(s) for s in [base, *models]]
     first = opened[0] if base is not None else opened[1]
     files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}

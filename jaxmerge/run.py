@@ -195,6 +195,8 @@ def merge(
     zero = check_choice(nonfinite)
     models = list(models.values()) if isinstance(models, Mapping) else list(models)
     check_count(method, len(models))
+    if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
+        raise ValueError("models must be a list of models, got the leaves of one: write [model].")
     like, rebuild = names.flatten(models[0] if base is None else base)
     flat = names.Zeros(like) if base is None else like
     rows = [names.flatten(m)[0] for m in models]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ class Run:
         self.devices, self.out_dtype = list(devices) or [None], out_dtype
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
         self.proofs: dict[Any, bool] = {}
+        self.refusing, self.refusal = threading.Lock(), ""
         self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
 
     def all(self) -> None:
@@ -262,13 +264,27 @@ class Run:
 
     def check_finite(self, job: Job, name: str, i: int, block: np.ndarray) -> None:
         if not self.zero and not all_finite(block):
-            source = job.base if i == 0 else job.models[i - 1]
-            who = getattr(source, "ref", "") or ("the base" if i == 0 else f"model {i - 1}")
-            count = int(np.sum(~np.isfinite(block.astype(np.float32))))
+            with self.refusing:  # one thread looks through all leaves, the others use its list
+                self.refusal = self.refusal or "\n  ".join(self.nonfinite())
             raise ValueError(
-                f"NaN or Inf in {who}, leaf {name!r} ({count} entries or more). Mend the "
-                'checkpoint, or pass nonfinite="zero" to count such entries as no change.'
+                f"NaN or Inf in\n  {self.refusal}\nMend the checkpoint, or pass "
+                'nonfinite="zero" to count such entries as no change.'
             )
+
+    def nonfinite(self) -> Iterator[str]:
+        """A line for every leaf with NaN or Inf that would be merged."""
+        seen = set()
+        for job in self.jobs:
+            for i, source in enumerate((job.base, *job.models)):
+                who = getattr(source, "ref", "") or ("the base" if i == 0 else f"model {i - 1}")
+                for n in job.grid if source is not None else ():
+                    size = source.like[n].size
+                    blocks = (source.read(n, *cut) for cut in pieces(size, 1 << 22))
+                    count = sum(int(np.sum(~np.isfinite(cast(b, np.float64)))) for b in blocks)
+                    line = f"{who}, leaf {n!r}: {count} of {size} entries"
+                    if count and line not in seen:  # jobs share models
+                        seen.add(line)
+                        yield line
 
     def note(self, count: int) -> None:
         with self.lock:

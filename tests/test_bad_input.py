@@ -119,6 +119,50 @@ def test_the_number_of_models():
         jm.merge(jm.linear([0.5, 0.5]), BASE, MODELS)
 
 
+def test_lists_with_a_number_for_each_model():
+    for method in (jm.ties(density=[0.5, 0.5]), jm.dare(density=(0.1, 0.2)), jm.linear([1, 2])):
+        with refused("takes at most 2 models, got 3"):
+            jm.merge(method, BASE, MODELS, key=jax.random.key(0))
+    with refused("at most 2 models"):
+        jm.merge(jm.chain(jm.scale([1.0, 2.0]), jm.add()), BASE, MODELS)
+    with refused("scale(factor=(1.0, 2.0))", "put it before the merge"):
+        jm.chain(jm.add(), jm.scale([1.0, 2.0]))
+
+
+def test_one_model_where_a_list_is_expected():
+    with refused("models must be a list of models", "[model]"):
+        jm.merge(jm.mean(), BASE, MODELS[0])
+    with refused("models must be a list of references", "['a.safetensors']"):
+        jm.merge_files(jm.mean(), base=None, models="a.safetensors", out="out")
+
+
+def test_files_with_non_finite_values_are_all_named(tmp_path):
+    from safetensors.numpy import save_file
+
+    bad = {n: np.array(x) for n, x in MODELS[1].items()}
+    bad["norm/scale"][0], bad["block_0/query/kernel"][0, :2] = np.nan, np.inf
+    for name, tree in {"base": BASE, "a": MODELS[0], "bad": bad}.items():
+        save_file(tree, tmp_path / f"{name}.safetensors")
+    base, a, wrong = (str(tmp_path / f"{n}.safetensors") for n in ("base", "a", "bad"))
+    lines = (
+        f"{wrong}, leaf 'block_0/query/kernel': 2 of 24 entries",
+        f"{wrong}, leaf 'norm/scale': 1 of 4 entries",
+        'pass nonfinite="zero"',
+    )
+    out = tmp_path / "out"
+    for method in (jm.mean(), jm.ties(), jm.pcb()):
+        with refused(*lines):
+            jm.merge_files(method, base=base, models=[a, wrong], out=out, force=True)
+    with refused('nonfinite must be "raise" or "zero"'):
+        jm.merge_files(jm.mean(), base=base, models=[a], out=out, nonfinite="ignore", force=True)
+
+
+@pytest.mark.parametrize("value", ["half", None])
+def test_densities_that_are_no_numbers(value):
+    with refused("density must be a number"):
+        jm.ties(density=value)
+
+
 def test_more_models_than_a_counter_holds():
     tiny = {"w": np.ones(2, np.float32)}
     with refused("ties() takes at most 255 models, got 256"):

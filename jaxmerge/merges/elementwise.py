@@ -11,7 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmerge import rng
-from jaxmerge.core import Merge, per_model, zeros
+from jaxmerge.core import (
+    Merge,
+    model_count,
+    per_model,
+    zeros,
+)
 from jaxmerge.spec import register
 
 __all__ = ["add", "linear", "max_magnitude", "mean", "random_mix"]
@@ -118,10 +123,3 @@ def random_mix() -> Merge:
         return jnp.where(rng.coin(ctx.key, 1 / (ctx.step + 1), x.shape), x, cell)
 
     return Merge(zeros, update, stochastic=True)
-
-
-def model_count(weights: Any) -> int | None:
-    """How many models a list of weights is for; None where one number serves all."""
-    if isinstance(weights, tuple | list):
-        return len(weights)
-    return weights.shape[0] if getattr(weights, "ndim", 0) == 1 else None

@@ -13,11 +13,19 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array, Measure, Merge, check_choice, check_range, per_model, stacked
+from jaxmerge.core import (
+    Array,
+    Measure,
+    Merge,
+    check_choice,
+    check_range,
+    model_count,
+    per_model,
+    stacked,
+)
 from jaxmerge.core import zeros as zeros_like
 from jaxmerge.measures import square_norm
 from jaxmerge.merges import vectors
-from jaxmerge.merges.elementwise import model_count
 from jaxmerge.spec import register
 
 __all__ = ["arc", "karcher_mean", "mean_direction", "toward_mean"]

@@ -22,10 +22,10 @@ from jaxmerge.core import (
     check_choice,
     check_range,
     concrete,
+    model_count,
     zeros,
 )
 from jaxmerge.measures import keep_count
-from jaxmerge.merges.elementwise import model_count
 from jaxmerge.merges.selective import kept_apart
 from jaxmerge.merges.signs import disjoint_mean
 from jaxmerge.spec import register

@@ -11,9 +11,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array, Measure, Merge, check_choice, per_model, zeros
+from jaxmerge.core import (
+    Array,
+    Measure,
+    Merge,
+    check_choice,
+    model_count,
+    per_model,
+    zeros,
+)
 from jaxmerge.measures import square_norm
-from jaxmerge.merges.elementwise import model_count
 from jaxmerge.spec import register
 
 __all__ = ["disjoint_mean"]

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge import rng
-from jaxmerge.core import Array, Transform, check_choice, check_range, per_model
+from jaxmerge.core import (
+    Array,
+    Transform,
+    check_choice,
+    check_range,
+    model_count,
+    per_model,
+)
 from jaxmerge.spec import register
 from jaxmerge.transforms.sparsify import keep
 
@@ -40,7 +47,7 @@ def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
         share = per_model(density, ctx)
         return _survive(x, rng.coin(ctx.key, share, x.shape), share, rescale)
 
-    return Transform(kernel, stochastic=True)
+    return Transform(kernel, stochastic=True, models=model_count(density))
 
 
 @register
@@ -79,7 +86,7 @@ def drop_by_rank(
         chance = jnp.asarray(share - width / 2 + width * rank, x.dtype)
         return _survive(x, rng.coin(ctx.key, chance, x.shape), chance, rescale)
 
-    return Transform(kernel, stochastic=True)
+    return Transform(kernel, stochastic=True, models=model_count(density, epsilon))
 
 
 def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmerge.core import Transform, check_range, per_model
+from jaxmerge.core import Transform, check_range, model_count, per_model
 from jaxmerge.spec import register
 
 __all__ = ["clip", "scale"]
@@ -18,7 +18,7 @@ def scale(factor: Any) -> Transform:
 
     Formula: factor * tau.
     """
-    return Transform(lambda x, ctx: per_model(factor, ctx) * x)
+    return Transform(lambda x, ctx: per_model(factor, ctx) * x, models=model_count(factor))
 
 
 @register
@@ -33,4 +33,4 @@ def clip(limit: Any) -> Transform:
         bound = jnp.asarray(per_model(limit, ctx), x.dtype)
         return jnp.clip(x, -bound, bound)
 
-    return Transform(kernel)
+    return Transform(kernel, models=model_count(limit))

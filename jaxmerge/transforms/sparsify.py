@@ -19,6 +19,7 @@ from jaxmerge.core import (
     check_range,
     concrete,
     leaf_sum,
+    model_count,
     per_model,
 )
 from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
@@ -68,9 +69,8 @@ def trim(
         least = per_model(ctx.measured["value"], ctx)
         return keep(x, magnitude_bits(x) >= least, rescale)
 
-    return Transform(
-        kernel, ranked_magnitude(lambda n: keep_count(density, n) + more, _axis(scope))
-    )
+    measure = ranked_magnitude(lambda n: keep_count(density, n) + more, _axis(scope))
+    return Transform(kernel, measure, models=model_count(density))
 
 
 @register
@@ -120,7 +120,8 @@ def drop_outliers(
         bits = magnitude_bits(x)
         return keep(x, (least <= bits) & (bits <= most), rescale)
 
-    return Transform(kernel, ranked_magnitude(ranks, _axis(scope)))
+    measure = ranked_magnitude(ranks, _axis(scope))
+    return Transform(kernel, measure, models=model_count(density, gamma))
 
 
 @register
