@@ -3,7 +3,7 @@
 `cases()` makes one case or more of every factory in the registry; `test_laws.py` runs every law on
 every case.  A method added later is checked by being registered.  **To add a method**: if it cannot
 be called with its defaults, give it arguments in `EXAMPLES`; if one model merged alone comes back,
-name it in `FIXED_POINT`; if the order of models matters, in `ORDERED`.  Both are claims of the
+name it in `FIXED_POINT`; if the order of models matters, in `ORDERED`, with why.  Both claim of the
 whole registry: what is not named is tested to behave otherwise.
 
 The toy model has what real ones have: two kernels of one shape, a convolution, a vector, a scalar
@@ -72,26 +72,46 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
 # One model merged alone comes back; of all other cases it does not (one that takes two or more
 # models, or that draws at random, is not asked).
 FIXED_POINT = {
-    *("add", "add_projected", "average", "balance_projections", "disjoint_mean", "dop", "ema"),
-    *("ema_with_reference", "emr", "emr_task", "fisher_mean", "fisher_merging", "gram_mean"),
-    *("karcher", "karcher_mean", "keep_mean_norm", "least_interference", "linear-1"),
-    *("localized_sum", "max_magnitude", "mean", "mean_direction", "modulated_unified"),
-    *("multislerp", "opcm", "overlap_mean", "ram", "ram_plus", "regmean", "running_ema"),
-    *("running_mean", "sce", "select_calculate_erase", "share_ranks", "tall_task"),
-    *("three_way_ema", "tsv_m"),
-    *("unique_or_mean", "unique_or_mean_rescaled", "wudi"),
+    # a sum, a mean or a weighted mean of one
+    *("add", "average", "fisher_mean", "fisher_merging", "gram_mean", "linear-1", "mean"),
+    *("regmean", "running_mean"),
+    # a mean direction with the mean length, both its own
+    *("karcher", "karcher_mean", "mean_direction", "multislerp"),
+    # every entry is its own largest, of the elected sign, kept by its mask, moved by it alone
+    *("disjoint_mean", "emr", "emr_task", "localized_sum", "max_magnitude", "modulated_unified"),
+    *("overlap_mean", "ram", "ram_plus", "sce", "select_calculate_erase", "tall_task"),
+    *("unique_or_mean", "unique_or_mean_rescaled"),
+    # nothing came before that it were projected off or averaged with
+    *("add_projected", "balance_projections", "dop", "ema", "ema_with_reference"),
+    *("keep_mean_norm", "opcm", "running_ema", "three_way_ema"),
+    # all ranks are its own, no other task interferes
+    *("least_interference", "share_ranks", "tsv_m", "wudi"),
 }
 
-# The order of the models matters; in all other cases it does not (but for rounding), random draws
-# apart.
+# The order of the models matters, and why; in all other cases it does not (but for rounding),
+# random draws apart.
 ORDERED = {
-    *("absorb_ties", "add_projected", "analogy", "arc", "balance_projections", "continual_ties"),
-    *("dop", "ema", "ema_with_reference", "emr_task", "linear", "localized_sum"),
-    *("modulated_unified", "opcm", "running_ema", "tall_task", "three_way_ema"),
+    "absorb_ties": "a merged vector meets each new one",
+    "add_projected": "each new kernel is projected off the sum so far",
+    "analogy": "A, B and C have roles",
+    "arc": "t runs from the first model to the second",
+    "balance_projections": "each new kernel meets the merged one",
+    "continual_ties": "a merged vector meets each new one",
+    "dop": "each new kernel meets the merged one",
+    "ema": "later models weigh more",
+    "ema_with_reference": "later models weigh more",
+    "emr_task": "the task is given by its position",
+    "linear": "weights are given by position",
+    "localized_sum": "the task is given by its position",
+    "modulated_unified": "the task is given by its position",
+    "opcm": "each new kernel is projected off the sum so far",
+    "running_ema": "later models weigh more",
+    "tall_task": "the task is given by its position",
+    "three_way_ema": "later models weigh more",
 }
 
-# What becomes of a leaf depends on the names of the others: the depth of a layer.
-NEIGHBOURS = {"lines"}
+# What becomes of a leaf depends on the names of the others, and why.
+NEIGHBOURS = {"lines": "the depth of a layer is counted among all layers"}
 
 # Side information by its name: what a model could give about one of its leaves.
 SIDES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray | None]] = {

@@ -29,6 +29,8 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
     Use it on one fine-tuned model, ``jm.chain(jm.add(), jm.lines())``, or after any merge,
     ``jm.chain(jm.ties(), jm.lines(0.3, 0.7))``.
 
+    Memory: 0.
+
     Source: Wang et al., LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model
     Merging, ICLR 2025, equation 3.
 

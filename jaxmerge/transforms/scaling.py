@@ -17,6 +17,8 @@ def scale(factor: Any) -> Transform:
     """Multiply by a factor (a number, or one number for each model when put before the merge).
 
     Formula: factor * tau.
+
+    Memory: 0.
     """
     return Transform(lambda x, ctx: per_model(factor, ctx) * x, models=model_count(factor))
 
@@ -26,6 +28,8 @@ def clip(limit: Any) -> Transform:
     """Let no entry change by more than a limit (a number at least 0, or one for each model).
 
     Formula: sign(tau) min(|tau|, limit).
+
+    Memory: 0.
     """
     check_range("limit", limit, 0, float("inf"))
 

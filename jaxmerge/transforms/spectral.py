@@ -19,6 +19,8 @@ def isotropic() -> Transform:
 
     Shapes: [m, n]; a transposed leaf gives the transposed result.
 
+    Memory: 0 (one leaf's singular vectors).
+
     Source: Marczak et al., No Task Left Behind (Iso-C), ICML 2025, equation 6.
 
     Differs: singular values below the numerical rank stay zero, for their vectors are arbitrary;
@@ -47,6 +49,10 @@ def low_rank(share: float) -> Transform:
 
     Args:
         share: of the singular values, in (0, 1].
+
+    Shapes: [m, n].
+
+    Memory: 0 (one leaf's singular vectors).
 
     Source: Gargiulo et al., Task Singular Vectors, CVPR 2025, section 4 (TSV-Compress).
 
