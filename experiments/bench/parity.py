@@ -235,8 +235,9 @@ def full_size() -> dict[str, Callable[[], dict]]:
     """What makes each row of the table, by the model's name."""
     sizes = (("ViT-B/32", 4), ("ViT-B/16", 4), ("ViT-L/14", 2))
     rows = {n: functools.partial(compare, clip.variant(n), n, "hf", batch) for n, batch in sizes}
-    large = "ViT-L/14@336"
+    large, huge = "ViT-L/14@336", "ViT-H/14"
     rows[large] = lambda: compare(clip.variant(large), large, "hf", 1, half=False)
+    rows[huge] = lambda: compare(clip.variant(huge), huge, "open_clip", 1, half=False)
     for size, batch in sizes:
         name, config = f"{size}, exact GELU", replace(clip.variant(size), activation="gelu")
         rows[name] = functools.partial(compare, config, name, "open_clip", batch)

@@ -10,6 +10,7 @@ Candidates are evaluated together by `vmap`, `at_once` at a time.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -99,17 +100,28 @@ def cma_es(
 
 
 def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndarray]:
-    together = jax.jit(jax.vmap(lambda c: score(build(c))))
+    """Scores of any number of candidates, `at_once` of them in one call of one program.
+
+    The models that `build` and `score` hold are handed to the program: left inside it, they would
+    be constants, which XLA copies and computes with while it compiles.
+    """
+
+    @functools.cache
+    def program(count):
+        like = jax.ShapeDtypeStruct((at_once, count), jnp.float32)
+        held = jax.make_jaxpr(jax.vmap(lambda c: score(build(c))))(like)
+        return jax.jit(functools.partial(jax.core.eval_jaxpr, held.jaxpr)), held.consts
 
     def run(candidates):
         candidates = np.asarray(candidates, np.float32)
         if not len(candidates):
             raise ValueError("The search has no candidate to try.")
+        together, held = program(candidates.shape[1])
         parts = []
         for i in range(0, len(candidates), at_once):
             part = candidates[i : i + at_once]
             padded = np.concatenate([part, np.repeat(part[:1], at_once - len(part), 0)])
-            parts.append(np.asarray(together(padded))[: len(part)])
+            parts.append(np.asarray(together(held, padded)[0])[: len(part)])
         return np.concatenate(parts)
 
     return run
