@@ -254,13 +254,15 @@ def merge_files(
         >>> load_file(f"{folder}/out/model.safetensors")["w"]
         array([-1.5, -1.5], dtype=float32)
     """
-    from jaxmerge.io.sources import open_source, tokenizer_files
+    from jaxmerge.io.sources import Source, keep_apart, open_source, tokenizer_files
 
     if isinstance(models, str | os.PathLike):
         raise ValueError(
             f"models must be a list of references, got {models!r}: write [{models!r}]."
         )
     opened = [s if s is None or isinstance(s, Leaves) else open_source(s) for s in [base, *models]]
+    for source in opened:
+        keep_apart(out, source.files if isinstance(source, Source) else ())
     first = opened[0] if base is not None else opened[1]
     files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}
     job = Job(method, opened[1:], opened[0], key)

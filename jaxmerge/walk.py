@@ -109,6 +109,9 @@ class Run:
             else:
                 self.copy_one(job, name)
         self.writer.finish_leaf(name)
+        entry = self.writer.entries[name]
+        with self.lock:
+            self.report.written += entry.stop - entry.start
 
     def copy_one(self, job: Job, name: str) -> None:
         source = job.models[0] if job.base is None else job.base

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 import yaml
 from safetensors.numpy import save_file
 from small import ABC, SHAPES, run
 
+import jaxmerge as jm
+from jaxmerge.commands import convert, diff, inspect, lora
 from jaxmerge.commands import merge as command
 from jaxmerge.errors import UserError
 
@@ -81,6 +84,62 @@ def test_the_command_line_ends_in_one_line(family, capsys, monkeypatch):
         if code == 2:
             assert told.err.startswith("error: ")
             assert told.err.count("\n") == 1
+
+
+def test_an_input_is_never_replaced(family, tmp_path):
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    Path("in").mkdir()
+    Path("in/r.yaml").write_text(yaml.safe_dump({**ABC, "method": "mean"}))
+    calls = [
+        lambda: command.run(Path("in/r.yaml"), Path("base"), force=True, quiet=True),
+        lambda: command.run(Path("in/r.yaml"), tmp_path, force=True, quiet=True),
+        lambda: command.run(Path("in/r.yaml"), Path("in"), force=True, quiet=True),
+        lambda: convert.run("a", Path("a"), dtype="float16", force=True, quiet=True),
+        lambda: lora.run("base", "a", Path("a"), force=True, quiet=True),
+        lambda: jm.merge_files(jm.magmax(), base="base", models=["a"], out="a", force=True),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="the place of an input"):
+            call()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")} == before
+    command.run(Path("in/r.yaml"), Path("out"), quiet=True)
+    command.run(Path("out/recipe.resolved.yaml"), Path("out"), force=True, quiet=True)
+
+
+def test_json_says_what_was_written(family, capsys):
+    Path("r.yaml").write_text(yaml.safe_dump({**ABC, "method": "mean"}))
+    told = []
+    for _ in range(2):
+        command.run(Path("r.yaml"), Path("out"), resume=True, json=True, quiet=True)
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0]["written"] == sum(x.nbytes for x in family["base"].values())
+    assert [t["finished_before"] for t in told] == [False, True]
+    assert told[0]["out"] == told[1]["out"]
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("x = (", r"r\.py, line 1: SyntaxError: '\(' was never closed"),
+        ("x = 1\nrecipe = {'models': [y]}", r"r\.py, line 2: NameError: name 'y'"),
+        ("x = 1", "sets no variable named recipe"),
+    ],
+)
+def test_a_python_recipe_that_fails_is_told_with_its_line(family, text, told):
+    Path("r.py").write_text(text)
+    with pytest.raises(UserError, match=told):
+        command.run(Path("r.py"), Path("out"), quiet=True)
+
+
+def test_tables_cut_no_name_short(family, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "model.layers." + "very_" * 30 + "long.weight"
+    for i, folder in enumerate(("a", "b")):
+        save_file({name: np.full((2, 2), 1.0 + i, np.float32)}, f"{folder}/model.safetensors")
+    inspect.run("a", norms=True)
+    assert name in capsys.readouterr().out
+    diff.run("a", "b")
+    assert name in capsys.readouterr().out
 
 
 def test_a_full_disk_ends_in_one_line_and_is_resumed(family, capsys, monkeypatch):

@@ -169,10 +169,11 @@ def _layers(found: Diagnosis, numbered: str) -> Any:
 
 def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console()
+    from jaxmerge.commands import terminal
+
+    console = terminal.console()
     console.print(f"Task vectors against {base}, {found.whole.size:,} entries", highlight=False)
     norms = Table("", "model", "norm")
     for i, (label, norm) in enumerate(zip(labels, found.whole.norms, strict=True)):

@@ -14,7 +14,7 @@ from jaxmerge.commands.bytesbar import BytesBar
 from jaxmerge.commands.merge import digest_of, parse_size
 from jaxmerge.errors import UserError
 from jaxmerge.files import Job, merge_jobs, tensors_of
-from jaxmerge.io.sources import tokenizer_files
+from jaxmerge.io.sources import keep_apart, tokenizer_files
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
 
@@ -36,6 +36,7 @@ def run(
         raise UserError(f"--to must be safetensors or orbax, got {to!r}.")
     models = Models(allow_pickle=allow_pickle)
     source = models.open(ref)
+    keep_apart(out, source.files)
     kind, size = dtype_of(dtype, "--dtype"), parse_size(shard_size)
     if to == "orbax":
         _orbax(source, Path(out), kind, force)

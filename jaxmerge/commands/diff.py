@@ -87,10 +87,11 @@ def difference(a: Source, b: Source, name: str) -> dict[str, Any] | None:
 
 
 def _print(table: dict[str, Any], top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console = Console()
+    from jaxmerge.commands import terminal
+
+    console = terminal.console()
     for key, title in (("only_a", "only in the first"), ("only_b", "only in the second")):
         if table[key]:
             console.print(f"{len(table[key])} leaves {title}:")
@@ -99,7 +100,8 @@ def _print(table: dict[str, Any], top: int) -> None:
     for row in table["kinds"][:top]:
         console.print(f"{row['name']}: {row['a']} and {row['b']}")
     if table["changed"]:
-        shown = Table("leaf", "largest difference", "relative norm", "entries", box=None)
+        leaf = Column("leaf", overflow="fold")
+        shown = Table(leaf, "largest difference", "relative norm", "entries", box=None)
         for row in table["changed"][:top]:
             share = f"{row['entries']:,} of {row['size']:,}"
             shown.add_row(row["name"], f"{row['largest']:.3e}", f"{row['relative']:.3e}", share)

@@ -78,11 +78,12 @@ def values_of(source: Source, name: str) -> dict[str, Any]:
 
 
 def _print(table: dict[str, Any], norms: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+
+    from jaxmerge.commands import terminal
 
     more = ["norm", "min", "max", "NaN, Inf"] if norms else []
-    shown = Table("leaf", "dtype", "shape", "bytes", *more, box=None)
+    shown = Table(Column("leaf", overflow="fold"), "dtype", "shape", "bytes", *more, box=None)
     for row in table["leaves"]:
         values = []
         if norms:
@@ -91,7 +92,7 @@ def _print(table: dict[str, Any], norms: bool) -> None:
             ]
         shape = "x".join(map(str, row["shape"])) or "()"
         shown.add_row(row["name"], row["dtype"], shape, f"{row['bytes']:,}", *values)
-    console = Console()
+    console = terminal.console()
     console.print(shown)
     kinds = ", ".join(f"{n:,} {d}" for d, n in table["dtypes"].items())
     console.print(

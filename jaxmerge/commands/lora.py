@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmerge.commands.bytesbar import BytesBar
 from jaxmerge.errors import UserError
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.sources import Source, keep_apart, open_source
 from jaxmerge.io.writer import Writer
 
 EMBEDDINGS = re.compile(r"embed|wte|wpe|lm_head")
@@ -44,9 +44,11 @@ def run(
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise UserError(f"rank must be at least 1 and energy in (0, 1]; got {rank}, {energy}.")
     first, second = open_source(base), open_source(model)
+    keep_apart(out, (*first.files, *second.files))
     chosen = [n for n in first if _wanted(first, second, n, modules)]
     if not chosen:
-        raise UserError(f"No matrix of {first.ref} is chosen by {modules!r}.")
+        by = "is there" if modules is None else f"is chosen by {modules!r}"
+        raise UserError(f"No matrix of {first.ref} {by}.")
     missing = [n for n in chosen if n not in second or second.like[n].shape != first.like[n].shape]
     if missing:
         raise UserError(f"{second.ref} has no {missing[:3]} in the base's shape.")

@@ -21,7 +21,7 @@ from jaxmerge.commands.cost import cost, show
 from jaxmerge.errors import UserError, closest
 from jaxmerge.files import Report, merge_jobs, process_group, tensors_of
 from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.sources import tokenizer_files
+from jaxmerge.io.sources import keep_apart, tokenizer_files
 from jaxmerge.io.writer import partial_folder
 from jaxmerge.pieces import keep_memory
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
@@ -72,6 +72,8 @@ def run(
                         break
                 continue
             where = Path(out) if last else stage_folder(Path(out), document.name)
+            keep_apart(where, [f for s in models.opened.values() for f in s.files])
+            keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             reports.append(
                 _execute(document, plan, where, size, used, resume or not last, force, quiet, last)
             )
@@ -128,7 +130,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     if done.exists() and (resume or not last) and not force:
         note = yaml.safe_load(done.read_text(encoding="utf-8")).get("resolved", {})
         if note.get("digest") == digest:
-            return {"out": str(out), "finished": True, "seconds": 0.0}
+            return {"out": os.path.abspath(out), "finished_before": True, "seconds": 0.0}
         if not last:
             force = True  # a stage whose recipe or inputs have changed
     group = process_group()
@@ -157,7 +159,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
                 f"{error}. What was done is kept beside {out}; --resume goes on with it."
             ) from None
         raise
-    return {"finished": False, **vars(report)}
+    return {"finished_before": False, **vars(report)}
 
 
 def digest_of(plan: Plan, sources: list, tensors: Any, size: int) -> str:
@@ -232,7 +234,7 @@ def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:
         print(jsonlib.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     elif not quiet:
         for r in reports:
-            if r["finished"]:
+            if r["finished_before"]:
                 print(f"{r['out']}: finished before, nothing to do")
                 continue
             more = f", {r['resumed']} were done before" if r["resumed"] else ""

@@ -30,10 +30,11 @@ def run(name: str | None = None, *, json: bool = False) -> None:
     if json:
         print(jsonlib.dumps(entries, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from jaxmerge.commands import terminal
+
+    console = terminal.console()
     for kind, title in KINDS.items():
         table = Table("name", "what it does", "memory", title=title, title_justify="left")
         for e in entries:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,14 @@ def _hub(ref: str, allow_pickle: bool) -> Path:
             f"{ref!r} is no local path and could not be had from the hub "
             f"({type(error).__name__}: {reason}). Check the name and the connection."
         ) from None
+
+
+def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raise if the output would take the place of an input: --force would delete it."""
+    where = Path(out).resolve()
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(where):
+            raise UserError(f"{where} would take the place of an input, {path}; write elsewhere.")
 
 
 def tokenizer_files(folder: Path | None) -> list[Path]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,20 @@ KINDS = {
 Document = Recipe | mergekit.Config
 
 
+def _run(path: Path) -> dict[str, Any]:
+    """The variables that a Python recipe sets; what goes wrong in it is told with its line."""
+    try:
+        return runpy.run_path(str(path))
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f.lineno for f in frames if f.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else 0
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).split("\n")[0]
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
+
+
 def load(path: str | Path) -> list[Document]:
     """The merges of a recipe file, in the order in which they are run; the last is the result.
 
@@ -138,7 +153,7 @@ def load(path: str | Path) -> list[Document]:
     if not path.is_file():
         raise UserError(f"There is no recipe {path}.")
     if path.suffix == ".py":
-        found = runpy.run_path(str(path)).get("recipe")
+        found = _run(path).get("recipe")
         if found is None:
             raise UserError(f"{path} sets no variable named recipe.")
         return documents(found)
