@@ -248,13 +248,25 @@ def concrete(*values: Any) -> bool:
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
 
 
-def check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    one: bool = False,
+) -> None:
     """Raise ValueError unless every (concrete) value lies in [low, high], or (low, high].
+
+    With `one`, a list over models is refused.
 
     >>> check_range("density", 1.5, 0, 1, open_low=True)
     Traceback (most recent call last):
     ValueError: density must be in (0, 1], got 1.5.
     """
+    if one and isinstance(value, tuple | list):
+        raise ValueError(f"{name} must be one number for all models, got {value}.")
     inside = lambda v: (low < v if open_low else low <= v) and v <= high
     for x in jax.tree.leaves(value, is_leaf=lambda v: v is None):
         if concrete(x) and not all(map(inside, _flat(name, x))):

@@ -163,6 +163,15 @@ def test_densities_that_are_no_numbers(value):
         jm.ties(density=value)
 
 
+def test_one_number_where_a_list_has_no_meaning():
+    for name, argument in (("slerp", "t"), ("interpolation", "t"), ("opcm", "alpha")):
+        with refused(f"{argument} must be one number for all models, got (0.2, 0.3)"):
+            jm.get(name)(**{argument: (0.2, 0.3)})
+    for method in (jm.slerp, jm.magmax):
+        with refused("must be a number", "'half'"):
+            method("half")
+
+
 def test_more_models_than_a_counter_holds():
     tiny = {"w": np.ones(2, np.float32)}
     with refused("ties() takes at most 255 models, got 256"):

@@ -54,7 +54,8 @@ def arc(t: Any, per: Per = "leaf", colinear: float = 1.0) -> Merge:
         array([1.414, 1.414])
     """
     _check_per(per)
-    check_range("colinear", colinear, 0, 1, open_low=True)
+    check_range("t", t, -float("inf"), one=True)
+    check_range("colinear", colinear, 0, 1, open_low=True, one=True)
 
     def reduce(rows, ctx):
         a, b = rows
@@ -134,6 +135,7 @@ def karcher_mean(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Me
         >>> jm.merge(jm.karcher_mean(), None, models)["w"].round(3)
         array([0.577, 0.577, 0.577])
     """
+    check_range("tol", tol, 0, one=True)
     _check_per(per)
     if not (isinstance(max_iter, int) and max_iter >= 1):
         raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}.")

@@ -84,7 +84,7 @@ def localized_sum(task: int = 0, tall: Any = 0.4) -> Merge:
     Source: Wang et al., ICML 2024, equation 4 (compression by one sum and a bit for each entry and
     task).
     """
-    check_range("tall", tall, 0, float("inf"))
+    check_range("tall", tall, 0, one=True)
     _check_task(task)
     return Merge(
         init=lambda leaf: (zeros(leaf), zeros(leaf)),

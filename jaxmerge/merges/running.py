@@ -141,9 +141,9 @@ def balance_projections(
 
     Memory: 1 x the model; inside one leaf some 12 copies of it.
     """
-    check_range("alpha", alpha, 0, 1)
+    check_range("alpha", alpha, 0, 1, one=True)
     check_range("decay", decay, 0, 1)
-    check_range("epsilon", epsilon, 0, 1)
+    check_range("epsilon", epsilon, 0, 1, one=True)
     if not (isinstance(steps, int) and steps >= 0):
         raise ValueError(f"steps must be an integer >= 0, got {steps!r}.")
 

@@ -48,8 +48,8 @@ def select_calculate_erase(density: float = 1.0, floor: Any = 0.0) -> Merge:
     Source: Wan et al., FuseChat, 2024, section 3.2 (SCE).  Differs: tensor-wise toolkits use
     ``floor=1e-6``, by which ordinary fine-tunes are averaged with equal weights.
     """
-    check_range("density", density, 0, 1, open_low=True)
-    check_range("floor", floor, 0, float("inf"))
+    check_range("density", density, 0, 1, open_low=True, one=True)
+    check_range("floor", floor, 0, one=True)
 
     def reduce(rows, ctx):
         many = len(rows)
@@ -89,7 +89,7 @@ def unique_or_mean(epsilon: Any = 1e-5) -> Merge:
 
     Source: Yuan et al., Behavior Knowledge Merge in Reinforced Agentic Models, 2026 (RAM).
     """
-    check_range("epsilon", epsilon, 0, float("inf"))
+    check_range("epsilon", epsilon, 0, one=True)
 
     def update(cell, x, ctx):
         moved = jnp.abs(x) > epsilon
@@ -129,7 +129,7 @@ def unique_or_mean_rescaled(
     With ``scope="leaf"`` it is `ramplus_tl` of mergekit 0.1.4, equal to 2e-7 on sparse fine-tunes.
     """
     for name, value in (("r", r), ("alpha", alpha), ("epsilon", epsilon)):
-        check_range(name, value, 0, float("inf"))
+        check_range(name, value, 0, one=True)
     check_choice("scope", scope, ("global", "leaf"))
 
     def count(rows, summary=None, turn=0):

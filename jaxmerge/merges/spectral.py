@@ -62,7 +62,7 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
 
     Source: Marczak et al., No Task Left Behind, ICML 2025, algorithm 2.
     """
-    check_range("common", common, 0, 1)
+    check_range("common", common, 0, 1, one=True)
     check_choice("output_axis", output_axis, (0, 1))
 
     def reduce(rows, ctx):

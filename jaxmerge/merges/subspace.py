@@ -67,7 +67,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False, double: bool | No
         array([[4., 5.],
                [3., 3.]])
     """
-    check_range("alpha", alpha, 0, 1)
+    check_range("alpha", alpha, 0, 1, one=True)
     known = concrete(alpha)
     if double is None:
         double = zero_diag or not (known and alpha <= 0.5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.core import Merge
+from jaxmerge.core import Merge, check_range
 from jaxmerge.merges.elementwise import linear
 from jaxmerge.merges.geometric import Per, arc, karcher_mean, mean_direction, toward_mean
 from jaxmerge.spec import register
@@ -30,6 +30,7 @@ def interpolation(t: Any = 0.5) -> Merge:
         >>> jm.merge(jm.interpolation(0.25), None, [{"w": np.zeros(1)}, {"w": np.ones(1)}])["w"]
         array([0.25])
     """
+    check_range("t", t, -float("inf"), one=True)
     return linear([1 - t, t])
 
 

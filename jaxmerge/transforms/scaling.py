@@ -20,6 +20,7 @@ def scale(factor: Any) -> Transform:
 
     Memory: 0.
     """
+    check_range("factor", factor, -float("inf"))
     return Transform(lambda x, ctx: per_model(factor, ctx) * x, models=model_count(factor))
 
 
