@@ -119,11 +119,31 @@ WRONG = {
         {"merge_method": "ties", "models": [{"model": "a", "parameters": {"weight": 1}}]},
         "needs base_model",
     ),
+    "weights that add up to 0": (
+        {**ABC, "models": ["a", "b"],
+         "method": {"linear": {"weights": [1, -1], "normalize": True}}}, "add up to 0",
+    ),
+    "mergekit: weights that add up to 0": (
+        {"merge_method": "multislerp",
+         "models": [{"model": m, "parameters": {"weight": 0}} for m in "ab"]}, "add up to 0",
+    ),
     "mergekit: range": (
         {"merge_method": "passthrough",
          "slices": [{"sources": [{"model": "a", "layer_range": [0, 9]}]}]}, "has 3 layers",
     ),
+    "mergekit: range backwards": (
+        {"merge_method": "passthrough",
+         "slices": [{"sources": [{"model": "a", "layer_range": [2, 1]}]}]}, "first, behind the",
+    ),
 }  # fmt: skip
+
+
+def test_a_recipe_of_nothing_but_stages(family):
+    inner = {"name": "inner", "base": "base", "models": ["a", "b"], "method": "average"}
+    last = {"base": "base", "models": ["inner", "c"], "method": "average"}
+    close(run({"stages": [inner, last]}), run({**last, "stages": [inner]}, "again"))
+    with pytest.raises(UserError, match="needs a name"):
+        run({"stages": [{**inner, "name": None}, last]}, "third")
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge import rng
 from jaxmerge.core import (
     Merge,
+    concrete,
     model_count,
     per_model,
     zeros,
@@ -77,6 +79,8 @@ def linear(weights: Any, normalize: bool = False) -> Merge:
         >>> jm.merge(jm.linear([0.5, 1.5], normalize=True), {"w": np.zeros(1)}, models)["w"]
         array([2.5])
     """
+    if normalize:
+        check_total(weights)
     return Merge(
         init=lambda leaf: (zeros(leaf), jnp.zeros((), jnp.float32)),
         update=lambda cell, x, ctx: (
@@ -88,6 +92,15 @@ def linear(weights: Any, normalize: bool = False) -> Merge:
         models=(1, model_count(weights)),
         elementwise=True,
     )
+
+
+def check_total(weights: Any) -> None:
+    """Raise ValueError if weights that are to be divided by their sum add up to 0."""
+    if concrete(weights) and not np.sum(np.asarray(weights, np.float64)):
+        raise ValueError(
+            f"the weights {np.ravel(weights).tolist()} add up to 0 and cannot be divided by their "
+            "sum; choose others, or do not normalize."
+        )
 
 
 @register

@@ -26,6 +26,7 @@ from jaxmerge.core import (
 from jaxmerge.core import zeros as zeros_like
 from jaxmerge.measures import square_norm
 from jaxmerge.merges import vectors
+from jaxmerge.merges.elementwise import check_total
 from jaxmerge.spec import register
 
 __all__ = ["arc", "karcher_mean", "mean_direction", "toward_mean"]
@@ -94,6 +95,8 @@ def mean_direction(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf"
         array([2.121, 2.121])
     """
     _check_per(per)
+    if normalize:
+        check_total(weights)
 
     def init(leaf):
         scalar = jnp.sum(zeros_like(leaf), vectors.axes(leaf, per), keepdims=True)

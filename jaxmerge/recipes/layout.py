@@ -59,7 +59,8 @@ class Layout:
         start, stop = source.get("layer_range") or (0, have)
         if not 0 <= start <= stop <= have:
             raise UserError(
-                f"layer_range [{start}, {stop}] of {leaves.ref}, which has {have} layers."
+                f"layer_range [{start}, {stop}] does not fit {leaves.ref}, which has {have} "
+                "layers; it is written [first, behind the last]."
             )
         return start, stop
 

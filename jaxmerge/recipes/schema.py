@@ -49,7 +49,7 @@ class Recipe:
         tokenizer: "base" (default), "union", a model, or {source, tokens, pad_to_multiple_of}.
         chat_template: "auto", a known name, or Jinja text.
         name: of this stage, by which later ones refer to its output.
-        stages: recipes that are run first.
+        stages: recipes that are run first; a recipe of nothing else gives what its last one gives.
         resolved: what a finished merge noted: versions, hashes.  Checked, if there.
     """
 
@@ -181,6 +181,8 @@ def documents(content: Any) -> list[Document]:
     else:
         known = [f.name for f in dataclasses.fields(Recipe)]
         content = mapping(content, "the recipe", known)
+        if list(content) == ["stages"] and isinstance(content["stages"], list):
+            return [d for stage in content["stages"] for d in documents(stage)]
         if "models" not in content:
             raise UserError("the recipe has no models.")
         recipe = Recipe(**content)
