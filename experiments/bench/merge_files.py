@@ -3,32 +3,29 @@
     python experiments/bench/merge_files.py FAMILY --mergekit ENV/bin/mergekit-yaml --out SCRATCH
 
 FAMILY holds folders ``base``, ``ft0`` ... in bfloat16 (290 leaves, 387M parameters, 0.77 GB each,
-in the runs below).  Every figure is a whole process, started anew: wall seconds, CPU seconds (user
-and system, of all threads), and the peak of anonymous resident memory (RssAnon, every 20 ms).
+in the runs on record).  Every figure is a whole process, started anew: wall seconds, CPU seconds
+(user and system, of all threads), and the peak of anonymous resident memory (RssAnon, every 20 ms).
 "copy" reads all inputs, computes nothing, writes one output and syncs it.  jaxmerge runs twice: the
 first run compiles and hashes its inputs, the later one finds both in its cache.  All inputs are
-read once before each run, so that every program finds them in the page cache.
+read once before each run, so that every program finds them in the page cache, and jaxmerge is
+byte-compiled as an installed package is: where PYTHONDONTWRITEBYTECODE is set, an edited module
+would be parsed again in every run.
 
 Expected (two idle cores): linear and task arithmetic at least 5 times as fast as mergekit,
 TIES 20 times, DARE-TIES 6 times; within 2.5 times the copy; under 1 GB.
 
-Obtained so far, mergekit 0.1.5, base and four models, on two cores shared with a dozen other jobs:
-CPU seconds are inflated on both sides, wall times more so, and linear and task arithmetic were
-measured before inputs were read ahead.  What is expected of wall times is not shown by this:
+Obtained: experiments/results/merge_files.json (--json), with the load average before each run; on a
+busy machine wall times say little, and CPU seconds grow too.  `experiments/readme.py` makes the
+table of the README from it.
 
-    method           jaxmerge               mergekit                CPU ratio  wall ratio
-    linear             7.2 s CPU, 0.15 GB     16.8 s CPU, 1.34 GB      2.3        2.1
-    task_arithmetic    6.7 s CPU, 0.16 GB     14.8 s CPU, 1.66 GB      2.2        1.9
-    ties              15.2 s CPU, 0.43 GB    141.9 s CPU, 1.33 GB      9.4        7.6
-    dare_ties         14.5 s CPU, 0.61 GB     90.2 s CPU, 1.49 GB      6.2        5.5
-
-A leaf of [151936, 2048], the embedding of a 3b model, with base and four models: DARE-TIES peaks at
-0.66 GB (`--check` says 0.82 GB at most).  Figures: experiments/results/merge_files.json.
+A leaf of [151936, 2048], the embedding of a 3b model, with base and four models: DARE-TIES peaked
+at 0.66 GB (`--check` says 0.82 GB at most).
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -39,6 +36,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+import jaxmerge
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
 
@@ -112,10 +111,11 @@ def main() -> None:
     models = sorted(p.name for p in family.iterdir() if p.name.startswith("ft"))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
+    compileall.compile_dir(Path(jaxmerge.__file__).parent, quiet=1)
     scratch = Path(tempfile.mkdtemp(dir=options.out))
     env = os.environ | {"JAXMERGE_CACHE": str(scratch / "cache"), "HF_HUB_OFFLINE": "1"}
     inputs = [str(p) for d in ("base", *models) for p in sorted((family / d).glob("*.safetensors"))]
-    jaxmerge = str(Path(sys.executable).parent / "jaxmerge")
+    command = str(Path(sys.executable).parent / "jaxmerge")
 
     def run(*command: str) -> dict[str, float]:
         shutil.rmtree(scratch / "merged", ignore_errors=True)
@@ -132,7 +132,7 @@ def main() -> None:
         for method in options.methods:
             path = scratch / f"{method}.yaml"
             path.write_text(recipe(method, family, models))
-            ours = (jaxmerge, "merge", str(path), str(scratch / "merged"), "--quiet")
+            ours = (command, "merge", str(path), str(scratch / "merged"), "--quiet")
             rows[method] = {"first": run(*ours), "jaxmerge": run(*ours)}
             if options.mergekit:
                 rows[method]["mergekit"] = run(
