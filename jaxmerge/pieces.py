@@ -97,6 +97,8 @@ def keep_memory() -> None:
     GNU's; for commands only, as a library must not set this for its host.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return
     settings = {
         "mmap threshold": (-3, 32 << 20),
         "blocks outside the heap": (-4, 0),
@@ -104,7 +106,7 @@ def keep_memory() -> None:
         "free top before it is given back": (-1, 256 << 20),
         "bytes asked for at a time": (-2, 64 << 20),
     }
-    for option, value in settings.values() if mallopt is not None else ():
+    for option, value in settings.values():
         mallopt(option, value)
 
 

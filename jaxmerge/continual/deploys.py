@@ -51,6 +51,8 @@ class Deploy(NamedTuple):
 
     def merge(self, factor: float | None = None) -> Merge:
         """The method under one factor, by default the first."""
+        if self.method is None:
+            raise TypeError(f"{self.label!r} deploys the last model: there is no merge to make.")
         if factor is None and self.factors:
             factor = self.factors[0]
         return self.method() if factor is None else self.method(factor)

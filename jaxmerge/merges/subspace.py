@@ -151,11 +151,13 @@ def keep_mean_norm(inner: Merge) -> Merge:
         merged = inner.finalize(cell.inner, ctx)
         return factor.astype(merged.dtype) * merged
 
-    def combine(a, b):
-        return Normed(inner.combine(a.inner, b.inner), a.norms + b.norms, a.count + b.count)
+    join = inner.combine
+    combine = join and (
+        lambda a, b: Normed(join(a.inner, b.inner), a.norms + b.norms, a.count + b.count)
+    )
 
     return Merge(
-        init, update, finalize, combine if inner.combine else None,
+        init, update, finalize, combine,
         measure=square_norm(), closing=_cells_norm(inner), models=inner.models,
         stochastic=inner.stochastic, elementwise=inner.elementwise, needs=inner.needs,
     )  # fmt: skip
