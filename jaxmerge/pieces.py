@@ -19,6 +19,7 @@ from jaxmerge.selection import double
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))
 MIN_PIECE = 1 << 16  # entries; smaller leaves go through whole
+MOST = 800 << 20  # bytes that may be held before what is free is given back
 
 INFINITE = {  # bits of +Inf, with the integer types of that width
     np.dtype(np.float16): (0x7C00, np.int16, np.uint16),
@@ -117,6 +118,16 @@ def give_back() -> None:
         trim(0)
 
 
+def held() -> int:
+    """Bytes of memory, beside mapped files, that this process holds; 0 where that is not told."""
+    try:
+        with open("/proc/self/statm") as file:
+            _, resident, shared = map(int, file.read().split()[:3])
+    except OSError:
+        return 0
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
 class Room:
     """A number of bytes that tasks share; a task that needs more than all of it runs alone."""
 
@@ -130,7 +141,7 @@ class Room:
             self.used += need
         alone = need > self.size
         try:
-            if alone:
+            if alone or held() + need > MOST:
                 give_back()
             yield
         finally:
