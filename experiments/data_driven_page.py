@@ -74,6 +74,10 @@ def section(name: str) -> str:
         table(result),
         words(result),
     ]
+    known = {r["method"]: None for n in SUITES for r in (read(n) or {"rows": []})["rows"]}
+    here = {r["method"] for r in result["rows"]} | set(result["not_run"])
+    if dear := [m for m in known if m not in here]:
+        parts.append(f"Left out here for their cost: {'; '.join(dear)}.")
     if result["not_run"]:
         parts.append(f"Not run in this version: {'; '.join(result['not_run'])}.")
     if result["curves"]:
@@ -142,7 +146,7 @@ def pool() -> str:
     ]
     return (
         "Measured with ViT-B/32 image towers in float32 (350 MB each), three steps of hard "
-        f"FW-Merging, the whole process: {'; '.join(rows)} (`{result['command']}`, a busy machine "
+        f"FW-Merging, the whole process: {'; '.join(rows)} (`{result['command']}`, a machine "
         f"with {result['machine']['cpus']} processors)."
     )
 

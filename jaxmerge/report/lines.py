@@ -162,7 +162,7 @@ def _scale(ax: Axes, lines: Sequence[Series], percent: bool) -> None:
         low, high = max(low, -0.01 if min(values, default=0.0) >= 0 else low), min(high, 1.01)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %"))
     ax.set_ylim(low, high)
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _ends(
