@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -337,6 +338,7 @@ def methods(
 
 def main() -> None:
     """Entry point of the `jaxmerge` command."""
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -14,6 +14,18 @@ class UserError(ValueError):
     """Something the user can mend; the message says what was found, expected, and what to do."""
 
 
+def listed(wrong: Iterable[str]) -> str:
+    """Everything that is wrong as one sentence.
+
+    >>> listed(["no 'a'.", "no 'epoch': did you mean epochs?"])
+    "no 'a'; no 'epoch': did you mean epochs?"
+    >>> listed(["lr is 0"])
+    'lr is 0.'
+    """
+    text = "; ".join(w.rstrip(".") for w in wrong)
+    return text if text.endswith("?") else f"{text}."
+
+
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     """A hint that names the nearest known words, or all of them when they are few.
 
@@ -23,6 +35,8 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     'expected one of magmax, mean'
     """
     known = sorted(known)
+    if not known:
+        return "there is none"
     near = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"

@@ -58,8 +58,10 @@ def test_more_tasks_than_classes_is_refused(source, tasks):
 
 
 def test_an_order_that_is_no_permutation_is_refused(source):
-    with pytest.raises(ValueError, match=r"missing \[9\], repeated or out of range \[0\]"):
+    with pytest.raises(ValueError, match="missing 9, repeated or out of range 0"):
         class_incremental(source, 5, (0, 0, *range(1, 9)))
+    with pytest.raises(ValueError, match=r"order of classes holds whole numbers, got \[0.5, "):
+        class_incremental(source, 5, [0.5 + c for c in range(10)])
 
 
 def test_a_task_without_examples_is_refused(source):

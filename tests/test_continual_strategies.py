@@ -241,3 +241,13 @@ def test_names_and_wrong_arguments():
         l2(1.0, "nowhere")
     with pytest.raises(ValueError, match="kind must be"):
         ewc(1.0, "wrong")
+    for name, settings, message in (
+        ("ewc", {"strength": -1, "decay": 3}, "strength .* got -1; decay .* got 3"),
+        ("ewc", {"strength": "big"}, "a number from 0 on, got 'big'"),
+        ("lwf", {"temperature": 0}, "temperature of lwf is a positive number, got 0"),
+        ("replay", {"per_class": 1.5}, "a whole number from 1 on, got 1.5"),
+        ("l2", {"kind": "true"}, "l2 has no setting 'kind': expected one of anchor, strength"),
+        (["l2"], {}, "No strategy is named"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            strategy(name, **settings)

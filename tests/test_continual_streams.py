@@ -216,8 +216,34 @@ def test_sentences_with_and_without_official_splits(tmp_path):
     (tmp_path / "TREC.test").write_text("LOC:city where\n")
     trec = sentences(tmp_path, "trec")
     assert trec.classes[trec.labels[trec.splits["test"][0]]] == "place"
-    with pytest.raises(ValueError, match="expected one of trec, sst2"):
+    with pytest.raises(ValueError, match="No set is named 'imdb': expected one of cr, mpqa"):
         sentences(tmp_path, "imdb")
+
+
+def test_text_files_say_what_is_wrong(tmp_path):
+    for read, missing in (
+        (lambda: clinc150(tmp_path), r"clinc150: no .*data_full\.json and no .*domains\.json"),
+        (lambda: banking77(tmp_path), r"banking77: no .*train\.csv and no .*test\.csv"),
+        (lambda: sentences(tmp_path, "trec"), r"trec: no .*TREC\.train and no .*TREC\.test"),
+    ):
+        with pytest.raises(FileNotFoundError, match=missing):
+            read()
+    (tmp_path / "domains.json").write_text(json.dumps({"x": ["pto"]}))
+    for text, message in (
+        ("<html>", "data_full.json is not the published file"),
+        ('{"train": []}', "data_full.json lacks val, test; it holds train"),
+        ('{"train": [["a", "oil"]], "val": [], "test": []}', "1 unknown labels, such as 'oil'"),
+    ):
+        (tmp_path / "data_full.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            clinc150(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("sentence,category\na,b\n")
+    with pytest.raises(ValueError, match=r"expected the columns text, category; found .*sentence"):
+        banking77(tmp_path)
+    (tmp_path / "custrev.all").write_text("2 good\n")
+    with pytest.raises(ValueError, match="unknown labels, such as '2'; expected 0, 1"):
+        sentences(tmp_path, "cr")
 
 
 def test_the_published_files(shared):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmerge.data.digits import TEST, VAL, digits
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source, few, stratified
 
 
 def test_digits_are_split_by_class_and_the_split_never_changes():
@@ -46,6 +46,14 @@ def test_splits_by_share_and_by_count():
 def test_a_class_without_training_examples_is_refused_by_name():
     with pytest.raises(ValueError, match="class 1 has 2 examples"):
         stratified(np.array([0] * 9 + [1] * 2), {"val": 1, "test": 1})
+
+
+def test_few_examples_of_every_class():
+    some = few(digits(), {"train": 3, "test": 200})
+    assert np.bincount(some.labels[some.splits["train"]]).tolist() == [3] * 10
+    assert len(some.splits["test"]) == 10 * TEST
+    with pytest.raises(ValueError, match=r"no split 'trian': did you mean train.*val .* got 0"):
+        few(digits(), {"trian": 3, "val": 0})
 
 
 def test_a_source_names_everything_that_is_wrong_at_once():

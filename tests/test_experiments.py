@@ -216,6 +216,19 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
         (["baselines=[zero]"], "no baseline is named 'zero': did you mean zero-shot"),
         (["streams.X.start=running"], "stream 'X': Training starts from the running merge"),
         (["streams.sequential.training.epoch=1"], "training has no 'epoch': did you mean epochs"),
+        (["streams.X.training.dtype=bf16"], "stream 'X': .*float32 or bfloat16, got 'bf16'"),
+        (["streams.X.training.epochs=two"], "epochs must be at least 1, and whole, got 'two'"),
+        (["streams.X.deploys=MagMax"], "deploys is a list of labels, got 'MagMax'"),
+        (["streams.X.deploys=[]"], "nothing is deployed; expected one of .*MagMax"),
+        (["streams.X.vectors=maybe"], "vectors is true or false, got 'maybe'"),
+        (
+            ["streams.X={strategy: ewc, settings: {strenght: 1}}"],
+            "ewc has no setting 'strenght': did you mean strength",
+        ),
+        (["merges.MagMax.factor=[0.5, high]"], "merge 'MagMax': factor must be a number"),
+        (["merges.MagMax.factor=[]"], "the list of factors is empty"),
+        (["merges.MagMax.always=3"], "always is true or false, got 3"),
+        (["weight_decay=-1"], "weight_decay must not be negative"),
     ],
 )
 def test_wrong_streams_and_merges_are_named(toy, tmp_path, settings, message):
@@ -253,6 +266,12 @@ def test_resume_with_other_settings_or_another_experiment_is_refused(
     edited.write_text(toy.read_text().replace("lr: float = 0.02", "lr: float = 0.03"))
     with pytest.raises(UserError, match=r"lr: 0\.02 in the run, 0\.03 now"):
         command.run(edited, resume=tmp_path / "run")
+    with monkeypatch.context() as patch:  # a finished run shows its table, also of an edited file
+        patch.setattr(runs, "finished", lambda folder: True)
+        patch.setattr(runs, "finish", lambda asked, *_, **__: asked)
+        assert command.run(edited, resume=tmp_path / "run").lr == 0.02
+        with pytest.raises(UserError, match="epochs: 2 in the run, 7 now"):
+            command.run(toy, set=["epochs=7"], resume=tmp_path / "run")
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"toy"', '"other"'))
     with pytest.raises(UserError, match="it is not of 'toy'"):

@@ -64,8 +64,9 @@ def run(
         folder = runs.new_run(asked, out, given)
     else:
         folder = Path(resume)
-        if not runs.finished(folder):
-            runs.refuse_changes(folder, old, asked)
+        # of a finished run the file may have changed since; what is asked for may not differ
+        now = changed(old, runs.settings_of(set)) if runs.finished(folder) else asked
+        runs.refuse_changes(folder, old, now)
         asked = old
     way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
     return runs.finish(asked, folder, json=json, again=f"jaxmerge run {experiment}", way=way)

@@ -263,10 +263,10 @@ def finish(
     if not finished(folder):
         try:
             execute(experiment, folder, way._replace(quiet=way.quiet or json))
-        except BaseException as error:  # Ctrl-C, a full disk, data that is not there
+        except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
             if not (folder / "state").exists():
                 discard(folder)
-            elif isinstance(error, KeyboardInterrupt | OSError):
+            elif isinstance(error, KeyboardInterrupt | OSError | UserError):
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise
     found = Results.from_json(folder / "results.json")

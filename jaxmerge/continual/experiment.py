@@ -57,12 +57,17 @@ from jaxmerge.continual.strategies import strategy
 from jaxmerge.continual.study import BASELINES, Plan
 from jaxmerge.continual.train import Training
 from jaxmerge.core import Leaves, Merge
-from jaxmerge.errors import closest
+from jaxmerge.errors import closest, listed
 
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
     "start", "deploys", "running", "strategy", "settings", "training", "models", "vectors",
 )  # fmt: skip
+KINDS = (
+    ("deploys", list | tuple, "a list of labels"),
+    ("settings", Mapping, "a mapping of key: value pairs"),
+    ("vectors", bool, "true or false"),
+)
 
 
 def setting(value: Any) -> Any:
@@ -94,7 +99,8 @@ class Experiment:
     Attributes:
         seed, seeds: the first seed and how many; each has its own class order and shuffles.
         order: the seed that draws the order of the tasks in all runs; None: each its own.
-        epochs, batch, lr, warmup, weight_decay, clip: of every task, see `Training`.
+        epochs, batch, lr, warmup, weight_decay, clip: of every task, see `Training`; a warmup of
+            more than 1 is a number of steps.
         merges, streams: see the module's docstring.
         baselines: of "zero-shot" (theta_0) and "joint" (all tasks at once).
         evaluation_batch: examples evaluated at once.
@@ -132,8 +138,12 @@ class Experiment:
 
     def how(self, task: Task | None = None) -> Training:
         """How a task is trained; None stands for all tasks at once (joint training)."""
+        steps = (
+            self.warmup > 1 and float(self.warmup).is_integer()
+        )  # a number of steps, not a share
         return Training(
-            epochs=self.epochs, batch=self.batch, rate=self.lr, warmup=self.warmup,
+            epochs=self.epochs, batch=self.batch, rate=self.lr,
+            warmup=int(self.warmup) if steps else self.warmup,
             weight_decay=self.weight_decay, clip=self.clip,
         )  # fmt: skip
 
@@ -155,10 +165,15 @@ class Experiment:
         start = options.get("start", "last")
         if start not in STARTS:
             raise ValueError(f"no start is named {start!r}: {closest(str(start), STARTS)}")
+        for key, kind, what in KINDS:
+            if key in options and not isinstance(options[key], kind):
+                raise ValueError(f"{key} is {what}, got {options[key]!r}.")
         labels, known = options.get("deploys", [LAST.label]), {LAST.label: LAST, **merges}
         for label in labels:
             if label not in known:
                 raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}")
+        if not labels:
+            raise ValueError(f"nothing is deployed; {closest('', known)}")
         deploys = tuple(d for label in labels for d in known[label].split())
         running_merge(STARTS[start], deploys, options.get("running"))
         adapt = strategy(options.get("strategy", "finetune"), **options.get("settings", {}))
@@ -169,6 +184,7 @@ class Experiment:
         how = self.how
         if changes:
             how = lambda task=None: dataclasses.replace(self.how(task), **changes)
+            how()  # a wrong value is found before anything is trained
         return Plan(
             name=name,
             start=STARTS[start],
@@ -186,8 +202,14 @@ class Experiment:
         each = options.pop("each", False)
         method = partial(built, options.pop("method", None), options)
         factors = () if factor is None else tuple(factor) if isinstance(factor, list) else (factor,)
+        if factors == () and factor is not None:
+            raise ValueError("the list of factors is empty; leave it out, or give some.")
+        for key, value in (("always", always), ("each", each)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{key} is true or false, got {value!r}.")
         made = Deploy(label, method, factors, always, each)
-        made.merge()  # a wrong name or argument is found before anything is trained
+        for one in factors or (None,):  # what is wrong is found before anything is trained
+            made.merge(one)
         return made
 
     def save(self, merged: dict[tuple[str, str], Leaves], folder: Path) -> None:
@@ -217,12 +239,14 @@ class Experiment:
         ]
         if not self.streams and not self.baselines:
             wrong.append("there is no stream and no baseline, so nothing to run")
-        try:
-            self.plans()
-        except ValueError as error:
-            wrong.append(str(error).rstrip("."))
+        for build in (self.how, self.plans):
+            try:
+                if build != self.how or not wrong:  # it would say the same again
+                    build()
+            except ValueError as error:
+                wrong.append(str(error))
         if wrong:
-            raise ValueError("; ".join(wrong) + ".")
+            raise ValueError(listed(wrong))
 
 
 def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
@@ -235,7 +259,7 @@ def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], An
             text = error.args[0] if isinstance(error, KeyError) else error
             wrong.append(f"{what} {name!r}: {str(text).rstrip('.')}")
     if wrong:
-        raise ValueError("; ".join(wrong) + ".")
+        raise ValueError(listed(wrong))
     return found
 
 

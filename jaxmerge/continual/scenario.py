@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,8 +183,7 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
         raise ValueError(
             f"{source.name} has {total} classes, so between 1 and {total} tasks; got {tasks}."
         )
-    order = tuple(range(total)) if order is None else tuple(int(c) for c in order)
-    check_permutation(order, total, "classes")
+    order = permutation(order, total, "classes")
     bounds = [total * t // tasks for t in range(tasks + 1)]
     made = []
     for low, high in itertools.pairwise(bounds):
@@ -196,15 +196,36 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
     return Scenario(name, tuple(made), (source,), order)
 
 
-def check_permutation(order: Sequence[int], total: int, what: str) -> None:
-    """Raise ValueError unless `order` names each of `total` things once."""
-    if sorted(order) != list(range(total)):
-        missing = sorted(set(range(total)) - set(order))
-        wrong = sorted({i for i in order if order.count(i) > 1 or not 0 <= i < total})
+def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int, ...]:
+    """`order` as a tuple, or 0..total-1 where it is None.
+
+    Raises:
+        ValueError: it does not name each of `total` things once.
+    """
+    if order is None:
+        return tuple(range(total))
+    try:
+        found = [operator.index(i) for i in order]
+    except TypeError:
+        raise ValueError(f"The order of {what} holds whole numbers, got {[*order][:8]}.") from None
+    if sorted(found) != list(range(total)):
+        missing = sorted(set(range(total)) - set(found))
+        wrong = sorted({i for i in found if found.count(i) > 1 or not 0 <= i < total})
         raise ValueError(
             f"The order of {what} must name each of 0..{total - 1} once; "
-            f"missing {missing or 'none'}, repeated or out of range {wrong or 'none'}."
+            f"missing {few_of(missing)}, repeated or out of range {few_of(wrong)}."
         )
+    return tuple(found)
+
+
+def few_of(numbers: Sequence[int], shown: int = 10) -> str:
+    """The first of some numbers, and how many there are.
+
+    >>> few_of([]), few_of([3, 4]), few_of(range(20), 2)
+    ('none', '3, 4', '0, 1 and 18 more')
+    """
+    rest = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
+    return ", ".join(map(str, numbers[:shown])) + rest or "none"
 
 
 def shortened(text: str, width: int = 80) -> str:

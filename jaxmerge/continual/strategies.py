@@ -20,12 +20,14 @@ well be combined with any merge.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from jaxmerge.continual.distillation import feature, lwf
 from jaxmerge.continual.regularisers import ewc, l2, mas
 from jaxmerge.continual.strategy import Strategy
-from jaxmerge.errors import closest
+from jaxmerge.errors import closest, listed
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": lambda: Strategy("finetune"),
@@ -41,8 +43,28 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "strength": ("a number from 0 on", lambda v: _number(v) and v >= 0),
+    "temperature": ("a positive number", lambda v: _number(v) and v > 0),
+    "decay": ("a number in [0, 1] or null", lambda v: v is None or (_number(v) and 0 <= v <= 1)),
+    "examples": ("a whole number from 1 on", _count),
+    "per_class": ("a whole number from 1 on", _count),
+}
+
+
 def strategy(name: str, **settings) -> Strategy:
     """A strategy by name.
+
+    Raises:
+        ValueError: no such strategy, settings that it does not have or that are out of range.
 
     >>> strategy("lwf", strength=0.5).name
     'lwf'
@@ -50,6 +72,15 @@ def strategy(name: str, **settings) -> Strategy:
     Traceback (most recent call last):
     ValueError: No strategy is named 'lfw': did you mean lwf?
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"No strategy is named {name!r}: {closest(name, STRATEGIES)}")
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise ValueError(f"No strategy is named {name!r}: {closest(str(name), STRATEGIES)}")
+    known, wrong = inspect.signature(STRATEGIES[name]).parameters, []
+    for key, value in settings.items():
+        what, fits = SETTINGS.get(key, ("", lambda v: True))
+        if key not in known:
+            wrong.append(f"{name} has no setting {key!r}: {closest(key, known)}")
+        elif not fits(value):
+            wrong.append(f"{key} of {name} is {what}, got {value!r}")
+    if wrong:
+        raise ValueError(listed(wrong))
     return STRATEGIES[name](**settings)

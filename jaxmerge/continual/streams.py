@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmerge.continual.scenario import Scenario, Task, check_permutation, class_incremental
+from jaxmerge.continual.scenario import Scenario, Task, class_incremental, permutation
 from jaxmerge.data.sources import SPLITS, Source
 
 __all__ = [
@@ -63,8 +63,7 @@ def domain_incremental(source: Source, order: Sequence[int] | None = None) -> Sc
     if source.domains is None:
         raise ValueError(f"Source {source.name!r} has no domains; use class_incremental.")
     total = len(source.domain_names)
-    order = tuple(range(total)) if order is None else tuple(int(d) for d in order)
-    check_permutation(order, total, "domains")
+    order = permutation(order, total, "domains")
     made = []
     for d in order:
         rows = {s: source.rows(s, domain=d) for s in SPLITS}
@@ -140,8 +139,7 @@ def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scen
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not sources:
         raise ValueError(f"A suite needs sources of different names; got {names}.")
-    order = tuple(range(len(sources))) if order is None else tuple(int(i) for i in order)
-    check_permutation(order, len(sources), "sources")
+    order = permutation(order, len(sources), "sources")
     offsets = np.cumsum([0, *(len(s.classes) for s in sources)])
     made = tuple(
         Task(

@@ -58,9 +58,9 @@ class Training:
 
     def __post_init__(self):
         wrong = [
-            f"{name} must be at least 1, got {getattr(self, name)}"
+            f"{name} must be at least 1, and whole, got {getattr(self, name)!r}"
             for name in ("epochs", "batch", "chunk", "accumulate")
-            if getattr(self, name) < 1
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
         ]
         wrong += [
             f"{name} must be positive, got {getattr(self, name)}"
@@ -69,7 +69,9 @@ class Training:
         ]
         if isinstance(self.warmup, float) and not 0 <= self.warmup <= 1:
             wrong.append(f"warmup is a share in [0, 1] or a whole number, got {self.warmup}")
-        if self.accumulate > 0 and self.batch % self.accumulate:
+        if not self.weight_decay >= 0:
+            wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not wrong and self.batch % self.accumulate:
             wrong.append(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         if self.dtype not in ("float32", "bfloat16"):
             wrong.append(f"dtype is float32 or bfloat16, got {self.dtype!r}")

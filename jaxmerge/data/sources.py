@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.errors import closest, listed
+
 SPLITS = ("train", "val", "test")
 
 
@@ -147,7 +149,18 @@ def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
     Args:
         counts: split -> examples of a class; splits that are not named stay whole.
         seed: decides which; for small budgets, said in the report.
+
+    Raises:
+        ValueError: an unknown split, or a count that is not a whole number from 1 on.
     """
+    wrong = [f"no split {s!r}: {closest(str(s), SPLITS)}" for s in counts if s not in SPLITS]
+    wrong += [
+        f"{s} must be at least 1, and whole, got {count!r}"
+        for s, count in counts.items()
+        if type(count) is not int or count < 1
+    ]
+    if wrong:
+        raise ValueError(f"{source.name}, few examples of each class: {listed(wrong)}")
     rng = np.random.default_rng(seed)
     groups = source.labels.astype(np.int64)
     if source.domains is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxmerge.data.sources import Source, hold_out
+from jaxmerge.errors import closest
 
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
 
@@ -33,16 +34,24 @@ class Texts:
 
 
 def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:
-    """The 150 in-scope intents, in the order of their ten domains, official splits."""
-    data = _json(Path(folder) / "data_full.json")
-    domains = _json(Path(folder) / "domains.json")
+    """The 150 in-scope intents, in the order of their ten domains, official splits.
+
+    Raises:
+        FileNotFoundError: a file is missing; names all that are.
+        ValueError: files that do not hold what they should.
+    """
+    paths = _there("clinc150", folder, ("data_full.json", "domains.json"))
+    data, domains = (_json(path) for path in paths)
+    lacking = [s for s in ("train", "val", "test") if s not in data]
+    if lacking:
+        raise ValueError(f"{paths[0]} lacks {', '.join(lacking)}; it holds {', '.join(data)}.")
     classes = [intent for intents in domains.values() for intent in intents]
     texts, labels, splits = [], [], {}
     at = {c: i for i, c in enumerate(classes)}
     for split in ("train", "val", "test"):
         first = len(texts)
         texts += [text for text, _ in data[split]]
-        labels += [at[intent] for _, intent in data[split]]
+        labels += _positions([intent for _, intent in data[split]], at, paths[0])
         splits[split] = np.arange(first, len(texts))
     names = tuple(c.replace("_", " ") for c in classes)
     return Source(
@@ -53,11 +62,19 @@ def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source
 def banking77(
     folder: str | Path, templates: Sequence[str] = TEMPLATES, val: float = 0.1, seed: int = 0
 ) -> Source:
-    """77 intents, in alphabetic order; `val` of the training examples are held out."""
+    """77 intents, in alphabetic order; `val` of the training examples are held out.
+
+    Raises:
+        FileNotFoundError: a file is missing; names all that are.
+        ValueError: files without the columns "text" and "category".
+    """
     texts, names, counts = [], [], []
-    for split in ("train", "test"):
-        with open(Path(folder) / f"{split}.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    for path in _there("banking77", folder, ("train.csv", "test.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or []
+        if not {"text", "category"} <= set(columns):
+            raise ValueError(f"{path}: expected the columns text, category; found {columns}.")
         texts += [r["text"] for r in rows]
         names += [r["category"] for r in rows]
         counts.append(len(rows))
@@ -94,10 +111,15 @@ def sentences(
 
     Args:
         name: "trec" (six coarse classes), "sst2", "cr", "mpqa" or "subj".
+
+    Raises:
+        FileNotFoundError: a file is missing; names all that are.
+        ValueError: an unknown set, or lines that are not "<label> <text>".
     """
     if name not in SETS:
-        raise ValueError(f"Unknown set {name!r}; expected one of {', '.join(SETS)}.")
+        raise ValueError(f"No set is named {name!r}: {closest(name, SETS)}")
     files, classes = SETS[name]
+    _there(name, folder, [file for file in files if file])
     at = {label: i for i, label in enumerate(classes)}
     texts: list[str] = []
     labels: list[int] = []
@@ -105,17 +127,17 @@ def sentences(
     for split, file in zip(("train", "val", "test"), files, strict=True):
         if file is None:
             continue
-        first = len(texts)
-        for label, text in _lines(Path(folder) / file):
-            labels.append(at[label.split(":")[0]])
-            texts.append(text)
+        first, pairs = len(texts), _lines(Path(folder) / file)
+        found = [label.split(":")[0] for label, _ in pairs]
+        labels += _positions(found, at, Path(folder) / file)
+        texts += [text for _, text in pairs]
         splits[split] = np.arange(first, len(texts))
-    found = np.array(labels, np.int32)
+    numbers = np.array(labels, np.int32)
     for split, share in (("test", 0.1), ("val", 1 / 9 if files[2] is None else 0.1)):
         if split not in splits:
-            parts = hold_out(splits["train"], found, share, None, seed)
+            parts = hold_out(splits["train"], numbers, share, None, seed)
             splits["train"], splits[split] = parts["train"], parts["val"]
-    return Source(name, Texts(texts), found, tuple(classes.values()), tuple(templates), splits)
+    return Source(name, Texts(texts), numbers, tuple(classes.values()), tuple(templates), splits)
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
@@ -131,5 +153,28 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     return [(label, text.strip()) for label, text in pairs]
 
 
+def _there(name: str, folder: str | Path, files: Sequence[str]) -> list[Path]:
+    """The paths of a data set's files."""
+    paths = [Path(folder) / file for file in files]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{name}: no {' and no '.join(missing)}; see jaxmerge.data.text.")
+    return paths
+
+
+def _positions(labels: Sequence[str], at: Mapping[str, int], path: Path) -> list[int]:
+    """Positions of the classes that labels name."""
+    unknown = sorted({label for label in labels if label not in at})
+    if unknown:
+        raise ValueError(
+            f"{path}: {len(unknown)} unknown labels, such as {unknown[0]!r}; expected "
+            f"{', '.join([*at][:6])}{', ...' if len(at) > 6 else ''}."
+        )
+    return [at[label] for label in labels]
+
+
 def _json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not the published file ({error}).") from None
