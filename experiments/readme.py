@@ -26,6 +26,7 @@ STREAMS = {  # result file -> column head
     "banking77": "Banking77, 7 tasks",
     "cifar10": "CIFAR-10, 5 tasks",
     "caltech101": "Caltech-101, 10 tasks",
+    "caltech101_rest": "Caltech-101's other half, 10 tasks, on mini-plus",
     "pacs": "PACS, 4 domains",
     "omniglot8": "Omniglot, 8 alphabets",
 }
