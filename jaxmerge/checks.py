@@ -86,6 +86,11 @@ def flat_extra(
     method: Merge, base: Leaves, extra: Mapping[str, Any], who: str
 ) -> dict[str, Leaves]:
     """The side information of one model as flat mappings; raise where the method lacks some."""
+    if not isinstance(extra, Mapping):
+        raise ValueError(
+            f"The side information about {who} must be a mapping such as {{'fisher': tree}}, got "
+            f"{type(extra).__name__}; a measured one is jaxmerge.statistics.extras(statistic)."
+        )
     missing = [n for n in method.needs if n not in extra]
     if missing:
         raise ValueError(

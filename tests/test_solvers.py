@@ -58,6 +58,9 @@ def test_frank_wolfe_gap_is_never_negative_and_falls_as_one_over_t(granularity):
     )  # curvature constant of this quadratic, times the number of blocks
     t = np.arange(1, 200)
     assert (losses[1:] <= 2 * 2 * diameter / (t + 2)).all()
+    least = np.minimum.accumulate(gaps)  # Jaggi 2013, theorem 2: 27/4 of the curvature / (t + 2)
+    assert (least[1:] <= 6.75 * 2 * diameter / (t + 2)).all()
+    assert least[-1] < 0.02 * gaps[0]
     assert losses[-1] < 0.02 * losses[0]
 
 
@@ -285,6 +288,45 @@ def test_bad_input_has_one_clear_error():
         solvers.regmean_plus(linear, base, models, [[np.ones((2, 5), "f")]])
 
 
+def test_settings_out_of_range_are_refused():
+    base, models = task_models()
+    loss, key = solvers.entropy(linear), jax.random.key(0)
+    build, score = (lambda c: {"w": c}), (lambda p: p["w"].sum())
+    wrong = {
+        "init must be in": lambda: solvers.adamerging(loss, base, models, init=float("nan")),
+        "factor must be a number": lambda: solvers.frank_wolfe(loss, models, factor="a"),
+        "inner_steps must be": lambda: solvers.soft_frank_wolfe(loss, models, inner_steps=0),
+        "penalty must be in": lambda: solvers.localize(loss, base, models[0], penalty=-1.0),
+        "density must be in": lambda: solvers.top_share(base, 3),
+        "needs low < high": lambda: solvers.random(build, score, [1], [0], tries=2, key=key),
+        "at_once must be": lambda: solvers.grid(build, score, [[0.1]], at_once=0),
+        "no example": lambda: solvers.bias(jnp.sin, jnp.cos, [np.ones((0, 5))]),
+    }
+    for says, make in wrong.items():
+        with pytest.raises(ValueError, match=says):
+            make()
+
+
+def test_a_checkpoint_with_nan_is_named_instead_of_chosen():
+    loss = quadratic(POOL[0])
+    pool = [*POOL[:2], {**POOL[2], "b": np.full((2, 3), np.nan, "f")}]
+    for make in (solvers.frank_wolfe, solvers.soft_frank_wolfe):
+        with pytest.raises(ValueError, match=r"models \[2\] of the pool, leaf 'b'"):
+            solvers.solve(make(loss, pool, start=POOL[0]), [None])
+
+
+def test_frank_wolfe_with_ties_merges_the_vertex_by_ties():
+    target = {n: x + 1 for n, x in POOL[0].items()}
+    solver = solvers.frank_wolfe(
+        quadratic(target), POOL, start=POOL[4], granularity="task", density=0.5, factor=0.3
+    )
+    state, info = solver.step(solver.init(), None)
+    vertex = POOL[info["chosen"]["all"]]
+    expected = jm.merge(jm.ties(0.5, 0.3), POOL[4], [vertex])
+    for n in expected:
+        np.testing.assert_allclose(state.params[n], expected[n], rtol=1e-6)
+
+
 def test_cma_es_finds_the_optimum():
     pytest.importorskip("evosax")
     target = jnp.array([0.25, 0.75])
@@ -335,5 +377,12 @@ def test_bad_proxy_data_has_one_clear_error():
             solvers.solve(make(loss), [(x[:0], np.array([], int))])
         with pytest.raises(ValueError, match="NaN or Inf in the gradient"):
             solvers.solve(make(infinite_slope), [x])
+        with pytest.raises(ValueError, match="must be a pair"):
+            solvers.solve(make(loss), [x])
+    plus = lambda *data, apply=linear: solvers.regmean_plus(apply, base, models, data)
     with pytest.raises(ValueError, match=r"Tasks \[0, 2\] have no data"):
-        solvers.regmean_plus(linear, base, models, [[], [x], [x[:0]]])
+        plus([], [x], [x[:0]])
+    with pytest.raises(ValueError, match="NaN or Inf in the Gram matrices, leaves"):
+        plus([x], [np.nan * x], [x])
+    with pytest.raises(ValueError, match="No leaf with two axes"):
+        plus([x], [x], [x], apply=lambda params, x: x)

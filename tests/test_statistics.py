@@ -84,6 +84,21 @@ def test_normalised_fisher_has_norm_one():
     assert sum(np.vdot(v, v) for v in unit.values.values()) == pytest.approx(1, rel=1e-5)
 
 
+def test_normalised_fishers_are_the_weights_of_one_over_the_norm():
+    base, models = params_of(0), [params_of(s) for s in (1, 2)]
+    fishers = [statistics.fisher(mlp, m, [(X, None)]) for m in models]
+    norms = [sum(np.vdot(v, v) for v in f.values.values()) ** 0.5 for f in fishers]
+    merge = lambda weights, found: jm.merge(
+        jm.fisher_merging(weights, floor=0.0), base, models,
+        extras=[statistics.extras(f) for f in found],
+    )  # fmt: skip
+    unit = merge(1.0, map(statistics.normalised, fishers))
+    weighted, plain = merge([1 / n for n in norms], fishers), merge(1.0, fishers)
+    for n in base:
+        np.testing.assert_allclose(unit[n], weighted[n], rtol=1e-4, atol=1e-5)
+    assert any(np.abs(unit[n] - plain[n]).max() > 1e-2 for n in base)
+
+
 def linear_apply(params, x):
     return x @ params["w"]
 
@@ -122,6 +137,22 @@ def test_regmean_matches_numpy_in_both_layouts(off_diagonal):
         [{"w": w.T.astype(np.float32)} for w in models], extras=extras,
     )  # fmt: skip
     np.testing.assert_allclose(turned["w"], expected.T, atol=1e-5)
+
+
+def test_ridge_pulls_towards_the_mean():
+    rng = np.random.default_rng(7)
+    grams = [np.cov(rng.normal(size=(6, 30))) for _ in range(3)]
+    models = [rng.normal(size=(6, 4)) for _ in grams]
+    mean, total = sum(models) / 3, sum(grams)
+    ridge = 0.3 * np.trace(total) / 6 * np.eye(6)
+    moment = sum(g @ w for g, w in zip(grams, models, strict=True))
+    expected = np.linalg.solve(total + ridge, moment + ridge @ mean)
+    out = jm.merge(
+        jm.regmean(1.0, ridge=0.3), {"w": np.zeros((6, 4), np.float32)},
+        [{"w": w.astype(np.float32)} for w in models],
+        extras=[{"gram": {"w": g.astype(np.float32)}} for g in grams],
+    )  # fmt: skip
+    np.testing.assert_allclose(out["w"], expected, atol=1e-5)
 
 
 def test_regmean_of_equal_models_is_that_model_and_unseen_directions_are_averaged():
@@ -190,12 +221,71 @@ def test_statistics_are_stored_and_refused_for_other_weights(tmp_path):
         statistics.load(path)
 
 
+def test_extras_belong_to_one_model():
+    params = params_of(1)
+    found = statistics.gram(mlp, params, [X]), statistics.fisher(mlp, params, [(X, None)])
+    assert set(statistics.extras(*found, params=params)) == {"gram", "fisher"}
+    with pytest.raises(UserError, match="was measured for weights"):
+        statistics.extras(*found, params=params_of(2))
+    with pytest.raises(UserError, match="several statistics of kind 'gram'"):
+        statistics.extras(found[0], found[0])
+    with pytest.raises(ValueError, match="got Statistic; a measured one is"):
+        jm.merge(jm.fisher_merging(), params, [params], extras=[found[1]])
+
+
+@pytest.mark.parametrize("wrong", [None, "a", -1.0, float("nan")])
+@pytest.mark.parametrize("setting", ["weights", "floor", "ridge", "off_diagonal", "axis"])
+def test_settings_are_numbers_in_their_range(setting, wrong):
+    makers = (
+        [jm.fisher_mean, jm.fisher_merging]
+        if setting in ("weights", "floor")
+        else [jm.gram_mean, jm.regmean]
+    )
+    for make in makers:
+        with pytest.raises(ValueError, match=f"{setting} must be"):
+            make(**{setting: wrong})
+
+
+def test_fisher_weights_are_one_for_each_model():
+    params = params_of(1)
+    extras = [{"fisher": params}] * 3
+    with pytest.raises(ValueError, match="takes at most 2 models, got 3"):
+        jm.merge(jm.fisher_merging([1.0, 2.0]), params, [params] * 3, extras=extras)
+    with pytest.raises(ValueError, match="add up to 0"):
+        jm.fisher_merging(0.0)
+
+
+def test_side_information_has_the_shape_of_its_leaf():
+    params = params_of(1)
+    for method, kind in ((jm.fisher_merging(), "fisher"), (jm.stitch(), "mask")):
+        row = {"up": np.ones((1, 7), np.float32)}  # would broadcast
+        with pytest.raises(ValueError, match=rf"{kind} of a leaf has shape \[1, 7\].*\[5, 7\]"):
+            jm.merge(method, params, [params], extras=[{kind: row}])
+    other = params_of(2)
+    out = jm.merge(jm.stitch(), params, [other], extras=[{"mask": {}}])  # no leaf has one
+    np.testing.assert_allclose(out["up"], other["up"], rtol=1e-6)
+
+
 def test_bad_data_is_refused():
     params = params_of(1)
     with pytest.raises(ValueError, match=r"Labels \[3\] are outside the head's 3 classes"):
         statistics.fisher(mlp, params, [(X, np.full(11, 3))], kind="empirical")
-    with pytest.raises(ValueError, match="needs data"):
-        statistics.fisher(mlp, params, [])
+    for labels, says in (
+        (np.eye(3)[Y], r"labels of shape \[11, 3\] for 11 examples"),
+        (Y + 0.5, "whole numbers, got float64"),
+        (None, "needs labels"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            statistics.fisher(mlp, params, [(X, labels)], kind="empirical")
+    with pytest.raises(ValueError, match=r"must be a pair \(inputs, labels\)"):
+        statistics.fisher(mlp, params, [X])
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        statistics.fisher(mlp, params, [(X, None)], chunk=0)
+    with pytest.raises(ValueError, match=r"logits \[B, C\], got shape \[11\]"):
+        statistics.fisher(lambda p, x: mlp(p, x)[:, 0], params, [(X, None)])
+    for empty in ([], [(X[:0], Y[:0])]):
+        with pytest.raises(ValueError, match="needs data"):
+            statistics.fisher(mlp, params, empty)
     with pytest.raises(ValueError, match="need data"):
         statistics.gram(mlp, params, [])
     with pytest.raises(ValueError, match="need data"):

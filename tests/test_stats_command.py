@@ -85,6 +85,8 @@ def test_what_cannot_be_measured_is_refused(encoder, intents, tmp_path):
         measure(encoder, data=str(intents), base=str(MINI))
     with pytest.raises(UserError, match="did you mean"):
         measure(MINI, data="digits", kind="gramm")
+    with pytest.raises(UserError, match="is a folder: name the file"):
+        measure(MINI, data="digits", out=tmp_path)
     with pytest.raises(UserError, match="at least 1, got 0"):
         measure(MINI, data="digits", samples=0)
     assert not out.exists()

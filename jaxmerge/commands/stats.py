@@ -150,6 +150,8 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
 def _target(ref: str, kind: str, out: Path | None) -> Path:
     if out is not None:
         target = Path(out)
+        if target.is_dir():
+            raise UserError(f"--out {out} is a folder: name the file, as {out}/{kind}.safetensors.")
     elif Path(ref).is_dir():
         target = Path(ref) / f"{kind}.safetensors"
     else:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Merge, check_range, per_model, zeros
+from jaxmerge.core import Merge, check_choice, check_range, model_count, per_model, zeros
+from jaxmerge.merges.elementwise import check_total
 from jaxmerge.spec import register
 
 __all__ = ["fisher_mean", "gram_mean", "overlap_mean"]
@@ -25,7 +26,7 @@ def fisher_mean(weights: Any = 1.0, floor: float = 1e-10) -> Merge:
     Formula: tau* = sum_t c_t F_t tau_t / sum_t c_t F_t, with F_t + floor for F_t.
 
     Args:
-        weights: c_t, one number or one for each model.
+        weights: c_t, one number >= 0 or one for each model.
         floor: added to every F_t, >= 0, so that an entry that matters to no model is averaged.
 
     Side information: ``extras=[{"fisher": tree}, ...]``.  Leaves without one are averaged.
@@ -34,17 +35,22 @@ def fisher_mean(weights: Any = 1.0, floor: float = 1e-10) -> Merge:
 
     Source: Matena & Raffel, NeurIPS 2022, eq. 4.
     """
+    check_range("weights", weights, 0)
+    check_total(weights)
+    check_range("floor", floor, 0, one=True)
 
     def update(cell, x, ctx):
-        f = ctx.extra["fisher"].astype(x.dtype) if "fisher" in ctx.extra else jnp.ones_like(x)
+        f = _beside("fisher", x, ctx)
+        f = jnp.ones_like(x) if f is None else f.astype(x.dtype)
         f = per_model(weights, ctx) * (f + floor)
         return cell[0] + f * x, cell[1] + f
 
     return Merge(
         init=lambda leaf: (zeros(leaf), zeros(leaf)),
         update=update,
-        finalize=lambda cell, ctx: jnp.where(cell[1] > 0, cell[0] / cell[1], 0),
+        finalize=lambda cell, ctx: jnp.where(cell[1] != 0, cell[0] / cell[1], 0),
         combine=lambda a, b: jax.tree.map(jnp.add, a, b),
+        models=(1, model_count(weights)),
         needs=("fisher",),
     )
 
@@ -70,7 +76,9 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
     the host; directions in which no model has data take the mean of the task vectors (a plain
     pseudo-inverse would leave them at the base, the textbook inverse fails there).
     """
-    check_range("off_diagonal", off_diagonal, 0, 1)
+    check_range("off_diagonal", off_diagonal, 0, 1, one=True)
+    check_range("ridge", ridge, 0, one=True)
+    check_choice("axis", axis, (0, 1))
 
     def update(cell, x, ctx):
         total = cell[0] + x if cell else x
@@ -97,8 +105,8 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
             return mean
         _, g, moment = cell
         start = _matrix(mean, axis)
-        g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         rest = moment - jnp.matmul(g, start, precision="highest")
+        g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         x = start + jax.lax.custom_linear_solve(
             lambda v: g @ v, rest, lambda _, b: _host_solve(g, b), symmetric=True
         )
@@ -120,7 +128,8 @@ def overlap_mean(masked: bool = False) -> Merge:
     Formula: tau*[p] = sum_t m_t[p] tau_t[p] / max(1, sum_t m_t[p]), m_t = [tau_t != 0].
 
     Args:
-        masked: take m_t from the side information ``extras=[{"mask": tree}, ...]`` instead.
+        masked: take m_t from the side information ``extras=[{"mask": tree}, ...]`` instead;
+            leaves without one are treated as if it were not given.
 
     Memory: 1.25 x the model.
 
@@ -128,7 +137,8 @@ def overlap_mean(masked: bool = False) -> Merge:
     """
 
     def update(cell, x, ctx):
-        touched = ctx.extra["mask"].astype(bool) if masked else x != 0
+        mask = _beside("mask", x, ctx) if masked else None
+        touched = x != 0 if mask is None else mask.astype(bool)
         return cell[0] + jnp.where(touched, x, 0), cell[1] + touched
 
     return Merge(
@@ -140,6 +150,17 @@ def overlap_mean(masked: bool = False) -> Merge:
         elementwise=not masked,
         needs=("mask",) if masked else (),
     )
+
+
+def _beside(kind, x, ctx):
+    """The side information of this leaf, entry by entry; None if it was left out."""
+    found = ctx.extra.get(kind)
+    if found is not None and found.shape != x.shape:
+        raise ValueError(
+            f"The {kind} of a leaf has shape {list(found.shape)}, but the leaf has shape "
+            f"{list(x.shape)}. Was it measured on another model?"
+        )
+    return found
 
 
 def _matrix(x, axis):

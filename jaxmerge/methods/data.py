@@ -21,7 +21,7 @@ def fisher_merging(weights: Any = 1.0, factor: Any = 1.0, floor: float = 1e-10) 
     Formula: theta = sum_t c_t F_t theta_t / sum_t c_t F_t.
 
     Args:
-        weights: c_t, one number or one for each model.  The model-level normalisation is
+        weights: c_t, one number >= 0 or one for each model.  The model-level normalisation is
             c_t = 1 / |F_t|: pass `jaxmerge.statistics.normalised` Fishers instead.
         factor: scales the merged task vector.
         floor: added to every F_t.

@@ -66,6 +66,7 @@ def adamerging(
     """
     if granularity not in ("layer", "task"):
         raise ValueError(f"granularity must be 'layer' or 'task', got {granularity!r}.")
+    check_range("init", init, -float("inf"), one=True)
     models = list(models)
     taus = task_vectors(base, models)
     if disentangle is not None:

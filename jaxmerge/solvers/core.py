@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxmerge.core import Array, Leaves, working_dtype
 from jaxmerge.names import check_same, is_float
-from jaxmerge.statistics.fisher import check_labels
+from jaxmerge.statistics.fisher import check_labels, pair
 
 Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar
 
@@ -82,7 +82,7 @@ def cross_entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
     """The mean cross-entropy of ``(inputs, labels)`` batches; NaN where a label is no class."""
 
     def loss(params, batch):
-        inputs, labels = batch
+        inputs, labels = pair(batch)
         logp = jax.nn.log_softmax(apply(params, inputs))
         labels = jnp.where(jnp.asarray(labels) < 0, logp.shape[-1], labels)
         return -jnp.take_along_axis(logp, labels[:, None], 1, mode="fill").mean()

@@ -79,6 +79,7 @@ def frank_wolfe(
     Source: FW-Merging, ICCV 2025, algorithm 1 and section 3; tested for O(1/t) on a quadratic.
     """
     _check(granularity, oracle, step_size, density)
+    check_range("factor", factor, -float("inf"), one=True)
     first = _start(pool, start)
     gradient = _gradient(loss)
 
@@ -140,6 +141,8 @@ def soft_frank_wolfe(
     _check(granularity, oracle, 1.0, None)
     if not 1 <= vertices <= len(pool):
         raise ValueError(f"vertices must be in [1, {len(pool)}] for this pool, got {vertices}.")
+    if inner_steps < 1:
+        raise ValueError(f"inner_steps must be at least 1, got {inner_steps}.")
     first = _start(pool, start)
     optimizer = optimizer or optax.adam(0.05)
     gradient = _gradient(loss)
@@ -217,11 +220,23 @@ def _gradient(loss: Loss):
 
 
 def oracle_scores(grad: Leaves, pool: Sequence[Leaves], oracle: Oracle) -> dict[str, np.ndarray]:
-    """Leaf name -> the score of every checkpoint on that leaf, [len(pool)]; the least is best."""
-    return {
+    """Leaf name -> the score of every checkpoint on that leaf, [len(pool)]; the least is best.
+
+    Raises:
+        ValueError: a score is not finite, since a checkpoint holds NaN or Inf.
+    """
+    scores = {
         n: np.array([float(_score(g, jnp.asarray(model[n]), oracle)) for model in pool])
         for n, g in grad.items()
     }
+    for n, some in scores.items():
+        if not np.isfinite(some).all():
+            wrong = np.flatnonzero(~np.isfinite(some)).tolist()
+            raise ValueError(
+                f"NaN or Inf in the score of models {wrong[:10]} of the pool, leaf {n!r}: check "
+                "these checkpoints, or leave them out."
+            )
+    return scores
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -63,7 +63,8 @@ def localize(
     Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.2.  Differs: several steps of any
     optax optimiser instead of one of fixed rate.
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1, open_low=True, one=True)
+    check_range("penalty", penalty, 0, one=True)
     tau = {n: x[0] for n, x in task_vectors(base, [model]).items()}
     fixed = {n: jnp.asarray(x) for n, x in base.items()}
     optimizer = optimizer or optax.sgd(1e4)
@@ -104,6 +105,7 @@ def mask(state: LocalizeState, density: float) -> Leaves:
 
 def top_share(scores: Leaves, density: float) -> Leaves:
     """The entries among the `density` share of largest scores over all leaves together."""
+    check_range("density", density, 0, 1, open_low=True, one=True)
     flat = np.concatenate([np.asarray(x).ravel() for x in scores.values()])
     k = keep_count(density, flat.size)
     least = np.partition(flat, flat.size - k)[flat.size - k]

@@ -18,8 +18,9 @@ from jaxmerge import run
 from jaxmerge.core import Leaves
 from jaxmerge.merges.elementwise import mean
 from jaxmerge.merges.weighted import gram_mean
-from jaxmerge.names import is_float
+from jaxmerge.names import check_same, is_float
 from jaxmerge.statistics.capture import dense_inputs
+from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.gram import Keep, without
 
 
@@ -56,6 +57,7 @@ def regmean_plus(
     size = lambda x: jax.tree.leaves(x)[0].shape[0]
     if empty := [t for t, some in enumerate(data) if not sum(map(size, some))]:
         raise ValueError(f"Tasks {empty} have no data.")
+    check_same(base, *models)
     floats = {n: jnp.asarray(x) for n, x in base.items() if is_float(x)}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
     merged = dict(run.merge(mean(), floats, rows))
@@ -75,6 +77,8 @@ def regmean_plus(
         return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
 
     jax.eval_shape(lambda p, x: grams(p, x, ()), merged, data[0][0])
+    if not groups:
+        raise ValueError("No leaf with two axes meets the data in a matrix product.")
     jitted = jax.jit(grams, static_argnums=2)
     for group in groups:
         extras = []
@@ -85,6 +89,7 @@ def regmean_plus(
                 total = part if total is None else jax.tree.map(jnp.add, total, part)
                 count += size(x)
             assert total is not None  # no batch is empty: checked above
+            refuse_nonfinite(total, "the Gram matrices")
             shared = total[group[0]] / np.float32(count)
             extras.append({"gram": dict.fromkeys(group, shared)})
         for n in group:

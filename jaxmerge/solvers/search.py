@@ -59,6 +59,8 @@ def random(
 ) -> Found:
     """Try coefficients drawn uniformly from a box, [low, high) in each dimension."""
     low, high = jnp.atleast_1d(jnp.asarray(low, float)), jnp.atleast_1d(jnp.asarray(high, float))
+    if low.shape != high.shape or not (low < high).all():
+        raise ValueError(f"The box needs low < high in each dimension, got {low} and {high}.")
     candidates = jax.random.uniform(key, (tries, low.size), minval=low, maxval=high)
     return _best(_scorer(build, score, at_once), np.asarray(candidates))
 
@@ -84,6 +86,11 @@ def cma_es(
         from evosax.algorithms import CMA_ES
     except ImportError:
         raise ImportError('CMA-ES needs evosax: pip install "jaxmerge[search]".') from None
+    if generations < 1 or population < 2:
+        raise ValueError(
+            "CMA-ES needs at least 1 generation and a population of 2, got "
+            f"{generations} and {population}."
+        )
     mean = jnp.asarray(start, jnp.float32)
     strategy = CMA_ES(population_size=population, solution=mean)
     params = strategy.default_params.replace(std_init=sigma)
@@ -105,6 +112,8 @@ def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndar
     The models that `build` and `score` hold are handed to the program: left inside it, they would
     be constants, which XLA copies and computes with while it compiles.
     """
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}.")
 
     @functools.cache
     def program(count):

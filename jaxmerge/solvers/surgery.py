@@ -79,6 +79,6 @@ def operate(adapter: Leaves, features: Array) -> Array:
 def bias(merged: Features, single: Features, batches: Iterable[Any]) -> float:
     """Representation bias: the mean |z(merged) - z(single)|, what surgery reduces (eq. 2)."""
     gaps = [jnp.abs(merged(x) - single(x)).mean(-1) for x in batches]
-    if not gaps:
-        raise ValueError("The representation bias needs data, got no batch.")
+    if not any(map(len, gaps)):
+        raise ValueError("The representation bias needs data, got no example.")
     return float(jnp.concatenate(gaps).mean())

@@ -66,11 +66,18 @@ def fisher(
         raise ValueError(f"kind must be 'true', 'sampled' or 'empirical', got {kind!r}.")
     if kind == "sampled" and key is None:
         raise ValueError("kind='sampled' draws labels: pass key=jax.random.key(seed).")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}.")
     params = {n: jnp.asarray(x) for n, x in params.items() if is_float(x)}
     total = {n: jnp.zeros(x.shape, jnp.float32) for n, x in params.items()}
     samples = 0
-    for i, (inputs, labels) in enumerate(batches):
+    for i, batch in enumerate(batches):
+        inputs, labels = pair(batch)
         shape = jax.eval_shape(apply, params, inputs).shape
+        if len(shape) != 2:
+            raise ValueError(f"apply must return logits [B, C], got shape {list(shape)}.")
+        if not shape[0]:
+            continue
         if kind == "empirical":
             check_labels(labels, shape)
         draw = None if key is None else jax.random.fold_in(key, i)
@@ -114,13 +121,28 @@ def _add(apply, kind, chunk, total, params, inputs, labels, key):
     return jax.lax.scan(add_chunk, total, tuple(parts))[0]
 
 
+def pair(batch: Any) -> tuple[Any, Any]:
+    """The inputs and the labels of a batch; raise ValueError if it is something else."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            "A batch must be a pair (inputs, labels), found something else; without labels write "
+            "(inputs, None)."
+        )
+    return tuple(batch)
+
+
 def check_labels(labels: Any, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless every label indexes a class of logits [B, C]."""
     if labels is None:
         raise ValueError("kind='empirical' needs labels, got none.")
     labels = np.asarray(labels)
     if labels.shape != shape[:1]:
-        raise ValueError(f"Found {labels.shape[0]} labels for {shape[0]} examples.")
+        raise ValueError(
+            f"Found labels of shape {list(labels.shape)} for {shape[0]} examples; give one class "
+            "number for each."
+        )
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"Labels must be whole numbers, got {labels.dtype}; number the classes.")
     wrong = sorted({int(x) for x in labels if not 0 <= x < shape[1]})
     if wrong:
         raise ValueError(

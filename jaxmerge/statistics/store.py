@@ -153,6 +153,18 @@ def normalised(statistic: Statistic) -> Statistic:
     return statistic._replace(values={n: v / norm for n, v in statistic.values.items()})
 
 
-def extras(*statistics: Statistic) -> Mapping[str, Leaves]:
-    """Side information for `jm.merge(..., extras=[...])` from the statistics of one model."""
+def extras(*statistics: Statistic, params: Leaves | None = None) -> Mapping[str, Leaves]:
+    """Side information for `jm.merge(..., extras=[...])` from the statistics of one model.
+
+    Args:
+        params: the model that they belong to; other weights are refused.
+
+    Raises:
+        UserError: two statistics of one kind, or measured for other weights than `params`.
+    """
+    kinds = [s.kind for s in statistics]
+    if twice := sorted({k for k in kinds if kinds.count(k) > 1}):
+        raise UserError(f"Found several statistics of kind {twice[0]!r} for one model; give one.")
+    for s in statistics if params is not None else ():
+        check_weights(s, params)
     return {s.kind: s.values for s in statistics}
