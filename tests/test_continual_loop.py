@@ -1,6 +1,8 @@
 """The loop on a tiny CLIP: learning happens, merges are those of jm.merge, kills lose nothing."""
 
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import clouds
 import jax
@@ -305,8 +307,19 @@ def test_a_full_disk_within_a_task_leaves_the_last_checkpoint(tmp_path):
         found, losses = Halfway(folder).load(state)
         same(found, state)
         assert losses == [1.0, 2.0]
+        assert not list(folder.glob("*tmp*"))  # what the failed one took is free again
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_writes_beside_a_failed_one_print_no_traces(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    for _ in range(2):
+        assert Halfway(tmp_path).load({"w": np.zeros(2)}) is None
+    for text in ("Event loop is closed", "another"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(what.exc_value) for what in shown] == ["another"]
 
 
 def test_a_stream_of_other_tasks_does_not_go_on(scenario, learner, source, tmp_path):

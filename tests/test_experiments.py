@@ -90,7 +90,7 @@ def test_a_strategy_from_the_command_line(toy, tmp_path):
 def test_wrong_settings_are_refused_before_anything_is_made(toy, tmp_path):
     for settings, message in (
         (["epoch=1"], "No setting 'epoch': did you mean epochs"),
-        (["epochs=many"], "epochs is a int, got 'many'"),
+        (["epochs=many"], "epochs is a whole number, got 'many'"),
         (["epochs"], "takes key=value"),
         (["lr=-1.0", "seeds=0"], "seeds must be at least 1.*lr must be"),
     ):
@@ -246,6 +246,13 @@ def test_a_run_that_kept_nothing_leaves_its_folder_free(toy, tmp_path, monkeypat
                 command.run(toy, out=tmp_path / "run")
         assert not (tmp_path / "run").exists()
     assert "To go on" not in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # a run that was there before keeps its settings
+        patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        runs.new_run(command.load(toy), tmp_path / "old")
+        with pytest.raises(KeyboardInterrupt):
+            command.run(toy, resume=tmp_path / "old")
+    assert (tmp_path / "old" / "config.json").exists()
+    assert "To go on" in capsys.readouterr().err
 
 
 def test_resume_with_other_settings_or_another_experiment_is_refused(

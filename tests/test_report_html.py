@@ -65,6 +65,10 @@ def test_page_is_well_formed_and_ids_are_unique(text):
     assert checker.tags.count("h1") == 1
 
 
+def test_a_page_makes_its_folder(tmp_path):
+    assert html.write(results(), tmp_path / "a" / "b" / "page.html").stat().st_size > 1000
+
+
 def test_page_needs_nothing_from_elsewhere(text):
     assert not re.search(r'(src|href)="(?!#|data:,)', text)
     assert not re.search(r"@import|url\((?!#)", text)

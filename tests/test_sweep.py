@@ -128,7 +128,7 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
         (["sed=0"], "No setting 'sed': did you mean seed"),
         (["method=magmx"], "no method is named 'magmx': did you mean magmax"),
         (["stream=sequental"], "no stream is named 'sequental': did you mean sequential"),
-        (["epochs=a"], "epochs is a int, got 'a'"),
+        (["epochs=a"], "epochs is a whole number, got 'a'"),
         (["epochs"], "takes key=value,value, got 'epochs'"),
         (["seed=0", "seed=1"], "the axis 'seed' twice"),
         (["factor=1:0:0.1"], "range 1:0:0.1 is empty"),
@@ -212,6 +212,13 @@ def test_what_is_no_store_is_named(tmp_path):
         report.run([tmp_path / "nothing"])
     (tmp_path / "x.parquet").unlink()
     with pytest.raises(UserError, match=r"holds no results\.json and no \.parquet"):
+        report.run([tmp_path])
+    (tmp_path / "state").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="a run that is not finished; go on with --resume"):
+        report.run([tmp_path])
+    (tmp_path / "results.json").write_text('{"schema": ')
+    with pytest.raises(UserError, match=r"results\.json: not the results of a run"):
         report.run([tmp_path])
     with pytest.raises(UserError, match="No metric 'acuracy': did you mean accuracy"):
         report.run([tmp_path], metric="acuracy")

@@ -140,7 +140,7 @@ def run(
             )
             runs.refuse_changes(folder, config, now)
     again, way = "jaxmerge quickstart", runs.Way(quiet)
-    return runs.finish(config, folder, json=json, again=again, way=way)
+    return runs.finish(config, folder, json=json, again=again, way=way, new=resume is None)
 
 
 def weights_folder(model: str) -> Path:

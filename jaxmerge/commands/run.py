@@ -69,7 +69,8 @@ def run(
         runs.refuse_changes(folder, old, now)
         asked = old
     way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
-    return runs.finish(asked, folder, json=json, again=f"jaxmerge run {experiment}", way=way)
+    again = f"jaxmerge run {experiment}"
+    return runs.finish(asked, folder, json=json, again=again, way=way, new=resume is None)
 
 
 def load(path: str | Path) -> Experiment:

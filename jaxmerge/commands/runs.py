@@ -253,18 +253,20 @@ def write(found: Results, folder: Path) -> None:
 
 
 def finish(
-    experiment: Experiment, folder: Path, *, json: bool, again: str, way: Way = Way()
-) -> Results:
+    experiment: Experiment, folder: Path, *, json: bool, again: str, way: Way = Way(),
+    new: bool = True,
+) -> Results:  # fmt: skip
     """Run what is left, print the table (or JSON), return the results.
 
     Args:
         again: the command that goes on with the run, shown when it is interrupted.
+        new: the folder is of this call; if nothing is kept it is taken back.
     """
     if not finished(folder):
         try:
             execute(experiment, folder, way._replace(quiet=way.quiet or json))
         except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
-            if not (folder / "state").exists():
+            if new and not (folder / "state").exists():
                 discard(folder)
             elif isinstance(error, KeyboardInterrupt | OSError | UserError):
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)

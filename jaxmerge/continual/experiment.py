@@ -63,6 +63,10 @@ MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
     "start", "deploys", "running", "strategy", "settings", "training", "models", "vectors",
 )  # fmt: skip
+TYPES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    list: "a list", tuple: "a list", dict: "a mapping of key: value pairs",
+}  # fmt: skip
 KINDS = (
     ("deploys", list | tuple, "a list of labels"),
     ("settings", Mapping, "a mapping of key: value pairs"),
@@ -354,7 +358,7 @@ def restored(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
         if isinstance(old, tuple) and isinstance(v, list):
             v = tuple(v)
         if old is not None and type(v) is not type(old):
-            wrong.append(f"{k} is a {type(old).__name__}, got {v!r}")
+            wrong.append(f"{k} is {TYPES.get(type(old), type(old).__name__)}, got {v!r}")
         typed[k] = v
     if wrong:
         raise ValueError("; ".join(wrong) + ".")

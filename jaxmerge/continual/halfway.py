@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,21 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def _hush() -> None:
+    """After a write that failed, those beside it answer an event loop that is closed by then, and
+    each prints a trace; the error itself is raised all the same."""
+    shown = sys.unraisablehook
+    if getattr(shown, "hushed", False):
+        return
+
+    def hook(what: Any) -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            shown(what)
+
+    hook.hushed = True
+    sys.unraisablehook = hook
 
 
 class Halfway:
@@ -75,6 +91,9 @@ class Halfway:
                 manager.save(len(losses), args=parts)
                 manager.wait_until_finished()
         except ValueError as error:  # so tensorstore reports what the disk refuses
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the other writes fail, too
+            for left in self.folder.glob("*.orbax-checkpoint-tmp"):  # what it takes is needed
+                shutil.rmtree(left, ignore_errors=True)
             why = "No space left on device" if "No space left" in str(error) else str(error)
             raise OSError(f"{self.folder}: {why}; the checkpoint before stays.") from None
         self.last = time.monotonic()
@@ -120,6 +139,7 @@ class Halfway:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
+            _hush()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1, create=True, cleanup_tmp_directories=True
             )

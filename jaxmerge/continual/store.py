@@ -207,7 +207,9 @@ def read(path: str | Path) -> list[Row]:
         folders = {p.parent for p in runs}
         files = [p for p in sorted(path.rglob("*.parquet")) if p.parent not in folders]
         if not runs and not files:
-            raise UserError(f"{path} holds no results.json and no .parquet file.")
+            run = (path / "config.json").exists() and (path / "state").exists()
+            hint = f": a run that is not finished; go on with --resume {path}" if run else ""
+            raise UserError(f"{path} holds no results.json and no .parquet file{hint}.")
         return [row for p in (*runs, *files) for row in read(p)]
     if not path.exists():
         raise UserError(f"{path}: no such run or store.")
@@ -215,7 +217,7 @@ def read(path: str | Path) -> list[Row]:
         try:
             return cells(Results.from_json(path))
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}: not the results of a run ({error}).") from None
     parquet = _parquet()
     import pyarrow as pa
 

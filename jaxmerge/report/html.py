@@ -25,6 +25,7 @@ from jaxmerge.report.style import THEMES
 def write(results: Results, path: str | Path) -> Path:
     """Write the report of a run to `path`, and return it."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(page(results), encoding="utf-8")
     return new.replace(path)
