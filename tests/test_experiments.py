@@ -12,6 +12,7 @@ from jaxmerge.commands import run as command
 from jaxmerge.commands import runs
 from jaxmerge.continual import evaluate
 from jaxmerge.continual.experiment import changed
+from jaxmerge.continual.images import ImageExperiment
 from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.continual.study import run_seed
@@ -283,6 +284,32 @@ def test_resume_with_other_settings_or_another_experiment_is_refused(
     config.write_text(config.read_text().replace('"toy"', '"other"'))
     with pytest.raises(UserError, match="it is not of 'toy'"):
         command.run(toy, resume=tmp_path / "run")
+
+
+def test_corrupt_images_may_be_left_out_from_a_resume_on(toy, tmp_path, monkeypatch):
+    """The advice of the message can be followed, and nothing that was learnt is lost."""
+    file = tmp_path / "pictures.py"
+    file.write_text(
+        toy.read_text().replace(
+            'name: ClassVar[str] = "toy"',
+            'name: ClassVar[str] = "toy"\n'
+            '    movable: ClassVar[tuple] = ("corrupt",)\n    corrupt: str = "stop"',
+        )
+    )
+    assert "corrupt" in ImageExperiment.movable
+    monkeypatch.setattr(runs, "finish", lambda asked, *_, **__: asked)
+    assert command.run(file, out=tmp_path / "run", set=["lr=0.01"]).corrupt == "stop"
+    half = tmp_path / "run" / "state" / "seed_0" / "sequential" / "training_01"
+    half.mkdir(parents=True)
+    (half.parent / "state.safetensors").touch()
+    with pytest.raises(UserError, match="epochs: 2 in the run, 7 now"):
+        command.run(file, set=["corrupt=skip", "epochs=7"], resume=tmp_path / "run")
+    assert half.exists()
+    for given in (["corrupt=skip"], []):  # it is noted: the next resume needs not say it again
+        found = command.run(file, set=given, resume=tmp_path / "run")
+        assert (found.corrupt, found.lr) == ("skip", 0.01)
+    assert not half.exists()
+    assert (half.parent / "state.safetensors").exists()
 
 
 # ------------------------------------------------------------ the files of experiments/

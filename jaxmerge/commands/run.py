@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -65,9 +66,15 @@ def run(
     else:
         folder = Path(resume)
         # of a finished run the file may have changed since; what is asked for may not differ
-        now = changed(old, runs.settings_of(set)) if runs.finished(folder) else asked
-        runs.refuse_changes(folder, old, now)
-        asked = old
+        done = runs.finished(folder)
+        now = changed(old, runs.settings_of(set)) if done else asked
+        moved = (
+            old if done else dataclasses.replace(old, **{k: getattr(now, k) for k in old.movable})
+        )
+        runs.refuse_changes(folder, moved, now)
+        if moved != old:
+            runs.move(folder, moved, given)
+        asked = moved
     way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
     again = f"jaxmerge run {experiment}"
     return runs.finish(asked, folder, json=json, again=again, way=way, new=resume is None)

@@ -63,10 +63,24 @@ def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str]
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is in use: give an empty or new folder as --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {NAME: experiment.name, SET: list(given), **results.to_plain(experiment)}
-    checkpoint.replace(folder / "config.json", jsonlib.dumps(settings, indent=1) + "\n")
+    _note(folder, experiment, given)
     devices.wait("run folder")
     return folder
+
+
+def _note(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
+    settings = {NAME: experiment.name, SET: list(given), **results.to_plain(experiment)}
+    checkpoint.replace(folder / "config.json", jsonlib.dumps(settings, indent=1) + "\n")
+
+
+def move(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
+    """Go on with other `Experiment.movable` settings; a task that is half learnt begins again, so
+    that the figures are those of a run that had them from the start."""
+    _note(folder, experiment, given)
+    if devices.first():
+        for half in (folder / "state").rglob("training_*"):
+            shutil.rmtree(half, ignore_errors=True)
+    devices.wait("run moved")
 
 
 def given(folder: str | Path) -> list[str] | None:

@@ -112,6 +112,8 @@ class Experiment:
     """
 
     name: ClassVar[str] = "experiment"
+    movable: ClassVar[tuple[str, ...]] = ()  # settings that a resume may change: no finished task
+    # would have other figures
 
     seed: int = 0
     seeds: int = 3

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxmerge.continual.experiment import Experiment, setting
 from jaxmerge.continual.learner import Learner, from_clip
@@ -39,6 +39,8 @@ class ImageExperiment(Experiment):
         dtype: of matrix products in training, "float32" or "bfloat16".
         accumulate: parts in which a batch passes through the model, where memory is short.
     """
+
+    movable: ClassVar[tuple[str, ...]] = ("corrupt",)
 
     data: str = os.environ.get("JAXMERGE_DATA", "data")
     dataset: str = ""
