@@ -57,7 +57,9 @@ def is_flat(tree: Any) -> bool:
     """Whether this is a mapping of names to arrays already (lazy mappings are not read)."""
     if not isinstance(tree, Mapping) or not all(isinstance(k, str) for k in tree):
         return False
-    return not isinstance(tree, dict) or all(hasattr(v, "shape") for v in tree.values())
+    if isinstance(tree, dict):
+        return all(hasattr(v, "shape") for v in tree.values())
+    return jax.tree_util.all_leaves([tree])  # else a pytree of its own, such as nnx.State
 
 
 def _part(key: Any) -> str:

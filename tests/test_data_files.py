@@ -124,6 +124,15 @@ def test_corrupt_jpegs_of_a_numpy_file(tmp_path):
         assert sizes(skip_corrupt(source))[2] == 4
 
 
+def test_a_numpy_file_without_examples(tmp_path):
+    for split, count in (("train", 0), ("test", 2)):
+        images = np.zeros((count, 4, 4), np.uint8)
+        labels = np.zeros(count, int)
+        np.savez(tmp_path / f"x_{split}.npz", images=images, labels=labels, class_names=["a", "b"])
+    with pytest.raises(ValueError, match=r"x_train\.npz holds no examples"):
+        npz(tmp_path, "x")
+
+
 # ------------------------------------------------------------ tensorflow-datasets
 
 

@@ -28,6 +28,15 @@ def test_flatten_and_back_is_the_identity(tree):
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True))
 
 
+def test_an_nnx_state_is_a_tree():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+    state = nnx.state(model)
+    flat, back = names.flatten(state)
+    assert sorted(x.shape for x in flat.values()) == [(2,), (2, 3), (3,), (3, 2)]
+    assert isinstance(back(flat), nnx.State)
+
+
 def test_a_flat_mapping_is_taken_as_it_is_and_lazy_ones_are_not_read():
     class Lazy(Mapping):
         def __getitem__(self, name):

@@ -196,6 +196,53 @@ def test_gram_sees_kernels_through_reshapes_concatenation_and_transposition():
     np.testing.assert_allclose(found.values["t"], last.T @ last / 3, rtol=1e-4)
 
 
+def test_every_dense_kernel_of_an_nnx_model():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.up = nnx.Linear(5, 8, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False)
+            self.down = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(self.attention(self.up(x)[:, None])[:, 0])
+
+    models = [Model(nnx.Rngs(seed)) for seed in range(2)]
+    graph = nnx.graphdef(models[0])
+    states = [nnx.state(m, nnx.Param) for m in models]
+    flats = [jm.names.flatten(s)[0] for s in states]
+    back = jm.names.flatten(states[0])[1]
+    apply = lambda params, x: nnx.merge(graph, back(params))(x)
+    grams = [statistics.gram(apply, f, [X]) for f in flats]
+    fishers = [statistics.fisher(apply, f, [(X, None)]) for f in flats]
+    assert set(grams[0].values) == {n for n in flats[0] if "kernel" in n}
+    assert set(grams[0].about["axis"].values()) == {0}
+    extras = [
+        statistics.extras(g, f, params=p) for g, f, p in zip(grams, fishers, flats, strict=True)
+    ]
+    merged = jm.merge(jm.regmean(1.0), states[0], states, extras=extras)
+    assert isinstance(merged, nnx.State)
+    assert nnx.merge(graph, merged)(X).shape == (11, 3)
+    name = next(n for n in flats[0] if "query/kernel" in n)  # [in, heads, size]
+    g, w = [np.asarray(x.values[name]) for x in grams], [np.asarray(f[name]) for f in flats]
+    mid = np.tensordot(np.linalg.pinv(g[0] + g[1], rcond=1e-6, hermitian=True), sum(
+        np.tensordot(a, b - (w[0] + w[1]) / 2, 1) for a, b in zip(g, w, strict=True)
+    ), 1)  # fmt: skip
+    found = jm.names.flatten(merged)[0][name]
+    np.testing.assert_allclose(found, mid + (w[0] + w[1]) / 2, atol=1e-3)
+
+
+def test_stacked_kernels_with_an_input_each_are_left_out():
+    params = {"many": np.ones((2, 4, 5), "f"), "w": np.ones((5, 3), "f")}
+    apply = lambda p, x: jnp.einsum("bi,eoi->beo", x, p["many"]).sum((1, 2)) + (x @ p["w"]).sum()
+    each = lambda p, x: jnp.einsum("bei,eoi->beo", x, p["many"]).sum((1, 2)) + p["w"].sum()
+    found = statistics.gram(apply, params, [X])  # one input for all: they are one kernel
+    assert (found.about["axis"], found.values["many"].shape) == ({"many": 1, "w": 0}, (5, 5))
+    with pytest.raises(ValueError, match="No leaf"):
+        statistics.gram(each, params, [np.stack([X, X], 1)])
+
+
 def test_gram_leaves_padding_out():
     params = {"e": RNG.normal(size=(9, 6)).astype("f"), "w": RNG.normal(size=(6, 2)).astype("f")}
     apply = lambda p, ids: p["e"][ids] @ p["w"]

@@ -72,6 +72,8 @@ def npz(
             lacking.append("images, or jpeg and offsets")
         if lacking:
             raise ValueError(f"{path} lacks {'; '.join(lacking)}; it holds {sorted(file)}.")
+        if not len(file["labels"]):
+            raise ValueError(f"{path} holds no examples.")
     if files[0]["class_names"].tolist() != files[1]["class_names"].tolist():
         raise ValueError(f"{name}: train and test name different classes.")
     if "images" in files[0]:

@@ -6,6 +6,7 @@ for task vectors they give the textbook result, since both are affine in the wei
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -65,8 +66,8 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
     Args:
         off_diagonal: in [0, 1]; 1 is plain least squares.
         ridge: >= 0, relative to the mean diagonal; pulls towards the mean of the task vectors.
-        axis: where the kernel's "in" is: 0, all axes but the last, in Flax; 1, all but the first,
-            in torch's layout.
+        axis: where the kernel's "in" is: 0, its first axes, in Flax; 1, its last, in torch's
+            layout; as many as the Gram matrix is wide.
 
     Side information: ``extras=[{"gram": tree}, ...]``.
 
@@ -85,15 +86,8 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
         if "gram" not in ctx.extra:
             return (total,)
         g = ctx.extra["gram"].astype(x.dtype)
-        rows = _matrix(x, axis)
-        width = len(rows) if x.ndim > 1 else None
-        if g.shape != (width, width):
-            raise ValueError(
-                f"A Gram matrix has shape {list(g.shape)}, but its kernel has shape "
-                f"{list(x.shape)}, so [{width}, {width}] was expected on axis {axis}. Was it "
-                "measured on another model, or does the kernel need axis=1 (torch's layout)?"
-            )
-        g = jnp.where(jnp.eye(width, dtype=bool), g, off_diagonal * g)
+        rows = _matrix(x, axis, g)
+        g = jnp.where(jnp.eye(len(g), dtype=bool), g, off_diagonal * g)
         moment = jnp.matmul(g, rows, precision="highest")
         if len(cell) == 3:
             return total, cell[1] + g, cell[2] + moment
@@ -104,7 +98,7 @@ def gram_mean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> M
         if len(cell) == 1:
             return mean
         _, g, moment = cell
-        start = _matrix(mean, axis)
+        start = _matrix(mean, axis, g)
         rest = moment - jnp.matmul(g, start, precision="highest")
         g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         x = start + jax.lax.custom_linear_solve(
@@ -163,9 +157,18 @@ def _beside(kind, x, ctx):
     return found
 
 
-def _matrix(x, axis):
-    """A kernel as [in, out]."""
-    return x.reshape(-1, x.shape[-1]) if axis == 0 else x.reshape(len(x), -1).T
+def _matrix(x, axis, g):
+    """A kernel as [in, out], "in" being the axes that make up the width of its Gram matrix."""
+    sizes = x.shape if axis == 0 else x.shape[::-1]
+    widths = [math.prod(sizes[:k]) for k in range(1, x.ndim)]
+    if g.shape not in [(w, w) for w in widths]:
+        width = widths[-1] if widths else None
+        raise ValueError(
+            f"A Gram matrix has shape {list(g.shape)}, but its kernel has shape "
+            f"{list(x.shape)}, so [{width}, {width}] was expected on axis {axis}. Was it "
+            "measured on another model, or does the kernel need axis=1 (torch's layout)?"
+        )
+    return x.reshape(len(g), -1) if axis == 0 else x.reshape(-1, len(g)).T
 
 
 def _host_solve(g, rest):

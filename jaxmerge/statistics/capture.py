@@ -28,8 +28,8 @@ class Input(NamedTuple):
 
     Attributes:
         x: activations, [N, in], every position of every example a row.
-        axis: where the kernel meets x: 0 for [in, out], 1 for [out, in]. "in" may be several axes
-            in a row, as in a patch embedding [height, width, 3, out].
+        axis: where the kernel meets x: 0 for [in, out], 1 for [out, in]. Each may be several axes
+            in a row, as in a patch embedding [height, width, 3, out] or a query [in, heads, size].
     """
 
     x: Array
@@ -141,17 +141,22 @@ def _catch(params, ins, views, seen) -> None:
     if all(views):
         return
     side = 0 if views[0] else 1
-    contract, _ = params["dimension_numbers"]
+    contract, batch = params["dimension_numbers"]
     kernel, x, view = ins[side], ins[1 - side], views[side]
+    if any(view.axes[k] for k in batch[side]):  # many kernels in one leaf, an input for each
+        return
     pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
     met = tuple(dict.fromkeys(axis for k, _ in pairs for axis in view.axes[k]))
     size = math.prod(kernel.shape[k] for k, _ in pairs)
     every = tuple(range(len(view.sizes)))
-    if met not in (every[:-1], every[1:]) or size != math.prod(view.sizes[a] for a in met):
+    first, last = every[: len(met)], every[-len(met) :]
+    if len(met) == len(every) or size != math.prod(view.sizes[a] for a in met):
+        return
+    if met not in (first, last):
         return
     rows = jnp.moveaxis(x, [d for _, d in pairs], range(-len(pairs), 0)).reshape(-1, size)
     for name in view.kernels:
-        seen.setdefault(name, []).append(Input(rows, met[0]))
+        seen.setdefault(name, []).append(Input(rows, int(met != first)))
 
 
 SAME = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "mul", "div", "neg"}
