@@ -337,7 +337,7 @@ def test_cma_es_finds_the_optimum():
     assert np.abs(found.coefficients - target).max() < 0.01
 
 
-@pytest.mark.parametrize("kind", ["adamerging", "frank_wolfe", "localize"])
+@pytest.mark.parametrize("kind", ["adamerging", "frank_wolfe", "soft", "localize"])
 def test_a_solver_goes_on_from_a_file(kind, tmp_path):
     base, models = task_models()
     x = RNG.normal(size=(16, 5)).astype("f")
@@ -346,6 +346,7 @@ def test_a_solver_goes_on_from_a_file(kind, tmp_path):
     solver = {
         "adamerging": lambda: solvers.adamerging(loss, base, models, optimizer=optax.adam(0.1)),
         "frank_wolfe": lambda: solvers.frank_wolfe(loss, models),
+        "soft": lambda: solvers.soft_frank_wolfe(loss, models),
         "localize": lambda: solvers.localize(loss, base, models[0], optimizer=optax.adam(0.5)),
     }[kind]()
     whole, _ = solvers.solve(solver, [batch] * 4)
