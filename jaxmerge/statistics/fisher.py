@@ -128,7 +128,7 @@ def pair(batch: Any) -> tuple[Any, Any]:
             "A batch must be a pair (inputs, labels), found something else; without labels write "
             "(inputs, None)."
         )
-    return tuple(batch)
+    return batch[0], batch[1]
 
 
 def check_labels(labels: Any, shape: tuple[int, ...]) -> None:

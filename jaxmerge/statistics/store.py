@@ -165,6 +165,7 @@ def extras(*statistics: Statistic, params: Leaves | None = None) -> Mapping[str,
     kinds = [s.kind for s in statistics]
     if twice := sorted({k for k in kinds if kinds.count(k) > 1}):
         raise UserError(f"Found several statistics of kind {twice[0]!r} for one model; give one.")
-    for s in statistics if params is not None else ():
-        check_weights(s, params)
+    for s in statistics:
+        if params is not None:
+            check_weights(s, params)
     return {s.kind: s.values for s in statistics}
