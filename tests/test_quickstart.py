@@ -130,8 +130,12 @@ def test_interrupted_and_resumed_gives_the_same_figures(
 
 
 def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatch):
+    def interrupted(experiment, folder, way):
+        (folder / "state").mkdir()  # a run that kept nothing takes its folder back
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runs, "execute", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quickstart.run(out=tmp_path / "run", model=tiny, **OPTIONS)
     with pytest.raises(UserError, match=r"lr: 0\.0003 in the run, 0\.01 now"):
