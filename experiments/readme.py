@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,22 +103,29 @@ def budgets() -> str:
     return "\n".join(lines)
 
 
+def matrix(heads: list[str], first: list[str], rows: dict, cell: Callable) -> str:
+    """A table with a column for every stream: rows by key, ``cell(results, key)`` as text."""
+    found = streams()
+    lines = [
+        f"| {' | '.join([*first, *heads])} |",
+        f"| {' | '.join([':--'] * len(first) + ['--:'] * len(heads))} |",
+    ]
+    for key, shown in rows.items():
+        lines.append(f"| {shown} | {' | '.join(cell(found[h], key) for h in heads)} |")
+    return "\n".join(lines)
+
+
 def training() -> str:
     """Seconds of training that each strategy took, for one class order."""
     found = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
-    rows = dict.fromkeys(name for r in found.values() for s in r.seeds for name in s.streams)
-    lines = [
-        f"| Strategy | {' | '.join(found)} |",
-        f"| :-- | {' | '.join('--:' for _ in found)} |",
-    ]
-    for name in rows:
-        cells = []
-        for results in found.values():
-            spent = [s.streams.get(name, {}).get("training") for s in results.seeds]
-            known = [x for x in spent if x is not None]
-            cells.append(f"{np.mean(known):.0f}" if known else "–")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = {name: name for r in found.values() for s in r.seeds for name in s.streams}
+
+    def cell(results: Results, name: str) -> str:
+        spent = [s.streams.get(name, {}).get("training") for s in results.seeds]
+        known = [x for x in spent if x is not None]
+        return f"{np.mean(known):.0f}" if known else "–"
+
+    return matrix(list(found), ["Strategy"], rows, cell)
 
 
 def findings() -> str:
@@ -129,20 +137,15 @@ def findings() -> str:
 def accuracies() -> str:
     """Final accuracy of every row in every stream."""
     found = streams()
-    rows = dict.fromkeys((s.label, s.finetunes) for r in found.values() for s in r.summary)
-    lines = [
-        f"| Method | Fine-tunes | {' | '.join(found)} |",
-        f"| :-- | :-- | {' | '.join('--:' for _ in found)} |",
-    ]
-    for row in rows:
-        cells = []
-        for results in found.values():
-            stats = {(s.label, s.finetunes): s.metrics["accuracy"] for s in results.summary}
-            stat = stats.get(row)
-            spread = f" ± {100 * stat.std:.1f}" if stat and stat.n > 1 else ""
-            cells.append(f"{100 * stat.mean:.1f}{spread}" if stat else "–")
-        lines.append(f"| {row[0]} | {row[1]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    keys = [(s.label, s.finetunes) for r in found.values() for s in r.summary]
+
+    def cell(results: Results, key: tuple[str, str]) -> str:
+        stats = {(s.label, s.finetunes): s.metrics["accuracy"] for s in results.summary}
+        stat = stats.get(key)
+        spread = f" ± {100 * stat.std:.1f}" if stat and stat.n > 1 else ""
+        return f"{100 * stat.mean:.1f}{spread}" if stat else "–"
+
+    return matrix(list(found), ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
 
 
 def suite() -> str:
