@@ -96,6 +96,13 @@ WRONG = {
     "two merges": ({**ABC, "method": ["mean", "add"]}, "exactly one Merge"),
     "a transform": ({**ABC, "method": {"scale": 1}}, "merges nothing"),
     "bad regex": ({**ABC, "method": "mean", "rules": {"only": "("}}, "no regex"),
+    "idle rule": (
+        {**ABC, "method": "mean", "rules": [{"match": "mlpp", "method": "add"},
+                                            {"match": "mlp", "method": "add"},
+                                            {"match": "atn", "method": "add"}]},
+        r"rules: \[0\].match 'mlpp', \[2\].match 'atn' matches none of the \d+ leaves",
+    ),
+    "idle only": ({**ABC, "method": "mean", "rules": {"only": "mpl"}}, "only 'mpl' matches none"),
     "rule without method": ({**ABC, "rules": [{"match": "x"}]}, "no method"),
     "uncovered leaves": ({**ABC, "rules": [{"match": "mlp", "method": "mean"}]}, "no merge"),
     "global and varying": (

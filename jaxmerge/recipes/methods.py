@@ -56,9 +56,8 @@ def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any
         only = mapping(rules, "rules", ("only",)).get("only")
         if default is None:
             raise UserError("rules: {only: ...} needs a method.")
-        return partition(
-            {"merged": default, "base": keep_base()}, [(_regex(only), "merged"), (".*", "base")]
-        )
+        _check_matches([("only", _regex(only))], like)
+        return partition({"merged": default, "base": keep_base()}, [(only, "merged"), (".*", "base")])
     if not isinstance(rules, list) or not rules:
         raise UserError(f"rules must be a list of {{match, method}} or {{only: ...}}: {rules!r}.")
     merges, ordered = {}, []
@@ -70,10 +69,22 @@ def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any
         label = f"{i}"
         merges[label] = build(rule["method"], models, like, f"rules[{i}].method")
         ordered.append((_regex(rule["match"]), label))
+    _check_matches([(f"[{i}].match", pattern) for i, (pattern, _) in enumerate(ordered)], like)
     if default is not None:
         merges["default"] = default
         ordered.append((".*", "default"))
     return partition(merges, ordered)
+
+
+def _check_matches(patterns: list[tuple[str, str]], like: Mapping[str, Any]) -> None:
+    """Refuse regexes that match no leaf, all of them: as a rule a name is misspelt."""
+    idle = [(where, p) for where, p in patterns if not any(re.search(p, n) for n in like)]
+    if idle:
+        raise UserError(
+            f"rules: {', '.join(f'{where} {p!r}' for where, p in idle)} matches none of the "
+            f"{len(like)} leaves, which are named such as {', '.join(list(like)[:3])}. See all of "
+            "them with jaxmerge inspect; correct the rule, or leave it out."
+        )
 
 
 def _regex(pattern: Any) -> str:
