@@ -99,15 +99,17 @@ def test_a_leaf_without_entries_comes_back(case):
 
 @every
 def test_jit_of_the_whole_equals_eager(case):
+    few = case.few()
     run = jax.jit(
-        lambda base, models, extras, key: case.merge(base, models, extras=extras or None, key=key)
+        lambda base, models, extras, key: few.merge(base, models, extras=extras or None, key=key)
     )
-    out = run(on_device(case.base), on_device(case.models), on_device(case.extras or []), case.key)
-    close(out, batch(case.name), 2e-6)
+    out = run(on_device(few.base), on_device(few.models), on_device(few.extras or []), few.key)
+    close(out, few.merge(), 2e-6)
 
 
 @every
 def test_sharded_leaves_give_the_same_and_stay_sharded(case):
+    few = case.few()
     mesh = jax.make_mesh((2,), ("params",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
     def place(x):
@@ -115,9 +117,9 @@ def test_sharded_leaves_give_the_same_and_stay_sharded(case):
         spec = PartitionSpec(*[None] * (x.ndim - 1), "params") if cut else PartitionSpec()
         return jax.device_put(x, NamedSharding(mesh, spec))
 
-    base = {n: place(x) for n, x in case.base.items()}
-    out = case.merge(base, [{n: place(x) for n, x in m.items()} for m in case.models])
-    close(out, batch(case.name), 2e-6)
+    base = {n: place(x) for n, x in few.base.items()}
+    out = few.merge(base, [{n: place(x) for n, x in m.items()} for m in few.models])
+    close(out, few.merge(), 2e-6)
     assert all(len(x.sharding.device_set) == 2 for x in out.values())
 
 
@@ -168,14 +170,13 @@ def test_one_compilation_a_shape(case):
 
 @every
 def test_bfloat16_is_computed_in_float32_and_rounded_once(case):
-    low = lambda tree: {
-        n: x.astype(jnp.bfloat16) if n in laws.SHAPES else x for n, x in tree.items()
-    }
-    up = lambda tree: {n: x.astype(np.float32) if n in laws.SHAPES else x for n, x in tree.items()}
-    base, models = low(case.base), [low(m) for m in case.models]
-    out = case.merge(base, models)
-    assert all(out[n].dtype == jnp.bfloat16 for n in laws.SHAPES)
-    same(out, low(case.merge(up(base), [up(m) for m in models])))
+    few = case.few()
+    low = lambda tree: {n: x.astype(jnp.bfloat16) for n, x in tree.items()}
+    up = lambda tree: {n: x.astype(np.float32) for n, x in tree.items()}
+    base, models = low(few.base), [low(m) for m in few.models]
+    out = few.merge(base, models)
+    assert all(x.dtype == jnp.bfloat16 for x in out.values())
+    same(out, low(few.merge(up(base), [up(m) for m in models])))
 
 
 @every
@@ -213,11 +214,11 @@ def test_one_model_alone(case):
         with pytest.raises(ValueError, match=f"needs at least {low} models, got 1"):
             case.merge(models=case.models[:1], extras=None)
         return
-    extras = case.extras and case.extras[:1]
-    out = case.merge(models=case.models[:1], extras=extras)
+    few = case.few()
+    out = few.merge(models=few.models[:1], extras=few.extras and few.extras[:1])
     assert all(np.isfinite(x).all() for x in out.values())
     if not case.stochastic:
-        gap = max(np.abs(out[n] - case.models[0][n]).max() for n in laws.SHAPES)
+        gap = max(np.abs(out[n] - few.models[0][n]).max() for n in out)
         assert (gap < 1e-6) == (case.name in laws.FIXED_POINT), gap
 
 
