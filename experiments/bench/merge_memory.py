@@ -7,9 +7,10 @@
 The model has the leaves of a ViT-B/16 (86M float32 parameters, 152 leaves); the base and eight
 models are jax arrays on one device, the models random task vectors of 1 % of the weights' size.
 A method is called once to compile and then `--repeat` times; the best time counts.  GB/s counts
-the bytes of the inputs, each once.  The ratio is to the best time of copying all nine inputs once
-on the same device, leaf by leaf with jax (a method that takes fewer models is compared with a copy
-of as many).  The table is sorted by it.
+the bytes of the inputs, each once.  The ratio is to copying all nine inputs once on the same
+device, leaf by leaf with jax (a method that takes fewer models is compared with a copy of as many):
+the best of the copies made right before and right after the method, since shared machines change
+their speed within minutes.  The table is sorted by it.
 
 Writes `experiments/results/merge_memory_<device>.json` and `.md`, after every method, with the
 machine and its load.  On a busy machine wall times are upper bounds; the processor time of the
@@ -152,7 +153,6 @@ def main() -> None:
         "parameters": size,
         "leaves": len(like),
         "models": given.models,
-        "copy": best_of(copy_all, max(3, given.repeat)),
         "methods": [],
         "not_measured": {},
     }
@@ -161,11 +161,9 @@ def main() -> None:
         kept = json.loads(old.read_text())
         if kept["machine"] != report["machine"] or kept["parameters"] != size:
             raise SystemExit(f"{old} is of another machine or model; run without --append.")
-        report = kept | {
-            "copy": min(kept["copy"], report["copy"], key=lambda c: c["seconds"]),
-            "command": f"{kept['command']} && {report['command']}",
-        }
-    print(f"{size:,} parameters, copy of {1 + given.models}: {report['copy']['seconds']:.3f} s")
+        report = kept | {"command": f"{kept['command']} && {report['command']}"}
+    time_copy = lambda: best_of(copy_all, max(3, given.repeat))
+    print(f"{size:,} parameters, copy of {1 + given.models}: {time_copy()['seconds']:.3f} s")
     wanted = [n for n in given.only.split(",") if n]
     for name in wanted or published():
         try:
@@ -185,10 +183,12 @@ def main() -> None:
         run = functools.partial(
             jm.merge, method, base, some, key=key, extras=[side] * count if side else None
         )
+        copies = [time_copy()]
         times = best_of(run, given.repeat)
-        row = {"name": name, "method": repr(method), "models": count, **times}
+        copies.append(time_copy())
+        copied = {k: min(c[k] for c in copies) for k in ("seconds", "cpu_seconds")}
+        row = {"name": name, "method": repr(method), "models": count, **times, "copy": copied}
         report["methods"] = [m for m in report["methods"] if m["name"] != name] + [row]
-        report["copy"] = min(report["copy"], best_of(copy_all, 1), key=lambda c: c["seconds"])
         report["load"].append(os.getloadavg())
         write(report, out)
         print(f"{name}: {times['seconds']:.3f} s ({times['cpu_seconds']:.3f} s cpu)", flush=True)
@@ -201,32 +201,32 @@ def stem(report: dict[str, Any]) -> str:
 
 def write(report: dict[str, Any], out: Path) -> None:
     """JSON with everything, Markdown with the table."""
-    copy, total = report["copy"]["seconds"], 1 + report["models"]
-    rows = []
+    total, rows = 1 + report["models"], []
     for m in report["methods"]:
         read = 4 * report["parameters"] * (1 + m["models"])
         m["gb_per_second"] = read / m["seconds"] / 1e9
         share = (1 + m["models"]) / total
-        m["ratio"] = m["seconds"] / (copy * share)
-        m["cpu_ratio"] = m["cpu_seconds"] / (report["copy"]["cpu_seconds"] * share)
+        m["ratio"] = m["seconds"] / (m["copy"]["seconds"] * share)
+        m["cpu_ratio"] = m["cpu_seconds"] / (m["copy"]["cpu_seconds"] * share)
         rows.append(m)
     rows.sort(key=lambda m: m["ratio"])
     where, load = report["machine"], [x[0] for x in report["load"]]
-    spent = report["copy"]["cpu_seconds"]
     lines = [
         f"# Merging in memory on {where['device']} ({where['cores']} cores)",
         "",
         f"`{report['command']}`: {report['parameters']:,} float32 parameters in "
-        f"{report['leaves']} leaves, {report['models']} models, jax {where['jax']}.  Copying all "
-        f"{total} inputs once takes {copy:.3f} s, {spent:.3f} s of processor time; the ratios are "
-        f"to these.  Load average while measuring: {min(load):.1f} to {max(load):.1f}.",
+        f"{report['leaves']} leaves, {report['models']} models, jax {where['jax']}.  The ratios "
+        f'are to copying as many inputs once; "copy" is the time of copying all {total}, measured '
+        f"beside the method.  Load average while measuring: {min(load):.1f} to {max(load):.1f}.",
         "",
-        "| method | models | seconds | GB/s | ratio | processor s | ratio | first call, s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| method | models | seconds | GB/s | copy, s | ratio "
+        "| processor s | ratio | first call, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| `{m['method']}` | {m['models']} | {m['seconds']:.3f} | {m['gb_per_second']:.2f} "
-        f"| {m['ratio']:.2f} | {m['cpu_seconds']:.3f} | {m['cpu_ratio']:.2f} | {m['first']:.1f} |"
+        f"| {m['copy']['seconds']:.3f} | {m['ratio']:.2f} "
+        f"| {m['cpu_seconds']:.3f} | {m['cpu_ratio']:.2f} | {m['first']:.1f} |"
         for m in rows
     ]
     if report["not_measured"]:

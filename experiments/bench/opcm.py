@@ -3,6 +3,8 @@
     python experiments/bench/opcm.py              # jaxmerge
     python experiments/bench/opcm.py --torch      # the full-matrix SVD, where torch is installed
 
+Obtained: experiments/results/opcm_cpu.json (both with --json, one after the other, two idle cores).
+
 Both fold one task vector into a running sum, kernel by kernel, as merging 20 models does 19 times
 for each of 72 kernels.  Prints seconds a step (the best of `--repeat`) for every shape, and the sum
 over the model.  On a busy machine pin both to one core and one thread and count processor time,
@@ -13,7 +15,10 @@ wait for each other by spinning.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -70,10 +75,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, all its threads")
     parser.add_argument("--save", help="write the results of the steps to this .npz, to compare")
+    parser.add_argument("--json", type=Path, help="enter the figures into this file")
     args = parser.parse_args()
     step = (with_torch if args.torch else with_jaxmerge)(args.alpha, args.zero_diag, args.double)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    results, total_time = {}, 0.0
+    results, total_time, seconds = {}, 0.0, {}
     for shape, count in KERNELS.items():
         total, x = draw(shape)
         results["x".join(map(str, shape))] = np.asarray(step(total, x))
@@ -82,9 +88,20 @@ def main() -> None:
             start = clock()
             step(total, x)
             times.append(clock() - start)
+        seconds["x".join(map(str, shape))] = min(times)
         total_time += count * STEPS * min(times)
         print(f"{shape[0]:>5} x {shape[1]:<5} {min(times):8.3f} s a step", flush=True)
     print(f"20 models, 72 kernels: {total_time:.0f} s (the above times {STEPS} steps)")
+    if args.json:
+        known = json.loads(args.json.read_text()) if args.json.exists() else {}
+        known["torch" if args.torch else "jaxmerge"] = {
+            "seconds_a_step": seconds,
+            "seconds_20_models": total_time,
+            "clock": "processor" if args.cpu_time else "wall",
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        }
+        args.json.write_text(json.dumps(known, indent=2) + "\n")
     if args.save:
         np.savez(args.save, **results)
 
