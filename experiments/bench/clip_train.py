@@ -11,8 +11,7 @@ side, so that neither holds threads or memory of the other. A ratio is torch's s
 attention, and the peak of an H100's or H200's bf16 tensor cores (989e12 FLOP/s); "MFU" is the share
 of --peak that the operations of `Config.image_flops` take, three times over.
 
-Figures so far: experiments/results/clip_cpu.md (training of B/16 and all of L/14, and everything on
-a GPU, are still to be measured).
+Figures so far: experiments/results/clip_cpu.md (everything on a GPU is still to be measured).
 
 What was tried for the CPU and won nothing, in CPU seconds on one core, jax 0.10.2: XLA_FLAGS of
 --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT, the same of onednn,
@@ -184,13 +183,21 @@ def measure(options, ours, passes: int, more=lambda config, options: {}) -> None
             row[f"ratio_{form}"] = other[form] / seconds
         row["machine"] = f"{jax.devices()[0].device_kind}, {jax.local_device_count()} device(s)"
         if jax.default_backend() == "cpu":
-            row["machine"] = f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+            row["machine"] = f"{processor()}, {len(os.sched_getaffinity(0))} cores"
         row["versions"] = f"jax {jax.__version__}, torch {other.get('torch', '-')}"
         row["command"] = " ".join(["python", *_plain(sys.argv)])
         rows.append(row)
         print(table([row], head=len(rows) == 1), flush=True)
     if options.out:
         keep(rows, options.out)
+
+
+def processor() -> str:
+    """The name of the processor: the ratio to torch differs between makers."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [x.split(":")[1].strip() for x in lines if x.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} CPU"
 
 
 def _plain(words: list[str]) -> list[str]:
@@ -200,12 +207,12 @@ def _plain(words: list[str]) -> list[str]:
 
 
 def keep(rows: list[dict], out: Path) -> None:
-    """Puts rows into a result file, in place of older ones of the same model, task and dtype."""
-    same = lambda row: tuple(row[k] for k in ("model", "task", "batch", "dtype"))
+    """Puts rows into a result file, in place of older ones of the same thing and machine."""
+    same = lambda row: tuple(row[k] for k in ("model", "task", "batch", "dtype", "machine"))
     old = json.loads(out.read_text()) if out.exists() else []
     new = {same(row) for row in rows}
     rows = [row for row in old if same(row) not in new] + rows
-    rows.sort(key=lambda row: (row["task"], row["dtype"], row["model"], row["batch"]))
+    rows.sort(key=lambda row: (row["machine"], row["task"], row["dtype"], row["model"]))
     out.write_text(json.dumps(rows, indent=1) + "\n")
     notes = sorted({f"{row['machine']}; {row['versions']}" for row in rows})
     commands = sorted({row["command"] for row in rows})
@@ -228,6 +235,7 @@ def table(rows: list[dict], head: bool = True) -> str:
         "ratio to eager": "ratio_eager",
         "ratio to compiled": "ratio_compiled",
         "from disk images/s": "from_disk",
+        "machine": "machine",
     }
     columns = {title: key for title, key in columns.items() if any(key in row for row in rows)}
 
