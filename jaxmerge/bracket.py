@@ -22,7 +22,7 @@ from jaxmerge.selection import BINS, DIGIT, digits, double
 
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
 FINE = 1 << 18  # counters of one pass inside a bracket
-BLOCK = 1 << 16  # entries read at once
+BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
 PROCESSORS = min(8, os.cpu_count() or 1)
 SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
 
@@ -131,18 +131,17 @@ def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[
     def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         not_below = np.zeros(len(intervals), np.int64)
         inside: list[list[np.ndarray]] = [[] for _ in intervals]
-        spare, mask = np.empty(0), np.empty(0, bool)
+        mask = other = np.empty(0, bool)
         for bits in part.bits(wide=wide):
-            if spare.size != bits.size:
-                spare, mask = np.empty_like(bits), np.empty(bits.size, bool)
+            if mask.size != bits.size:
+                mask, other = np.empty(bits.size, bool), np.empty(bits.size, bool)
             word = bits.dtype.type
             for i, (low, high) in enumerate(intervals):
-                # what is below wraps round to the greatest numbers
-                above = np.subtract(bits, word(low), out=spare)
-                end = word((np.iinfo(word).max >> 1) + 1 - low)
-                not_below[i] += np.count_nonzero(np.less(above, end, out=mask))
-                np.less_equal(above, word(high - low), out=mask)
-                inside[i].append(above.take(np.flatnonzero(mask)))
+                np.greater_equal(bits, word(low), out=mask)
+                not_below[i] += np.count_nonzero(mask)
+                np.greater(bits, word(high), out=other)
+                found = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
+                inside[i].append(np.subtract(found, word(low), out=found))
         return not_below, inside
 
     parts = row.parts()

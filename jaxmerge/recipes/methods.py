@@ -57,7 +57,9 @@ def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any
         if default is None:
             raise UserError("rules: {only: ...} needs a method.")
         _check_matches([("only", _regex(only))], like)
-        return partition({"merged": default, "base": keep_base()}, [(only, "merged"), (".*", "base")])
+        return partition(
+            {"merged": default, "base": keep_base()}, [(only, "merged"), (".*", "base")]
+        )
     if not isinstance(rules, list) or not rules:
         raise UserError(f"rules must be a list of {{match, method}} or {{only: ...}}: {rules!r}.")
     merges, ordered = {}, []
