@@ -238,7 +238,7 @@ def torch() -> str:
     for path in sorted(RESULTS.glob("clip_*.json")):
         for row in json.loads(path.read_text()):
             figures = [row.get(k) for k in ("images_per_second", "torch_eager", "torch_compiled")]
-            shown = [f"{x:,.1f}" if x else "–" for x in figures]
+            shown = [f"{x:.3g}" if x else "–" for x in figures]
             what = f"{row['model']} {row['task']}, {row['dtype']}, images/s"
             lines.append(f"| {what} | {row['machine']} | {' | '.join(shown)} |")
     for path in sorted(RESULTS.glob("continual_*.json")):
