@@ -20,10 +20,14 @@ buffer; here the same schedules run on a class-incremental stream under a frozen
 figures do not carry over.  w is `weight`.
 
 Expected figures: the paper's merging results could not be had; its conclusion (from memory of the
-paper, not checked) is that merging over time trades plasticity for retention best.  Figures
-obtained: none are kept here yet.
+paper, not checked) is that merging over time trades plasticity for retention best.
 
-Time and hardware: a minute a seed on two CPU cores for digits; the rest was not run.
+Obtained on digits, three class orders (experiments/results/fomo_schedules.json, made with
+``--set seeds=3``): every schedule ends above fine-tuning (94.6 to 95.3 % against 93.2 %) and
+forgets less (0.3 to 1.2 points against 2.7); between the schedules the spread over orders is larger
+than the differences, and none reaches the zero-shot model's 95.8 %.
+
+Time and hardware: 95 s a seed on one shared CPU core for digits; the rest was not run.
 
 Source: Roth et al., A Practitioner's Guide to Continual Multimodal Pretraining, NeurIPS 2024.
 """
