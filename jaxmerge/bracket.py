@@ -204,8 +204,8 @@ def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
     at = not_below - flat  # places from the smallest of those inside, where the guess was right
     if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
         found = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
-        settle = [(low + int(x),) * 2 for (low, _), x in zip(intervals, found, strict=True)]
-        return values(tuple(settle)).reshape(ranks.shape)
+        settle = [low + int(x) for (low, _), x in zip(intervals, found, strict=True)]
+        return values(tuple((x, x) for x in settle)).reshape(ranks.shape)
     while not settled(intervals):
         intervals = narrow(intervals, flat, count(row, intervals))
     return values(intervals).reshape(ranks.shape)

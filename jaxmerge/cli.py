@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 from typer import Argument, Option
@@ -367,8 +367,17 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+@runtime_checkable
+class _Usage(Protocol):
+    """A usage error of the parser, whichever package of typer's it comes from."""
+
+    exit_code: int
+
+    def show(self) -> None: ...
+
+
 def _explain(error: Exception) -> int:
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+    if isinstance(error, _Usage):
         error.show()
         return error.exit_code
     if os.environ.get("JAXMERGE_TRACEBACK") or not isinstance(

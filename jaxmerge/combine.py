@@ -50,7 +50,7 @@ def chain(*stages: Transform | Merge) -> Merge:
 
 
 @register
-def partition(merges: Mapping[str, Merge], label: Any) -> Merge:
+def partition(merges: Mapping[Any, Merge], label: Any) -> Merge:
     """Route every leaf to the merge that its label names.
 
     Args:

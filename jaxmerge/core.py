@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 Array = Any  # jax.Array or numpy.ndarray
 Leaves = Mapping[str, Array]  # "vision/block_03/attn/query/kernel" -> array
@@ -245,7 +247,12 @@ def model_count(*values: Any) -> int | None:
 
 def concrete(*values: Any) -> bool:
     """Whether no value is being traced by jit, vmap or grad."""
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
+
+
+def numpy_of(*values: Any) -> Any:
+    """numpy where all values are concrete, jax.numpy where one is being traced."""
+    return np if concrete(*values) else jnp
 
 
 def check_range(

@@ -54,7 +54,13 @@ class Pairs(NamedTuple):
     size: int
 
     def __add__(self, other: Pairs) -> Pairs:
-        return Pairs(*map(operator.add, self, other))
+        return Pairs(
+            self.dot + other.dot,
+            self.moved + other.moved,
+            self.opposed + other.opposed,
+            self.shared + other.shared,
+            self.size + other.size,
+        )
 
     @property
     def norms(self) -> np.ndarray:
@@ -143,7 +149,8 @@ def pairs_of(changes: Sequence[np.ndarray], bounds: Iterable[float]) -> Pairs:
     """
     flat = [np.ravel(x) for x in changes]
     size, bounds = flat[0].size, list(bounds)
-    whole = Pairs(*(np.zeros((len(flat), len(flat)), k) for k in "dqqq"), size)
+    none = lambda kind: np.zeros((len(flat), len(flat)), kind)
+    whole = Pairs(none(np.float64), none(np.int64), none(np.int64), none(np.int64), size)
     for start in range(0, size, BLOCK):
         block = np.stack([x[start : start + BLOCK] for x in flat])
         up, down = (block > 0).astype(np.float32), (block < 0).astype(np.float32)

@@ -197,10 +197,9 @@ def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
     for n, p in job.grid.items():
         like = job.like[n]
         if measured is None:
-            stages = [t.measure for t in p.before]
-            exact = bool(stages) and stages[0] is not None and stages[0].host is not None
-            exact = exact and not any(stages[1:]) and p.fold.measure is None
-            exact = exact and stages[0].scope == "row"
+            first, *others = [t.measure for t in p.before] or [None]
+            exact = first is not None and first.host is not None and first.scope == "row"
+            exact = exact and not any(others) and p.fold.measure is None
         else:
             exact = _integer_closing(p, run.base_like(job, n), job, measured[n], run)
         longest = 1 << 22
@@ -214,15 +213,16 @@ def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
 
 def _integer_closing(p: Pipeline, like: Like, job: Job, measured, run: Any) -> bool:
     """Whether the closing facts are counts over entries that do not mix."""
-    if job.extras or any(t.measure for t in p.after) or p.fold.closing is None:
+    closing = p.fold.closing
+    if job.extras or any(t.measure for t in p.after) or closing is None:
         return False
-    if p.fold.closing.scope != "row" or like.size < MIN_PIECE:
+    if closing.scope != "row" or like.size < MIN_PIECE:
         return False
 
     def observe(base, models):
         sides = ({},) * len(models)
         cell = fold_leaf(p.specs, base, models, None, measured, sides, run.zero)
-        return cell, p.fold.closing.observe(cell, p.fold.closing.init(), 0)
+        return cell, closing.observe(cell, closing.init(), 0)
 
     name = next(n for n, q in job.grid.items() if q is p)
     models = tuple(Like(like.shape, m.like[name].dtype) for m in job.models)

@@ -260,12 +260,14 @@ def merge_files(
         raise ValueError(
             f"models must be a list of references, got {models!r}: write [{models!r}]."
         )
-    opened = [s if s is None or isinstance(s, Leaves) else open_source(s) for s in [base, *models]]
-    for source in opened:
+    opened = lambda ref: ref if isinstance(ref, Leaves) else open_source(ref)
+    theta = None if base is None else opened(base)
+    rows = [opened(m) for m in models]
+    for source in (theta, *rows):
         keep_apart(out, source.files if isinstance(source, Source) else ())
-    first = opened[0] if base is not None else opened[1]
+    first = rows[0] if theta is None else theta
     files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}
-    job = Job(method, opened[1:], opened[0], key)
+    job = Job(method, rows, theta, key)
     kind = None if dtype is None else _floating(dtype)
     options.setdefault("metadata", {"format": "pt"})
     options.setdefault("digest", _digest(job, kind))
@@ -273,7 +275,9 @@ def merge_files(
 
 
 def _digest(job: Job, dtype: Any) -> str:
-    stamps = [s.stamp() if hasattr(s, "stamp") else s.like for s in (job.base, *job.models) if s]
+    from jaxmerge.io.sources import Source
+
+    stamps = [s.stamp() if isinstance(s, Source) else s.like for s in (job.base, *job.models) if s]
     text = repr((job.method, stamps, dtype, job.key))
     return hashlib.sha256(text.encode()).hexdigest()
 

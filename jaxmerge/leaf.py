@@ -9,11 +9,12 @@ every value of a factor, and the memory, file and sharded drivers give the same 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array, Context, Merge, Transform, cell_key, working_dtype
+from jaxmerge.core import Array, Context, Measure, Merge, Transform, cell_key, working_dtype
 
 
 def delta(model: Array, base: Array, zero: bool = False) -> Array:
@@ -85,13 +86,13 @@ def observe_leaf(specs, i, summary, turn, base, model, key, step, extra, measure
     before, fold, _ = _build(specs)
     x = _enter(before, i, base, model, key, step, extra, measured, zero)
     measure = before[i].measure if i < len(before) else fold.measure
-    return measure.observe(x, summary, turn)
+    return _observe(measure, x, summary, turn)
 
 
 @functools.partial(jax.jit, static_argnames="turn")
 def observe_opening(specs, summary, turn, cell):
     """What one leaf contributes to the opening measure."""
-    return specs[1].build().opening.observe(cell, summary, turn)
+    return _observe(specs[1].build().opening, cell, summary, turn)
 
 
 @functools.partial(jax.jit, static_argnames=("i", "turn"))
@@ -99,9 +100,9 @@ def observe_cell(specs, i, summary, turn, cell, base, key, step, measured):
     """What one leaf contributes to the closing measure (i = 0) or to that of transform i - 1."""
     before, fold, after = _build(specs)
     if i == 0:
-        return fold.closing.observe(cell, summary, turn)
+        return _observe(fold.closing, cell, summary, turn)
     x = _leave(before, fold, after, i - 1, cell, base, key, step, measured)
-    return after[i - 1].measure.observe(x, summary, turn)
+    return _observe(after[i - 1].measure, x, summary, turn)
 
 
 @jax.jit
@@ -119,6 +120,12 @@ def _opaque(cell):
     """
     zero = jax.lax.optimization_barrier(jnp.int32(0))
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), cell)
+
+
+def _observe(measure: Measure | None, x: Any, summary: Any, turn: int) -> Any:
+    if measure is None:
+        raise ValueError("Nothing is measured at this stage.")
+    return measure.observe(x, summary, turn)
 
 
 def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge import bracket, selection
-from jaxmerge.core import Array, Measure, concrete
+from jaxmerge.core import Array, Measure, concrete, numpy_of
 
 __all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
 
@@ -49,7 +49,7 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
 
     def ranks_of(size):
         sought = ranks(size)
-        xp = np if concrete(sought, size) else jnp
+        xp = numpy_of(sought, size)
         return xp.clip(xp.asarray(sought), 1, size)
 
     def init():

@@ -47,5 +47,7 @@ def merge_part(specs, closing, key, measured, sides, zero, base, models, totals)
 
 
 def _with_sums(take, specs, closing, key, measured, sides, zero, base, models) -> Any:
-    run = lambda *a: merge_whole(*a[:5], zero, *a[5:])
+    def run(specs, closing, key, measured, sides, base, models):
+        return merge_whole(specs, closing, key, measured, sides, zero, base, models)
+
     return with_sums(run, take, specs, closing, key, measured, sides, base, models)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmerge.core import Array, concrete
+from jaxmerge.core import Array, numpy_of
 
 DIGIT = 16
 BINS = 1 << DIGIT
@@ -75,7 +74,7 @@ def _histogram(digit: Array, weight: Array | int) -> Array:
 
 def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
     """One digit more of every value sought, and the rank left inside its bin."""
-    xp = np if concrete(value, rank, hist) else jnp
+    xp = numpy_of(value, rank, hist)
     kind = f"uint{DIGIT * digits()}"
     at_least = xp.cumsum(hist[:, ::-1], axis=1)[:, ::-1]
     b = xp.sum(at_least >= rank[:, None], axis=1) - 1

@@ -146,7 +146,7 @@ def pmerge(
     return rebuild(_program(method, mesh, count, share, nonfinite)(placed, spread, rest, key))
 
 
-def _program(method: Merge, mesh: Mesh, count: int, share: int, nonfinite: str) -> Any:
+def _program(method: Merge, mesh: Mesh, count: int, share: int, nonfinite: Nonfinite) -> Any:
     """One compiled program: fold on every device, meet, fold what is left over, finish.
 
     When `share` does not come out even, the last places hold no model and leave the state as it
@@ -228,11 +228,12 @@ def _rows(models: Any) -> list[Leaves]:
         return [names.flatten(m)[0] for m in models]
     flat = names.flatten(models)[0]
     lengths = {n: x.shape[0] if x.ndim else None for n, x in flat.items()}
-    if len(set(lengths.values())) != 1 or None in lengths.values():
+    length = next(iter(lengths.values()), None)
+    if length is None or set(lengths.values()) != {length}:
         raise ValueError(
             f"Stacked models need one leading axis of one length in every leaf, found {lengths}."
         )
-    return [{n: x[t] for n, x in flat.items()} for t in range(next(iter(lengths.values())))]
+    return [{n: x[t] for n, x in flat.items()} for t in range(length)]
 
 
 def _here(grid: Any, base: Leaves, rows: list[Leaves]) -> tuple[Leaves, list[Leaves]]:
@@ -258,7 +259,12 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _stack(
-    rows: list[Leaves], sides: list[Any], base: Leaves, mesh: Mesh, over: str | None, length: int
+    rows: Sequence[Leaves],
+    sides: Sequence[Any],
+    base: Leaves,
+    mesh: Mesh,
+    over: str | None,
+    length: int,
 ) -> Any:
     """Flat trees as one tree of leaves [length, *leaf], the first axis cut over that mesh axis.
 

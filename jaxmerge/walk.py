@@ -79,7 +79,7 @@ class Run:
         self.jobs, self.writer, self.report, self.zero = jobs, writer, report, zero
         self.devices, self.out_dtype = list(devices) or [None], out_dtype
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
-        self.proofs: dict[Any, bool] = {}
+        self.proofs: dict[Any, int | None] = {}
         self.refusing, self.refusal = threading.Lock(), ""
         self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
 
@@ -104,7 +104,7 @@ class Run:
         )
         device = device or self.devices[0]
         with jax.default_device(device):
-            if name in job.grid:
+            if facts is not None and name in job.grid:
                 self.merge_one(job, facts, name)
             else:
                 self.copy_one(job, name)
@@ -175,7 +175,7 @@ class Run:
         wide = self.out_dtype is not None and self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
-    def in_pieces(self, job, name, measured, closing, held, coupled=0) -> None:
+    def in_pieces(self, job, name, measured, closing, held, coupled: int | None = 0) -> None:
         """The leaf in pieces; if there are sums over it, once to add them up and once to merge."""
         like, specs = job.like[name], job.grid[name].specs
         base_like, target = self.base_like(job, name), self.target(like)
@@ -279,11 +279,15 @@ class Run:
         seen = set()
         for job in self.jobs:
             for i, source in enumerate((job.base, *job.models)):
+                if source is None:
+                    continue
                 who = getattr(source, "ref", "") or ("the base" if i == 0 else f"model {i - 1}")
-                for n in job.grid if source is not None else ():
+                for n in job.grid:
                     size = source.like[n].size
                     blocks = (source.read(n, *cut) for cut in pieces(size, 1 << 22))
-                    count = sum(int(np.sum(~np.isfinite(cast(b, np.float64)))) for b in blocks)
+                    count = sum(
+                        int(np.sum(~np.isfinite(cast(b, np.dtype(np.float64))))) for b in blocks
+                    )
                     line = f"{who}, leaf {n!r}: {count} of {size} entries"
                     if count and line not in seen:  # jobs share models
                         seen.add(line)

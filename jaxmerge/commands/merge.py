@@ -64,7 +64,7 @@ def run(
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
         try:
             plan = document.plan(models)
-            if check:
+            if check or out is None:
                 reports.append(cost(plan, document.name))
                 if not last:
                     reports[-1]["note"] = "later stages are checked when this one is there"
@@ -97,18 +97,22 @@ def distribute() -> None:
     )
 
 
-def stage_folder(out: Path, name: str) -> Path:
+def stage_folder(out: Path, name: str | None) -> Path:
     """Where a stage that is not the last writes: beside the output, and kept."""
-    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+    if name is None or not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
         raise UserError(f"the name of a stage must be a plain word, got {name!r}.")
     return out.parent / f"{out.name}.stages" / name
 
 
 def stages_there(out: Path | None, document: Document, stages: dict[str, Path]) -> bool:
     """For --check: whether an earlier run left this stage's output."""
-    if out is None or not (stage_folder(Path(out), document.name) / RESOLVED).exists():
+    name = document.name
+    if out is None or name is None:
         return False
-    stages[document.name] = stage_folder(Path(out), document.name)
+    folder = stage_folder(Path(out), name)
+    if not (folder / RESOLVED).exists():
+        return False
+    stages[name] = folder
     return True
 
 
@@ -282,7 +286,8 @@ def compile_cache() -> None:
     JAX writes an entry in place: one that another run is writing, or was killed writing, is
     compiled anew without a word.
     """
-    if jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    there = jax.config.values["jax_compilation_cache_dir"]
+    if there or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

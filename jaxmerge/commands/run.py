@@ -54,14 +54,14 @@ def run(
     old = None if resume is None else runs.read_run(resume, config)
     kept = [] if resume is None else runs.given(resume)
     if kept is None:  # a run that did not note its --set: only what is asked now can differ
-        config, kept = old, []
+        config, kept = old or config, []
     given = [*kept, *set]
     try:
         asked = changed(config, runs.settings_of(given))
         asked.check()
     except ValueError as error:
         raise UserError(str(error)) from None
-    if resume is None:
+    if resume is None or old is None:
         folder = runs.new_run(asked, out, given)
     else:
         folder = Path(resume)

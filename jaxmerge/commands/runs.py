@@ -23,7 +23,7 @@ import jax
 
 from jaxmerge.commands.progress import Bars
 from jaxmerge.continual import checkpoint, devices, results, store
-from jaxmerge.continual.experiment import Experiment, parsed, restored
+from jaxmerge.continual.experiment import AnyExperiment, Experiment, parsed, restored
 from jaxmerge.continual.halfway import EVERY
 from jaxmerge.continual.learner import Learner
 from jaxmerge.continual.logs import Curves
@@ -88,7 +88,7 @@ def given(folder: str | Path) -> list[str] | None:
     return jsonlib.loads((Path(folder) / "config.json").read_text()).get(SET)
 
 
-def read_run(folder: str | Path, experiment: Experiment) -> Experiment:
+def read_run(folder: str | Path, experiment: AnyExperiment) -> AnyExperiment:
     """The experiment with the settings that a run folder holds.
 
     Raises:
@@ -316,7 +316,7 @@ def show(found: Results, folder: Path, json: bool) -> None:
     console.print(f"{seconds}{memory}.  Report: {folder / 'report.html'}", highlight=False)
 
 
-def settings_of(pairs: list[str]) -> dict[str, Any]:
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     """``["epochs=3", "merges.MagMax.factor=0.5"]`` as settings; values are YAML.
 
     >>> settings_of(["epochs=3", "merges.MagMax.factor=[0.5, 1.0]"])

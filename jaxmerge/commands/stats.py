@@ -16,6 +16,7 @@ from jaxmerge import statistics
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.packaged import packaged
+from jaxmerge.statistics.fisher import Kind
 
 KINDS = ("fisher", "gram")
 
@@ -29,7 +30,7 @@ def run(
     out: Path | None = None,
     samples: int = 256,
     batch: int = 32,
-    variant: str = "true",
+    variant: Kind = "true",
     seed: int = 0,
     json: bool = False,
 ) -> None:
@@ -134,15 +135,17 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
     from jaxmerge.continual.learner import from_bert, from_clip
     from jaxmerge.data.text import Texts
     from jaxmerge.models import bert, clip
+    from jaxmerge.models.bert.checkpoint import layout_of as bert_layout
+    from jaxmerge.models.clip.checkpoint import layout_of as clip_layout
 
     if not isinstance(scenario.sources[0].inputs, Texts):
         model = clip.load(ref, base=base)
-        layout_of = lambda keys: clip.checkpoint.layout_of(keys, model.config)
+        layout_of = lambda keys: clip_layout(keys, model.config)
         return from_clip(model, scenario), layout_of, None
     if base is not None:
         raise UserError("--base completes an image tower; a sentence encoder is whole by itself.")
     encoder = bert.load(ref)
-    layout_of = lambda keys: bert.checkpoint.layout_of(keys, encoder.config)
+    layout_of = lambda keys: bert_layout(keys, encoder.config)
     keep = lambda tokens: (tokens != encoder.config.pad).ravel()
     return from_bert(encoder, scenario), layout_of, keep
 

@@ -116,7 +116,8 @@ def _same_folds(d: Deploy) -> bool:
     if one.core is not None and repr((one.before, one.core)) == repr((other.before, other.core)):
         return True
     base = {"kernel": np.zeros((2, 2), np.float32)}
-    models = [{"kernel": np.float32([[1, 2], [3, 5]])}, {"kernel": np.float32([[-2, 1], [1, 4]])}]
+    entries = [[[1, 2], [3, 5]], [[-2, 1], [1, 4]]]
+    models = [{"kernel": np.array(x, np.float32)} for x in entries]
 
     def cells(method: Merge) -> list:
         state = run.init(method, base, key=jax.random.key(0))

@@ -45,7 +45,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jaxmerge as jm
 from jaxmerge.continual.deploys import LAST, Deploy, running_merge
@@ -59,6 +59,7 @@ from jaxmerge.continual.train import Training
 from jaxmerge.core import Leaves, Merge
 from jaxmerge.errors import closest, listed
 
+AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
     "start", "deploys", "running", "strategy", "settings", "training", "models", "vectors",
@@ -323,7 +324,7 @@ def parsed(what: str, text: str) -> Any:
     return value
 
 
-def changed(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def changed(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperiment:
     """The experiment with other settings; mappings are changed key by key, null takes one out.
 
     Raises:
@@ -345,7 +346,7 @@ def changed(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
     return restored(experiment, merged)
 
 
-def restored(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def restored(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperiment:
     """The experiment with settings as they were kept: what is given replaces what is there."""
     known = {f.name for f in dataclasses.fields(experiment)}
     unknown = [k for k in settings if k not in known]

@@ -218,8 +218,10 @@ class Stream:
         return inputs, np.concatenate(columns).astype(np.int32), own
 
     def _running(self) -> Leaves:
-        outcome = self.running and self.outcomes[self.running.label]
-        if outcome is None or outcome.matrix[self.done - 1][0] is None:
+        if self.running is None:
+            return self.last
+        outcome = self.outcomes[self.running.label]
+        if outcome.matrix[self.done - 1][0] is None:
             return self.last  # before the first task, and while there are too few models to merge
         return self._merged(self.running, outcome.factors[self.done - 1])
 

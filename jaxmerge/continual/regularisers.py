@@ -30,10 +30,11 @@ from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.strategy import Term
 from jaxmerge.core import Array, Leaves
 
+Anchor = Literal["base", "last"]
 Fisher = Literal["true", "sampled", "predicted", "released"]
 
 
-def l2(strength: float, anchor: Literal["base", "last"] = "base") -> Term:
+def l2(strength: float, anchor: Anchor = "base") -> Term:
     """Pull every weight towards theta_0 ("base", from the first task on) or the last model."""
     if anchor not in ("base", "last"):
         raise ValueError(f"anchor must be 'base' or 'last', got {anchor!r}.")

@@ -104,8 +104,8 @@ class Vectors:
     finetunes: str
     norm: list[float]
     relative: list[float]
-    cosine: list[list[float]]
-    sign_agreement: list[list[float]]
+    cosine: Matrix
+    sign_agreement: Matrix
     magnitude_edges: list[float]
     magnitude_counts: list[list[int]]
     magmax_share: list[float]
@@ -190,7 +190,9 @@ class Results:
         Raises:
             ValueError: another schema, or fields that are missing or unknown.
         """
-        text = source if str(source).lstrip().startswith("{") else Path(source).read_text()
+        text = str(source)
+        if not text.lstrip().startswith("{"):
+            text = Path(source).read_text()
         data = json.loads(text)
         if data.get("schema") != SCHEMA:
             raise ValueError(
@@ -240,14 +242,14 @@ def _stat(values: list[float]) -> Stat | None:
 
 def to_plain(x: Any) -> Any:
     """Dataclasses become dicts, NaN None, arrays lists: what strict JSON can hold."""
+    if hasattr(x, "tolist"):
+        x = x.tolist()
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         x = dataclasses.asdict(x)
     if isinstance(x, dict):
         return {str(k): to_plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
         return [to_plain(v) for v in x]
-    if hasattr(x, "tolist"):
-        return to_plain(x.tolist())
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
@@ -260,7 +262,7 @@ def from_plain(kind: Any, x: Any, where: str) -> Any:
         return [from_plain(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(x)]
     if typing.get_origin(kind) is dict:
         return {k: from_plain(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in x.items()}
-    if not dataclasses.is_dataclass(kind):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return x
     hints = typing.get_type_hints(kind)
     required = {

@@ -285,7 +285,9 @@ def _results(rows: Sequence[Row]) -> Results:
         tasks = [Task(**t) for t in row["tasks"]]
         run = runs.setdefault(at, SeedRun(row["seed"], row["order"], tasks, [], [], {}))
         matrix = np.array(row["matrix"], float)
-        factors = None if row["factor"] is None else [None] * (len(matrix) - 1) + [row["factor"]]
+        factors: list[float | None] | None = None
+        if row["factor"] is not None:
+            factors = [*[None] * (len(matrix) - 1), row["factor"]]
         run.entries.append(
             Entry(
                 row["label"],

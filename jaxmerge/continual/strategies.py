@@ -25,17 +25,26 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmerge.continual.distillation import feature, lwf
-from jaxmerge.continual.regularisers import ewc, l2, mas
+from jaxmerge.continual.regularisers import Anchor, Fisher, ewc, l2, mas
 from jaxmerge.continual.strategy import Strategy
 from jaxmerge.errors import closest, listed
+
+
+def _l2(strength: float = 1.0, anchor: Anchor = "base") -> Strategy:
+    return Strategy("l2", (l2(strength, anchor),))
+
+
+def _ewc(
+    strength: float = 1e6, kind: Fisher = "true", decay: float | None = 0.5, examples: int = 512
+) -> Strategy:
+    return Strategy("ewc", (ewc(strength, kind, decay, examples),))
+
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": lambda: Strategy("finetune"),
     "probe": lambda pattern="projection/kernel$": Strategy("probe", trainable=(pattern,)),
-    "l2": lambda strength=1.0, anchor="base": Strategy("l2", (l2(strength, anchor),)),
-    "ewc": lambda strength=1e6, kind="true", decay=0.5, examples=512: Strategy(
-        "ewc", (ewc(strength, kind, decay, examples),)
-    ),
+    "l2": _l2,
+    "ewc": _ewc,
     "mas": lambda strength=1.0, decay=None: Strategy("mas", (mas(strength, decay),)),
     "lwf": lambda strength=0.3, temperature=2.0: Strategy("lwf", (lwf(strength, temperature),)),
     "feature": lambda strength=1.0: Strategy("feature", (feature(strength),)),

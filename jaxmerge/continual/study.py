@@ -85,8 +85,7 @@ def run_seed(
         The figures, and the merged models at the end by (label, stream).
     """
     watch = watch or (lambda stream, phase, steps, loss: None)
-    probes = tuple(probe(learner, scenario, split, batch) for split in ("val", "test"))
-    test = probes[1]
+    val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))
     zero = measure(learner, learner.params, test)
     outcomes: dict[str, dict[str, Outcome]] = {}
     seconds: dict[str, float] = {}
@@ -97,15 +96,15 @@ def run_seed(
     for plan in plans:
         stream = Stream(
             scenario, learner, start=plan.start, strategy=plan.strategy, training=plan.training,
-            seed=seed, deploys=plan.deploys, running=plan.running, probes=probes,
+            seed=seed, deploys=plan.deploys, running=plan.running, probes=(val, test),
             store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
             keep=plan.vectors or int(plan.name in donors.values()),
         )  # fmt: skip
         for t in stream.tasks_left():
             task, models = scenario[t].name, plan.models
             known = None if models is None else models.get(task, learner.params)
-            if known is None and t == 0:
-                known = first.get(donors.get(plan.name))
+            if known is None and t == 0 and plan.name in donors:
+                known = first.get(donors[plan.name])
             stream.learn(t, known=known)
             if models is not None and known is None:
                 models.keep(task, stream.last)
@@ -260,7 +259,7 @@ def constant(
     return found
 
 
-def _none(x):
+def _none(x: Any) -> Any:
     """NaN as None, arrays as lists."""
     if isinstance(x, np.ndarray):
         return [_none(v) for v in x]

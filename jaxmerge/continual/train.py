@@ -94,7 +94,7 @@ class Hyper(NamedTuple):
 class Fit(NamedTuple):
     """What a step changes: the trained leaves, AdamW's moments, the number of steps taken."""
 
-    params: dict[str, Array]
+    params: Any
     moments: Any
     step: Array
 
@@ -256,7 +256,7 @@ def one_step(state, inputs, columns, fixed, features, strategy, training):
         found = features(params, inputs)
         logits = head_logits(found, head, scale)
         loss = own_cross_entropy(logits, columns, own)
-        learner = Learner({}, features, None, head, scale)
+        learner = Learner({}, features, np.asarray, head, scale)
         for term, remembered in zip(strategy.terms, memory, strict=True):
             view = View(params, inputs, columns, found, logits, own, remembered)
             loss = loss + term.loss(view, learner)

@@ -114,8 +114,7 @@ class Order(Sequence):
     """
 
     def __init__(self, count: int, batch: int, batches: int, seed: tuple[int, ...]):
-        self.batch, self.batches, self.seed = batch, batches, tuple(seed)
-        self.count = count  # pyright: ignore[reportAssignmentType]
+        self.examples, self.batch, self.batches, self.seed = count, batch, batches, tuple(seed)
 
     def __len__(self) -> int:
         return self.batches
@@ -126,9 +125,9 @@ class Order(Sequence):
         if not -len(self) <= k < len(self):
             raise IndexError(f"batch {k} of {len(self)}")
         at = np.arange(self.batch) + (k % len(self)) * self.batch
-        epochs, within = np.divmod(at, self.count)
+        epochs, within = np.divmod(at, self.examples)
         parts = [
-            shuffled(self.count, (*self.seed, int(e)))[within[epochs == e]]
+            shuffled(self.examples, (*self.seed, int(e)))[within[epochs == e]]
             for e in np.unique(epochs)
         ]
         return np.concatenate(parts)
@@ -140,10 +139,10 @@ def shuffled(count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-class _Numbered:
+class _Numbered(Sequence):
     """Batches by number, for grain; sent to worker processes."""
 
-    def __init__(self, inputs: Any, rows: Sequence[Any], then: Callable, first: int):
+    def __init__(self, inputs: Any, rows: Sequence[Any] | np.ndarray, then: Callable, first: int):
         self.inputs, self.rows, self.then, self.first = inputs, rows, then, first
 
     def __len__(self) -> int:
@@ -160,7 +159,7 @@ def same(x: Any) -> Any:
 
 def read(
     inputs: np.ndarray | Examples,
-    rows: Sequence[Any],
+    rows: Sequence[Any] | np.ndarray,
     then: Callable[[np.ndarray], Any] = same,
     *,
     place: Callable[[Any], Any] | None = None,
@@ -222,7 +221,9 @@ class Batches:
     Args: as in `read`.
     """
 
-    def __init__(self, inputs: Any, rows: Sequence[Any], then: Callable, place: Callable):
+    def __init__(
+        self, inputs: Any, rows: Sequence[Any] | np.ndarray, then: Callable, place: Callable
+    ):
         self.inputs, self.rows, self.then, self.place = inputs, rows, then, place
 
     def __len__(self) -> int:

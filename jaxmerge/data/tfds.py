@@ -168,9 +168,10 @@ def _builder(path: Path, dataset: str) -> Any:
     except ImportError:
         raise UserError(f"To read {folder}: pip install 'jaxmerge[tfds]'") from None
     builder = tensorflow_datasets.builder_from_directory(str(folder))
-    if builder.info.file_format.value != "array_record":
+    form = builder.info.file_format
+    if form is None or form.value != "array_record":
         raise UserError(
-            f"{folder} is in the format {builder.info.file_format.value}, without random access. "
+            f"{folder} is in the format {form and form.value}, without random access. "
             f"Where TensorFlow is installed, run: {command(dataset, path)} --overwrite"
         )
     return builder

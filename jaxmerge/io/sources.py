@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def _refuse_pickle(path: Path, allow_pickle: bool) -> None:
         )
 
 
-def _sharded(folder: Path, index: Path, kind: type[Leaves]) -> Source:
+def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Source:
     if index.stat().st_size > 64 << 20:
         raise UserError(f"{index} has {index.stat().st_size} bytes, too many for an index.")
     try:

@@ -21,8 +21,8 @@ from jaxmerge.core import (
     Merge,
     check_choice,
     check_range,
-    concrete,
     model_count,
+    numpy_of,
     zeros,
 )
 from jaxmerge.measures import keep_count
@@ -201,7 +201,7 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
             return {"ends": (-total["low"], total["high"])}
         if turn == 1:
             many = math.isqrt(2 * len(total["sums"])) - 1  # of T (T + 1) / 2 + T = T (T + 3) / 2
-            xp = np if concrete(total["size"], density) else jnp
+            xp = numpy_of(total["size"], density)
             rank = xp.full(many, xp.maximum(keep_count(density, total["size"]), 1))
             share = xp.asarray(total["size"], xp.float32) / total["sums"]
             return summary | {"share": share, "value": np.zeros(many, np.uint32), "rank": rank}

@@ -108,7 +108,7 @@ def disjoint_mean(
         if merge == "mean" and equal:
             one = jnp.where(up, jnp.uint16(1), jnp.where(down, jnp.uint16(256), jnp.uint16(0)))
             new = new._replace(counts=s.counts + one)
-        if merge == "mean" and not equal:
+        if merge == "mean" and w is not None:
             w_pos, w_neg = s.w_pos + jnp.where(up, w, 0), s.w_neg + jnp.where(down, w, 0)
             new = new._replace(w_pos=w_pos, w_neg=w_neg)
         if merge == "max":

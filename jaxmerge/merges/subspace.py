@@ -134,7 +134,7 @@ def keep_mean_norm(inner: Merge) -> Merge:
     if not isinstance(inner, Merge):
         raise TypeError(f"keep_mean_norm() wraps a Merge such as jm.add(), got {inner!r}.")
     if inner.route is not None or inner.before:
-        return _wrap(inner, square_norm(), _cells_norm(None))
+        return _wrap(inner, square_norm(), _cells_norm(inner))
     _check_plain(inner)
 
     def init(leaf):
@@ -163,7 +163,7 @@ def keep_mean_norm(inner: Merge) -> Merge:
     )  # fmt: skip
 
 
-def _cells_norm(inner: Merge | None) -> Measure:
+def _cells_norm(inner: Merge) -> Measure:
     """The squared norm of the merged row, from the cells of all leaves."""
 
     def observe(cell, summary, turn):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core import Array
+
 
 def normalise(features: jax.Array) -> jax.Array:
     """Rows of unit length."""
@@ -20,7 +22,7 @@ def normalise(features: jax.Array) -> jax.Array:
 
 
 def text_head(
-    encode: Callable[[list[str]], jax.Array], class_names: Sequence[str], templates: Sequence[str]
+    encode: Callable[[list[str]], Array], class_names: Sequence[str], templates: Sequence[str]
 ) -> jax.Array:
     """The head of a set of classes.
 

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.core import Array
+
 
 class Packed(NamedTuple):
     """A batch of token ids and where its tokens are; leading axes of steps are allowed.
@@ -29,9 +31,9 @@ class Packed(NamedTuple):
       back: int32 `[..., sentences, length]`, the place in `at`; T where `tokens` is padding.
     """
 
-    tokens: jax.Array
-    at: jax.Array
-    back: jax.Array
+    tokens: Array
+    at: Array
+    back: Array
 
     @property
     def position(self) -> jax.Array:

@@ -269,7 +269,7 @@ def _skeleton(build: Callable[..., nnx.Module], config):
     """The graph of `build(config, None)` and its (shape-only) state; nothing is allocated."""
     module = nnx.eval_shape(lambda: build(config, None))
     graph, state = nnx.split(module)
-    return graph, {"/".join(path): leaf for path, leaf in nnx.to_flat_state(state)}
+    return graph, {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
 def shapes(build: Callable[..., nnx.Module], config) -> dict[str, tuple[int, ...]]:
@@ -300,4 +300,4 @@ def bind(build: Callable[..., nnx.Module], config, params: Mapping) -> nnx.Modul
 def parameters(module: nnx.Module) -> dict[str, jax.Array]:
     """The flat mapping name -> array of a module's parameters, names sorted."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return dict(sorted(("/".join(path), leaf.get_value()) for path, leaf in flat))
+    return dict(sorted(("/".join(map(str, path)), leaf.get_value()) for path, leaf in flat))

@@ -162,7 +162,7 @@ def _varying(factory, fixed, varying, like, what) -> Merge | Transform:
     """A stage built anew for every leaf whose values differ."""
     depth = depths(like)
     built: dict[tuple, Merge | Transform] = {}
-    made: dict[str, Merge | Transform] = {}
+    made: dict[str, Any] = {}
     for n in like:
         values = {k: read(Where(n, depth[n])) for k, read in varying.items()}
         code = tuple(values.items())

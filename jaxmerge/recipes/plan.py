@@ -81,11 +81,10 @@ class Models:
             self.opened[ref] = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
         return self.opened[ref]
 
-    def family(self, refs: Sequence[str | None]) -> list[Source | None]:
+    def family(self, refs: Sequence[str]) -> list[Source]:
         """Sources that are merged with each other, the first being the measure of the rest."""
-        sources = [None if r is None else self.open(r) for r in refs]
-        first = next(s for s in sources if s is not None)
-        return [s if s is None or s is first else tie(first, s) for s in sources]
+        first, *rest = (self.open(r) for r in refs)
+        return [first, *(s if s is first else tie(first, s) for s in rest)]
 
     def resolve(self, ref: str) -> str:
         """The reference in a form that means the same anywhere."""

@@ -77,14 +77,15 @@ class Recipe:
             raise UserError("models is an empty list.")
         if self.nonfinite not in ("raise", "zero"):
             raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
-        base, *rest = models.family([self.base, *self.models])
-        merged = rest
-        first = base or rest[0]
-        vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, [base, *rest])
+        bases = [] if self.base is None else [self.base]
+        first, *others = opened = models.family([*bases, *self.models])
+        base, merged = (first, others) if bases else (None, opened)
+        vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, opened)
+        rest: list[Any] = merged
         if vocabulary is None:
-            check_vocabulary([base, *rest])
+            check_vocabulary(opened)
         else:
-            base, *rest = vocabulary.apply([base, *rest])
+            base, *rest = vocabulary.apply([base, *merged])
         like = (base or rest[0]).like
         method = None if self.method is None else build(self.method, len(rest), like)
         if self.rules is not None:

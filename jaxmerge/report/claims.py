@@ -92,16 +92,17 @@ def check(claim: Claim, results: Results) -> Finding | None:
     differences = []
     for better, worse in claim.pairs:
         try:
-            rows = [
+            measured = [
                 [results.entry(*row, seed=s).metrics[claim.metric] for s in range(_seeds(results))]
                 for row in (better, worse)
             ]
         except KeyError:
             continue
-        if any(x is None for row in rows for x in row):
+        rows = np.array(measured, float)  # what was not measured is NaN
+        if np.isnan(rows).any():
             continue
         sign = -100 if claim.less else 100
-        differences.append(sign * np.subtract(*rows))
+        differences.append(sign * (rows[0] - rows[1]))
     if not differences:
         return None
     found = np.array(differences)  # [pairs, seeds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from jaxmerge.continual.results import Results, Vectors
 from jaxmerge.report import numbers, words
@@ -90,7 +91,10 @@ def _mean_vectors(results: Results, finetunes: str) -> Vectors:
     """The same figures averaged over seeds, place by place; counts are added."""
     found = [v for run in results.seeds for v in run.vectors if v.finetunes == finetunes]
     found = [v for v in found if v.magnitude_edges == found[0].magnitude_edges]
-    row = lambda name: [m for m, _ in numbers.mean_std([getattr(v, name) for v in found])]
+
+    def row(name: str) -> list[Any]:
+        return [m for m, _ in numbers.mean_std([getattr(v, name) for v in found])]
+
     counts = [
         [sum(c) for c in zip(*rows, strict=False)]
         for rows in zip(*(v.magnitude_counts for v in found), strict=False)

@@ -18,7 +18,7 @@ from jaxmerge.combine import chain
 from jaxmerge.core import Leaves, check_range
 from jaxmerge.merges.elementwise import add
 from jaxmerge.names import is_float
-from jaxmerge.solvers.core import Loss, Solver, check_step, finite, task_vectors
+from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 from jaxmerge.transforms.sparsify import trim
 
 
@@ -93,8 +93,7 @@ def adamerging(
     @jax.jit
     def jitted(state, taus, batch):
         value, grads = jax.value_and_grad(lambda c: loss(build(c, taus), batch))(state.coefficients)
-        updates, opt = optimizer.update(grads, state.optimizer, state.coefficients)
-        new = AdaMergingState(dict(optax.apply_updates(state.coefficients, updates)), opt)
+        new = AdaMergingState(*descend(optimizer, grads, state.optimizer, state.coefficients))
         return new, value, finite(grads)
 
     def step(state: AdaMergingState, batch: Any):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmerge.core import Array, Leaves, working_dtype
 from jaxmerge.names import check_same, is_float
@@ -40,6 +41,12 @@ class Solver(NamedTuple):
     init: Callable[[], Any]
     step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
     params: Callable[[Any], Leaves]
+
+
+def descend(optimizer: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """The parameters after one step of an optax optimiser, and its state."""
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
 
 
 def solve(

@@ -24,7 +24,7 @@ from jaxmerge.core import Array, Leaves, check_range
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
 from jaxmerge.names import check_same, is_float
-from jaxmerge.solvers.core import Loss, Solver, check_step, finite, project_simplex
+from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, project_simplex
 
 Granularity = Literal["layer", "task"]
 Oracle = Literal["inner", "cosine"]
@@ -163,8 +163,8 @@ def soft_frank_wolfe(
             c, opt, best = carry
             value, grads = jax.value_and_grad(objective)(c)
             best = keep(best, value, c)
-            updates, opt = optimizer.update(grads, opt, c)
-            c = jax.tree.map(project_simplex, optax.apply_updates(c, updates))
+            c, opt = descend(optimizer, grads, opt, c)
+            c = jax.tree.map(project_simplex, c)
             return (c, opt, best), None
 
         stay = jax.tree.map(lambda c: jnp.zeros_like(c).at[0].set(1), coefficients)

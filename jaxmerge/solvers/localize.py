@@ -18,7 +18,7 @@ import optax
 
 from jaxmerge.core import Leaves, check_range
 from jaxmerge.measures import keep_count
-from jaxmerge.solvers.core import Loss, Solver, check_step, finite, task_vectors
+from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 
 
 class LocalizeState(NamedTuple):
@@ -86,8 +86,7 @@ def localize(
     @jax.jit
     def jitted(state, batch):
         value, grads = jax.value_and_grad(objective)(state.logits, batch)
-        updates, opt = optimizer.update(grads, state.optimizer, state.logits)
-        new = LocalizeState(dict(optax.apply_updates(state.logits, updates)), opt)
+        new = LocalizeState(*descend(optimizer, grads, state.optimizer, state.logits))
         return new, value, finite(grads)
 
     def step(state: LocalizeState, batch: Any):

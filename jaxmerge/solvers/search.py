@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 
 from jaxmerge.core import Array, Leaves
 
@@ -119,7 +120,7 @@ def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndar
     def program(count):
         like = jax.ShapeDtypeStruct((at_once, count), jnp.float32)
         held = jax.make_jaxpr(jax.vmap(lambda c: score(build(c))))(like)
-        return jax.jit(functools.partial(jax.core.eval_jaxpr, held.jaxpr)), held.consts
+        return jax.jit(functools.partial(eval_jaxpr, held.jaxpr)), held.consts
 
     def run(candidates):
         candidates = np.asarray(candidates, np.float32)

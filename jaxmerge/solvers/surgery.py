@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.core import Array, Leaves
-from jaxmerge.solvers.core import Solver, check_step, finite
+from jaxmerge.solvers.core import Solver, check_step, descend, finite
 
 Features = Callable[[Any], Array]  # inputs -> [B, d]
 
@@ -60,8 +60,7 @@ def surgery(
         adapter, opt = state
         objective = lambda a: jnp.abs(operate(a, source) - target).mean()
         value, grads = jax.value_and_grad(objective)(adapter)
-        updates, opt = optimizer.update(grads, opt, adapter)
-        return (optax.apply_updates(adapter, updates), opt), value, finite(grads)
+        return descend(optimizer, grads, opt, adapter), value, finite(grads)
 
     def step(state, inputs):
         state, value, good = jitted(state, merged(inputs), single(inputs))

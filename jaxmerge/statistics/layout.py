@@ -7,7 +7,7 @@ reads leaves as they are stored, so the statistic beside a checkpoint is stored 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ def in_layout(statistic: Statistic, table: Iterable[Entry], leaves: Leaves) -> S
         axis = about["axis"]
         values = {e.key: np.asarray(statistic.values[e.names[0]]) for e in known}
         values |= {e.key: _patch(values[e.key], leaves[e.key]) for e in known if e.kind == "patch"}
+        turned: dict[str, Callable[[int], int]]
         turned = dict.fromkeys(("dense", "fused", "patch"), lambda a: 1 - a)
         about["axis"] = {e.key: turned.get(e.kind, int)(axis[e.names[0]]) for e in known}
     else:

@@ -17,9 +17,9 @@ from jaxmerge.core import (
     Transform,
     check_choice,
     check_range,
-    concrete,
     leaf_sum,
     model_count,
+    numpy_of,
     per_model,
 )
 from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
@@ -109,7 +109,7 @@ def drop_outliers(
 
     def ranks(n):
         kept, dropped = keep_count(density, n), keep_count(gamma, n)
-        xp = np if concrete(kept, dropped) else jnp
+        xp = numpy_of(kept, dropped)
         kept = xp.maximum(kept, 1)
         dropped = xp.minimum(dropped, n - kept)
         first, last = xp.broadcast_arrays(dropped + 1, dropped + kept)

@@ -65,12 +65,12 @@ def build(seed: int = 0, drawings: int = 40, fonts: tuple[str, ...] = FONTS, con
     ((48, 48), [0, 1])
     """
     wanted = range(len(CONCEPTS)) if concepts is None else sorted(set(concepts))
-    fields, concept, style = [], [], []
+    outlines, concept_of, style_of = [], [], []
 
     def add(field, index, how):
-        fields.append(quantise(field))
-        concept.append(index)
-        style.append(STYLES.index(how))
+        outlines.append(quantise(field))
+        concept_of.append(index)
+        style_of.append(STYLES.index(how))
 
     for index in wanted:
         item = CONCEPTS[index]
@@ -86,8 +86,8 @@ def build(seed: int = 0, drawings: int = 40, fonts: tuple[str, ...] = FONTS, con
         elif item.kind in ("shape", "direction", "count"):
             for _ in range(max(2, drawings // (2 if item.kind == "count" else 4))):
                 add(_figure(item, rng), index, "drawn")
-    fields = np.stack(fields) if fields else np.zeros((1, SIDE, SIDE), np.int8)
-    concept, style = np.array(concept, np.int32), np.array(style, np.int32)
+    fields = np.stack(outlines) if outlines else np.zeros((1, SIDE, SIDE), np.int8)
+    concept, style = np.array(concept_of, np.int32), np.array(style_of, np.int32)
     rows = {
         (int(c), int(s)): np.flatnonzero((concept == c) & (style == s))
         for c, s in {*zip(concept.tolist(), style.tolist(), strict=True)}

@@ -56,19 +56,19 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     except UserError as error:
         raise UserError(f"{error}{hint(ref)}") from None
     try:
-        found = source.config()
-        if not found:
+        found, folder = source.config(), source.folder
+        if not found or folder is None:
             raise ValueError(f"{ref}: expected a config.json beside the weights")
         keys = {plain: key for key in source if (plain := plain_key(key)) is not None}
         pooler = any(key.startswith("pooler.") for key in keys)
         config = Config.from_hf(found, pooler=pooler)
-        config = replace(config, **_pooling(source.folder, config))
+        config = replace(config, **_pooling(folder, config))
         tensors = {plain: source[key] for plain, key in keys.items()}
         params = absorb(hf_table(config), tensors, param_shapes(config))
     finally:
         source.close()
     params = {name: jnp.asarray(np.asarray(leaf, np.float32)) for name, leaf in params.items()}
-    return Model(config, params, load_tokenizer(source.folder, config.max_tokens))
+    return Model(config, params, load_tokenizer(folder, config.max_tokens))
 
 
 def layout_of(keys: Iterable[str], config: Config) -> list[Entry]:

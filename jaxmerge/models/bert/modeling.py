@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmerge.core import Array
 from jaxmerge.models.bert.config import Config
 from jaxmerge.models.packing import Packed, spread
 from jaxmerge.models.transformer import (
@@ -77,7 +78,7 @@ class Tower(nnx.Module):
             self.pooler = Dense(config.width, config.width, STD, rngs)
         self.config = config
 
-    def __call__(self, tokens: jax.Array | Packed, compute: Compute) -> jax.Array:
+    def __call__(self, tokens: Array | Packed, compute: Compute) -> jax.Array:
         blocks = blocks_of(self, self.config.layers)
         which = {}
         if self.config.buckets:
@@ -147,7 +148,7 @@ def _states(config: Config, params: dict, tokens, compute: Compute) -> jax.Array
 
 
 def text_states(
-    config: Config, params: Mapping, tokens: jax.Array | Packed, *, compute: Compute = Compute()
+    config: Config, params: Mapping, tokens: Array | Packed, *, compute: Compute = Compute()
 ) -> jax.Array:
     """The state of every token, `[batch, tokens, width]`; padding is not looked at.
 
@@ -171,7 +172,7 @@ def text_states(
 
 
 def text_features(
-    config: Config, params: Mapping, tokens: jax.Array | Packed, *, compute: Compute = Compute()
+    config: Config, params: Mapping, tokens: Array | Packed, *, compute: Compute = Compute()
 ) -> jax.Array:
     """One vector a sentence.
 

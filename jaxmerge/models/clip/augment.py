@@ -53,7 +53,7 @@ def random_resized_crop(
         raise TypeError(f"images: found {type(images).__name__}, expected an array or a sequence")
     out = np.empty((len(images), side, side, 3), np.uint8)
     for square, picture in zip(out, images, strict=True):
-        left, top, width, height = crop_box(*picture.size, rng, scale, ratio)
+        left, top, width, height = crop_box(picture.width, picture.height, rng, scale, ratio)
         crop = picture.convert("RGB").crop((left, top, left + width, top + height))
         square[:] = np.asarray(crop.resize((side, side), Image.Resampling.BICUBIC))
     return out

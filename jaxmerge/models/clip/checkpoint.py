@@ -98,7 +98,7 @@ def _read(source: Source, config: Config | None) -> Model:
         picture = found.get("preprocess_cfg", {})
         if picture:
             mean, std = (tuple(picture.get(k, v)) for k, v in (("mean", MEAN), ("std", STD)))
-            processing = Preprocess(config.vision.image, mean, std)
+            processing = Preprocess(config.image_tower.image, mean, std)
     elif config is None:
         found = read_json(folder / "config.json") if folder else {}
         if not found:
@@ -198,7 +198,8 @@ def save(
         weights = "model.safetensors"
     else:
         table = open_clip_table(model.config)
-        config = config_to_open_clip(model.config, processing.mean, processing.std)
+        picture = processing or Preprocess(model.config.image_tower.image)
+        config = config_to_open_clip(model.config, picture.mean, picture.std)
         texts, weights = {"open_clip_config.json": config}, "open_clip_model.safetensors"
     fits(model.params, param_shapes(model.config))
     write_folder(Path(folder), weights, table, model.params, dtype, texts, model.tokenizer)

@@ -102,6 +102,20 @@ class Config:
             raise ValueError(f"CLIP config: {'; '.join(wrong)}")
 
     @property
+    def image_tower(self) -> Vision:
+        """The image tower where there must be one."""
+        if self.vision is None:
+            raise ValueError("no vision tower (config.vision is None)")
+        return self.vision
+
+    @property
+    def text_tower(self) -> Text:
+        """The text tower where there must be one."""
+        if self.text is None:
+            raise ValueError("no text tower (config.text is None)")
+        return self.text
+
+    @property
     def image_flops(self) -> int:
         """Floating point operations of the image tower's matrix products, forward, one image.
 
@@ -109,9 +123,7 @@ class Config:
         What nothing reads is not counted: of the last block, all but the keys and values of the
         tokens behind the first.
         """
-        v = self.vision
-        if v is None:
-            raise ValueError("no vision tower (config.vision is None)")
+        v = self.image_tower
         shared = 4 * v.tokens * v.width**2  # keys and values
         token = 4 * v.width**2 + 4 * v.tokens * v.width + 4 * v.width * v.hidden
         blocks = v.layers * shared + ((v.layers - 1) * v.tokens + 1) * token

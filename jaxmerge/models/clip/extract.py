@@ -58,7 +58,9 @@ def encode_images(
         done.append(_features(model.config, prepare, compute, model.params, pixels))
         jax.block_until_ready(done[-AHEAD - 1 : -AHEAD])
     if not done:
-        return np.empty((0, model.config.projection_dim or model.config.vision.width), np.float32)
+        return np.empty(
+            (0, model.config.projection_dim or model.config.image_tower.width), np.float32
+        )
     return np.concatenate(jax.device_get(done))[: len(images)]
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmerge.core import Array
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.transformer import (
     Attention,
@@ -93,7 +94,7 @@ class VisionTower(nnx.Module):
     """Images `[batch, side, side, 3]` -> features `[batch, projection_dim]`."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs | None):
-        tower = config.vision
+        tower = config.image_tower
         self.class_token = normal(rngs, tower.width**-0.5, tower.width)
         self.patch = Patch(tower.patch, tower.width, rngs)
         self.position = normal(rngs, 0.02, tower.tokens, tower.width)
@@ -107,7 +108,7 @@ class VisionTower(nnx.Module):
         self.config = config
 
     def __call__(self, images: jax.Array, compute: Compute) -> jax.Array:
-        tower = self.config.vision
+        tower = self.config.image_tower
         images = images.astype(compute.dtype)
         x = self.patch(images)
         first = self.class_token[...].astype(x.dtype)[None, None]
@@ -122,7 +123,7 @@ class TextTower(nnx.Module):
     """Token ids `[batch, tokens]` -> features `[batch, projection_dim]`."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs | None):
-        tower = config.text
+        tower = config.text_tower
         self.token = normal(rngs, 0.02, tower.vocab, tower.width)
         self.position = normal(rngs, 0.01, tower.context, tower.width)
         add_blocks(self, tower.layers, lambda: Block(tower, config, rngs))
@@ -134,7 +135,7 @@ class TextTower(nnx.Module):
         self.config = config
 
     def __call__(self, tokens: jax.Array, compute: Compute) -> jax.Array:
-        tower = self.config.text
+        tower = self.config.text_tower
         length = tokens.shape[1]
         x = jnp.take(self.token[...], tokens, axis=0) + self.position[...][None, :length]
         end = jnp.argmax(tokens if tower.eos == 2 else tokens == tower.eos, axis=1)
@@ -234,7 +235,7 @@ def image_features(
 
 
 def text_features(
-    config: Config, params: Mapping, tokens: jax.Array, *, compute: Compute = Compute()
+    config: Config, params: Mapping, tokens: Array, *, compute: Compute = Compute()
 ) -> jax.Array:
     """Features of texts, not normalised. Compiled once for each config and shape.
 

@@ -76,16 +76,16 @@ def config_to_open_clip(config: Config, mean, std) -> dict:
       ValueError: a tower is missing, or the config asks for what OpenCLIP cannot be told here.
     """
     vision, text = config.vision, config.text
-    wrong = []
+    refusal = "this model cannot be written for OpenCLIP"
     if vision is None or text is None or config.projection_dim is None:
-        wrong.append("it needs both towers and the projection")
-    else:
-        if config.eps != 1e-5:
-            wrong.append(f"layer norms have eps {config.eps} (expected 1e-05)")
-        if text.eos not in (2, text.vocab - 1):
-            wrong.append(f"eos {text.eos} is not the largest id ({text.vocab - 1})")
+        raise ValueError(f"{refusal}: it needs both towers and the projection")
+    wrong = []
+    if config.eps != 1e-5:
+        wrong.append(f"layer norms have eps {config.eps} (expected 1e-05)")
+    if text.eos not in (2, text.vocab - 1):
+        wrong.append(f"eos {text.eos} is not the largest id ({text.vocab - 1})")
     if wrong:
-        raise ValueError(f"this model cannot be written for OpenCLIP: {'; '.join(wrong)}")
+        raise ValueError(f"{refusal}: {'; '.join(wrong)}")
     model = {
         "embed_dim": config.projection_dim,
         "quick_gelu": config.activation == "quick_gelu",
