@@ -74,18 +74,19 @@ class Facts:
         if not self.local(name):
             return ((None,) * (len(p.before) + 1),) * len(job.models)
         shape = job.like[name].shape
-        out = []
-        for t in range(len(job.models)):
-            if held is None:
-                base, model = Checked(self.run, job, 0)[name], Checked(self.run, job, t + 1)[name]
-            else:
-                base, model = held[0].reshape(shape), held[t + 1].reshape(shape)
-            found = measure_row(
-                {name: p}, {name: base}, {name: model}, job.key, np.int32(t),
+
+        def block(i: int) -> np.ndarray:
+            return Checked(self.run, job, i)[name] if held is None else held[i].reshape(shape)
+
+        base = block(0)
+
+        def measure(t: int) -> tuple:  # nothing but the base is held from one model to the next
+            return measure_row(
+                {name: p}, {name: base}, {name: block(t + 1)}, job.key, np.int32(t),
                 self._extra(t), self.run.zero,
-            )  # fmt: skip
-            out.append(found[name])
-        return tuple(out)
+            )[name]  # fmt: skip
+
+        return tuple(measure(t) for t in range(len(job.models)))
 
     def _extra(self, t: int) -> Mapping[str, Any]:
         return self.job.extras[t] if self.job.extras else {}
