@@ -61,7 +61,12 @@ def _memory(plan: Plan) -> int:
                 nothing = ((None,) * (len(p.before) + 1),) * len(job.models)
                 coupled = run.coupled(job, n, nothing, None)
             _, need = run.way(job, n, coupled)
-            largest = max(largest, need + (input_bytes(job, n) if own else 0))
+            whole = input_bytes(job, n)
+            if own and whole <= ROOM // 2:  # held from measuring to merging
+                need += whole
+            elif own:  # measured before it is merged: the base and one model, and what is counted
+                need = max(need, 2 * whole // (1 + len(job.models)) + job.like[n].size)
+            largest = max(largest, need)
     return max(min(WORKERS * largest, ROOM), largest)
 
 
