@@ -19,8 +19,8 @@ Obtained: experiments/results/merge_files.json (--json), with the load average b
 busy machine wall times say little, and CPU seconds grow too.  `experiments/readme.py` makes the
 table of the README from it.
 
-A 3b family (29 GB), run once each: linear 14 s, TIES 58 s, DARE-TIES 50 s, at most 1.6 GB; kept in the
-result file by hand, as ``family_3b``.
+A 3b family (29 GB), run once each: linear 14 s, TIES 58 s, DARE-TIES 50 s, at most 1.6 GB; kept in
+the result file by hand, as ``family_3b``.
 """
 
 from __future__ import annotations
