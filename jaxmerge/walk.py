@@ -96,7 +96,8 @@ class Run:
 
     # ------------------------------------------------------------ one leaf
 
-    def leaf(self, job: Job, facts: Facts | None, name: str) -> None:
+    def leaf(self, job: Job, facts: Any, name: str) -> None:
+        """Merge or copy one leaf; `facts` are the job's `Facts`, None where it only copies."""
         device = (
             self.devices[zlib.crc32(name.encode()) % len(self.devices)]
             if len(self.devices) > 1
@@ -104,7 +105,7 @@ class Run:
         )
         device = device or self.devices[0]
         with jax.default_device(device):
-            if facts is not None and name in job.grid:
+            if name in job.grid:
                 self.merge_one(job, facts, name)
             else:
                 self.copy_one(job, name)

@@ -136,6 +136,14 @@ def get_config():
 """
 
 
+def test_an_experiment_without_tasks_or_model_cannot_be_made():
+    class Bare(Experiment):
+        pass
+
+    with pytest.raises(TypeError, match=r"Bare.*learner.*scenario"):
+        Bare()
+
+
 def test_one_file_gives_the_whole_table_of_a_paper(toy, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(toy.parent))
     (tmp_path / "table.py").write_text(TABLE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -10,7 +12,7 @@ from leaves import family, saved
 from safetensors.numpy import load_file
 
 import jaxmerge as jm
-from jaxmerge import pieces, walk
+from jaxmerge import filefacts, pieces, walk
 from jaxmerge.core import leaf_sum
 from jaxmerge.cutting import elementwise, sums
 from jaxmerge.files import Job, merge_jobs
@@ -121,6 +123,29 @@ def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch
     for n in want:
         values = [np.asarray(x, np.float64) for x in (got[n], want[n])]
         np.testing.assert_allclose(*values, rtol=0, atol=0.1 * ulps)
+
+
+def test_measuring_a_leaf_too_large_to_keep_holds_the_base_and_one_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "ROOM", 1)  # so every leaf is
+    held, most, read = [], [], filefacts.Checked.__getitem__
+
+    def counted(self, name):
+        most.append(sum(ref() is not None for ref in held))  # beside the one that is read now
+        out = read(self, name)
+        held.append(weakref.ref(out))
+        return out
+
+    monkeypatch.setattr(filefacts.Checked, "__getitem__", counted)
+    models = family(np.float32)
+    files, method = saved(tmp_path, models), jm.ties(density=0.2, scope="leaf", tie="positive")
+    job = Job(method, files[1:], files[0])
+    merge_jobs([job], tmp_path / "out")
+    assert len(held) == len(job.grid) * len(models)  # the base once a leaf, every model once
+    assert max(most) == 1
+    some = [{n: x for n, x in m.items() if n in job.grid} for m in models]
+    want, got = jm.merge(method, some[0], some[1:]), File(tmp_path / "out/model.safetensors")
+    for n in want:
+        np.testing.assert_array_equal(got[n], want[n])
 
 
 def test_a_sum_of_what_a_sum_went_into_is_no_cut():

@@ -39,6 +39,7 @@ refused when they changed.  On the command line: ``--set streams.LwF.settings.st
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import copy
 import dataclasses
@@ -98,7 +99,7 @@ STREAMS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(abc.ABC):
     """Settings shared by all experiments; subclasses add theirs and build the parts.
 
     Attributes:
@@ -131,13 +132,13 @@ class Experiment:
     evaluation_batch: int = 128
     version: str = jm.__version__
 
+    @abc.abstractmethod
     def scenario(self, seed: int) -> Scenario:
         """The stream of tasks of one seed."""
-        raise NotImplementedError(f"{type(self).__name__} must define scenario(seed).")
 
+    @abc.abstractmethod
     def learner(self, scenario: Scenario) -> Learner:
         """The model, under the head of the scenario; the same for all seeds."""
-        raise NotImplementedError(f"{type(self).__name__} must define learner(scenario).")
 
     def tasks_of(self, seed: int) -> Scenario:
         """The scenario of one run: the order is that of `order`, or drawn by the seed."""
@@ -330,12 +331,13 @@ def changed(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperi
     Raises:
         ValueError: an unknown setting (the closest names are shown) or one of another type.
 
-    >>> changed(Experiment(), {"epochs": 5}).epochs
+    >>> from jaxmerge.commands.quickstart import Quickstart
+    >>> changed(Quickstart(), {"epochs": 5}).epochs
     5
     >>> streams = {"independent": None, "EWC": {"strategy": "ewc"}}
-    >>> list(changed(Experiment(), {"streams": streams}).streams)
+    >>> list(changed(Quickstart(), {"streams": streams}).streams)
     ['sequential', 'EWC']
-    >>> changed(Experiment(), {"epoch": 5})
+    >>> changed(Quickstart(), {"epoch": 5})
     Traceback (most recent call last):
     ValueError: No setting 'epoch': did you mean epochs?
     """
