@@ -11,7 +11,7 @@ import jaxmerge as jm
 from jaxmerge.commands import run as command
 from jaxmerge.commands import runs
 from jaxmerge.continual import evaluate
-from jaxmerge.continual.experiment import changed
+from jaxmerge.continual.experiment import Experiment, changed
 from jaxmerge.continual.images import ImageExperiment
 from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.schedule import from_base
