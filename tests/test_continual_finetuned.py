@@ -9,10 +9,21 @@ from jaxmerge.continual.finetuned import Finetuned
 from jaxmerge.continual.study import run_seed
 
 
+class Clouds(Experiment):
+    """Three tasks of two clouds."""
+
+    def scenario(self, seed):
+        return clouds.scenario(clouds.source())
+
+    def learner(self, scenario):
+        return clouds.learner()
+
+
 def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch):
-    scenario, learner = clouds.scenario(clouds.source()), clouds.learner()
     streams = {"independent": {"start": "base", "deploys": ["MagMax"], "models": str(tmp_path)}}
-    experiment = Experiment(streams=streams, batch=8, epochs=1)
+    experiment = Clouds(streams=streams, batch=8, epochs=1)
+    scenario = experiment.scenario(0)
+    learner = experiment.learner(scenario)
     how = lambda task=None: clouds.TRAINING
     plans = [p._replace(training=how) for p in experiment.plans()]
     first, _ = run_seed(scenario, learner, plans, seed=0, baselines=())
@@ -40,4 +51,4 @@ def test_a_model_of_another_shape_is_refused(tmp_path):
 def test_models_at_hand_are_those_of_plain_fine_tuning():
     for stream in ({"start": "last"}, {"start": "base", "strategy": "lwf"}):
         with pytest.raises(ValueError, match="models at hand are those of plain fine-tuning"):
-            Experiment(streams={"x": {**stream, "models": "somewhere"}}).plans()
+            Clouds(streams={"x": {**stream, "models": "somewhere"}}).plans()
