@@ -125,8 +125,15 @@ def test_interrupted_and_resumed_gives_the_same_figures(
             quickstart.run(out=tmp_path / "run", model=tiny, **OPTIONS)
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().err
     assert not (tmp_path / "run" / "results.json").exists()
+    cost = tmp_path / "run" / "state" / "cost.json"
+    spent = json.loads(cost.read_text())
+    assert 0 < spent["seconds"] < 1000
+    assert 1e8 < spent["memory"] < 1e12
+    cost.write_text(json.dumps({"seconds": 1000.0, "memory": 10**12}))
     found = quickstart.run(resume=tmp_path / "run", quiet=True)
     assert figures(found) == figures(whole[1])
+    assert found.seconds["total"] > 1000
+    assert found.peak_memory == 10**12
 
 
 def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatch):

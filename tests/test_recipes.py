@@ -169,10 +169,14 @@ def test_a_filter_that_covers_nothing(family):
 
 def test_values_are_read_once():
     where = Where("layers.1.mlp", 0.5)
+    names = [where.name, "layers.1.attn"]
     assert constant(0.5, 3, "x") == 0.5
     assert constant([1, 2, 3], 3, "x") == (1.0, 2.0, 3.0)
-    assert reader([0, 1], 3, "x")(where) == 0.5
-    assert reader({"gradient": [0, 1, 5]}, 3, "x")(where) == 1.0
-    assert reader([{"match": "mlp", "value": 2}, {"value": 3}], 3, "x")(where) == 2.0
-    with pytest.raises(UserError, match="no value for leaf"):
-        reader([{"match": "attn", "value": 2}], 3, "x")(where)
+    assert reader([0, 1], 3, "x", names)(where) == 0.5
+    assert reader({"gradient": [0, 1, 5]}, 3, "x", names)(where) == 1.0
+    assert reader([{"match": "mlp", "value": 2}, {"value": 3}], 3, "x", names)(where) == 2.0
+    with pytest.raises(UserError, match=r"no value for 1 of 2 leaves, such as 'layers\.1\.mlp'"):
+        reader([{"match": "attn", "value": 2}], 3, "x", names)
+    idle = [{"match": "atn", "value": 1}, {"match": "mpl", "value": 2}, {"value": 3}]
+    with pytest.raises(UserError, match="x: 'atn', 'mpl' matches none of the 2 leaves"):
+        reader([0, 0, idle], 3, "x", names)

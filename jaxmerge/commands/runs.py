@@ -13,7 +13,6 @@ import hashlib
 import json as jsonlib
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from jaxmerge.continual.experiment import AnyExperiment, Experiment, parsed, res
 from jaxmerge.continual.halfway import EVERY
 from jaxmerge.continual.learner import Learner
 from jaxmerge.continual.logs import Curves
-from jaxmerge.continual.machine import machine, peak_memory, versions
+from jaxmerge.continual.machine import Cost, machine, versions
 from jaxmerge.continual.results import Results, SeedRun, summarize
 from jaxmerge.continual.scenario import Scenario
 from jaxmerge.continual.study import Plan, Watch, run_seed, steps_of
@@ -163,12 +162,13 @@ class Way(NamedTuple):
 
 def execute(experiment: Experiment, folder: Path, way: Way) -> None:
     """Run all seeds that are left, then write everything."""
-    began = time.perf_counter()
-    spent = folder / "state" / "seconds.json"  # wall time of earlier attempts
-    before = jsonlib.loads(spent.read_text()) if spent.exists() else 0.0
     runs: list[SeedRun] = []
     quiet, log = (way.quiet, way.log) if devices.first() else (True, None)
-    with Bars(quiet) as bars, Curves(log, folder, results.to_plain(experiment)) as curves:
+    with (
+        Bars(quiet) as bars,
+        Curves(log, folder, results.to_plain(experiment)) as curves,
+        Cost(folder / "state") as cost,
+    ):
         seeds = range(experiment.seed, experiment.seed + experiment.seeds)
         streams = [experiment.tasks_of(seed) for seed in seeds]
         plans = experiment.plans()  # once: compiled code is found again by the terms of the loss
@@ -184,9 +184,9 @@ def execute(experiment: Experiment, folder: Path, way: Way) -> None:
                 one_seed(experiment, plans, seed, streams[k], learner, folder, watch, way.every)
             )
             bars.reach(sum(steps[: k + 1]))  # also where tasks were done before
-            checkpoint.replace(spent, jsonlib.dumps(before + time.perf_counter() - began))
+            cost.keep()
         bars.note("writing the report")
-        found = collect(experiment, runs, streams[0], before + time.perf_counter() - began)
+        found = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
         if way.store is not None:
             store.write(way.store, store.cells(found), f"{experiment.name}-{_digest(found)}")
         if devices.first():
@@ -211,9 +211,10 @@ def _digest(found: Results) -> str:
 
 
 def collect(
-    experiment: Experiment, runs: list[SeedRun], scenario: Scenario, seconds: float
-) -> Results:
-    """The results of an experiment from those of its seeds; `seconds` is the wall time."""
+    experiment: Experiment, runs: list[SeedRun], scenario: Scenario,
+    seconds: float, memory: int | None,
+) -> Results:  # fmt: skip
+    """The results of an experiment from those of its seeds, with wall time and peak memory."""
     return Results(
         experiment=experiment.name,
         scenario=scenario.name,
@@ -224,7 +225,7 @@ def collect(
         versions=versions(),
         machine=machine(),
         seconds={**total_seconds(runs), "total": seconds},
-        peak_memory=peak_memory(),
+        peak_memory=memory,
     )
 
 

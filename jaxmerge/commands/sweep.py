@@ -173,7 +173,7 @@ def work(file: Path, settings: dict[str, Any], folder: Path, name: str, bars: An
         baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
         watch=bars.step if bars is not None else None,
     )  # fmt: skip
-    found = runs.collect(experiment, [run], scenario, 0.0)
+    found = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
     store.write(folder, store.cells(found), name)
     shutil.rmtree(state, ignore_errors=True)
 

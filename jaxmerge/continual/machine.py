@@ -1,12 +1,17 @@
-"""Where and with what a run was made: versions, machine, peak memory."""
+"""Where and with what a run was made, and its cost: versions, machine, wall time, peak memory."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
+import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from jaxmerge.continual import checkpoint
 
 PACKAGES = ("jaxmerge", "jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "safetensors")
 
@@ -44,3 +49,36 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Cost:
+    """Wall time and peak memory of a run over all its attempts, kept beside its state.
+
+    Leaving the context keeps it, so that Ctrl-C loses nothing; a killed process loses what it
+    spent since the last `keep`.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.began, self.path = time.perf_counter(), state / "cost.json"
+        earlier = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.earlier = {"seconds": 0.0, "memory": None} | earlier
+
+    def seconds(self) -> float:
+        """Wall time until now."""
+        return self.earlier["seconds"] + time.perf_counter() - self.began
+
+    def memory(self) -> int | None:
+        """Bytes of the largest process."""
+        return max(filter(None, (self.earlier["memory"], peak_memory())), default=None)
+
+    def keep(self) -> None:
+        """Write both for the next attempt, if the run has a state to go on from."""
+        if self.path.parent.exists():
+            cost = {"seconds": self.seconds(), "memory": self.memory()}
+            checkpoint.replace(self.path, json.dumps(cost))
+
+    def __enter__(self) -> Cost:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.keep()

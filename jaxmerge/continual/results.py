@@ -157,7 +157,8 @@ class Results:
         versions: package -> version.
         machine: "platform", "cpus", "backend", "device" ...
         seconds: phase -> seconds summed over seeds, "total" the wall time of the whole run.
-        peak_memory: peak resident memory of the process in bytes, or None.
+        peak_memory: peak resident memory in bytes, of the largest process if the run was resumed;
+            None: unknown.
     """
 
     experiment: str

@@ -123,7 +123,7 @@ def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merg
             raise UserError(f"{where} must be a number, got {value!r}.")
         elif isinstance(signature[key].default, bool | str | int) or isinstance(value, str | bool):
             fixed[key] = value  # no number that could differ from leaf to leaf
-        elif (read := reader(value, models, where)) is not None:
+        elif (read := reader(value, models, where, like)) is not None:
             varying[key] = read
         else:
             fixed[key] = constant(value, models, where)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,27 +60,34 @@ def gradient(points: list[float], t: float) -> float:
     return float(np.interp(t * (len(points) - 1), range(len(points)), points))
 
 
-def reader(value: Any, models: int, what: str) -> Callable[[Where], Any] | None:
+def reader(
+    value: Any, models: int, what: str, names: Collection[str]
+) -> Callable[[Where], Any] | None:
     """A function of the leaf if the value differs from leaf to leaf, else None.
 
+    Args:
+        names: of all leaves.
+
     Raises:
-        UserError: the value is none of the forms above.
+        UserError: it is none of the forms above; a regex matches no leaf; a leaf has no value.
     """
-    return _read(value, models, what)[0]
+    return _read(value, models, what, names)[0]
 
 
 def constant(value: Any, models: int, what: str) -> Any:
     """The value where `reader` says None: a number, a tuple over models, or anything else."""
-    return _read(value, models, what)[1]
+    return _read(value, models, what, ())[1]
 
 
 @functools.singledispatch
-def _read(value: Any, models: int, what: str) -> tuple[Callable | None, Any]:
+def _read(
+    value: Any, models: int, what: str, names: Collection[str]
+) -> tuple[Callable | None, Any]:
     return None, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @_read.register
-def _(value: dict, models: int, what: str):
+def _(value: dict, models: int, what: str, names: Collection[str]):
     value = mapping(value, what, ("gradient", "models"))
     if len(value) != 1:
         raise UserError(f"{what} must say gradient or models, one of them.")
@@ -92,28 +99,28 @@ def _(value: dict, models: int, what: str):
         if not points:
             raise UserError(f"{what}: a gradient needs a number.")
         return (lambda leaf: gradient(points, leaf.depth)), None
-    return _over_models(items, models, what)
+    return _over_models(items, models, what, names)
 
 
 @_read.register
-def _(value: list, models: int, what: str):
+def _(value: list, models: int, what: str, names: Collection[str]):
     if value and all(isinstance(v, dict) and "value" in v for v in value):
-        return _by_name(value, models, what)
+        return _by_name(value, models, what, names)
     if len(value) == models:
-        return _over_models(value, models, what)
-    return _read({"gradient": value}, models, what)
+        return _over_models(value, models, what, names)
+    return _read({"gradient": value}, models, what, names)
 
 
-def _over_models(items: list, models: int, what: str):
+def _over_models(items: list, models: int, what: str, names: Collection[str]):
     if len(items) != models:
         raise UserError(f"{what} has {len(items)} values for {models} models.")
-    read = [_read(v, models, what) for v in items]
+    read = [_read(v, models, what, names) for v in items]
     if all(r is None for r, _ in read):
         return None, tuple(c for _, c in read)
     return (lambda leaf: tuple(r(leaf) if r else c for r, c in read)), None
 
 
-def _by_name(entries: list, models: int, what: str):
+def _by_name(entries: list, models: int, what: str, names: Collection[str]):
     rules = []
     for entry in entries:
         entry = mapping(entry, what, ("match", "value"))
@@ -121,14 +128,23 @@ def _by_name(entries: list, models: int, what: str):
             pattern = re.compile(entry.get("match") or "")
         except (re.error, TypeError) as error:
             raise UserError(f"{what}: {entry['match']!r} is no regex ({error}).") from None
-        rules.append((pattern, *_read(entry["value"], models, what)))
+        rules.append((pattern, *_read(entry["value"], models, what, names)))
+
+    idle = [r.pattern for r, *_ in rules if not any(map(r.search, names))]
+    if names and idle:
+        raise UserError(
+            f"{what}: {', '.join(map(repr, idle))} matches none of the {len(names)} leaves, which "
+            f"are named such as {', '.join(list(names)[:3])}."
+        )
+    bare = [n for n in names if not any(r.search(n) for r, *_ in rules)]
+    if bare:
+        raise UserError(
+            f"{what} has no value for {len(bare)} of {len(names)} leaves, such as {bare[0]!r}; add "
+            "a last entry {value: ...}."
+        )
 
     def choose(leaf: Where) -> Any:
-        for pattern, read, value in rules:
-            if pattern.search(leaf.name):
-                return read(leaf) if read else value
-        raise UserError(
-            f"{what} has no value for leaf {leaf.name!r}; add a last entry {{value: ...}}."
-        )
+        read, value = next(rest for r, *rest in rules if r.search(leaf.name))
+        return read(leaf) if read else value
 
     return choose, None
