@@ -5,6 +5,7 @@ Nothing here imports jax at the top: XLA reads its flags once, when jax is first
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry:UserWarning"
 said = os.environ.get("PYTHONWARNINGS")
 os.environ["PYTHONWARNINGS"] = f"{said},{HALF_WRITTEN}" if said else HALF_WRITTEN
+
+
+def pytest_collection_finish():
+    """Collect garbage rarely: what JAX keeps is looked through in vain, a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")
