@@ -22,9 +22,6 @@ from jaxmerge.recipes.schema import Recipe
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-# Where values are judged by a tolerance, the compiler need not make them fast.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 NAMES = [name for name, _ in laws.stages()]
 
 
@@ -186,11 +183,10 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(some):
 
 
 @every
-def test_float64_is_computed_in_float64(case):
+def test_float64_is_computed_in_float64(case, x64):
     few = case.few()
     up = lambda tree: {n: x.astype(np.float64) for n, x in tree.items()}
-    with jax.enable_x64(True):
-        out = few.merge(up(few.base), [up(m) for m in few.models])
+    out = few.merge(up(few.base), [up(m) for m in few.models])
     assert all(x.dtype == np.float64 for x in out.values())
     if not case.stochastic:  # random bits differ between the widths
         close(out, few.merge(), 2e-5)
@@ -266,7 +262,7 @@ def test_vmap_over_factors_equals_one_by_one(case):
 
     few = case.few()
     factors = jnp.array([0.1, 0.7])
-    many = jax.jit(jax.vmap(run), compiler_options=QUICK)(factors)
+    many = jax.vmap(run)(factors)
     for i, factor in enumerate(factors):
         close({n: x[i] for n, x in many.items()}, run(factor), 2e-6)
 
@@ -278,7 +274,7 @@ def test_gradients_are_finite(case):
     def loss(models):
         return sum(jnp.vdot(x, x) for x in few.merge(models=models).values())
 
-    grads = jax.jit(jax.grad(loss), compiler_options=QUICK)(jax.tree.map(jnp.asarray, few.models))
+    grads = jax.grad(loss)(jax.tree.map(jnp.asarray, few.models))
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
 
 
