@@ -209,6 +209,15 @@ def merge(
     allow_pickle: Annotated[
         bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
     ] = False,
+    strict: Annotated[
+        bool, Option("--strict", help="Refuse keys of mergekit's YAML that nothing reads.")
+    ] = False,
+    tensor_union: Annotated[
+        bool, Option("--tensor-union", help="Merge each leaf among the models that have it.")
+    ] = False,
+    tensor_intersection: Annotated[
+        bool, Option("--tensor-intersection", help="Merge the leaves that all models have.")
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -218,6 +227,7 @@ def merge(
     command.run(
         recipe, out, check=check, resume=resume, force=force, dtype=dtype, seed=seed,
         shard_size=shard_size, device=device, devices=devices, allow_pickle=allow_pickle,
+        strict=strict, tensor_union=tensor_union, tensor_intersection=tensor_intersection,
         quiet=quiet, json=json,
     )  # fmt: skip
 

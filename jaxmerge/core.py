@@ -205,7 +205,7 @@ class Piece(NamedTuple):
     """The key of a piece of a leaf that is cut: `jaxmerge.rng` draws what the whole leaf would.
 
     Attributes:
-        key: of the leaf, the model and the stage.
+        key: of the leaf, the model and the stage; None where nothing is drawn.
         start: uint32 scalar, the number of the piece's first entry in the flattened leaf.
     """
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxmerge import bracket, selection
 from jaxmerge.core import Array, Measure, concrete, numpy_of
 
-__all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
+__all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
 
 
 def square_norm(scope: str = "row") -> Measure:
@@ -35,16 +35,22 @@ def keep_count(density: Any, size: Any) -> Any:
     return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
 
 
-def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure:
+def ranked_magnitude(
+    ranks: Callable[[Any], Any], scope: str = "row", exact: bool = False
+) -> Measure:
     """The magnitudes that hold given ranks, exactly, as `selection.magnitude_bits`.
 
     Args:
         ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest; a number or an
             array, put into [1, size].
         scope: "row" ranks all leaves that share this measure together, "leaf" each on its own.
+        exact: find the entry that holds a rank, where entries of equal magnitude rank in the order
+            in which they stand in the leaf ("leaf" only); see `selection.up_to`.
 
-    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
+    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks; with
+    `exact` also ``"place"``, the number of the entry in the leaf.
     """
+    assert scope == "leaf" or not exact  # places are numbers in one leaf
     traced = not concrete(ranks(1))
 
     def ranks_of(size):
@@ -57,13 +63,17 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
 
     def observe(x, summary, turn):
         if turn >= selection.digits():
-            return {}
+            if not exact or turn >= selection.digits() + selection.PLACES:
+                return {}
+            known = (summary[k].reshape(-1) for k in ("value", "place"))
+            return {"hist": selection.place_count(x, *known, turn - selection.digits())}
         hist = selection.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 
     def host(row, summary, turn):
         if scope == "leaf":
-            return {"value": bracket.in_one_leaf(row, ranks_of(row.size))}
+            value, place = bracket.in_one_leaf(row, ranks_of(row.size), exact)
+            return {"value": value, "place": place} if exact else {"value": value}
         if turn == 0:
             return {"sample": bracket.sample(row), "size": np.int64(row.size)}
         return bracket.count(row, summary["intervals"])
@@ -76,11 +86,22 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
             return total | {"rank": None} if total else summary
         if "hist" not in total:
             return refine_bracket(summary, total)
+        if turn >= selection.digits():
+            return refine_place(summary, total, turn - selection.digits())
         rank = ranks_of(total["size"]) if turn == 0 else summary["rank"]
         value = summary["value"] if turn else np.zeros(rank.shape, np.uint32)
         flat = selection.radix_refine(value.reshape(-1), rank.reshape(-1), total["hist"], turn)
         value, left = (a.reshape(rank.shape) for a in flat)
+        if exact:
+            return {"value": value, "rank": left, "place": np.zeros(rank.shape, np.uint32)}
         return {"value": value, "rank": None if turn == selection.digits() - 1 else left}
+
+    def refine_place(summary, total, turn):
+        rank = summary["rank"]
+        flat = (summary["place"].reshape(-1), rank.reshape(-1), total["hist"], turn)
+        place, left = (a.reshape(rank.shape) for a in selection.place_refine(*flat))
+        last = turn == selection.PLACES - 1
+        return summary | {"place": place, "rank": None if last else left}
 
     def refine_bracket(summary, total):
         if "sample" in total:
@@ -105,8 +126,26 @@ def ranked_magnitudes(x: Array, ranks: Any) -> Array:
     >>> ranked_magnitudes(jnp.array([3.0, -1.0, 2.0]), np.array([1, 3])).tolist()
     [3.0, 1.0]
     """
-    measure = ranked_magnitude(lambda size: ranks, "leaf")
+    found = _in_compiled(x, ranks, False)
+    return selection.bits_to_magnitude(found["value"]).astype(x.dtype)
+
+
+def largest(x: Array, count: Any, exact: bool) -> Array:
+    """A mask of the `count` entries of one array of largest magnitude, in compiled code.
+
+    Args:
+        exact: of equal entries the first stay; else all that tie with the last are in too.
+
+    >>> largest(jnp.array([3.0, -1.0, 2.0, 1.0]), 3, True).tolist()
+    [True, True, True, False]
+    """
+    found = _in_compiled(x, jnp.maximum(count, 1), exact)
+    return selection.up_to(x, found["value"], found.get("place")) & (count > 0)
+
+
+def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
+    measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
-    for turn in range(selection.digits()):
+    for turn in range(selection.digits() + (selection.PLACES if exact else 0)):
         summary = measure.refine(summary, measure.observe(x, summary, turn), turn)
-    return selection.bits_to_magnitude(summary["value"]).astype(x.dtype)
+    return summary

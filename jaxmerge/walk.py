@@ -67,9 +67,9 @@ def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
     return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
 
 
-def piece_key(job: Job, name: str, start: int) -> Piece | None:
-    """The key of a piece of a leaf."""
-    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
+def piece_key(job: Job, name: str, start: int) -> Piece:
+    """The key of a piece of a leaf, and where in it the piece begins."""
+    return Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
 
 
 class Run:

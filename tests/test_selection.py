@@ -144,14 +144,14 @@ def test_a_large_leaf_is_read_in_blocks_by_several_threads(kind):
     leaf = draw.permutation(np.tile(leaf.ravel(), 30)).reshape(3000, 210)
     assert leaf.size > bracket.SMALL
     ranks = np.array([1, 1000, 126000, 315000, leaf.size])
-    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float32)
+    found = bracket.in_one_leaf(Row(leaf), ranks)[0].view(np.float32)
     np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_in_float64(x64):
     leaf = 1 + np.random.default_rng(1).integers(0, 10**6, 400000) * 2.0**-50
     ranks = np.array([7, 80000, 399999])
-    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float64)
+    found = bracket.in_one_leaf(Row(leaf), ranks)[0].view(np.float64)
     np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
 
 
@@ -160,5 +160,5 @@ def test_a_large_leaf_whose_sample_misleads():
     leaf[:: bracket.STRIDE // 4] = 100.0
     high = int((leaf == 100).sum())
     for rank in (high, high + 1):
-        found = bracket.in_one_leaf(Row(leaf), np.array(rank)).view(np.float32)
+        found = bracket.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
         assert found == (100.0 if rank == high else 1.0)

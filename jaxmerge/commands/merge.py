@@ -7,7 +7,9 @@ import json as jsonlib
 import os
 import platform
 import re
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,16 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    strict: bool = False,
+    tensor_union: bool = False,
+    tensor_intersection: bool = False,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
     """Run a recipe; see ``jaxmerge merge --help``."""
+    if tensor_union and tensor_intersection:
+        raise UserError("Choose one of --tensor-union and --tensor-intersection.")
+    leaves = "union" if tensor_union else "intersection" if tensor_intersection else "same"
     size = parse_size(shard_size)
     if out is None and not check:
         raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
@@ -56,14 +64,19 @@ def run(
     compile_cache()
     keep_memory()
     found = load(recipe)
+    ignored = [line for document in found for line in document.ignored]
+    if strict and ignored:
+        raise UserError(f"{recipe}:\n  " + "\n  ".join(ignored))
+    warn(ignored)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
-        models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
+        models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
         try:
             plan = document.plan(models)
+            warn(plan.warnings)
             if check or out is None:
                 reports.append(cost(plan, document.name))
                 if not last:
@@ -87,6 +100,14 @@ def run(
             raise UserError("the models do not fit together, see above.")
     elif jax.process_index() == 0:
         _print_done(reports, json, quiet)
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Say what the user should know, not more than a screen of it."""
+    for line in lines[:20]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(lines) > 20:
+        print(f"warning: and {len(lines) - 20} more of the kind", file=sys.stderr)
 
 
 def distribute() -> None:

@@ -72,9 +72,13 @@ class Layout:
         m = LAYER.match(name)
         return int(m["index"]) if m and m["prefix"] == self.prefix else None
 
-    def depth(self, name: str) -> float:
-        layer = self._layer(name)
-        return 0.0 if layer is None or self.total < 2 else layer / (self.total - 1)
+    def depth(self, i: int, name: str) -> float:
+        """Where a leaf stands in slice i, from 0 to 1; 1 in a slice of one layer, 0 outside."""
+        layer, first = self._layer(name), self.offsets[i]
+        if layer is None:
+            return 0.0
+        last = [*self.offsets, self.total][i + 1] - 1
+        return (layer - first) / (last - first) if last > first else 1.0
 
     def views(self, i: int) -> tuple[list[tuple[dict, Leaves]], Leaves | None]:
         """The sources of slice i under the output's names, and the base likewise."""

@@ -39,6 +39,7 @@ class Plan:
         files: further files of the output, such as a merged tokenizer.
         nonfinite: "raise" or "zero".
         extras: files of side information, to be checked against their models before the merge.
+        warnings: a line for everything that the user should know before the merge.
     """
 
     jobs: list[Job]
@@ -52,6 +53,7 @@ class Plan:
     files: dict[str, bytes | Path] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
+    warnings: Sequence[str] = ()
 
 
 class Models:
@@ -60,6 +62,8 @@ class Models:
     Args:
         near: folders against which relative paths are tried after the working directory.
         stages: names of earlier merges -> their outputs.
+        leaves: "same" asks all models for the same leaves, "union" merges every leaf among the
+            models that have it, "intersection" merges the leaves that all have.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class Models:
         near: Sequence[Path] = (),
         allow_pickle: bool = False,
         stages: Mapping[str, Path] | None = None,
+        leaves: str = "same",
     ):
         self.near, self.allow_pickle, self.stages = near, allow_pickle, stages or {}
+        self.leaves = leaves
         self.opened: dict[str, Source] = {}
 
     def open(self, ref: Any) -> Source:

@@ -13,7 +13,8 @@
 
 A model that has a token brings its own row.  For one that has not: what `tokens` says, else the
 base's row, else the only owner's, else the mean of the owners' rows.  With ``force`` every model
-gets what `tokens` says.  Tokens come from tokenizer.json.
+gets what `tokens` says.  Tokens come from tokenizer.json; a token that `tokens` names and no
+tokenizer has is added, one whose number lies beyond the rows of a model is not that model's.
 """
 
 from __future__ import annotations
@@ -32,20 +33,32 @@ from jaxmerge.recipes.reading import mapping
 from jaxmerge.recipes.templates import template_files
 
 MEAN, ZERO = -1, -2  # in place of a source's number
+EMBEDDED = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+    "lm_head.weight", "lm_head.bias", "embed_out.weight",
+)  # fmt: skip
 
 
 class Vocabulary:
     """The output's vocabulary, and where every row of every model comes from."""
 
     @classmethod
-    def of(cls, setting: Any, template: Any, models: Any, sources: Sequence[Source | None]):
-        """The vocabulary that a recipe asks for; None if it says nothing about it."""
+    def of(
+        cls, setting: Any, template: Any, models: Any, sources: Sequence[Source | None],
+        based: bool = True,
+    ):  # fmt: skip
+        """The vocabulary that a recipe asks for; None if it says nothing about it.
+
+        Args:
+            based: the first source is a base, whose rows stand in before those of others.
+        """
         if setting is None and template is None:
             return None
-        return cls(setting, template, models, [s for s in sources if s is not None])
+        return cls(setting, template, models, [s for s in sources if s is not None], based)
 
-    def __init__(self, setting: Any, template: Any, models: Any, sources: Sequence[Source]):
-        self.sources = list(dict.fromkeys(sources))
+    def __init__(self, setting, template, models: Any, sources: Sequence[Source], based: bool):
+        self.sources, self.based = list(dict.fromkeys(sources)), based
+        self.warnings: list[str] = []
         self.config: dict[str, Any] = {}
         self.files: dict[str, bytes | Path] = {}
         self.active = setting is not None
@@ -60,7 +73,7 @@ class Vocabulary:
         setting = mapping(
             {"source": setting} if isinstance(setting, str) else setting, "tokenizer", known
         )
-        self.tables = [token_table(s) for s in self.sources]
+        self.tables = [self._table(s) for s in self.sources]
         source, base = setting.get("source", "union"), self.sources[0]
         if source == "union":
             keeper, tokens = base, list(_in_order(self.tables[0]))
@@ -72,11 +85,18 @@ class Vocabulary:
             rows = {t: i for t, i in self.tables[0].items()}
             after = max(rows.values(), default=-1) + 1
             rows |= {t: after + i for i, (t, _) in enumerate(new)}
-            if new:
-                self.files["tokenizer.json"] = add_tokens(base, new, rows)
         else:
-            keeper = base if source == "base" else self._source(source, models)
-            rows = token_table(keeper)
+            keeper, new = base if source == "base" else self._source(source, models), []
+            rows = dict(self._table(keeper))
+        wishes = setting.get("tokens") or {}
+        if not isinstance(wishes, Mapping):
+            raise UserError(f"tokenizer: tokens must map tokens to settings, got {wishes!r}.")
+        after = max(rows.values(), default=-1) + 1
+        named = [t for t in map(str, wishes) if t not in rows]
+        rows |= {t: after + i for i, t in enumerate(named)}
+        new += [(t, keeper) for t in named]
+        if new:
+            self.files["tokenizer.json"] = add_tokens(keeper, new, rows)
         for path in tokenizer_paths(keeper):
             self.files.setdefault(path.name, path)
         pad = setting.get("pad_to_multiple_of") or 1
@@ -88,8 +108,20 @@ class Vocabulary:
         key = "vocab_size"
         if self.size != base.config().get(key, self.size):
             self.config[key] = self.size
-        self._fill(setting.get("tokens") or {}, models)
+        self._fill(wishes, models)
         return keeper
+
+    def _table(self, source: Source) -> dict[str, int]:
+        """The tokens of a model that have a row."""
+        table = token_table(source)
+        rows = [s.shape[0] for n, s in source.like.items() if n.endswith(EMBEDDED) and s.shape]
+        beyond = [t for t, i in table.items() if rows and i >= min(rows)]
+        if beyond:
+            self.warnings.append(
+                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {min(rows)} "
+                f"rows; {len(beyond)} tokens such as {beyond[0]!r} count as not its own"
+            )
+        return {t: i for t, i in table.items() if t not in set(beyond)}
 
     def _source(self, ref: str, models: Any) -> Source:
         opened = models.open(ref)
@@ -106,19 +138,17 @@ class Vocabulary:
                 self.own[k, new] = old
         owners = (self.own >= 0).sum(0)
         first = np.argmax(self.own >= 0, axis=0)
-        lone = (self.own[0] >= 0) | (owners == 1)
+        lone = (owners == 1) | ((self.own[0] >= 0) & self.based)
         self.fill_source = np.where(lone, first, np.where(owners == 0, ZERO, MEAN))
         self.fill_row = self.own[first, np.arange(n)]
         self.force = np.zeros(n, bool)
-        if not isinstance(wishes, Mapping):
-            raise UserError(f"tokenizer: tokens must map tokens to settings, got {wishes!r}.")
         for token, wish in wishes.items():
-            wish = mapping(wish, f"tokenizer: tokens: {token!r}", ("source", "force"))
-            if token not in self.rows:
-                raise UserError(f"tokenizer: tokens: {token!r} is not in the output's vocabulary.")
-            i = self.rows[token]
+            wish = mapping(wish or {}, f"tokenizer: tokens: {token!r}", ("source", "force"))
+            i = self.rows[str(token)]
             self.force[i] = bool(wish.get("force", False))
-            self.fill_source[i], self.fill_row[i] = self._wish(token, wish.get("source"), models)
+            if wish.get("source") is not None or self.force[i]:
+                chosen = self._wish(str(token), wish.get("source"), models)
+                self.fill_source[i], self.fill_row[i] = chosen
 
     def _wish(self, token: str, source: Any, models: Any) -> tuple[int, int]:
         what = f"tokenizer: tokens: {token!r}"
@@ -158,9 +188,7 @@ class Vocabulary:
         """Whether a leaf has a row for every token: embeddings and output heads."""
         like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        ends = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
-                "lm_head.weight", "lm_head.bias", "embed_out.weight")  # fmt: skip
-        return name.endswith(ends) and len(like.shape) in (1, 2) and like.shape[0] >= need
+        return name.endswith(EMBEDDED) and len(like.shape) in (1, 2) and like.shape[0] >= need
 
 
 class Reindexed(Whole):

@@ -31,7 +31,7 @@ def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
     Formula: m[p] ~ Bernoulli(density), tau[p] <- m[p] tau[p] / density.
 
     Args:
-        density: share kept, in (0, 1]; a number, or one for each model.
+        density: share kept, in [0, 1], 0 for nothing; a number, or one for each model.
         rescale: "inverse" divides by the density, which is unbiased (the paper); "l1" multiplies
             each leaf so that its L1 norm stays, a random factor near 1 / density; None does not.
 
@@ -40,7 +40,7 @@ def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
     Source: Yu et al., Language Models are Super Mario, ICML 2024, equation 1.  Differs: the random
     numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_choice("rescale", rescale, ("inverse", "l1", None))
 
     def kernel(x, ctx):
@@ -60,7 +60,7 @@ def drop_by_rank(
     q[p] = density - epsilon / 2 + epsilon r[p] / (n - 1); tau[p] <- m[p] tau[p] / q[p].
 
     Args:
-        density: mean share kept, in (0, 1]; a number, or one for each model.
+        density: mean share kept, in [0, 1]; a number, or one for each model.
         epsilon: width of the window of probabilities, which must lie in [0, 1]; a number, or one
             for each model.
         rescale: "inverse" divides by the probability, which is unbiased (the paper); "l1"
@@ -74,7 +74,7 @@ def drop_by_rank(
     Source: Deep et al., DELLA-Merging, 2024, section 3.1.  Differs: ranks are divided by n - 1, not
     n, so that the mean probability is the density; a row of one entry has probability `density`.
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_range("epsilon", epsilon, 0, 1)
     check_choice("rescale", rescale, ("inverse", "l1", None))
     _check_window(density, epsilon)
@@ -93,7 +93,8 @@ def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:
     kept = keep(x, mask, "l1" if rescale == "l1" else None)
     if rescale != "inverse":
         return kept
-    return jnp.where(mask, x / jnp.asarray(chance, x.dtype), 0)
+    chance = jnp.asarray(chance, x.dtype)  # 0 where nothing is kept: divide by anything else
+    return jnp.where(mask, x / jnp.where(chance > 0, chance, 1), 0)
 
 
 def _ranks(x: Array, axis: int) -> Array:
