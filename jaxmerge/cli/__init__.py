@@ -1,4 +1,4 @@
-"""The command line: `jaxmerge.cli.command_line` parses, the other modules do what a command says."""
+"""The command line: `command_line` parses, the other modules do what a command says."""
 
 from jaxmerge.cli.command_line import app, main
 
