@@ -1,0 +1,139 @@
+"""Order statistics without sorting, in compiled code: the exact k-th largest magnitude.
+
+Magnitudes become unsigned integers of the same order (`magnitude_bits`), and the k-th largest
+integer is found digit by digit, by a histogram of 2^16 bins for each digit of 16 bits: two passes
+for float32, four for float64.  Counts add up, so leaves, files and devices may be visited in any
+order.  `jaxmerge.numerics.host_order_statistics` does the same for arrays that lie on the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.types import Array, numpy_of
+from jaxmerge.numerics.hash_rng import entry_numbers
+
+DIGIT = 16
+BINS = 1 << DIGIT
+PLACES = 2  # digits of the number of an entry in its leaf
+
+
+def magnitude_bits(x: Array) -> Array:
+    """|x| as an unsigned integer: |a| < |b|  <=>  bits(a) < bits(b).
+
+    32 bits; 64 with x64 enabled, where float64 leaves must be told apart exactly.
+
+    >>> bool(magnitude_bits(jnp.float32(-2)) > magnitude_bits(jnp.float32(1)))
+    True
+    """
+    wide = double()
+    x = jnp.abs(x).astype(jnp.float64 if wide else jnp.float32)
+    return jax.lax.bitcast_convert_type(x, jnp.uint64 if wide else jnp.uint32)
+
+
+def bits_to_magnitude(bits: Array) -> Array:
+    """The magnitude behind `magnitude_bits`."""
+    return jax.lax.bitcast_convert_type(bits, jnp.dtype(f"float{8 * bits.dtype.itemsize}"))
+
+
+def digits() -> int:
+    """How many digits of 16 bits a magnitude has."""
+    return 4 if double() else 2
+
+
+def double() -> bool:
+    """Whether this thread computes in float64 (x64 enabled)."""
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def radix_count(x: Array, value: Array, turn: int) -> Array:
+    """Histograms of digit `turn` among the entries that share the digits found so far.
+
+    Args:
+        value: digits found so far, one number for each rank sought, shape [R].
+
+    Returns:
+        int32 [R, 2^16], or [1, 2^16] for the first digit.
+    """
+    bits = magnitude_bits(x).reshape(-1)
+    shift = bits.dtype.type(DIGIT * (digits() - 1 - turn))
+    digit = (bits >> shift) & bits.dtype.type(BINS - 1)
+    if turn == 0:
+        return _histogram(digit, 1)[None]
+    above = bits.dtype.type(DIGIT * (digits() - turn))
+    rows = []
+    for v in value:
+        inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
+        rows.append(_histogram(digit, inside))
+    return jnp.stack(rows)
+
+
+def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
+    """The entries that rank no lower than the one of magnitude `value` at `place`.
+
+    Larger magnitudes rank first; equal ones in the order of the leaf, or alike without a place.
+
+    Args:
+        value: as `magnitude_bits`, a scalar.
+        place: the number of the entry in the leaf, a uint32 scalar.
+        key: ``ctx.key`` of the cell, which knows where a piece of a leaf begins.
+    """
+    bits = magnitude_bits(x)
+    if place is None:
+        return bits >= value
+    return (bits > value) | ((bits == value) & (entry_numbers(key, x.shape) <= place))
+
+
+def from_on(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
+    """The entries that rank no higher than that one; see `up_to`."""
+    bits = magnitude_bits(x)
+    if place is None:
+        return bits <= value
+    return (bits < value) | ((bits == value) & (entry_numbers(key, x.shape) >= place))
+
+
+def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
+    """Histograms of digit `turn` of the places of entries of these magnitudes, [R, 2^16]."""
+    bits = magnitude_bits(x).reshape(-1)
+    number = entry_numbers(None, x.shape).reshape(-1)
+    shift = number.dtype.type(DIGIT * (PLACES - 1 - turn))
+    digit = (number >> shift) & number.dtype.type(BINS - 1)
+    rows = []
+    for v, p in zip(value, place, strict=True):
+        inside = bits == v
+        if turn:
+            above = number.dtype.type(DIGIT * (PLACES - turn))
+            inside &= (number >> above) == (p >> above)
+        rows.append(_histogram(digit, inside.astype(jnp.int32)))
+    return jnp.stack(rows)
+
+
+def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
+    """One digit more of every place sought (rank 1 = the first), and the rank left in its bin."""
+    xp = numpy_of(place, rank, hist)
+    upto = xp.cumsum(hist, axis=1)
+    b = xp.minimum(xp.sum(upto < rank[:, None], axis=1), BINS - 1)
+    before = xp.take_along_axis(upto - hist, b[:, None], axis=1)[:, 0]
+    digit = xp.asarray(b, np.uint32) << np.uint32(DIGIT * (PLACES - 1 - turn))
+    return xp.asarray(place, np.uint32) | digit, rank - before
+
+
+def _histogram(digit: Array, weight: Array | int) -> Array:
+    empty = jnp.zeros(BINS, jnp.int32)
+    return empty.at[digit.astype(jnp.int32)].add(weight, mode="promise_in_bounds")
+
+
+def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
+    """One digit more of every value sought, and the rank left inside its bin."""
+    xp = numpy_of(value, rank, hist)
+    kind = f"uint{DIGIT * digits()}"
+    at_least = xp.cumsum(hist[:, ::-1], axis=1)[:, ::-1]
+    b = xp.sum(at_least >= rank[:, None], axis=1) - 1
+    at_least, hist = (xp.broadcast_to(a, (len(rank), BINS)) for a in (at_least, hist))
+    here = xp.take_along_axis(at_least - hist, b[:, None], axis=1)[:, 0]
+    digit = xp.asarray(b, kind) << xp.asarray(DIGIT * (digits() - 1 - turn), kind)
+    return xp.asarray(value, kind) | digit, rank - here
