@@ -106,7 +106,13 @@ def guess(
     place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
     low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
     shift = DIGIT * (digits() - 1)
-    return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+    found = ((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+    return tuple(x if r else (above_all(), above_all()) for x, r in zip(found, ranks, strict=True))
+
+
+def above_all() -> int:
+    """A bound that no magnitude reaches: what holds rank 0."""
+    return (1 << DIGIT * digits()) - 1
 
 
 def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
@@ -173,6 +179,9 @@ def narrow(
     for (low, high), rank, n, tally in zip(
         intervals, ranks, counts["not_below"], counts["inside"], strict=True
     ):
+        if low == high:
+            new.append((low, high))
+            continue
         histogram = tally.histogram()
         above = n - histogram.sum()
         if rank <= above:
@@ -199,13 +208,14 @@ def in_one_leaf(row: Row, ranks: np.ndarray, exact: bool = False) -> tuple[np.nd
     all of them are in.
     """
     flat = ranks.reshape(-1)
-    found, equal, left = _in_one_leaf(row, flat)
+    found, equal, left = _in_one_leaf(row, np.maximum(flat, 1))
     bits = np.array(found, f"uint{DIGIT * digits()}")
+    bits[flat == 0] = above_all()
     if not exact:
         return bits.reshape(ranks.shape), None
     last = [
-        (1 << 32) - 1 if n == e else _nth(row, v, n)
-        for v, e, n in zip(bits, equal, left, strict=True)
+        (1 << 32) - 1 if r == 0 or n == e else _nth(row, v, n)
+        for v, e, n, r in zip(bits, equal, left, flat, strict=True)
     ]
     return bits.reshape(ranks.shape), np.array(last, np.uint32).reshape(ranks.shape)
 

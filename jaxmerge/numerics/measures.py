@@ -41,8 +41,8 @@ def ranked_magnitude(
     """The magnitudes that hold given ranks, exactly, as `order_statistics.magnitude_bits`.
 
     Args:
-        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest; a number or an
-            array, put into [1, size].
+        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest, 0 for a bound
+            above all of them; a number or an array, put into [0, size].
         scope: "row" ranks all leaves that share this measure together, "leaf" each on its own.
         exact: find the entry that holds a rank, where entries of equal magnitude rank in the order
             in which they stand in the leaf ("leaf" only); see `order_statistics.up_to`.
@@ -56,7 +56,7 @@ def ranked_magnitude(
     def ranks_of(size):
         sought = ranks(size)
         xp = numpy_of(sought, size)
-        return xp.clip(xp.asarray(sought), 1, size)
+        return xp.clip(xp.asarray(sought), 0, size)
 
     def init():
         return {"value": np.zeros(0, np.uint32), "rank": np.zeros(0, np.int32)}
@@ -66,7 +66,9 @@ def ranked_magnitude(
             if not exact or turn >= order_statistics.digits() + order_statistics.PLACES:
                 return {}
             known = (summary[k].reshape(-1) for k in ("value", "place"))
-            return {"hist": order_statistics.place_count(x, *known, turn - order_statistics.digits())}
+            return {
+                "hist": order_statistics.place_count(x, *known, turn - order_statistics.digits())
+            }
         hist = order_statistics.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 
@@ -143,8 +145,8 @@ def largest(x: Array, count: Any, exact: bool) -> Array:
     >>> largest(jnp.array([3.0, -1.0, 2.0, 1.0]), 3, True).tolist()
     [True, True, True, False]
     """
-    found = _in_compiled(x, jnp.maximum(count, 1), exact)
-    return order_statistics.up_to(x, found["value"], found.get("place")) & (count > 0)
+    found = _in_compiled(x, count, exact)
+    return order_statistics.up_to(x, found["value"], found.get("place"))
 
 
 def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:

@@ -88,14 +88,6 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
     return (bits > value) | ((bits == value) & (entry_numbers(key, x.shape) <= place))
 
 
-def from_on(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
-    """The entries that rank no higher than that one; see `up_to`."""
-    bits = magnitude_bits(x)
-    if place is None:
-        return bits <= value
-    return (bits < value) | ((bits == value) & (entry_numbers(key, x.shape) >= place))
-
-
 def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
     """Histograms of digit `turn` of the places of entries of these magnitudes, [R, 2^16]."""
     bits = magnitude_bits(x).reshape(-1)

@@ -97,7 +97,7 @@ class Config:
     def read(cls, content: Mapping[str, Any]) -> Config:
         """Check the document, and put aside the keys that nothing reads, as mergekit does."""
         method = content["merge_method"] or ""
-        if method not in READINGS:
+        if not isinstance(method, str) or method not in READINGS:
             raise UserError(f"merge_method {method!r}: {closest(str(method), READINGS)}")
         content, ignored = read_keys(content, READINGS[method])
         check_kinds(content, KINDS)
@@ -118,6 +118,13 @@ class Config:
 
     def plan(self, models: Models) -> Plan:
         """Open the models, place the layers, look up the parameters of every leaf."""
+        try:
+            return self._plan(models)
+        except UserError as error:  # as a rule a key that is misspelt is what is missing
+            more = "".join(f"\n  {line}" for line in self.ignored[:5])
+            raise UserError(f"{error}{more}") from None
+
+    def _plan(self, models: Models) -> Plan:
         content = self.content
         reading = READINGS[content["merge_method"]]
         what = content["merge_method"]

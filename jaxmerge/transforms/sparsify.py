@@ -25,7 +25,7 @@ from jaxmerge.core.types import (
     per_model,
 )
 from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
-from jaxmerge.numerics.order_statistics import from_on, up_to
+from jaxmerge.numerics.order_statistics import magnitude_bits, up_to
 
 __all__ = ["drop_outliers", "keep_important", "trim"]
 
@@ -70,12 +70,16 @@ def trim(
     _check_exact(exact, scope)
     more = (scope == "global") if inclusive is None else inclusive
 
+    def ranks(n):
+        count = keep_count(density, n) + more
+        xp = numpy_of(count)
+        return xp.where(_over_models(density) > 0, xp.maximum(count, 1), 0)
+
     def kernel(x, ctx):
         least, place = (_mine(ctx.measured.get(k), ctx) for k in ("value", "place"))
-        kept = up_to(x, least, place, ctx.key) & (per_model(density, ctx) > 0)
-        return keep(x, kept, rescale)
+        return keep(x, up_to(x, least, place, ctx.key), rescale)
 
-    measure = ranked_magnitude(lambda n: keep_count(density, n) + more, _axis(scope), exact)
+    measure = ranked_magnitude(ranks, _axis(scope), exact)
     return Transform(kernel, measure, models=model_count(density))
 
 
@@ -121,7 +125,8 @@ def drop_outliers(
         xp = numpy_of(kept, dropped)
         kept = xp.maximum(kept, 1)
         dropped = xp.minimum(dropped, n - kept)
-        first, last = xp.broadcast_arrays(dropped + 1, dropped + kept)
+        # not exact: what ties with the first one kept is kept; exact: nothing up to the one before
+        first, last = xp.broadcast_arrays(dropped + (not exact), dropped + kept)
         return xp.stack([first, last])
 
     def kernel(x, ctx):
@@ -130,8 +135,9 @@ def drop_outliers(
             (_mine(value, ctx), None if places is None else _mine(places[i], ctx))
             for i, value in enumerate(ctx.measured["value"])
         )
-        kept = from_on(x, *most, ctx.key) & up_to(x, *least, ctx.key)
-        return keep(x, kept & (per_model(density, ctx) > 0), rescale)
+        below = ~up_to(x, *most, ctx.key) if exact else magnitude_bits(x) <= most[0]
+        kept = below & up_to(x, *least, ctx.key) & (per_model(density, ctx) > 0)
+        return keep(x, kept, rescale)
 
     measure = ranked_magnitude(ranks, _axis(scope), exact)
     return Transform(kernel, measure, models=model_count(density, gamma))
@@ -186,6 +192,13 @@ def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
         return kept
     left = leaf_sum(jnp.abs(kept))
     return kept * jnp.where(left > 0, leaf_sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
+
+
+def _over_models(value: Any) -> Any:
+    """A number, or an array of one for each model."""
+    if isinstance(value, tuple | list):
+        return numpy_of(*value).stack([numpy_of(*value).asarray(v) for v in value])
+    return value
 
 
 def _mine(found: Any, ctx: Any) -> Any:
