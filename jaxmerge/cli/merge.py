@@ -33,7 +33,7 @@ RESOLVED = "recipe.resolved.yaml"
 
 def run(
     recipe: Path,
-    out: Path | None,
+    out: Path | None = None,
     *,
     check: bool = False,
     resume: bool = False,
