@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxmerge.io.key_tables import absorb, export
 from jaxmerge.models import resnet
 from jaxmerge.models.convolution import is_statistic
 from jaxmerge.models.resnet.params import torchvision_table
-from jaxmerge.models.tables import absorb, export
 
 GOLDEN = Path(__file__).parent / "golden"
 STEMS = ("imagenet", "cifar")

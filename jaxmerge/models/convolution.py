@@ -1,4 +1,5 @@
-"""The parts of convolutional networks: convolution, batch norm, pooling, and their inputs as rows.
+"""The parts of small classifiers: dense layer, convolution, batch norm, pooling, dropout, and the
+inputs of kernels as rows.
 
 Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`. Padding is that
 of torch (so many pixels of zeros on every side), which is not always XLA's "SAME".
@@ -37,6 +38,42 @@ class Mode(NamedTuple):
         """Keeps the input of a layer, where inputs are asked for."""
         if self.inputs is not None:
             self.inputs.append((layer, x))
+
+
+class Forward(NamedTuple):
+    """What a forward pass of a tower gives.
+
+    Attributes:
+      features: float32 `[batch, width]`.
+      statistics: name -> running statistics after this batch; empty outside of training and where
+        a tower has no batch norm.
+      inputs: name of each kernel -> the rows that met it, `[..., fan in]`, where asked for.
+    """
+
+    features: jax.Array
+    statistics: dict[str, jax.Array]
+    inputs: dict[str, jax.Array]
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, drawn as torch draws its `Linear`: evenly from +-1 / sqrt(inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs | None, bias: bool = True):
+        bound = inputs**-0.5
+        self.kernel = nnx.Param(_even(rngs, (inputs, outputs), bound))
+        if bias:
+            self.bias = nnx.Param(_even(rngs, (outputs,), bound))
+
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        mode.note(self, x)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype)[None] if hasattr(self, "bias") else y
+
+
+def _even(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> jax.Array:
+    if rngs is None:
+        return jnp.zeros(shape)
+    return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
 
 
 class Conv(nnx.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.folders import read_json, write_folder
 from jaxmerge.models.resnet.config import Config
@@ -25,7 +26,6 @@ from jaxmerge.models.resnet.params import (
     plain_key,
     torchvision_table,
 )
-from jaxmerge.models.tables import absorb, fits
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmerge.models.convolution import BatchNorm, Conv, Mode, layer_inputs, max_pool, statistics
+from jaxmerge.models.convolution import (
+    BatchNorm,
+    Conv,
+    Forward,
+    Mode,
+    layer_inputs,
+    max_pool,
+    statistics,
+)
 from jaxmerge.models.resnet.config import Config
 from jaxmerge.models.transformer import add_blocks, bind, blocks_of, parameters, shapes
 
@@ -74,21 +81,6 @@ class ResNet(nnx.Module):
         for block in blocks_of(self, sum(self.config.blocks)):
             x = block(x, mode)
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-
-
-class Forward(NamedTuple):
-    """What a forward pass gives.
-
-    Attributes:
-      features: float32 `[batch, width]`.
-      statistics: name -> running statistics after this batch; those of a norm that is in training,
-        and none outside of it.
-      inputs: name of each kernel -> the rows that met it, `[..., fan in]`, where asked for.
-    """
-
-    features: jax.Array
-    statistics: dict[str, jax.Array]
-    inputs: dict[str, jax.Array]
 
 
 def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from jaxmerge.io.key_tables import Entry, Table
 from jaxmerge.models.resnet.config import Config
-from jaxmerge.models.tables import Entry, Table
 
 BUFFER = "num_batches_tracked"
 _LAYER = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
