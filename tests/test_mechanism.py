@@ -15,7 +15,7 @@ from jaxmerge.continual.drivers import over, program, run, stacked
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
-from jaxmerge.spec import Static
+from jaxmerge.core.registry import Static
 
 
 @methods.register

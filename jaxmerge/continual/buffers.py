@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 
 def empty(size: int, like: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.records import Groups, Setup, Stream
-from jaxmerge.core import concrete
+from jaxmerge.core.types import concrete
 from jaxmerge.errors import closest, listed
 
 PROMISES = ("nothing", "epochs", "once")

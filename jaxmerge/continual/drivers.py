@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)
 compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, stages.score)}

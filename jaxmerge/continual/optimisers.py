@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.continual.registry import NonNegative, Positive, Range, Share, optimisers
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 Momentum = Annotated[float, Range("a number in [0, 1)", lambda v: 0 <= v < 1)]
 

@@ -14,7 +14,7 @@ import optax
 
 from jaxmerge.continual.records import Evaluator, Problem, as_stored
 from jaxmerge.continual.registry import evaluators, problems
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 
 def columns_seen(info: Any, task: Array) -> Array:

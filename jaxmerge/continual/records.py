@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmerge.core import Array, Leaves
-from jaxmerge.spec import Spec, Static, frozen
+from jaxmerge.core.registry import Spec, Static, frozen
+from jaxmerge.core.types import Array, Leaves
 
 LAST = "last model"  # the label of the deployment that is no merge
 

@@ -24,8 +24,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from jaxmerge.core.registry import Spec, Static, frozen
 from jaxmerge.errors import closest, listed
-from jaxmerge.spec import Spec, Static, frozen
 
 
 class Range(NamedTuple):

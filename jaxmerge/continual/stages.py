@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import jaxmerge as jm
 from jaxmerge.continual.records import (
     LAST,
     Batch,
@@ -30,7 +29,8 @@ from jaxmerge.continual.records import (
     Step,
     Stream,
 )
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
+from jaxmerge.drivers import memory as merging
 
 
 class Parts(NamedTuple):
@@ -147,7 +147,7 @@ def create(setup: Setup, stream: Stream, key: Array) -> State:
 def create_from(setup: Setup, parts: Parts, base: Leaves, batch: Batch, key: Array) -> State:
     """The state before the first task, from theta_0 and a batch of which only shapes count."""
     folds = {
-        label: jm.init(spec.build(), parts.model.weights(base, 0), key=key)
+        label: merging.init(spec.build(), parts.model.weights(base, 0), key=key)
         for label, spec in setup.merges.items()
     }
     memory = tuple(m.init(parts.model, base, batch) for m in parts.methods)
@@ -358,7 +358,7 @@ def fold(setup: Setup, stream: Stream, state: State, t: Array) -> State:
     model = build(setup, stream.tasks).model
     base, now = model.weights(state.base, 0), model.weights(state.params, t)
     new = {
-        label: jm.update(spec.build(), state.merges[label], base, now)
+        label: merging.update(spec.build(), state.merges[label], base, now)
         for label, spec in setup.merges.items()
     }
     return state._replace(merges=new)
@@ -370,7 +370,7 @@ def merged_params(setup: Setup, model: Model, state: State, label: str) -> Leave
         return state.params
     base = model.weights(state.base, 0)
     return model.put(
-        state.params, jm.merged(setup.merges[label].build(), state.merges[label], base)
+        state.params, merging.merged(setup.merges[label].build(), state.merges[label], base)
     )
 
 
