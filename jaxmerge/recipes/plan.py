@@ -112,7 +112,7 @@ def tie(first: Source, other: Source) -> Source:
             del names[head]
     if names == other.names:
         return other
-    changed = Source(other.source, other.ref, other.folder, other.files)
+    changed = Source(other.source, other.ref, other.folder, other.files, other.config())
     changed.names = names
     changed.like = {new: other.source.like[old] for new, old in names.items()}
     return changed
