@@ -53,7 +53,7 @@ def opened(folder, name="model.layers.0.up.weight"):
     source = open_source(folder)
     assert [n for n in source if n != "model.norm.weight"] == [name]
     like = source.like[name]
-    assert like.dtype == np.float32 and like.stored == BF
+    assert (like.dtype, like.stored) == (np.float32, BF)
     assert "quantization_config" not in source.config()
     return source[name]
 
@@ -291,7 +291,8 @@ def test_a_merge_of_quantised_models_is_that_of_their_floats(tmp_path):
         out = load_file(tmp_path / "out/model.safetensors")["model.layers.0.up.weight"]
         p = plain.astype(np.float32)
         want = (wa + wb) / 2 if base is None else p + 0.5 * ((wa - p) + (wb - p))
-        assert out.dtype == BF and report.merged == 2
+        assert out.dtype == BF
+        assert report.merged == 2
         np.testing.assert_array_equal(out, want.astype(BF))
         config = json.loads((tmp_path / "out/config.json").read_text())
         assert "quantization_config" not in config
@@ -334,7 +335,8 @@ def test_other_schemes_are_refused_by_name_with_a_way_out(tmp_path, setting, wor
     folder = checkpoint(tmp_path / "m", {"w.codes": np.zeros((4, 4), np.int32)}, setting)
     with pytest.raises(UserError, match="is quantised with") as error:
         open_source(folder)
-    assert words in str(error.value) and "dequantize" in str(error.value)
+    assert words in str(error.value)
+    assert "dequantize" in str(error.value)
     assert set(open_source(folder, stored=True)) == {"w.codes", "model.norm.weight"}
 
 
@@ -361,7 +363,7 @@ def test_hostile_quant_states_are_refused(tmp_path):
         b'{"shape": [6, 4000000000], "blocksize": 64}', b'{"shape": "x", "blocksize": 64}',
     ]):  # fmt: skip
         tensors[key] = np.frombuffer(state, np.uint8)
-        with pytest.raises(UserError, match="bitsandbytes|quantised"):
+        with pytest.raises(UserError, match="quantised"):
             open_source(checkpoint(tmp_path / str(i), tensors))
 
 

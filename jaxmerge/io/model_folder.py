@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.io.architectures import configs
+
 TAKEN = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes",
     "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
@@ -86,7 +88,7 @@ def module_folders(folder: Path) -> list[str]:
 
 
 def _inside(folder: Path, sub: Path) -> list[Path]:
-    """The files of a sub-folder, unless it lies elsewhere (a hub cache's blobs are no elsewhere)."""
+    """The files of a sub-folder, unless they lie elsewhere (but in a hub cache's blobs)."""
     if not sub.is_dir() or not sub.resolve().is_relative_to(folder.resolve()):
         return []
     allowed = [folder.resolve()]
@@ -94,15 +96,6 @@ def _inside(folder: Path, sub: Path) -> list[Path]:
         allowed.append(folder.parent.parent.resolve() / "blobs")
     files = [p for p in sorted(sub.rglob("*"))[:FILES] if p.is_file()]
     return [p for p in files if any(p.resolve().is_relative_to(a) for a in allowed)]
-
-
-def config_text(config: Mapping[str, Any], dtype: str | None, changes: Mapping[str, Any]) -> bytes:
-    """config.json of an output: its dtype where one was asked for, and what the merge changed."""
-    changes = dict(changes)
-    for key in ("dtype", "torch_dtype"):
-        if dtype and key in config:
-            changes[key] = dtype
-    return (json.dumps({**config, **changes}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def output_belongings(
@@ -113,14 +106,18 @@ def output_belongings(
     Args:
         source: a `Source`; anything without a folder gives nothing.
         dtype: of the output's floating leaves, None if each leaf keeps its own.
-        changes: keys of config.json that the merge sets.
+        changes: what the merge changes in config.json: a key, or a path of keys -> its value.
     """
     folder = getattr(source, "folder", None)
     files: dict[str, bytes | Path] = dict(belongings(folder))
     path = files.get("config.json")
     if isinstance(path, Path):
-        name = None if dtype is None else dtype.name
-        text = config_text(source.config(), name, changes or {})
-        if read_json(path) != json.loads(text):
-            files["config.json"] = text
+        config, new = source.config(), {}
+        if dtype is not None:
+            new = {p: dtype.name for p, v in configs.walk(config) if p[-1] in configs.DTYPES and v}
+        new |= {(k,) if isinstance(k, str) else k: v for k, v in (changes or {}).items()}
+        config = configs.changed(config, new)
+        if read_json(path) != config:
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            files["config.json"] = text.encode()
     return files

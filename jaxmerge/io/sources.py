@@ -12,7 +12,6 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -305,19 +304,3 @@ def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> N
     for path in inputs:
         if Path(path).resolve().is_relative_to(where):
             raise UserError(f"{where} would take the place of an input, {path}; write elsewhere.")
-
-
-def tokenizer_files(folder: Path | None) -> list[Path]:
-    """Everything a checkpoint's folder holds besides weights: config, tokenizer, templates."""
-    if folder is None:
-        return []
-    keep = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-    drop = ["*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*"]
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file()
-        and p.stat().st_size < 64 << 20
-        and any(fnmatch.fnmatch(p.name, g) for g in keep)
-        and not any(fnmatch.fnmatch(p.name, g) for g in drop)
-    )

@@ -28,8 +28,8 @@ import numpy as np
 from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
-from jaxmerge.recipes.reading import mapping
-from jaxmerge.recipes.templates import template_files
+from jaxmerge.recipes.chat_templates import template_files
+from jaxmerge.recipes.parse import mapping
 
 MEAN, ZERO = -1, -2  # in place of a source's number
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jaxmerge.core import Leaves, Transform
-from jaxmerge.spec import register
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Leaves, Transform
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["lines"]

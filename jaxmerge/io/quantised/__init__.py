@@ -15,8 +15,8 @@ is refused by its name with a way out; integers of a quantised leaf are never me
     MXFP4, NVFP4          gpt-oss, ModelOpt: `fp4`
     ====================  ======================================================================
 
-To add a scheme, write ``find(stored, setting) -> Found`` that looks at `stored.like` (names, shapes,
-dtypes; small leaves may be read) and at the quantization settings, and enter it in `SCHEMES`.  A
+To add a scheme, write ``find(stored, setting, dtype) -> Found`` that looks at `stored.like` (names,
+shapes, dtypes; small leaves may be read) and at the settings, and enter it in `SCHEMES`.  A
 format that is a file of its own (GGUF) returns a `Computed` from its reader in the same way and
 needs nothing else: sources, merges, `--check` and outputs see the computed leaves only.
 """

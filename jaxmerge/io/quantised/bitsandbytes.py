@@ -30,7 +30,7 @@ def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
     """Recognise ``.weight`` with ``.SCB``, and bytes with a ``quant_state``."""
     found = Found()
     states = {n.partition(STATE)[0]: n for n in stored if STATE in n}
-    for n, like in stored.like.items():
+    for n in stored:
         if n.endswith(".SCB"):
             _rows(found, stored, n.removesuffix(".SCB"), dtype)
         elif n in states:
@@ -52,7 +52,9 @@ def _rows(found: Found, stored: Leaves, module: str, dtype: np.dtype) -> None:
         return
 
     def load() -> np.ndarray:
-        return stored[weight].astype(np.float32) * (stored[scales].astype(np.float32) / 127)[:, None]
+        return (
+            stored[weight].astype(np.float32) * (stored[scales].astype(np.float32) / 127)[:, None]
+        )
 
     found.add(stored, weight, like.shape, dtype, load, [weight, scales])
 
