@@ -23,7 +23,8 @@ from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.sources import keep_apart, tokenizer_files
+from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.sources import keep_apart
 from jaxmerge.io.writer import partial_folder
 from jaxmerge.recipes.native import Document, load
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
@@ -213,19 +214,7 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
 
 def output_files(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
     """Everything in the output besides the weights."""
-    files: dict[str, bytes | Path] = {p.name: p for p in tokenizer_files(plan.folder)}
-    files |= plan.files
-    path = plan.folder / "config.json" if plan.folder else None
-    dtype = plan.out_dtype.name if plan.out_dtype is not None else None
-    if path is not None and path.exists():
-        config = jsonlib.loads(path.read_text(encoding="utf-8"))
-        changes = dict(plan.config)
-        for key in ("dtype", "torch_dtype"):
-            if dtype and key in config:
-                changes[key] = dtype
-        if any(config.get(k) != v for k, v in changes.items()):
-            text = jsonlib.dumps(config | changes, indent=2, ensure_ascii=False) + "\n"
-            files["config.json"] = text.encode()
+    files = output_belongings(plan.source, plan.out_dtype, plan.config) | plan.files
     recipe = yaml.safe_dump(
         {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
     )

@@ -12,7 +12,6 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io.lora import Adapted
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
+from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
@@ -80,15 +80,24 @@ class Source(View):
         files: the files that hold the weights, for hashing.
     """
 
-    def __init__(self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path]):
+    def __init__(
+        self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
+        config: dict[str, Any] | None = None,
+    ):  # fmt: skip
         super().__init__(leaves, {n: n for n in leaves}, ref)
-        self.folder, self.files = folder, tuple(files)
+        self.folder, self.files, self._config = folder, tuple(files), config
 
     def close(self) -> None:
         self.source.close()
 
     def config(self) -> dict[str, Any]:
-        """config.json, or an empty mapping."""
+        """The config of these leaves: config.json, changed where the leaves are not the stored
+        ones (dequantised, an adapter on a tied head); empty if there is none."""
+        if self._config is None:
+            self._config = self._read_config()
+        return self._config
+
+    def _read_config(self) -> dict[str, Any]:
         path = self.folder / "config.json" if self.folder else None
         if path is None or not path.exists():
             return {}
@@ -114,17 +123,26 @@ def open_source(
     *,
     near: Sequence[Path] = (),
     allow_pickle: bool = False,
+    stored: bool = False,
 ) -> Source:
     """Open a reference; see the module's docstring.
 
+    Args:
+        near: folders against which a relative path is tried after the working directory.
+        allow_pickle: read tensors from pickles too.
+        stored: the leaves as they are in the files, quantised ones too; by default they are
+            dequantised when they are read (`jaxmerge.io.quantised`).
+
     Raises:
-        UserError: there is no such model, it is pickled, or its files do not belong together.
+        UserError: there is no such model, it is pickled, quantised in a way that is not read, or
+            its files do not belong together.
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
     found = _path(ref, near)
     if found is not None:
-        return _local(found, allow_pickle)
+        source = _local(found, allow_pickle)
+        return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
@@ -138,12 +156,21 @@ def open_source(
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
-        return source
+        return source if stored else _logical(source)
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
         f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
     )
+
+
+def _logical(source: Source) -> Source:
+    """The model that the stored leaves stand for."""
+    config = source.config()
+    leaves = dequantised(source.source, config, source.ref)
+    if leaves is source.source and not setting_of(config):
+        return source
+    return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
 
 
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
@@ -277,19 +304,3 @@ def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> N
     for path in inputs:
         if Path(path).resolve().is_relative_to(where):
             raise UserError(f"{where} would take the place of an input, {path}; write elsewhere.")
-
-
-def tokenizer_files(folder: Path | None) -> list[Path]:
-    """Everything a checkpoint's folder holds besides weights: config, tokenizer, templates."""
-    if folder is None:
-        return []
-    keep = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-    drop = ["*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*"]
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file()
-        and p.stat().st_size < 64 << 20
-        and any(fnmatch.fnmatch(p.name, g) for g in keep)
-        and not any(fnmatch.fnmatch(p.name, g) for g in drop)
-    )

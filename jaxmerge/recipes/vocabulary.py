@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.safetensors import Leaves, Like, Whole
+from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
@@ -173,7 +173,7 @@ class Reindexed(Whole):
         self.config = self.source.config
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
-            n: Like((vocabulary.size, *like.shape[1:]), like.dtype) if n in self.mapped else like
+            n: like._replace(shape=(vocabulary.size, *like.shape[1:])) if n in self.mapped else like
             for n, like in self.source.like.items()
         }
 
