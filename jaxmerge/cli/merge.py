@@ -214,7 +214,8 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
 
 def output_files(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
     """Everything in the output besides the weights."""
-    files = output_belongings(plan.source, plan.out_dtype, plan.config) | plan.files
+    found = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
+    files = {name: content for name, content in found.items() if content is not None}
     recipe = yaml.safe_dump(
         {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
     )
