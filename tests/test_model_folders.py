@@ -191,8 +191,12 @@ def embedded(folder, rows, **files):
 
 def test_slow_tokenizer_files_do_not_outlive_their_vocabulary(tmp_path):
     v = {"x": 0, "y": 1}
-    slow = {"tokenizer.model": "sp", "added_tokens.json": {"<a>": 2}, "chat_template.jinja": "t",
-            "tokenizer_config.json": {"added_tokens_decoder": {"2": {"content": "<a>"}}}}  # fmt: skip
+    slow = {
+        "tokenizer.model": "sp",
+        "added_tokens.json": {"<a>": 2},
+        "chat_template.jinja": "t",
+        "tokenizer_config.json": {"added_tokens_decoder": {"2": {"content": "<a>"}}},
+    }
     a = embedded(tmp_path / "a", 3, **{"tokenizer.json": tokens(v, [("<a>", 2)]), **slow})
     fast = tokens(v, [("<b>", 2)])
     b = embedded(tmp_path / "b", 3, **{"tokenizer.json": fast, "vocab.json": v})

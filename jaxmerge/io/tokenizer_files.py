@@ -1,8 +1,8 @@
 """The files of a tokenizer in an output, so that all of them speak of the same tokens.
 
 A fast tokenizer is tokenizer.json; the files of the slow one beside it (tokenizer.model,
-vocab.json, merges.txt, added_tokens.json, ...) say the same in another form.  Where an output has tokens that
-the model of those files lacks, they are left out, as loaders prefer them to tokenizer.json.
+vocab.json, merges.txt, added_tokens.json, ...) say the same in another form.  Where an output has
+tokens that they lack, they are left out, as loaders prefer them to tokenizer.json.
 """
 
 from __future__ import annotations
