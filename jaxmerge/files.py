@@ -31,8 +31,9 @@ from jaxmerge import names
 from jaxmerge.checks import check_choice, check_count, check_method, grid_of
 from jaxmerge.combine import Pipeline, keep_base
 from jaxmerge.core import Merge
+from jaxmerge.errors import UserError
 from jaxmerge.io.header import CODES
-from jaxmerge.io.safetensors import Leaves, Like
+from jaxmerge.io.safetensors import Leaves, Like, changed
 from jaxmerge.io.writer import Group, Writer
 
 
@@ -151,6 +152,13 @@ def tensors_of(jobs: Sequence[Job], out_dtype: Any = None) -> dict[str, tuple[st
     return out
 
 
+def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
+    """Everything that jobs read."""
+    sides = [v for job in jobs for extra in job.extras for v in extra.values()]
+    models = [m for job in jobs for m in (job.base, *job.models)]
+    return [m for m in (*models, *sides) if isinstance(m, Leaves)]
+
+
 def merge_jobs(
     jobs: Sequence[Job],
     out: str | os.PathLike,
@@ -179,7 +187,8 @@ def merge_jobs(
         group: of processes that write one output, each its own shards; see `process_group`.
 
     Raises:
-        UserError: the output exists, the disk is too small; partial work stays for `resume`.
+        UserError: the output exists, the disk is too small; partial work stays for `resume`.  An
+            input changed while it was merged; nothing stays.
         ValueError: models that do not fit together, NaN or Inf.
     """
     began = time.perf_counter()
@@ -198,7 +207,15 @@ def merge_jobs(
         run = Run(jobs, writer, report, zero, devices, progress, out_dtype)
         run.all()
         report.seconds = time.perf_counter() - began
-        writer.commit(files(report) if group.index == 0 else {})
+        further = files(report) if group.index == 0 else {}
+        wrong = changed(sources_of(jobs))
+        if wrong:
+            writer.discard()
+            raise UserError(
+                f"{len(wrong)} input file{'s' * (len(wrong) > 1)} changed while they were merged: "
+                f"{', '.join(wrong[:5])}. Nothing was written; merge again when they are at rest."
+            )
+        writer.commit(further)
     except BaseException:
         writer.close()
         raise
