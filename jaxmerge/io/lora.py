@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.io.safetensors import File, Leaves, Like, Whole
 from jaxmerge.io.untrusted import check_inside, read_json
-from jaxmerge.patterns import compile_pattern
 
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")

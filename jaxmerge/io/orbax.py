@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge import names
+from jaxmerge.core import names
 from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes

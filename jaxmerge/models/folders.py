@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.models.tables import Entry, export
+from jaxmerge.io.key_tables import Entry, export
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
-from jaxmerge.files import Job
 from jaxmerge.io.header import CODES
 from jaxmerge.io.sources import Source, open_source
-from jaxmerge.recipes.extras import Extra
+from jaxmerge.recipes.side_inputs import Extra
 
 HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
@@ -28,7 +28,7 @@ class Plan:
     """A recipe, ready to be run.
 
     Attributes:
-        jobs: what `jaxmerge.files.merge_jobs` runs.
+        jobs: what `jaxmerge.drivers.files.api.merge_jobs` runs.
         models: the opened references.
         folder: whose config and tokenizer are copied, or None.
         out_dtype: of floating leaves; None keeps the base's.

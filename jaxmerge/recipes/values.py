@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.errors import UserError
-from jaxmerge.patterns import PatternError, compile_pattern
-from jaxmerge.recipes.reading import mapping, number
+from jaxmerge.recipes.parse import mapping, number
 
 LAYER = re.compile(r"^(?P<prefix>(?:.*[./])?(?:[A-Za-z][A-Za-z0-9]*_)?)(?P<index>\d+)(?=[./])")
 

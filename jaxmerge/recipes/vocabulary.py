@@ -29,8 +29,8 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Leaves, Like, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.untrusted import member, read_json
-from jaxmerge.recipes.reading import mapping
-from jaxmerge.recipes.templates import template_files
+from jaxmerge.recipes.chat_templates import template_files
+from jaxmerge.recipes.parse import mapping
 
 MEAN, ZERO = -1, -2  # in place of a source's number
 MOST = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it

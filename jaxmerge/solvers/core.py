@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge.core import Array, Leaves, working_dtype
-from jaxmerge.names import check_same, is_float
+from jaxmerge.core.names import check_same, is_float
+from jaxmerge.core.types import Array, Leaves, working_dtype
 from jaxmerge.statistics.fisher import check_labels, pair
 
 Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar

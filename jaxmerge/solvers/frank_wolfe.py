@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge import run
-from jaxmerge.core import Array, Leaves, check_range
+from jaxmerge.core.names import check_same, is_float
+from jaxmerge.core.types import Array, Leaves, check_range
+from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
-from jaxmerge.names import check_same, is_float
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, project_simplex
 
 Granularity = Literal["layer", "task"]
@@ -97,7 +97,7 @@ def frank_wolfe(
         if density is None:
             new = {n: _towards(floats[n], vertex[n], gamma * factor) for n in floats}
         else:
-            new = run.merge(ties(density, gamma * factor), floats, [vertex])
+            new = memory.merge(ties(density, gamma * factor), floats, [vertex])
         chosen = best if granularity == "layer" else {"all": next(iter(best.values()))}
         info = {"loss": float(value), "gap": gap, "chosen": chosen, "step_size": gamma}
         return FrankWolfeState(state.step + 1, {**rest, **new}), info

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.core import Leaves, Transform
-from jaxmerge.patterns import Pattern, PatternError, compile_pattern
-from jaxmerge.spec import register
+from jaxmerge.core.patterns import Pattern, PatternError, compile_pattern
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Leaves, Transform
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["lines"]
