@@ -23,8 +23,8 @@ from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.sources import keep_apart, tokenizer_files
-from jaxmerge.io.untrusted import member, read_json
+from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.sources import keep_apart
 from jaxmerge.io.writer import partial_folder
 from jaxmerge.recipes.native import Document, load
 from jaxmerge.recipes.parse import load_yaml
@@ -140,7 +140,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
         if not last:
             force = True  # a stage whose recipe or inputs have changed
     group = process_group()
-    beside = files_beside(plan)  # what is damaged is refused before the merge
+    # what is damaged there is refused before the merge
+    beside = output_belongings(plan.source, plan.out_dtype, plan.config) | plan.files
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
@@ -223,24 +224,6 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
         "digest": digest,
         "inputs": _inputs(sources, hashes),
     }
-
-
-def files_beside(plan: Plan) -> dict[str, bytes | Path]:
-    """What the output takes over from its base: config and tokenizer."""
-    files: dict[str, bytes | Path] = {p.name: p for p in tokenizer_files(plan.folder)}
-    files |= plan.files
-    path = member(plan.folder, "config.json")
-    dtype = plan.out_dtype.name if plan.out_dtype is not None else None
-    if path is not None:
-        config = read_json(path)
-        changes = dict(plan.config)
-        for key in ("dtype", "torch_dtype"):
-            if dtype and key in config:
-                changes[key] = dtype
-        if any(config.get(k) != v for k, v in changes.items()):
-            text = jsonlib.dumps(config | changes, indent=2, ensure_ascii=False) + "\n"
-            files["config.json"] = text.encode()
-    return files
 
 
 def notes(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:

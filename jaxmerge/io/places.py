@@ -26,16 +26,21 @@ COPY = 4 << 20
 class Place:
     """A folder that is not a link, opened; makes it if there is none.
 
+    Args:
+        path: of the folder.
+        parent: the descriptor of the folder that it is in, if that is open too.
+
     Raises:
         UserError: a link, or a file, is in its place.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, parent: int | None = None):
+        self.path, name = path, path if parent is None else path.name
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o755)
+            os.mkdir(name, 0o755, dir_fd=parent)
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.fd = os.open(name, flags, dir_fd=parent)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UserError(f"{path} is a link or a file, not a folder; delete it.") from None
@@ -65,7 +70,20 @@ class Place:
         )
 
     def write(self, name: str, content: bytes | Path) -> None:
-        """A whole file, from bytes or copied from a regular file, in place of one that is there."""
+        """A whole file, from bytes or copied from a regular file, in place of one that is there.
+
+        Args:
+            name: of the file, in the folder or ("a/b") in folders of it.
+        """
+        first, slash, rest = name.partition("/")
+        if slash:
+            inner = Place(self.path / plain(first), self.fd)
+            try:
+                inner.write(rest, content)
+                inner.sync()
+            finally:
+                inner.close()
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
         fd = self.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +24,22 @@ from jaxmerge.io.untrusted import open_regular
 
 
 class Like(NamedTuple):
-    """What a leaf is: its shape and dtype (numpy, with ml_dtypes for bfloat16 and smaller)."""
+    """What a leaf is: its shape and dtype (numpy, with ml_dtypes for bfloat16 and smaller).
+
+    Attributes:
+        storage: the dtype in which an output stores the leaf where nothing else is asked for; None
+            stands for `dtype`.  A leaf that is computed when it is read (dequantised, with an
+            adapter on it) is read in float32 and stored in the model's dtype.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    storage: np.dtype | None = None
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype of the leaf in an output."""
+        return self.dtype if self.storage is None else self.storage
 
     @property
     def size(self) -> int:
@@ -200,18 +213,25 @@ def pack(values: np.ndarray) -> np.ndarray:
 
 
 class Whole(Leaves):
-    """Leaves that can only be had whole; the last one is kept, so parts of it cost one load."""
+    """Leaves that can only be had whole.
+
+    Each thread keeps the leaf whose parts it is reading, until its last entry is read: a leaf that
+    is merged in pieces costs one load.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[str, np.ndarray] | None = None
+        self._open = threading.local()
 
     @abc.abstractmethod
     def load(self, name: str) -> np.ndarray:
         """The leaf, in its shape."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        last = self._last
+        size = self.like[name].size
+        stop = size if stop is None else stop
+        last = getattr(self._open, "last", None)
         if last is None or last[0] != name:
+            self._open.last = last = None  # let go of the one before
             last = (name, np.ascontiguousarray(self.load(name)).reshape(-1))
-            self._last = last
+        self._open.last = last if stop < size else None
         return last[1][start:stop]

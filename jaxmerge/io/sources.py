@@ -12,7 +12,6 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
@@ -26,8 +25,9 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io.lora import Adapted
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
+from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
-from jaxmerge.io.untrusted import SMALL, check_inside, inside, member, open_regular, read_json
+from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
 from jaxmerge.io.writer import old_folder, partial_folder
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
@@ -83,17 +83,23 @@ class Source(View):
         files: the files that hold the weights, for hashing.
     """
 
-    def __init__(self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path]):
+    def __init__(
+        self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
+        config: dict[str, Any] | None = None,
+    ):  # fmt: skip
         super().__init__(leaves, {n: n for n in leaves}, ref)
-        self.folder, self.files = folder, tuple(files)
+        self.folder, self.files, self._config = folder, tuple(files), config
 
     def close(self) -> None:
         self.source.close()
 
     def config(self) -> dict[str, Any]:
-        """config.json, or an empty mapping."""
-        path = member(self.folder, "config.json")
-        return {} if path is None else read_json(path)
+        """The config of these leaves: config.json, changed where the leaves are not the stored
+        ones (dequantised, an adapter on a tied head); empty if there is none."""
+        if self._config is None:
+            path = member(self.folder, "config.json")
+            self._config = {} if path is None else read_json(path)
+        return self._config
 
     def stamp(self) -> list[list[Any]]:
         """What changes when the files change, read from their headers and the file system."""
@@ -111,17 +117,26 @@ def open_source(
     *,
     near: Sequence[Path] = (),
     allow_pickle: bool = False,
+    stored: bool = False,
 ) -> Source:
     """Open a reference; see the module's docstring.
 
+    Args:
+        near: folders against which a relative path is tried after the working directory.
+        allow_pickle: read tensors from pickles too.
+        stored: the leaves as they are in the files, quantised ones too; by default they are
+            dequantised when they are read (`jaxmerge.io.quantised`).
+
     Raises:
-        UserError: there is no such model, it is pickled, or its files do not belong together.
+        UserError: there is no such model, it is pickled, quantised in a way that is not read, or
+            its files do not belong together.
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
     found = _path(ref, near)
     if found is not None:
-        return _local(found, allow_pickle)
+        source = _local(found, allow_pickle)
+        return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
@@ -135,12 +150,21 @@ def open_source(
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
-        return source
+        return source if stored else _logical(source)
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
         f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
     )
+
+
+def _logical(source: Source) -> Source:
+    """The model that the stored leaves stand for."""
+    config = source.config()
+    leaves = dequantised(source.source, config, source.ref)
+    if leaves is source.source and not setting_of(config):
+        return source
+    return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
 
 
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
@@ -269,25 +293,3 @@ def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> N
                     else f"an input, {path}, lies in {place}, which writing {where} deletes; move "
                     "it, or write elsewhere."
                 )
-
-
-def tokenizer_files(folder: Path | None) -> list[Path]:
-    """Everything a checkpoint's folder holds besides weights: config, tokenizer, templates.
-
-    Raises:
-        UserError: one of them is a link out of the folder.
-    """
-    if folder is None:
-        return []
-    keep = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-    drop = ["*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*"]
-    found = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file()
-        and p.stat().st_size < SMALL
-        and any(fnmatch.fnmatch(p.name, g) for g in keep)
-        and not any(fnmatch.fnmatch(p.name, g) for g in drop)
-    )
-    check_inside(folder, [p.name for p in found])
-    return found

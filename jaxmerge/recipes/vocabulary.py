@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.safetensors import Leaves, Like, Whole
+from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.untrusted import member, read_json
 from jaxmerge.recipes.chat_templates import template_files
@@ -181,7 +181,7 @@ class Reindexed(Whole):
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
-            n: Like((vocabulary.size, *like.shape[1:]), like.dtype) if n in self.mapped else like
+            n: like._replace(shape=(vocabulary.size, *like.shape[1:])) if n in self.mapped else like
             for n, like in self.source.like.items()
         }
 

@@ -146,7 +146,8 @@ def merge_files(
         >>> load_file(f"{folder}/out/model.safetensors")["w"]
         array([-1.5, -1.5], dtype=float32)
     """
-    from jaxmerge.io.sources import Source, keep_apart, open_source, tokenizer_files
+    from jaxmerge.io.model_folder import output_belongings
+    from jaxmerge.io.sources import Source, keep_apart, open_source
 
     if isinstance(models, str | os.PathLike):
         raise ValueError(
@@ -158,9 +159,9 @@ def merge_files(
     for source in (theta, *rows):
         keep_apart(out, source.files if isinstance(source, Source) else ())
     first = rows[0] if theta is None else theta
-    files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}
     job = Job(method, rows, theta, key)
     kind = None if dtype is None else _floating(dtype)
+    files = output_belongings(first, kind)
     options.setdefault("metadata", {"format": "pt"})
     options.setdefault("digest", _digest(job, kind))
     return merge_jobs([job], out, out_dtype=kind, files=lambda report: files, **options)

@@ -127,7 +127,7 @@ def tensors_of(jobs: Sequence[Job], out_dtype: Any = None) -> dict[str, tuple[st
         if twice:
             raise ValueError(f"{len(twice)} leaves come from two jobs, for example {twice[:3]}.")
         for n, like in job.like.items():
-            dtype = np.dtype(out_dtype) if out_dtype and names.is_float(like) else like.dtype
+            dtype = np.dtype(out_dtype) if out_dtype and names.is_float(like) else like.stored
             out[n] = (CODES[dtype], like.shape)
     return out
 
