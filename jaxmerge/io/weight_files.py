@@ -7,10 +7,10 @@ Where two complete models lie side by side neither is taken.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.untrusted import check_inside, read_json
 
 NAMES = ("model", "diffusion_pytorch_model", "merged")
 INDEX = ".safetensors.index.json"
@@ -24,6 +24,7 @@ def weights_file(folder: Path) -> Path | None:
         UserError: there are two, and nothing says which is meant.
     """
     indices = _preferred([p for p in folder.glob(f"*{INDEX}")], INDEX)
+    check_inside(folder, [p.name for p in (*indices, *folder.glob("*.safetensors"))])
     files = [p for p in folder.glob("*.safetensors") if p.stem.partition("-")[0] not in OTHERS]
     shards = {f for i in indices for f in shards_of(i)}
     singles = _preferred([p for p in files if p.name not in shards], ".safetensors")
@@ -57,10 +58,10 @@ def _preferred(paths: list[Path], end: str) -> list[Path]:
 def shards_of(index: Path) -> list[str]:
     """The names of the files that an index speaks of; nothing where it is no index."""
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return sorted({f for f in table.values() if isinstance(f, str)})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        table = read_json(index).get("weight_map")
+    except UserError:
         return []
+    return sorted({f for f in table.values() if isinstance(f, str)}) if table else []
 
 
 def _list(paths: list[Path]) -> str:
