@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from report_results import results
 
-from jaxmerge.continual.results import Entry, Results, SeedRun, Stat, summarize
 from jaxmerge.report import numbers, tables, words
+from jaxmerge.studies.results import Entry, Results, SeedRun, Stat, summarize
 
 MAGMAX, TIES = ("MagMax", "sequential"), ("TIES", "sequential")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmerge.continual.results import Entry, Results
 from jaxmerge.report import numbers, tables, vectors, words
 from jaxmerge.report.picture import Plot, Table, cell, grid
 from jaxmerge.report.style import LIGHT, slots
+from jaxmerge.studies.results import Entry, Results
 
 if TYPE_CHECKING:
     from jaxmerge.report.lines import Series

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxmerge.continual.results import Results, Stat, Vectors
 from jaxmerge.report.numbers import (
     CONSTANT,
     JOINT,
@@ -26,6 +25,7 @@ from jaxmerge.report.numbers import (
     names,
     stat,
 )
+from jaxmerge.studies.results import Results, Stat, Vectors
 
 
 def percent(x: float, digits: int = 1) -> str:

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge.continual.devices import everywhere, spread, whole
-from jaxmerge.continual.halfway import Halfway
-from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.strategy import Strategy, View, finetune
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
+from jaxmerge.training.data_parallel import everywhere, spread, whole
+from jaxmerge.training.learner import Learner, head_logits
+from jaxmerge.training.mid_task import Halfway
 
 
 @dataclasses.dataclass(frozen=True)

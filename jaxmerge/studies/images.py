@@ -11,14 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.learner import Learner, from_clip
-from jaxmerge.continual.scenario import Scenario, Task
-from jaxmerge.continual.train import Training
 from jaxmerge.core.types import Leaves
 from jaxmerge.data import registry
 from jaxmerge.data.sources import Source
+from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import UserError, closest
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.training.fit import Training
+from jaxmerge.training.learner import Learner, from_clip
 
 
 @dataclasses.dataclass(frozen=True)

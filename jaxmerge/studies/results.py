@@ -67,7 +67,7 @@ class Entry:
         over_time: [T], after each task the mean of R[t][0..t]: accuracy on the tasks seen so far.
         metrics: "accuracy" (mean of the last row), "aware" (the same, task-aware), "over_time"
             (mean of `over_time`), "bwt", "fwt", "forgetting", "per_class", "normalised", see
-            `jaxmerge.continual.metrics`; None where it was not measured.
+            `jaxmerge.evaluation.metrics`; None where it was not measured.
         sweep: how the factor was chosen at the end of the stream, or None.
         factors: [T], the factor in use after each task, or None.
         fixed: the factor, where each of several factors is a row of its own.
@@ -214,7 +214,7 @@ class Results:
 def summarize(seeds: list[SeedRun]) -> list[Summary]:
     """Mean and standard deviation over seeds of every metric of every entry.
 
-    >>> from jaxmerge.continual.results import Entry, SeedRun, summarize
+    >>> from jaxmerge.studies.results import Entry, SeedRun, summarize
     >>> entry = lambda a: Entry("MagMax", "sequential", "", [[a]], [[a]], [a], {"accuracy": a})
     >>> runs = [SeedRun(s, [0], [], [entry(a)], [], {}) for s, a in enumerate([0.5, 1.0])]
     >>> summarize(runs)[0].metrics["accuracy"]

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.continual import checkpoint
+from jaxmerge.training import checkpoint
 
 PACKAGES = ("jaxmerge", "jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "safetensors")
 

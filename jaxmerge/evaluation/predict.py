@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.devices import everywhere, spread, whole
-from jaxmerge.continual.learner import Learner, head_logits
-from jaxmerge.continual.scenario import Scenario
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.training.data_parallel import everywhere, spread, whole
+from jaxmerge.training.learner import Learner, head_logits
 
 
 class Probe(NamedTuple):

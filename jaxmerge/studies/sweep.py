@@ -3,7 +3,7 @@
 The axes ``method`` and ``factor`` cost no training: all methods are folds over the same models, all
 factors of a method are merged and evaluated together.  ``stream`` chooses among the experiment's
 streams; ``seed``, ``order`` and every other setting make units of their own.  A unit is a run
-with one seed; its cells are known by name before it runs (`jaxmerge.continual.store.key`), so what
+with one seed; its cells are known by name before it runs (`jaxmerge.studies.cells.key`), so what
 a store holds already is left out.
 
     axes = parse(["seed=0,1,2", "method=magmax,ties", "factor=0.1:1.0:0.1"])
@@ -21,11 +21,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jaxmerge as jm
-from jaxmerge.continual import store
 from jaxmerge.continual.deploys import LAST
-from jaxmerge.continual.experiment import Experiment, changed, parsed, restored
-from jaxmerge.continual.results import to_plain
 from jaxmerge.errors import closest
+from jaxmerge.studies import cells as store
+from jaxmerge.studies.config import Experiment, changed, parsed, restored
+from jaxmerge.studies.results import to_plain
 
 MERGING = ("method", "factor", "stream")  # axes that change no training
 

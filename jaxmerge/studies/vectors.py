@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmerge.continual.results import Vectors
 from jaxmerge.core.types import Leaves
+from jaxmerge.studies.results import Vectors
 
 EDGES = np.linspace(-8, 0, 41)  # of log10 |tau|
 

@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmerge.continual import checkpoint, metrics, schedule, vectors
+from jaxmerge.continual import schedule
 from jaxmerge.continual.deploys import LAST, Deploy
-from jaxmerge.continual.evaluate import Probe, probe
-from jaxmerge.continual.finetuned import Finetuned
-from jaxmerge.continual.halfway import EVERY, Halfway
-from jaxmerge.continual.learner import Learner
 from jaxmerge.continual.loop import Measured, Outcome, Stream, measure
-from jaxmerge.continual.results import Entry, SeedRun, Sweep, Task
-from jaxmerge.continual.scenario import Scenario
 from jaxmerge.continual.schedule import Start
 from jaxmerge.continual.strategy import Strategy, finetune
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.core.types import Leaves
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.evaluation import metrics
+from jaxmerge.evaluation.predict import Probe, probe
+from jaxmerge.studies import vectors
+from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import Learner
+from jaxmerge.training.mid_task import EVERY, Halfway
 
 Watch = Callable[[str, str, int, float], None]  # stream, phase, steps, loss; see `Stream`
 BASELINES = ("zero-shot", "joint")

@@ -13,8 +13,8 @@ method, factor               the merge as jaxmerge prints it, the factor in use 
 fixed                        the factor, where each factor is a row of its own
 seed, order_seed, order      of shuffles; of the order, null for the seed; the tasks as they came
 tasks                        names, classes and counts of examples
-matrix, matrix_aware         R[t][i], see `jaxmerge.continual.results`
-accuracy ... normalised      see `jaxmerge.continual.metrics`; null where not measured
+matrix, matrix_aware         R[t][i], see `jaxmerge.studies.results`
+accuracy ... normalised      see `jaxmerge.evaluation.metrics`; null where not measured
 seconds                      of training the whole stream
 version, device, made        of jaxmerge, where, when (UTC)
 ===========================  =======================================================================
@@ -37,18 +37,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.continual import checkpoint, metrics
 from jaxmerge.continual.deploys import LAST
-from jaxmerge.continual.results import (
-    Entry,
-    Results,
-    SeedRun,
-    Sweep,
-    Task,
-    summarize,
-    to_plain,
-)
 from jaxmerge.errors import UserError
+from jaxmerge.evaluation import metrics
+from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize, to_plain
+from jaxmerge.training import checkpoint
 
 METRICS = (
     *("accuracy", "aware", "over_time", "bwt", "fwt", "forgetting", "per_class", "normalised"),

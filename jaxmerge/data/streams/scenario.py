@@ -4,7 +4,7 @@ A `Scenario` is a sequence of `Task`; it can be indexed, iterated, printed and d
 share one frozen head whose columns are the classes of all sources in turn; a task trains its own
 columns and is evaluated both among all columns (task-agnostic) and among its own (task-aware).
 
-`class_incremental` splits the classes of a source over the tasks; `jaxmerge.continual.streams`
+`class_incremental` splits the classes of a source over the tasks; `jaxmerge.data.streams.builders`
 holds the other builders.
 
 """

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.continual import devices
 from jaxmerge.core import names
+from jaxmerge.training import data_parallel
 
 RECORD = "record"
 
@@ -66,7 +66,7 @@ def replace(path: str | Path, data: bytes | str) -> None:
 
     In a distributed run the first process writes, the others do nothing.
     """
-    if not devices.first():
+    if not data_parallel.first():
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,15 +50,15 @@ from typing import Any, ClassVar, TypeVar
 
 import jaxmerge as jm
 from jaxmerge.continual.deploys import LAST, Deploy, running_merge
-from jaxmerge.continual.finetuned import Finetuned
-from jaxmerge.continual.learner import Learner
-from jaxmerge.continual.scenario import Scenario, Task
 from jaxmerge.continual.schedule import STARTS
 from jaxmerge.continual.strategies import strategy
-from jaxmerge.continual.study import BASELINES, Plan
-from jaxmerge.continual.train import Training
 from jaxmerge.core.types import Leaves, Merge
+from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed
+from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.seed import BASELINES, Plan
+from jaxmerge.training.fit import Training
+from jaxmerge.training.learner import Learner
 
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
@@ -222,7 +222,7 @@ class Experiment(abc.ABC):
 
     def save(self, merged: dict[tuple[str, str], Leaves], folder: Path) -> None:
         """Keep a merged model of the first seed by leaf name: `saved`."""
-        from jaxmerge.continual import checkpoint
+        from jaxmerge.training import checkpoint
 
         if merged:
             checkpoint.save(folder / "merged.safetensors", dict(merged[saved(merged)]))

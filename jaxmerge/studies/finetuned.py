@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.continual import checkpoint
 from jaxmerge.core.types import Leaves
+from jaxmerge.training import checkpoint
 
 
 class Finetuned:

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.scenario import Scenario
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.data.streams.scenario import Scenario
 
 
 class Learner(NamedTuple):

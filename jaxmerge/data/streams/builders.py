@@ -28,8 +28,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmerge.continual.scenario import Scenario, Task, class_incremental, permutation
 from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.data.streams.scenario import Scenario, Task, class_incremental, permutation
 
 __all__ = [
     "class_incremental",
