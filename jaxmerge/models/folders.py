@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.io.header import CODES
+from jaxmerge.io.key_tables import Entry, export
 from jaxmerge.io.writer import INDEX, plan_shards
-from jaxmerge.models.tables import Entry, export
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,6 +42,7 @@ def write_folder(
     dtype: str | None,
     texts: Mapping[str, Any],
     tokenizer,
+    constants: Mapping[str, np.ndarray] | None = None,
     shard_size: int | None = None,
 ) -> None:
     """Writes a model; files of the same names are replaced.
@@ -53,6 +54,7 @@ def write_folder(
       dtype: of the floats on disk, one of `DTYPES`; as they are where None.
       texts: file name -> what it holds, written as JSON.
       tokenizer: has `save(folder)`, or None.
+      constants: tensors that the layout has and no parameter of ours holds, as they are.
       shard_size: bytes of the largest file; more than one get an index. One file where None.
 
     Raises:
@@ -64,6 +66,7 @@ def write_folder(
     tensors = export(table, params)
     cast = lambda t: t if dtype is None else jnp.asarray(t, dtype)
     tensors = {key: np.array(cast(t), order="C") for key, t in tensors.items()}
+    tensors |= constants or {}
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder, weights, tensors, shard_size)
     for name, content in texts.items():

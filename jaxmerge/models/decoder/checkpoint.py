@@ -157,7 +157,7 @@ def save(
         texts["generation_config.json"] = generation
     write_folder(
         Path(folder), "model.safetensors", hf_table(config), model.params, dtype, texts,
-        model.tokenizer, shard_size,
+        model.tokenizer, shard_size=shard_size,
     )  # fmt: skip
 
 

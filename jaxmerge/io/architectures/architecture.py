@@ -1,0 +1,327 @@
+"""One model taken apart: `architecture(source)`, and what can be asked of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.io.architectures import configs, table
+from jaxmerge.io.architectures.names import alike, numbers, segments, template
+from jaxmerge.io.architectures.roles import part_of, role_of, tower_of
+from jaxmerge.io.architectures.stacks import Place, Stack, find_stacks, place_of
+
+TEXT = ("text", "decoder", "encoder")  # towers whose layers slices move, the first there is
+
+
+class Architecture:
+    """What a model is made of.
+
+    Attributes:
+        like: its leaves with shapes and dtypes.
+        config: config.json.
+        family: ``model_type``, or "" where the config names none.
+        known: what the tables say of the family, or None: then names, shapes and config decide.
+        stacks: its stacks of layers.
+        vocabularies: sizes of vocabulary, by the path of their key in the config.
+    """
+
+    def __init__(self, like: Mapping[str, Any], config: Mapping[str, Any]):
+        self.like, self.config = like, config
+        family = config.get("model_type")
+        self.family = family if isinstance(family, str) else ""
+        self.known = table.known(self.family) if self.family else None
+        self.vocabularies = configs.numbers_at(config, configs.VOCABULARIES)
+        self._experts = set(configs.numbers_at(config, configs.EXPERTS).values())
+        self._shapes = {n: tuple(x.shape) for n, x in like.items()}
+        self._names = set(like)
+        self._facts = self.known or table.Known()
+
+    # ------------------------------------------------------------ layers
+
+    @functools.cached_property
+    def _stacks(self) -> dict[str, Stack]:
+        here = {c.container for n in self.like for c in numbers(n)}
+        match = {c: self._nearest(c, self._facts.stacks) for c in here}
+        layers = {c for c, known in match.items() if known}
+        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
+        if len({match[c] for c in layers}) < len(layers):  # two containers for one known stack
+            layers = {c for c in layers if c == match[c]} or layers
+        found = find_stacks(self._shapes, layers, others)
+        return {s.path: self._counted(s, match.get(s.path)) for s in found}
+
+    def _nearest(self, container: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:
+        """The known container that shares most segments with this one, if it is one only."""
+        last = segments(container)[-1]
+        scores = {k: alike(container, k) for k in known if segments(k)[-1] == last}
+        best = [k for k, v in scores.items() if v == max(scores.values())]
+        return best[0] if len(best) == 1 else None
+
+    def _counted(self, stack: Stack, known: str | None) -> Stack:
+        path = tuple(
+            int(p) if p.isdigit() else p
+            for p in (self._facts.stacks.get(known or "") or "").split(".")
+            if p
+        )
+        tower = tower_of(stack.path)
+        near = lambda p: sum(tower_of(str(key)) == tower for key in p)
+        path = configs.count_path(self.config, path, stack.layers, near)
+        count = configs.get(self.config, path) if path else None
+        more = configs.further(self.config)
+        if stack.stages or type(count) is not int or not more or count != stack.layers - more:
+            return stack._replace(count=path)
+        return stack._replace(count=path, order=stack.order[:count], extra=stack.order[count:])
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of layers, by path."""
+        return tuple(self._stacks.values())
+
+    def layer(self, name: str) -> Place | None:
+        """The stack and the layer in which a leaf lies, or None."""
+        return self._places[name] if name in self._names else place_of(name, self._stacks)
+
+    @functools.cached_property
+    def _places(self) -> dict[str, Place | None]:
+        return {n: place_of(n, self._stacks) for n in self.like}
+
+    def depth(self, name: str) -> float:
+        """In [0, 1]: where in its stack a leaf lies; 0 outside of all layers."""
+        place = self.layer(name)
+        return 0.0 if place is None else place.depth
+
+    def main(self) -> list[Stack]:
+        """The stacks that make up the language model, or the only tower: what slices move."""
+        for tower in TEXT:
+            found = [s for s in self.stacks if tower_of(s.path) == tower]
+            if found:
+                return found
+        return list(self.stacks)
+
+    # ------------------------------------------------------------ roles
+
+    def role(self, name: str) -> str:
+        """What a leaf is for, one of `ROLES`."""
+        return self._roles[name]
+
+    @functools.cached_property
+    def _roles(self) -> dict[str, str]:
+        sizes = set(self.vocabularies.values())
+        special = {n: self._special(n) for n in self.like}
+        return {
+            n: special[n]
+            or role_of(
+                n, self._shapes[n], floating=_floating(x), vocabularies=sizes, experts=self._experts
+            )
+            for n, x in self.like.items()
+        }
+
+    def _special(self, name: str) -> str | None:
+        roles = self._facts.roles
+        if not roles:
+            return None
+        path = template(name)
+        return roles.get(path) or next((roles[k] for k in roles if _ends(path, k)), None)
+
+    def kernel(self, name: str) -> bool:
+        """Whether a leaf is the matrix of a dense layer."""
+        return self.role(name) == "kernel"
+
+    def vocabulary(self, name: str) -> bool:
+        """Whether a leaf has a row for every token."""
+        return self.role(name) in ("embedding", "head")
+
+    def merged(self, name: str) -> bool:
+        """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
+        return self.role(name) != "buffer"
+
+    def part(self, name: str) -> str:
+        """Where in a layer: "attention", "mlp" or ""."""
+        return part_of(name)
+
+    def tower(self, name: str) -> str:
+        """ "vision", "audio", "projector", "encoder", "decoder" or "text"."""
+        return tower_of(name)
+
+    def early(self, name: str) -> bool:
+        """Whether a leaf outside of the layers comes before them: tables, towers, what is known."""
+        if self.role(name) in ("embedding", "position", "table") or "embed" in name.lower():
+            return True
+        path = template(name)
+        if any(_ends(path, k) for k in self._facts.early):
+            return True
+        return self.tower(name) in ("vision", "audio", "projector")
+
+    def transposed(self, name: str) -> bool:
+        """Whether a kernel is stored [in, out] (GPT-2's Conv1D, Flax); torch's are [out, in]."""
+        path = template(name)
+        return any(_ends(path, k) for k in self._facts.transposed) or segments(name)[-1] == "kernel"
+
+    # ------------------------------------------------------------ ties
+
+    @functools.cached_property
+    def tied(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of names that may hold one array, of which a checkpoint may store any.
+
+        Names as this model has them where it has them; groups of embedding and head only where the
+        config does not say that they are two.
+        """
+        apart = any(
+            v is False for p, v in configs.walk(self.config) if p[-1] == "tie_word_embeddings"
+        )
+        groups = [tuple(map(self._own, g)) for g in self._facts.ties]
+        if not groups:
+            groups = self._guessed_ties()
+        return tuple(
+            g for g in groups if not (apart and any("head" in n or "embed_out" in n for n in g))
+        )
+
+    def _own(self, path: str) -> str:
+        return next((n for n in self.like if _ends(template(n), path)), path)
+
+    def _guessed_ties(self) -> list[tuple[str, ...]]:
+        tables = [n for n in self.like if self.role(n) == "embedding"]
+        heads = [n for n in self.like if self.role(n) == "head" and len(self._shapes[n]) == 2]
+        if len(tables) != 1 or len(heads) > 1:
+            return []
+        if heads:
+            return (
+                [(tables[0], heads[0])] if self._shapes[tables[0]] == self._shapes[heads[0]] else []
+            )
+        prefix = "language_model." if tables[0].startswith("language_model.") else ""
+        return [(tables[0], f"{prefix}lm_head.weight")]
+
+    def copies(self, name: str) -> tuple[str, ...]:
+        """The other names under which the array of a leaf may be stored."""
+        return next((tuple(n for n in g if n != name) for g in self.tied if name in g), ())
+
+    # ------------------------------------------------------------ config
+
+    def vocabulary_changes(self, size: int) -> dict[configs.Path, int]:
+        """What to change in the config where the vocabulary has that many rows.
+
+        Every key that says how many rows the embedding of tokens has, at any depth.
+        """
+        rows = {self._shapes[n][0] for n in self.like if self.vocabulary(n)}
+        rows |= {v for p, v in self.vocabularies.items() if len(self.vocabularies) == 1}
+        return {p: size for p, v in self.vocabularies.items() if v in rows and v != size}
+
+    def dtype_changes(self, dtype: str) -> dict[configs.Path, str]:
+        """What to change in the config where the weights are stored in another dtype."""
+        return {
+            p: dtype
+            for p, v in configs.walk(self.config)
+            if p[-1] in configs.DTYPES and isinstance(v, str) and v != dtype
+        }
+
+    def layer_changes(
+        self, stack: Stack, placed: Sequence[tuple[Architecture, int]]
+    ) -> dict[configs.Path, Any]:
+        """What to change in the config where a stack is made anew of layers of several models.
+
+        Args:
+            placed: for each layer of the output, whose it is and which one there.
+        """
+        if not stack.count:
+            return {}
+        out: dict[configs.Path, Any] = {}
+        if configs.get(self.config, stack.count) != len(placed):
+            out[stack.count] = len(placed)
+        for path in configs.by_layer(self.config, stack.count, stack.layers):
+            values = [
+                configs.get(a.config, path, configs.get(self.config, path))[i] for a, i in placed
+            ]
+            if values != configs.get(self.config, path):
+                out[path] = values
+        for path in configs.of_layers(self.config, stack.count, stack.layers):
+            values = [n for n, (a, i) in enumerate(placed) if i in configs.get(a.config, path, ())]
+            if values != configs.get(self.config, path):
+                out[path] = values
+        return out
+
+    # ------------------------------------------------------------ words
+
+    def describe(self) -> list[str]:
+        """What was taken for what, a line for each kind."""
+        out = [
+            f"{s.path}: {s.layers} layers"
+            + (f" ({'.'.join(map(str, s.count))})" if s.count else " (no key in config.json)")
+            + (f" and {len(s.extra)} beyond" if s.extra else "")
+            for s in self.stacks
+        ] or ["no stack of layers"]
+        by_role: dict[str, list[str]] = {}
+        for n in self.like:
+            by_role.setdefault(self.role(n), []).append(n)
+        for role in ("embedding", "head", "position", "router", "experts", "buffer"):
+            if role in by_role:
+                some = list(dict.fromkeys(map(template, by_role[role])))
+                out.append(
+                    f"{role}: {', '.join(some[:3])}{f' and {len(some) - 3} more' * (len(some) > 3)}"
+                )
+        for group in self.tied:
+            there = [n for n in group if n in self._names]
+            if len(group) > 1 and there:
+                out.append(f"tied: {', '.join(group)}")
+        return out
+
+    def table(self) -> dict[str, Any]:
+        """The same as data."""
+        return {
+            "family": self.family,
+            "known": self.known is not None,
+            "stacks": {s.path: {"layers": s.layers, "count": list(s.count)} for s in self.stacks},
+            "tied": [list(g) for g in self.tied],
+            "vocabulary": {".".join(map(str, p)): v for p, v in self.vocabularies.items()},
+            "leaves": {
+                n: {
+                    "role": self.role(n),
+                    "layer": None if (p := self.layer(n)) is None else [p.stack.path, p.layer],
+                    "tower": self.tower(n),
+                    "part": self.part(n),
+                    "orientation": ("in, out" if self.transposed(n) else "out, in")
+                    if self.kernel(n)
+                    else None,
+                }
+                for n in self.like
+            },
+        }
+
+
+def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Architecture:
+    """What a model is made of.
+
+    Args:
+        source: an opened model (`jaxmerge.io.sources.Source`), or a mapping of names to anything
+            with a shape and a dtype.
+        config: config.json; by default the source's own.
+
+    Example:
+        >>> leaves = {f"model.layers.{i}.mlp.up_proj.weight": np.ones((8, 4)) for i in range(3)}
+        >>> found = architecture(leaves | {"model.embed_tokens.weight": np.ones((9, 4))})
+        >>> [(s.path, s.layers) for s in found.stacks]
+        [('model.layers', 3)]
+        >>> found.depth("model.layers.1.mlp.up_proj.weight")
+        0.5
+        >>> found.role("model.embed_tokens.weight")
+        'embedding'
+    """
+    like = getattr(source, "like", source)
+    if config is None:
+        read = getattr(source, "config", None)
+        config = read() if callable(read) else {}
+    return Architecture(like, config if isinstance(config, Mapping) else {})
+
+
+def _ends(path: str, known: str) -> bool:
+    """Whether two templates name one leaf, one of them perhaps with a prefix."""
+    if path == known:
+        return True
+    long, short = (path, known) if len(path) > len(known) else (known, path)
+    return long.endswith(short) and long[-len(short) - 1] in "./"
+
+
+def _floating(leaf: Any) -> bool:
+    dtype = np.dtype(leaf.dtype)
+    return dtype.kind in "fcV" or "float" in dtype.name

@@ -1,0 +1,108 @@
+"""Keys of config.json, wherever they stand; a path is a tuple: ("text_config", "num_layers").
+
+What is written into a config goes to the keys that it has; none is ever added.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Path = tuple[str | int, ...]
+
+COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "depth",
+          "encoder_layers", "decoder_layers", "num_encoder_layers", "depths")  # fmt: skip
+VOCABULARIES = ("vocab_size", "padded_vocab_size", "n_vocab", "vocabulary_size", "text_vocab_size")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts",
+           "num_routed_experts")  # fmt: skip
+FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+DTYPES = ("dtype", "torch_dtype")
+INDICES = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "full_attn_idxs",
+           "full_attention_layers", "global_attn_layers", "kv_share_layers")  # fmt: skip
+
+
+def walk(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every key of a nested config with its path, outer keys before inner ones."""
+    for key, value in config.items():
+        yield (*path, key), value
+    for key, value in config.items():
+        if isinstance(value, Mapping) and len(path) < 6:
+            yield from walk(value, (*path, key))
+
+
+def get(config: Any, path: Path, default: Any = None) -> Any:
+    """The value at a path.
+
+    >>> get({"a": {"b": [1, 2]}}, ("a", "b", 1))
+    2
+    """
+    for key in path:
+        try:
+            config = config[key]
+        except (KeyError, IndexError, TypeError):
+            return default
+    return config
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[Path, Any]) -> dict[str, Any]:
+    """The config with other values at these paths.
+
+    >>> changed({"a": {"b": 1}, "c": 2}, {("a", "b"): 3})
+    {'a': {'b': 3}, 'c': 2}
+    """
+    out = copy.deepcopy(dict(config))
+    for path, value in changes.items():
+        get(out, path[:-1])[path[-1]] = value
+    return out
+
+
+def numbers_at(config: Mapping[str, Any], keys: Sequence[str]) -> dict[Path, int]:
+    """Every integer under one of these keys."""
+    return {p: v for p, v in walk(config) if p[-1] in keys and type(v) is int}
+
+
+def count_path(
+    config: Mapping[str, Any], known: Path, count: int, near: Callable[[Path], int]
+) -> Path:
+    """The path of the key that says how many layers a stack has, or ().
+
+    Args:
+        known: where the family has it, perhaps in a config of another depth.
+        count: how many layers the weights have; may be more than the config says by a few that
+            predict further tokens.
+        near: of several such keys, which is nearest to the stack.
+    """
+    if known:
+        for path in (known, known[-1:], *(p for p, _ in walk(config) if p[-1:] == known[-1:])):
+            if isinstance(get(config, path), int):
+                return path
+    keys = numbers_at(config, COUNTS)
+    fitting = [p for p, v in keys.items() if v in (count, count - further(config))]
+    order = lambda p: (-near(p), COUNTS.index(p[-1]), len(p))
+    return min(fitting, key=order, default=())
+
+
+def further(config: Mapping[str, Any]) -> int:
+    """How many layers behind the last predict further tokens (DeepSeek, GLM)."""
+    return max(numbers_at(config, FURTHER).values(), default=0)
+
+
+def by_layer(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
+    """Lists with one entry for each layer, beside the key of the count."""
+    here = get(config, path[:-1], {})
+    if not path or not isinstance(here, Mapping):
+        return []
+    return [(*path[:-1], k) for k, v in here.items() if isinstance(v, list) and len(v) == count]
+
+
+def of_layers(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
+    """Lists of numbers of layers (the layers with experts, say), beside the key of the count."""
+    here = get(config, path[:-1], {})
+    if not path or not isinstance(here, Mapping):
+        return []
+    return [
+        (*path[:-1], k)
+        for k in INDICES
+        if isinstance(v := here.get(k), list) and len(v) != count and all(type(i) is int for i in v)
+    ]

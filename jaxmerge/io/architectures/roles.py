@@ -1,0 +1,169 @@
+"""What a leaf is for, read from its name and shape: the rules for every family.
+
+`experiments/architecture_table.py` holds these rules against the modules of transformers; where a
+family departs from them, the table (`jaxmerge.io.architectures.table`) says so by leaf.
+
+    =============  ============================================================================
+    embedding      a row for every token
+    head           a row for every token, at the output; its bias too
+    position       a table of positions, absolute or relative
+    table          another table whose rows are looked up (token types, codebooks)
+    kernel         the matrix of a dense layer
+    experts        the kernels of all experts in one array
+    router         scores the experts
+    convolution    a kernel with axes of space or time
+    norm           scale and shift of a normalisation
+    statistic      running mean and variance of a batch normalisation
+    bias           added to the output of a layer
+    buffer         a constant that is never trained, and never merged
+    vector         anything else
+    =============  ============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+ROLES = ("embedding", "head", "position", "table", "kernel", "experts", "router", "convolution",
+         "norm", "statistic", "bias", "buffer", "vector")  # fmt: skip
+
+HEADS = re.compile(
+    r"(^|[./_])(lm_head|embed_out|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
+    r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
+)
+TOKENS = re.compile(
+    r"embed_tokens|tok_embeddings|(^|[./])tokens?([./]|$)|wte|word_embed|(^|[./])shared([./]|$)"
+    r"|token_embed|embed_in([./]|$)|text_embed|word_token"
+)
+POSITIONS = re.compile(
+    r"(^|[./_])pos(ition(s|al)?)?([./_]|$)|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
+    r"|embed_positions|relative_attention_bias|rel_pos|relative_position|rel_h|rel_w|pe_layer"
+)
+TABLES = re.compile(r"embed|codebook|(^|[./_])(wte|wpe|shared|tables?)([./_]|$)")
+NORMS = re.compile(
+    r"norm|(^|[./_])(ln|bn|gn)(\d|_\w+)?([./_]|$)|(^|[./])(ln|bn)\w*[./](weight|bias|scale)$"
+)
+BUFFERS = re.compile(
+    r"(^|[./_])(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|causal_mask"
+    r"|relative_position_index|cached?_(sin|cos)|(sin|cos)_cached|initialized)$"
+)
+STATISTICS = re.compile(r"(^|[./])(running_(mean|var)|batch_stats[./].*)$")
+ROUTERS = re.compile(r"(^|[./_])(gate|router|wg|classifier)([./](weight|wg|kernel|classifier).*)?$")
+ATTENTION = re.compile(
+    r"att(e?n|ention)|(^|[./_])(sa|mha|q_proj|k_proj|v_proj|o_proj)([./_]|$)", re.I
+)
+MLP = re.compile(
+    r"mlp|(^|[./_])(ffn?|feed_?forward|fc\d?|intermediate|experts?|moe|dense_?relu|wi(_\d)?|wo|w[123]"
+    r"|gate_proj|up_proj|down_proj|gate_up_proj|lin[12]|c_fc)([./_]|$)"
+    r"|block_sparse_moe|DenseReluDense|dense_h_to_4h|dense_4h_to_h",
+    re.I,
+)
+EXPERTS = re.compile(r"(^|[./_])experts?([./_]|$)")
+
+
+def role_of(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    floating: bool = True,
+    vocabularies: Collection[int] = (),
+    experts: Collection[int] = (),
+) -> str:
+    """The role of a leaf.
+
+    Args:
+        floating: whether its dtype is.
+        vocabularies: sizes of vocabulary that the config names; without them names decide.
+        experts: numbers of experts that the config names.
+
+    Example:
+        >>> role_of("transformer.wte.weight", (50257, 768), vocabularies=[50257])
+        'embedding'
+        >>> role_of("model.layers.0.mlp.gate.weight", (8, 64), experts=[8])
+        'router'
+        >>> role_of("vision/block_03/attn/query/kernel", (4, 4))
+        'kernel'
+    """
+    ndim, low = len(shape), name.lower()
+    if STATISTICS.search(low):
+        return "statistic"
+    if (
+        not floating
+        or BUFFERS.search(low)
+        or (ndim == 4 and low.endswith(("attn.bias", "attention.bias")))
+    ):
+        return "buffer"
+    bias = low.endswith("bias")
+    if ndim in (1, 2) and shape[0] in vocabularies and not (ndim == 1 and not bias):
+        if HEADS.search(low) and not TOKENS.search(low):
+            return "head"
+        if ndim == 2 and (TOKENS.search(low) or TABLES.search(low)) and not POSITIONS.search(low):
+            return "embedding"
+        if ndim == 1 and HEADS.search(low):
+            return "head"
+    elif not vocabularies and ndim == 2:
+        if re.search(r"(^|[./])(lm_head|embed_out)[./](weight|kernel)$", low):
+            return "head"
+        if TOKENS.search(low):
+            return "embedding"
+    if (
+        POSITIONS.search(low)
+        and (ndim == 2 or not bias)
+        and not re.search(r"proj|kernel$|conv", low)
+    ):
+        return "position"
+    if NORMS.search(_module(low)) and ndim <= 1:
+        return "norm"
+    if ROUTERS.search(low) and ndim == 2 and min(shape) > 1 and set(shape) & set(experts):
+        return "router"
+    if bias and not (ndim == 2 and "relative" in low):
+        return "bias"
+    if ndim == 2:
+        table = TABLES.search(_module(low)) and not re.search(
+            r"proj|linear|dense|fc|mlp|kernel", low
+        )
+        return "table" if table else "kernel"
+    if ndim == 3 and EXPERTS.search(low):
+        return "experts"
+    if ndim >= 3:
+        return "convolution" if low.endswith(("weight", "kernel")) else "vector"
+    return "vector"
+
+
+def _module(name: str) -> str:
+    """The last two segments: the module's own name and the parameter's."""
+    return "/".join(re.split(r"[./]", name)[-2:])
+
+
+def part_of(name: str) -> str:
+    """Where in a layer a leaf lies: "attention", "mlp", or "" for anything else.
+
+    >>> part_of("model.layers.0.self_attn.q_proj.weight"), part_of("h.0.mlp.c_fc.weight")
+    ('attention', 'mlp')
+    """
+    if ATTENTION.search(name) and not re.search(r"norm|(^|[./_])ln", name, re.I):
+        return "attention"
+    if MLP.search(name) and not re.search(r"norm|(^|[./_])ln_?\d?[./]", name, re.I):
+        return "mlp"
+    return ""
+
+
+TOWERS = {
+    "projector": re.compile(
+        r"projector|connector|aligner|(^|[./_])(merger|resampler|mm_\w+|abstractor)"
+    ),
+    "vision": re.compile(r"vision|visual|(^|[./_])(vpm|image|img|vit)([./_]|$)|image_encoder"),
+    "audio": re.compile(r"audio|speech|whisper|(^|[./_])apm([./_]|$)"),
+    "encoder": re.compile(r"(^|[./])encoder([./]|$)"),
+    "decoder": re.compile(r"(^|[./])decoder([./]|$)"),
+}
+
+
+def tower_of(name: str) -> str:
+    """Which part of a model: "vision", "audio", "projector", "encoder", "decoder" or "text".
+
+    >>> tower_of("model.visual.blocks.0.mlp.fc1.weight"), tower_of("model.layers.0.norm.weight")
+    ('vision', 'text')
+    """
+    return next((tower for tower, known in TOWERS.items() if known.search(name)), "text")

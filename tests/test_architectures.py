@@ -1,0 +1,133 @@
+"""What models are made of: stacks, roles and keys of the config, for layouts that exist."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from jaxmerge.io.architectures import architecture, part_of, role_of
+from jaxmerge.io.architectures.configs import changed
+from jaxmerge.io.architectures.stacks import find_stacks
+
+
+def leaves(shapes: Mapping[str, tuple], dtype="float32") -> dict:
+    return {n: np.zeros(s, dtype) for n, s in shapes.items()}
+
+
+def decoder(prefix="model.", layers=3, experts=0, vocab=12, d=4) -> dict[str, tuple]:
+    out = {f"{prefix}embed_tokens.weight": (vocab, d)}
+    for i in range(layers):
+        at = f"{prefix}layers.{i}."
+        out |= {f"{at}self_attn.{n}_proj.weight": (d, d) for n in "qkvo"}
+        out |= {f"{at}input_layernorm.weight": (d,), f"{at}post_attention_layernorm.weight": (d,)}
+        if experts:
+            out[f"{at}mlp.gate.weight"] = (experts, d)
+        for e in range(experts):
+            out |= {f"{at}mlp.experts.{e}.{n}_proj.weight": (d, d) for n in ("gate", "up", "down")}
+    return out | {f"{prefix}norm.weight": (d,), "lm_head.weight": (vocab, d)}
+
+
+def stacks(found) -> dict:
+    return {s.path: (s.layers, ".".join(map(str, s.count))) for s in found.stacks}
+
+
+def test_experts_are_no_layers():
+    config = {"num_hidden_layers": 3, "num_experts": 16, "vocab_size": 12}
+    found = architecture(leaves(decoder(experts=16)), config)
+    assert stacks(found) == {"model.layers": (3, "num_hidden_layers")}
+    assert found.depth("model.layers.1.mlp.experts.15.up_proj.weight") == 0.5
+    assert found.role("model.layers.1.mlp.gate.weight") == "router"
+
+
+def test_stages_are_counted_through():
+    shapes = {}
+    for stage, depth in enumerate((1, 3)):
+        for i in range(depth):
+            at = f"swin.encoder.layers.{stage}.blocks.{i}"
+            shapes |= {
+                f"{at}.attention.weight": (4 << stage, 4 << stage),
+                f"{at}.norm.bias": (4 << stage,),
+            }
+        shapes[f"swin.encoder.layers.{stage}.downsample.weight"] = (8 << stage, 4 << stage)
+    found = architecture(leaves(shapes), {"depths": [1, 3]})
+    assert [s.path for s in found.stacks] == ["swin.encoder.layers.*.blocks"]
+    at = lambda s, b: found.layer(f"swin.encoder.layers.{s}.blocks.{b}.norm.bias").layer
+    assert [at(0, 0), at(1, 0), at(1, 2)] == [0, 1, 3]
+    assert found.layer("swin.encoder.layers.0.downsample.weight") is None
+
+
+def test_layers_that_predict_further_tokens_lie_beyond():
+    config = {"num_hidden_layers": 4, "num_nextn_predict_layers": 1, "vocab_size": 12}
+    found = architecture(leaves(decoder(layers=5)), config)
+    (stack,) = found.stacks
+    assert (stack.layers, stack.extra) == (4, ((4,),))
+    assert found.layer("model.layers.4.input_layernorm.weight") is None
+
+
+def test_a_nested_config():
+    shapes = decoder("language_model.model.") | {
+        f"vision_tower.encoder.layers.{i}.{n}.weight": (4, 4) for i in range(3) for n in ("q", "k")
+    }
+    config = {
+        "model_type": "never_seen",
+        "dtype": "float32",
+        "text_config": {"num_hidden_layers": 3, "vocab_size": 12, "layer_types": ["a", "b", "c"]},
+        "vision_config": {"num_hidden_layers": 3, "dtype": "float32"},
+    }
+    found = architecture(leaves(shapes), config)
+    assert stacks(found) == {
+        "language_model.model.layers": (3, "text_config.num_hidden_layers"),
+        "vision_tower.encoder.layers": (3, "vision_config.num_hidden_layers"),
+    }
+    (main,) = found.main()
+    changes = found.layer_changes(main, [(found, i) for i in (0, 1, 1, 2)])
+    changes |= found.vocabulary_changes(14) | found.dtype_changes("bfloat16")
+    assert changed(config, changes) == {
+        "model_type": "never_seen",
+        "dtype": "bfloat16",
+        "text_config": {
+            "num_hidden_layers": 4, "vocab_size": 14, "layer_types": ["a", "b", "b", "c"],
+        },
+        "vision_config": {"num_hidden_layers": 3, "dtype": "bfloat16"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "role"),
+    [
+        ("gpt_neox.embed_in.weight", (11, 4), "embedding"),
+        ("embed_out.weight", (11, 4), "head"),
+        ("cls.predictions.bias", (11,), "head"),
+        ("bert.embeddings.position_embeddings.weight", (8, 4), "position"),
+        ("bert.embeddings.token_type_embeddings.weight", (2, 4), "table"),
+        ("h.0.attn.bias", (1, 1, 8, 8), "buffer"),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (2,), "buffer"),
+        ("model.layers.0.self_attn.q_norm.weight", (4,), "norm"),
+        ("h.0.ln_1.bias", (4,), "norm"),
+        ("h.0.attn.c_attn.weight", (4, 12), "kernel"),
+        ("h.0.attn.c_attn.bias", (12,), "bias"),
+        ("layer1.0.bn1.running_mean", (4,), "statistic"),
+        ("conv1.weight", (4, 3, 7, 7), "convolution"),
+        ("vision_model.embeddings.class_embedding", (4,), "vector"),
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 4, 6), "experts"),
+    ],
+)
+def test_roles(name, shape, role):
+    assert role_of(name, shape, vocabularies=[11], experts=[8]) == role
+
+
+def test_parts():
+    names = {
+        "transformer.h.0.attn.c_attn.weight": "attention",
+        "gpt_neox.layers.0.attention.query_key_value.weight": "attention",
+        "gpt_neox.layers.0.mlp.dense_h_to_4h.weight": "mlp",
+        "encoder.block.0.layer.1.DenseReluDense.wi.weight": "mlp",
+        "model.layers.0.block_sparse_moe.experts.0.w1.weight": "mlp",
+        "model.layers.0.post_attention_layernorm.weight": "",
+        "model.norm.weight": "",
+    }
+    assert {n: part_of(n) for n in names} == names
+
+
+def test_a_sequence_is_no_stack():
+    assert not find_stacks({f"merger.mlp.{i}.weight": (4, 4) for i in (0, 2)})
