@@ -22,12 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-<<<<<<< HEAD
-from jaxmerge.core import Array
-from jaxmerge.models.attention import Attention
-=======
 from jaxmerge.core.types import Array
->>>>>>> main
+from jaxmerge.models.attention import Attention
 from jaxmerge.models.bert.config import Config
 from jaxmerge.models.packing import Packed, spread
 from jaxmerge.models.transformer import (

@@ -25,12 +25,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-<<<<<<< HEAD
-from jaxmerge.core import Array
-from jaxmerge.models.attention import Attention
-=======
 from jaxmerge.core.types import Array
->>>>>>> main
+from jaxmerge.models.attention import Attention
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.transformer import (
     Compute,

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.modeling import param_shapes
 from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys
 from jaxmerge.models.folders import DTYPES, write_folder
 from jaxmerge.models.packaged import hint, packaged
-from jaxmerge.models.tables import absorb, fits
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 from jaxmerge.models.attention import Attention, Cache
 from jaxmerge.models.decoder.config import Config, Mixture
 from jaxmerge.models.decoder.rope import turn

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from jaxmerge.io.key_tables import Entry, Table
 from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.families import FAMILIES
-from jaxmerge.models.tables import Entry, Table
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
