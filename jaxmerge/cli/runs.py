@@ -313,6 +313,8 @@ def show(found: Results, folder: Path, json: bool) -> None:
     console = Console()
     console.print(tables.rich_table(found))
     console.print(words.headline(found), highlight=False)
+    if lesson := words.lesson(found):
+        console.print(lesson, highlight=False)
     memory = f", {found.peak_memory / 1e9:.2f} GB" if found.peak_memory else ""
     seconds = f"{found.seconds['total']:.0f} s"
     console.print(f"{seconds}{memory}.  Report: {folder / 'report.html'}", highlight=False)
