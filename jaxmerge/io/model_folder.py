@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.architectures import configs
+from jaxmerge.io.untrusted import check_inside, read_text
 
 TAKEN = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes",
@@ -34,7 +35,11 @@ FILES = 1000  # of one sub-folder
 
 
 def belongings(folder: Path | None) -> dict[str, Path]:
-    """Name in an output -> file, for everything that belongs to the model besides its weights."""
+    """Name in an output -> file, for everything that belongs to the model besides its weights.
+
+    Raises:
+        UserError: one of them is a link out of the folder.
+    """
     if folder is None:
         return {}
     out = {
@@ -42,8 +47,11 @@ def belongings(folder: Path | None) -> dict[str, Path]:
         for p in sorted(folder.iterdir())
         if p.is_file() and p.stat().st_size < MOST and _taken(p.name)
     }
+    check_inside(folder, out)
     if _remote_code(folder):
-        out |= {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MOST}
+        code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MOST}
+        check_inside(folder, code)
+        out |= code
     for name in [*SUBFOLDERS, *module_folders(folder)]:
         out |= {str(p.relative_to(folder)): p for p in _inside(folder, folder / name)}
     return out
@@ -57,7 +65,7 @@ def _taken(name: str) -> bool:
 def read_json(path: Path) -> Any:
     """What a JSON file of a folder holds; None where it is not there or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(read_text(path)) if path.is_file() else None
     except (ValueError, RecursionError):
         return None
 

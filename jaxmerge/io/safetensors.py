@@ -12,7 +12,7 @@ import abc
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxmerge.io import header
 from jaxmerge.io.header import DTYPES, Entry
+from jaxmerge.io.untrusted import open_regular
 
 
 class Like(NamedTuple):
@@ -54,14 +55,42 @@ class Like(NamedTuple):
         return self.size * self.dtype.itemsize
 
 
+class Stamp(NamedTuple):
+    """What changes when a file is changed or replaced, as the file system notes it."""
+
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+    @classmethod
+    def of(cls, where: int | str | os.PathLike) -> Stamp:
+        """The stamp of a path, or of an open file."""
+        stat = os.stat(where)
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def changed(models: Iterable[Leaves]) -> list[str]:
+    """The files that are no longer what they were when these models were opened."""
+    wrong = {}
+    for path, stamp in {p: s for m in models for p, s in m.stamps.items()}.items():
+        try:
+            if Stamp.of(path) != stamp:
+                wrong[str(path)] = "changed"
+        except OSError as error:
+            wrong[str(path)] = (error.strerror or str(error)).lower()
+    return [f"{path} ({why})" for path, why in wrong.items()]
+
+
 class Leaves(Mapping[str, np.ndarray]):
     """A model that is read leaf by leaf.
 
     Attributes:
         like: name -> `Like`, known without reading.
+        stamps: file -> what it was when it was opened, for all that the model is read from.
     """
 
     like: dict[str, Like]
+    stamps: dict[Path, Stamp] = {}  # noqa: RUF012 - replaced, never changed
     __eq__ = object.__eq__  # a model is itself; comparing values would read it
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
@@ -99,9 +128,10 @@ class File(Leaves):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.entries, self.metadata = header.read(self.path)
+        self._fd = open_regular(self.path)
+        self.stamps = {self.path: Stamp.of(self._fd)}
+        self.entries, self.metadata = header.read(self.path, self._fd)
         self.like = {n: Like(e.shape, e.dtype) for n, e in self.entries.items()}
-        self._fd = os.open(self.path, os.O_RDONLY)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         entry = self.entries[name]
