@@ -82,8 +82,9 @@ def test_an_unknown_head_is_refused():
 
 @pytest.mark.parametrize("head", ["linear", "cosine", "sigmoid"])
 def test_a_perceptron_learns_a_stream(head):
+    loss, rate = ("sigmoid", 0.5) if head == "sigmoid" else ("softmax", 0.1)
     setup = Setup(
-        mlp_spec(head=head, **SMALL), classification(columns="own"), sgd(rate=0.1),
+        mlp_spec(head=head, **SMALL), classification(columns="own", loss=loss), sgd(rate=rate),
         merges={"MagMax": jm.magmax(0.5)},
     )  # fmt: skip
     stream = split(steps=40)
