@@ -46,7 +46,8 @@ for line in sys.stdin:
         text = open(task["recipe"]).read()
         if task["kind"] == "multi":
             from mergekit.scripts.multimerge import main
-            args = [task["recipe"], "--out-path", task["out"], "-I", task["out"] + ".there", "--no-write-model-card"]
+            args = [task["recipe"], "--out-path", task["out"], "-I", task["out"] + ".there"]
+            args += ["--no-write-model-card"]
             result = CliRunner().invoke(main, args, catch_exceptions=False)
             if result.exit_code: raise RuntimeError(result.output[-300:])
         elif task["kind"] == "raw":
@@ -56,7 +57,8 @@ for line in sys.stdin:
             if result.exit_code: raise RuntimeError(result.output[-300:])
         else:
             config = MergeConfiguration.model_validate(yaml.safe_load(text))
-            run_merge(config, task["out"], MergeOptions(random_seed=0, quiet=True, write_model_card=False))
+            options = MergeOptions(random_seed=0, quiet=True, write_model_card=False)
+            run_merge(config, task["out"], options)
         said = ""
     except BaseException as error:
         said = f"{type(error).__name__}: {str(error).strip()}"[:300]
@@ -645,7 +647,8 @@ def _same_law(a, b, base, names) -> tuple[str, str]:
     error = 4 * np.sqrt(2 / one.size)
     good = abs(shares[0] - shares[1]) < error * 0.5 + 1e-3
     good &= abs(sizes[0] - sizes[1]) < error * np.sqrt(squares[0])
-    seen = f"changed {shares[0]:.3f} there, {shares[1]:.3f} here; mean |change| {sizes[0]:.5f}, {sizes[1]:.5f}"
+    shown = [f"{a:.3f} of the entries by {b:.5f}" for a, b in zip(shares, sizes, strict=True)]
+    seen = f"changed {shown[0]} there, {shown[1]} here, on average"
     return ("equal in law" if good else "differs"), seen
 
 
@@ -747,10 +750,11 @@ def write_pages(result: dict) -> None:
     ]
     page = "\n".join(
         [
-            f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']}) and through jaxmerge, "
-            "from the same files",
-            "(`experiments/mergekit_parity.py`: every method on Llama, Mistral, Qwen2, GPT-2, Pythia and T5, and the",
-            'shapes of published recipes; "in law": random masks, compared by share and size of the changes):',
+            f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']}) and "
+            "through jaxmerge, from the same files",
+            "(`experiments/mergekit_parity.py`: every method on Llama, Mistral, Qwen2, GPT-2, Pythia "
+            "and T5, and the shapes",
+            'of published recipes; "in law": random masks, compared by share and size of the changes):',
             "",
             "| Outcome | Recipes |",
             "|:--|--:|",
@@ -763,8 +767,9 @@ def write_pages(result: dict) -> None:
     )
     good = count("equal", "equal in law")
     line = (
-        f"mergekit's YAML unchanged: {good} of {len(rows)} recipes in the shapes of the published ones give equal\n"
-        "weights (random methods: equal in law); the rest, one by one: [docs/mergekit.md](docs/mergekit.md)."
+        f"mergekit's YAML unchanged: {good} of {len(rows)} recipes in the shapes of published ones "
+        "give equal weights\n(random methods: equal in law); the rest, one by one: "
+        "[docs/mergekit.md](docs/mergekit.md)."
     )
     for path, text in ((ROOT / "docs" / "mergekit.md", page), (ROOT / "README.md", line)):
         old = path.read_text()

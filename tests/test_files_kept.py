@@ -150,7 +150,7 @@ def test_after_a_reboot_only_synced_leaves_count(tmp_path, monkeypatch):
         if n == "a":
             first._sync(1)
     first.close()
-    monkeypatch.setattr(writer, "_boot", lambda: "another")
+    monkeypatch.setattr(writer, "boot", lambda: "another")
     again = writer.Writer(tmp_path / "out", tensors, digest="x", resume=True)
     assert again.done == {"a"}
     again.close()

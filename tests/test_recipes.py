@@ -95,7 +95,7 @@ WRONG = {
     "models no list": ({"models": "a", "method": "mean"}, "must be a list"),
     "two merges": ({**ABC, "method": ["mean", "add"]}, "exactly one Merge"),
     "a transform": ({**ABC, "method": {"scale": 1}}, "merges nothing"),
-    "bad regex": ({**ABC, "method": "mean", "rules": {"only": "("}}, "no regex"),
+    "bad regex": ({**ABC, "method": "mean", "rules": {"only": "("}}, "no regular expression"),
     "idle rule": (
         {**ABC, "method": "mean", "rules": [{"match": "mlpp", "method": "add"},
                                             {"match": "mlp", "method": "add"},

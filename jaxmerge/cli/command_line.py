@@ -7,14 +7,15 @@ error and exit code 2; `JAXMERGE_TRACEBACK=1` shows where it came from.  Ctrl-C 
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 from typer import Argument, Option
@@ -42,18 +43,32 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _command(name: str) -> ModuleType:
-    """The module of a command, imported without a look for garbage, and none at the end.
+def command(module: str, name: str | None = None) -> Callable[[Callable], Callable]:
+    """A command whose options are a function's signature; `run` of a module gets them.
 
-    JAX makes a million objects that stay; to go through them again and again takes a quarter of
-    the time of a short command.
+    An option that is not given (None) takes the default of `run`.
+
+    The module is imported when the command is called, without a look for garbage, and none at the
+    end: JAX makes a million objects that stay, and to go through them again and again takes a
+    quarter of the time of a short command.
     """
-    gc.disable()
-    try:
-        return importlib.import_module(f"jaxmerge.cli.{name}")
-    finally:
-        gc.enable()
-        atexit.register(gc.freeze)
+
+    def register(signature: Callable) -> Callable:
+        @functools.wraps(signature)
+        def call(**options: Any) -> None:
+            gc.disable()
+            try:
+                run = importlib.import_module(f"jaxmerge.cli.{module}").run
+            finally:
+                gc.enable()
+                atexit.register(gc.freeze)
+            given = {name: value for name, value in options.items() if value is not None}
+            code = run(**given)
+            raise typer.Exit(code if isinstance(code, int) else 0)
+
+        return app.command(name)(call)
+
+    return register
 
 
 @app.callback()
@@ -65,7 +80,7 @@ def options(
     """Merge models, and learn task after task by merging, in JAX."""
 
 
-@app.command()
+@command("quickstart")
 def quickstart(
     out: Annotated[
         Path | None, Option(help="Run folder.  Default: runs/<date>-quickstart.")
@@ -87,15 +102,9 @@ def quickstart(
     json: Json = False,
 ) -> None:
     """MagMax on handwritten digits, from fine-tuning to a report, in two minutes on a laptop."""
-    command = _command("quickstart")
-
-    command.run(
-        out=out, resume=resume, seed=seed, seeds=seeds, epochs=epochs, lr=lr,
-        model=model, quick=quick, quiet=quiet, json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("run")
 def run(
     experiment: Annotated[Path, Argument(help="A Python file with get_config().")],
     set: Annotated[
@@ -122,15 +131,9 @@ def run(
     EXPERIMENT is a Python file with get_config(), such as those of experiments/. Every setting can
     be given with --set: streams.LwF.settings.strength=0.5, streams.LwF=null to leave a stream out.
     """
-    command = _command("run")
-
-    command.run(
-        experiment, set=set or [], out=out, resume=resume, log=log, save_every=save_every,
-        store=store, quiet=quiet, json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("sweep")
 def sweep(
     experiment: Annotated[Path, Argument(help="A Python file with get_config().")],
     grid: Annotated[
@@ -155,15 +158,9 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Run a grid: methods and factors share one training, seeds and settings are runs."""
-    command = _command("sweep")
-
-    command.run(
-        experiment, grid=grid, set=set or [], out=out, resume=resume, ray=ray, quiet=quiet,
-        json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("report")
 def report(
     stores: Annotated[
         list[Path], Argument(help="Run folders, sweep folders, results.json or Parquet files.")
@@ -181,12 +178,9 @@ def report(
     json: Json = False,
 ) -> None:
     """Tables and pictures from runs and sweeps, mean and spread over seeds and orders."""
-    command = _command("report")
-
-    command.run(stores, format=format, metric=metric, plot=plot, out=out, json=json)
 
 
-@app.command()
+@command("merge")
 def merge(
     recipe: Annotated[Path, Argument(help="Recipe: jaxmerge's YAML or .py, or mergekit's YAML.")],
     out: Annotated[Path | None, Argument(help="Folder to write; not needed with --check.")] = None,
@@ -222,29 +216,18 @@ def merge(
     json: Json = False,
 ) -> None:
     """Merge checkpoints of any size from files, leaf by leaf."""
-    command = _command("merge")
-
-    command.run(
-        recipe, out, check=check, resume=resume, force=force, dtype=dtype, seed=seed,
-        shard_size=shard_size, device=device, devices=devices, allow_pickle=allow_pickle,
-        strict=strict, tensor_union=tensor_union, tensor_intersection=tensor_intersection,
-        quiet=quiet, json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("inspect")
 def inspect(
     ref: Annotated[str, Argument(help="The model.")],
     norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
     json: Json = False,
 ) -> None:
     """List the leaves of a model: names, shapes, dtypes, sizes."""
-    command = _command("inspect")
-
-    command.run(ref, norms=norms, json=json)
 
 
-@app.command()
+@command("compare")
 def compare(
     models: Refs,
     base: Annotated[str | None, Option(help="theta_0; default: the first model.")] = None,
@@ -252,12 +235,9 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare task vectors: cosines, sign conflicts, overlap, norms, effective rank."""
-    command = _command("compare")
-
-    command.run(models, base=base, out=out, json=json)
 
 
-@app.command()
+@command("diff")
 def diff(
     a: Annotated[str, Argument(help="One model.")],
     b: Annotated[str, Argument(help="The other.")],
@@ -267,12 +247,9 @@ def diff(
     """What differs between two models: leaves, shapes, dtypes, largest differences.
 
     Exit code 0 if they are equal bit for bit, 1 if not."""
-    command = _command("diff")
-
-    raise typer.Exit(command.run(a, b, top=top, json=json))
 
 
-@app.command("extract-lora")
+@command("lora", name="extract-lora")
 def extract_lora(
     base: Annotated[str, Argument(help="theta_0.")],
     model: Annotated[str, Argument(help="The fine-tuned model.")],
@@ -289,15 +266,9 @@ def extract_lora(
     json: Json = False,
 ) -> None:
     """Write the change of a fine-tuned model as a low-rank PEFT adapter."""
-    command = _command("lora")
-
-    command.run(
-        base, model, out, rank=rank, modules=modules, energy=energy, force=force, quiet=quiet,
-        json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("convert")
 def convert(
     ref: Annotated[str, Argument(help="The model.")],
     out: Annotated[Path, Argument(help="Folder to write.")],
@@ -313,15 +284,9 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a model in another form: shards, a dtype, with its adapter applied, Orbax."""
-    command = _command("convert")
-
-    command.run(
-        ref, out, to=to, dtype=dtype, shard_size=shard_size, allow_pickle=allow_pickle,
-        resume=resume, force=force, quiet=quiet, json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("stats")
 def stats(
     ref: Annotated[str, Argument(help="A CLIP, or a BERT for sentences.")],
     data: Annotated[
@@ -345,23 +310,14 @@ def stats(
     json: Json = False,
 ) -> None:
     """Measure a model on data (Fisher, Gram matrices), so that merging needs no data."""
-    command = _command("stats")
-
-    command.run(
-        ref, data=data, kind=kind, base=base, out=out, samples=samples, batch=batch,
-        variant=variant, seed=seed, json=json,
-    )  # fmt: skip
 
 
-@app.command()
+@command("methods")
 def methods(
     name: Annotated[str | None, Argument(help="One method: its docstring and arguments.")] = None,
     json: Json = False,
 ) -> None:
     """List the registered methods, or explain one."""
-    command = _command("methods")
-
-    command.run(name, json=json)
 
 
 def main() -> None:

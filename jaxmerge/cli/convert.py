@@ -15,7 +15,8 @@ from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
-from jaxmerge.io.sources import keep_apart, tokenizer_files
+from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
 
@@ -44,9 +45,9 @@ def run(
         report = {"out": str(out), "leaves": len(source)}
     else:
         job = Job(keep_base(), [source], source)
-        plan = Plan([job], models, source.folder, kind, 0, {"ref": source.ref}, "convert")
+        plan = Plan([job], models, source, kind, 0, {"ref": source.ref}, "convert")
         digest = digest_of(plan, [source], tensors_of([job], kind), size)
-        files = {p.name: p for p in tokenizer_files(source.folder)}
+        files = output_belongings(source, kind)
         with BytesBar(quiet or json) as bar:
             done = merge_jobs(
                 [job], out, out_dtype=kind, digest=digest, metadata={"format": "pt"},

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.errors import UserError
 from jaxmerge.io.sources import Source, keep_apart, open_source
 from jaxmerge.io.writer import Writer
@@ -138,7 +139,7 @@ def _wanted(first: Source, second: Source, name: str, modules: str | None) -> bo
         return False
     if modules is not None:
         try:
-            return re.search(modules, name) is not None
-        except re.error as error:
-            raise UserError(f"{modules!r} is no regex ({error}).") from None
+            return compile_pattern(modules).search(name) is not None
+        except PatternError as error:
+            raise UserError(f"--modules: {error}") from None
     return not EMBEDDINGS.search(name)

@@ -25,9 +25,11 @@ from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.sources import keep_apart, tokenizer_files
+from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.sources import keep_apart
 from jaxmerge.io.writer import partial_folder
 from jaxmerge.recipes.native import Document, load
+from jaxmerge.recipes.parse import load_yaml
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
 
 RESOLVED = "recipe.resolved.yaml"
@@ -35,7 +37,7 @@ RESOLVED = "recipe.resolved.yaml"
 
 def run(
     recipe: Path,
-    out: Path | None,
+    out: Path | None = None,
     *,
     check: bool = False,
     resume: bool = False,
@@ -154,12 +156,14 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     digest = digest_of(plan, sources, tensors, size)
     done = out / RESOLVED
     if done.exists() and (resume or not last) and not force:
-        note = yaml.safe_load(done.read_text(encoding="utf-8")).get("resolved", {})
-        if note.get("digest") == digest:
+        if _noted(done) == digest:
             return {"out": os.path.abspath(out), "finished_before": True, "seconds": 0.0}
         if not last:
             force = True  # a stage whose recipe or inputs have changed
     group = process_group()
+    # what is damaged there is refused before the merge
+    found = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
+    beside = {name: content for name, content in found.items() if content is not None}
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
@@ -169,7 +173,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
 
         def files(report: Report) -> dict[str, bytes | Path]:
             note = provenance(sources, hashes.result(), digest, plan)
-            return output_files(plan, report, note)
+            return beside | notes(plan, report, note)
 
         with BytesBar(quiet) as bar:
             report = merge_jobs(
@@ -188,6 +192,13 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     return {"finished_before": False, **vars(report)}
 
 
+def _noted(path: Path) -> str | None:
+    """The digest of the merge that left this resolved recipe; None where it says none."""
+    found = load_yaml(path)
+    note = found[0].get("resolved") if found and isinstance(found[0], dict) else None
+    return note.get("digest") if isinstance(note, dict) else None
+
+
 def digest_of(plan: Plan, sources: list, tensors: Any, size: int) -> str:
     """What identifies a merge: the same digest, the same bytes."""
     stamps = [s.stamp() for s in sources]
@@ -201,6 +212,11 @@ def _check_hashes(document: Document, sources: list, hashes: Hashes, force: bool
     expected = (document.resolved or {}).get("inputs")
     if not expected or force:
         return
+    if not isinstance(expected, dict) or not all(isinstance(v, dict) for v in expected.values()):
+        raise UserError(
+            "resolved: inputs must map every model to its files and their SHA-256; the resolved "
+            "recipe is damaged. Take `resolved` out of it, or --force merges what is there."
+        )
     found = _inputs(sources, hashes.result())
     changed = [ref for ref, files in expected.items() if found.get(ref, files) != files]
     if changed:
@@ -232,27 +248,12 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
     }
 
 
-def output_files(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
-    """Everything in the output besides the weights."""
-    files: dict[str, bytes | Path] = {p.name: p for p in tokenizer_files(plan.folder)}
-    files |= plan.files
-    path = plan.folder / "config.json" if plan.folder else None
-    dtype = plan.out_dtype.name if plan.out_dtype is not None else None
-    if path is not None and path.exists():
-        config = jsonlib.loads(path.read_text(encoding="utf-8"))
-        changes = dict(plan.config)
-        for key in ("dtype", "torch_dtype"):
-            if dtype and key in config:
-                changes[key] = dtype
-        if any(config.get(k) != v for k, v in changes.items()):
-            text = jsonlib.dumps(config | changes, indent=2, ensure_ascii=False) + "\n"
-            files["config.json"] = text.encode()
+def notes(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
+    """How the output was made: the resolved recipe and the model card."""
     recipe = yaml.safe_dump(
         {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
     )
-    files[RESOLVED] = recipe.encode()
-    files["README.md"] = card(plan, report, note).encode()
-    return files
+    return {RESOLVED: recipe.encode(), "README.md": card(plan, report, note).encode()}
 
 
 def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:

@@ -7,10 +7,10 @@ is left for every leaf.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.core.registry import Spec, register, spec_of
 from jaxmerge.core.types import Array, Leaves, Measure, Merge, Transform, leaf_key, zeros
 
@@ -106,7 +106,7 @@ def keep_base() -> Merge:
 
 def rules(ordered: Sequence[tuple[str, str]]) -> Callable[[str, Array], str | None]:
     """A labelling function from ordered ``(regex, label)`` pairs; None where nothing matches."""
-    compiled = [(re.compile(pattern), label) for pattern, label in ordered]
+    compiled = [(compile_pattern(pattern), label) for pattern, label in ordered]
 
     def label(name: str, leaf: Array) -> str | None:
         return next((label for pattern, label in compiled if pattern.search(name)), None)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import closest
@@ -66,6 +67,16 @@ class Spec:
             return self.factory  # never registered: stands for itself
         return _call(self.factory, {k: _thaw(v) for k, v in self.arguments.items()})
 
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, Spec):
+            return NotImplemented
+        ours, theirs = jax.tree.flatten(self), jax.tree.flatten(other)
+        return ours[1] == theirs[1] and all(map(_same, ours[0], theirs[0]))
+
+    def __hash__(self) -> int:
+        numbers = tuple(x for x in jax.tree.leaves(self) if isinstance(x, float))
+        return hash((self.factory, tuple(self.arguments), numbers))
+
     def __repr__(self) -> str:
         if isinstance(self.factory, Merge | Transform):
             return f"{type(self.factory).__name__}(...)"
@@ -107,7 +118,7 @@ def register(factory: Callable | None = None, *, static: Iterable[str] = ()) -> 
             raise TypeError(f"{name}(): {error} ({hint})") from None
         made = factory(*args, **kwargs)
         bound.apply_defaults()
-        arguments = {k: _freeze(v, k in static) for k, v in bound.arguments.items()}
+        arguments = {k: frozen(v, k in static) for k, v in bound.arguments.items()}
         spec = Spec(factory, arguments)
         if isinstance(made, Merge) and not (made.before or made.after or made.route):
             made = made._replace(core=spec)
@@ -137,6 +148,16 @@ def spec_of(stage: Merge | Transform) -> Spec:
     return spec if spec is not None else Spec(stage, {})
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two leaves of specs are equal; traced ones are where they are one."""
+    if one is other:
+        return True
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return False
+    one, other = np.asarray(one), np.asarray(other)
+    return one.dtype == other.dtype and np.array_equal(one, other)
+
+
 def _call(factory: Callable, arguments: dict[str, Any]) -> Merge | Transform:
     args, kwargs = [], {}
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -153,16 +174,18 @@ def _call(factory: Callable, arguments: dict[str, Any]) -> Merge | Transform:
     return factory(*args, **kwargs)
 
 
-def _freeze(value: Any, static: bool = False) -> Any:
+def frozen(value: Any, static: bool = False) -> Any:
     """An argument as a pytree: floats and arrays are leaves, stages are specs, the rest static."""
+    if isinstance(value, Spec | Static):
+        return value
     if isinstance(value, Merge | Transform):
         if isinstance(value, Merge) and value.spec is not None:
             return value.spec
         return spec_of(value)
     if isinstance(value, tuple | list):
-        return tuple(_freeze(v, static) for v in value)
+        return tuple(frozen(v, static) for v in value)
     if isinstance(value, Mapping):
-        return {k: _freeze(v, static) for k, v in value.items()}
+        return {k: frozen(v, static) for k, v in value.items()}
     if hasattr(value, "dtype") or (isinstance(value, float) and not static):
         return value
     return Static(value)

@@ -149,23 +149,22 @@ def least_interference(
 
 
 def adam(gradient: Callable, x: Array, memory: Any, steps: int, rate: Any) -> Array:
-    """Adam (Kingma and Ba, 2015) with its usual constants, a fixed number of steps.
+    """A fixed number of steps of optax's Adam, its rate a number that may be traced.
 
     Args:
         gradient: ``(x, memory) -> (gradient, memory)``.
     """
+    import optax  # here: merges from files start without it
+
+    optimiser = optax.adam(jnp.asarray(rate, x.dtype))
 
     def step(i, state):
-        x, memory, first, second = state
+        x, memory, moments = state
         g, memory = gradient(x, memory)
-        first = 0.9 * first + 0.1 * g
-        second = 0.999 * second + 0.001 * g * g
-        t = (i + 1).astype(x.dtype)
-        move = (first / (1 - 0.9**t)) / (jnp.sqrt(second / (1 - 0.999**t)) + 1e-8)
-        return x - jnp.asarray(rate, x.dtype) * move, memory, first, second
+        updates, moments = optimiser.update(g, moments)
+        return optax.apply_updates(x, updates), memory, moments
 
-    start = (x, memory, jnp.zeros_like(x), jnp.zeros_like(x))
-    return jax.lax.fori_loop(0, steps, step, start)[0]
+    return jax.lax.fori_loop(0, steps, step, (x, memory, optimiser.init(x)))[0]
 
 
 def _side_by_side(u: Array) -> Array:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.untrusted import member, read_json, read_text
+
+MOST = 1 << 20  # bytes of a template
 
 TURN = "{{ %s + message['role'] + %s + message['content'] + %s }}"
 LOOP = "{%% for message in messages %%}%s{%% endfor %%}"
@@ -64,9 +67,9 @@ def template_files(setting: Any, folder: Path | None, sources: Sequence[Any]) ->
     else:
         raise UserError(f"chat_template {setting!r}: {closest(setting, [*TEMPLATES, 'auto'])}")
     files = {"chat_template.jinja": template.encode()}
-    config = folder / "tokenizer_config.json" if folder else None
-    if config is not None and config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
+    config = member(folder, "tokenizer_config.json")
+    if config is not None:
+        content = read_json(config)
         if "chat_template" in content:
             content["chat_template"] = template
             files[config.name] = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
@@ -77,11 +80,8 @@ def template_of(folder: Path | None) -> str | None:
     """A model's chat template, from either file."""
     if folder is None:
         return None
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        found = content.get("chat_template") if isinstance(content, dict) else None
-        return found if isinstance(found, str) else None
-    return None
+    if jinja := member(folder, "chat_template.jinja"):
+        return read_text(jinja, MOST, "a chat template")
+    config = member(folder, "tokenizer_config.json")
+    found = read_json(config).get("chat_template") if config else None
+    return found if isinstance(found, str) else None

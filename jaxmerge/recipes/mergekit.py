@@ -160,7 +160,7 @@ class Config:
         return Plan(
             jobs=jobs,
             models=models,
-            folder=first.folder,
+            source=first,
             out_dtype=dtype_of(
                 self.out_dtype or content.get("out_dtype") or content.get("dtype"), "dtype"
             ),

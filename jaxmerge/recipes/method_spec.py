@@ -12,12 +12,12 @@ the stage is built for every leaf with the leaf's own values, once for equal val
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jaxmerge as jm
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
+from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.recipes.parse import mapping
@@ -80,7 +80,7 @@ def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any
 
 def _check_matches(patterns: list[tuple[str, str]], like: Mapping[str, Any]) -> None:
     """Refuse regexes that match no leaf, all of them: as a rule a name is misspelt."""
-    idle = [(where, p) for where, p in patterns if not any(re.search(p, n) for n in like)]
+    idle = [(where, p) for where, p in patterns if not any(map(compile_pattern(p).search, like))]
     if idle:
         raise UserError(
             f"rules: {', '.join(f'{where} {p!r}' for where, p in idle)} matches none of the "
@@ -91,10 +91,9 @@ def _check_matches(patterns: list[tuple[str, str]], like: Mapping[str, Any]) -> 
 
 def _regex(pattern: Any) -> str:
     try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise UserError(f"rules: {pattern!r} is no regex ({error}).") from None
-    return pattern
+        return compile_pattern(pattern).pattern
+    except (PatternError, TypeError) as error:
+        raise UserError(f"rules: {error}") from None
 
 
 def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merge | Transform:

@@ -126,7 +126,7 @@ class Recipe:
         return Plan(
             jobs=[job],
             models=models,
-            folder=first.folder,
+            source=first,
             out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
             seed=seed,
             resolved=resolved,

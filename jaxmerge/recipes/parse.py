@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.untrusted import read_text
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 200_000  # after every alias is expanded
@@ -27,16 +28,11 @@ def load_yaml(path: str | Path) -> list[Any]:
     Raises:
         UserError: it is not plain YAML; says where.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise UserError(f"{path} has {size} bytes; a recipe has at most {MAX_BYTES}.")
+    text = read_text(path, MAX_BYTES, "a recipe")
     try:
-        return parse_documents(path.read_text(encoding="utf-8"))
+        return parse_documents(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}).") from None
 
 
 def parse_yaml(text: str) -> Any:

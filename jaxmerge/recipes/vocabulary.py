@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.safetensors import Leaves, Like, Whole
+from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
+from jaxmerge.io.tokenizer_files import tokenizer_files
+from jaxmerge.io.untrusted import member, read_json
 from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
 
@@ -37,6 +39,8 @@ EMBEDDED = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
     "lm_head.weight", "lm_head.bias", "embed_out.weight",
 )  # fmt: skip
+MOST = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
+MOST_PAD = 1 << 16  # rows that a vocabulary is padded to a multiple of
 
 
 class Vocabulary:
@@ -60,7 +64,7 @@ class Vocabulary:
         self.sources, self.based = list(dict.fromkeys(sources)), based
         self.warnings: list[str] = []
         self.config: dict[str, Any] = {}
-        self.files: dict[str, bytes | Path] = {}
+        self.files: dict[str, bytes | Path | None] = {}  # None: left out
         self.active = setting is not None
         keeper = self.sources[0]
         if self.active:
@@ -95,13 +99,15 @@ class Vocabulary:
         named = [t for t in map(str, wishes) if t not in rows]
         rows |= {t: after + i for i, t in enumerate(named)}
         new += [(t, keeper) for t in named]
-        if new:
-            self.files["tokenizer.json"] = add_tokens(keeper, new, rows)
-        for path in tokenizer_paths(keeper):
-            self.files.setdefault(path.name, path)
+        beyond = [t for t in token_table(keeper) if t not in rows]
+        if new or beyond:
+            self.files |= add_tokens(keeper, new, rows, beyond)
+        self.files = tokenizer_files(base.folder, keeper.folder) | self.files
         pad = setting.get("pad_to_multiple_of") or 1
-        if type(pad) is not int or pad < 1:
-            raise UserError(f"tokenizer: pad_to_multiple_of must be a positive integer: {pad!r}.")
+        if type(pad) is not int or not 1 <= pad <= MOST_PAD:
+            raise UserError(
+                f"tokenizer: pad_to_multiple_of must be an integer from 1 to {MOST_PAD}: {pad!r}."
+            )
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
@@ -163,8 +169,10 @@ class Vocabulary:
                 raise UserError(f"{what}: kind must be zero or model_token, got {kind!r}.")
             row, source = source.get("token_id"), source.get("model")
             if row is not None:
+                if type(row) is not int:
+                    raise UserError(f"{what}: token_id must be an integer, got {row!r}.")
                 k = self.sources.index(self._source(source, models))
-                return k, self._row(k, int(row), what)
+                return k, self._row(k, row, what)
         chosen = self._source(source, models)
         if chosen not in self.sources:
             raise UserError(f"{what}: {source!r} is not among the merged models.")
@@ -199,9 +207,10 @@ class Reindexed(Whole):
         self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
         self.config = self.source.config
+        self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
-            n: Like((vocabulary.size, *like.shape[1:]), like.dtype) if n in self.mapped else like
+            n: like._replace(shape=(vocabulary.size, *like.shape[1:])) if n in self.mapped else like
             for n, like in self.source.like.items()
         }
 
@@ -251,56 +260,84 @@ class Reindexed(Whole):
 
 def token_table(source: Source) -> dict[str, int]:
     """Token -> row of the embedding, from the model's tokenizer.json."""
-    content = _tokenizer_json(source)
-    vocab = content.get("model", {}).get("vocab", {})
+    content, where = _tokenizer_json(source), f"{source.ref}: tokenizer.json"
+    model = content.get("model", {})
+    vocab = model.get("vocab", {}) if isinstance(model, dict) else None
     if isinstance(vocab, list):  # unigram: pairs of token and score, in order
+        if not all(isinstance(pair, list) and pair for pair in vocab):
+            raise UserError(f"{where}: model.vocab must hold pairs of a token and its score.")
         table = {str(pair[0]): i for i, pair in enumerate(vocab)}
-    else:
+    elif isinstance(vocab, dict):
         table = {str(t): i for t, i in vocab.items()}
-    for added in content.get("added_tokens", []):
-        table[str(added["content"])] = added["id"]
-    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < 2**31]
+    else:
+        raise UserError(f"{where}: model.vocab must map tokens to numbers, or list them.")
+    for added in added_tokens(content, where):
+        table[added["content"]] = added["id"]
+    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < MOST]
     if wrong:
-        raise UserError(f"{source.ref}: tokenizer.json gives no number to {wrong[:3]}.")
+        raise UserError(
+            f"{where}: {wrong[0]!r} has the number {table[wrong[0]]!r}; expected an integer from 0 "
+            f"to {MOST - 1} ({len(wrong)} such tokens)."
+        )
     return table
 
 
+def added_tokens(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tokens that a tokenizer.json adds to its model's, checked."""
+    found = content.get("added_tokens", [])
+    if not isinstance(found, list) or not all(
+        isinstance(a, dict) and isinstance(a.get("content"), str) and "id" in a for a in found
+    ):
+        raise UserError(f"{where}: added_tokens must be a list of objects with content and id.")
+    return found
+
+
 def _tokenizer_json(source: Source) -> dict[str, Any]:
-    path = source.folder / "tokenizer.json" if source.folder else None
-    if path is None or not path.exists():
+    path = member(source.folder, "tokenizer.json")
+    if path is None:
         raise UserError(
             f"{source.ref} has no tokenizer.json, which merging vocabularies needs; save its fast "
             "tokenizer there, or leave the tokenizer choice out."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
+    return read_json(path)
 
 
-def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]) -> bytes:
-    """The base's tokenizer.json with more added tokens, with the flags that their owners give."""
-    content = _tokenizer_json(base)
+def add_tokens(
+    base: Source,
+    new: Sequence[tuple[str, Source]],
+    rows: Mapping[str, int],
+    beyond: Sequence[str] = (),
+) -> dict[str, bytes | Path | None]:
+    """The base's tokenizer with more added tokens, with the flags that their owners give.
+
+    Args:
+        beyond: tokens of the base that have no row: left out.
+    """
+    content = _without(_tokenizer_json(base), set(beyond))
     flags: dict[str, dict[str, Any]] = {}
     for owner in dict.fromkeys(s for _, s in new):
-        for added in _tokenizer_json(owner).get("added_tokens", []):
-            flags.setdefault(str(added["content"]), added)
+        for added in added_tokens(_tokenizer_json(owner), owner.ref):
+            flags.setdefault(added["content"], added)
     plain = {
         "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
         "special": False,
     }  # fmt: skip
     more = [plain | flags.get(t, {}) | {"id": rows[t], "content": t} for t, _ in new]
     content["added_tokens"] = [*content.get("added_tokens", []), *more]
-    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    text = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    return tokenizer_files(base.folder, base.folder, more, text, beyond)
 
 
-def tokenizer_paths(source: Source) -> list[Path]:
-    """The files of a model's tokenizer."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-             "merges.txt", "tokenizer.model", "added_tokens.json", "chat_template.jinja",
-             "vocab.txt")  # fmt: skip
-    return [p for n in names if source.folder and (p := source.folder / n).is_file()]
+def _without(content: dict[str, Any], tokens: set[str]) -> dict[str, Any]:
+    """A tokenizer.json without some of its tokens, and without the merges that need them."""
+    model = dict(content.get("model") or {})
+    added = [t for t in content.get("added_tokens") or [] if t["content"] not in tokens]
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in tokens}
+    if tokens and isinstance(model.get("merges"), list):
+        pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        model["merges"] = [m for m, p in pairs if not tokens & {*p, "".join(p)}]
+    return content | {"added_tokens": added} | ({"model": model} if model else {})
 
 
 def _in_order(table: Mapping[str, int]) -> list[str]:

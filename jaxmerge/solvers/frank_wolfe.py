@@ -24,7 +24,9 @@ from jaxmerge.core.types import Array, Leaves, check_range
 from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
-from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, project_simplex
+from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite
+
+_to_simplex = jnp.vectorize(optax.projections.projection_simplex, signature="(n)->(n)")
 
 Granularity = Literal["layer", "task"]
 Oracle = Literal["inner", "cosine"]
@@ -164,7 +166,7 @@ def soft_frank_wolfe(
             value, grads = jax.value_and_grad(objective)(c)
             best = keep(best, value, c)
             c, opt = descend(optimizer, grads, opt, c)
-            c = jax.tree.map(project_simplex, c)
+            c = jax.tree.map(_to_simplex, c)
             return (c, opt, best), None
 
         stay = jax.tree.map(lambda c: jnp.zeros_like(c).at[0].set(1), coefficients)

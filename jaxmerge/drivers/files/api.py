@@ -29,9 +29,10 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.core.types import Merge
 from jaxmerge.core.validation import check_choice
-from jaxmerge.drivers.files.job import Job, Report, check_job, tensors_of
+from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
 from jaxmerge.drivers.files.worker import Run
-from jaxmerge.io.safetensors import Leaves, Like
+from jaxmerge.errors import UserError
+from jaxmerge.io.safetensors import Leaves, Like, changed
 from jaxmerge.io.writer import Group, Writer
 
 
@@ -63,7 +64,8 @@ def merge_jobs(
         group: of processes that write one output, each its own shards; see `process_group`.
 
     Raises:
-        UserError: the output exists, the disk is too small; partial work stays for `resume`.
+        UserError: the output exists, the disk is too small; partial work stays for `resume`.  An
+            input changed while it was merged; nothing stays.
         ValueError: models that do not fit together, NaN or Inf.
     """
     began = time.perf_counter()
@@ -80,7 +82,15 @@ def merge_jobs(
         run = Run(jobs, writer, report, zero, devices, progress, out_dtype)
         run.all()
         report.seconds = time.perf_counter() - began
-        writer.commit(files(report) if group.index == 0 else {})
+        further = files(report) if group.index == 0 else {}
+        wrong = changed(sources_of(jobs))
+        if wrong:
+            writer.discard()
+            raise UserError(
+                f"{len(wrong)} input file{'s' * (len(wrong) > 1)} changed while they were merged: "
+                f"{', '.join(wrong[:5])}. Nothing was written; merge again when they are at rest."
+            )
+        writer.commit(further)
     except BaseException:
         writer.close()
         raise
@@ -136,7 +146,8 @@ def merge_files(
         >>> load_file(f"{folder}/out/model.safetensors")["w"]
         array([-1.5, -1.5], dtype=float32)
     """
-    from jaxmerge.io.sources import Source, keep_apart, open_source, tokenizer_files
+    from jaxmerge.io.model_folder import output_belongings
+    from jaxmerge.io.sources import Source, keep_apart, open_source
 
     if isinstance(models, str | os.PathLike):
         raise ValueError(
@@ -148,9 +159,9 @@ def merge_files(
     for source in (theta, *rows):
         keep_apart(out, source.files if isinstance(source, Source) else ())
     first = rows[0] if theta is None else theta
-    files = {p.name: p for p in tokenizer_files(getattr(first, "folder", None))}
     job = Job(method, rows, theta, key)
     kind = None if dtype is None else _floating(dtype)
+    files = output_belongings(first, kind)
     options.setdefault("metadata", {"format": "pt"})
     options.setdefault("digest", _digest(job, kind))
     return merge_jobs([job], out, out_dtype=kind, files=lambda report: files, **options)

@@ -127,6 +127,13 @@ def tensors_of(jobs: Sequence[Job], out_dtype: Any = None) -> dict[str, tuple[st
         if twice:
             raise ValueError(f"{len(twice)} leaves come from two jobs, for example {twice[:3]}.")
         for n, like in job.like.items():
-            dtype = np.dtype(out_dtype) if out_dtype and names.is_float(like) else like.dtype
+            dtype = np.dtype(out_dtype) if out_dtype and names.is_float(like) else like.stored
             out[n] = (CODES[dtype], like.shape)
     return out
+
+
+def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
+    """Everything that jobs read."""
+    sides = [v for job in jobs for extra in job.extras for v in extra.values()]
+    models = [m for job in jobs for m in (job.base, *job.models)]
+    return [m for m in (*models, *sides) if isinstance(m, Leaves)]

@@ -125,7 +125,7 @@ class Run:
             self.report.copied += 1
 
     def target(self, like: Like) -> np.dtype:
-        return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.dtype
+        return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.stored
 
     def merge_one(self, job: Job, facts: Facts, name: str) -> None:
         like, local = job.like[name], facts.local(name)
@@ -173,7 +173,7 @@ class Run:
     def base_like(self, job: Job, name: str) -> Like:
         """The base as the leaf functions see it: wide where the output keeps more than it has."""
         like = job.like[name]
-        wide = self.out_dtype is not None and self.target(like) != like.dtype
+        wide = self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
     def in_pieces(self, job, name, measured, closing, held, coupled: int | None = 0) -> None:

@@ -1,0 +1,148 @@
+"""Memories of examples with a fixed size: reservoir sampling, a ring, draws from them.
+
+A buffer is a pytree ``{"rows": leaves [size, ...], "met": int32}``.  What is stored is up to the
+method: stored inputs, targets, task, logits, int8 activations.  Where two examples of a batch are
+given one place the later one has it, as if they had come one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core.types import Array
+
+
+def empty(size: int, like: Any) -> dict[str, Any]:
+    """A buffer without examples.
+
+    Args:
+        like: a batch of what is stored, leaves ``[B, ...]``; arrays or their shapes.
+    """
+    room = lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype)
+    return {"rows": jax.tree.map(room, like), "met": jnp.int32(0)}
+
+
+def size_of(buffer: dict[str, Any]) -> int:
+    """How many examples it has room for."""
+    return jax.tree.leaves(buffer["rows"])[0].shape[0]
+
+
+def filled(buffer: dict[str, Any]) -> Array:
+    """int32, how many examples it holds."""
+    return jnp.minimum(buffer["met"], size_of(buffer))
+
+
+def reservoir(buffer: dict[str, Any], rows: Any, weight: Array, key: Array) -> dict[str, Any]:
+    """Reservoir sampling: of all examples met, each is there with the same probability.
+
+    Args:
+        rows: leaves ``[B, ...]``.
+        weight: ``[B]``; examples of weight 0 are not met.
+
+    Source: Vitter, Random sampling with a reservoir, ACM TOMS 1985, algorithm R.
+    """
+    place = buffer["met"] + jnp.cumsum(weight > 0) - 1
+    place = place.astype(jnp.int32)
+    size = size_of(buffer)
+    drawn = jax.random.randint(key, place.shape, 0, jnp.maximum(place, 0) + 1)
+    return write(buffer, rows, jnp.where(place < size, place, drawn), weight)
+
+
+def ring(buffer: dict[str, Any], rows: Any, weight: Array) -> dict[str, Any]:
+    """The last examples met, first in, first out."""
+    place = (buffer["met"] + jnp.cumsum(weight > 0) - 1).astype(jnp.int32)
+    return write(buffer, rows, place % size_of(buffer), weight)
+
+
+def write(buffer: dict[str, Any], rows: Any, place: Array, weight: Array) -> dict[str, Any]:
+    """Put examples into places; of several for one place the last one stays.
+
+    Args:
+        place: int32 ``[B]``; outside of the buffer: not stored.
+        weight: ``[B]``; examples of weight 0 are not stored.
+    """
+    size, real = size_of(buffer), weight > 0
+    place = jnp.where(real & (place >= 0), place, size)
+    later = jnp.arange(place.size)[:, None] < jnp.arange(place.size)
+    beaten = jnp.any(later & (place[:, None] == place), axis=1)
+    place = jnp.where(beaten, size, place)
+    put = lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")
+    met = buffer["met"] + jnp.sum(real, dtype=jnp.int32)
+    return {"rows": jax.tree.map(put, buffer["rows"], rows), "met": met}
+
+
+def draw(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
+    """Examples drawn with replacement, and their weight: 0 while the buffer is empty."""
+    held = filled(buffer)
+    place = jax.random.randint(key, (count,), 0, jnp.maximum(held, 1))
+    rows = jax.tree.map(lambda x: x[place], buffer["rows"])
+    return rows, jnp.broadcast_to((held > 0).astype(jnp.float32), (count,))
+
+
+def draw_distinct(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
+    """Examples drawn without replacement, and their weight: 0 where there are too few."""
+    size, held = size_of(buffer), filled(buffer)
+    rank = jnp.where(jnp.arange(size) < held, jax.random.uniform(key, (size,)), 2.0)
+    place = jnp.argsort(rank)[:count]
+    rows = jax.tree.map(lambda x: x[place], buffer["rows"])
+    return rows, (place < held).astype(jnp.float32)
+
+
+def balanced(
+    buffer: dict[str, Any], rows: Any, weight: Array, key: Array, labels: Array, stored: Array,
+    classes: int, released: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Reservoir sampling with equal shares of classes, example by example.
+
+    While there is room an example takes the next place.  In a full buffer it is stored if its
+    reservoir draw r is a place, or if its class has fewer than the median of the classes present.
+    It takes the ``r mod c``-th place of the largest class, which has c.
+
+    Args:
+        rows, weight: as in `reservoir`.
+        labels: int ``[B]``, of the batch.
+        stored: int ``[size]``, the labels of the rows in the buffer.
+        classes: how many there are.
+        released: count as mammoth's code does: an unused place counts as a row of class 0, so that
+            class 0 has `size` too few and is hardly ever replaced.
+
+    Differs:
+        The released counts were reconstructed from all 80 decisions of a run of it, not read.
+    """
+    size, real = size_of(buffer), weight > 0
+    number = (buffer["met"] + jnp.cumsum(real) - 1).astype(jnp.int32)
+    drawn = jax.random.randint(key, number.shape, 0, jnp.maximum(number, 0) + 1)
+    used = jnp.arange(size) < buffer["met"]
+    stored = jnp.where(used, stored, 0)
+    counts = jnp.zeros(classes, jnp.int32).at[stored].add(used.astype(jnp.int32))
+    if released:
+        counts = counts.at[0].add(-filled(buffer))
+
+    def one(carry, x):
+        counts, stored, met = carry
+        label, r, ok = x
+        full = met >= size
+        largest = jnp.argmax(counts)
+        which = jnp.where(counts[largest] > 0, r % jnp.maximum(counts[largest], 1), 0)
+        order = jnp.cumsum(stored == largest) - 1
+        place = jnp.where(full, jnp.argmax((stored == largest) & (order == which)), met)
+        take = ok & (~full | (r < size) | (counts[label] < _median_of_positive(counts)))
+        out = jnp.where(full | released, stored[place], classes)  # from an unused place: no class
+        counts = counts.at[label].add(take).at[out].add(-take.astype(jnp.int32), mode="drop")
+        place = jnp.where(take, place, size).astype(jnp.int32)
+        return (counts, stored.at[place].set(label, mode="drop"), met + ok), place
+
+    start = counts, stored, buffer["met"]
+    _, places = jax.lax.scan(one, start, (labels.astype(stored.dtype), drawn, real))
+    return write(buffer, rows, places, weight)
+
+
+def _median_of_positive(counts: Array) -> Array:
+    """The median of the counts above 0; -inf where there is none."""
+    ordered = jnp.sort(jnp.where(counts > 0, counts, jnp.iinfo(counts.dtype).max))
+    n = jnp.sum(counts > 0)
+    at = lambda i: ordered[jnp.clip(i, 0, len(ordered) - 1)].astype(jnp.float32)
+    return jnp.where(n > 0, (at((n - 1) // 2) + at(n // 2)) / 2, -jnp.inf)
