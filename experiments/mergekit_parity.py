@@ -750,11 +750,10 @@ def write_pages(result: dict) -> None:
     ]
     page = "\n".join(
         [
-            f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']}) and "
-            "through jaxmerge, from the same files",
-            "(`experiments/mergekit_parity.py`: every method on Llama, Mistral, Qwen2, GPT-2, Pythia "
-            "and T5, and the shapes",
-            'of published recipes; "in law": random masks, compared by share and size of the changes):',
+            f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']})",
+            "and through jaxmerge, from the same files (`experiments/mergekit_parity.py`: every",
+            "method on Llama, Mistral, Qwen2, GPT-2, Pythia and T5, and the shapes of published",
+            'recipes; "in law": random masks, compared by share and size of the changes):',
             "",
             "| Outcome | Recipes |",
             "|:--|--:|",
