@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -678,13 +679,21 @@ def main() -> None:
                     "out": str(folder / "out" / slug),
                 }
             )
-        theirs = run_mergekit(options.mergekit, tasks, folder)
+        known = folder / "there.json"  # what mergekit did with a recipe that is still the same
+        theirs = json.loads(known.read_text()) if known.exists() else {}
+        stamp = lambda t: [Path(t["recipe"]).read_text(), *t["options"]]
+        todo = [t for t in tasks if theirs.get(t["name"], [0])[0] != stamp(t)]
+        for task in todo:
+            shutil.rmtree(task["out"], ignore_errors=True)
+        said = run_mergekit(options.mergekit, todo, folder)
+        theirs |= {t["name"]: [stamp(t), said[t["name"]]] for t in todo}
+        known.write_text(json.dumps(theirs))
         rows = []
         for task in tasks:
             case = some[task["name"]]
             ours = task | {"out": task["out"] + ".jm"}
             said = run_jaxmerge(ours)
-            other = theirs[task["name"]]
+            other = theirs[task["name"]][1]
             root = next((d["base_model"] for d in case.documents if "base_model" in d), None)
             if said or other:
                 verdict = (

@@ -108,6 +108,12 @@ class Transform(NamedTuple):
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"
 
+    def __eq__(self, other: Any) -> bool:
+        return _equal(self, other, ("stochastic", "models"))
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self.spec is None else hash(self.spec)
+
 
 def result(cell: Cell, ctx: Context) -> Array:
     """The default `finalize`: the cell is the merged leaf."""
@@ -156,6 +162,28 @@ class Merge(NamedTuple):
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Merge(...)"
+
+    def __eq__(self, other: Any) -> bool:
+        return _equal(self, other, DECLARED)
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self.spec is None else hash(self.spec)
+
+
+DECLARED = ("models", "stochastic", "elementwise", "needs")  # plain facts about a merge
+
+
+def _equal(one: Any, other: Any, declared: tuple[str, ...]) -> bool:
+    """Stages are equal if they were built by one call; those without a spec only if they are one.
+
+    A stage that was changed after it was built (``_replace``) is equal where it declares the same.
+    """
+    if type(one) is not type(other):
+        return NotImplemented
+    if one.spec is None or other.spec is None:
+        return tuple.__eq__(one, other)
+    same = all(getattr(one, f) == getattr(other, f) for f in declared)
+    return same and bool(one.spec == other.spec)
 
 
 def zeros(leaf: Array, dtype: Any = None) -> Array:
