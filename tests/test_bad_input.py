@@ -44,7 +44,7 @@ def test_all_leaves_that_do_not_fit_are_named_with_both_shapes():
         "extra leaf 'extra/kernel' (float32[2,5])",
         "leaf 'block_0/query/kernel': found float32[4,6], expected float32[6,4]",
         "leaf 'logit_scale': found float16[], expected float32[]",
-        "Give every model the leaves of the base, in its shapes and dtypes.",
+        "Give every model the leaves of the base, in its shapes, floats for floats.",
     )
     others = ("model 1 does not fit the base", "model 2 does not fit the base")
     with refused(*others, *lines):

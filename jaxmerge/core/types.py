@@ -138,6 +138,8 @@ class Merge(NamedTuple):
         stochastic: the fold draws random numbers and needs a key.
         elementwise: every entry is treated on its own, so leaves may be cut into blocks.
         needs: names of the `extra` side information that `update` reads.
+        keeps_rows: the cell is a tuple of all rows so far, so it grows with every model; see
+            `Slots` for one that does not.
         route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
         core: spec of the fold without `before` and `after`.
         spec: how the whole was built, for printing, recipes and compilation caches.
@@ -156,6 +158,7 @@ class Merge(NamedTuple):
     stochastic: bool = False
     elementwise: bool = False
     needs: tuple[str, ...] = ()
+    keeps_rows: bool = False
     route: Callable[[str, Leaves], Merge] | None = None
     core: Any = None
     spec: Any = None
@@ -208,12 +211,29 @@ def stacked(reduce: Callable[[Array, Context], Array], models=(1, None), **field
     """
     return Merge(
         init=lambda leaf: (),
-        update=lambda rows, x, ctx: (*rows, x),
+        update=lambda rows, x, ctx: rows.put(ctx, x) if isinstance(rows, Slots) else (*rows, x),
         finalize=lambda rows, ctx: reduce(jnp.stack(rows), ctx),
         combine=lambda a, b: (*a, *b),
         models=models,
+        keeps_rows=True,
         **fields,
     )
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Slots(tuple):
+    """All rows of a leaf, with room for a number of models known before: its form stays."""
+
+    def put(self, ctx: Context, x: Array) -> Slots:
+        """The same with the row of this model in its place."""
+        return Slots(jnp.where(ctx.step == t, x, row) for t, row in enumerate(self))
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.SequenceKey(t), row) for t, row in enumerate(self)], None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(children)
 
 
 def leaf_key(key: Any, name: str) -> Any:

@@ -72,6 +72,8 @@ def shard(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     Raises:
         ValueError: leaves without a rule, or with an axis that does not divide, all of them named.
     """
+    if rules is None:
+        _check_axes(mesh, ("params",), "shard without rules")
     flat, rebuild = names.flatten(params)
     specs = _specs(flat, mesh, rules)
     return rebuild({n: _place(x, NamedSharding(mesh, specs[n])) for n, x in flat.items()})
@@ -117,9 +119,10 @@ def pmerge(
     Memory a device: its share of the models, the base, and two states.
     """
     check_method(method, key)
+    _check_axes(mesh, ("models",), "pmerge")
     zero = check_choice(nonfinite)
     flat, rebuild = names.flatten(base)
-    rows = _rows(models)
+    rows = names.rows_of(models, flat)
     check_count(method, len(rows))
     names.check_same(flat, *rows)
     grid = grid_of(method, flat)
@@ -222,20 +225,6 @@ def _meet(joined: Any, state: MergeState, devices: int) -> MergeState:
 # ------------------------------------------------------------ placing
 
 
-def _rows(models: Any) -> list[Leaves]:
-    """The models one by one: views of a list of trees, or of one tree of stacked leaves."""
-    if isinstance(models, list | tuple):
-        return [names.flatten(m)[0] for m in models]
-    flat = names.flatten(models)[0]
-    lengths = {n: x.shape[0] if x.ndim else None for n, x in flat.items()}
-    length = next(iter(lengths.values()), None)
-    if length is None or set(lengths.values()) != {length}:
-        raise ValueError(
-            f"Stacked models need one leading axis of one length in every leaf, found {lengths}."
-        )
-    return [{n: x[t] for n, x in flat.items()} for t in range(length)]
-
-
 def _here(grid: Any, base: Leaves, rows: list[Leaves]) -> tuple[Leaves, list[Leaves]]:
     """What of these trees this process can read (all of it, in a single process)."""
     seen = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable
@@ -281,6 +270,16 @@ def _stack(
     return stacked, jax.tree.map(lambda *xs: stack(list(xs), PartitionSpec()), *sides)
 
 
+def _check_axes(mesh: Mesh, wanted: Sequence[str], who: str) -> None:
+    """Raise ValueError unless the mesh has these axes."""
+    missing = [a for a in wanted if a not in mesh.shape]
+    if missing:
+        raise ValueError(
+            f"{who} needs a mesh with the axis {missing[0]!r}; this one has {list(mesh.shape)}. "
+            "jm.mesh(models=M, params=P) makes one."
+        )
+
+
 def _specs(flat: Leaves, mesh: Mesh, rules: Rules | None) -> dict[str, PartitionSpec]:
     if rules is None:
         return {n: _largest(x, mesh.shape["params"]) for n, x in flat.items()}
@@ -296,6 +295,11 @@ def _specs(flat: Leaves, mesh: Mesh, rules: Rules | None) -> dict[str, Partition
             continue
         for axis, part in enumerate(spec):
             parts = part if isinstance(part, tuple) else (part,) if part else ()
+            unknown = [p for p in parts if p not in mesh.shape]
+            if unknown:
+                here = f"the mesh has {list(mesh.shape)}"
+                wrong.append(f"leaf {n!r} ({names.kind(x)}): no axis {unknown[0]!r}, {here}")
+                continue
             size = math.prod(mesh.shape[p] for p in parts)
             if x.shape[axis] % size:
                 wrong.append(f"leaf {n!r} ({names.kind(x)}): axis {axis} is no multiple of {size}")

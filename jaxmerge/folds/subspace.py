@@ -161,6 +161,7 @@ def keep_mean_norm(inner: Merge) -> Merge:
         init, update, finalize, combine,
         measure=square_norm(), closing=_cells_norm(inner), models=inner.models,
         stochastic=inner.stochastic, elementwise=inner.elementwise, needs=inner.needs,
+        keeps_rows=inner.keeps_rows,
     )  # fmt: skip
 
 
