@@ -182,10 +182,10 @@ def test_more_models_than_a_counter_holds():
         jm.update(jm.ties(), full, tiny, tiny)
 
 
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan"), 0, 2])
+@pytest.mark.parametrize("density", [-0.1, 1.5, float("nan"), 2])
 @pytest.mark.parametrize("name", ["trim", "ties", "dare", "della", "breadcrumbs", "drop_random"])
 def test_densities_outside_the_unit_interval(name, density):
-    with refused("density must be in (0, 1]"):
+    with refused("density must be in [0, 1]"):
         jm.get(name)(density=density)
 
 
