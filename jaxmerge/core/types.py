@@ -96,6 +96,7 @@ class Transform(NamedTuple):
     `route(name, like) -> Transform`, if given, chooses another transform for each leaf by its
     name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
     the length of a hyperparameter with a number for each model: that many models may come.
+    `needs` names the `extra` side information that the kernel reads.
     """
 
     kernel: Callable[[Array, Context], Array]
@@ -104,6 +105,7 @@ class Transform(NamedTuple):
     route: Callable[[str, Leaves], Transform] | None = None
     spec: Any = None
     models: int | None = None
+    needs: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"
@@ -277,13 +279,27 @@ def leaf_sum(x: Array) -> Array:
 def per_model(value: Any, ctx: Context) -> Any:
     """A hyperparameter at this model: a number as it is, a list over models at ``ctx.step``.
 
+    Lists come in the dtype in which the leaf is merged, float32 or float64.
+
     >>> ctx = Context(base=None, step=jnp.int32(1))
     >>> float(per_model(0.5, ctx)), float(per_model((0.1, 0.25), ctx))
     (0.5, 0.25)
     """
     if isinstance(value, tuple | list):
-        value = jnp.stack([jnp.asarray(v, jnp.float32) for v in value])
+        dtype = jnp.float32 if ctx.base is None else working_dtype(ctx.base)
+        value = jnp.stack([jnp.asarray(v, dtype) for v in value])
     return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
+
+
+def beside(kind: str, x: Array, ctx: Context) -> Array | None:
+    """The side information of this leaf, entry by entry; None if it was left out."""
+    found = ctx.extra.get(kind)
+    if found is not None and found.shape != x.shape:
+        raise ValueError(
+            f"The {kind} of a leaf has shape {list(found.shape)}, but the leaf has shape "
+            f"{list(x.shape)}. Was it measured on another model?"
+        )
+    return found
 
 
 def model_count(*values: Any) -> int | None:

@@ -81,6 +81,7 @@ def dare(
     rescale: Rescale = "inverse",
     weights: Any = None,
     normalize: bool = False,
+    masked: bool = False,
 ) -> Merge:
     """DARE with task arithmetic: drop changes at random, rescale, add up; needs a key.
 
@@ -92,6 +93,7 @@ def dare(
         rescale: "inverse" (the paper, unbiased), "l1" keeps the L1 norm of each leaf, None.
         weights: a number for each model; None for 1 each.
         normalize: divide by the sum of the weights.
+        masked: take the masks from ``extras=[{"mask": tree}, ...]``, see `drop_random`.
 
     Memory: 1 x the model.
 
@@ -100,7 +102,7 @@ def dare(
     Differs: merge toolkits that keep the norm mean ``rescale="l1"``.
     """
     fold = weighted_sum(weights, normalize)
-    return chain(drop_random(density, rescale), fold, scale(factor))
+    return chain(drop_random(density, rescale, masked), fold, scale(factor))
 
 
 @register
