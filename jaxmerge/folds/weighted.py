@@ -178,11 +178,11 @@ def _host_solve(g, rest):
 
 def _solve(g, rest):
     """pinv(G) rest, in float64; G is scaled to a unit diagonal first."""
-    dtype = rest.dtype
+    dtype, noise = rest.dtype, np.finfo(g.dtype).eps
     g, rest = g.astype(np.float64), rest.astype(np.float64)
     scale = 1 / np.sqrt(np.maximum(np.diag(g), np.finfo(np.float64).tiny))
     values, vectors = np.linalg.eigh(g * scale[:, None] * scale)
-    keep = values > values[-1] * len(g) * np.finfo(np.float32).eps
+    keep = values > values[-1] * len(g) * noise
     inverse = np.where(keep, 1 / np.where(keep, values, 1), 0)
     step = vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * rest)))
     return (scale[:, None] * step).astype(dtype)
