@@ -214,7 +214,7 @@ def test_lwf_is_equation_2(heads, x64):
     ys = np.stack([rng.integers(2 * t, 2 * t + 2, (2, 3)) for t in range(3)])
     model = given((rng.normal(size=(6, 5)), rng.normal(size=(6, 6))), (np.zeros(6), np.zeros(6)))
     method = lwf(0.7, temperature=3.0, heads=heads)
-    result, after = learn(model, stream(xs, ys, own=own), method, columns="own")
+    result, _ = learn(model, stream(xs, ys, own=own), method, columns="own")
     short = stream([*xs[:2], xs[2, :1]], [*ys[:2], ys[2, :1]], own=own)
     _, (_, teacher, student) = learn(model, short, method, columns="own")
     new, old = forward(student.params, xs[2, 1]), forward(teacher.params, xs[2, 1])
