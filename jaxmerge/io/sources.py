@@ -26,8 +26,8 @@ import numpy as np
 
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io import gguf
+from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.gguf.tensors import Tensors
-from jaxmerge.io.lora import Adapted
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
@@ -166,9 +166,10 @@ def open_source(
         where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
         if where is None:
             raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
-        leaves = Adapted(source.source, where)
-        files = [*source.files, where / "adapter_model.safetensors"]
-        return Source(leaves, f"{source.ref}+{where}", source._folder, files)
+        lora = Adapter(where)
+        leaves, config = applied(source, lora)
+        files = [*source.files, *lora.files]
+        return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
