@@ -125,7 +125,8 @@ def test_choice_of_the_task(kind, query, by, x64):
     close(jax.grad(goal)(uniform(known)), z[f"{p}_{by}_grad_alpha"], 1e-12)
     assert int(find_task(goal, known, "one_shot")) == z[f"{p}_{by}_oneshot_task"]
     alive = z[f"{p}_{by}_binary_alive_at_end"]
-    assert alive.sum() == 1 and int(find_task(goal, known, "binary")) == alive.argmax()
+    assert alive.sum() == 1
+    assert int(find_task(goal, known, "binary")) == alive.argmax()
 
 
 @pytest.mark.parametrize("search", ["one_shot", "binary"])

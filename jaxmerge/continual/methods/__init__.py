@@ -1,14 +1,15 @@
 """Published methods, one file each; importing this package registers them by name.
 
-==============================  ===========================================================
+==============================  =========================================
 what it does                    methods
-==============================  ===========================================================
+==============================  =========================================
 holds weights                   `l2`, `ewc`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
 replays examples                `er`, `der`, `derpp`
 projects what is learnt         `gpm`
 a module for every task         `lora`, `olora`, `supsup`
-==============================  ===========================================================
+aligns the classifier           `slca`
+==============================  =========================================
 """
 
 from jaxmerge.continual.methods.der import der, derpp
@@ -23,6 +24,7 @@ from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.pred_kd import pred_kd
 from jaxmerge.continual.methods.si import si
+from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
 
 __all__ = [
@@ -39,5 +41,6 @@ __all__ = [
     "olora",
     "pred_kd",
     "si",
+    "slca",
     "supsup",
 ]
