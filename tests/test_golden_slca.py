@@ -59,7 +59,7 @@ def pieces_of(z):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipeline(name, x64):
     z = load("slca", name)
-    sizes, d = z["task_sizes"], len(z["backbone_b0"])
+    sizes = z["task_sizes"]
     own = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=1)
     xs, ys, weight = [], [], []
     for t in range(len(sizes)):
