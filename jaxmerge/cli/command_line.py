@@ -27,6 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+AllowPickle = Annotated[
+    bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
+]
 Json = Annotated[bool, Option("--json", help="Print machine-readable JSON and nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
 Refs = Annotated[
@@ -200,9 +203,7 @@ def merge(
     devices: Annotated[
         int | None, Option(help="How many devices to spread leaves over.", min=1)
     ] = None,
-    allow_pickle: Annotated[
-        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -213,6 +214,7 @@ def merge(
 def inspect(
     ref: Annotated[str, Argument(help="The model.")],
     norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """List the leaves of a model: names, shapes, dtypes, sizes."""
@@ -223,6 +225,7 @@ def compare(
     models: Refs,
     base: Annotated[str | None, Option(help="theta_0; default: the first model.")] = None,
     out: Annotated[Path | None, Option(help="Folder for heat maps and JSON.")] = None,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """Compare task vectors: cosines, sign conflicts, overlap, norms, effective rank."""
@@ -233,6 +236,7 @@ def diff(
     a: Annotated[str, Argument(help="One model.")],
     b: Annotated[str, Argument(help="The other.")],
     top: Annotated[int, Option(help="How many leaves to show.", min=1)] = 20,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """What differs between two models: leaves, shapes, dtypes, largest differences.
@@ -253,6 +257,7 @@ def extract_lora(
         float | None, Option(help="Keep no more ranks than hold this share of the change.")
     ] = None,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
+    allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -266,9 +271,7 @@ def convert(
     to: Annotated[str, Option(help="safetensors or orbax.")] = "safetensors",
     dtype: Annotated[str | None, Option(help="Dtype of floating leaves.")] = None,
     shard_size: Annotated[str, Option(help="Largest output file, e.g. 5GB.")] = "5GB",
-    allow_pickle: Annotated[
-        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted one.")] = False,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
@@ -283,8 +286,9 @@ def stats(
     data: Annotated[
         str,
         Option(
-            help='"digits"; DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz; the folder of '
-            "CLINC150 or Banking77; DIR/NAME of TREC, SST-2, CR, MPQA or Subj."
+            help='"digits"; a folder of class folders; a .csv, .tsv or .jsonl of texts; '
+            "DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz; the folder of CLINC150 or "
+            "Banking77; DIR/NAME of TREC, SST-2, CR, MPQA or Subj."
         ),
     ],
     kind: Annotated[str, Option(help="fisher or gram.")],
@@ -292,6 +296,8 @@ def stats(
         str | None, Option(help="The full CLIP, when REF is an image tower alone.")
     ] = None,
     out: Annotated[Path | None, Option(help="File to write.  Default: beside the model.")] = None,
+    text: Annotated[str, Option(help="Column of the texts, in a table.")] = "text",
+    label: Annotated[str, Option(help="Column of the labels, in a table.")] = "label",
     samples: Annotated[int, Option(help="Training examples to measure on.")] = 256,
     batch: Annotated[int, Option(help="Examples at once.")] = 32,
     variant: Annotated[

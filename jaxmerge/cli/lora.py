@@ -32,6 +32,7 @@ def run(
     modules: str | None = None,
     energy: float | None = None,
     force: bool = False,
+    allow_pickle: bool = False,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
@@ -44,7 +45,7 @@ def run(
     """
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise UserError(f"rank must be at least 1 and energy in (0, 1]; got {rank}, {energy}.")
-    first, second = open_source(base), open_source(model)
+    first, second = (open_source(ref, allow_pickle=allow_pickle) for ref in (base, model))
     keep_apart(out, (*first.files, *second.files))
     chosen = [n for n in first if _wanted(first, second, n, modules)]
     if not chosen:
