@@ -87,6 +87,11 @@ class Source(View):
         self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
         config: dict[str, Any] | None = None,
     ):  # fmt: skip
+        odd = [n for n in leaves if not n.isprintable()]
+        if odd:
+            raise UserError(
+                f"{ref}: names of {len(odd)} leaves hold control characters: {odd[0][:80]!r}."
+            )
         super().__init__(leaves, {n: n for n in leaves}, ref)
         self.folder, self.files, self._config = folder, tuple(files), config
 

@@ -45,12 +45,12 @@ def short(names: list[str]) -> list[str]:
 
 def markdown(found: Mapping[str, Results], metric: str) -> str:
     """A GitHub table."""
-    return f"{tables.head(metric)}\n\n{tables.markdown(one(found, metric))}"
+    return f"{tables.plain_markdown(tables.head(metric))}\n\n{tables.markdown(one(found, metric))}"
 
 
 def latex(found: Mapping[str, Results], metric: str) -> str:
     """A table for a paper; needs the package booktabs."""
-    return f"% {tables.head(metric)}\n{tables.latex(one(found, metric))}"
+    return f"% {tables.plain_line(tables.head(metric))}\n{tables.latex(one(found, metric))}"
 
 
 def rich_table(found: Mapping[str, Results], metric: str) -> Table:
