@@ -68,7 +68,7 @@ INTS = (0, 1, 127, 128, 255, 256, 2**15, 2**31 - 1, 2**32 - 1)
 
 
 def damage(data: bytes, name: str, rng: random.Random) -> bytes:
-    """Some damage to a file: to its structure where it is text that can be parsed, else to bytes."""
+    """Some damage to a file: to its structure where it can be parsed, else to bytes."""
     if name.endswith((".json", "_METADATA")) and rng.random() < 0.75:
         with contextlib.suppress(ValueError):
             tree = json.loads(data)
@@ -167,7 +167,7 @@ def run_one(form: Format, sound: Path, work: Path, seed: int) -> tuple[str, str]
         outcome, text = "wrong", str(error)
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        outcome = "refused" if well_said(text, work, sound) else "poor"
+        outcome = "refused" if well_said(text, form, (work, sound)) else "poor"
         text = f"{type(error).__name__}: {text}"
     except Exception as error:
         outcome, text = "traceback", f"{type(error).__name__}: {error}"
@@ -178,9 +178,10 @@ def run_one(form: Format, sound: Path, work: Path, seed: int) -> tuple[str, str]
     return outcome, text
 
 
-def well_said(text: str, work: Path, sound: Path) -> bool:
+def well_said(text: str, form: Format, folders: tuple[Path, ...]) -> bool:
     """Whether a refusal names a file of the input, in our words, on no more than a screen."""
-    named = str(work) in text or str(sound) in text
+    names = [*map(str, folders), *(Path(n).name for n in form.files)]
+    named = any(n in text for n in names)
     return named and not PYTHON.search(text) and len(text) < SCREEN and len(text.split()) > 3
 
 

@@ -1,8 +1,8 @@
 """What `experiments/fuzz.py` damages: for each format a sound input, and what reads it.
 
-A `Format` writes a sound input into an empty folder, names the files that are damaged, and reads the
-result as a command would.  `read` returns nothing; it raises `Wrong` where what was accepted is not
-what an independent reader (or the undamaged part) says.
+A `Format` writes a sound input into an empty folder, names the files that are damaged, and reads
+the result as a command would.  `read` returns nothing; it raises `Wrong` where what was accepted is
+not what an independent reader (or the undamaged part) says.
 """
 
 from __future__ import annotations
@@ -122,6 +122,22 @@ def read_torch(path: Path) -> None:
     for n in source:
         if source[n].shape != source.like[n].shape or source[n].dtype != source.like[n].dtype:
             raise Wrong(f"leaf {n!r} is not what was said of it")
+
+
+def write_gguf(path: Path) -> None:
+    tiny = Path(__file__).parents[1] / "tests/golden/gguf_tiny/tiny_llama.gguf"
+    (path / "m.gguf").write_bytes(tiny.read_bytes())
+
+
+def read_gguf(path: Path) -> None:
+    from jaxmerge.io.sources import open_source
+
+    source = open_source(path / "m.gguf")
+    source.config()
+    for n in source:
+        if source[n].shape != source.like[n].shape:
+            raise Wrong(f"leaf {n!r} is not what was said of it")
+    source.close()
 
 
 def write_orbax(path: Path) -> None:
@@ -260,31 +276,32 @@ def read_resolved(path: Path) -> None:
 
 
 def results() -> Any:
-    from jaxmerge.continual.results import Entry, Results, SeedRun, Sweep, Task, summarize
+    from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize
 
     matrix, metrics = [[0.5, 0.25], [0.75, 1.0]], {"accuracy": 0.5, "bwt": -0.25}
     entry = Entry("MagMax", "sequential", "magmax(0.5)", matrix, matrix, [0.5, 0.6], metrics,
                   Sweep([0.5, 1.0], [0.4, 0.5], 1.0), [None, 1.0])  # fmt: skip
     run = SeedRun(0, [0, 1], [Task("one", ["a"], 1, 1, 1), Task("two", ["b"], 1, 1, 1)], [entry],
                   [], {"training": 1.0}, {"sequential": {"training": 1.0}})  # fmt: skip
-    return Results("toy", "two tasks", ["a", "b"], {"lr": 0.1, "streams": {}}, [run],
-                   summarize([run]), {"jaxmerge": "0"}, {"device": "cpu"}, {"total": 1.0})  # fmt: skip
+    recipe = {"lr": 0.1, "streams": {}}
+    return Results("toy", "two tasks", ["a", "b"], recipe, [run], summarize([run]),
+                   {"jaxmerge": "0"}, {"device": "cpu"}, {"total": 1.0})  # fmt: skip
 
 
 def read_results(path: Path) -> None:
     from jaxmerge.cli import report
-    from jaxmerge.continual import store
+    from jaxmerge.studies import cells
 
-    found = store.gather(store.read(next(iter(sorted(path.glob("r.*"))))))
+    found = cells.gather(cells.read(next(iter(sorted(path.glob("r.*"))))))
     for form in ("md", "latex"):
         report.tables(found, form)
         report.tables(found, form, "accuracy")
 
 
 def write_parquet(path: Path) -> None:
-    from jaxmerge.continual import store
+    from jaxmerge.studies import cells
 
-    store.write(path, store.cells(results()), "r")
+    cells.write(path, cells.cells(results()), "r")
 
 
 def write_npz(path: Path) -> None:
@@ -365,6 +382,7 @@ FORMATS: dict[str, Format] = {
     ),
     "index": Format(write_shards, ("m/model.safetensors.index.json",), read_shards),
     "pickle": Format(write_torch, ("m.bin",), read_torch),
+    "GGUF": Format(write_gguf, ("m.gguf",), read_gguf),
     "orbax": Format(write_orbax, ("m/_METADATA", "m/manifest.ocdbt"), read_orbax, slow=True),
     "config": Format(two_models, ("base/config.json", "base/tokenizer_config.json"), read_config,
                      slow=True),

@@ -26,6 +26,9 @@ from jaxmerge.io.untrusted import open_regular
 
 MOST_UNPACKED = 1 << 30  # bytes that any file may unpack to; a larger one to RATIO times its size
 RATIO = 64  # images pack to a twentieth at best
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, OSError, SyntaxError
+)  # fmt: skip
 PARTS = {"images", "jpeg", "offsets", "domains"}
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 
@@ -71,7 +74,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
                 }
         except UserError:
             raise
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path} is no .npz file of arrays, or is damaged ({error}).") from None
 
 

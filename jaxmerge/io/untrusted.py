@@ -94,6 +94,8 @@ def inside(folder: Path, name: str) -> bool:
     """
     if not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
         return False
+    if len(name.encode(errors="surrogatepass")) > 255:
+        return False
     try:
         target = (folder / name).resolve()
     except (OSError, RuntimeError):  # a loop of links

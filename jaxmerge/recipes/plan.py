@@ -36,7 +36,8 @@ class Plan:
         resolved: the recipe as data, with references that mean the same anywhere.
         method: for the model card, as it prints.
         config: changes of config.json, by key or by path of keys.
-        files: further files of the output, such as a merged tokenizer.
+        files: further files of the output, such as a merged tokenizer; None for those of the
+            source that are left out.
         nonfinite: "raise" or "zero".
         extras: files of side information, to be checked against their models before the merge.
     """
@@ -49,7 +50,7 @@ class Plan:
     resolved: dict[str, Any]
     method: str
     config: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    files: dict[str, bytes | Path] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes | Path | None] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
 
@@ -98,7 +99,7 @@ class Models:
 def tie(first: Source, other: Source) -> Source:
     """`other` with the output head of `first`: added where it is tied to the embedding and not
     stored, left out where `first` does not store it."""
-    names = dict(other.names)
+    names = {n: n for n in other}
     for head in HEADS:
         if (head in first) == (head in other):
             continue
@@ -107,15 +108,12 @@ def tie(first: Source, other: Source) -> Source:
         if embedding is None or not tied.config().get("tie_word_embeddings", True):
             continue
         if head in first:
-            names[head] = other.names[embedding]
+            names[head] = embedding
         elif np.array_equal(other[head], other[embedding]):
             del names[head]
-    if names == other.names:
+    if names.keys() == other.names.keys():
         return other
-    changed = Source(other.source, other.ref, other.folder, other.files, other.config())
-    changed.names = names
-    changed.like = {new: other.source.like[old] for new, old in names.items()}
-    return changed
+    return other.renamed(names)
 
 
 def check_vocabulary(sources: Sequence[Source | None]) -> None:
