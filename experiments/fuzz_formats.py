@@ -228,7 +228,9 @@ def read_adapter(path: Path) -> None:
 RECIPE = """base: base
 models: [a, base]
 method:
-  ties: {density: 0.5, factor: {gradient: [0, 1]}, scope: leaf}
+  - trim: {density: 0.5, scope: leaf}
+  - add
+  - scale: {gradient: [0, 1]}
 rules: {only: mlp}
 out_dtype: float16
 seed: 3

@@ -284,10 +284,14 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     wanted = sorted(set(table.values()))
     outside = [f for f in wanted if not inside(folder, f)]
     if outside:
-        raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
+        raise UserError(
+            f"{index} names files outside of its folder: {[f[:80] for f in outside[:5]]}."
+        )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {missing[:5]}.")
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(wanted)} shards missing: {[f[:80] for f in missing[:5]]}."
+        )
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [

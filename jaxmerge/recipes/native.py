@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.drivers.files.job import Job
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, about
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.method_spec import build, route
 from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
@@ -160,7 +160,8 @@ def load(path: str | Path) -> list[Document]:
         return documents(found)
     out = []
     for content in load_yaml(path):
-        out += documents(content)
+        with about(path):
+            out += documents(content)
     if not out:
         raise UserError(f"{path} is empty.")
     unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
