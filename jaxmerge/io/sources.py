@@ -289,9 +289,8 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
         )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} of {len(wanted)} shards missing: {[f[:80] for f in missing[:5]]}."
-        )
+        some = [f[:80] for f in missing[:5]]
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {some}.")
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [
