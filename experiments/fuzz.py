@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import random
@@ -99,7 +100,7 @@ def bend(tree: Any, rng: random.Random) -> Any:
             places += [((*path, i), v) for i, v in enumerate(value[:20])]
     path, _ = rng.choice(places)
     if not path:
-        return rng.choice(ODD) if rng.random() < 0.2 else tree
+        return odd(rng) if rng.random() < 0.2 else tree
     parent = tree
     for k in path[:-1]:
         parent = parent[k]
@@ -107,14 +108,19 @@ def bend(tree: Any, rng: random.Random) -> Any:
     if how < 0.15:
         del parent[last]
     elif how < 0.25 and isinstance(parent, dict):
-        parent[str(rng.choice(ODD))[:100]] = parent.pop(last)
+        parent[str(odd(rng))[:100]] = parent.pop(last)
     elif how < 0.35 and isinstance(parent, list):
         parent.append(parent[last])
     elif how < 0.5 and isinstance(parent[last], int | float):
         parent[last] = parent[last] + rng.choice((-1, 1, 1000, -(10**9)))
     else:
-        parent[last] = rng.choice(ODD)
+        parent[last] = odd(rng)
     return tree
+
+
+def odd(rng: random.Random) -> Any:
+    """One of `ODD`, as an object of its own: damage may go on inside it."""
+    return copy.deepcopy(rng.choice(ODD))
 
 
 def bend_header(data: bytes, rng: random.Random) -> bytes:
