@@ -26,6 +26,7 @@ import numpy as np
 from jaxmerge.core.names import other_prefix
 from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.adapters.adapter import Adapter, Module
+from jaxmerge.io.adapters.orientation import stored_in_out
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.architectures import configs as keys
 from jaxmerge.io.computed import Computation, Computed
@@ -192,7 +193,8 @@ class _Applied:
         votes = [v for m in self.adapter.modules.values() if (v := self._vote(m)) is not None]
         if votes:
             return any(votes)
-        return bool(self.adapter.config.get("fan_in_fan_out")) or self.arch.transposed(leaf)
+        said = bool(self.adapter.config.get("fan_in_fan_out"))
+        return said or stored_in_out(self.arch, self.base.like, leaf)
 
     def _vote(self, module: Module) -> bool | None:
         """The orientation of a kernel that is not square; None where shapes do not say."""
