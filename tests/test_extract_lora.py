@@ -106,7 +106,7 @@ def test_kernels_stored_in_out_and_embeddings_in_low_rank(tmp_path):
     source, settings = back(tmp_path)
     same(source, gpt2(2))
     assert settings["fan_in_fan_out"]
-    assert settings["modules_to_save"] == ["ln_f", "wpe", "wte"]
+    assert settings["modules_to_save"] == ["lm_head", "ln_f", "wpe", "wte"]
     a = load_file(tmp_path / "ad/adapter_model.safetensors")
     key = "base_model.model.h.0.attn.c_attn.lora_A.weight"
     assert a[key].shape == (6, 6)  # [r, in]

@@ -105,7 +105,7 @@ def extract(
             kept, whole = kept + share * norm, whole + norm
             done += 2 * base.like[n].nbytes
             bar("read", done, total)
-    rest = {PREFIX + n: n for n in found.saved}
+    rest = {PREFIX + key: n for key, n in found.saved.items()}
     rest |= {f"{PREFIX}{n.removesuffix('.bias')}.base_layer.bias": n for n in found.biases}
     tensors = {n: ("F32", x.shape) for n, x in arrays.items()}
     tensors |= {k: (CODES[model.like[n].stored], model.like[n].shape) for k, n in rest.items()}

@@ -34,7 +34,7 @@ class Extraction:
     Attributes:
         kernels: leaf -> "linear", "transposed" or "embedding".
         biases: leaves beside kernels, all of them or none.
-        saved: leaf -> the base's leaf that it is compared with; of modules that are saved whole.
+        saved: leaf of the adapter -> the model's leaf; of modules that are saved whole.
         modules: the modules saved whole.
         left: changed leaves that no module holds, and leaves that the base lacks.
     """
@@ -95,9 +95,14 @@ def _choose_rest(found: Extraction, base: Source, model: Source, arch: Any) -> N
         else:
             modules[module] = None
     found.modules = [m for m in modules if not any(m.startswith(f"{o}.") for o in modules)]
-    for n, twin in twins.items():
+    for n in twins:
         if any(n.startswith(f"{m}.") for m in found.modules):
-            found.saved[n] = twin
+            found.saved[n] = n
+    for n in list(found.saved):  # PEFT replaces one of two tied modules only
+        for head in arch.copies(n):
+            if head not in base and head not in model:
+                found.saved[head] = n
+                found.modules.append(head.removesuffix(END))
 
 
 def _same(base: Source, twin: str, model: Source, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which way round a kernel is stored: [out, in] as torch's Linear, or [in, out] as GPT-2's Conv1D."""
+"""Which way round a kernel is stored: [out, in] as torch's Linear, or [in, out] as a Conv1D."""
 
 from __future__ import annotations
 
