@@ -136,7 +136,7 @@ def methods() -> str:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(ROOT / "tests"))
     import jaxmerge as jm
-    from jaxmerge.commands.methods import describe
+    from jaxmerge.cli.methods import describe
 
     lines = [
         "| Method | What it does | Needs | Order matters | Memory | Settings |",
@@ -153,7 +153,7 @@ def _row(name: str, entry: dict[str, Any]) -> str:
     import laws
 
     import jaxmerge as jm
-    from jaxmerge.commands.methods import settings
+    from jaxmerge.cli.methods import settings
 
     case = laws.case_of(name)
     package = jm.REGISTRY[name].__module__

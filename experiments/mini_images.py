@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmerge.commands.quickstart import weights_folder
+from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.continual.comparisons import MERGES, comparisons
 from jaxmerge.continual.experiment import Experiment, setting
 from jaxmerge.continual.learner import Learner, from_clip

@@ -27,16 +27,16 @@ import numpy as np
 from mini_images import images
 
 import jaxmerge as jm
-from jaxmerge import run
-from jaxmerge.combine import stochastic
-from jaxmerge.commands.methods import describe
+from jaxmerge.cli.methods import describe
 from jaxmerge.continual import checkpoint
 from jaxmerge.continual.evaluate import accuracies, logits, probe, stack
 from jaxmerge.continual.learner import from_clip
 from jaxmerge.continual.machine import machine, versions
 from jaxmerge.continual.streams import suite
 from jaxmerge.continual.train import Training, fit
-from jaxmerge.core import Merge
+from jaxmerge.core.composition import stochastic
+from jaxmerge.core.types import Merge
+from jaxmerge.drivers import memory
 from jaxmerge.models import clip
 
 TASKS = {  # examples of each class (and domain) for training, validation, test
@@ -94,10 +94,10 @@ class Suite:
     def merged(self, method: Merge, order=None):
         """The merge of all models, folded one by one in an order."""
         key = jax.random.key(0) if stochastic(method) else None
-        state = run.init(method, self.base, key=key)
+        state = memory.init(method, self.base, key=key)
         for t in range(len(self.models)) if order is None else order:
-            state = run.update(method, state, self.base, self.models[t])
-        return run.merged(method, state, self.base)
+            state = memory.update(method, state, self.base, self.models[t])
+        return memory.merged(method, state, self.base)
 
 
 def methods() -> dict[str, tuple]:

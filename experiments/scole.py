@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from jaxmerge.commands.quickstart import weights_folder
+from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.continual.experiment import Experiment, setting
 from jaxmerge.continual.learner import Learner, from_clip
 from jaxmerge.continual.results import Results

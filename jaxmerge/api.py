@@ -9,17 +9,17 @@
 """
 
 # ruff: noqa: F403
-from jaxmerge import merges, methods, transforms
-from jaxmerge.combine import by_leaf, by_ndim, chain, keep_base, partition
-from jaxmerge.core import Context, Measure, Merge, Transform, per_model, stacked, zeros
+from jaxmerge import folds, methods, transforms
+from jaxmerge.core.composition import by_leaf, by_ndim, chain, keep_base, partition
+from jaxmerge.core.registry import REGISTRY, get, register
+from jaxmerge.core.types import Context, Measure, Merge, Transform, per_model, stacked, zeros
 from jaxmerge.diagnostics import diagnose, effective_rank
-from jaxmerge.files import merge_files
-from jaxmerge.matrices import by_kernel
-from jaxmerge.merges import *
+from jaxmerge.drivers.files.api import merge_files
+from jaxmerge.drivers.memory import MergeState, init, join, merge, merged, update
+from jaxmerge.drivers.sharded import gather, mesh, pmerge, shard
+from jaxmerge.folds import *
 from jaxmerge.methods import *
-from jaxmerge.run import MergeState, init, join, merge, merged, update
-from jaxmerge.sharding import gather, mesh, pmerge, shard
-from jaxmerge.spec import REGISTRY, get, register
+from jaxmerge.numerics.linalg import by_kernel
 from jaxmerge.transforms import *
 
 __all__ = [
@@ -53,6 +53,6 @@ __all__ = [
     "update",
     "zeros",
 ]
-__all__ += merges.__all__
+__all__ += folds.__all__
 __all__ += methods.__all__
 __all__ += transforms.__all__

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmerge import names
-from jaxmerge.checks import grid_of
-from jaxmerge.combine import chain
-from jaxmerge.core import Leaves, check_range
-from jaxmerge.facts import measure_row
-from jaxmerge.leaf import delta
-from jaxmerge.merges.elementwise import add
-from jaxmerge.selection import bits_to_magnitude
+from jaxmerge.core import names
+from jaxmerge.core.composition import chain
+from jaxmerge.core.types import Leaves, check_range
+from jaxmerge.core.validation import grid_of
+from jaxmerge.drivers.leaf import delta
+from jaxmerge.drivers.measuring import measure_row
+from jaxmerge.folds.elementwise import add
+from jaxmerge.numerics.order_statistics import bits_to_magnitude
 from jaxmerge.transforms.sparsify import trim
 
 __all__ = ["Diagnosis", "Pairs", "diagnose", "effective_rank", "pairs_of"]

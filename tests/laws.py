@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmerge as jm
-from jaxmerge.checks import grid_of
-from jaxmerge.combine import stochastic
+from jaxmerge.core.composition import stochastic
+from jaxmerge.core.validation import grid_of
 
 SHAPES = {
     "block_0/query/kernel": (6, 4),

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from jaxmerge.commands import merge as command
+from jaxmerge.cli import merge as command
 
 SHAPES = {
     "model.embed_tokens.weight": (8, 4),

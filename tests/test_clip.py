@@ -155,8 +155,8 @@ def test_regmean_sees_the_patch_kernel_in_both_layouts():
     """The patch embedding is a dense layer over patches, in our layout and in torch's."""
     import jaxmerge as jm
     from jaxmerge import statistics
+    from jaxmerge.io.key_tables import export
     from jaxmerge.models.clip.params import hf_table
-    from jaxmerge.models.tables import export
     from jaxmerge.statistics.layout import in_layout
 
     model = clip.load(GOLDEN / "clip_quick")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.combine import resolve
+from jaxmerge.core.composition import resolve
 
 BASE = laws.model(0)
 MODELS = [laws.model(1 + t, BASE) for t in range(3)]

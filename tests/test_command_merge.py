@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from small import ABC, SHAPES, run
 
 import jaxmerge as jm
-from jaxmerge.commands import convert, diff, inspect, lora
-from jaxmerge.commands import merge as command
+from jaxmerge.cli import convert, diff, inspect, lora
+from jaxmerge.cli import merge as command
 from jaxmerge.errors import UserError
 
 
@@ -183,7 +183,7 @@ import sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_platforms", "cpu")
-from jaxmerge.commands import merge
+from jaxmerge.cli import merge
 merge.run("recipe.yaml", "out2", shard_size="150", quiet=True)
 """
 

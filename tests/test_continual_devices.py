@@ -57,7 +57,7 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, {tests!r})
-from jaxmerge.commands import run
+from jaxmerge.cli import run
 run.run({toy!r}, set=["seeds=1"], out=sys.argv[3], save_every=0, quiet=True)
 """
 
@@ -67,7 +67,7 @@ def test_two_processes_run_what_one_runs(tmp_path, monkeypatch):
     """jax.distributed on this machine: shares of each batch in each process, one set of files."""
     from test_experiments import TOY
 
-    from jaxmerge.commands import run
+    from jaxmerge.cli import run
     from jaxmerge.continual.results import Results
 
     tests = str(Path(__file__).parent)

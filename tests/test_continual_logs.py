@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_experiments import TOY
 
-from jaxmerge.commands import progress
-from jaxmerge.commands import run as command
+from jaxmerge.cli import progress
+from jaxmerge.cli import run as command
 from jaxmerge.errors import UserError
 
 SET = ["seeds=2", "epochs=2", "streams.independent=null"]

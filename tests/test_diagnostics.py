@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused():
 def test_the_command_prints_tables_and_draws_heat_maps(tmp_path, capsys, monkeypatch):
     from safetensors.numpy import save_file
 
-    from jaxmerge.commands import compare
+    from jaxmerge.cli import compare
     from jaxmerge.errors import UserError
 
     monkeypatch.setenv("COLUMNS", "160")

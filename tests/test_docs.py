@@ -70,7 +70,7 @@ def recipes(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if recipes(p)])
 def test_recipes_run(page, models):
-    from jaxmerge.commands import merge
+    from jaxmerge.cli import merge
 
     base = load_file(models / "models" / "base" / "model.safetensors")
     for i, text in enumerate(recipes(page)):
@@ -83,7 +83,7 @@ def test_recipes_run(page, models):
 
 
 def test_both_forms_of_the_same_merge_agree(models):
-    from jaxmerge.commands import merge
+    from jaxmerge.cli import merge
 
     found = []
     for i, text in enumerate(recipes("mergekit.md")):

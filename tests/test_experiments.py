@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.commands import run as command
-from jaxmerge.commands import runs
+from jaxmerge.cli import run as command
+from jaxmerge.cli import runs
 from jaxmerge.continual import evaluate
 from jaxmerge.continual.experiment import Experiment, changed
 from jaxmerge.continual.images import ImageExperiment

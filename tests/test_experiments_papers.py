@@ -13,7 +13,7 @@ import numpy as np
 import pictures
 import pytest
 
-from jaxmerge.commands import run as command
+from jaxmerge.cli import run as command
 from jaxmerge.continual import images
 from jaxmerge.continual.experiment import changed
 from jaxmerge.data import registry

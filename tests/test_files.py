@@ -12,10 +12,11 @@ from leaves import family, saved
 from safetensors.numpy import load_file
 
 import jaxmerge as jm
-from jaxmerge import filefacts, pieces, walk
-from jaxmerge.core import leaf_sum
-from jaxmerge.cutting import elementwise, sums
-from jaxmerge.files import Job, merge_jobs
+from jaxmerge.core.types import leaf_sum
+from jaxmerge.drivers.files import chunks, measuring, worker
+from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.drivers.files.elementwise_proof import elementwise, sums
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.io.safetensors import File, Like
 from jaxmerge.io.writer import partial_folder
 
@@ -23,10 +24,10 @@ from jaxmerge.io.writer import partial_folder
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Cut leaves of a few thousand entries, so that tests see pieces."""
-    monkeypatch.setattr(pieces, "MIN_PIECE", 64)
-    monkeypatch.setattr(walk, "MIN_PIECE", 64)
-    monkeypatch.setattr(walk, "PIECES", 20_000)
-    monkeypatch.setattr("jaxmerge.cutting.PIECE", 97)
+    monkeypatch.setattr(chunks, "MIN_PIECE", 64)
+    monkeypatch.setattr(worker, "MIN_PIECE", 64)
+    monkeypatch.setattr(worker, "PIECES", 20_000)
+    monkeypatch.setattr("jaxmerge.drivers.files.elementwise_proof.PIECE", 97)
 
 
 METHODS = {
@@ -69,7 +70,7 @@ def test_same_bits_as_in_memory(tmp_path, small_pieces, name, dtype):
 @pytest.mark.parametrize("name", ["dare_ties", "dare l1", "breadcrumbs", "model_stock"])
 def test_same_bits_one_model_at_a_time(tmp_path, monkeypatch, name):
     """Leaves too large for all models at once are folded model by model."""
-    monkeypatch.setattr(walk, "ROOM", 100)
+    monkeypatch.setattr(worker, "ROOM", 100)
     models = family(ml_dtypes.bfloat16)
     files = saved(tmp_path, models)
     method, key = METHODS[name](), jax.random.key(7)
@@ -82,13 +83,13 @@ def test_same_bits_one_model_at_a_time(tmp_path, monkeypatch, name):
 
 def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkeypatch):
     cut = []
-    whole = walk.Run.in_pieces
+    whole = worker.Run.in_pieces
 
     def noted(self, job, name, *rest):
         cut.append(name)
         whole(self, job, name, *rest)
 
-    monkeypatch.setattr(walk.Run, "in_pieces", noted)
+    monkeypatch.setattr(worker.Run, "in_pieces", noted)
     files = saved(tmp_path, family())
     big = {"embed", "layers.0.w", "layers.1.w"}
     for i, (method, expected) in enumerate([
@@ -104,14 +105,14 @@ def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkey
 @pytest.mark.parametrize("name", ["dare l1", "dare_ties l1"])
 def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch, name, dtype):
     """Sums over the leaf are added up piece by piece: the same draws, the same to rounding."""
-    monkeypatch.setattr(walk, "GIANT", 100)
-    coupled, whole = {}, walk.Run.in_pieces
+    monkeypatch.setattr(worker, "GIANT", 100)
+    coupled, whole = {}, worker.Run.in_pieces
 
     def noted(self, job, name, measured, closing, held, count):
         coupled[name] = count
         whole(self, job, name, measured, closing, held, count)
 
-    monkeypatch.setattr(walk.Run, "in_pieces", noted)
+    monkeypatch.setattr(worker.Run, "in_pieces", noted)
     models, key = family(dtype), jax.random.key(7)
     files, method = saved(tmp_path, models), METHODS[name]()
     with_entries = [{n: x for n, x in m.items() if x.size} for m in models]
@@ -126,8 +127,8 @@ def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch
 
 
 def test_measuring_a_leaf_too_large_to_keep_holds_the_base_and_one_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(walk, "ROOM", 1)  # so every leaf is
-    held, most, read = [], [], filefacts.Checked.__getitem__
+    monkeypatch.setattr(worker, "ROOM", 1)  # so every leaf is
+    held, most, read = [], [], measuring.Checked.__getitem__
 
     def counted(self, name):
         most.append(sum(ref() is not None for ref in held))  # beside the one that is read now
@@ -135,7 +136,7 @@ def test_measuring_a_leaf_too_large_to_keep_holds_the_base_and_one_model(tmp_pat
         held.append(weakref.ref(out))
         return out
 
-    monkeypatch.setattr(filefacts.Checked, "__getitem__", counted)
+    monkeypatch.setattr(measuring.Checked, "__getitem__", counted)
     models = family(np.float32)
     files, method = saved(tmp_path, models), jm.ties(density=0.2, scope="leaf", tie="positive")
     job = Job(method, files[1:], files[0])

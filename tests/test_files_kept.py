@@ -14,8 +14,9 @@ import pytest
 from leaves import family, saved
 
 import jaxmerge as jm
+from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
-from jaxmerge.files import Job, merge_jobs
 from jaxmerge.io.safetensors import File
 from jaxmerge.io.writer import partial_folder
 
@@ -149,7 +150,7 @@ def test_after_a_reboot_only_synced_leaves_count(tmp_path, monkeypatch):
         if n == "a":
             first._sync(1)
     first.close()
-    monkeypatch.setattr(writer, "_boot", lambda: "another")
+    monkeypatch.setattr(writer, "boot", lambda: "another")
     again = writer.Writer(tmp_path / "out", tensors, digest="x", resume=True)
     assert again.done == {"a"}
     again.close()
@@ -188,7 +189,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import jaxmerge as jm
-from jaxmerge.files import Job, merge_jobs
+from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.io.safetensors import File
 from jaxmerge.io.writer import Writer
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from jaxmerge.commands import merge as command
+from jaxmerge.cli import merge as command
 
 pytestmark = pytest.mark.parity
 

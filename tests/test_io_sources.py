@@ -80,7 +80,7 @@ def test_an_orbax_checkpoint(tmp_path):
 def test_an_index_names_files_outside(tmp_path, name):
     save_file(MODEL, tmp_path / "x.safetensors")
     folder = sharded(tmp_path / "m", lambda where: {"weight_map": where | {"evil": name}})
-    with pytest.raises(UserError, match="outside of its folder"):
+    with pytest.raises(UserError, match=r"out(side)? of its folder"):
         open_source(folder)
 
 
@@ -89,7 +89,7 @@ def test_a_link_out_of_the_folder(tmp_path):
     index = lambda where: {"weight_map": where | {"evil": "link.safetensors"}}
     folder = sharded(tmp_path / "m", index)
     os.symlink(tmp_path / "secret.safetensors", folder / "link.safetensors")
-    with pytest.raises(UserError, match="outside of its folder"):
+    with pytest.raises(UserError, match=r"out(side)? of its folder"):
         open_source(folder)
 
 
@@ -112,7 +112,7 @@ INDICES = {
     "leaf left out": (lambda w: {"weight_map": dict(list(w.items())[1:])}, "disagree|not in"),
     "no map": (lambda w: {}, "no index"),
     "map of lists": (lambda w: {"weight_map": {"a": [1]}}, "names to file names"),
-    "not a mapping": (lambda w: [1], "no index"),
+    "not a mapping": (lambda w: [1], "expected an object"),
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from laws import close, on_device, same
 from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
-from jaxmerge import leaf as compiled
-from jaxmerge.files import merge_jobs
+from jaxmerge.drivers import leaf as compiled
+from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.recipes.native import Recipe
 from jaxmerge.recipes.plan import Models
-from jaxmerge.recipes.schema import Recipe
 
 pytestmark = pytest.mark.usefixtures("strict")
 

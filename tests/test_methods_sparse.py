@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmerge as jm
-from jaxmerge import rng
+from jaxmerge.numerics import hash_rng
 
 KEY = jax.random.key(0)
 
@@ -282,6 +282,6 @@ def test_a_stochastic_method_asks_for_a_key():
 
 
 def test_the_generator_is_the_one_tested():
-    x = rng.coin(KEY, jnp.float32(0.3), (5, 7))
+    x = hash_rng.coin(KEY, jnp.float32(0.3), (5, 7))
     assert x.shape == (5, 7)
     assert x.dtype == bool

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmerge import names
+from jaxmerge.core import names
 
 ARRAYS = st.builds(lambda n: np.zeros(n, np.float32), st.integers(0, 3))
 KEYS = st.text("ab", min_size=1, max_size=2)

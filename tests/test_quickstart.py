@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.commands import quickstart, runs
+from jaxmerge.cli import quickstart, runs
 from jaxmerge.continual import checkpoint
 from jaxmerge.continual.results import Results
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
@@ -202,7 +202,7 @@ def test_a_truncated_weights_file_is_an_error_and_leaves_no_run(tiny, tmp_path):
 def test_killed_with_sigkill_and_resumed(whole, tiny, tmp_path):
     """kill -9 in the middle of a stream, for real."""
     code = (
-        "from jaxmerge.commands import quickstart; import sys; "
+        "from jaxmerge.cli import quickstart; import sys; "
         "quickstart.run(out=sys.argv[1], model=sys.argv[2], seeds=1, epochs=1, quiet=True)"
     )
     child = subprocess.Popen(

@@ -8,7 +8,7 @@ import small
 from small import ABC, close, read_json, run
 
 import jaxmerge as jm
-from jaxmerge.commands import merge as command
+from jaxmerge.cli import merge as command
 from jaxmerge.errors import UserError
 from jaxmerge.recipes.values import Where, constant, reader
 
@@ -69,7 +69,7 @@ def test_values_by_model_layer_and_name(family):
 def test_no_base_python_recipes_and_dtype(family):
     with open("r.py", "w") as file:
         file.write(
-            "from jaxmerge.recipes.schema import Recipe\n"
+            "from jaxmerge.recipes.native import Recipe\n"
             "recipe = Recipe(models=['a', 'b'], method={'linear': {'weights': [0.5, 0.5]}},\n"
             "                out_dtype='bfloat16')\n"
         )
@@ -95,7 +95,7 @@ WRONG = {
     "models no list": ({"models": "a", "method": "mean"}, "must be a list"),
     "two merges": ({**ABC, "method": ["mean", "add"]}, "exactly one Merge"),
     "a transform": ({**ABC, "method": {"scale": 1}}, "merges nothing"),
-    "bad regex": ({**ABC, "method": "mean", "rules": {"only": "("}}, "no regex"),
+    "bad regex": ({**ABC, "method": "mean", "rules": {"only": "("}}, "no regular expression"),
     "idle rule": (
         {**ABC, "method": "mean", "rules": [{"match": "mlpp", "method": "add"},
                                             {"match": "mlp", "method": "add"},

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
 from jaxmerge import statistics
-from jaxmerge.commands import merge as command
+from jaxmerge.cli import merge as command
+from jaxmerge.drivers.files import worker
 from jaxmerge.errors import UserError
-from jaxmerge.models.tables import Entry
+from jaxmerge.io.key_tables import Entry
 
 SHAPES = {"h.0.w": (6, 4), "h.1.w": (4, 6), "norm": (4,)}
 NAMES = ("base", "a", "b")
@@ -76,10 +77,9 @@ def test_the_same_as_in_memory(family, kind, method, named):
 
 def test_a_leaf_at_a_time(family, monkeypatch):
     """A leaf too large for all models at once meets the side information of one model at a time."""
-    from jaxmerge import walk
 
     want = run(method="fisher_merging")
-    monkeypatch.setattr(walk, "ROOM", 50)
+    monkeypatch.setattr(worker, "ROOM", 50)
     got = run("small", method="fisher_merging")
     for n in want:
         np.testing.assert_array_equal(got[n], want[n])
@@ -176,8 +176,8 @@ def test_a_statistic_in_the_layout_of_its_checkpoint():
 @pytest.mark.slow
 def test_statistics_of_a_clip_fit_its_checkpoint(tmp_path, monkeypatch):
     """`jaxmerge stats` on the packaged model, then RegMean from files."""
-    from jaxmerge.commands import stats
-    from jaxmerge.commands.quickstart import weights_folder
+    from jaxmerge.cli import stats
+    from jaxmerge.cli.quickstart import weights_folder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXMERGE_CACHE", str(tmp_path / "cache"))

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 from small import model
 
 from jaxmerge.errors import UserError
-from jaxmerge.recipes import schema
+from jaxmerge.recipes import native
+from jaxmerge.recipes.parse import parse_documents
 from jaxmerge.recipes.plan import Models
-from jaxmerge.recipes.reading import parse_documents
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(12)
@@ -48,7 +48,7 @@ def test_any_text_is_read_or_refused(text):
     try:
         content = parse_documents(text)
         for part in content:
-            schema.documents(part)
+            native.documents(part)
     except UserError:
         pass
 
@@ -64,7 +64,7 @@ plain = st.recursive(
     ),
     max_leaves=8,
 )  # fmt: skip
-keys = [*schema.Recipe.__dataclass_fields__, *schema.mergekit.KEYS]
+keys = [*native.Recipe.__dataclass_fields__, *native.mergekit.KEYS]
 
 
 @settings(max_examples=150, deadline=5000)
@@ -78,10 +78,10 @@ def test_any_recipe_is_planned_or_refused(tmp_path_factory, recipe, kind):
     recipe = {"models": ["a"], "method": "mean"} | recipe
     if kind == "mk":
         recipe = {"merge_method": "ties", "models": [{"model": "a"}], "base_model": "base"} | {
-            k: v for k, v in recipe.items() if k in schema.mergekit.KEYS and k != "models"
+            k: v for k, v in recipe.items() if k in native.mergekit.KEYS and k != "models"
         }
     try:
-        for document in schema.documents(recipe):
+        for document in native.documents(recipe):
             document.plan(Models(near=[folder]))
     except ValueError:  # anything else would be ours
         pass

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxmerge.files import merge_jobs
+from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.io.safetensors import File
+from jaxmerge.recipes.native import load
 from jaxmerge.recipes.plan import Models
-from jaxmerge.recipes.schema import load
 
 RECIPES = [
     "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della_linear_d1", "karcher", "linear",

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge import rng
+from jaxmerge.numerics import hash_rng
 
 N = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def sample():
-    return np.asarray(rng.uniform(jax.random.key(0), (N,)), np.float64)
+    return np.asarray(hash_rng.uniform(jax.random.key(0), (N,)), np.float64)
 
 
 def test_uniform(sample):
@@ -37,8 +37,8 @@ def test_pairs_fill_the_square(sample):
 
 def test_every_bit_is_fair_and_flips_with_the_key():
     key = jax.random.key(1)
-    one = np.asarray(rng.bits(key, (N,)))
-    others = [np.asarray(rng.bits(jax.random.fold_in(key, t), (N,))) for t in range(3)]
+    one = np.asarray(hash_rng.bits(key, (N,)))
+    others = [np.asarray(hash_rng.bits(jax.random.fold_in(key, t), (N,))) for t in range(3)]
     for shift in range(32):
         bit = (one >> shift) & 1
         assert abs(bit.mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
@@ -48,15 +48,15 @@ def test_every_bit_is_fair_and_flips_with_the_key():
 
 def test_keys_of_neighbouring_cells_give_independent_masks():
     keys = [jax.random.fold_in(jax.random.key(7), t) for t in range(8)]
-    masks = np.stack([np.asarray(rng.coin(k, 0.1, (N,))) for k in keys]).astype(float)
+    masks = np.stack([np.asarray(hash_rng.coin(k, 0.1, (N,))) for k in keys]).astype(float)
     assert np.abs(masks.mean(1) - 0.1).max() < 5 * 0.3 / np.sqrt(N)
     cross = np.corrcoef(masks)[~np.eye(8, dtype=bool)]
     assert np.abs(cross).max() < 5 / np.sqrt(N)
 
 
 def test_the_index_decides_not_the_shape():
-    flat = rng.bits(jax.random.key(3), (24,))
-    np.testing.assert_array_equal(rng.bits(jax.random.key(3), (2, 3, 4)).reshape(-1), flat)
+    flat = hash_rng.bits(jax.random.key(3), (24,))
+    np.testing.assert_array_equal(hash_rng.bits(jax.random.key(3), (2, 3, 4)).reshape(-1), flat)
     np.testing.assert_array_equal(
-        jax.jit(rng.bits, static_argnums=1)(jax.random.key(3), (24,)), flat
+        jax.jit(hash_rng.bits, static_argnums=1)(jax.random.key(3), (24,)), flat
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge import leaf
+from jaxmerge.drivers import leaf
 
 pytestmark = pytest.mark.usefixtures("strict")
 

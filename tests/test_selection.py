@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmerge import bracket, selection
-from jaxmerge.bracket import Row
-from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
+from jaxmerge.numerics import host_order_statistics, order_statistics
+from jaxmerge.numerics.host_order_statistics import Row
+from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
 
 
 def sorted_out(leaves, ranks):
@@ -31,7 +31,7 @@ def run(measure, leaves, host):
         if measure.done(summary):
             break
     assert summary["rank"] is None
-    return np.asarray(selection.bits_to_magnitude(jnp.asarray(summary["value"])))
+    return np.asarray(order_statistics.bits_to_magnitude(jnp.asarray(summary["value"])))
 
 
 def wide(x):
@@ -81,14 +81,16 @@ def test_one_leaf(kind):
     measure = ranked_magnitude(lambda n: ranks, "leaf")
     part = measure.refine(measure.init(), measure.host(Row(leaf), measure.init(), 0), 0)
     expected = sorted_out([leaf], ranks)
-    np.testing.assert_array_equal(selection.bits_to_magnitude(jnp.asarray(part["value"])), expected)
+    np.testing.assert_array_equal(
+        order_statistics.bits_to_magnitude(jnp.asarray(part["value"])), expected
+    )
     compiled = jax.jit(ranked_magnitudes, static_argnums=())(leaf, ranks)
     np.testing.assert_array_equal(compiled, expected)
 
 
 def test_a_sample_that_misleads_is_found_out():
     leaf = np.ones(67 * 5000, np.float32)
-    leaf[:: bracket.STRIDE] = 100.0  # all that is sampled
+    leaf[:: host_order_statistics.STRIDE] = 100.0  # all that is sampled
     for rank in (5000, 5001, 300000):
         found = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
         assert found == (100.0 if rank <= 5000 else 1.0)
@@ -126,7 +128,7 @@ def test_a_row_is_the_difference_in_float32(dtype):
 
 
 def test_many_entries_inside_a_bracket_become_counts():
-    tallies = [bracket.Tally([np.full(1 << 19, v, np.uint32)]) for v in (3, 5, 5, 7)]
+    tallies = [host_order_statistics.Tally([np.full(1 << 19, v, np.uint32)]) for v in (3, 5, 5, 7)]
     whole = tallies[0]
     for other in tallies[1:]:
         whole = whole.join(other)
@@ -142,23 +144,23 @@ def test_a_large_leaf_is_read_in_blocks_by_several_threads(kind):
     draw = np.random.default_rng(3)
     leaf = leaves_of(kind, np.float32)[0]
     leaf = draw.permutation(np.tile(leaf.ravel(), 30)).reshape(3000, 210)
-    assert leaf.size > bracket.SMALL
+    assert leaf.size > host_order_statistics.SMALL
     ranks = np.array([1, 1000, 126000, 315000, leaf.size])
-    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float32)
+    found = host_order_statistics.in_one_leaf(Row(leaf), ranks).view(np.float32)
     np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_in_float64(x64):
     leaf = 1 + np.random.default_rng(1).integers(0, 10**6, 400000) * 2.0**-50
     ranks = np.array([7, 80000, 399999])
-    found = bracket.in_one_leaf(Row(leaf), ranks).view(np.float64)
+    found = host_order_statistics.in_one_leaf(Row(leaf), ranks).view(np.float64)
     np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_whose_sample_misleads():
     leaf = np.ones(67 * 5000, np.float32)
-    leaf[:: bracket.STRIDE // 4] = 100.0
+    leaf[:: host_order_statistics.STRIDE // 4] = 100.0
     high = int((leaf == 100).sum())
     for rank in (high, high + 1):
-        found = bracket.in_one_leaf(Row(leaf), np.array(rank)).view(np.float32)
+        found = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank)).view(np.float32)
         assert found == (100.0 if rank == high else 1.0)

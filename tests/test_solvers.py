@@ -13,22 +13,6 @@ from jaxmerge.continual import checkpoint
 RNG = np.random.default_rng(0)
 
 
-def simplex_by_bisection(v):
-    low, high = v.min() - 1, v.max()
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.maximum(v - middle, 0).sum() > 1 else (low, middle)
-    return np.maximum(v - low, 0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_simplex_projection_is_the_nearest_point(seed):
-    v = np.random.default_rng(seed).normal(size=7).astype(np.float32)
-    found = np.asarray(solvers.project_simplex(jnp.asarray(v)))
-    assert found.sum() == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(found, simplex_by_bisection(v), atol=1e-6)
-
-
 def like(tree, spread=1.0):
     return {n: x + spread * RNG.normal(size=x.shape).astype("f") for n, x in tree.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.spec import spec_of
+from jaxmerge.core.registry import spec_of
 
 NAMES = [name for name, _ in laws.stages()]
 
@@ -56,7 +56,7 @@ def test_two_factories_of_one_name_are_refused():
     assert repr(jm.get("magmax")()) == "magmax()"
 
 
-@pytest.mark.parametrize("package", ["jaxmerge", "jaxmerge.merges", "jaxmerge.methods"])
+@pytest.mark.parametrize("package", ["jaxmerge", "jaxmerge.folds", "jaxmerge.methods"])
 def test_a_star_import_brings_no_modules(package):
     scope: dict = {}
     exec(f"from {package} import *", scope)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmerge as jm
-from jaxmerge.matrices import by_kernel, polar, thin_svd
+from jaxmerge.numerics.linalg import by_kernel, polar, thin_svd
 
 seeds = st.integers(0, 2**31)
 K = "block_0/mlp/kernel"

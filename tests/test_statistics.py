@@ -7,6 +7,7 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import statistics
+from jaxmerge.core import names
 from jaxmerge.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -211,8 +212,8 @@ def test_every_dense_kernel_of_an_nnx_model():
     models = [Model(nnx.Rngs(seed)) for seed in range(2)]
     graph = nnx.graphdef(models[0])
     states = [nnx.state(m, nnx.Param) for m in models]
-    flats = [jm.names.flatten(s)[0] for s in states]
-    back = jm.names.flatten(states[0])[1]
+    flats = [names.flatten(s)[0] for s in states]
+    back = names.flatten(states[0])[1]
     apply = lambda params, x: nnx.merge(graph, back(params))(x)
     grams = [statistics.gram(apply, f, [X]) for f in flats]
     fishers = [statistics.fisher(apply, f, [(X, None)]) for f in flats]
@@ -229,7 +230,7 @@ def test_every_dense_kernel_of_an_nnx_model():
     mid = np.tensordot(np.linalg.pinv(g[0] + g[1], rcond=1e-6, hermitian=True), sum(
         np.tensordot(a, b - (w[0] + w[1]) / 2, 1) for a, b in zip(g, w, strict=True)
     ), 1)  # fmt: skip
-    found = jm.names.flatten(merged)[0][name]
+    found = names.flatten(merged)[0][name]
     np.testing.assert_allclose(found, mid + (w[0] + w[1]) / 2, atol=1e-3)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import statistics
-from jaxmerge.commands import stats
+from jaxmerge.cli import stats
 from jaxmerge.errors import UserError
 from jaxmerge.io.sources import open_source
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from test_experiments import TOY
 
-from jaxmerge.cli import app
-from jaxmerge.commands import report, runs
-from jaxmerge.commands import run as run_command
-from jaxmerge.commands import sweep as command
+from jaxmerge.cli import app, report, runs
+from jaxmerge.cli import run as run_command
+from jaxmerge.cli import sweep as command
 from jaxmerge.continual import store, sweep
 from jaxmerge.continual.experiment import changed
 from jaxmerge.continual.results import to_plain

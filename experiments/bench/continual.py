@@ -29,7 +29,6 @@ import jax
 import numpy as np
 
 import jaxmerge as jm
-from jaxmerge import run
 from jaxmerge.continual.deploys import Deploy, merged_many
 from jaxmerge.continual.evaluate import accuracies, logits, probe, stack
 from jaxmerge.continual.learner import from_bert
@@ -39,6 +38,7 @@ from jaxmerge.continual.train import Training, fit
 from jaxmerge.data.pipeline import Order
 from jaxmerge.data.sources import few
 from jaxmerge.data.text import clinc150
+from jaxmerge.drivers import memory
 from jaxmerge.models import bert
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -57,7 +57,7 @@ def ours(learner, scenario, training) -> dict:
     """The run on our side; losses, accuracies and seconds of each phase."""
     began, used = time.perf_counter(), time.process_time()
     method = jm.magmax(FACTOR)
-    params, state = learner.params, run.init(method, learner.params)
+    params, state = learner.params, memory.init(method, learner.params)
     losses, train, merge = [], 0.0, 0.0
     for t, task in enumerate(scenario):
         start = time.perf_counter()
@@ -67,11 +67,11 @@ def ours(learner, scenario, training) -> dict:
         losses += new
         train += time.perf_counter() - start
         start = time.perf_counter()
-        state = jax.block_until_ready(run.update(method, state, learner.params, params))
+        state = jax.block_until_ready(memory.update(method, state, learner.params, params))
         merge += time.perf_counter() - start
     start = time.perf_counter()
     data = probe(learner, scenario, "test")
-    merged = run.merged(method, state, learner.params)
+    merged = memory.merged(method, state, learner.params)
     found = [logits(learner, stack(p), data)[0].argmax(1) == data.columns for p in (params, merged)]
     ended = time.perf_counter()
     return {
@@ -159,7 +159,7 @@ def sweep(options) -> dict:
     base = {n: np.asarray(p) for n, p in learner.params.items()}
     draw = np.random.default_rng(0).normal
     model = {n: p + 1e-3 * draw(size=p.shape).astype(np.float32) for n, p in base.items()}
-    state = run.update(jm.magmax(), run.init(jm.magmax(), base), base, model)
+    state = memory.update(jm.magmax(), memory.init(jm.magmax(), base), base, model)
     factors = tuple(np.linspace(0.05, 1, options.factors).tolist())
 
     def together():
@@ -170,13 +170,13 @@ def sweep(options) -> dict:
     def apart():
         found = []
         for factor in factors:
-            merged = run.merged(jm.magmax(factor), state, base)
+            merged = memory.merged(jm.magmax(factor), state, base)
             data = probe(learner, scenario, "val")
             found.append(accuracies(logits(learner, stack(merged), data), data)[0].mean(1)[0])
         return np.array(found)
 
     if options.one:
-        run.merged(jm.magmax(0.5), state, base)
+        memory.merged(jm.magmax(0.5), state, base)
         data = probe(learner, scenario, "val")
         logits(learner, stack(base), data)
         return {}

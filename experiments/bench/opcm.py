@@ -40,7 +40,7 @@ def with_jaxmerge(alpha: float, zero_diag: bool, double: bool):
     import jax.numpy as jnp
 
     import jaxmerge as jm
-    from jaxmerge.core import Context
+    from jaxmerge.core.types import Context
 
     fold = jm.add_projected(alpha, zero_diag, double or None)
     step = jax.jit(lambda total, x: fold.update(total, x, Context(base=None, step=jnp.int32(1))))

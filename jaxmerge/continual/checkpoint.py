@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge import names
 from jaxmerge.continual import devices
+from jaxmerge.core import names
 
 RECORD = "record"
 

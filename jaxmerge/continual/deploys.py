@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge import run
 from jaxmerge.continual.schedule import Start
-from jaxmerge.core import Leaves, Merge
+from jaxmerge.core.types import Leaves, Merge
+from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 
 
@@ -63,7 +63,7 @@ LAST = Deploy("last model")
 
 def merged_many(deploy: Deploy, state: Any, base: Leaves) -> Leaves:
     """The merges under all factors of a deployment, stacked: name -> [F, ...]."""
-    one = lambda factor: run.merged(deploy.merge(factor), state, base)
+    one = lambda factor: memory.merged(deploy.merge(factor), state, base)
     return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
 
 
@@ -120,9 +120,9 @@ def _same_folds(d: Deploy) -> bool:
     models = [{"kernel": np.array(x, np.float32)} for x in entries]
 
     def cells(method: Merge) -> list:
-        state = run.init(method, base, key=jax.random.key(0))
+        state = memory.init(method, base, key=jax.random.key(0))
         for model in models:
-            state = run.update(method, state, base, model)
+            state = memory.update(method, state, base, model)
         return jax.tree.leaves(state.cells)
 
     return all(np.array_equal(a, b) for a, b in zip(cells(one), cells(other), strict=True))

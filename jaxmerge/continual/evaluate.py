@@ -19,7 +19,7 @@ import numpy as np
 from jaxmerge.continual.devices import everywhere, spread, whole
 from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.scenario import Scenario
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
 
 

@@ -57,7 +57,7 @@ from jaxmerge.continual.schedule import STARTS
 from jaxmerge.continual.strategies import strategy
 from jaxmerge.continual.study import BASELINES, Plan
 from jaxmerge.continual.train import Training
-from jaxmerge.core import Leaves, Merge
+from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.errors import closest, listed
 
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
@@ -278,7 +278,7 @@ def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merg
     ties(density=0.1, factor=0.5)
     """
     if isinstance(method, list):
-        from jaxmerge.recipes.methods import build
+        from jaxmerge.recipes.method_spec import build
 
         if arguments:
             raise ValueError(f"a list of stages takes no arguments beside it, got {[*arguments]}.")
@@ -331,7 +331,7 @@ def changed(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperi
     Raises:
         ValueError: an unknown setting (the closest names are shown) or one of another type.
 
-    >>> from jaxmerge.commands.quickstart import Quickstart
+    >>> from jaxmerge.cli.quickstart import Quickstart
     >>> changed(Quickstart(), {"epochs": 5}).epochs
     5
     >>> streams = {"independent": None, "EWC": {"strategy": "ewc"}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.continual import checkpoint
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 
 
 class Finetuned:

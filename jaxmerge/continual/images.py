@@ -15,7 +15,7 @@ from jaxmerge.continual.experiment import Experiment, setting
 from jaxmerge.continual.learner import Learner, from_clip
 from jaxmerge.continual.scenario import Scenario, Task
 from jaxmerge.continual.train import Training
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 from jaxmerge.data import registry
 from jaxmerge.data.sources import Source
 from jaxmerge.errors import UserError, closest

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.scenario import Scenario
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 
 
 class Learner(NamedTuple):

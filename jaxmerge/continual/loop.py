@@ -25,8 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge import run
-from jaxmerge.combine import stochastic
 from jaxmerge.continual import checkpoint
 from jaxmerge.continual.deploys import LAST, Deploy, check_counts, merged_many, running_merge
 from jaxmerge.continual.evaluate import Probe, accuracies, logits, probe, stack
@@ -37,8 +35,10 @@ from jaxmerge.continual.scenario import Scenario, Task
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.continual.strategy import Strategy, finetune
 from jaxmerge.continual.train import Training, fit
-from jaxmerge.core import Leaves
+from jaxmerge.core.composition import stochastic
+from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Examples, examples
+from jaxmerge.drivers import memory
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ class Stream:
         self.last = learner.params
         self.memory = tuple(term.start(learner) for term in strategy.terms)
         self.states = {
-            d.label: run.init(d.merge(), learner.params, key=self._key(d))
+            d.label: memory.init(d.merge(), learner.params, key=self._key(d))
             for d in self.deploys
             if d.method is not None
         }
@@ -169,7 +169,7 @@ class Stream:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
         for d in self.deploys:
             if d.method is not None:
-                self.states[d.label] = run.update(
+                self.states[d.label] = memory.update(
                     d.merge(), self.states[d.label], self.learner.params, model
                 )
         self._clock("merging", began)
@@ -226,7 +226,7 @@ class Stream:
         return self._merged(self.running, outcome.factors[self.done - 1])
 
     def _merged(self, d: Deploy, factor: float | None) -> Leaves:
-        return run.merged(d.merge(factor), self.states[d.label], self.learner.params)
+        return memory.merged(d.merge(factor), self.states[d.label], self.learner.params)
 
     def _deploy(self, d: Deploy, t: int) -> None:
         """Merge, choose a factor if asked to, evaluate; many merged models at once."""
@@ -311,7 +311,7 @@ class Stream:
         self.last, self.memory, self.done = tree["last"], tree["memory"], record["done"]
         for label, found in tree["merges"].items():
             key = self.states[label].key
-            self.states[label] = run.MergeState(found["step"], key, found["cells"])
+            self.states[label] = memory.MergeState(found["step"], key, found["cells"])
         self.outcomes = {k: Outcome(**o) for k, o in record["outcomes"].items()}
         self.seconds, self.losses = record["seconds"], record["losses"]
         self.models = [

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.strategy import Term
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 
 Anchor = Literal["base", "last"]
 Fisher = Literal["true", "sampled", "predicted", "released"]

@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 
 
 class Position(NamedTuple):

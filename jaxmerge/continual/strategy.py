@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 
 
 class View(NamedTuple):

@@ -29,7 +29,7 @@ from jaxmerge.continual.scenario import Scenario
 from jaxmerge.continual.schedule import Start
 from jaxmerge.continual.strategy import Strategy, finetune
 from jaxmerge.continual.train import Training, fit
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 
 Watch = Callable[[str, str, int, float], None]  # stream, phase, steps, loss; see `Stream`
 BASELINES = ("zero-shot", "joint")

@@ -25,7 +25,7 @@ from jaxmerge.continual.devices import everywhere, spread, whole
 from jaxmerge.continual.halfway import Halfway
 from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.strategy import Strategy, View, finetune
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
 
 

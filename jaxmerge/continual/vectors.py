@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmerge.continual.results import Vectors
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 
 EDGES = np.linspace(-8, 0, 41)  # of log10 |tau|
 

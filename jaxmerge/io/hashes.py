@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from jaxmerge.io.untrusted import open_regular
+
 BLOCK = 8 << 20
 
 
@@ -18,6 +20,16 @@ def cache_folder() -> Path:
     """Where jaxmerge keeps what may be thrown away: compiled code, hashes."""
     root = os.environ.get("JAXMERGE_CACHE") or os.environ.get("XDG_CACHE_HOME")
     return Path(root) / "jaxmerge" if root else Path.home() / ".cache" / "jaxmerge"
+
+
+def _code(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _digest(found: object) -> bool:
+    """Whether this is a SHA-256: the store is a file that anything may have happened to."""
+    return isinstance(found, str) and len(found) == 64 and set(found) <= set("0123456789abcdef")
 
 
 class Hashes:
@@ -35,17 +47,17 @@ class Hashes:
         self.found: dict[Path, str | Future] = {}
         self.codes: dict[Path, str] = {}
         for path in dict.fromkeys(map(Path, files)):
-            stat = path.stat()
-            code = f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
-            self.codes[path] = code
-            self.found[path] = self.known.get(code) or self.pool.submit(self._hash, path)
+            self.codes[path] = code = _code(path)
+            known = self.known.get(code)
+            self.found[path] = known if _digest(known) else self.pool.submit(self._hash, path)
 
     def result(self) -> dict[str, str]:
         """Wait for what is not known yet."""
         out = {p: f if isinstance(f, str) else f.result() for p, f in self.found.items()}
         self.pool.shutdown()
         if any(isinstance(f, Future) for f in self.found.values()):
-            self._save({self.codes[p]: h for p, h in out.items()})
+            same = {p: h for p, h in out.items() if _code(p) == self.codes[p]}
+            self._save({self.codes[p]: h for p, h in same.items()})
         return {str(p): h for p, h in out.items()}
 
     def stop(self) -> None:
@@ -56,7 +68,7 @@ class Hashes:
     def _hash(self, path: Path) -> str:
         digest, block = hashlib.sha256(), bytearray(BLOCK)
         view = memoryview(block)
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             while (n := file.readinto(block)) and not self.stopped:
                 digest.update(view[:n])
         return digest.hexdigest()
@@ -64,7 +76,7 @@ class Hashes:
     def _load(self) -> dict[str, str]:
         try:
             content = json.loads(self.store.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

@@ -20,8 +20,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxmerge.errors import closest
+from jaxmerge.io.untrusted import open_regular
 
 MAX_HEADER = 16 << 20  # bytes; a header of 150 000 tensors fits, and parsing stays under 1 GB
+MAX_NAME = 1000  # characters of a tensor's name
 
 DTYPES: dict[str, tuple[np.dtype, int]] = {  # code -> (numpy dtype, bits an entry)
     code: (np.dtype(kind), bits)
@@ -80,29 +82,39 @@ class HeaderError(ValueError):
     """A file that is not a sound safetensors file."""
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Entry], dict[str, str]]:
+def read(path: str | os.PathLike, fd: int | None = None) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a file and its metadata; reads nothing but the header.
+
+    Args:
+        fd: the file, if it is open already.
 
     Raises:
         HeaderError: the file is truncated, or its header does not describe it; says what and where.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
-        first = file.read(8)
-        if len(first) < 8:
-            raise HeaderError(f"{path}: {total} bytes are too few for a safetensors file.")
-        (length,) = struct.unpack("<Q", first)
-        if length > total - 8:
-            raise HeaderError(
-                f"{path}: the header should have {length} bytes, the file has {total - 8} left; "
-                "it is truncated, or no safetensors file."
-            )
-        if length > MAX_HEADER:
-            raise HeaderError(
-                f"{path}: the header has {length} bytes; more than {MAX_HEADER} are refused."
-            )
-        text = file.read(length)
+    if fd is None:
+        fd = open_regular(path)
+        try:
+            return read(path, fd)
+        finally:
+            os.close(fd)
+    total = os.fstat(fd).st_size
+    first = os.pread(fd, 8, 0)
+    if len(first) < 8:
+        raise HeaderError(f"{path}: {total} bytes are too few for a safetensors file.")
+    (length,) = struct.unpack("<Q", first)
+    if length > total - 8:
+        raise HeaderError(
+            f"{path}: the header should have {length} bytes, the file has {total - 8} left; "
+            "it is truncated, or no safetensors file."
+        )
+    if length > MAX_HEADER:
+        raise HeaderError(
+            f"{path}: the header has {length} bytes; more than {MAX_HEADER} are refused."
+        )
+    text = os.pread(fd, length, 8)
+    if len(text) < length:
+        raise HeaderError(f"{path}: the header ends after {len(text)} of {length} bytes.")
     try:
         return parse(text, total - 8 - length, 8 + length)
     except HeaderError as error:
@@ -153,6 +165,8 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
 
 def _entry(name: str, value: object, data: int) -> Entry:
     short = _short(name)
+    if len(name) > MAX_NAME:
+        raise HeaderError(f"tensor {short!r} has a name of {len(name)} characters.")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"tensor {short!r} must have dtype, shape and data_offsets, no more.")
     code, shape, span = value["dtype"], value["shape"], value["data_offsets"]

@@ -7,16 +7,16 @@ to the stored magnitudes.  Modules saved whole replace the leaf, biases saved wi
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.io.safetensors import File, Leaves, Like, Whole
+from jaxmerge.io.untrusted import check_inside, read_json
 
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
@@ -36,11 +36,13 @@ class Adapted(Whole):
         for path in (config_path, weights):
             if not path.exists():
                 raise FileNotFoundError(f"{folder} is no adapter: it has no {path.name}.")
-        self.config = json.loads(config_path.read_text(encoding="utf-8"))
+        check_inside(folder, [config_path.name, weights.name])
+        self.config = read_json(config_path)
         kind = self.config.get("peft_type", "LORA")
         if kind != "LORA":
             raise ValueError(f"{folder}: an adapter of type {kind}; only LORA is read.")
         self.file = File(weights)
+        self.stamps = base.stamps | self.file.stamps
         self.parts: dict[str, dict[str, str]] = {}
         self.whole: dict[str, str] = {}
         wrong = []
@@ -127,6 +129,6 @@ def _find(base: Leaves, where: str, part: str | None) -> str | None:
 
 def _pattern(table: dict[str, Any] | None, module: str, default: Any) -> Any:
     for pattern, value in (table or {}).items():
-        if re.search(rf"(^|\.){pattern}$", module):
+        if compile_pattern(rf"(^|\.){pattern}$").search(module):
             return value
     return default

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge import names
-from jaxmerge.io.safetensors import Like, Whole
+from jaxmerge.core import names
+from jaxmerge.errors import UserError
+from jaxmerge.io.safetensors import Like, Stamp, Whole
+from jaxmerge.io.untrusted import read_bytes
 
 
 def checkpoint_folder(path: Path) -> Path | None:
@@ -33,11 +35,20 @@ class Orbax(Whole):
         if folder is None:
             raise FileNotFoundError(f"{path} holds no Orbax checkpoint.")
         self.path, self._lock = folder.resolve(), threading.Lock()
+        self.stamps = {p: Stamp.of(p) for p in self.path.rglob("*") if p.is_file()}
+        for path in self.stamps:
+            if path.suffix == ".json" or path.name in ("_METADATA", "_sharding"):
+                read_bytes(path)  # no larger than what describes a checkpoint
         self._reader = ocp.PyTreeCheckpointer()
-        found = self._reader.metadata(self.path)
-        tree = getattr(getattr(found, "item_metadata", found), "tree", found)
-        self._flat, self._rebuild = names.flatten(tree)
-        self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
+        try:
+            found = self._reader.metadata(self.path)
+            tree = getattr(getattr(found, "item_metadata", found), "tree", found)
+            self._flat, self._rebuild = names.flatten(tree)
+            self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
+        except Exception as error:
+            raise _damaged(self.path, "its metadata", error) from None
+        if not self.like:
+            raise UserError(f"{self.path} describes no arrays: no Orbax checkpoint of a model.")
 
     def load(self, name: str) -> np.ndarray:
         import jax
@@ -46,12 +57,27 @@ class Orbax(Whole):
         rest = {n: ocp.PLACEHOLDER for n in self.like}
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})
-        with self._lock:
-            tree = self._reader.restore(
-                self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
+        try:
+            with self._lock:
+                tree = self._reader.restore(
+                    self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
+                )
+            leaves = jax.tree.leaves(tree)
+            found = np.asarray(next(x for x in leaves if x is not ocp.PLACEHOLDER))
+        except Exception as error:
+            raise _damaged(self.path, f"leaf {name!r}", error) from None
+        like = self.like[name]
+        if found.shape != like.shape or found.dtype != like.dtype:
+            raise UserError(
+                f"{self.path}: leaf {name!r} holds {names.kind(found)}, its metadata say "
+                f"{names.kind(like)}; the checkpoint is damaged."
             )
-        leaves = jax.tree.leaves(tree)
-        return np.asarray(next(x for x in leaves if x is not ocp.PLACEHOLDER))
+        return found
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _damaged(path: Path, what: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
+    return UserError(f"{path}: {what} cannot be read by Orbax ({reason}); it is damaged.")

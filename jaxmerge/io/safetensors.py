@@ -11,7 +11,8 @@ from __future__ import annotations
 import abc
 import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +20,26 @@ import numpy as np
 
 from jaxmerge.io import header
 from jaxmerge.io.header import DTYPES, Entry
+from jaxmerge.io.untrusted import open_regular
 
 
 class Like(NamedTuple):
-    """What a leaf is: its shape and dtype (numpy, with ml_dtypes for bfloat16 and smaller)."""
+    """What a leaf is: its shape and dtype (numpy, with ml_dtypes for bfloat16 and smaller).
+
+    Attributes:
+        storage: the dtype in which an output stores the leaf where nothing else is asked for; None
+            stands for `dtype`.  A leaf that is computed when it is read (dequantised, with an
+            adapter on it) is read in float32 and stored in the model's dtype.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    storage: np.dtype | None = None
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype of the leaf in an output."""
+        return self.dtype if self.storage is None else self.storage
 
     @property
     def size(self) -> int:
@@ -41,14 +55,42 @@ class Like(NamedTuple):
         return self.size * self.dtype.itemsize
 
 
+class Stamp(NamedTuple):
+    """What changes when a file is changed or replaced, as the file system notes it."""
+
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+    @classmethod
+    def of(cls, where: int | str | os.PathLike) -> Stamp:
+        """The stamp of a path, or of an open file."""
+        stat = os.stat(where)
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def changed(models: Iterable[Leaves]) -> list[str]:
+    """The files that are no longer what they were when these models were opened."""
+    wrong = {}
+    for path, stamp in {p: s for m in models for p, s in m.stamps.items()}.items():
+        try:
+            if Stamp.of(path) != stamp:
+                wrong[str(path)] = "changed"
+        except OSError as error:
+            wrong[str(path)] = (error.strerror or str(error)).lower()
+    return [f"{path} ({why})" for path, why in wrong.items()]
+
+
 class Leaves(Mapping[str, np.ndarray]):
     """A model that is read leaf by leaf.
 
     Attributes:
         like: name -> `Like`, known without reading.
+        stamps: file -> what it was when it was opened, for all that the model is read from.
     """
 
     like: dict[str, Like]
+    stamps: dict[Path, Stamp] = {}  # noqa: RUF012 - replaced, never changed
     __eq__ = object.__eq__  # a model is itself; comparing values would read it
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
@@ -86,9 +128,10 @@ class File(Leaves):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.entries, self.metadata = header.read(self.path)
+        self._fd = open_regular(self.path)
+        self.stamps = {self.path: Stamp.of(self._fd)}
+        self.entries, self.metadata = header.read(self.path, self._fd)
         self.like = {n: Like(e.shape, e.dtype) for n, e in self.entries.items()}
-        self._fd = os.open(self.path, os.O_RDONLY)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         entry = self.entries[name]
@@ -170,18 +213,25 @@ def pack(values: np.ndarray) -> np.ndarray:
 
 
 class Whole(Leaves):
-    """Leaves that can only be had whole; the last one is kept, so parts of it cost one load."""
+    """Leaves that can only be had whole.
+
+    Each thread keeps the leaf whose parts it is reading, until its last entry is read: a leaf that
+    is merged in pieces costs one load.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[str, np.ndarray] | None = None
+        self._open = threading.local()
 
     @abc.abstractmethod
     def load(self, name: str) -> np.ndarray:
         """The leaf, in its shape."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        last = self._last
+        size = self.like[name].size
+        stop = size if stop is None else stop
+        last = getattr(self._open, "last", None)
         if last is None or last[0] != name:
+            self._open.last = last = None  # let go of the one before
             last = (name, np.ascontiguousarray(self.load(name)).reshape(-1))
-            self._last = last
+        self._open.last = last if stop < size else None
         return last[1][start:stop]

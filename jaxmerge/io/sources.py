@@ -12,9 +12,7 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +25,10 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io.lora import Adapted
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
+from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
+from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
+from jaxmerge.io.writer import old_folder, partial_folder
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
 NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -39,6 +40,7 @@ class Shards(Leaves):
 
     def __init__(self, files: Mapping[str, Leaves], where: Mapping[str, str]):
         self.files, self.where = dict(files), dict(where)
+        self.stamps = {p: s for file in self.files.values() for p, s in file.stamps.items()}
         self.like = {n: self.files[f].like[n] for n, f in self.where.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -62,6 +64,7 @@ class View(Leaves):
 
     def __init__(self, source: Leaves, names: Mapping[str, str], ref: str = ""):
         self.source, self.names, self.ref = source, dict(names), ref
+        self.stamps = source.stamps
         self.like: dict[str, Like] = {new: source.like[old] for new, old in self.names.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -80,30 +83,30 @@ class Source(View):
         files: the files that hold the weights, for hashing.
     """
 
-    def __init__(self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path]):
+    def __init__(
+        self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
+        config: dict[str, Any] | None = None,
+    ):  # fmt: skip
         super().__init__(leaves, {n: n for n in leaves}, ref)
-        self.folder, self.files = folder, tuple(files)
+        self.folder, self.files, self._config = folder, tuple(files), config
 
     def close(self) -> None:
         self.source.close()
 
     def config(self) -> dict[str, Any]:
-        """config.json, or an empty mapping."""
-        path = self.folder / "config.json" if self.folder else None
-        if path is None or not path.exists():
-            return {}
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}).") from None
-        return config if isinstance(config, dict) else {}
+        """The config of these leaves: config.json, changed where the leaves are not the stored
+        ones (dequantised, an adapter on a tied head); empty if there is none."""
+        if self._config is None:
+            path = member(self.folder, "config.json")
+            self._config = {} if path is None else read_json(path)
+        return self._config
 
     def stamp(self) -> list[list[Any]]:
         """What changes when the files change, read from their headers and the file system."""
         out = []
         for path in self.files:
-            stat = path.stat()
-            with open(path, "rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
+                stat = os.fstat(file.fileno())
                 first = hashlib.sha256(file.read(1 << 16)).hexdigest()
             out.append([str(path), stat.st_size, stat.st_mtime_ns, first])
         return out
@@ -114,17 +117,26 @@ def open_source(
     *,
     near: Sequence[Path] = (),
     allow_pickle: bool = False,
+    stored: bool = False,
 ) -> Source:
     """Open a reference; see the module's docstring.
 
+    Args:
+        near: folders against which a relative path is tried after the working directory.
+        allow_pickle: read tensors from pickles too.
+        stored: the leaves as they are in the files, quantised ones too; by default they are
+            dequantised when they are read (`jaxmerge.io.quantised`).
+
     Raises:
-        UserError: there is no such model, it is pickled, or its files do not belong together.
+        UserError: there is no such model, it is pickled, quantised in a way that is not read, or
+            its files do not belong together.
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
     found = _path(ref, near)
     if found is not None:
-        return _local(found, allow_pickle)
+        source = _local(found, allow_pickle)
+        return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
@@ -138,12 +150,21 @@ def open_source(
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
-        return source
+        return source if stored else _logical(source)
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
         f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
     )
+
+
+def _logical(source: Source) -> Source:
+    """The model that the stored leaves stand for."""
+    config = source.config()
+    leaves = dequantised(source.source, config, source.ref)
+    if leaves is source.source and not setting_of(config):
+        return source
+    return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
 
 
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
@@ -170,6 +191,7 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         raise UserError(f"{path}: expected a folder, a .safetensors file or an Orbax checkpoint.")
     indices = sorted(path.glob("*.safetensors.index.json"))
     singles = sorted(path.glob("*.safetensors"))
+    check_inside(path, [p.name for p in (*indices, *singles)])
     if len(indices) == 1 and not (path / "model.safetensors").exists():
         return _sharded(path, indices[0], File)
     for name in ("model.safetensors", "merged.safetensors"):
@@ -188,12 +210,16 @@ def _local(path: Path, allow_pickle: bool) -> Source:
     orbax = checkpoint_folder(path)
     if orbax is not None:
         files = sorted(p for p in orbax.rglob("*") if p.is_file())
+        outside = [p for p in files if not p.resolve().is_relative_to(path.resolve())]
+        if outside:
+            raise UserError(f"{outside[0]} is a link out of {path}; copy what it leads to.")
         return Source(Orbax(orbax), str(path), path, files)
     if (path / "adapter_config.json").exists():
         raise UserError(f"{path} is an adapter; write BASE+{path} to put it on its base.")
     pickled = sorted(p for g in PICKLED for p in path.glob(g) if not p.name.endswith(".json"))
     if pickled:
         _refuse_pickle(pickled[0], allow_pickle)
+        check_inside(path, [p.name for p in pickled])
         indices = sorted(path.glob("*.bin.index.json"))
         if indices:
             return _sharded(path, indices[0], Pickle)
@@ -211,18 +237,11 @@ def _refuse_pickle(path: Path, allow_pickle: bool) -> None:
 
 
 def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Source:
-    if index.stat().st_size > 64 << 20:
-        raise UserError(f"{index} has {index.stat().st_size} bytes, too many for an index.")
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{index} is no index of shards ({type(error).__name__}: {error})."
-        ) from None
+    table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
-        raise UserError(f"{index}: weight_map must map names to file names.")
+        raise UserError(f"{index} is no index of shards: weight_map must map names to file names.")
     wanted = sorted(set(table.values()))
-    outside = [f for f in wanted if not _inside(folder, f)]
+    outside = [f for f in wanted if not inside(folder, f)]
     if outside:
         raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
     missing = [f for f in wanted if not (folder / f).is_file()]
@@ -239,17 +258,6 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     if wrong:
         raise UserError(f"{index} and its shards disagree: {'; '.join(wrong[:5])}.")
     return Source(Shards(files, table), str(folder), folder, [folder / f for f in wanted])
-
-
-def _inside(folder: Path, name: str) -> bool:
-    """A plain file name whose target is in the folder, or in the hub cache's own blobs."""
-    if not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
-        return False
-    target = (folder / name).resolve()
-    allowed = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        allowed.append(folder.parent.parent.resolve() / "blobs")
-    return any(target.is_relative_to(a) for a in allowed)
 
 
 def _hub(ref: str, allow_pickle: bool) -> Path:
@@ -272,24 +280,16 @@ def _hub(ref: str, allow_pickle: bool) -> Path:
 
 
 def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
-    """Raise if the output would take the place of an input: --force would delete it."""
-    where = Path(out).resolve()
+    """Raise if an input lies where the output, or what is written and deleted on the way, goes."""
+    where = Path(os.path.abspath(out))
+    places = [where, partial_folder(where), old_folder(where)]
     for path in inputs:
-        if Path(path).resolve().is_relative_to(where):
-            raise UserError(f"{where} would take the place of an input, {path}; write elsewhere.")
-
-
-def tokenizer_files(folder: Path | None) -> list[Path]:
-    """Everything a checkpoint's folder holds besides weights: config, tokenizer, templates."""
-    if folder is None:
-        return []
-    keep = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-    drop = ["*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*"]
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file()
-        and p.stat().st_size < 64 << 20
-        and any(fnmatch.fnmatch(p.name, g) for g in keep)
-        and not any(fnmatch.fnmatch(p.name, g) for g in drop)
-    )
+        for place in places:
+            named = Path(os.path.abspath(path)).is_relative_to(place)
+            if named or Path(path).resolve().is_relative_to(place.resolve()):
+                raise UserError(
+                    f"{place} would take the place of an input, {path}; write elsewhere."
+                    if place == where
+                    else f"an input, {path}, lies in {place}, which writing {where} deletes; move "
+                    "it, or write elsewhere."
+                )

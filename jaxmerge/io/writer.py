@@ -6,6 +6,7 @@ place, in any order, from any thread; no shard is ever held in memory.
     out/            the finished checkpoint: renamed into place by `commit`, after a sync; with an
                     output that is to be replaced it changes places in one step
     .out.partial/   while it is being written: the shards, and journal.jsonl
+    .out.lock       while somebody writes: who (`jaxmerge.io.places.Lock`)
 
 The journal names the leaves that are done.  After a crash `resume=True` goes on behind them: lines
 written since the machine started are trusted as they are, older ones up to the last sync.
@@ -14,7 +15,6 @@ written since the machine started are trusted as they are, older ones up to the 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import header
+from jaxmerge.io.places import Lock, Place, boot, delete, plain, write_all
 from jaxmerge.io.safetensors import pack
 
 SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
@@ -59,7 +60,13 @@ def plan_shards(
 
 
 def partial_folder(out: Path) -> Path:
+    """Where an output is while it is being written."""
     return out.parent / f".{out.name}.partial"
+
+
+def old_folder(out: Path) -> Path:
+    """Where an output that is replaced goes before it is deleted."""
+    return out.parent / f".{out.name}.old"
 
 
 class Group(NamedTuple):
@@ -113,18 +120,23 @@ class Writer:
         self.out, self.tensors, self.force = Path(os.path.abspath(out)), dict(tensors), force
         self.folder = partial_folder(self.out)
         self.shards = plan_shards(self.tensors, shard_size, single)
-        self._digest, self._lock = digest, threading.Lock()
+        self._digest, self._guard = digest, threading.Lock()
         self._fds: dict[str, int] = {}
         self._journal, self.group = -1, group
+        self._lock: Lock | None = None
+        self._place: Place | None = None
         self._since_sync, self._syncer, self._error = 0, None, None
         own = list(self.shards.items())[group.index :: group.count]
         self.own = {file for file, _ in own}
         self.mine = {n for _, some in own for n in some}
-        if group.index == 0:
-            self._prepare(resume, force)
-        group.barrier("prepared")
-        self._take_lock()
         try:
+            if group.index == 0:
+                self._prepare(resume, force)
+            group.barrier("prepared")
+            self._place = Place(self.folder)
+            self._journal = self._place.open(
+                self._journal_name, os.O_RDWR | os.O_CREAT | os.O_APPEND
+            )
             self.done = self._read_journal() & self.mine
             self._make_shards(metadata)
         except BaseException:
@@ -132,18 +144,24 @@ class Writer:
             raise
 
     def _prepare(self, resume: bool, force: bool) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.out.parent / f".{self.out.name}.lock", self.out)
         if _occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
-        if self.folder.exists() and not resume:
+        if os.path.lexists(self.folder) and not resume:
             if not force:
                 raise UserError(
                     f"An interrupted merge into {self.out} is there: --resume goes on with it, "
                     "--force starts over."
                 )
-            self._take_lock()
-            shutil.rmtree(self.folder)
-            os.close(self._journal)
-        self.folder.mkdir(parents=True, exist_ok=True)
+            delete(self.folder)
+
+    @property
+    def place(self) -> Place:
+        """The folder that is written."""
+        if self._place is None:
+            raise ValueError(f"the writer of {self.out} is closed.")
+        return self._place
 
     # ------------------------------------------------------------ leaves
 
@@ -163,7 +181,7 @@ class Writer:
         """Enter a leaf into the journal: all of it is written."""
         self._check()
         entry = self.entries[name]
-        with self._lock:
+        with self._guard:
             self._append({"leaf": name})
             self.done.add(name)
             self._since_sync += entry.stop - entry.start
@@ -176,7 +194,7 @@ class Writer:
         try:
             for fd in self._fds.values():
                 os.fdatasync(fd)
-            with self._lock:
+            with self._guard:
                 self._append({"synced": count})
         except OSError as error:
             self._error = error
@@ -213,31 +231,30 @@ class Writer:
             }
             files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
         for name, content in files.items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, path)
-            else:
-                path.write_bytes(content)
-            _fsync(path)
-        _fsync(self.folder)
-        for journal in self.folder.glob("journal*.jsonl"):
-            journal.unlink()
-        old = self.out.parent / f".{self.out.name}.old"
-        if old.exists():
-            shutil.rmtree(old)
+            self.place.write(name, content)
+        self.place.sync()
+        for name in os.listdir(self.place.fd):
+            if name.startswith("journal") and name.endswith(".jsonl"):
+                self.place.remove(name)
+        self._rename()
+
+    def _rename(self) -> None:
+        here = os.stat(self.folder, follow_symlinks=False)
+        if not os.path.samestat(here, os.fstat(self.place.fd)):
+            raise UserError(f"{self.folder} was replaced while it was written; merge again.")
+        old = old_folder(self.out)
+        delete(old)
         if not os.path.lexists(self.out):
             os.rename(self.folder, self.out)
+        elif not self.force and _occupied(self.out):
+            raise UserError(f"{self.out} appeared meanwhile; --resume --force replaces it.")
         elif _exchange(self.folder, self.out):
             os.rename(self.folder, old)
         else:  # for a moment there is no output; both are whole
             os.rename(self.out, old)
             os.rename(self.folder, self.out)
         _fsync(self.out.parent)
-        if old.is_symlink() or old.is_file():
-            old.unlink()
-        elif old.exists():
-            shutil.rmtree(old)
+        delete(old)
 
     def close(self) -> None:
         """Let go of the files; partial work stays for `resume`."""
@@ -248,6 +265,18 @@ class Writer:
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
+        if self._place is not None:
+            self._place.close()
+            self._place = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Let go of the files, and of what was written: it is of no use for `resume`."""
+        if self._lock is not None and self.folder.exists():
+            delete(self.folder)
+        self.close()
 
     def _join(self) -> None:
         syncer = getattr(self, "_syncer", None)
@@ -256,30 +285,23 @@ class Writer:
 
     # ------------------------------------------------------------ the beginning
 
-    def _take_lock(self) -> None:
-        path = self.folder / self._journal_name
-        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._journal)
-            self._journal = -1
-            raise UserError(f"Another process is writing {self.out} now; wait for it.") from None
-
     @property
     def _journal_name(self) -> str:
         return f"journal.{self.group.index}.jsonl" if self.group.index else "journal.jsonl"
 
     def _read_journal(self) -> set[str]:
-        text = (self.folder / self._journal_name).read_bytes()
+        text = self.place.read(self._journal_name)
         lines, sound = [], 0
         for line in text.split(b"\n")[:-1]:
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(found, dict):
+                break
+            lines.append(found)
             sound += len(line) + 1
-        head = {"merge": self._digest, "boot": _boot()}
+        head = {"merge": self._digest, "boot": boot()}
         names: list[str] = []
         if lines:
             if lines[0].get("merge") != self._digest:
@@ -287,8 +309,9 @@ class Writer:
                     f"The interrupted merge into {self.out} is another one (its recipe, its inputs "
                     "or an option changed); --force starts over."
                 )
-            synced = max((line["synced"] for line in lines[1:] if "synced" in line), default=0)
-            names = [line["leaf"] for line in lines[1:] if "leaf" in line]
+            counts = [c for line in lines[1:] if type(c := line.get("synced")) is int]
+            synced = max(counts, default=0)
+            names = [n for line in lines[1:] if isinstance(n := line.get("leaf"), str)]
             if lines[0].get("boot") == head["boot"]:
                 os.ftruncate(self._journal, sound)
                 return set(names)
@@ -298,9 +321,7 @@ class Writer:
         return set(names)
 
     def _append(self, *lines: dict) -> None:
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        while data:
-            data = data[os.write(self._journal, data) :]
+        write_all(self._journal, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _make_shards(self, metadata: Mapping[str, str] | None) -> None:
         self.where = {n: file for file, some in self.shards.items() for n in some}
@@ -312,18 +333,21 @@ class Writer:
         sizes = {f: len(heads[f]) for f in self.shards}
         for n, e in self.entries.items():
             sizes[self.where[n]] = max(sizes[self.where[n]], e.stop)
-        held = sum(p.stat().st_blocks * 512 for f in sizes if (p := self.folder / f).exists())
-        need, free = sum(sizes.values()) - held, shutil.disk_usage(self.folder).free
+        there = [p.lstat() for f in sizes if (p := self.folder / plain(f)).is_file()]
+        need = sum(sizes.values()) - sum(stat.st_blocks * 512 for stat in there)
+        free = shutil.disk_usage(self.folder).free
         if need > free:
             if not self.done:
-                shutil.rmtree(self.folder)
+                delete(self.folder)
             raise UserError(
                 f"{self.out.parent} has {free / 1e9:.2f} GB free, the output needs "
                 f"{need / 1e9:.2f} GB more; free some space or write elsewhere."
             )
         for file in self.own:
-            fd = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = self.place.open(file)
             self._fds[file] = fd
+            if os.fstat(fd).st_size != sizes[file]:  # a shard that somebody deleted since
+                self.done -= set(self.shards[file])
             os.ftruncate(fd, sizes[file])
             os.pwrite(fd, heads[file], 0)
 
@@ -347,10 +371,3 @@ def _fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.combine import chain
-from jaxmerge.core import Merge
-from jaxmerge.merges.elementwise import add, linear, max_magnitude, mean, random_mix
-from jaxmerge.spec import register
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.folds.elementwise import add, linear, max_magnitude, mean, random_mix
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["analogy", "average", "magmax", "randmix", "task_arithmetic"]

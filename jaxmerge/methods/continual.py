@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.combine import chain, keep_base, partition
-from jaxmerge.core import Merge
-from jaxmerge.matrices import by_kernel
-from jaxmerge.merges.elementwise import add, mean
-from jaxmerge.merges.running import absorb_ties, balance_projections, ema, ema_with_reference
-from jaxmerge.merges.subspace import add_projected, keep_mean_norm
-from jaxmerge.spec import register
+from jaxmerge.core.composition import chain, keep_base, partition
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.folds.elementwise import add, mean
+from jaxmerge.folds.running import absorb_ties, balance_projections, ema, ema_with_reference
+from jaxmerge.folds.subspace import add_projected, keep_mean_norm
+from jaxmerge.numerics.linalg import by_kernel
 from jaxmerge.transforms.scaling import scale
 
 __all__ = [

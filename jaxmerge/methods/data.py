@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.combine import chain
-from jaxmerge.core import Merge
-from jaxmerge.merges.weighted import fisher_mean, gram_mean, overlap_mean
-from jaxmerge.spec import register
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.folds.weighted import fisher_mean, gram_mean, overlap_mean
 from jaxmerge.transforms.scaling import scale
 from jaxmerge.transforms.sparsify import trim
 

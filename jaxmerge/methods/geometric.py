@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.core import Merge, check_range
-from jaxmerge.merges.elementwise import linear
-from jaxmerge.merges.geometric import Per, arc, karcher_mean, mean_direction, toward_mean
-from jaxmerge.spec import register
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge, check_range
+from jaxmerge.folds.elementwise import linear
+from jaxmerge.folds.geometric import Per, arc, karcher_mean, mean_direction, toward_mean
 
 __all__ = ["interpolation", "karcher", "model_stock", "multislerp", "nuslerp", "slerp"]
 

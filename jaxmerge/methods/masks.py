@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmerge import names
-from jaxmerge.combine import chain
-from jaxmerge.core import Merge
-from jaxmerge.leaf import delta
-from jaxmerge.merges.masks import balance, consensus_sum, localized_sum, modulated_unified
-from jaxmerge.merges.signs import disjoint_mean
-from jaxmerge.spec import register
+from jaxmerge.core import names
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.drivers.leaf import delta
+from jaxmerge.folds.masks import balance, consensus_sum, localized_sum, modulated_unified
+from jaxmerge.folds.signs import disjoint_mean
 from jaxmerge.transforms.scaling import scale
 
 __all__ = [

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.combine import chain
-from jaxmerge.core import Merge
-from jaxmerge.merges.elementwise import add
-from jaxmerge.merges.selective import (
-    select_calculate_erase,
-    unique_or_mean,
-    unique_or_mean_rescaled,
-)
-from jaxmerge.spec import register
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.folds.elementwise import add
+from jaxmerge.folds.selective import select_calculate_erase, unique_or_mean, unique_or_mean_rescaled
 from jaxmerge.transforms.scaling import clip, scale
 from jaxmerge.transforms.sparsify import keep_important
 

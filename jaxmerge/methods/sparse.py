@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.combine import chain
-from jaxmerge.core import Merge
-from jaxmerge.merges.signs import disjoint_mean
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge
+from jaxmerge.folds.signs import disjoint_mean
 from jaxmerge.methods.arithmetic import weighted_sum
-from jaxmerge.spec import register
 from jaxmerge.transforms.random import drop_by_rank, drop_random
 from jaxmerge.transforms.scaling import scale
 from jaxmerge.transforms.sparsify import drop_outliers, trim

@@ -1,7 +1,7 @@
 """Published methods that work on singular values and vectors: Iso-C, Iso-CTS, TSV, WUDI.
 
 Each treats kernels of dense layers by its own formula and averages all other leaves, as the papers
-do.  Which leaves are kernels is `jaxmerge.matrices.by_kernel`: two axes, no table of embeddings.
+do.  Which leaves are kernels is `jaxmerge.numerics.linalg.by_kernel`: two axes, no embeddings.
 The released codes take every leaf with two axes, tables of tokens and positions among them, unless
 told otherwise; for that reading pass ``leaves=jm.by_ndim``.  Patch and convolution kernels (four
 axes) are averaged as they are.
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmerge.combine import chain, keep_base, partition
-from jaxmerge.core import Merge, check_range
-from jaxmerge.matrices import by_kernel
-from jaxmerge.merges.elementwise import add, mean
-from jaxmerge.merges.spectral import Axis, least_interference, share_ranks, split_subspaces
-from jaxmerge.spec import register
+from jaxmerge.core.composition import chain, keep_base, partition
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge, check_range
+from jaxmerge.folds.elementwise import add, mean
+from jaxmerge.folds.spectral import Axis, least_interference, share_ranks, split_subspaces
+from jaxmerge.numerics.linalg import by_kernel
 from jaxmerge.transforms.scaling import scale
 from jaxmerge.transforms.spectral import isotropic, low_rank
 
@@ -108,7 +108,7 @@ def tsv_c(tasks: int, leaves: Any = by_kernel) -> Merge:
         tasks: how many models share the room, at least 1.
         leaves: see `iso_c`.
 
-    Memory: 1 x the model, with the factors written out; `jaxmerge.matrices.thin_svd` gives them.
+    Memory: 1 x the model, with the factors written out (`jaxmerge.numerics.linalg.thin_svd`).
 
     Source: Gargiulo et al., Task Singular Vectors, CVPR 2025, section 4.
 

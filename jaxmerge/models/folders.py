@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.models.tables import Entry, export
+from jaxmerge.io.key_tables import Entry, export
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -40,6 +40,7 @@ def write_folder(
     dtype: str,
     texts: Mapping[str, Any],
     tokenizer,
+    constants: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a model; files of the same names are replaced.
 
@@ -50,6 +51,7 @@ def write_folder(
       dtype: of the floats on disk, one of `DTYPES`.
       texts: file name -> what it holds, written as JSON.
       tokenizer: has `save(folder)`, or None.
+      constants: tensors that the layout has and no parameter of ours holds, as they are.
 
     Raises:
       ValueError: an unknown dtype.
@@ -61,6 +63,7 @@ def write_folder(
         raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
     tensors = export(table, params)
     tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
+    tensors |= constants or {}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / weights, metadata={"format": "pt"})
     for name, content in texts.items():

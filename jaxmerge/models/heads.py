@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 
 def normalise(features: jax.Array) -> jax.Array:

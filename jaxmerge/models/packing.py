@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 
 
 class Packed(NamedTuple):

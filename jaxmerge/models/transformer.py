@@ -298,6 +298,6 @@ def bind(build: Callable[..., nnx.Module], config, params: Mapping) -> nnx.Modul
 
 
 def parameters(module: nnx.Module) -> dict[str, jax.Array]:
-    """The flat mapping name -> array of a module's parameters, names sorted."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    """Name -> array of all that a module predicts with, batch statistics included, names sorted."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat)))
     return dict(sorted(("/".join(map(str, path)), leaf.get_value()) for path, leaf in flat))

@@ -3,7 +3,7 @@
 A document with the key ``merge_method`` is mergekit's: ``models``, ``slices`` with layer ranges, or
 ``modules``; parameters with filters (substrings) and layer gradients, looked up in the source, then
 in the slice, the module and the document.  All twenty methods, with mergekit's reading of them
-(`jaxmerge.recipes.readings`).  What differs on purpose:
+(`jaxmerge.recipes.mergekit_methods`).  What differs on purpose:
 
     ===================  ==========================================================================
     arithmetic           float32 whatever `dtype` says; `dtype` and `out_dtype` say what is stored
@@ -31,15 +31,15 @@ from typing import Any
 
 import jax
 
-from jaxmerge.combine import by_leaf, keep_base, stochastic
-from jaxmerge.core import Merge
+from jaxmerge.core.composition import by_leaf, keep_base, stochastic
+from jaxmerge.core.types import Merge
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
-from jaxmerge.files import Job
 from jaxmerge.io.sources import Source
-from jaxmerge.recipes.layout import Layout, config_of, ref_of
+from jaxmerge.recipes.layers import Layout, config_of, ref_of
+from jaxmerge.recipes.mergekit_methods import READINGS, REQUIRED, Reading
+from jaxmerge.recipes.parse import check_kinds, mapping, number
 from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
-from jaxmerge.recipes.reading import check_kinds, mapping, number
-from jaxmerge.recipes.readings import READINGS, REQUIRED, Reading
 from jaxmerge.recipes.values import gradient
 from jaxmerge.recipes.vocabulary import Vocabulary
 
@@ -131,7 +131,7 @@ class Config:
         return Plan(
             jobs=jobs,
             models=models,
-            folder=first.folder,
+            source=first,
             out_dtype=dtype_of(
                 self.out_dtype or content.get("out_dtype") or content.get("dtype"), "dtype"
             ),

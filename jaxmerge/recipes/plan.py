@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
-from jaxmerge.files import Job
 from jaxmerge.io.header import CODES
 from jaxmerge.io.sources import Source, open_source
-from jaxmerge.recipes.extras import Extra
+from jaxmerge.recipes.side_inputs import Extra
 
 HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
@@ -28,14 +28,14 @@ class Plan:
     """A recipe, ready to be run.
 
     Attributes:
-        jobs: what `jaxmerge.files.merge_jobs` runs.
+        jobs: what `jaxmerge.drivers.files.api.merge_jobs` runs.
         models: the opened references.
-        folder: whose config and tokenizer are copied, or None.
+        source: whose config, tokenizer and other files the output gets.
         out_dtype: of floating leaves; None keeps the base's.
         seed: of the PRNG key.
         resolved: the recipe as data, with references that mean the same anywhere.
         method: for the model card, as it prints.
-        config: changes of config.json.
+        config: changes of config.json, by key or by path of keys.
         files: further files of the output, such as a merged tokenizer.
         nonfinite: "raise" or "zero".
         extras: files of side information, to be checked against their models before the merge.
@@ -43,12 +43,12 @@ class Plan:
 
     jobs: list[Job]
     models: Models
-    folder: Path | None
+    source: Any
     out_dtype: Any
     seed: int
     resolved: dict[str, Any]
     method: str
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[Any, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes | Path] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
@@ -112,7 +112,7 @@ def tie(first: Source, other: Source) -> Source:
             del names[head]
     if names == other.names:
         return other
-    changed = Source(other.source, other.ref, other.folder, other.files)
+    changed = Source(other.source, other.ref, other.folder, other.files, other.config())
     changed.names = names
     changed.like = {new: other.source.like[old] for new, old in names.items()}
     return changed

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.errors import UserError
-from jaxmerge.recipes.reading import mapping, number
+from jaxmerge.recipes.parse import mapping, number
 
 LAYER = re.compile(r"^(?P<prefix>(?:.*[./])?(?:[A-Za-z][A-Za-z0-9]*_)?)(?P<index>\d+)(?=[./])")
 
@@ -125,9 +126,9 @@ def _by_name(entries: list, models: int, what: str, names: Collection[str]):
     for entry in entries:
         entry = mapping(entry, what, ("match", "value"))
         try:
-            pattern = re.compile(entry.get("match") or "")
-        except (re.error, TypeError) as error:
-            raise UserError(f"{what}: {entry['match']!r} is no regex ({error}).") from None
+            pattern = compile_pattern(entry.get("match") or "")
+        except (PatternError, TypeError) as error:
+            raise UserError(f"{what}: {error}") from None
         rules.append((pattern, *_read(entry["value"], models, what, names)))
 
     idle = [r.pattern for r, *_ in rules if not any(map(r.search, names))]

@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.safetensors import Leaves, Like, Whole
+from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
-from jaxmerge.recipes.reading import mapping
-from jaxmerge.recipes.templates import template_files
+from jaxmerge.io.untrusted import member, read_json
+from jaxmerge.recipes.chat_templates import template_files
+from jaxmerge.recipes.parse import mapping
 
 MEAN, ZERO = -1, -2  # in place of a source's number
+MOST = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
+MOST_PAD = 1 << 16  # rows that a vocabulary is padded to a multiple of
 
 
 class Vocabulary:
@@ -80,8 +83,10 @@ class Vocabulary:
         for path in tokenizer_paths(keeper):
             self.files.setdefault(path.name, path)
         pad = setting.get("pad_to_multiple_of") or 1
-        if type(pad) is not int or pad < 1:
-            raise UserError(f"tokenizer: pad_to_multiple_of must be a positive integer: {pad!r}.")
+        if type(pad) is not int or not 1 <= pad <= MOST_PAD:
+            raise UserError(
+                f"tokenizer: pad_to_multiple_of must be an integer from 1 to {MOST_PAD}: {pad!r}."
+            )
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
@@ -133,8 +138,10 @@ class Vocabulary:
                 raise UserError(f"{what}: kind must be zero or model_token, got {kind!r}.")
             row, source = source.get("token_id"), source.get("model")
             if row is not None:
+                if type(row) is not int:
+                    raise UserError(f"{what}: token_id must be an integer, got {row!r}.")
                 k = self.sources.index(self._source(source, models))
-                return k, self._row(k, int(row), what)
+                return k, self._row(k, row, what)
         chosen = self._source(source, models)
         if chosen not in self.sources:
             raise UserError(f"{what}: {source!r} is not among the merged models.")
@@ -171,9 +178,10 @@ class Reindexed(Whole):
         self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
         self.config = self.source.config
+        self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
-            n: Like((vocabulary.size, *like.shape[1:]), like.dtype) if n in self.mapped else like
+            n: like._replace(shape=(vocabulary.size, *like.shape[1:])) if n in self.mapped else like
             for n, like in self.source.like.items()
         }
 
@@ -223,32 +231,46 @@ class Reindexed(Whole):
 
 def token_table(source: Source) -> dict[str, int]:
     """Token -> row of the embedding, from the model's tokenizer.json."""
-    content = _tokenizer_json(source)
-    vocab = content.get("model", {}).get("vocab", {})
+    content, where = _tokenizer_json(source), f"{source.ref}: tokenizer.json"
+    model = content.get("model", {})
+    vocab = model.get("vocab", {}) if isinstance(model, dict) else None
     if isinstance(vocab, list):  # unigram: pairs of token and score, in order
+        if not all(isinstance(pair, list) and pair for pair in vocab):
+            raise UserError(f"{where}: model.vocab must hold pairs of a token and its score.")
         table = {str(pair[0]): i for i, pair in enumerate(vocab)}
-    else:
+    elif isinstance(vocab, dict):
         table = {str(t): i for t, i in vocab.items()}
-    for added in content.get("added_tokens", []):
-        table[str(added["content"])] = added["id"]
-    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < 2**31]
+    else:
+        raise UserError(f"{where}: model.vocab must map tokens to numbers, or list them.")
+    for added in added_tokens(content, where):
+        table[added["content"]] = added["id"]
+    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < MOST]
     if wrong:
-        raise UserError(f"{source.ref}: tokenizer.json gives no number to {wrong[:3]}.")
+        raise UserError(
+            f"{where}: {wrong[0]!r} has the number {table[wrong[0]]!r}; expected an integer from 0 "
+            f"to {MOST - 1} ({len(wrong)} such tokens)."
+        )
     return table
 
 
+def added_tokens(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tokens that a tokenizer.json adds to its model's, checked."""
+    found = content.get("added_tokens", [])
+    if not isinstance(found, list) or not all(
+        isinstance(a, dict) and isinstance(a.get("content"), str) and "id" in a for a in found
+    ):
+        raise UserError(f"{where}: added_tokens must be a list of objects with content and id.")
+    return found
+
+
 def _tokenizer_json(source: Source) -> dict[str, Any]:
-    path = source.folder / "tokenizer.json" if source.folder else None
-    if path is None or not path.exists():
+    path = member(source.folder, "tokenizer.json")
+    if path is None:
         raise UserError(
             f"{source.ref} has no tokenizer.json, which merging vocabularies needs; save its fast "
             "tokenizer there, or leave the tokenizer choice out."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
+    return read_json(path)
 
 
 def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]) -> bytes:
@@ -256,8 +278,8 @@ def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[st
     content = _tokenizer_json(base)
     flags: dict[str, dict[str, Any]] = {}
     for owner in dict.fromkeys(s for _, s in new):
-        for added in _tokenizer_json(owner).get("added_tokens", []):
-            flags.setdefault(str(added["content"]), added)
+        for added in added_tokens(_tokenizer_json(owner), owner.ref):
+            flags.setdefault(added["content"], added)
     plain = {
         "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
         "special": False,
@@ -272,7 +294,7 @@ def tokenizer_paths(source: Source) -> list[Path]:
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
              "merges.txt", "tokenizer.model", "added_tokens.json", "chat_template.jinja",
              "vocab.txt")  # fmt: skip
-    return [p for n in names if source.folder and (p := source.folder / n).is_file()]
+    return [p for n in names if (p := member(source.folder, n)) is not None]
 
 
 def _in_order(table: Mapping[str, int]) -> list[str]:

@@ -5,7 +5,6 @@ from jaxmerge.solvers.core import (
     Solver,
     cross_entropy,
     entropy,
-    project_simplex,
     solve,
     task_vectors,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "mask",
     "operate",
     "oracle_scores",
-    "project_simplex",
     "random",
     "regmean_plus",
     "soft_frank_wolfe",

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge.core import Array, Leaves, working_dtype
-from jaxmerge.names import check_same, is_float
+from jaxmerge.core.names import check_same, is_float
+from jaxmerge.core.types import Array, Leaves, working_dtype
 from jaxmerge.statistics.fisher import check_labels, pair
 
 Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar
@@ -144,23 +144,3 @@ def task_vectors(base: Leaves, models: Iterable[Leaves]) -> dict[str, Array]:
         for n, b in base.items()
         if is_float(b)
     }
-
-
-def project_simplex(v: Array) -> Array:
-    """The nearest point of the probability simplex, along the last axis.
-
-    Formula: max(v - tau, 0), tau = (sum_{i<=r} u_i - 1) / r, u = v sorted downwards,
-    r = max{j : u_j > (sum_{i<=j} u_i - 1) / j}.
-
-    Source: Held, Wolfe & Crowder 1974; Duchi et al. 2008.
-
-    Example:
-        >>> [round(float(x), 4) for x in project_simplex(jnp.array([0.9, 0.6, -1.0]))]
-        [0.65, 0.35, 0.0]
-    """
-    u = jnp.sort(v, axis=-1)[..., ::-1]
-    excess = jnp.cumsum(u, -1) - 1
-    count = jnp.arange(1, v.shape[-1] + 1)
-    last = jnp.sum(u * count > excess, -1, keepdims=True)
-    tau = jnp.take_along_axis(excess, last - 1, -1) / last
-    return jnp.maximum(v - tau, 0)

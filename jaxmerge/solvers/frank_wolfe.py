@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge import run
-from jaxmerge.core import Array, Leaves, check_range
+from jaxmerge.core.names import check_same, is_float
+from jaxmerge.core.types import Array, Leaves, check_range
+from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
-from jaxmerge.names import check_same, is_float
-from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, project_simplex
+from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite
+
+_to_simplex = jnp.vectorize(optax.projections.projection_simplex, signature="(n)->(n)")
 
 Granularity = Literal["layer", "task"]
 Oracle = Literal["inner", "cosine"]
@@ -97,7 +99,7 @@ def frank_wolfe(
         if density is None:
             new = {n: _towards(floats[n], vertex[n], gamma * factor) for n in floats}
         else:
-            new = run.merge(ties(density, gamma * factor), floats, [vertex])
+            new = memory.merge(ties(density, gamma * factor), floats, [vertex])
         chosen = best if granularity == "layer" else {"all": next(iter(best.values()))}
         info = {"loss": float(value), "gap": gap, "chosen": chosen, "step_size": gamma}
         return FrankWolfeState(state.step + 1, {**rest, **new}), info
@@ -164,7 +166,7 @@ def soft_frank_wolfe(
             value, grads = jax.value_and_grad(objective)(c)
             best = keep(best, value, c)
             c, opt = descend(optimizer, grads, opt, c)
-            c = jax.tree.map(project_simplex, c)
+            c = jax.tree.map(_to_simplex, c)
             return (c, opt, best), None
 
         stay = jax.tree.map(lambda c: jnp.zeros_like(c).at[0].set(1), coefficients)

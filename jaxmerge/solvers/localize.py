@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge.core import Leaves, check_range
-from jaxmerge.measures import keep_count
+from jaxmerge.core.types import Leaves, check_range
+from jaxmerge.numerics.measures import keep_count
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 
 

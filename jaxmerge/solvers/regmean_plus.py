@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge import run
-from jaxmerge.core import Leaves
-from jaxmerge.merges.elementwise import mean
-from jaxmerge.merges.weighted import gram_mean
-from jaxmerge.names import check_same, is_float
+from jaxmerge.core.names import check_same, is_float
+from jaxmerge.core.types import Leaves
+from jaxmerge.drivers import memory
+from jaxmerge.folds.elementwise import mean
+from jaxmerge.folds.weighted import gram_mean
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.gram import Keep, without
@@ -60,7 +60,7 @@ def regmean_plus(
     check_same(base, *models)
     floats = {n: jnp.asarray(x) for n, x in base.items() if is_float(x)}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
-    merged = dict(run.merge(mean(), floats, rows))
+    merged = dict(memory.merge(mean(), floats, rows))
     axes: dict[str, int] = {}
     groups: list[list[str]] = []
 
@@ -95,5 +95,5 @@ def regmean_plus(
         for n in group:
             method = gram_mean(off_diagonal, ridge, axes[n])
             one = [{"gram": {n: e["gram"][n]}} for e in extras]
-            merged |= run.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=one)
+            merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=one)
     return {n: merged.get(n, x) for n, x in base.items()}

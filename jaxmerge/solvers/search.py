@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 
 Build = Callable[[Array], Leaves]  # coefficients [d] -> params
 Score = Callable[[Leaves], Array]  # params -> scalar, larger is better

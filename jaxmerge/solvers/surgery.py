@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 from jaxmerge.solvers.core import Solver, check_step, descend, finite
 
 Features = Callable[[Any], Array]  # inputs -> [B, d]

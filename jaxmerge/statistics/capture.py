@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jaxmerge.core import Array, Leaves
+from jaxmerge.core.types import Array, Leaves
 
 
 class Input(NamedTuple):

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import Array, Leaves
-from jaxmerge.names import is_float
+from jaxmerge.core.names import is_float
+from jaxmerge.core.types import Array, Leaves
 from jaxmerge.statistics.store import Statistic, weights_hash
 
 Kind = Literal["true", "sampled", "empirical"]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from jaxmerge.core import Leaves
-from jaxmerge.models.tables import Entry, export
+from jaxmerge.core.types import Leaves
+from jaxmerge.io.key_tables import Entry, export
 from jaxmerge.statistics.store import Statistic, weights_hash
 
 
@@ -20,7 +20,7 @@ def in_layout(statistic: Statistic, table: Iterable[Entry], leaves: Leaves) -> S
     """The statistic for `leaves`, a checkpoint in the layout of `table`.
 
     Args:
-        table: our names against the checkpoint's (`jaxmerge.models.tables`); tensors of which the
+        table: our names against the checkpoint's (`jaxmerge.io.key_tables`); tensors of which the
             statistic knows nothing are left out.
         leaves: the checkpoint as it is stored; the hash becomes that of these leaves.
 

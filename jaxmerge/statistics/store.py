@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmerge.core import Leaves
+from jaxmerge.core.types import Leaves
 from jaxmerge.errors import UserError
 from jaxmerge.io.header import HeaderError
 from jaxmerge.io.safetensors import File

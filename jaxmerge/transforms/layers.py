@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from jaxmerge.core import Leaves, Transform
-from jaxmerge.spec import register
+from jaxmerge.core.patterns import Pattern, PatternError, compile_pattern
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Leaves, Transform
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["lines"]
@@ -44,9 +44,9 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
         [0.20000000298023224, 0.6000000238418579, 1.0]
     """
     try:
-        pattern = re.compile(block)
-    except re.error as error:
-        raise ValueError(f"block is not a regular expression: {block!r} ({error}).") from None
+        pattern = compile_pattern(block)
+    except PatternError as error:
+        raise ValueError(f"block: {error}") from None
     if pattern.groups < 1:
         raise ValueError(f"block needs a group for the number of the block, got {block!r}.")
 
@@ -57,9 +57,15 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
     return Transform(_routed, route=route)
 
 
-def depths(like: Leaves, pattern: re.Pattern) -> dict[str, float]:
+def depths(like: Leaves, pattern: Pattern) -> dict[str, float]:
     """The depth in [0, 1] of every leaf that lies in a block: 0 the first block, 1 the last."""
     found = {n: m for n in like if (m := pattern.search(n))}
+    wrong = [n for n, m in found.items() if not (m[1] or "").isdecimal()]
+    if wrong:
+        raise ValueError(
+            f"block: the first group of {pattern.pattern!r} should be the number of a block; in "
+            f"{wrong[0]!r} it is {found[wrong[0]][1]!r}."
+        )
     towers: dict[str, set[int]] = {}
     for n, m in found.items():
         towers.setdefault(n[: m.start()], set()).add(int(m[1]))

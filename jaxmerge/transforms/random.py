@@ -7,16 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmerge import rng
-from jaxmerge.core import (
-    Array,
-    Transform,
-    check_choice,
-    check_range,
-    model_count,
-    per_model,
-)
-from jaxmerge.spec import register
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Array, Transform, check_choice, check_range, model_count, per_model
+from jaxmerge.numerics import hash_rng
 from jaxmerge.transforms.sparsify import keep
 
 __all__ = ["drop_by_rank", "drop_random"]
@@ -45,7 +38,7 @@ def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
 
     def kernel(x, ctx):
         share = per_model(density, ctx)
-        return _survive(x, rng.coin(ctx.key, share, x.shape), share, rescale)
+        return _survive(x, hash_rng.coin(ctx.key, share, x.shape), share, rescale)
 
     return Transform(kernel, stochastic=True, models=model_count(density))
 
@@ -84,7 +77,7 @@ def drop_by_rank(
         n = x.shape[axis] if x.ndim else 1
         rank = _ranks(x, axis) / (n - 1) if n > 1 else 0.5
         chance = jnp.asarray(share - width / 2 + width * rank, x.dtype)
-        return _survive(x, rng.coin(ctx.key, chance, x.shape), chance, rescale)
+        return _survive(x, hash_rng.coin(ctx.key, chance, x.shape), chance, rescale)
 
     return Transform(kernel, stochastic=True, models=model_count(density, epsilon))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmerge.core import Transform, check_range, model_count, per_model
-from jaxmerge.spec import register
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Transform, check_range, model_count, per_model
 
 __all__ = ["clip", "scale"]
 

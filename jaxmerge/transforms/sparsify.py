@@ -1,6 +1,7 @@
 """Transforms that drop entries of a task vector by size: trim, breadcrumbs, Arcee Fusion's rule.
 
-Which entries are the largest is found by counting, never by sorting (`jaxmerge.selection`).
+Which entries are the largest is found by counting, never by sorting
+(`jaxmerge.numerics.order_statistics`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core import (
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import (
     Array,
     Transform,
     check_choice,
@@ -22,9 +24,8 @@ from jaxmerge.core import (
     numpy_of,
     per_model,
 )
-from jaxmerge.measures import keep_count, ranked_magnitude, ranked_magnitudes
-from jaxmerge.selection import magnitude_bits
-from jaxmerge.spec import register
+from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
+from jaxmerge.numerics.order_statistics import magnitude_bits
 
 __all__ = ["drop_outliers", "keep_important", "trim"]
 

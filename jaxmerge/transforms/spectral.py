@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxmerge.core import Transform, check_range
-from jaxmerge.matrices import check_matrix, thin_svd
-from jaxmerge.spec import register
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Transform, check_range
+from jaxmerge.numerics.linalg import check_matrix, thin_svd
 
 __all__ = ["isotropic", "low_rank"]
 

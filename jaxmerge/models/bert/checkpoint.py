@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.key_tables import Entry, absorb, fits
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.bert.config import Config
 from jaxmerge.models.bert.modeling import param_shapes, text_features
@@ -20,7 +21,6 @@ from jaxmerge.models.bert.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import read_json, write_folder
 from jaxmerge.models.heads import text_head
 from jaxmerge.models.packaged import hint, packaged
-from jaxmerge.models.tables import Entry, absorb, fits
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 from jaxmerge.models.bert.config import Config
 from jaxmerge.models.packing import Packed, spread
 from jaxmerge.models.transformer import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from jaxmerge.io.key_tables import Entry, Table
 from jaxmerge.models.bert.config import Config
-from jaxmerge.models.tables import Entry, Table
 
 
 def hf_table(config: Config) -> list[Entry]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.key_tables import Entry, absorb, fits
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.clip.modeling import param_shapes
@@ -30,7 +31,6 @@ from jaxmerge.models.clip.params import hf_table, open_clip_table
 from jaxmerge.models.clip.preprocess import MEAN, STD, Preprocess, load_preprocess
 from jaxmerge.models.clip.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import read_json, write_folder
-from jaxmerge.models.tables import Entry, absorb, fits
 
 POSITION_IDS = "embeddings.position_ids"
 BUFFERS = (

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxmerge.io.key_tables import absorb
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.clip import checkpoint
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.clip.modeling import param_shapes
-from jaxmerge.models.tables import absorb
 
 
 class Lazy(Mapping):

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmerge.core import Array
+from jaxmerge.core.types import Array
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.transformer import (
     Attention,

@@ -7,8 +7,8 @@ other layout stacks them in one `in_proj_weight`; splitting and stacking loses n
 
 from __future__ import annotations
 
+from jaxmerge.io.key_tables import Entry, Table
 from jaxmerge.models.clip.config import Config
-from jaxmerge.models.tables import Entry, Table
 
 
 def hf_table(config: Config) -> list[Entry]:

@@ -1,0 +1,213 @@
+"""`jaxmerge compare MODEL... [--base REF]`: how the task vectors of models relate."""
+
+from __future__ import annotations
+
+import itertools
+import json as jsonlib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.diagnostics import Diagnosis, Pairs, diagnose
+from jaxmerge.errors import UserError
+from jaxmerge.io.sources import open_source
+
+DENSITY = 0.1
+MOST = 20  # leaves in the printed table
+VIEWS = {
+    "cosine": "Cosine of the task vectors",
+    "conflict": "Share of entries with opposite signs",
+    "overlap": f"Shared among the largest {DENSITY:.0%} of entries",
+}
+
+HEADINGS = {
+    "cosine": "Cosine",
+    "conflict": "Opposite signs",
+    "overlap": f"Top {DENSITY:.0%} shared",
+}
+
+
+def run(
+    models: Sequence[str],
+    *,
+    base: str | None = None,
+    out: str | Path | None = None,
+    json: bool = False,
+) -> None:
+    """Print the comparison; with `out`, write compare.json and heat maps there."""
+    if base is None:
+        base, models = models[0], models[1:]
+    if not models:
+        raise UserError("Give at least one model besides the base: jaxmerge compare BASE MODEL...")
+    opened = []
+    try:
+        opened += [open_source(ref) for ref in (base, *models)]
+        with BytesBar(json) as bar:
+            step = lambda done, total: bar("compare", done, total)
+            found = diagnose(opened[0], opened[1:], DENSITY, progress=step)
+    finally:
+        for source in opened:
+            source.close()
+    labels = short_names([*models])
+    facts = {"base": base, "models": list(models), "density": DENSITY} | as_numbers(found)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compare.json").write_text(jsonlib.dumps(facts, indent=2) + "\n")
+        drawn = pictures(found, labels)
+        for name, picture in drawn.items():
+            (folder / name).write_bytes(picture)
+    if json:
+        print(jsonlib.dumps(facts, indent=2))
+    else:
+        _print(found, labels, base)
+        if out is not None:
+            print(f"Written to {out}: compare.json, {', '.join(drawn)}")
+
+
+def as_numbers(found: Diagnosis) -> dict[str, Any]:
+    """A `Diagnosis` as JSON: None where a figure is not defined."""
+
+    def one(pairs: Pairs, ranks: np.ndarray | None) -> dict[str, Any]:
+        out = {view: _plain(getattr(pairs, view)) for view in ("norms", *VIEWS)}
+        return out | ({} if ranks is None else {"effective_rank": _plain(ranks)})
+
+    leaves = {n: one(p, found.ranks.get(n)) for n, p in found.leaves.items()}
+    return {"whole": one(found.whole, None), "leaves": leaves}
+
+
+def short_names(refs: Sequence[str]) -> list[str]:
+    """The shortest endings of the paths that tell the models apart.
+
+    >>> short_names(["runs/a/model", "runs/b/model"]), short_names(["x/cars", "x/dtd"])
+    (['a/model', 'b/model'], ['cars', 'dtd'])
+    """
+    parts = [Path(ref).parts or (ref,) for ref in refs]
+    for n in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(p[-n:]) for p in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [f"{i + 1}: {ref}" for i, ref in enumerate(refs)]
+
+
+def own_parts(names: Sequence[str]) -> list[str]:
+    """Names of leaves without the leading parts that all of them share.
+
+    >>> own_parts(["vision.layers.0.w", "vision.layers.1.w", "vision.norm"])
+    ['layers.0.w', 'layers.1.w', 'norm']
+    """
+    parts = [re.split(r"(?<=[./])", n) for n in names]
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    shared = sum(1 for _ in alike)
+    return ["".join(p[shared:]) or n for p, n in zip(parts, names, strict=True)]
+
+
+def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
+    """Heat maps as PNG, by file name: the whole model pair by pair, and every leaf."""
+    from jaxmerge.report.canvas import png
+    from jaxmerge.report.heatmaps import heatmaps
+
+    numbered = ", ".join(f"{i + 1}\N{NO-BREAK SPACE}{label}" for i, label in enumerate(labels))
+    out = {"layers.png": png(_layers(found, numbered))}
+    if len(labels) > 1:
+        show = lambda *views: {HEADINGS[v]: _plain(getattr(found.whole, v)) for v in views}
+        signed = {"low": -1, "high": 1, "percent": False, "diverging": True}
+        out["cosines.png"] = png(heatmaps(show("cosine"), "Task vectors", numbered, **signed))
+        entries = heatmaps(show("conflict", "overlap"), "Entries of task vectors, %", numbered)
+        out["entries.png"] = png(entries)
+    return out
+
+
+def _layers(found: Diagnosis, numbered: str) -> Any:
+    """Leaves from top to bottom: how far each model moved, and the cosine of every pair."""
+    from jaxmerge.report.canvas import SMALL, WIDTH, axes, canvas, drawing, shorten, text_width
+    from jaxmerge.report.style import LIGHT, ramp
+
+    count, models = len(found.leaves), len(found.whole.norms)
+    pairs = np.triu_indices(models, 1)
+    rms = [p.norms / math.sqrt(max(1, p.size)) for p in found.leaves.values()]
+    moved = np.array(rms) / max(np.max(rms), np.finfo(float).tiny)
+    panels: list[tuple[str, Any, int, bool, Sequence[Any]]] = [
+        ("RMS change", moved, 0, False, range(1, models + 1))
+    ]
+    if models > 1:
+        cosines = np.array([p.cosine[pairs] for p in found.leaves.values()])
+        ticks = [f"{i + 1}·{j + 1}" for i, j in zip(*pairs, strict=True)]
+        panels.append(("Cosine", cosines, -1, True, ticks))
+    row = min(0.17, max(0.02, 6 / count))
+    leaves = own_parts(list(found.leaves))
+    height, names = row * count, min(2.6, 0.2 + max(text_width(n, SMALL) for n in leaves))
+    ending = lambda n: shorten(n[::-1], names - 0.15, SMALL)[::-1]  # what tells leaves apart
+    width = (WIDTH - names - 0.1 - 0.2 * (len(panels) - 1)) / len(panels)
+    with drawing(LIGHT):
+        figure = canvas(
+            LIGHT,
+            height + 0.75,
+            "Leaf by leaf",
+            f"RMS changes are relative to the largest.  {numbered}",
+        )
+        for k, (title, values, low, diverging, ticks) in enumerate(panels):
+            ax = axes(figure, names + k * (width + 0.2), 0.35, width, height)
+            ax.pcolormesh(
+                np.ma.masked_invalid(values), cmap=ramp(LIGHT, diverging), vmin=low, vmax=1
+            )
+            ax.set_ylim(count, 0)
+            ax.spines[:].set_visible(False)
+            ax.set_title(title, loc="left", size=SMALL, pad=4)
+            every = max(1, math.ceil(len(ticks) * 0.3 / width))
+            ax.set_xticks([i + 0.5 for i in range(0, len(ticks), every)], list(ticks)[::every])
+            step = max(1, math.ceil(0.15 / row))
+            shown = [ending(n) for n in leaves[::step]] if k == 0 else []
+            ax.set_yticks([i + 0.5 for i in range(0, count, step)], shown)
+    return figure
+
+
+def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Column, Table
+
+    from jaxmerge.cli import terminal
+
+    console = terminal.console()
+    console.print(f"Task vectors against {base}, {found.whole.size:,} entries", highlight=False)
+    norms = Table("", "model", "norm")
+    for i, (label, norm) in enumerate(zip(labels, found.whole.norms, strict=True)):
+        norms.add_row(str(i + 1), label, f"{norm:.4g}")
+    console.print(norms)
+    numbers = [str(i + 1) for i in range(len(labels))]
+    for view, title in VIEWS.items() if len(labels) > 1 else ():
+        console.print(f"\n{title}", style="bold")
+        table = Table("", *numbers)
+        for i, values in enumerate(getattr(found.whole, view)):
+            table.add_row(str(i + 1), *map(_figure, values))
+        console.print(table)
+    order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
+    title = "Leaves that change most" if len(order) > MOST else "Leaves"
+    console.print(f"\n{title} (means over models and pairs)", style="bold")
+    columns = ("norm", "cosine", "opposite", "shared", "rank", Column("leaf", overflow="fold"))
+    table = Table(*columns, box=SIMPLE, pad_edge=False)
+    own = dict(zip(found.leaves, own_parts(list(found.leaves)), strict=True))
+    pairs = np.triu_indices(len(labels), 1)
+    mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
+    for n in order[:MOST]:
+        leaf = found.leaves[n]
+        figures = [mean(getattr(leaf, view)[pairs]) for view in VIEWS]
+        rank = mean(found.ranks[n]) if n in found.ranks else np.nan
+        cells = [f"{leaf.norms.mean():.4g}", *map(_figure, figures), _figure(rank, 1)]
+        table.add_row(*cells, own[n])
+    console.print(table)
+
+
+def _figure(x: float, digits: int = 3) -> str:
+    return f"{x:.{digits}f}" if np.isfinite(x) else "-"
+
+
+def _plain(x: np.ndarray) -> Any:
+    if x.ndim:
+        return [_plain(row) for row in x]
+    return float(x) if math.isfinite(x) else None

@@ -1,0 +1,72 @@
+"""`jaxmerge convert REF OUT`: a model in another form: safetensors in shards, a dtype, Orbax.
+
+Whatever a reference names (shards, an Orbax checkpoint, a base with its adapter, pickles where they
+are allowed) is written as safetensors, leaf by leaf; ``--to orbax`` writes an Orbax checkpoint.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+
+from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.cli.merge import digest_of, parse_size
+from jaxmerge.core.composition import keep_base
+from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.drivers.files.job import Job, tensors_of
+from jaxmerge.errors import UserError
+from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.sources import keep_apart
+from jaxmerge.recipes.plan import Models, Plan, dtype_of
+
+
+def run(
+    ref: str,
+    out: Path,
+    *,
+    to: str = "safetensors",
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    allow_pickle: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+) -> None:
+    """Write the model in another form."""
+    if to not in ("safetensors", "orbax"):
+        raise UserError(f"--to must be safetensors or orbax, got {to!r}.")
+    models = Models(allow_pickle=allow_pickle)
+    source = models.open(ref)
+    keep_apart(out, source.files)
+    kind, size = dtype_of(dtype, "--dtype"), parse_size(shard_size)
+    if to == "orbax":
+        _orbax(source, Path(out), kind, force)
+        report = {"out": str(out), "leaves": len(source)}
+    else:
+        job = Job(keep_base(), [source], source)
+        plan = Plan([job], models, source, kind, 0, {"ref": source.ref}, "convert")
+        digest = digest_of(plan, [source], tensors_of([job], kind), size)
+        files = output_belongings(source, kind)
+        with BytesBar(quiet or json) as bar:
+            done = merge_jobs(
+                [job], out, out_dtype=kind, digest=digest, metadata={"format": "pt"},
+                shard_size=size, resume=resume, force=force, files=lambda r: files, progress=bar,
+            )  # fmt: skip
+        report = {"out": done.out, "leaves": len(source), "seconds": done.seconds}
+    models.close()
+    if json:
+        print(jsonlib.dumps(report, indent=2))
+    elif not quiet:
+        print(f"{report['out']}: {report['leaves']} leaves")
+
+
+def _orbax(source, out: Path, kind, force: bool) -> None:
+    """An Orbax checkpoint of a flat mapping; needs the model in memory."""
+    import orbax.checkpoint as ocp
+
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; choose another output, or --force replaces it.")
+    tree = {n: source[n] if kind is None else source[n].astype(kind) for n in source}
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(out.resolve(), tree, force=force)

@@ -1,0 +1,101 @@
+"""`jaxmerge inspect REF`: what is in a model."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.drivers.files.chunks import pieces
+from jaxmerge.io.sources import Source, open_source
+
+BLOCK = 1 << 22  # entries
+
+
+def run(ref: str, *, norms: bool = False, json: bool = False) -> None:
+    """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are."""
+    source = open_source(ref)
+    try:
+        table = describe(source, norms, quiet=json)
+    finally:
+        source.close()
+    if json:
+        print(jsonlib.dumps(table, indent=2))
+    else:
+        _print(table, norms)
+
+
+def describe(source: Source, norms: bool, quiet: bool = True) -> dict[str, Any]:
+    """The leaves of a model with their facts."""
+    leaves = []
+    total = sum(like.nbytes for like in source.like.values())
+    done = 0
+    with BytesBar(quiet) as bar:
+        for name, like in source.like.items():
+            row = {
+                "name": name, "shape": list(like.shape), "dtype": like.dtype.name,
+                "bytes": like.nbytes,
+            }  # fmt: skip
+            if norms:
+                row |= values_of(source, name)
+                done += like.nbytes
+                bar("read", done, total)
+            leaves.append(row)
+    dtypes: dict[str, int] = {}
+    for like in source.like.values():
+        dtypes[like.dtype.name] = dtypes.get(like.dtype.name, 0) + like.size
+    return {
+        "ref": source.ref,
+        "files": [f.name for f in source.files],
+        "leaves": leaves,
+        "parameters": sum(like.size for like in source.like.values()),
+        "bytes": total,
+        "dtypes": dtypes,
+    }
+
+
+def values_of(source: Source, name: str) -> dict[str, Any]:
+    """Norm, extremes and non-finite entries of one leaf, block by block in float64."""
+    size = source.like[name].size
+    square, low, high, broken = 0.0, np.inf, -np.inf, 0
+    for start, stop in pieces(size, BLOCK):
+        block = source.read(name, start, stop).astype(np.float32)
+        finite = np.isfinite(block)
+        if not finite.all():
+            broken += int(block.size - finite.sum())
+            block = block[finite]
+        if block.size:
+            square += float(np.dot(block.astype(np.float64), block))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+    return {
+        "norm": square**0.5,
+        "min": low if size > broken else None,
+        "max": high if size > broken else None,
+        "nonfinite": broken,
+    }
+
+
+def _print(table: dict[str, Any], norms: bool) -> None:
+    from rich.table import Column, Table
+
+    from jaxmerge.cli import terminal
+
+    more = ["norm", "min", "max", "NaN, Inf"] if norms else []
+    shown = Table(Column("leaf", overflow="fold"), "dtype", "shape", "bytes", *more, box=None)
+    for row in table["leaves"]:
+        values = []
+        if norms:
+            values = ["" if row[k] is None else f"{row[k]:.4g}" for k in ("norm", "min", "max")] + [
+                str(row["nonfinite"] or "")
+            ]
+        shape = "x".join(map(str, row["shape"])) or "()"
+        shown.add_row(row["name"], row["dtype"], shape, f"{row['bytes']:,}", *values)
+    console = terminal.console()
+    console.print(shown)
+    kinds = ", ".join(f"{n:,} {d}" for d, n in table["dtypes"].items())
+    console.print(
+        f"{table['ref']}: {len(table['leaves'])} leaves, {table['parameters']:,} parameters "
+        f"({kinds}), {table['bytes']:,} bytes in {len(table['files'])} files"
+    )

@@ -1,0 +1,94 @@
+"""`jaxmerge methods [NAME]`: what can be written in a recipe."""
+
+from __future__ import annotations
+
+import inspect
+import json as jsonlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jaxmerge as jm
+
+Entry = dict[str, Any]
+
+KINDS = {
+    "method": "Published methods",
+    "merge": "Merges: a chain takes exactly one",
+    "transform": "Transforms: before the merge on every task vector, after it on the result",
+    "composition": "Composition",
+}
+
+
+def run(name: str | None = None, *, json: bool = False) -> None:
+    """Print the table of methods, or one method's page."""
+    if name is not None:
+        entry = describe(name)
+        print(jsonlib.dumps(entry, indent=2) if json else page(entry))
+        return
+    entries = [describe(n) for n in sorted(jm.REGISTRY)]
+    if json:
+        print(jsonlib.dumps(entries, indent=2))
+        return
+    from rich.table import Table
+
+    from jaxmerge.cli import terminal
+
+    console = terminal.console()
+    for kind, title in KINDS.items():
+        table = Table("name", "what it does", "memory", title=title, title_justify="left")
+        for e in entries:
+            if e["kind"] == kind:
+                table.add_row(e["name"], e["summary"], e["memory"] or "")
+        console.print(table)
+    console.print("`jaxmerge methods NAME` explains one, with its arguments.")
+
+
+def describe(name: str) -> Entry:
+    """What the registry knows about a factory: kind, signature, summary, memory, docstring.
+
+    Example:
+        >>> entry = describe("magmax")
+        >>> entry["kind"], entry["signature"], entry["memory"]
+        ('method', 'magmax(factor=0.5)', '1 x the model, however many models')
+    """
+    factory = jm.get(name)
+    doc = inspect.getdoc(factory) or ""
+    memory = re.search(r"^Memory: (.*?)(?:\.?\n\n|\.?\Z)", doc, re.MULTILINE | re.DOTALL)
+    return {
+        "name": name,
+        "kind": _kind(factory),
+        "signature": f"{name}({', '.join(settings(factory))})",
+        "summary": doc.split("\n\n")[0].replace("\n", " "),
+        "memory": " ".join(memory.group(1).split()) if memory else None,
+        "doc": doc,
+    }
+
+
+def settings(factory: Callable) -> list[str]:
+    """The arguments of a factory with their defaults; a default that is a function by its name.
+
+    Example:
+        >>> settings(jm.ties)[:2], settings(jm.iso_c)[-1]
+        (['density=0.2', 'factor=1.0'], 'leaves=by_kernel')
+    """
+    found = []
+    for p in inspect.signature(factory).parameters.values():
+        named = callable(p.default) and p.default is not p.empty
+        found.append(
+            f"{p.name}={p.default.__name__}" if named else str(p.replace(annotation=p.empty))
+        )
+    return found
+
+
+def _kind(factory: Callable) -> str:
+    package = factory.__module__.removeprefix("jaxmerge.").split(".")[0]
+    by_package = {"methods": "method", "combine": "composition"}
+    returns = str(inspect.signature(factory).return_annotation)
+    plain = "merge" if returns.endswith("Merge") else "transform"
+    return by_package.get(package, plain)
+
+
+def page(entry: Entry) -> str:
+    """One method for reading, with a line for a recipe."""
+    return f"{entry['signature']}\n\n{entry['doc']}\n\nIn a recipe:\n    method: {entry['name']}\n"

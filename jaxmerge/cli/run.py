@@ -1,0 +1,100 @@
+"""`jaxmerge run EXPERIMENT`: one file of experiments/, with other settings, or a run resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmerge.cli import runs
+from jaxmerge.continual.experiment import Experiment, changed
+from jaxmerge.continual.halfway import EVERY
+from jaxmerge.continual.logs import package
+from jaxmerge.continual.results import Results
+from jaxmerge.continual.store import installed
+from jaxmerge.errors import UserError
+
+
+def run(
+    experiment: str | Path,
+    *,
+    set: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    log: str | None = None,
+    save_every: float = EVERY,
+    store: str | Path | None = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> Results:
+    """Run an experiment file, or go on with a run of it, and print its table.
+
+    Args:
+        experiment: a Python file with ``get_config() -> Experiment``.
+        set: ``key=value`` settings that replace the file's.
+        out: run folder to make; by default runs/<date>-<name>.
+        resume: run folder to go on with; refused where the settings, of `set` or of the file, are
+            not those of the run.
+        log: "tensorboard" or "wandb".
+        save_every: seconds between checkpoints within a task.
+        store: result store to add the cells to, for ``jaxmerge report``.
+
+    Raises:
+        UserError: no such file, no experiment in it, unknown settings, a folder that is in use.
+    """
+    if resume is not None and out is not None:
+        raise UserError("Give --out for a new run or --resume for an old one, not both.")
+    if log is not None:
+        package(log)
+    if store is not None and not installed():
+        raise UserError('--store writes Parquet: pip install "jaxmerge[store]".')
+    config = load(experiment)
+    old = None if resume is None else runs.read_run(resume, config)
+    kept = [] if resume is None else runs.given(resume)
+    if kept is None:  # a run that did not note its --set: only what is asked now can differ
+        config, kept = old or config, []
+    given = [*kept, *set]
+    try:
+        asked = changed(config, runs.settings_of(given))
+        asked.check()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if resume is None or old is None:
+        folder = runs.new_run(asked, out, given)
+    else:
+        folder = Path(resume)
+        # of a finished run the file may have changed since; what is asked for may not differ
+        done = runs.finished(folder)
+        now = changed(old, runs.settings_of(set)) if done else asked
+        moved = (
+            old if done else dataclasses.replace(old, **{k: getattr(now, k) for k in old.movable})
+        )
+        runs.refuse_changes(folder, moved, now)
+        if moved != old:
+            runs.move(folder, moved, given)
+        asked = moved
+    way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
+    again = f"jaxmerge run {experiment}"
+    return runs.finish(asked, folder, json=json, again=again, way=way, new=resume is None)
+
+
+def load(path: str | Path) -> Experiment:
+    """The experiment that a Python file defines."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such experiment file.")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    found = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(found, Experiment):
+        raise UserError(
+            f"{path} defines no get_config() that gives an Experiment; see jaxmerge.continual."
+            "experiment."
+        )
+    return found

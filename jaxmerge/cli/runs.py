@@ -1,0 +1,338 @@
+"""Run folders: made, resumed and filled by every command that runs an experiment.
+
+A run folder holds ``config.json`` (the experiment's settings), ``results.json``, ``report.html``,
+``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see `jaxmerge.continual.store`) and
+``merged.safetensors`` (MagMax on sequential fine-tunes, or the first merge; first seed).  While it
+works, ``state/`` holds checkpoints; a run goes on after its last finished task.  A run that has
+``results.json`` is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json as jsonlib
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmerge.cli.progress import Bars
+from jaxmerge.continual import checkpoint, devices, results, store
+from jaxmerge.continual.experiment import AnyExperiment, Experiment, parsed, restored
+from jaxmerge.continual.halfway import EVERY
+from jaxmerge.continual.learner import Learner
+from jaxmerge.continual.logs import Curves
+from jaxmerge.continual.machine import Cost, machine, versions
+from jaxmerge.continual.results import Results, SeedRun, summarize
+from jaxmerge.continual.scenario import Scenario
+from jaxmerge.continual.study import Plan, Watch, run_seed, steps_of
+from jaxmerge.errors import UserError
+
+NAME, SET = "experiment", "set"  # keys of config.json beside the settings
+
+
+# ------------------------------------------------------------ the folder
+
+
+def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str] = ()) -> Path:
+    """Make the folder and its config.json; by default runs/<date>-<name>.
+
+    Args:
+        given: the ``--set`` of the command line, kept for a resume: the rest comes from the file.
+    """
+    if not devices.first():
+        devices.wait("run folder")
+        return Path(str(out))
+    if out is None:
+        if jax.process_count() > 1:
+            raise UserError("A distributed run needs --out: one folder that all processes see.")
+        stem = Path("runs") / f"{datetime.now():%Y-%m-%d}-{experiment.name}"
+        tries = (stem if i == 1 else stem.with_name(f"{stem.name}-{i}") for i in range(1, 10_000))
+        folder = next(f for f in tries if not f.exists())
+    else:
+        folder = Path(out)
+        if (folder / "config.json").exists():
+            raise UserError(
+                f"{folder} holds a run already: go on with --resume, or give another --out."
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is in use: give an empty or new folder as --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _note(folder, experiment, given)
+    devices.wait("run folder")
+    return folder
+
+
+def _note(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
+    settings = {NAME: experiment.name, SET: list(given), **results.to_plain(experiment)}
+    checkpoint.replace(folder / "config.json", jsonlib.dumps(settings, indent=1) + "\n")
+
+
+def move(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
+    """Go on with other `Experiment.movable` settings; a task that is half learnt begins again, so
+    that the figures are those of a run that had them from the start."""
+    _note(folder, experiment, given)
+    if devices.first():
+        for half in (folder / "state").rglob("training_*"):
+            shutil.rmtree(half, ignore_errors=True)
+    devices.wait("run moved")
+
+
+def given(folder: str | Path) -> list[str] | None:
+    """The ``--set`` that a run was started with; None where its config.json does not tell."""
+    return jsonlib.loads((Path(folder) / "config.json").read_text()).get(SET)
+
+
+def read_run(folder: str | Path, experiment: AnyExperiment) -> AnyExperiment:
+    """The experiment with the settings that a run folder holds.
+
+    Raises:
+        UserError: not a run, or a run of something else.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is not a run: it has no config.json. Start one with --out {folder}."
+        )
+    try:
+        settings = jsonlib.loads((folder / "config.json").read_text())
+        if settings.pop(NAME) != experiment.name:
+            raise KeyError(NAME)
+        settings.pop(SET, None)
+        return restored(experiment, settings)
+    except (jsonlib.JSONDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
+        what = f"it is not of {experiment.name!r}" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder}/config.json cannot be used: {what}.") from None
+
+
+def refuse_changes(folder: str | Path, old: Experiment, now: Experiment) -> None:
+    """Raise UserError that shows every setting that differs from the run's."""
+    differ = differences(results.to_plain(old), results.to_plain(now))
+    if differ:
+        raise UserError(
+            f"{folder} cannot go on with another configuration ({'; '.join(differ)}). "
+            "Leave these options out, or start a new run."
+        )
+
+
+def differences(old: dict, now: dict, where: str = "") -> list[str]:
+    """What differs between two nested settings, one line each.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}})
+    ['a.b: 1 in the run, 3 now', 'c: 2 in the run, nothing now']
+    """
+    found = []
+    for k in {**old, **now}:
+        name, a, b = f"{where}{k}", old.get(k), now.get(k)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            shown = [repr(d[k]) if k in d else "nothing" for d in (old, now)]
+            found.append(f"{name}: {shown[0]} in the run, {shown[1]} now")
+    return found
+
+
+def finished(folder: str | Path) -> bool:
+    """Whether a run has its results."""
+    return (Path(folder) / "results.json").exists()
+
+
+# ------------------------------------------------------------ the work
+
+
+class Way(NamedTuple):
+    """How a run is run: nothing here changes a figure.
+
+    Attributes:
+        quiet: no progress.
+        log: "tensorboard" or "wandb" for curves beside the terminal, or None.
+        every: seconds between checkpoints within a task.
+        store: a result store (`jaxmerge.continual.store`) to add the cells to, or None.
+    """
+
+    quiet: bool = False
+    log: str | None = None
+    every: float = EVERY
+    store: Path | None = None
+
+
+def execute(experiment: Experiment, folder: Path, way: Way) -> None:
+    """Run all seeds that are left, then write everything."""
+    runs: list[SeedRun] = []
+    quiet, log = (way.quiet, way.log) if devices.first() else (True, None)
+    with (
+        Bars(quiet) as bars,
+        Curves(log, folder, results.to_plain(experiment)) as curves,
+        Cost(folder / "state") as cost,
+    ):
+        seeds = range(experiment.seed, experiment.seed + experiment.seeds)
+        streams = [experiment.tasks_of(seed) for seed in seeds]
+        plans = experiment.plans()  # once: compiled code is found again by the terms of the loss
+        steps = [steps_of(s, plans, experiment.how, experiment.baselines) for s in streams]
+        bars.total(sum(steps))
+        bars.batch = curves.batch = experiment.how().batch
+        learner = experiment.learner(streams[0])  # the head does not depend on the seed
+        for k, seed in enumerate(seeds):
+            bars.seed(k + 1, experiment.seeds)
+            curves.seed(seed, sum(steps[:k]))
+            watch = together(bars.step, curves.step)
+            runs.append(
+                one_seed(experiment, plans, seed, streams[k], learner, folder, watch, way.every)
+            )
+            bars.reach(sum(steps[: k + 1]))  # also where tasks were done before
+            cost.keep()
+        bars.note("writing the report")
+        found = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
+        if way.store is not None:
+            store.write(way.store, store.cells(found), f"{experiment.name}-{_digest(found)}")
+        if devices.first():
+            write(found, folder)
+            shutil.rmtree(folder / "state", ignore_errors=True)
+        devices.wait("results")
+
+
+def together(*watches: Watch) -> Watch:
+    """Several watchers as one."""
+
+    def watch(*what: Any) -> None:
+        for one in watches:
+            one(*what)
+
+    return watch
+
+
+def _digest(found: Results) -> str:
+    """Names a run by its settings: the same run again takes its own place in a store."""
+    return hashlib.sha256(jsonlib.dumps(found.recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def collect(
+    experiment: Experiment, runs: list[SeedRun], scenario: Scenario,
+    seconds: float, memory: int | None,
+) -> Results:  # fmt: skip
+    """The results of an experiment from those of its seeds, with wall time and peak memory."""
+    return Results(
+        experiment=experiment.name,
+        scenario=scenario.name,
+        classes=list(scenario.classes),
+        recipe=results.to_plain(experiment),
+        seeds=runs,
+        summary=summarize(runs),
+        versions=versions(),
+        machine=machine(),
+        seconds={**total_seconds(runs), "total": seconds},
+        peak_memory=memory,
+    )
+
+
+def one_seed(
+    experiment: Experiment, plans: tuple[Plan, ...], seed: int, scenario: Scenario,
+    learner: Learner, folder: Path, watch: Watch, every: float,
+) -> SeedRun:  # fmt: skip
+    """One seed, or its figures if it is finished already."""
+    done = folder / "state" / f"seed_{seed}.json"
+    if done.exists():
+        return results.from_plain(SeedRun, jsonlib.loads(done.read_text()), str(done))
+    state = folder / "state" / f"seed_{seed}"
+    run, merged = run_seed(
+        scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
+        store=state, every=every, batch=experiment.evaluation_batch, watch=watch,
+    )  # fmt: skip
+    if seed == experiment.seed:
+        experiment.save(merged, folder)
+    checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
+    if devices.first():
+        shutil.rmtree(state, ignore_errors=True)
+    return run
+
+
+def total_seconds(runs: list[SeedRun]) -> dict[str, float]:
+    """Seconds of every phase over all seeds."""
+    names = dict.fromkeys(n for r in runs for n in r.seconds)
+    return {n: sum(r.seconds.get(n, 0.0) for r in runs) for n in names}
+
+
+def write(found: Results, folder: Path) -> None:
+    """Plots, report and, last of all, results.json: a run with results is finished."""
+    from jaxmerge.report import html, plots
+
+    if store.installed():
+        store.write(folder, store.cells(found), "cells")
+    plots.write_png(found, folder / "plots")
+    html.write(found, folder / "report.html")
+    found.to_json(folder / "results.json")
+
+
+def finish(
+    experiment: Experiment, folder: Path, *, json: bool, again: str, way: Way = Way(),
+    new: bool = True,
+) -> Results:  # fmt: skip
+    """Run what is left, print the table (or JSON), return the results.
+
+    Args:
+        again: the command that goes on with the run, shown when it is interrupted.
+        new: the folder is of this call; if nothing is kept it is taken back.
+    """
+    if not finished(folder):
+        try:
+            execute(experiment, folder, way._replace(quiet=way.quiet or json))
+        except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
+            if new and not (folder / "state").exists():
+                discard(folder)
+            elif isinstance(error, KeyboardInterrupt | OSError | UserError):
+                print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
+            raise
+    found = Results.from_json(folder / "results.json")
+    if devices.first():
+        show(found, folder, json)
+    return found
+
+
+def discard(folder: Path) -> None:
+    """Take back the folder of a run that kept nothing, so that its --out is free again."""
+    if devices.first():
+        (folder / "config.json").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def show(found: Results, folder: Path, json: bool) -> None:
+    """The table on standard output, or the results as JSON."""
+    if json:
+        print(found.to_json(), end="")
+        return
+    from rich.console import Console
+
+    from jaxmerge.report import tables, words
+
+    console = Console()
+    console.print(tables.rich_table(found))
+    console.print(words.headline(found), highlight=False)
+    memory = f", {found.peak_memory / 1e9:.2f} GB" if found.peak_memory else ""
+    seconds = f"{found.seconds['total']:.0f} s"
+    console.print(f"{seconds}{memory}.  Report: {folder / 'report.html'}", highlight=False)
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["epochs=3", "merges.MagMax.factor=0.5"]`` as settings; values are YAML.
+
+    >>> settings_of(["epochs=3", "merges.MagMax.factor=[0.5, 1.0]"])
+    {'epochs': 3, 'merges': {'MagMax': {'factor': [0.5, 1.0]}}}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise UserError(f"--set takes key=value, got {pair!r}.")
+        *outer, inner = name.split(".")
+        place = found
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {name}: {part} was set to {place!r} before.")
+        place[inner] = parsed(f"--set {name}", value)
+    return found

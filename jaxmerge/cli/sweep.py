@@ -1,0 +1,185 @@
+"""`jaxmerge sweep EXPERIMENT --grid ...`: many runs into one result store, here or on Ray.
+
+The sweep folder is a store (`jaxmerge.continual.store`): one Parquet file for each finished unit,
+and ``state/`` with the checkpoints of what is under way.  A sweep that was killed goes on with
+``--resume``; a larger grid on the same folder runs only the cells that are new.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as jsonlib
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.cli import report, runs
+from jaxmerge.cli.progress import Bars
+from jaxmerge.cli.run import load
+from jaxmerge.continual import store, sweep
+from jaxmerge.continual.experiment import changed, restored
+from jaxmerge.continual.results import to_plain
+from jaxmerge.continual.study import run_seed, steps_of
+from jaxmerge.errors import UserError
+
+
+def run(
+    experiment: str | Path,
+    *,
+    grid: Sequence[str],
+    set: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    ray: bool = False,
+    quiet: bool = False,
+    json: bool = False,
+) -> list[store.Row]:
+    """Run what is left of a sweep, print its tables, return all rows of the store.
+
+    Args:
+        experiment: a Python file with ``get_config() -> Experiment``.
+        grid: ``key=value,value``; see `jaxmerge.continual.sweep`.
+        set: settings of all runs.
+        out: the store; by default sweeps/<date>-<name>.
+        resume: go on in a folder that holds cells already.
+        ray: a task on a Ray cluster for each unit; file, data and store must lie where all
+            machines see them.
+
+    Raises:
+        UserError: a wrong axis or value, a folder in use, units that failed (the others are kept).
+    """
+    file = Path(experiment).resolve()
+    config = load(file)
+    folder = Path(out or Path("sweeps") / f"{datetime.now():%Y-%m-%d}-{config.name}").resolve()
+    if not store.installed():
+        raise UserError('A sweep writes Parquet: pip install "jaxmerge[store]".')
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise UserError(
+            f"{folder} is in use: add --resume to run the cells that are missing there, or give "
+            "another --out."
+        )
+    have = store.read(folder) if folder.exists() and any(folder.glob("*.parquet")) else []
+    try:
+        asked = changed(config, runs.settings_of(list(set)))
+        axes = sweep.parse(grid)
+        every = sweep.units(asked, axes)
+        left = sweep.units(asked, axes, {row["key"] for row in have})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    cells, todo = (sum(len(u.cells) for u in some) for some in (every, left))
+    if not quiet:
+        print(
+            f"{cells} cells, {cells - todo} of them done; {len(left)} runs to train.  {folder}",
+            file=sys.stderr,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        failed = (on_ray if ray else here)(file, left, folder, quiet or json)
+    except KeyboardInterrupt:
+        print(f"Stopped. To go on, the same with:  --resume --out {folder}", file=sys.stderr)
+        raise
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(left)} runs failed, the others are kept in {folder}: "
+            + "; ".join(f"{describe(u)}: {e}" for u, e in failed)
+        )
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    rows = store.read(folder)
+    if json:
+        print(jsonlib.dumps(rows))
+    else:
+        report.show(store.gather(rows))
+    return rows
+
+
+def describe(unit: sweep.Unit) -> str:
+    """A unit in words: "seed 0 (magmax, ties)"."""
+    return f"seed {unit.experiment.seed} ({', '.join(unit.experiment.streams) or 'baselines'})"
+
+
+def here(
+    file: Path, units: Sequence[sweep.Unit], folder: Path, quiet: bool
+) -> list[tuple[sweep.Unit, Exception]]:
+    """Run units one after the other in this process."""
+    failed = []
+    with Bars(quiet) as bars:
+        for k, unit in enumerate(units):
+            bars.prefix = f"run {k + 1}/{len(units)}"
+            bars.reach(0)
+            try:
+                work(file, to_plain(unit.experiment), folder, unit.name, bars)
+            except (ValueError, OSError, FloatingPointError) as error:
+                failed.append((unit, error))
+    return failed
+
+
+def on_ray(
+    file: Path, units: Sequence[sweep.Unit], folder: Path, quiet: bool
+) -> list[tuple[sweep.Unit, Exception]]:
+    """Run each unit as a Ray task, on one GPU each where the cluster has any."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--ray needs Ray: pip install "jaxmerge[ray]".') from None
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
+    waiting = {
+        task.remote(file, to_plain(unit.experiment), folder, unit.name, None): unit
+        for unit in units
+    }
+    total, failed = len(waiting), []
+    try:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            unit = waiting.pop(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError as error:
+                failed.append((unit, getattr(error, "cause", None) or error))
+            if not quiet:
+                print(f"{total - len(waiting)}/{total}  {describe(unit)}", file=sys.stderr)
+    finally:
+        if started:
+            ray.shutdown()
+    return failed
+
+
+def work(file: Path, settings: dict[str, Any], folder: Path, name: str, bars: Any) -> None:
+    """One unit: learn, merge, evaluate, and leave its cells in the store.
+
+    Args:
+        settings: of the experiment, with one seed.
+        name: of the unit's files.
+        bars: progress, or None.
+    """
+    experiment = restored(load(file), settings)
+    scenario = experiment.tasks_of(experiment.seed)
+    shared = _shared(file, jsonlib.dumps({**settings, "seed": 0}, sort_keys=True))
+    if not shared:
+        shared["plans"], shared["learner"] = experiment.plans(), experiment.learner(scenario)
+    plans = shared["plans"]
+    if bars is not None:
+        bars.batch = experiment.how().batch
+        bars.total(steps_of(scenario, plans, experiment.how, experiment.baselines))
+    state = folder / "state" / name
+    run, _ = run_seed(
+        scenario, shared["learner"], plans, seed=experiment.seed, how=experiment.how,
+        baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
+        watch=bars.step if bars is not None else None,
+    )  # fmt: skip
+    found = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
+    store.write(folder, store.cells(found), name)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared(file: Path, settings: str) -> dict[str, Any]:
+    """A place for plans and learner, which are the same objects for all seeds of one setting, so
+    that compiled code is found again."""
+    return {}

@@ -1,0 +1,219 @@
+"""Two drivers of one definition: a stream as one pure function, and stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmerge.continual import stages
+from jaxmerge.continual.checks import check
+from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
+from jaxmerge.core.types import Array
+
+STAGES = (stages.begin, stages.train, stages.end, stages.fold)
+compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, stages.score)}
+
+
+def program(
+    setup: Setup, stream: Stream, key: Array, *, score_every: int = 1, anytime: int = 1
+) -> Result:
+    """A whole stream as one pure function of the floats of the setup, of data and key.
+
+    Wrap it in ``jax.jit``; over many seeds or strengths use ``jax.vmap`` on an accelerator and
+    ``jax.lax.map`` on a CPU, where batched matrix products are slower than single ones.  Map over
+    the rows of a stream, not over its weight: skipped steps would be computed.
+
+    Args:
+        score_every: score after every so many tasks, and after the last one.
+        anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  Merges
+            fold whole tasks.
+
+    Raises:
+        ValueError: what does not fit together, see `jaxmerge.continual.checks`; steps of a task
+            that `anytime` does not divide.
+    """
+    check(setup, stream, traced=True)
+    steps = stream.rows.shape[1]
+    if steps % anytime:
+        raise ValueError(f"anytime={anytime} does not divide the {steps} steps of a task.")
+    last = stream.tasks - 1
+    shapes = jax.eval_shape(
+        lambda: stages.score(setup, stream, stages.create(setup, stream, key), 0)
+    )
+    unscored = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    def scored(state: State, t: Array) -> dict:
+        if score_every == 1:
+            return stages.score(setup, stream, state, t)
+        due = ((t + 1) % score_every == 0) | (t == last)
+        return jax.lax.cond(
+            due, lambda s: stages.score(setup, stream, s, t), lambda s: unscored, state
+        )
+
+    def whole(state: State, t: Array):
+        state, losses = stages.train(setup, stream, state, t)
+        state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
+        return state, (scored(state, t), losses)
+
+    def in_parts(state: State, t: Array):
+        cut = lambda x: jnp.asarray(x)[t].reshape(anytime, steps // anytime, *x.shape[2:])
+        total = stages.steps_of(stream, t)
+
+        def part(state, rows):
+            state, losses = stages.train(setup, stream, state, t, rows, total)
+            return state, (scored(state, t), losses)
+
+        rows = tuple(cut(x) for x in (stream.rows, stream.origin, stream.weight))
+        state, (R, losses) = jax.lax.scan(part, state, rows)
+        state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
+        return state, (R, losses.reshape(-1))
+
+    def task(state: State, t: Array):
+        state = stages.begin(setup, stream, state, t)
+        state, (R, losses) = (whole if anytime == 1 else in_parts)(state, t)
+        return state, (R, losses, is_finite(state, losses))
+
+    state = stages.create(setup, stream, key)
+    state, (R, losses, finite) = jax.lax.scan(task, state, jnp.arange(stream.tasks))
+    return Result(state, R, losses, finite)
+
+
+def is_finite(state: State, losses: Array) -> Array:
+    """bool: whether the losses and all weights are finite."""
+    floats = [p for p in state.params.values() if jnp.issubdtype(p.dtype, jnp.floating)]
+    good = [jnp.all(jnp.isfinite(x)) for x in (losses, *floats)]
+    return jnp.all(jnp.stack(good))
+
+
+def run(
+    setup: Setup,
+    stream: Stream,
+    key: Array,
+    *,
+    watch: Callable[[int, State, dict], None] = lambda t, state, R: None,
+    score_every: int = 1,
+    state: State | None = None,
+    first: int = 0,
+) -> Result:
+    """The same stage by stage: each is compiled once, and hooks may use the host.
+
+    Args:
+        watch: called after every task with its index, the state (a checkpoint) and its figures
+            (NaN where it was not scored).
+        state, first: go on from this state, with this task.
+
+    Raises:
+        ValueError: what does not fit together, see `jaxmerge.continual.checks`.
+    """
+    check(setup, stream)
+    methods = [m.build() for m in setup.methods]
+    host = any(m.host for m in methods)
+    stream = jax.tree.map(jnp.asarray, stream)
+    state = compiled[stages.create](setup, stream, key) if state is None else state
+    figures, losses, finite = [], [], []
+    for t in range(first, stream.tasks):
+        index = np.int32(t) if host else jnp.int32(t)
+        at_border = (lambda f: f) if host else compiled.get
+        state = at_border(stages.begin)(setup, stream, state, index)
+        state, found = compiled[stages.train](setup, stream, state, index)
+        state = at_border(stages.end)(setup, stream, state, index)
+        state = compiled[stages.fold](setup, stream, state, index)
+        losses.append(found)
+        finite.append(is_finite(state, found))
+        due = (t + 1) % score_every == 0 or t == stream.tasks - 1
+        if due:
+            figures.append(compiled[stages.score](setup, stream, state, index))
+        else:
+            like = jax.eval_shape(compiled[stages.score], setup, stream, state, index)
+            figures.append(jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), like))
+        watch(t, state, figures[-1])
+    pile = lambda *x: jnp.stack(x)
+    return Result(state, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))
+
+
+def joint(stream: Stream, key: Array) -> Stream:
+    """All tasks at once: a stream of one task, its examples in random order.
+
+    There is one task index then: use an objective over all columns, and no slots.
+    """
+    tasks, steps, batch = stream.rows.shape
+    order = jax.random.permutation(key, tasks * steps * batch)
+    mix = lambda x: jnp.asarray(x).reshape(-1)[order].reshape(1, tasks * steps, batch)
+    return stream._replace(
+        rows=mix(stream.rows), origin=mix(stream.origin), weight=mix(stream.weight), sample=None
+    )
+
+
+def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
+    """Streams of several seeds over the same data as one, what differs stacked; and `vmap` axes.
+
+    Raises:
+        ValueError: streams of different shapes, or over different data.
+    """
+    first = streams[0]
+    if not all(isinstance(s.groups, Groups) for s in streams):
+        raise ValueError("Streams with several sets of groups cannot be stacked; run them in turn.")
+    shapes = sorted({str(s.rows.shape) for s in streams})
+    if len(shapes) > 1 or any(s.inputs is not first.inputs for s in streams):
+        raise ValueError(
+            f"Stacked streams share their data and have one shape; found {', '.join(shapes)}."
+        )
+    same = lambda x, y: np.array_equal(np.asarray(x), np.asarray(y))
+    if not all(same(s.weight, first.weight) for s in streams):
+        raise ValueError("Stacked streams share their weights, or skipped steps would be computed.")
+    size = max(s.groups.rows.shape[1] for s in streams)
+    fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, size - x.shape[1])))
+    streams = [
+        s._replace(groups=s.groups._replace(rows=fill(s.groups.rows), weight=fill(s.groups.weight)))
+        for s in streams
+    ]
+    sample = None if first.sample is None else 0
+    groups = Groups(None, None, 0, 0, 0, 0)
+    axes = Stream(None, None, 0, 0, None, 0, groups, sample, None)
+    pile = lambda axis, *x: x[0] if axis is None else jax.tree.map(lambda *y: np.stack(y), *x)
+    return jax.tree.map(pile, axes, *streams, is_leaf=lambda x: x is None), axes
+
+
+def over(
+    one: Callable[[Stream, Array], Any], axes: Stream, streams: Stream, keys: Array,
+    *, sharded: bool = False,
+) -> Any:  # fmt: skip
+    """``one(stream, key)`` of every stacked stream: `vmap`, or `lax.map` on a CPU.
+
+    Args:
+        axes, streams: of `stacked`.
+        sharded: cut the seeds over all devices (their number must divide that of the seeds).
+    """
+    if jax.default_backend() != "cpu":
+        if sharded:
+            keys = jax.device_put(keys, NamedSharding(_seeds(), PartitionSpec("seeds")))
+        return jax.vmap(one, (axes, 0))(streams, keys)
+    leaves, form = jax.tree.flatten(streams)
+    spread = jax.tree.map(
+        lambda a, x: jax.tree.map(lambda _: a == 0, x), axes, streams, is_leaf=lambda a: a is None
+    )
+    flags = jax.tree.leaves(spread)
+    own = [x for x, f in zip(leaves, flags, strict=True) if f]
+
+    def each(x):
+        rest, key = iter(x[0]), x[1]
+        full = [next(rest) if f else y for y, f in zip(leaves, flags, strict=True)]
+        return one(jax.tree.unflatten(form, full), key)
+
+    if not sharded:
+        return jax.lax.map(each, (own, keys))
+    cut = PartitionSpec("seeds")
+    some = jax.shard_map(
+        lambda own, keys: jax.lax.map(each, (own, keys)),
+        mesh=_seeds(), in_specs=(cut, cut), out_specs=cut, check_vma=False,
+    )  # fmt: skip
+    return some([jnp.asarray(x) for x in own], keys)
+
+
+def _seeds() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("seeds",))

@@ -1,0 +1,127 @@
+"""Registered optimisers: optax transformations as specs, whose rates may be traced.
+
+An optimiser is made anew for every task.  A factory returns an optax transformation, or a function
+of the task's number of steps that does, where its schedule must know them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import optax
+
+from jaxmerge.continual.registry import NonNegative, Positive, Range, Share, optimisers
+from jaxmerge.core.types import Array
+
+Momentum = Annotated[float, Range("a number in [0, 1)", lambda v: 0 <= v < 1)]
+
+
+def _clipped(clip: Any, *rest: optax.GradientTransformation) -> optax.GradientTransformation:
+    return (
+        optax.chain(*rest) if clip is None else optax.chain(optax.clip_by_global_norm(clip), *rest)
+    )
+
+
+@optimisers.register
+def sgd(
+    rate: Positive = 0.1,
+    momentum: Momentum = 0.0,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
+):
+    """SGD as in torch: decay enters the gradient, momentum is not dampened.
+
+    Args:
+        clip: greatest norm of the gradient, None: not clipped.
+    """
+    return _clipped(
+        clip,
+        optax.add_decayed_weights(weight_decay),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+@optimisers.register
+def adam(
+    rate: Positive = 1e-3, b1: Momentum = 0.9, b2: Momentum = 0.999, clip: Positive | None = None
+):
+    """Adam (Kingma and Ba, ICLR 2015)."""
+    return _clipped(clip, optax.adam(rate, b1, b2))
+
+
+@optimisers.register
+def adamw(rate: Positive = 1e-3, weight_decay: NonNegative = 0.01, clip: Positive | None = None):
+    """AdamW at a constant rate (Loshchilov and Hutter, ICLR 2019)."""
+    return _clipped(clip, optax.adamw(rate, weight_decay=weight_decay))
+
+
+@optimisers.register
+def cosine(
+    rate: Positive = 1e-4,
+    warmup: Share = 0.1,
+    weight_decay: NonNegative = 0.1,
+    clip: Positive = 1.0,
+    warm: Any = None,
+):
+    """AdamW, its rate rising in a share of a task's steps and falling as half a cosine.
+
+    Args:
+        warmup: share of the task's steps.
+        warm: the number of steps in which the rate rises, in place of the share.
+    """
+
+    def of(total):
+        total = jnp.asarray(total, jnp.float32)
+        rise = warmup * total if warm is None else jnp.asarray(warm, jnp.float32)
+        curve = partial(learning_rate, rate=rate, warm=rise, total=total)
+        return _clipped(clip, optax.adamw(curve, weight_decay=weight_decay))
+
+    return of
+
+
+def learning_rate(count: Array, rate: Array, warm: Array, total: Array) -> Array:
+    """Linear in `warm` steps up to the peak, then a half cosine that would reach 0 after `total`.
+
+    Step k (from 0) reads the curve at k + 1: the first step moves and the last does not vanish.
+
+    >>> [round(float(learning_rate(k, 1.0, 2.0, 10.0)), 3) for k in (0, 1, 9)]
+    [0.5, 1.0, 0.03]
+    """
+    k = jnp.asarray(count, jnp.float32)
+    rise = (k + 1) / jnp.maximum(warm, 1)
+    part = (k + 1 - warm) / jnp.maximum(total - warm + 1, 1)
+    fall = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+    return rate * jnp.where(k + 1 <= warm, rise, fall)
+
+
+@optimisers.register
+def by_name(rules: Any):
+    """Parameter groups with optimisers of their own.
+
+    Args:
+        rules: pairs of a regular expression and an optimiser, the first that matches the whole
+            name of a leaf counts: ``by_name((("head/.*", sgd(0.1)), (".*", sgd(0.01))))``.
+
+    Raises:
+        ValueError: a leaf that no rule matches, when the optimiser meets the leaves.
+    """
+    patterns = [re.compile(p) for p, _ in rules]
+
+    def label(leaves):
+        first = {n: next((p.pattern for p in patterns if p.fullmatch(n)), None) for n in leaves}
+        left = [n for n, p in first.items() if p is None]
+        if left:
+            raise ValueError(
+                f"by_name: no rule matches {len(left)} leaves, such as {left[0]!r}; end with '.*'."
+            )
+        return first
+
+    def of(total):
+        made = {p: o if hasattr(o, "update") else o(total) for p, o in rules}
+        return optax.partition(made, label)
+
+    return of

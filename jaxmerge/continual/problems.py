@@ -1,0 +1,102 @@
+"""Registered problems and evaluators: classification over columns of a head, next tokens.
+
+The information of a stream that they read: ``info["own"]``, bool ``[tasks, columns]``, the columns
+of each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+
+from jaxmerge.continual.records import Evaluator, Problem, as_stored
+from jaxmerge.continual.registry import evaluators, problems
+from jaxmerge.core.types import Array
+
+
+def columns_seen(info: Any, task: Array) -> Array:
+    """bool [columns], those of the tasks up to this one."""
+    own = jnp.asarray(info["own"])
+    upto = jnp.arange(own.shape[0])[:, None] <= task
+    return jnp.any(own & upto, axis=0)
+
+
+def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> Array:
+    """Of integer targets, over the columns where `mask` is True."""
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+@evaluators.register
+def accuracy() -> Evaluator:
+    """Task-agnostic: the right class among all columns."""
+    return Evaluator(lambda out, y, info: _right(out.logits, y))
+
+
+@evaluators.register
+def aware() -> Evaluator:
+    """Task-aware: the task is given, and only its own columns compete."""
+
+    def score(out, y, info):
+        return _right(jnp.where(jnp.asarray(info["own"]), out.logits, -jnp.inf), y)
+
+    return Evaluator(score, task_aware=True)
+
+
+@evaluators.register
+def perplexity() -> Evaluator:
+    """exp of the mean negative log-likelihood a token; targets of -1 are not predicted."""
+    return Evaluator(
+        lambda out, y, info: token_loss(out.logits, y), finish=jnp.exp, lower_is_better=True
+    )
+
+
+def _right(logits: Array, targets: Array) -> Array:
+    return (logits.argmax(-1) == targets).astype(jnp.float32)
+
+
+@problems.register
+def classification(
+    columns: Literal["all", "seen", "own"] = "all",
+    metrics: Any = ("accuracy", "aware"),
+    view: Callable | None = None,
+) -> Problem:
+    """Cross-entropy over columns of the head.
+
+    Args:
+        columns: that compete in training: all, those of the tasks so far, or those of the task
+            that an example is from (of the trained task where it is from a later one).
+        metrics: names of registered evaluators.
+        view: ``(stored, info, task [B], key) -> inputs``; the same function object for equal specs.
+    """
+
+    def objective(out, batch, info, task):
+        mask = {
+            "all": lambda: None,
+            "seen": lambda: columns_seen(info, task),
+            "own": lambda: jnp.asarray(info["own"])[batch.task],
+        }[columns]()
+        return cross_entropy(out.logits, batch.targets, mask)
+
+    found = {n: evaluators.get(n)().build() for n in metrics}
+    return Problem(objective, found, view or as_stored)
+
+
+def token_loss(logits: Array, targets: Array) -> Array:
+    """[B]: mean negative log-likelihood of the targets ``[B, L]`` that are not -1."""
+    each = cross_entropy(logits, jnp.maximum(targets, 0))
+    real = (targets >= 0).astype(each.dtype)
+    return jnp.sum(each * real, -1) / jnp.maximum(jnp.sum(real, -1), 1)
+
+
+@problems.register
+def next_token() -> Problem:
+    """Targets int ``[B, L]``, the next token at each place, -1 where there is none to predict."""
+    return Problem(
+        lambda out, batch, info, task: token_loss(out.logits, batch.targets),
+        {"perplexity": perplexity().build()},
+    )

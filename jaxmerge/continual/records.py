@@ -1,0 +1,362 @@
+"""A stream of tasks is a fold: the records that everything in `jaxmerge.continual` is made of.
+
+One task is five stages, each a function ``(setup, stream, state, t) -> state``
+(`jaxmerge.continual.stages`)::
+
+    begin -> train (one lax.scan) -> end -> fold (`jm.update` of every merge) -> score (R[t, group])
+
+Two drivers call them (`jaxmerge.continual.drivers`): `program` scans them, so that a whole stream
+is one pure function for ``jit``, ``vmap`` and ``lax.map``; `run` calls them one by one.
+
+Three rules keep it small:
+
+* **params** are all that prediction needs, **memory** is all that only learning needs;
+* what grows with the tasks is a leaf ``[tasks, ...]``, a *slot* for each task;
+* what a method changes in the network is a **wrap**, ``Model -> Model``; what it changes in
+  learning is a **hook**.
+
+A `Method` is plain fine-tuning and something besides.  All its fields are optional, several methods
+compose in their order, and each sees its own memory only::
+
+    @methods.register
+    def l2(strength: NonNegative = 1.0):
+        def loss(model, step):
+            pull = sum(jnp.sum((p - step.base[n]) ** 2) for n, p in step.params.items())
+            return 0.5 * strength * pull
+        return Method(loss=loss)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmerge.core.registry import Spec, Static, frozen
+from jaxmerge.core.types import Array, Leaves
+
+LAST = "last model"  # the label of the deployment that is no merge
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch; what nobody reads costs nothing, the compiler removes it.
+
+    Attributes:
+        logits: ``[B, classes]``, ``[B, L, vocabulary]``, a tuple with one for each depth of labels.
+        features: ``[B, D]``, what the head reads.
+        aux: a mapping of whatever else: losses of a router, queries of prompts, batch statistics.
+    """
+
+    logits: Any
+    features: Any = None
+    aux: Any = None
+
+
+class Batch(NamedTuple):
+    """Examples; every leaf has them on its first axis.
+
+    Attributes:
+        inputs: ``[B, ...]``, or a pytree of such.
+        targets: likewise: labels, shifted tokens, labels of every depth.
+        task: int32 ``[B]``, where each example is from (joint training and replay mix tasks).
+        weight: float32 ``[B]``, 0 where there is no example.
+    """
+
+    inputs: Any
+    targets: Any
+    task: Array
+    weight: Array
+
+
+class Model(NamedTuple):
+    """A network as pure functions of its params, a flat mapping of names to arrays.
+
+    Attributes:
+        init: ``key -> params``; a pretrained model ignores the key.
+        apply: ``(params, inputs, task) -> Outputs``: training, and tests that give the task.
+        predict: ``(params, inputs, seen) -> Outputs``: tests at which it is not; `seen` is the last
+            task that was learnt.  None: `apply`, which then must not read the task.
+        train: ``(params, inputs, task, key) -> Outputs``: `apply` as it is in training, where that
+            differs (dropout, normalisation over the batch).  None: `apply`.
+        from_features: ``(params, features, task) -> Outputs``: the part of the network after its
+            features, for methods that replay activations.  None: the model has no such entry.
+        trainable: whether a leaf of this name is trained.
+        slots: whether a leaf of this name is ``[tasks, ...]``; a task trains one slot of it.
+        slot: ``(params, task) -> int32``: which slot a task trains.  By default its own; a method
+            that grows by novelty keeps the table in an untrained leaf, which its `begin` writes.
+        statistics: whether a leaf of this name is not trained but rewritten by each training step,
+            from ``aux["statistics"]`` of `train`, a mapping of names to new values.
+        weights: ``(params, task) -> leaves``: what merges fold, by default every leaf.
+        put: ``(params, merged) -> params``: brings a merge of `weights` back.
+    """
+
+    init: Callable[[Array], Leaves]
+    apply: Callable[..., Outputs]
+    predict: Callable[..., Outputs] | None = None
+    train: Callable[..., Outputs] | None = None
+    from_features: Callable[..., Outputs] | None = None
+    trainable: Callable[[str], bool] = lambda name: True
+    slots: Callable[[str], bool] = lambda name: False
+    slot: Callable[..., Array] = lambda params, task: task
+    statistics: Callable[[str], bool] = lambda name: False
+    weights: Callable[..., Leaves] = lambda params, task: params
+    put: Callable[[Leaves, Leaves], Leaves] = lambda params, merged: {**params, **merged}
+
+    def learn(self, params: Leaves, inputs: Any, task: Array, key: Array) -> Outputs:
+        """Outputs as in training: `train`, or else `apply`."""
+        if self.train is None:
+            return self.apply(params, inputs, task)
+        return self.train(params, inputs, task, key)
+
+    def answer(self, params: Leaves, inputs: Any, seen: Array) -> Outputs:
+        """Outputs without the task: `predict`, or else `apply`."""
+        return (self.predict or self.apply)(params, inputs, seen)
+
+
+class Step(NamedTuple):
+    """What a hook sees inside the compiled step; it is made in the trace, so it holds functions.
+
+    Attributes:
+        params: the weights before the step, slots and untrained leaves too.
+        base: theta_0.
+        batch: what the model reads.
+        stored: the batch's inputs as they are stored, before the problem's view.  A buffer keeps
+            these, and shows them to the model through `view`.
+        view: ``(stored, task [B], key) -> inputs``: another key gives another augmentation.
+        outputs: of the batch.
+        memory: of this method alone.
+        info: what the stream says of its tasks, leaves ``[tasks, ...]``.
+        task: int32, the index of the task.
+        count: int32, the steps taken in this task; `total` steps are to be taken.
+        key: of this step and this method.
+        objective: ``(outputs, batch) -> [B]``, that of the task or of a method that replaces it.
+        grads: of the objective alone, without the losses of methods; for the leaves that train.
+        updates: what the step adds to the trained leaves.
+    """
+
+    params: Leaves
+    base: Leaves
+    batch: Batch
+    stored: Any
+    view: Callable[..., Any]
+    outputs: Any
+    memory: Any
+    info: Any
+    task: Array
+    count: Array
+    total: Array
+    key: Array
+    objective: Callable[..., Array]
+    grads: Any = None
+    updates: Any = None
+
+
+class Border(NamedTuple):
+    """What a hook sees of a task before its first and after its last step.
+
+    Attributes:
+        index: int32, the task.
+        base: theta_0.
+        info: what the stream says of its tasks.
+        key: of this border and this method.
+        read: ``count -> Batch``: the first `count` examples of the task's sample (by default the
+            order of training), seen as at evaluation; fewer where there are fewer.
+        objective: ``(outputs, batch) -> [B]``, that of the task.
+    """
+
+    index: Array
+    base: Leaves
+    info: Any
+    key: Array
+    read: Callable[[int], Batch]
+    objective: Callable[..., Array]
+
+
+def nothing(model: Model, params: Leaves, batch: Batch) -> tuple:
+    """The memory of a method that needs none."""
+    return ()
+
+
+class Method(NamedTuple):
+    """What is added to plain fine-tuning.
+
+    Attributes:
+        wrap: ``(model, tasks) -> model``: adds leaves, changes `apply`, what trains or merges.
+        init: ``(model, params, batch) -> memory``: of the batch (stored inputs) shapes count only.
+        begin, end: ``(model, params, memory, border) -> (params, memory)``.
+        objective: ``(outputs, batch, info, task) -> [B]``, in place of the task's own.
+        loss: ``(model, step) -> scalar`` that is added.
+        gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
+            ``grad_at(trained)`` is the total gradient at other weights.
+        update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
+        observe: ``(model, step) -> memory``, after every step.
+        host: `begin` and `end` need concrete arrays (numpy, files); then only `run` serves.
+    """
+
+    wrap: Callable[[Model, int], Model] | None = None
+    init: Callable[..., Any] = nothing
+    begin: Callable[..., tuple[Leaves, Any]] | None = None
+    objective: Callable[..., Array] | None = None
+    loss: Callable[..., Array] | None = None
+    gradient: Callable[..., Any] | None = None
+    update: Callable[..., tuple[Any, Any]] | None = None
+    observe: Callable[..., Any] | None = None
+    end: Callable[..., tuple[Leaves, Any]] | None = None
+    host: bool = False
+
+
+class Evaluator(NamedTuple):
+    """A figure of a group of examples, reduced on the device.
+
+    Attributes:
+        score: ``(outputs, targets, info) -> [B]``; `info` is that of each example's group,
+            leaves ``[B, ...]``.  Averaged over the group by weight.
+        task_aware: the model is given the task of the group: `apply`, not `predict`.
+        finish: of the mean, such as ``jnp.exp`` for a perplexity.
+        lower_is_better: the direction.
+    """
+
+    score: Callable[..., Array]
+    task_aware: bool = False
+    finish: Callable[[Array], Array] = lambda mean: mean
+    lower_is_better: bool = False
+
+
+def as_stored(inputs: Any, info: Any, task: Array, key: Array | None) -> Any:
+    """The view of a problem whose model reads the stored inputs."""
+    return inputs
+
+
+class Problem(NamedTuple):
+    """What is to be learnt, as functions; with data it makes tasks.
+
+    Attributes:
+        objective: ``(outputs, batch, info, task) -> [B]``.
+        evaluators: name -> `Evaluator`.
+        view: ``(stored, info, task [B], key) -> inputs`` of the model.  The key is None at
+            evaluation; in training another key gives another augmentation.
+    """
+
+    objective: Callable[..., Array]
+    evaluators: Mapping[str, Evaluator]
+    view: Callable[..., Any] = as_stored
+
+
+class Groups(NamedTuple):
+    """What is evaluated, apart from tasks: classes, domains, depths of labels; G of them.
+
+    Attributes:
+        inputs, targets: the examples.
+        rows: int32 ``[G, M]``.
+        weight: float32 ``[G, M]``, 0 fills up.
+        task: int32 ``[G]``: whose view is used, and what a task-aware evaluator is given.
+        info: leaves ``[G, ...]``.
+        metrics: bool ``[G, evaluators]`` by name in sorted order, which figures a group has; None:
+            all.  The others are NaN.
+    """
+
+    inputs: Any
+    targets: Any
+    rows: Array
+    weight: Array
+    task: Array
+    info: Any
+    metrics: Array | None = None
+
+
+class Stream(NamedTuple):
+    """The data: arrays only, and every batch a list of row numbers that was drawn before.
+
+    Attributes:
+        inputs: ``[N, ...]``, the examples of all tasks, each once.
+        targets: likewise.
+        rows: int32 ``[tasks, steps, B]``.
+        origin: int32 ``[tasks, steps, B]``, the task that an example belongs to.
+        weight: float32 ``[tasks, steps, B]``; a step of zeros alone is skipped.
+        info: leaves ``[tasks, ...]``.
+        groups: what is evaluated, or several of them where the forms of the data differ; the
+            columns of R are those of the first, of the second, ...
+        sample: int32 ``[tasks, K]``: rows that `Border.read` gives, in its order; None: the order
+            of training.  -1 fills up.
+        promise: what the index plan promises: "once" (each row at most once in the whole stream),
+            "epochs" (within a task no row comes again before all have come), or "nothing".
+    """
+
+    inputs: Any
+    targets: Any
+    rows: Array
+    origin: Array
+    weight: Array
+    info: Any
+    groups: Groups | tuple[Groups, ...]
+    sample: Array | None = None
+    promise: Static = Static("nothing")
+
+    @property
+    def tasks(self) -> int:
+        return self.rows.shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that decides the figures besides data and key: a pytree whose floats may be traced.
+
+    Attributes:
+        model, problem, optimiser: specs.
+        methods: specs of methods, in order.
+        merges: label -> a jaxmerge method; each is a deployment beside the last model.
+        start: where a task starts: "last", "base", or the label of a merge.
+        accumulate: parts in which a batch passes through the model; its gradient is their mean.
+    """
+
+    model: Spec
+    problem: Spec
+    optimiser: Spec
+    methods: tuple[Spec, ...] = ()
+    merges: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    start: str = dataclasses.field(default="last", metadata={"static": True})
+    accumulate: int = dataclasses.field(default=1, metadata={"static": True})
+
+    def __post_init__(self):
+        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "merges", {k: frozen(m) for k, m in dict(self.merges).items()})
+
+
+class State(NamedTuple):
+    """All that passes from step to step and from task to task: one checkpoint.
+
+    Attributes:
+        base, params: theta_0 and the weights.
+        memory: one entry for each method.
+        merges: label -> `MergeState`.
+        moments: of the optimiser, for the leaves (and the slot) of this task; new for every task.
+        count: int32, steps taken in this task.
+        key: the root of all draws after the initialisation.
+    """
+
+    base: Leaves
+    params: Leaves
+    memory: tuple
+    merges: dict
+    moments: Any
+    count: Array
+    key: Array
+
+
+class Result(NamedTuple):
+    """What a stream gives.
+
+    Attributes:
+        state: the last one.
+        R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
+        losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
+        finite: bool ``[T]``: the losses of the task and the weights after it are finite.
+    """
+
+    state: State
+    R: dict
+    losses: Array
+    finite: Array

@@ -1,0 +1,132 @@
+"""Trees <-> names, and the check that all models have the leaves of the base.
+
+Inside jaxmerge a model is a flat mapping ``name -> array``.  `flatten` gives that view of any
+pytree and the way back; a mapping of strings to arrays is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.types import Leaves
+
+
+def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
+    """A pytree as a flat mapping, and the function that puts such a mapping back in its form.
+
+    Names join the path with "/"; Python numbers become arrays.
+
+    Example:
+        >>> flat, back = flatten({"layer": [{"w": np.ones(2)}, {"w": np.zeros(2)}]})
+        >>> list(flat)
+        ['layer/0/w', 'layer/1/w']
+        >>> back(flat)["layer"][1]["w"]
+        array([0., 0.])
+
+    Raises:
+        ValueError: two leaves get one name (both paths are shown), or a leaf is no array.
+    """
+    if is_flat(tree):
+        return tree, lambda flat: {n: flat[n] for n in tree}
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    flat: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
+    wrong = []
+    for path, leaf in paths:
+        name = "/".join(_part(k) for k in path)
+        if name in flat:
+            where, other = (jax.tree_util.keystr(p) for p in (seen[name], path))
+            wrong.append(f"two leaves are called {name!r}: {where} and {other}; rename one")
+        if isinstance(leaf, bool | int | float | complex):
+            leaf = jnp.asarray(leaf)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            wrong.append(f"leaf {name!r} is a {type(leaf).__name__}, not an array; leave it out")
+        flat[name], seen[name] = leaf, path
+    if wrong:
+        raise ValueError("This is no model:\n  " + "\n  ".join(wrong))
+    order = list(flat)
+    return flat, lambda new: jax.tree_util.tree_unflatten(treedef, [new[n] for n in order])
+
+
+def is_flat(tree: Any) -> bool:
+    """Whether this is a mapping of names to arrays already (lazy mappings are not read)."""
+    if not isinstance(tree, Mapping) or not all(isinstance(k, str) for k in tree):
+        return False
+    if isinstance(tree, dict):
+        return all(hasattr(v, "shape") for v in tree.values())
+    return jax.tree_util.all_leaves([tree])  # else a pytree of its own, such as nnx.State
+
+
+def _part(key: Any) -> str:
+    for field in ("key", "name", "idx"):
+        if hasattr(key, field):
+            return str(getattr(key, field))
+    return str(key)
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf is merged (floating) or taken from the base untouched (integers, flags)."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+class Zeros(Mapping):
+    """The base of a merge without a base: zeros like one model, made leaf by leaf when asked."""
+
+    def __init__(self, like: Leaves):
+        self.like = like
+
+    def __getitem__(self, name: str) -> Any:
+        leaf = self.like[name]
+        return jnp.zeros_like(leaf) if is_float(leaf) else leaf
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+
+def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int = 0) -> None:
+    """Raise one ValueError that names every leaf of every model that does not fit the base.
+
+    Example:
+        >>> base = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
+        >>> check_same(base, base, {"w": np.ones((3, 2), np.float32)})
+        Traceback (most recent call last):
+        ValueError: model 1 does not fit the base:
+          missing leaf 'b' (base: float32[3])
+          leaf 'w': found float32[3,2], expected float32[2,3]
+        Give every model the leaves of the base, in its shapes and dtypes.
+    """
+    found = []
+    for t, model in enumerate(models, first):
+        wrong = mismatches(base, model)
+        if wrong:
+            found += [f"{who.format(t)} does not fit the base:", *(f"  {line}" for line in wrong)]
+    if found:
+        raise ValueError(
+            "\n".join(found)
+            + "\nGive every model the leaves of the base, in its shapes and dtypes."
+        )
+
+
+def mismatches(base: Leaves, model: Leaves) -> list[str]:
+    """A line for each leaf of `model` that is missing, extra, or of another shape or dtype."""
+    wrong = [f"missing leaf {n!r} (base: {kind(base[n])})" for n in base if n not in model]
+    wrong += [f"extra leaf {n!r} ({kind(model[n])})" for n in model if n not in base]
+    for n in base:
+        if n in model:
+            found, expected = model[n], base[n]
+            if found.shape != expected.shape or found.dtype != expected.dtype:
+                wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
+    return wrong
+
+
+def kind(leaf: Any) -> str:
+    """ "float32[2,3]"."""
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"

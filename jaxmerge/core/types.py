@@ -1,0 +1,302 @@
+"""A merge is a fold over models; this page defines the four types that everything else composes.
+
+**The grid.**  Rows are models t = 1..T, columns are the named leaves of the parameter tree.  The
+cell (t, name) holds one leaf of a task vector, ``tau = theta_t[name] - theta_0[name]``.  A method
+maps the grid to one row, the merged task vector, which is added to the base weights theta_0::
+
+                 patch/kernel   block_00/query/kernel   ...   norm/scale
+      model 1        tau              tau                        tau
+      model 2        tau              tau                        tau        fold over rows
+      ...                                                                        |
+      merged         cell  ------->   cell                       cell            v
+
+Rows may arrive over time (continual learning), columns may be read one by one (checkpoints larger
+than memory), columns may be sharded over devices.  A method need not know: it is written as array
+math on **one cell**, and the drivers (`jaxmerge.drivers.memory`, `jaxmerge.drivers.files.api`,
+`jaxmerge.drivers.sharded`) walk the grid.
+
+* `Transform` rewrites a task vector, leaf by leaf (trim, DARE, scale).
+* `Merge` folds task vectors into one: ``init -> update* -> finalize`` on every leaf.
+* `Measure` is the only thing that couples leaves: a small additive fact about a whole row (its
+  norm, its k-th magnitude) that a stage receives as ``ctx.measured``.
+* `Context` is what a stage may look at besides the task vector itself.
+
+`jaxmerge.core.composition` composes stages, `jaxmerge.core.registry` names them,
+`jaxmerge.methods` holds the published methods, each a composition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Array = Any  # jax.Array or numpy.ndarray
+Leaves = Mapping[str, Array]  # "vision/block_03/attn/query/kernel" -> array
+Cell = Any  # what a Merge remembers of one leaf: any pytree of arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What is known at one cell of the grid besides the task vector.
+
+    Attributes:
+        base: this leaf of theta_0.
+        step: int32 scalar, how many models were merged before this one; in `finalize` and in
+            transforms after the merge, how many were merged in all.
+        key: a PRNG key of this very cell (leaf, model, stage), or None when the caller gave none.
+        extra: side information of this model about this leaf: "fisher", "gram", "weight", ...
+        measured: the summary of this stage's `Measure`, or None when it has none.
+    """
+
+    base: Array
+    step: Array
+    key: Any = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measured: Any = None
+
+
+class Measure(NamedTuple):
+    """A fact about a whole row, gathered leaf by leaf: what one leaf contributes is *added up*.
+
+    ``observe(leaf, summary, i) -> partial`` is what one leaf contributes in pass i; the partials
+    of all leaves are summed (so leaves, files and devices may be visited in any order);
+    ``refine(summary, total, i) -> summary`` digests the sum.  The summary after the last pass is
+    the stage's ``ctx.measured``.
+
+    ``scope="row"`` adds over all leaves that share this very `Measure` object; ``scope="leaf"``
+    gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe`, used
+    when the values are concrete and live on the CPU: it gets a
+    `jaxmerge.numerics.host_order_statistics.Row` for the leaf, and its partials may differ in form
+    if `refine` takes them.  `done(summary)`, if given, says that no further pass is needed: then
+    `passes` is only the most there can be.
+    ``join(a, b, i)`` brings partials together where not by adding.
+    """
+
+    init: Callable[[], Any]
+    observe: Callable[[Array, Any, int], Any]
+    refine: Callable[[Any, Any, int], Any] = lambda summary, total, i: total
+    passes: int = 1
+    scope: str = "row"
+    host: Callable[[Any, Any, int], Any] | None = None
+    done: Callable[[Any], bool] = lambda summary: False
+    join: Callable[[Array, Array, int], Array] = lambda a, b, i: a + b
+
+
+class Transform(NamedTuple):
+    """Task vector -> task vector: ``kernel(leaf, ctx) -> leaf``, the same shape and dtype.
+
+    `route(name, like) -> Transform`, if given, chooses another transform for each leaf by its
+    name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
+    the length of a hyperparameter with a number for each model: that many models may come.
+    """
+
+    kernel: Callable[[Array, Context], Array]
+    measure: Measure | None = None
+    stochastic: bool = False
+    route: Callable[[str, Leaves], Transform] | None = None
+    spec: Any = None
+    models: int | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.spec) if self.spec is not None else "Transform(...)"
+
+
+def result(cell: Cell, ctx: Context) -> Array:
+    """The default `finalize`: the cell is the merged leaf."""
+    return cell
+
+
+class Merge(NamedTuple):
+    """A fold over models, written for one leaf; see the module's picture.
+
+    Attributes:
+        init: ``leaf of the base -> cell``; build it with `zeros_like`, which keeps the sharding.
+        update: ``(cell, task-vector leaf, ctx) -> cell``.
+        finalize: ``(cell, ctx) -> merged task-vector leaf``; does not consume the cell.
+        combine: ``(cell, cell) -> cell`` for states of disjoint sets of models, or None.
+        measure: a fact about the row that enters `update`.
+        opening: a fact about all cells before a row enters; `update` then receives the pair of
+            that of the row and this one as ``ctx.measured``.
+        closing: a fact about all cells, given to `finalize`.
+        before: transforms applied to every row before `update`.
+        after: transforms applied to the merged row.
+        models: the least and the greatest number of models the method takes (None: any).
+        stochastic: the fold draws random numbers and needs a key.
+        elementwise: every entry is treated on its own, so leaves may be cut into blocks.
+        needs: names of the `extra` side information that `update` reads.
+        route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
+        core: spec of the fold without `before` and `after`.
+        spec: how the whole was built, for printing, recipes and compilation caches.
+    """
+
+    init: Callable[[Array], Cell]
+    update: Callable[[Cell, Array, Context], Cell]
+    finalize: Callable[[Cell, Context], Array] = result
+    combine: Callable[[Cell, Cell], Cell] | None = None
+    measure: Measure | None = None
+    opening: Measure | None = None
+    closing: Measure | None = None
+    before: tuple[Transform, ...] = ()
+    after: tuple[Transform, ...] = ()
+    models: tuple[int, int | None] = (1, None)
+    stochastic: bool = False
+    elementwise: bool = False
+    needs: tuple[str, ...] = ()
+    route: Callable[[str, Leaves], Merge] | None = None
+    core: Any = None
+    spec: Any = None
+
+    def __repr__(self) -> str:
+        return repr(self.spec) if self.spec is not None else "Merge(...)"
+
+
+def zeros(leaf: Array, dtype: Any = None) -> Array:
+    """A cell of zeros for one leaf, at least float32, sharded as the leaf is."""
+    return jnp.zeros_like(leaf, dtype=dtype or working_dtype(leaf))
+
+
+def working_dtype(leaf: Array) -> Any:
+    """Task vectors are computed in float32, or in float64 where the leaf already is."""
+    if jnp.dtype(leaf.dtype).itemsize == 1:  # float8 has no implicit promotion
+        return jnp.dtype(jnp.float32)
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def stacked(reduce: Callable[[Array, Context], Array], models=(1, None), **fields) -> Merge:
+    """A `Merge` that keeps all rows of a leaf and reduces them at the end.
+
+    Args:
+        reduce: ``(rows [T, *leaf], ctx) -> merged leaf``.
+
+    Memory: T x the leaf; files and sharded leaves still pass one leaf at a time.
+    """
+    return Merge(
+        init=lambda leaf: (),
+        update=lambda rows, x, ctx: (*rows, x),
+        finalize=lambda rows, ctx: reduce(jnp.stack(rows), ctx),
+        combine=lambda a, b: (*a, *b),
+        models=models,
+        **fields,
+    )
+
+
+def leaf_key(key: Any, name: str) -> Any:
+    """The key of one leaf: by name, not by position, so the order of leaves never matters."""
+    return None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def cell_key(key: Any, step: Any, stage: int) -> Any:
+    """The key of one cell at one stage, from its leaf's key."""
+    if key is None:
+        return None
+    if isinstance(key, Piece):
+        return key._replace(key=cell_key(key.key, step, stage))
+    return jax.random.fold_in(jax.random.fold_in(key, step), stage)
+
+
+class Piece(NamedTuple):
+    """The key of a piece of a leaf that is cut, with which `jaxmerge.numerics.hash_rng` draws what
+    the whole leaf would.
+
+    Attributes:
+        key: of the leaf, the model and the stage.
+        start: uint32 scalar, the number of the piece's first entry in the flattened leaf.
+    """
+
+    key: Any
+    start: Array
+
+
+@jax.jit
+def leaf_sum(x: Array) -> Array:
+    """The sum over all entries of a leaf.
+
+    A kernel that sums by this function and treats entries on their own otherwise may be cut: the
+    file driver adds up the pieces of a very large leaf
+    (`jaxmerge.drivers.files.elementwise_proof`).
+    """
+    return jnp.sum(x)
+
+
+def per_model(value: Any, ctx: Context) -> Any:
+    """A hyperparameter at this model: a number as it is, a list over models at ``ctx.step``.
+
+    >>> ctx = Context(base=None, step=jnp.int32(1))
+    >>> float(per_model(0.5, ctx)), float(per_model((0.1, 0.25), ctx))
+    (0.5, 0.25)
+    """
+    if isinstance(value, tuple | list):
+        value = jnp.stack([jnp.asarray(v, jnp.float32) for v in value])
+    return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
+
+
+def model_count(*values: Any) -> int | None:
+    """How many models lists of numbers are for (the shortest list); None if one number serves all.
+
+    >>> model_count(0.5), model_count(0.5, (0.1, 0.2, 0.3))
+    (None, 3)
+    """
+    many = [v for v in values if isinstance(v, tuple | list) or getattr(v, "ndim", 0) == 1]
+    return min(map(len, many), default=None)
+
+
+def concrete(*values: Any) -> bool:
+    """Whether no value is being traced by jit, vmap or grad."""
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
+
+
+def numpy_of(*values: Any) -> Any:
+    """numpy where all values are concrete, jax.numpy where one is being traced."""
+    return np if concrete(*values) else jnp
+
+
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    one: bool = False,
+) -> None:
+    """Raise ValueError unless every (concrete) value lies in [low, high], or (low, high].
+
+    With `one`, a list over models is refused.
+
+    >>> check_range("density", 1.5, 0, 1, open_low=True)
+    Traceback (most recent call last):
+    ValueError: density must be in (0, 1], got 1.5.
+    """
+    if one and isinstance(value, tuple | list):
+        raise ValueError(f"{name} must be one number for all models, got {value}.")
+    inside = lambda v: (low < v if open_low else low <= v) and v <= high
+    for x in jax.tree.leaves(value, is_leaf=lambda v: v is None):
+        if concrete(x) and not all(map(inside, _flat(name, x))):
+            bracket = "(" if open_low else "["
+            raise ValueError(f"{name} must be in {bracket}{low}, {high}], got {x}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless the value is one of the choices.
+
+    >>> check_choice("scope", "layer", ("global", "leaf"))
+    Traceback (most recent call last):
+    ValueError: scope must be one of 'global', 'leaf', got 'layer'.
+    """
+    if value not in tuple(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _flat(name: str, x: Any) -> list[float]:
+    try:
+        return [float(v) for v in (x.ravel() if hasattr(x, "ravel") else [x])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, or a list of numbers, got {x!r}.") from None

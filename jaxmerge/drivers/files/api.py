@@ -1,0 +1,184 @@
+"""The file driver: walk the grid of `jaxmerge.core.types` leaf by leaf, from file to file.
+
+A `Job` says how some leaves of the output come about: a method, a base, models, each a lazy mapping
+(`jaxmerge.io`).  `merge_jobs` runs one or more of them into one output folder:
+
+1. facts that couple leaves (a global k-th magnitude, the norm of the merged vector) are gathered in
+   as many passes over the files as they need;
+2. then every leaf is read, merged and written to its place, several at a time, so that reading,
+   computing and writing overlap.  Where `jaxmerge.drivers.files.elementwise_proof` proves that
+   entries do not mix, a leaf goes through in pieces, so memory depends neither on its size nor on
+   the number of models.
+
+The arithmetic is that of `jaxmerge.drivers.leaf`, which the in-memory driver calls too: same bits.
+The writer's journal makes an interrupted merge resumable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.core.types import Merge
+from jaxmerge.core.validation import check_choice
+from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
+from jaxmerge.drivers.files.worker import Run
+from jaxmerge.errors import UserError
+from jaxmerge.io.safetensors import Leaves, Like, changed
+from jaxmerge.io.writer import Group, Writer
+
+
+def merge_jobs(
+    jobs: Sequence[Job],
+    out: str | os.PathLike,
+    *,
+    out_dtype: Any = None,
+    digest: str = "",
+    metadata: Mapping[str, str] | None = None,
+    shard_size: int = 5_000_000_000,
+    resume: bool = False,
+    force: bool = False,
+    nonfinite: str = "raise",
+    devices: Sequence[Any] = (),
+    files: Callable[[Report], Mapping[str, bytes | Path]] = lambda report: {},
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    group: Group = Group(),
+) -> Report:
+    """Run jobs into one checkpoint folder.
+
+    Args:
+        out_dtype: of floating leaves; by default each keeps the base's.
+        digest: identifies this merge for `resume`.
+        nonfinite: "raise" refuses NaN and Inf by leaf, "zero" counts them as no change.
+        devices: spread leaves over these; by default jax's default device.
+        files: further files of the output, asked for when all leaves are written.
+        progress: called with a phase, bytes done and bytes in all.
+        group: of processes that write one output, each its own shards; see `process_group`.
+
+    Raises:
+        UserError: the output exists, the disk is too small; partial work stays for `resume`.  An
+            input changed while it was merged; nothing stays.
+        ValueError: models that do not fit together, NaN or Inf.
+    """
+    began = time.perf_counter()
+    zero = check_choice(nonfinite)
+    for job in jobs:
+        check_job(job)
+    tensors = tensors_of(jobs, out_dtype)
+    writer = Writer(
+        out, tensors, digest=digest, metadata=metadata, shard_size=shard_size,
+        resume=resume, force=force, group=group,
+    )  # fmt: skip
+    report = Report(str(writer.out), parameters=sum(math.prod(s) for _, s in tensors.values()))
+    try:
+        run = Run(jobs, writer, report, zero, devices, progress, out_dtype)
+        run.all()
+        report.seconds = time.perf_counter() - began
+        further = files(report) if group.index == 0 else {}
+        wrong = changed(sources_of(jobs))
+        if wrong:
+            writer.discard()
+            raise UserError(
+                f"{len(wrong)} input file{'s' * (len(wrong) > 1)} changed while they were merged: "
+                f"{', '.join(wrong[:5])}. Nothing was written; merge again when they are at rest."
+            )
+        writer.commit(further)
+    except BaseException:
+        writer.close()
+        raise
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def process_group() -> Group:
+    """The processes of `jax.distributed`, if it was initialized; else this one alone."""
+    import jax
+
+    if jax.process_count() == 1:
+        return Group()
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    return Group(jax.process_index(), jax.process_count(), sync_global_devices)
+
+
+def merge_files(
+    method: Merge,
+    *,
+    models: Sequence[Any],
+    out: str | os.PathLike,
+    base: Any = None,
+    dtype: Any = None,
+    key: Any = None,
+    **options: Any,
+) -> Report:
+    """Merge checkpoints from files into a folder, leaf by leaf.
+
+    Args:
+        method: any registered method, or a chain of stages.
+        models: references (see `jaxmerge.io.sources`), or lazy mappings of leaves.
+        out: the folder to write; config and tokenizer come from the base or the first model.
+        base: theta_0, likewise; None stands for zeros.
+        dtype: of floating leaves; by default each keeps the base's.
+        key: PRNG key, for methods that draw.
+        options: of `merge_jobs`: resume, force, shard_size, nonfinite, devices, progress.
+
+    Returns:
+        A `Report`.
+
+    Example:
+        >>> import tempfile, jaxmerge as jm
+        >>> from safetensors.numpy import load_file, save_file
+        >>> folder = tempfile.mkdtemp()
+        >>> for name, value in (("base", 0), ("a", 1), ("b", -3)):
+        ...     save_file({"w": np.full(2, value, np.float32)}, f"{folder}/{name}.safetensors")
+        >>> models = [f"{folder}/a.safetensors", f"{folder}/b.safetensors"]
+        >>> report = jm.merge_files(
+        ...     jm.magmax(), base=f"{folder}/base.safetensors", models=models, out=f"{folder}/out"
+        ... )
+        >>> load_file(f"{folder}/out/model.safetensors")["w"]
+        array([-1.5, -1.5], dtype=float32)
+    """
+    from jaxmerge.io.model_folder import output_belongings
+    from jaxmerge.io.sources import Source, keep_apart, open_source
+
+    if isinstance(models, str | os.PathLike):
+        raise ValueError(
+            f"models must be a list of references, got {models!r}: write [{models!r}]."
+        )
+    opened = lambda ref: ref if isinstance(ref, Leaves) else open_source(ref)
+    theta = None if base is None else opened(base)
+    rows = [opened(m) for m in models]
+    for source in (theta, *rows):
+        keep_apart(out, source.files if isinstance(source, Source) else ())
+    first = rows[0] if theta is None else theta
+    job = Job(method, rows, theta, key)
+    kind = None if dtype is None else _floating(dtype)
+    files = output_belongings(first, kind)
+    options.setdefault("metadata", {"format": "pt"})
+    options.setdefault("digest", _digest(job, kind))
+    return merge_jobs([job], out, out_dtype=kind, files=lambda report: files, **options)
+
+
+def _digest(job: Job, dtype: Any) -> str:
+    from jaxmerge.io.sources import Source
+
+    stamps = [s.stamp() if isinstance(s, Source) else s.like for s in (job.base, *job.models) if s]
+    text = repr((job.method, stamps, dtype, job.key))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _floating(dtype: Any) -> np.dtype:
+    import ml_dtypes  # noqa: F401 - makes numpy know bfloat16
+
+    found = np.dtype(dtype)
+    if not names.is_float(Like((), found)):
+        raise ValueError(f"dtype must be a floating one, got {found}.")
+    return found

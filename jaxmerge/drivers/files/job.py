@@ -1,0 +1,139 @@
+"""A `Job` says how leaves of the output come about; it is checked before any value is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.core.composition import Pipeline, keep_base
+from jaxmerge.core.types import Merge
+from jaxmerge.core.validation import check_count, check_method, grid_of
+from jaxmerge.io.header import CODES
+from jaxmerge.io.safetensors import Leaves, Like
+
+
+@dataclasses.dataclass
+class Job:
+    """How some leaves of the output come about.
+
+    Attributes:
+        method: the merge.
+        models: what is merged.
+        base: theta_0; None stands for zeros, then leaves are those of the first model.
+        key: PRNG key, for methods that draw.
+        extras: per model, side information such as ``{"fisher": leaves}``.
+    """
+
+    method: Merge
+    models: Sequence[Leaves]
+    base: Leaves | None = None
+    key: Any = None
+    extras: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def like(self) -> dict[str, Like]:
+        """The leaves of the output, in the order of the base."""
+        return (self.models[0] if self.base is None else self.base).like
+
+    @functools.cached_property
+    def grid(self) -> dict[str, Pipeline]:
+        """A pipeline for every leaf that is merged; the others are copied from the base."""
+        grid = grid_of(self.method, self.like)
+        return {n: p for n, p in grid.items() if self.like[n].size and not _copied(p)}
+
+
+def _copied(p: Pipeline) -> bool:
+    """Whether the leaf is the base's: kept, and no stage after it."""
+    return p.fold.core is not None and p.fold.core == keep_base().core and not p.after
+
+
+@dataclasses.dataclass
+class Report:
+    """What a merge from files did.
+
+    Attributes:
+        merged, copied, resumed: leaves computed, taken from the base, found done already.
+        parameters: entries of the output.
+        read, written: bytes.
+        seconds: wall time.
+        passes: times the models were read for facts about whole rows.
+    """
+
+    out: str
+    merged: int = 0
+    copied: int = 0
+    resumed: int = 0
+    parameters: int = 0
+    read: int = 0
+    written: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+
+def mismatches(job: Job) -> list[str]:
+    """Everything that keeps the models of a job from being merged, one line each.
+
+    Dtypes may differ between models; names and shapes of merged leaves may not.
+    """
+    wrong, like = [], job.like
+    for t, model in enumerate(job.models):
+        who = getattr(model, "ref", "") or f"model {t}"
+        for n in job.grid:
+            if n not in model:
+                wrong.append(f"{who}: missing leaf {n!r} ({names.kind(like[n])} in the base)")
+            elif model.like[n].shape != like[n].shape:
+                found, expected = names.kind(model.like[n]), names.kind(like[n])
+                wrong.append(f"{who}: leaf {n!r} is {found}, the base has {expected}")
+        wrong += [
+            f"{who}: extra leaf {n!r} ({names.kind(model.like[n])}), which the base lacks"
+            for n in model
+            if n not in like
+        ]
+    return wrong
+
+
+def check_job(job: Job) -> None:
+    """Raise one ValueError that names every mismatch; see also `jaxmerge.core.validation`."""
+    check_method(job.method, job.key)
+    if not job.models:
+        raise ValueError(f"{job.method} needs at least 1 model, got none.")
+    check_count(job.method, len(job.models))
+    if job.extras and len(job.extras) != len(job.models):
+        raise ValueError(f"extras has {len(job.extras)} entries for {len(job.models)} models.")
+    missing = [n for n in job.method.needs if not all(n in e for e in job.extras or [{}])]
+    if missing:
+        raise ValueError(
+            f"{job.method} needs side information {missing} about every model: name its files in "
+            f"the recipe (extras: {{{missing[0]}: [...]}}), or call merge_jobs with extras."
+        )
+    wrong = mismatches(job)
+    if wrong:
+        raise ValueError(
+            "The models do not fit together:\n  " + "\n  ".join(wrong) + "\nGive every model the "
+            "leaves of the base in its shapes, or merge only those that fit (rules)."
+        )
+
+
+def tensors_of(jobs: Sequence[Job], out_dtype: Any = None) -> dict[str, tuple[str, tuple]]:
+    """Name -> (dtype code, shape) of the output; floating leaves in `out_dtype` if one is given."""
+    out: dict[str, tuple[str, tuple]] = {}
+    for job in jobs:
+        twice = [n for n in job.like if n in out]
+        if twice:
+            raise ValueError(f"{len(twice)} leaves come from two jobs, for example {twice[:3]}.")
+        for n, like in job.like.items():
+            dtype = np.dtype(out_dtype) if out_dtype and names.is_float(like) else like.stored
+            out[n] = (CODES[dtype], like.shape)
+    return out
+
+
+def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
+    """Everything that jobs read."""
+    sides = [v for job in jobs for extra in job.extras for v in extra.values()]
+    models = [m for job in jobs for m in (job.base, *job.models)]
+    return [m for m in (*models, *sides) if isinstance(m, Leaves)]

@@ -1,0 +1,53 @@
+"""A leaf from end to end, whole or as a piece: what the file driver calls for each.
+
+A piece is merged as a whole leaf is.  Where sums over the leaf couple its pieces, they pass twice:
+`part_sums` says what a piece adds to every sum, `merge_part` merges it given the totals.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.drivers.files.elementwise_proof import with_sums
+from jaxmerge.drivers.leaf import finish_leaf, fold_leaf, merge_leaf
+
+
+def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any:
+    """One leaf, or a piece of it, through the compiled functions, as the in-memory driver does."""
+    if closing is None:
+        return merge_leaf(specs, base, models, key, measured, sides, zero)
+    cell = fold_leaf(specs, base, models, key, measured, sides, zero)
+    return finish_leaf(specs, cell, base, key, np.int32(len(models)), closing)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def part_sums(specs, closing, key, measured, sides, zero, base, models) -> Any:
+    """What a piece of a leaf adds to every sum over the leaf."""
+    parts: list = []
+
+    def take(x):
+        parts.append(jnp.sum(x))
+        return parts[-1]
+
+    _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
+    return jnp.stack(parts)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def merge_part(specs, closing, key, measured, sides, zero, base, models, totals) -> Any:
+    """A piece of a leaf, given every sum over the leaf."""
+    total = iter(totals)
+    take = lambda x: next(total).astype(x.dtype)
+    return _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
+
+
+def _with_sums(take, specs, closing, key, measured, sides, zero, base, models) -> Any:
+    def run(specs, closing, key, measured, sides, base, models):
+        return merge_whole(specs, closing, key, measured, sides, zero, base, models)
+
+    return with_sums(run, take, specs, closing, key, measured, sides, base, models)

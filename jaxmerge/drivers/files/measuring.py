@@ -1,0 +1,249 @@
+"""Facts that couple leaves, gathered from files: `jaxmerge.drivers.measuring` fed leaf by leaf.
+
+Facts about single leaves are gathered when the leaf is merged anyway; facts about whole rows cost
+passes over the models, facts about the folded cells one more.  Large leaves are cut where that
+gives the same facts: where they are counts over entries that do not mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.composition import Pipeline
+from jaxmerge.core.types import leaf_key
+from jaxmerge.drivers.files.chunks import MIN_PIECE, cast, each, pieces
+from jaxmerge.drivers.files.elementwise_proof import elementwise
+from jaxmerge.drivers.files.job import Job
+from jaxmerge.drivers.leaf import fold_leaf
+from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.io.safetensors import Like, aligned
+
+
+def _bytes(job: Job, name: str) -> int:
+    return sum(s.like[name].nbytes for s in (job.base, *job.models) if s is not None)
+
+
+def _needs_closing(p: Pipeline) -> bool:
+    return p.fold.closing is not None or any(t.measure for t in p.after)
+
+
+class Facts:
+    """What couples leaves or entries, for one job: the `measured` of every stage, by leaf."""
+
+    def __init__(self, run: Any, job: Job):
+        self.run, self.job = run, job
+        opening = any(p.fold.opening for p in job.grid.values())
+        self.leafwise = not opening and not any(
+            m is not None and m.scope == "row"
+            for p in job.grid.values()
+            for m in (*(t.measure for t in p.before), p.fold.measure)
+        )
+        self.known: dict[str, tuple] = {}
+        self.rows: list[dict[str, tuple]] = []
+        if not self.leafwise:
+            self.rows = self._rows()
+        if opening:
+            self._openings()
+        self.closed: dict[str, tuple] = {}
+        if any(_needs_closing(p) for p in job.grid.values()):
+            self.known = {n: self.of(n, None) for n in job.grid}
+            self.closed = self._cells()
+
+    def local(self, name: str) -> bool:
+        """Whether the leaf must be read whole for facts of its own."""
+        if not self.leafwise or name in self.known:
+            return False
+        p = self.job.grid[name]
+        return p.fold.measure is not None or any(t.measure is not None for t in p.before)
+
+    def closing(self, name: str) -> tuple | None:
+        return self.closed.get(name)
+
+    def of(self, name: str, held: list[np.ndarray] | None) -> tuple:
+        """Per model, the summaries that the stages of this leaf receive."""
+        if name in self.known:
+            return self.known[name]
+        if not self.leafwise:
+            return tuple(row[name] for row in self.rows)
+        p, job = self.job.grid[name], self.job
+        if not self.local(name):
+            return ((None,) * (len(p.before) + 1),) * len(job.models)
+        shape = job.like[name].shape
+
+        def block(i: int) -> np.ndarray:
+            return Checked(self.run, job, i)[name] if held is None else held[i].reshape(shape)
+
+        base = block(0)
+
+        def measure(t: int) -> tuple:  # nothing but the base is held from one model to the next
+            return measure_row(
+                {name: p}, {name: base}, {name: block(t + 1)}, job.key, np.int32(t),
+                self._extra(t), self.run.zero,
+            )[name]  # fmt: skip
+
+        return tuple(measure(t) for t in range(len(job.models)))
+
+    def _extra(self, t: int) -> Mapping[str, Any]:
+        return self.job.extras[t] if self.job.extras else {}
+
+    def _rows(self) -> list[dict[str, tuple]]:
+        """Walk every model's leaves as often as its row measures ask."""
+        job, run = self.job, self.run
+        run.phase, run.done_bytes = "measure", 0
+        run.total = 2 * sum(_bytes(job, n) for n in job.grid)
+        grid, base, models = cut_grid(job, run)
+        rows: list[Any] = [None] * len(models)
+
+        def one(t: int) -> None:
+            def walk(some):
+                for n in some:
+                    if run.stop.is_set():
+                        raise InterruptedError
+                    b, m = base[n], models[t][n]
+                    yield n, b, m
+                    run.note(m.nbytes)
+
+            rows[t] = measure_row(
+                grid, base, models[t], job.key, np.int32(t), self._extra(t), run.zero, walk
+            )
+
+        each(one, [(t,) for t in range(len(models))], run.stop)
+        run.report.passes += 1
+        return [{_uncut(n): v for n, v in row.items()} for row in rows]
+
+    def _openings(self) -> None:
+        """Before every model, fold those before it once more for the facts about the cells."""
+        job = self.job
+        base, *models = (Checked(self.run, job, i) for i in range(len(job.models) + 1))
+        for t, row in enumerate(self.rows):
+            cells = Cells(self, job.grid, base, models[:t])
+            self.rows[t] = measure_opening(job.grid, cells, row)
+            self.run.report.passes += 1
+
+    def _cells(self) -> dict[str, tuple]:
+        """Fold every leaf once more for the facts about the folded cells."""
+        job, run = self.job, self.run
+        run.phase, run.done_bytes = "close", 0
+        run.total = sum(_bytes(job, n) for n in job.grid)
+        grid, base, models = cut_grid(job, run, self.known)
+        cells = Cells(self, grid, base, models)
+        found = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
+        run.report.passes += 1
+        return {_uncut(n): v for n, v in found.items()}
+
+
+class Cells(Mapping):
+    """The folded cell of every leaf, computed when asked for."""
+
+    def __init__(self, facts: Facts, grid, base, models):
+        self.facts, self.grid, self.base, self.models = facts, grid, base, models
+
+    def __getitem__(self, n: str) -> Any:
+        run, job, name = self.facts.run, self.facts.job, _uncut(n)
+        sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
+        models = tuple(m[n] for m in self.models)
+        run.note(sum(m.nbytes for m in models))
+        return fold_leaf(
+            self.grid[n].specs, self.base[n], models, leaf_key(job.key, name),
+            self.facts.of(name, None), sides, run.zero,
+        )  # fmt: skip
+
+    def __iter__(self):
+        return iter(self.grid)
+
+    def __len__(self):
+        return len(self.grid)
+
+
+class Checked(Mapping):
+    """The base (0) or a model (1 ...) of a job as whole leaves, cast and checked for NaN."""
+
+    def __init__(self, run: Any, job: Job, i: int):
+        self.run, self.job, self.i = run, job, i
+
+    def __getitem__(self, n: str) -> np.ndarray:
+        name, start, stop = _span(n, self.job)
+        source = (self.job.base, *self.job.models)[self.i]
+        like = self.run.base_like(self.job, name)
+        shape = like.shape if stop - start == like.size else (stop - start,)
+        if source is None:
+            return np.zeros(shape, like.dtype)
+        block = aligned(stop - start, source.like[name].dtype)
+        source.into(block, name, start)
+        self.run.check_finite(self.job, name, self.i, block)
+        block = block if self.i else cast(block, like.dtype)
+        return block.reshape(shape)
+
+    def __iter__(self):
+        return iter(self.job.like)
+
+    def __len__(self):
+        return len(self.job.like)
+
+
+# ---------------------------------------------------------------- cutting leaves for facts
+
+CUT = "\0"
+
+
+def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
+    """The grid with large leaves cut into pieces where that gives the same facts: sums of integers
+    over entries that do not mix.  Returns it with the base and the models under the same names."""
+    grid: dict[str, Pipeline] = {}
+    for n, p in job.grid.items():
+        like = job.like[n]
+        if measured is None:
+            first, *others = [t.measure for t in p.before] or [None]
+            exact = first is not None and first.host is not None and first.scope == "row"
+            exact = exact and not any(others) and p.fold.measure is None
+        else:
+            exact = _integer_closing(p, run.base_like(job, n), job, measured[n], run)
+        longest = 1 << 22
+        if exact and like.size > longest:
+            for start, stop in pieces(like.size, longest):
+                grid[f"{n}{CUT}{start}{CUT}{stop}"] = p
+        else:
+            grid[n] = p
+    return grid, Checked(run, job, 0), [Checked(run, job, t + 1) for t in range(len(job.models))]
+
+
+def _integer_closing(p: Pipeline, like: Like, job: Job, measured, run: Any) -> bool:
+    """Whether the closing facts are counts over entries that do not mix."""
+    closing = p.fold.closing
+    if job.extras or any(t.measure for t in p.after) or closing is None:
+        return False
+    if closing.scope != "row" or like.size < MIN_PIECE:
+        return False
+
+    def observe(base, models):
+        sides = ({},) * len(models)
+        cell = fold_leaf(p.specs, base, models, None, measured, sides, run.zero)
+        return cell, closing.observe(cell, closing.init(), 0)
+
+    name = next(n for n, q in job.grid.items() if q is p)
+    models = tuple(Like(like.shape, m.like[name].dtype) for m in job.models)
+    try:
+        _, part = jax.eval_shape(observe, *_structs(like, models))
+    except Exception:
+        return False
+    counts = all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(part))
+    return counts and elementwise(lambda b, m: observe(b, m)[0], like, models)
+
+
+def _structs(like: Like, models: Sequence[Like]):
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return struct(like), tuple(map(struct, models))
+
+
+def _uncut(n: str) -> str:
+    return n.partition(CUT)[0]
+
+
+def _span(n: str, job: Job) -> tuple[str, int, int]:
+    name, *span = n.split(CUT)
+    return (name, int(span[0]), int(span[1])) if span else (name, 0, job.like[name].size)

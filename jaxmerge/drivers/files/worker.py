@@ -1,0 +1,301 @@
+"""Leaf by leaf through the files: what `jaxmerge.drivers.files.api` does once the jobs are checked.
+
+A leaf is read (base and all models), merged by the compiled functions of `jaxmerge.drivers.leaf`,
+written to its place and entered into the journal, on a few threads at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.core.types import Piece, leaf_key, working_dtype
+from jaxmerge.drivers.files.chunks import (
+    MIN_PIECE,
+    Room,
+    all_finite,
+    cast,
+    convert,
+    each,
+    longest_piece,
+    piece_length,
+    pieces,
+)
+from jaxmerge.drivers.files.elementwise_proof import sums
+from jaxmerge.drivers.files.job import Job
+from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
+from jaxmerge.drivers.files.measuring import Facts
+from jaxmerge.drivers.leaf import finish_leaf, start_leaf, update_leaf
+from jaxmerge.drivers.measuring import side
+from jaxmerge.io.safetensors import Like, aligned
+
+ROOM = 640 << 20  # bytes that leaves in work may take together, unless one alone takes more
+GIANT = 1 << 30  # bytes; a leaf that needs more is cut even where sums couple its entries
+PIECES = 6 << 20  # bytes of one set of pieces, inputs and output: they stay in the cache
+CUT = (
+    4 * PIECES
+)  # bytes that a leaf takes which is merged in pieces, with what computing them takes
+
+
+def input_bytes(job: Job, name: str) -> int:
+    """Bytes that are read for one leaf: of the base and, if it is merged, of all models."""
+    if name not in job.grid:
+        return 0 if job.base is None else job.base.like[name].nbytes
+    sides = [v for e in job.extras for v in e.values() if name in v]
+    sources = [s for s in (job.base, *job.models) if s is not None]
+    extra = sum(getattr(v, "like", v)[name].nbytes for v in sides)
+    return sum(s.like[name].nbytes for s in sources) + extra
+
+
+def work_bytes(like: Like) -> int:
+    """Bytes of the float32 arrays that exist at once while a whole leaf is merged, roughly."""
+    return 3 * 4 * like.size
+
+
+_update = jax.jit(update_leaf, static_argnums=8, donate_argnums=1)
+
+
+def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
+    """The side information of every model about one leaf."""
+    return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
+
+
+def piece_key(job: Job, name: str, start: int) -> Piece | None:
+    """The key of a piece of a leaf."""
+    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
+
+
+class Run:
+    """One run of `merge_jobs`: the facts, then the leaves."""
+
+    def __init__(self, jobs, writer, report, zero, devices, progress, out_dtype):
+        self.jobs, self.writer, self.report, self.zero = jobs, writer, report, zero
+        self.devices, self.out_dtype = list(devices) or [None], out_dtype
+        self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
+        self.proofs: dict[Any, int | None] = {}
+        self.refusing, self.refusal = threading.Lock(), ""
+        self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
+
+    def all(self) -> None:
+        self.report.resumed = len(self.writer.done)
+        tasks = []
+        for job in self.jobs:
+            todo = [n for n in job.like if n in self.writer.mine and n not in self.writer.done]
+            facts = Facts(self, job) if any(n in job.grid for n in todo) else None
+            tasks += [(job, facts, n) for n in todo]
+        self.phase, self.done_bytes = "merge", 0
+        self.total = sum(input_bytes(job, n) for job, _, n in tasks)
+        each(self.leaf, tasks, self.stop)
+
+    # ------------------------------------------------------------ one leaf
+
+    def leaf(self, job: Job, facts: Any, name: str) -> None:
+        """Merge or copy one leaf; `facts` are the job's `Facts`, None where it only copies."""
+        device = (
+            self.devices[zlib.crc32(name.encode()) % len(self.devices)]
+            if len(self.devices) > 1
+            else None
+        )
+        device = device or self.devices[0]
+        with jax.default_device(device):
+            if name in job.grid:
+                self.merge_one(job, facts, name)
+            else:
+                self.copy_one(job, name)
+        self.writer.finish_leaf(name)
+        entry = self.writer.entries[name]
+        with self.lock:
+            self.report.written += entry.stop - entry.start
+
+    def copy_one(self, job: Job, name: str) -> None:
+        source = job.models[0] if job.base is None else job.base
+        like, target = job.like[name], self.target(job.like[name])
+        for start, stop in pieces(like.size, (1 << 22) // max(1, like.dtype.itemsize) * 2):
+            block = source.read(name, start, stop)
+            self.writer.write(name, cast(block, target), start)
+            self.note(block.nbytes)
+        with self.lock:
+            self.report.copied += 1
+
+    def target(self, like: Like) -> np.dtype:
+        return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.stored
+
+    def merge_one(self, job: Job, facts: Facts, name: str) -> None:
+        like, local = job.like[name], facts.local(name)
+        whole, work = input_bytes(job, name), work_bytes(job.like[name])
+        keep = local and whole <= ROOM // 2  # read once: for the facts and for the merge
+        with self.room.take(whole + work if local else 0):
+            held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
+            measured, closing = facts.of(name, held), facts.closing(name)
+            coupled = self.coupled(job, name, measured, closing)
+            way, need = self.way(job, name, coupled)
+            if way == "pieces":
+                self.in_pieces(job, name, measured, closing, held, coupled)
+        if way != "pieces":
+            held = None
+            with self.room.take(need):
+                merge = self.at_once if way == "at once" else self.one_by_one
+                merge(job, name, measured, closing)
+        with self.lock:
+            self.report.merged += 1
+
+    def way(self, job: Job, name: str, coupled: int | None) -> tuple[str, int]:
+        """How one leaf is merged, and the bytes that it takes."""
+        whole, work = input_bytes(job, name), work_bytes(job.like[name])
+        together, apart = whole + work * len(job.models), whole // 2 + 2 * work
+        if coupled == 0 or (coupled is not None and apart > GIANT):
+            return "pieces", 4 * PIECES
+        return ("at once", together) if together <= ROOM else ("one by one", apart)
+
+    def coupled(self, job, name, measured, closing) -> int | None:
+        """How many sums over the leaf keep it from being cut; None if anything else does.  Proven
+        once for every pipeline, shape and dtype."""
+        like, pipeline = job.like[name], job.grid[name]
+        if job.extras or like.size < 2 * MIN_PIECE:
+            return None
+        kinds = tuple(m.like[name].dtype for m in job.models)
+        specs = pipeline.specs
+        code = jax.tree.structure(specs), like, kinds, jax.tree.structure((measured, closing))
+        if code not in self.proofs:
+            sides, key = ({},) * len(job.models), piece_key(job, name, 0)
+            run = functools.partial(merge_whole, specs, closing, key, measured, sides, self.zero)
+            models = tuple(Like(like.shape, k) for k in kinds)
+            self.proofs[code] = sums(run, self.base_like(job, name), models)
+        return self.proofs[code]
+
+    def base_like(self, job: Job, name: str) -> Like:
+        """The base as the leaf functions see it: wide where the output keeps more than it has."""
+        like = job.like[name]
+        wide = self.target(like) != like.dtype
+        return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
+
+    def in_pieces(self, job, name, measured, closing, held, coupled: int | None = 0) -> None:
+        """The leaf in pieces; if there are sums over it, once to add them up and once to merge."""
+        like, specs = job.like[name], job.grid[name].specs
+        base_like, target = self.base_like(job, name), self.target(like)
+        width = base_like.dtype.itemsize + sum(m.like[name].dtype.itemsize for m in job.models)
+        longest = longest_piece(PIECES, width + target.itemsize)
+        sides, totals = ({},) * len(job.models), None
+        for adding in (True, False) if coupled else (False,):
+            parts = []
+            for start, stop in pieces(like.size, longest):
+                if self.stop.is_set():
+                    raise InterruptedError
+                count = stop - start
+                pad = count if coupled else piece_length(count, longest)
+                blocks = self.read_blocks(job, name, start, stop, pad, held)
+                base, key = cast(blocks[0], base_like.dtype), piece_key(job, name, start)
+                args = (
+                    specs, closing, key, measured, sides, self.zero, base, tuple(blocks[1:])
+                )  # fmt: skip
+                if adding:
+                    parts.append(np.asarray(part_sums(*args), np.float64))
+                    continue
+                out = merge_whole(*args) if totals is None else merge_part(*args, totals)
+                self.writer.write(name, np.asarray(convert(out, target))[:count], start)
+                self.note(sum(b.itemsize for b in blocks) * count)
+            if adding:
+                totals = np.sum(parts, axis=0).astype(np.float32)
+
+    def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
+        """The whole leaf with all models in one compiled pass."""
+        like, specs, sides = job.like[name], job.grid[name].specs, sides_of(job, name)
+        base, *models = self.read_blocks(job, name, 0, like.size, like.size, None)
+        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
+        out = merge_whole(specs, closing, key, measured, sides, self.zero, base, rows)
+        self.writer.write(name, np.asarray(convert(out, self.target(like))))
+        self.note(input_bytes(job, name))
+
+    def one_by_one(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
+        """The same fold over a large leaf, reading one model at a time."""
+        like, pipeline = job.like[name], job.grid[name]
+        key = leaf_key(job.key, name)
+        (base,) = self.read_blocks(job, name, 0, like.size, like.size, None, (0,))
+        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        cell = start_leaf(pipeline.specs, base)
+        for t, model in enumerate(job.models):
+            if self.stop.is_set():
+                raise InterruptedError
+            (row,) = self.read_blocks(job, name, 0, like.size, like.size, None, (t + 1,))
+            cell = _update(
+                pipeline.specs, cell, base, (row.reshape(like.shape),), key, np.int32(t),
+                (measured[t],), sides_of(job, name, slice(t, t + 1)), self.zero,
+            )  # fmt: skip
+            jax.block_until_ready(cell)
+            self.note(model.like[name].nbytes)
+            del row
+        none = (None,) * (1 + len(pipeline.after))
+        count = np.int32(len(job.models))
+        out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
+        del cell
+        self.writer.write(name, np.asarray(convert(out, self.target(like))))
+
+    # ------------------------------------------------------------ reading
+
+    def read_blocks(self, job, name, start, stop, length, held, only=None) -> list[np.ndarray]:
+        """The base's and every model's entries start:stop, with zeros behind up to `length`.
+
+        Args:
+            held: the whole leaves, if they were read already.
+            only: numbers of those wanted, the base being 0.
+        """
+        if held is not None and stop - start == length and not start * held[0].itemsize % 64:
+            return [h[start:stop] for h in held]
+        blocks = []
+        for i, source in enumerate((job.base, *job.models)):
+            if only is not None and i not in only:
+                continue
+            if source is None:
+                blocks.append(np.zeros(length, job.like[name].dtype))
+                continue
+            block = aligned(length, source.like[name].dtype)
+            if held is None:
+                source.into(block[: stop - start], name, start)
+                self.check_finite(job, name, i, block[: stop - start])
+            else:
+                block[: stop - start] = held[i][start:stop]
+            block[stop - start :] = 0
+            blocks.append(block)
+        return blocks
+
+    def check_finite(self, job: Job, name: str, i: int, block: np.ndarray) -> None:
+        if not self.zero and not all_finite(block):
+            with self.refusing:  # one thread looks through all leaves, the others use its list
+                self.refusal = self.refusal or "\n  ".join(self.nonfinite())
+            raise ValueError(
+                f"NaN or Inf in\n  {self.refusal}\nMend the checkpoint, or pass "
+                'nonfinite="zero" to count such entries as no change.'
+            )
+
+    def nonfinite(self) -> Iterator[str]:
+        """A line for every leaf with NaN or Inf that would be merged."""
+        seen = set()
+        for job in self.jobs:
+            for i, source in enumerate((job.base, *job.models)):
+                if source is None:
+                    continue
+                who = getattr(source, "ref", "") or ("the base" if i == 0 else f"model {i - 1}")
+                for n in job.grid:
+                    size = source.like[n].size
+                    blocks = (source.read(n, *cut) for cut in pieces(size, 1 << 22))
+                    count = sum(
+                        int(np.sum(~np.isfinite(cast(b, np.dtype(np.float64))))) for b in blocks
+                    )
+                    line = f"{who}, leaf {n!r}: {count} of {size} entries"
+                    if count and line not in seen:  # jobs share models
+                        seen.add(line)
+                        yield line
+
+    def note(self, count: int) -> None:
+        with self.lock:
+            self.report.read += count
+            self.done_bytes += count
+            self.progress(self.phase, self.done_bytes, self.total)

@@ -1,0 +1,160 @@
+"""Facts about whole rows: run the `Measure`s of all stages, leaf by leaf, adding up.
+
+A stage may need a number that couples leaves (a norm, a k-th magnitude).  `measure_row` gathers the
+facts about one model, `measure_opening` those about the cells that it meets, `measure_cells` those
+about the folded cells; all give, for every leaf, the tuple of summaries that its stages receive as
+``ctx.measured``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.types import Measure, concrete
+from jaxmerge.drivers.leaf import observe_cell, observe_leaf, observe_opening, result_leaf, row_leaf
+from jaxmerge.numerics.host_order_statistics import Row
+
+
+def side(extra: Any, name: str) -> dict[str, Any]:
+    """The side information of one model about one leaf."""
+    return {k: v[name] for k, v in extra.items() if name in v}
+
+
+def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> dict[str, tuple]:
+    """Per leaf, what the measures of the stages before the merge (and of the fold) found.
+
+    Args:
+        walk: iterates over leaf names with their leaves, ``walk(names) -> (name, base, model)``;
+            the file driver gives one that reads ahead.
+    """
+    walk = walk or (lambda some: ((n, base[n], model[n]) for n in some))
+    found: dict[str, tuple] = {n: () for n in grid}
+    for i in range(max((len(p.before) for p in grid.values()), default=0) + 1):
+        here = {
+            n: p.before[i].measure if i < len(p.before) else p.fold.measure
+            for n, p in grid.items()
+            if i <= len(p.before)
+        }
+
+        def observe(measure, some, summary, turn, i=i):
+            for n, b, m in walk(some):
+                args = (b, m, grid[n].key(key, n), step, side(extra, n), found[n], zero)
+                s, before = summary_of(summary, n), grid[n].specs[0][:i]
+                if _on_host(measure, m, (s, before, args)):
+                    yield n, measure.host(_host_row(before, args), s, turn)
+                else:
+                    yield n, observe_leaf(grid[n].specs, i, s, turn, *args)
+
+        for n, summary in _run_measures(here, observe).items():
+            found[n] = (*found[n], summary)
+    return found
+
+
+def measure_opening(grid, cells, found: dict[str, tuple]) -> dict[str, tuple]:
+    """What `measure_row` found of a row, with the facts about the cells that it is to meet."""
+    here = {n: p.fold.opening for n, p in grid.items()}
+
+    def observe(measure, some, summary, turn):
+        for n in some:
+            cell, s = cells[n], summary_of(summary, n)
+            if _on_host(measure, cell, s):
+                yield n, measure.host(Row(cell), s, turn)
+            else:
+                yield n, observe_opening(grid[n].specs, s, turn, cell)
+
+    opened = _run_measures(here, observe)
+    add = lambda n: (*found[n][:-1], (found[n][-1], opened[n]))
+    return {n: found[n] if m is None else add(n) for n, m in here.items()}
+
+
+def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
+    """Per leaf, what the closing measure and those of the transforms after the merge found."""
+    found: dict[str, tuple] = {n: () for n in grid}
+    for i in range(max((len(p.after) for p in grid.values()), default=0) + 1):
+        here = {
+            n: p.fold.closing if i == 0 else p.after[i - 1].measure
+            for n, p in grid.items()
+            if i <= len(p.after)
+        }
+
+        def observe(measure, some, summary, turn, i=i):
+            for n in some:
+                args = (cells[n], base[n], grid[n].key(key, n), step, found[n])
+                s, (before, fold, after) = summary_of(summary, n), grid[n].specs
+                upto = before, fold, after[: i - 1]
+                if i > 0 and _on_host(measure, base[n], (s, upto, args)):
+                    with jax.ensure_compile_time_eval():
+                        x = np.asarray(result_leaf(upto, *args))
+                    yield n, measure.host(Row(x), s, turn)
+                else:
+                    yield n, observe_cell(grid[n].specs, i, s, turn, *args)
+
+        for n, summary in _run_measures(here, observe).items():
+            found[n] = (*found[n], summary)
+    return found
+
+
+class _PerLeaf(dict):
+    """Summaries of a measure with ``scope="leaf"``, by name."""
+
+
+def summary_of(summary: Any, name: str) -> Any:
+    return summary[name] if isinstance(summary, _PerLeaf) else summary
+
+
+def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
+    groups: dict[int, tuple[Measure, list[str]]] = {}
+    for n, m in sorted(here.items()):  # one order of adding up, whatever the order of leaves
+        if m is not None:
+            groups.setdefault(id(m), (m, []))[1].append(n)
+    found: dict[str, Any] = dict.fromkeys(here)
+    for m, some in groups.values():
+        if m.scope == "leaf":
+            summary = _PerLeaf({n: m.init() for n in some})
+            for turn in range(m.passes):
+                parts = dict(observe(m, some, summary, turn))
+                summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in some})
+                if all(m.done(s) for s in summary.values()):
+                    break
+        else:
+            summary = m.init()
+            for turn in range(m.passes):
+                total = None
+                for _, part in observe(m, some, summary, turn):
+                    total = part if total is None else _join(m, total, part, turn)
+                total = jax.tree.map(_wide, total) if len(some) == 1 else total
+                summary = m.refine(summary, total, turn)
+                if m.done(summary):
+                    break
+        found |= {n: summary_of(summary, n) for n in some}
+    return found
+
+
+def _join(measure: Measure, total: Any, part: Any, turn: int) -> Any:
+    return jax.tree.map(lambda a, b: measure.join(_wide(a), _wide(b), turn), total, part)
+
+
+def _wide(x: Any) -> Any:
+    """Counts of concrete values are kept in int64 on the host: models have over 2^31 entries."""
+    if concrete(x) and jnp.issubdtype(x.dtype, jnp.integer):
+        return np.asarray(x, np.int64)
+    return x
+
+
+def _host_row(before: tuple, args: tuple) -> Row:
+    """A row behind the transforms `before`, for a measure on the host."""
+    base, model, *_, zero = args
+    if not before and not zero:
+        return Row(model, base)  # the plain difference is formed as it is read
+    with jax.ensure_compile_time_eval():  # the caller may be inside jit
+        return Row(row_leaf(before, *args))
+
+
+def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
+    if measure.host is None or not concrete(leaf, arguments):
+        return False
+    return not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())

@@ -1,0 +1,259 @@
+"""The in-memory drivers: walk the grid of `jaxmerge.core.types` with everything in memory.
+
+    state  = init(method, base, key=key)               # continual: one state, however many models
+    state  = update(method, state, base, model)
+    params = merged(method, state, base)               # ask at any time; nothing is consumed
+    params = merge(method, base, models, key=key)      # batch: the fold run to its end
+
+A model is any pytree of arrays, or a flat mapping of names to arrays.  All four are pure: run them
+eagerly, or inside your own jit, vmap, grad or shard_map.
+
+The array work is done by `jaxmerge.drivers.leaf`, compiled **per shape of a leaf**; the file driver
+calls the same functions, so a merge gives the same bits in memory and from disk.
+`jaxmerge.drivers.measuring` gathers what couples leaves, `jaxmerge.core.validation` refuses what
+does not fit.  Sharded leaves stay sharded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.core.types import Array, Cell, Leaves, Merge, concrete
+from jaxmerge.core.validation import (
+    check_cells,
+    check_choice,
+    check_count,
+    check_joinable,
+    check_method,
+    flat_extra,
+    grid_of,
+    refuse_nonfinite,
+)
+from jaxmerge.drivers.leaf import (
+    combine_leaf,
+    finish_leaf,
+    fold_leaf,
+    merge_leaf,
+    start_leaf,
+    update_leaf,
+)
+from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+
+Nonfinite = Literal["raise", "zero"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MergeState:
+    """All that a continual merge remembers: one pytree; donate it, checkpoint it as it is.
+
+    Attributes:
+        step: int32, how many models were merged.
+        key: the root PRNG key, or None.
+        cells: leaf name -> the method's cell.
+
+    The base is passed to every call instead of being kept here, so donating the state never
+    deletes the caller's copy of the pretrained weights.
+    """
+
+    step: Array
+    key: Any
+    cells: dict[str, Cell]
+
+
+def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
+    """The state before any model was merged.  Memory: the method's cells."""
+    check_method(method, key)
+    flat, _ = names.flatten(base)
+    if not flat:
+        raise ValueError(
+            "init needs the base, found no leaf in it; to merge weights instead of changes, "
+            "pass zeros: jax.tree.map(jnp.zeros_like, model)."
+        )
+    cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid_of(method, flat).items()}
+    return MergeState(jnp.zeros((), jnp.int32), key, cells)
+
+
+def update(
+    method: Merge,
+    state: MergeState,
+    base: Any,
+    model: Any,
+    *,
+    nonfinite: Nonfinite = "raise",
+    **extra: Any,
+) -> MergeState:
+    """Merge one more model into the state.
+
+    Args:
+        extra: side information about this model, each a tree like the model (``fisher=...``).
+        nonfinite: refuse NaN and Inf, or count them as no change.  (Inside jit values cannot be
+            refused; they pass as they are, and models are not counted.)
+
+    To reuse the memory of the old state, compile and donate it:
+    ``jax.jit(functools.partial(jm.update, method), donate_argnums=0)``.
+
+    Raises:
+        ValueError: as `merge`; or the state belongs to another base or method.
+    """
+    zero = check_choice(nonfinite)
+    base, model = names.flatten(base)[0], names.flatten(model)[0]
+    names.check_same(base, model, who="the model")
+    grid = grid_of(method, base)
+    check_cells(grid, state.cells)
+    extra = flat_extra(method, base, extra, "this model")
+    if concrete(state.step):
+        check_count(method, int(state.step) + 1, least=False)
+    if not zero:
+        refuse_nonfinite(grid, base, [model])
+    cells = _absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
+    return MergeState(state.step + 1, state.key, cells)
+
+
+def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
+    """The cells after one more model."""
+    found = measure_row(grid, base, model, key, step, extra, zero)
+    found = measure_opening(grid, cells, found)
+    return {
+        n: update_leaf(
+            p.specs, cells[n], base[n], (model[n],), p.key(key, n), step, (found[n],),
+            (side(extra, n),), zero,
+        )
+        for n, p in grid.items()
+    }  # fmt: skip
+
+
+def merged(method: Merge, state: MergeState, base: Any) -> Any:
+    """The merged model so far, in the form and the dtypes of the base."""
+    flat, rebuild = names.flatten(base)
+    grid = grid_of(method, flat)
+    check_cells(grid, state.cells)
+    if concrete(state.step):
+        check_count(method, int(state.step))
+    found = measure_cells(grid, flat, state.cells, state.key, state.step)
+    out = {
+        n: finish_leaf(p.specs, state.cells[n], flat[n], p.key(state.key, n), state.step, found[n])
+        for n, p in grid.items()
+    }
+    return rebuild(_like(flat, out))
+
+
+def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> MergeState:
+    """The state of the models of two states, those of `first` followed by those of `second`.
+
+    Random masks depend on a model's place in the sequence, so with a stochastic method give the
+    second state its `step` before it sees models: ``dataclasses.replace(state, step=offset)`` and
+    subtract it after (`jaxmerge.drivers.sharded.pmerge` does both).
+
+    Raises:
+        ValueError: a fold that cannot be joined (it must see its models in turn, as OPCM must).
+    """
+    flat, _ = names.flatten(base)
+    grid = grid_of(method, flat)
+    check_joinable(method, grid)
+    check_cells(grid, first.cells)
+    check_cells(grid, second.cells)
+    cells = {n: combine_leaf(p.specs, first.cells[n], second.cells[n]) for n, p in grid.items()}
+    return MergeState(first.step + second.step, first.key, cells)
+
+
+def merge(
+    method: Merge,
+    base: Any,
+    models: Iterable[Any] | Mapping[str, Any],
+    *,
+    key: Any = None,
+    extras: Sequence[Mapping[str, Any]] | None = None,
+    nonfinite: Nonfinite = "raise",
+) -> Any:
+    """Merge models in memory.
+
+    Args:
+        method: any registered method, or a chain of stages.
+        base: theta_0, a pytree; None stands for zeros, so that task vectors are the weights.
+        models: pytrees with the leaves of the base; integer leaves come from the base.
+        key: PRNG key, needed by stochastic methods.  Random masks depend on the leaf's name and
+            the model's position, not on the order of leaves or the devices.
+        extras: per model, side information such as ``{"fisher": tree}``.
+        nonfinite: "raise" refuses NaN and Inf by name, "zero" counts them as no change.
+
+    Returns:
+        The merged model, in the structure and dtypes of the base; numpy leaves stay numpy.
+
+    Raises:
+        ValueError: leaves that do not fit (all named), too few or too many models, NaN or Inf,
+            no key where one is needed, side information missing.
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base = {"w": np.zeros(3, np.float32)}
+        >>> models = [{"w": np.float32([1, -2, 0])}, {"w": np.float32([-3, 1, 0])}]
+        >>> jm.merge(jm.magmax(0.5), base, models)["w"]
+        array([-1.5, -1. ,  0. ], dtype=float32)
+    """
+    check_method(method, key)
+    zero = check_choice(nonfinite)
+    models = list(models.values()) if isinstance(models, Mapping) else list(models)
+    check_count(method, len(models))
+    if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
+        raise ValueError("models must be a list of models, got the leaves of one: write [model].")
+    like, rebuild = names.flatten(models[0] if base is None else base)
+    flat = names.Zeros(like) if base is None else like
+    rows = [names.flatten(m)[0] for m in models]
+    names.check_same(like, *rows)
+    if extras is not None and len(extras) != len(rows):
+        raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
+    grid = grid_of(method, like)
+    sides = [
+        flat_extra(method, like, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
+    ]
+    if not zero:
+        refuse_nonfinite(grid, flat, rows)
+    count = np.int32(len(rows))
+
+    def finish(cells: dict[str, Cell]) -> dict[str, Array]:
+        closing = measure_cells(grid, flat, cells, key, count)
+        return {
+            n: finish_leaf(p.specs, cells.pop(n), flat[n], p.key(key, n), count, closing[n])
+            for n, p in grid.items()
+        }
+
+    walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
+    if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
+        cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
+        for row, t, e in walk:
+            cells = _absorb(grid, flat, cells, row, key, t, e, zero)
+        return rebuild(_like(like, finish(cells)))
+    found = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
+
+    def folded(n: str, run: Any) -> Any:
+        return run(
+            grid[n].specs, flat[n], tuple(r[n] for r in rows), grid[n].key(key, n),
+            tuple(f[n] for f in found), tuple(side(e, n) for e in sides), zero,
+        )  # fmt: skip
+
+    if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
+        out = finish({n: folded(n, fold_leaf) for n in grid})
+    else:
+        out = {n: folded(n, merge_leaf) for n in grid}
+    return rebuild(_like(like, out))
+
+
+def _like(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
+    """Integer leaves from the base, the rest merged; numpy where the base is numpy.
+
+    numpy leaves keep their dtype also where jax computes float64 in float32 (x64 disabled).
+    """
+    return {
+        n: leaf if n not in out
+        else np.asarray(out[n], leaf.dtype) if isinstance(leaf, np.ndarray) and concrete(out[n])
+        else out[n]
+        for n, leaf in base.items()
+    }  # fmt: skip

@@ -1,0 +1,132 @@
+"""Folds that treat every entry on its own: sums, means, the change of largest magnitude.
+
+Each keeps one model-sized cell, however many models arrive, and has a `combine`, so the models may
+be folded on several devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge, concrete, model_count, per_model, zeros
+from jaxmerge.numerics import hash_rng
+
+__all__ = ["add", "linear", "max_magnitude", "mean", "random_mix"]
+
+
+def _plus(a, b):
+    return a + b
+
+
+def _sum(cell, x, ctx):
+    return cell + x
+
+
+@register
+def add() -> Merge:
+    """The sum of the task vectors.
+
+    Formula: sum_t tau_t.
+
+    Memory: 1 x the model.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.add(), {"w": np.zeros(2)}, [{"w": np.ones(2)}, {"w": np.ones(2)}])["w"]
+        array([2., 2.])
+    """
+    return Merge(zeros, _sum, combine=_plus, elementwise=True)
+
+
+@register
+def mean() -> Merge:
+    """The mean of the task vectors; with any base, the mean of the weights (a model soup).
+
+    Formula: (1/T) sum_t tau_t.
+
+    Memory: 1 x the model.
+
+    Source: Wortsman et al., Model soups, ICML 2022.
+    """
+    return Merge(zeros, _sum, lambda cell, ctx: cell / ctx.step, combine=_plus, elementwise=True)
+
+
+@register
+def linear(weights: Any, normalize: bool = False) -> Merge:
+    """The weighted sum of the task vectors.
+
+    Formula: sum_t w_t tau_t, divided by sum_t w_t if `normalize`.
+
+    Args:
+        weights: one number for each model, or one number for all.
+        normalize: divide by the sum of the weights; with ``base=None`` the textbook average.
+
+    Memory: 1 x the model.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0])}, {"w": np.array([3.0])}]
+        >>> jm.merge(jm.linear([0.5, 1.5], normalize=True), {"w": np.zeros(1)}, models)["w"]
+        array([2.5])
+    """
+    if normalize:
+        check_total(weights)
+    return Merge(
+        init=lambda leaf: (zeros(leaf), jnp.zeros((), jnp.float32)),
+        update=lambda cell, x, ctx: (
+            cell[0] + per_model(weights, ctx) * x,
+            cell[1] + per_model(weights, ctx),
+        ),
+        finalize=lambda cell, ctx: cell[0] / cell[1] if normalize else cell[0],
+        combine=lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        models=(1, model_count(weights)),
+        elementwise=True,
+    )
+
+
+def check_total(weights: Any) -> None:
+    """Raise ValueError if weights that are to be divided by their sum add up to 0."""
+    if concrete(weights) and not np.sum(np.asarray(weights, np.float64)):
+        raise ValueError(
+            f"the weights {np.ravel(weights).tolist()} add up to 0 and cannot be divided by their "
+            "sum; choose others, or do not normalize."
+        )
+
+
+@register
+def max_magnitude() -> Merge:
+    """Entry by entry the change of largest magnitude; on an exact tie the later model wins.
+
+    Formula: tau*[p] = tau_k[p], k = argmax_t |tau_t[p]|.
+
+    Memory: 1 x the model.
+
+    Source: Marczak et al., MagMax, ECCV 2024, section 4.
+    """
+
+    def larger(cell, x, ctx=None):
+        return jnp.where(jnp.abs(x) >= jnp.abs(cell), x, cell)
+
+    return Merge(zeros, larger, combine=larger, elementwise=True)
+
+
+@register
+def random_mix() -> Merge:
+    """Entry by entry a uniform pick among the models (RandMix).
+
+    Formula: reservoir sampling, model t replaces the cell with probability 1/t; needs a key.
+
+    Memory: 1 x the model.
+
+    Source: Marczak et al., MagMax, ECCV 2024, baseline "RandMix".  Differs: a stream, so the
+    number of models need not be known.
+    """
+
+    def update(cell, x, ctx):
+        return jnp.where(hash_rng.coin(ctx.key, 1 / (ctx.step + 1), x.shape), x, cell)
+
+    return Merge(zeros, update, stochastic=True)

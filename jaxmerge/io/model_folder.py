@@ -1,0 +1,131 @@
+"""What a model's folder holds besides the weights, and what of it belongs to an output.
+
+    config, tokenizer, templates    *.json, *.txt, *.model, *.jinja, *.tiktoken, *.spm, *.bpe
+    chat templates                  additional_chat_templates/
+    modules.json                    the sub-folders that it names, whole (sentence-transformers)
+    auto_map                        the folder's *.py, which config.json names as remote code
+    licences                        LICENSE*, NOTICE*, USE_POLICY*
+
+Indices of shards, recipes, results and adapters are left out: they describe other weights.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.io.architectures import configs
+from jaxmerge.io.untrusted import check_inside, read_text
+
+TAKEN = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+LEFT = (
+    "*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*", ".*",
+    "hf_quant_config.json", "quantize_config.json", "quant_config.json", "training_args*",
+    "trainer_state.json", "requirements*.txt",
+)  # fmt: skip
+SUBFOLDERS = ("additional_chat_templates",)
+MOST = 64 << 20  # bytes of one file at the top; sub-folders of modules hold weights
+FILES = 1000  # of one sub-folder
+
+
+def belongings(folder: Path | None) -> dict[str, Path]:
+    """Name in an output -> file, for everything that belongs to the model besides its weights.
+
+    Raises:
+        UserError: one of them is a link out of the folder.
+    """
+    if folder is None:
+        return {}
+    out = {
+        p.name: p
+        for p in sorted(folder.iterdir())
+        if p.is_file() and p.stat().st_size < MOST and _taken(p.name)
+    }
+    check_inside(folder, out)
+    if _remote_code(folder):
+        code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MOST}
+        check_inside(folder, code)
+        out |= code
+    for name in [*SUBFOLDERS, *module_folders(folder)]:
+        out |= {str(p.relative_to(folder)): p for p in _inside(folder, folder / name)}
+    return out
+
+
+def _taken(name: str) -> bool:
+    match = lambda patterns: any(fnmatch.fnmatch(name, g) for g in patterns)
+    return match(TAKEN) and not match(LEFT)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a folder holds; None where it is not there or not JSON."""
+    try:
+        return json.loads(read_text(path)) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _remote_code(folder: Path) -> bool:
+    """Whether a config names code of the folder itself (``repository--module.Class`` does not)."""
+    names = ("config.json", "tokenizer_config.json", "processor_config.json",
+             "preprocessor_config.json", "generation_config.json")  # fmt: skip
+    found = [read_json(folder / n) for n in names]
+    maps = [c.get("auto_map") for c in found if isinstance(c, Mapping)]
+    return any("--" not in v for m in maps for v in _strings(m))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for v in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(v)
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The sub-folders that modules.json names; the folder itself is none of them."""
+    modules = read_json(folder / "modules.json")
+    found = modules if isinstance(modules, list) else []
+    paths = [m.get("path") for m in found if isinstance(m, Mapping)]
+    return [p for p in paths if isinstance(p, str) and p.strip("./")]
+
+
+def _inside(folder: Path, sub: Path) -> list[Path]:
+    """The files of a sub-folder, unless they lie elsewhere (but in a hub cache's blobs)."""
+    if not sub.is_dir() or not sub.resolve().is_relative_to(folder.resolve()):
+        return []
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent.resolve() / "blobs")
+    files = [p for p in sorted(sub.rglob("*"))[:FILES] if p.is_file()]
+    return [p for p in files if any(p.resolve().is_relative_to(a) for a in allowed)]
+
+
+def output_belongings(
+    source: Any, dtype: Any = None, changes: Mapping[str, Any] | None = None
+) -> dict[str, bytes | Path]:
+    """The files of an output besides the weights, from the source whose config it takes.
+
+    Args:
+        source: a `Source`; anything without a folder gives nothing.
+        dtype: of the output's floating leaves, None if each leaf keeps its own.
+        changes: what the merge changes in config.json: a key, or a path of keys -> its value.
+    """
+    folder = getattr(source, "folder", None)
+    files: dict[str, bytes | Path] = dict(belongings(folder))
+    path = files.get("config.json")
+    if isinstance(path, Path):
+        config, new = source.config(), {}
+        if dtype is not None:
+            new = {p: dtype.name for p, v in configs.walk(config) if p[-1] in configs.DTYPES and v}
+        new |= {(k,) if isinstance(k, str) else k: v for k, v in (changes or {}).items()}
+        config = configs.changed(config, new)
+        if read_json(path) != config:
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            files["config.json"] = text.encode()
+    return files

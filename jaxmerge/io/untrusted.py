@@ -1,0 +1,139 @@
+"""Small files as an enemy may have left them: configs, indices, tokenizers, recipes.
+
+Everything that is read beside the weights goes through here.  A file is opened without waiting (a
+FIFO would block for ever), must be a regular one, no larger than the reader says, and, where it
+belongs to a folder, must lie in that folder: a link out of a model's folder is refused, or an
+unpacked archive would put anyone's files into the output.  What is wrong is one `UserError` that
+names the file, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.errors import UserError
+
+SMALL = 64 << 20  # bytes of a config, an index, a tokenizer
+
+KINDS = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number"}
+
+
+def open_regular(path: str | os.PathLike, flags: int = 0, dir_fd: int | None = None) -> int:
+    """A descriptor of a regular file, for reading; never waits.
+
+    Raises:
+        UserError: it is a FIFO, a device, a folder.
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UserError(f"{path} is no regular file (a pipe, a device or a folder).")
+    return fd
+
+
+def read_bytes(path: str | os.PathLike, most: int = SMALL, what: str = "such a file") -> bytes:
+    """The content of a regular file of at most `most` bytes."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes; {what} has at most {most:,}.")
+        return file.read(most + 1)[:most]
+
+
+def read_text(path: str | os.PathLike, most: int = SMALL, what: str = "such a file") -> str:
+    """The same as UTF-8 text."""
+    try:
+        return read_bytes(path, most, what).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at {error.start}).") from None
+
+
+def read_json(path: str | os.PathLike, kind: type = dict, most: int = SMALL) -> Any:
+    """JSON whose outermost value is of one kind.
+
+    Raises:
+        UserError: not JSON, not of that kind, too large, no regular file; names the file.
+        OSError: it cannot be read.
+    """
+    return parse_json(read_text(path, most), str(path), kind)
+
+
+def parse_json(text: str, what: str, kind: type = dict) -> Any:
+    """The same from text; `what` is what messages call it.
+
+    >>> parse_json("[1]", "config.json")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: config.json holds a list; expected an object.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{what} is nested too deeply for JSON of this kind.") from None
+    except ValueError as error:
+        raise UserError(f"{what} is not JSON ({error}).") from None
+    if not isinstance(found, kind):
+        name = KINDS.get(type(found), "null" if found is None else type(found).__name__)
+        raise UserError(f"{what} holds {name}; expected {KINDS[kind]}.")
+    return found
+
+
+def inside(folder: Path, name: str) -> bool:
+    """Whether a plain file name leads to something in the folder, or in the hub cache's blobs.
+
+    >>> inside(Path("/tmp"), "../etc/passwd")
+    False
+    """
+    if not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
+        return False
+    try:
+        target = (folder / name).resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent.resolve() / "blobs")
+    return any(target.is_relative_to(a) for a in allowed)
+
+
+def member(folder: Path | None, name: str) -> Path | None:
+    """The file of that name in a model's folder, None where there is none.
+
+    Raises:
+        UserError: it is a link that leads out of the folder, or no regular file.
+    """
+    if folder is None or not os.path.lexists(folder / name):
+        return None
+    check_inside(folder, [name])
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file; delete it, or put the file there.")
+    return path
+
+
+def check_inside(folder: Path, names: Iterable[str]) -> None:
+    """Raise UserError where a file of the folder is a link that leads out of it."""
+    outside = [n for n in names if not inside(folder, n)]
+    if outside:
+        where = os.path.realpath(folder / outside[0])
+        raise UserError(
+            f"{folder / outside[0]} is a link out of its folder, to {where}; copy the file there, "
+            "or name the file itself."
+        )
+
+
+def printable(text: object) -> str:
+    """Text for a terminal or a log: control characters, which could rewrite the screen, are shown.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )

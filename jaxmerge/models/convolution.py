@@ -1,0 +1,197 @@
+"""The parts of small classifiers: dense layer, convolution, batch norm, pooling, dropout, and the
+inputs of kernels as rows.
+
+Images are `[batch, height, width, channels]`, kernels `[height, width, in, out]`. Padding is that
+of torch (so many pixels of zeros on every side), which is not always XLA's "SAME".
+
+Batch norm has two kinds of leaves: `scale` and `bias`, which are trained, and the running `mean`
+and `variance` (`nnx.BatchStat`), which are not: a training step replaces them by what the forward
+pass left in the module. Prediction needs all four, so all four are parameters of the model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+STATISTICS = ("mean", "variance")  # last parts of the names of batch statistics
+
+
+class Mode(NamedTuple):
+    """How a forward pass treats a batch.
+
+    Attributes:
+      train: batch norm reads the batch and moves its running statistics; else it reads those.
+      weight: `[batch]`, 0 for an example that only fills up the batch and enters no statistics.
+      inputs: a list to which layers append themselves and their inputs, for `layer_inputs`.
+    """
+
+    train: bool = False
+    weight: jax.Array | None = None
+    inputs: list[tuple[nnx.Module, jax.Array]] | None = None
+
+    def note(self, layer: nnx.Module, x: jax.Array) -> None:
+        """Keeps the input of a layer, where inputs are asked for."""
+        if self.inputs is not None:
+            self.inputs.append((layer, x))
+
+
+class Forward(NamedTuple):
+    """What a forward pass of a tower gives.
+
+    Attributes:
+      features: float32 `[batch, width]`.
+      statistics: name -> running statistics after this batch; empty outside of training and where
+        a tower has no batch norm.
+      inputs: name of each kernel -> the rows that met it, `[..., fan in]`, where asked for.
+    """
+
+    features: jax.Array
+    statistics: dict[str, jax.Array]
+    inputs: dict[str, jax.Array]
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, drawn as torch draws its `Linear`: evenly from +-1 / sqrt(inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs | None, bias: bool = True):
+        bound = inputs**-0.5
+        self.kernel = nnx.Param(_even(rngs, (inputs, outputs), bound))
+        if bias:
+            self.bias = nnx.Param(_even(rngs, (outputs,), bound))
+
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        mode.note(self, x)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype)[None] if hasattr(self, "bias") else y
+
+
+def _even(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> jax.Array:
+    if rngs is None:
+        return jnp.zeros(shape)
+    return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+
+
+class Conv(nnx.Module):
+    """A convolution without bias."""
+
+    def __init__(self, size: int, inputs: int, outputs: int, rngs: nnx.Rngs | None, stride: int = 1,
+                 padding: int = 0):  # fmt: skip
+        shape = (size, size, inputs, outputs)
+        # He's normal initialisation of the outgoing side, as torchvision's ResNets have it.
+        std = (2 / (size * size * outputs)) ** 0.5
+        drawn = None if rngs is None else std * jax.random.normal(rngs.params(), shape)
+        self.kernel = nnx.Param(jnp.zeros(shape) if drawn is None else drawn)
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        mode.note(self, x)
+        pad = (self.padding, self.padding)
+        return jax.lax.conv_general_dilated(
+            x, self.kernel[...].astype(x.dtype), (self.stride, self.stride), (pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """The patches that meet the kernel, `[batch, height, width, fan in]`.
+
+        Their last axis runs as the rows of `kernel.reshape(fan in, out)`, so the convolution is
+        `rows(x) @ kernel.reshape(fan in, out)`.
+        """
+        size, _, channels, _ = self.kernel.shape
+        pad = (self.padding, self.padding)
+        x = jax.lax.conv_general_dilated_patches(
+            x, (size, size), (self.stride, self.stride), (pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        x = x.reshape(*x.shape[:3], channels, size * size)
+        return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:3], -1)
+
+
+class BatchNorm(nnx.Module):
+    """`(x - mean) / sqrt(variance + eps) * scale + bias` of every channel, in float32.
+
+    In training mean and variance are those of the batch (the variance divided by n), and
+
+        running <- 0.9 running + 0.1 of the batch          (its variance divided by n - 1)
+
+    A running variance that a merge made negative (MagMax and task arithmetic may) counts as 0.
+
+    Source: Ioffe and Szegedy, Batch Normalization, ICML 2015, algorithms 1 and 2; momentum and
+    the two divisors as in torch.
+    """
+
+    def __init__(self, width: int, eps: float, momentum: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.mean = nnx.BatchStat(jnp.zeros(width))
+        self.variance = nnx.BatchStat(jnp.ones(width))
+        self.eps, self.momentum = eps, momentum
+
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        if mode.train:
+            mean, variance, count = moments(wide, mode.weight)
+            unbiased = variance * count / jnp.maximum(count - 1, 1)
+            for running, now in ((self.mean, mean), (self.variance, unbiased)):
+                moved = (1 - self.momentum) * running[...] + self.momentum * now
+                running[...] = jnp.where(count > 0, moved, running[...])
+        else:
+            mean, variance = self.mean[...], jnp.maximum(self.variance[...], 0)
+        factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
+        spread = (1,) * (x.ndim - 1) + (-1,)
+        wide = (wide - mean.reshape(spread)) * factor.reshape(spread)
+        return (wide + self.bias[...].reshape(spread)).astype(x.dtype)
+
+
+def moments(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and variance of every channel, and over how many values, without the filling."""
+    axes, places = tuple(range(x.ndim - 1)), x[0, ..., 0].size
+    if weight is None:
+        return jnp.mean(x, axes), jnp.var(x, axes), jnp.float32(x.shape[0] * places)
+    real = (weight > 0).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    count = jnp.sum(real) * places
+    mean = jnp.sum(x * real, axes) / jnp.maximum(count, 1)
+    off = (x - mean.reshape((1,) * (x.ndim - 1) + (-1,))) * real
+    return mean, jnp.sum(jnp.square(off), axes) / jnp.maximum(count, 1), count
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """The largest value of each window, channel by channel; padding never wins."""
+    pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    lowest = np.array(-np.inf, x.dtype)  # concrete, or XLA sees no maximum pooling to differentiate
+    return jax.lax.reduce_window(
+        x, lowest, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pad
+    )
+
+
+def statistics(module: nnx.Module) -> dict[str, jax.Array]:
+    """Name -> running statistics, as a forward pass in training left them in a module."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a leaf is a running statistic, which no optimiser trains.
+
+    >>> is_statistic("block_00/norm1/mean"), is_statistic("block_00/norm1/scale")
+    (True, False)
+    """
+    return name.rpartition("/")[2] in STATISTICS
+
+
+def layer_inputs(module: nnx.Module, mode: Mode) -> dict[str, jax.Array]:
+    """Name of each kernel -> the rows that met it in the last forward pass, `[..., fan in]`.
+
+    A row times `kernel.reshape(fan in, out)` is what the layer gives, for convolutions (their
+    patches) as for dense layers. What is not read costs nothing inside compiled code.
+    """
+    names = {id(layer): "/".join(map(str, path)) for path, layer in nnx.iter_modules(module)}
+    return {
+        f"{names[id(layer)]}/kernel": layer.rows(x) if isinstance(layer, Conv) else x
+        for layer, x in mode.inputs or ()
+    }

@@ -1,0 +1,1 @@
+"""Numbers that merges stand on: decompositions, order statistics, random draws, measures."""

@@ -1,0 +1,221 @@
+"""Order statistics without sorting, on the host: guess a bracket from a sample, then verify.
+
+One entry in 67 tells roughly where the k-th largest magnitude lies.  The next pass counts, exactly,
+the entries above that bracket and gathers those inside, which as a rule settles the k-th; a guess
+that missed, or a bracket too wide, costs another pass.  A leaf is read in blocks that stay in the
+processor's cache, at about 1 ns an entry; `np.partition` takes five times as long, XLA's sort two
+hundred times.  All results are the integers of `jaxmerge.numerics.order_statistics.magnitude_bits`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.numerics.order_statistics import BINS, DIGIT, digits, double
+
+STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
+FINE = 1 << 18  # counters of one pass inside a bracket
+BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
+PROCESSORS = min(8, os.cpu_count() or 1)
+SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
+
+Interval = tuple[int, int]  # bits from low to high, both included
+
+
+class Row:
+    """One leaf of a task vector on the host, model - base, formed block by block as it is read."""
+
+    def __init__(self, model: Any, base: Any = None):
+        self.arrays = [np.asarray(x).reshape(-1) for x in (model, base) if x is not None]
+        self.size = self.arrays[0].size
+
+    def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
+        """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
+        wide = double() if wide is None else wide
+        kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
+        exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
+        mask = word(np.iinfo(word).max >> 1)
+        size = -(-self.size // stride)
+        buffer = np.empty(min(BLOCK, size), kind)
+        for start in range(0, size, BLOCK):
+            some = slice(start * stride, (start + BLOCK) * stride, stride)
+            parts = [x[some].astype(exact, copy=False) for x in self.arrays]
+            out = buffer[: parts[0].size]
+            if len(parts) == 2:
+                np.subtract(*parts, out=out, dtype=exact)
+            else:
+                out[:] = parts[0]
+            bits = out.view(word)
+            yield np.bitwise_and(bits, mask, out=bits)
+
+    def parts(self) -> list[Row]:
+        """The same entries as one row for each processor, if there are enough of them."""
+        many = min(PROCESSORS, self.size // (4 * BLOCK)) or 1
+        cuts = [self.size * i // many for i in range(many + 1)]
+        return [Row(*(x[a:b] for x in self.arrays)) for a, b in itertools.pairwise(cuts)]
+
+
+class Tally:
+    """The entries found inside a bracket, as counts once there are many; tallies join."""
+
+    dtype = np.dtype(object)
+
+    def __init__(self, values: list[np.ndarray]):
+        self.values, self.held, self.dense = values, sum(v.size for v in values), 0
+
+    def join(self, other: Tally) -> Tally:
+        """Both together; takes over what they hold."""
+        self.values += other.values
+        self.held += other.held
+        self.dense = self.dense + other.dense
+        if self.held > 1 << 20:
+            self.dense, self.values, self.held = self.histogram(), [], 0
+        return self
+
+    def histogram(self) -> np.ndarray:
+        """Counts of the values 0 to 2^18 - 1."""
+        if not self.values:
+            return np.zeros(FINE, np.int64) + self.dense
+        values = np.concatenate(self.values).astype(np.int64)  # numpy 2.0 counts no uint64
+        return np.bincount(values, minlength=FINE) + self.dense
+
+
+def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
+    """A histogram of the first digit of one entry in `stride`, scaled to the size of the leaf."""
+    found = np.zeros(BINS, np.int64)
+    for bits in row.bits(stride):
+        first = bits >> bits.dtype.type(DIGIT * (digits() - 1))
+        found += np.bincount(first.astype(np.int64), minlength=BINS)
+    return found * stride
+
+
+def guess(
+    histogram: np.ndarray, size: int, ranks: np.ndarray, stride: int = STRIDE
+) -> tuple[Interval, ...]:
+    """Intervals that should hold the entries of these ranks (1 = the largest): five deviations."""
+    at_least = np.cumsum(histogram[::-1])[::-1] * (size / max(1, histogram.sum()))
+    share = ranks / size
+    slack = 5 * np.sqrt(stride * size * share * (1 - share)) + 2 * stride
+    place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
+    low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
+    shift = DIGIT * (digits() - 1)
+    return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+
+
+def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
+    """The same from the sampled entries themselves, and as narrow as pays: three deviations.
+
+    Few entries inside make the pass that gathers them faster by half; one leaf in 400 is missed.
+    """
+    share = 1 - ranks / size
+    slack = 3 * np.sqrt(some.size * share * (1 - share)) + 2
+    low = np.floor(some.size * share - slack).astype(np.int64)
+    high = np.ceil(some.size * share + slack).astype(np.int64)
+    places = np.clip(np.stack([low, high]), 0, some.size - 1)
+    first, last = np.partition(some, np.unique(places))[places]
+    first[low < 0], last[high >= some.size] = 0, np.iinfo(some.dtype).max >> 1
+    return tuple(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """For each interval: how many entries are not below it, and those inside, less its low end."""
+    wide = double()  # belongs to this thread: tell the others
+
+    def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        not_below = np.zeros(len(intervals), np.int64)
+        inside: list[list[np.ndarray]] = [[] for _ in intervals]
+        mask = other = np.empty(0, bool)
+        for bits in part.bits(wide=wide):
+            if mask.size != bits.size:
+                mask, other = np.empty(bits.size, bool), np.empty(bits.size, bool)
+            word = bits.dtype.type
+            for i, (low, high) in enumerate(intervals):
+                np.greater_equal(bits, word(low), out=mask)
+                not_below[i] += np.count_nonzero(mask)
+                np.greater(bits, word(high), out=other)
+                found = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
+                inside[i].append(np.subtract(found, word(low), out=found))
+        return not_below, inside
+
+    parts = row.parts()
+    found = list(_threads().map(run, parts)) if len(parts) > 1 else [run(row)]
+    inside = [
+        np.concatenate([x for _, some in found for x in some[i]]) for i in range(len(intervals))
+    ]
+    return np.sum([n for n, _ in found], axis=0), inside
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(PROCESSORS, "jaxmerge-select")
+
+
+def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
+    """For each interval: how many entries are not below it, and which lie inside (a `Tally`)."""
+    not_below, inside = gather(row, intervals)
+    shifts = [shift_of(low, high) for low, high in intervals]
+    tallies = [Tally([x >> x.dtype.type(s)]) for x, s in zip(inside, shifts, strict=True)]
+    return {"not_below": not_below, "inside": tuple(tallies)}
+
+
+def narrow(
+    intervals: tuple[Interval, ...], ranks: np.ndarray, counts: dict[str, Any]
+) -> tuple[Interval, ...]:
+    """Smaller intervals by exact counts; one that missed gives way to its neighbour."""
+    new = []
+    for (low, high), rank, n, tally in zip(
+        intervals, ranks, counts["not_below"], counts["inside"], strict=True
+    ):
+        histogram = tally.histogram()
+        above = n - histogram.sum()
+        if rank <= above:
+            new.append((high + 1, (1 << (DIGIT * digits() - 1)) - 1))
+        elif rank > n:
+            new.append((0, low - 1))
+        else:
+            at_least = above + np.cumsum(histogram[::-1])[::-1]
+            b, shift = int(np.sum(at_least >= rank)) - 1, shift_of(low, high)
+            first = low + (b << shift)
+            new.append((first, min(high, first + (1 << shift) - 1)))
+    return tuple(new)
+
+
+def settled(intervals: tuple[Interval, ...]) -> bool:
+    """Whether every interval is down to one value."""
+    return all(low == high for low, high in intervals)
+
+
+def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
+    """The values of these ranks in one leaf."""
+    if row.size <= SMALL:
+        (bits,) = row.bits()
+        at = row.size - ranks
+        return np.partition(bits, np.unique(at))[at]
+    flat = ranks.reshape(-1)
+    intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
+    not_below, inside = gather(row, intervals)
+    at = not_below - flat  # places from the smallest of those inside, where the guess was right
+    if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
+        found = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
+        settle = [low + int(x) for (low, _), x in zip(intervals, found, strict=True)]
+        return values(tuple((x, x) for x in settle)).reshape(ranks.shape)
+    while not settled(intervals):
+        intervals = narrow(intervals, flat, count(row, intervals))
+    return values(intervals).reshape(ranks.shape)
+
+
+def values(intervals: tuple[Interval, ...]) -> np.ndarray:
+    """What settled intervals are down to, as bits."""
+    return np.array([low for low, _ in intervals], f"uint{DIGIT * digits()}")
+
+
+def shift_of(low: int, high: int) -> int:
+    """How many of the last bits one pass leaves open, to make do with its counters."""
+    return max(0, (high - low).bit_length() - (FINE.bit_length() - 1))

@@ -1,0 +1,132 @@
+"""Which leaves are matrices, and how to decompose one: what the spectral methods stand on.
+
+A leaf acts as a matrix if it has two axes and is the kernel of a dense layer (`by_kernel`).  Tables
+of embeddings have two axes too, but their rows are looked up, never multiplied as a whole;
+convolution and patch kernels have four.  All these are left to the method's rule for the rest, as
+the authors of OPCM do; every method takes `leaves=` to route otherwise.
+
+Everything here treats a matrix and its transpose alike, so [in, out] and [out, in] give one result.
+
+**Speed and accuracy.**  An SVD costs many times an eigendecomposition of the smaller Gram matrix,
+but squaring halves the digits: singular values below 2e-4 of the largest drown in float32.  So the
+Gram matrix of a float32 leaf is formed and decomposed in float64, which is at least as accurate as
+a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.
+
+Kernels of one shape share one compiled program and are decomposed one after another: LAPACK takes
+the matrices of a batch one at a time, so stacking them gains nothing on a CPU and costs their room.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core.types import Array
+
+TABLES = re.compile(
+    r"embed|position|(^|[./])token([./]|$)|wte|wpe|lm_head|relative_attention_bias"
+    r"|(^|[./])shared([./](weight|embedding))?$"
+)
+
+
+def by_kernel(name: str, leaf: Any) -> str:
+    """ "matrix" for kernels of dense layers: two axes, and no table of embeddings by name.
+
+    Example:
+        >>> import numpy as np
+        >>> by_kernel("vision/block_03/attn/query/kernel", np.ones((4, 4)))
+        'matrix'
+        >>> by_kernel("vision/position", np.ones((4, 4)))
+        'rest'
+    """
+    return "matrix" if len(leaf.shape) == 2 and not TABLES.search(name) else "rest"
+
+
+def check_matrix(x: Array, who: str) -> None:
+    """Raise ValueError unless the leaf has two axes."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"{who} takes leaves with two axes, got shape {x.shape}. Route the others elsewhere: "
+            'jm.partition({"matrix": ..., "rest": jm.add()}, jm.by_kernel).'
+        )
+
+
+def thin_svd(
+    x: Array, double: bool = True, vectors: int | None = None
+) -> tuple[Array, Array, Array]:
+    """The economy singular value decomposition x = (u * s) @ vt, s falling.
+
+    Directions below the numerical rank come as zero vectors: they have no meaning.
+
+    Args:
+        x: [m, n], any shape of either side.
+        vectors: give this many leading singular vectors only, k' of k (and all singular values).
+        double: work in float64 inside for a float32 matrix; False is twice as fast, and right
+            only for the singular vectors of values above some 1e-2 of the largest.
+
+    Returns:
+        u [m, k'], s [k], vt [k', n] with k = min(m, n).
+
+    Example:
+        >>> u, s, vt = thin_svd(jnp.array([[0.0, 2.0, 0.0], [-1.0, 0.0, 0.0]]))
+        >>> [float(v) for v in s.round(6)], bool(jnp.allclose((u * s) @ vt, u @ jnp.diag(s) @ vt))
+        ([2.0, 1.0], True)
+    """
+    if x.shape[0] > x.shape[1]:
+        v, s, ut = thin_svd(x.T, double, vectors)
+        return ut.T, s, v.T
+    if x.dtype == jnp.float64:
+        return _by_svd(x, vectors)
+    return _by_gram(double, vectors)(x)
+
+
+def polar(x: Array) -> Array:
+    """The nearest matrix with orthonormal rows or columns, u @ vt of the SVD."""
+    u, _, vt = thin_svd(x)
+    return u @ vt
+
+
+def _by_svd(x: Array, vectors: int | None) -> tuple[Array, Array, Array]:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    known = (s > _noise(x, x.dtype) * s[0])[:vectors]
+    u, vt = u[:, :vectors], vt[:vectors]
+    return jnp.where(known[None, :], u, 0), s, jnp.where(known[:, None], vt, 0)
+
+
+@functools.cache
+def _by_gram(double: bool, vectors: int | None) -> Callable:
+    """The decomposition of a wide float32 matrix; vmap walks through it one by one.
+
+    Its derivative is that of the SVD in float32: transformations replay compiled code outside of
+    the context in which float64 exists.
+    """
+
+    @jax.custom_batching.sequential_vmap
+    def decompose(x):
+        with jax.enable_x64(double):
+            y = x.astype(jnp.float64 if double else jnp.float32)
+            squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
+            squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
+            s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
+            known = (squares > _noise(x, y.dtype) * squares[0])[:vectors]
+            u = jnp.where(known[None, :], u[:, :vectors], 0)
+            vt = (u.T @ y) / s[:vectors, None]
+            return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
+
+    found = jax.custom_jvp(lambda x: decompose(x))
+
+    @found.defjvp
+    def derivative(primals, tangents):
+        return jax.jvp(lambda x: _by_svd(x, vectors), primals, tangents)
+
+    return found
+
+
+def _noise(x: Array, dtype: Any) -> float:
+    """Singular values (in a Gram matrix: their squares) below this share of the first are noise."""
+    return max(x.shape) * float(jnp.finfo(dtype).eps)

@@ -1,0 +1,116 @@
+"""Facts about a whole row that a stage may ask for: its norm, its k-th magnitude.
+
+Each is a `Measure`: what one leaf contributes is added up over leaves, files and devices, so a
+global statistic of a model larger than memory costs a pass over it and a few numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.types import Array, Measure, concrete, numpy_of
+from jaxmerge.numerics import host_order_statistics, order_statistics
+
+__all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
+
+
+def square_norm(scope: str = "row") -> Measure:
+    """The squared Euclidean norm of the whole row, or of each leaf."""
+    return Measure(lambda: None, lambda x, summary, turn: jnp.vdot(x, x), scope=scope)
+
+
+def keep_count(density: Any, size: Any) -> Any:
+    """How many entries a density keeps, floor(density * size), exact for numbers.
+
+    A list of densities gives an array of counts.
+    """
+    if concrete(density, size):
+        counts = [math.floor(float(d) * int(size)) for d in np.ravel(np.asarray(density))]
+        return counts[0] if np.ndim(density) == 0 else np.array(counts)
+    return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
+
+
+def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure:
+    """The magnitudes that hold given ranks, exactly, as `order_statistics.magnitude_bits`.
+
+    Args:
+        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest; a number or an
+            array, put into [1, size].
+        scope: "row" ranks all leaves that share this measure together, "leaf" each on its own.
+
+    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
+    """
+    traced = not concrete(ranks(1))
+
+    def ranks_of(size):
+        sought = ranks(size)
+        xp = numpy_of(sought, size)
+        return xp.clip(xp.asarray(sought), 1, size)
+
+    def init():
+        return {"value": np.zeros(0, np.uint32), "rank": np.zeros(0, np.int32)}
+
+    def observe(x, summary, turn):
+        if turn >= order_statistics.digits():
+            return {}
+        hist = order_statistics.radix_count(x, summary["value"].reshape(-1), turn)
+        return {"hist": hist, "size": np.int32(x.size)}
+
+    def host(row, summary, turn):
+        if scope == "leaf":
+            return {"value": host_order_statistics.in_one_leaf(row, ranks_of(row.size))}
+        if turn == 0:
+            return {"sample": host_order_statistics.sample(row), "size": np.int64(row.size)}
+        return host_order_statistics.count(row, summary["intervals"])
+
+    def join(a, b, turn):
+        return a.join(b) if isinstance(a, host_order_statistics.Tally) else a + b
+
+    def refine(summary, total, turn):
+        if not total or "value" in total:
+            return total | {"rank": None} if total else summary
+        if "hist" not in total:
+            return refine_bracket(summary, total)
+        rank = ranks_of(total["size"]) if turn == 0 else summary["rank"]
+        value = summary["value"] if turn else np.zeros(rank.shape, np.uint32)
+        flat = order_statistics.radix_refine(
+            value.reshape(-1), rank.reshape(-1), total["hist"], turn
+        )
+        value, left = (a.reshape(rank.shape) for a in flat)
+        return {"value": value, "rank": None if turn == order_statistics.digits() - 1 else left}
+
+    def refine_bracket(summary, total):
+        if "sample" in total:
+            rank = ranks_of(total["size"])
+            where = host_order_statistics.guess(
+                total["sample"], int(total["size"]), rank.reshape(-1)
+            )
+        else:
+            rank = summary["rank"]
+            where = host_order_statistics.narrow(summary["intervals"], rank.reshape(-1), total)
+        if host_order_statistics.settled(where):
+            return {"value": host_order_statistics.values(where).reshape(rank.shape), "rank": None}
+        return {"intervals": where, "rank": rank}
+
+    return Measure(
+        init, observe, refine, passes=8, scope=scope, host=None if traced else host,
+        done=lambda summary: summary["rank"] is None, join=join,
+    )  # fmt: skip
+
+
+def ranked_magnitudes(x: Array, ranks: Any) -> Array:
+    """Those magnitudes of one array that hold the given ranks (1 = the largest), in compiled code.
+
+    >>> ranked_magnitudes(jnp.array([3.0, -1.0, 2.0]), np.array([1, 3])).tolist()
+    [3.0, 1.0]
+    """
+    measure = ranked_magnitude(lambda size: ranks, "leaf")
+    summary = measure.init()
+    for turn in range(order_statistics.digits()):
+        summary = measure.refine(summary, measure.observe(x, summary, turn), turn)
+    return order_statistics.bits_to_magnitude(summary["value"]).astype(x.dtype)

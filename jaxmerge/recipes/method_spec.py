@@ -1,0 +1,190 @@
+"""From a recipe's description of a method to the method: names, arguments, chains, rules.
+
+    method: magmax                              a name
+    method: {ties: {density: 0.2}}              a name with arguments
+    method: {name: ties, density: 0.2}          the same
+    method: [{trim: 0.2}, disjoint_mean, {scale: 0.4}]      a chain
+
+An argument that differs from leaf to leaf (see `jaxmerge.recipes.values`) makes its stage a route:
+the stage is built for every leaf with the leaf's own values, once for equal values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jaxmerge as jm
+from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
+from jaxmerge.core.patterns import PatternError, compile_pattern
+from jaxmerge.core.types import Merge, Transform
+from jaxmerge.errors import UserError, closest
+from jaxmerge.recipes.parse import mapping
+from jaxmerge.recipes.values import Where, constant, depths, reader
+
+
+def build(method: Any, models: int, like: Mapping[str, Any], what: str = "method") -> Merge:
+    """The method that a recipe describes.
+
+    Args:
+        models: how many models there are.
+        like: the names of the leaves.
+
+    Raises:
+        UserError: an unknown name or argument (with the closest known one), a value that its
+            factory refuses.
+    """
+    if isinstance(method, list):
+        stages = [_stage(m, models, like, f"{what}[{i}]") for i, m in enumerate(method)]
+        try:
+            return chain(*stages)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{what}: {error}") from None
+    made = _stage(method, models, like, what)
+    if isinstance(made, Transform):
+        raise UserError(
+            f"{what}: {method!r} changes one task vector and merges nothing; write a list such as "
+            f"[{method!r}, add]."
+        )
+    return made
+
+
+def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any]) -> Merge:
+    """Rules around a method: ``{only: regex}``, or ``[{match: regex, method: ...}, ...]``."""
+    if isinstance(rules, Mapping):
+        only = mapping(rules, "rules", ("only",)).get("only")
+        if default is None:
+            raise UserError("rules: {only: ...} needs a method.")
+        _check_matches([("only", _regex(only))], like)
+        return partition(
+            {"merged": default, "base": keep_base()}, [(only, "merged"), (".*", "base")]
+        )
+    if not isinstance(rules, list) or not rules:
+        raise UserError(f"rules must be a list of {{match, method}} or {{only: ...}}: {rules!r}.")
+    merges, ordered = {}, []
+    for i, rule in enumerate(rules):
+        rule = mapping(rule, f"rules[{i}]", ("match", "method"))
+        for key in ("match", "method"):
+            if key not in rule:
+                raise UserError(f"rules[{i}] has no {key}.")
+        label = f"{i}"
+        merges[label] = build(rule["method"], models, like, f"rules[{i}].method")
+        ordered.append((_regex(rule["match"]), label))
+    _check_matches([(f"[{i}].match", pattern) for i, (pattern, _) in enumerate(ordered)], like)
+    if default is not None:
+        merges["default"] = default
+        ordered.append((".*", "default"))
+    return partition(merges, ordered)
+
+
+def _check_matches(patterns: list[tuple[str, str]], like: Mapping[str, Any]) -> None:
+    """Refuse regexes that match no leaf, all of them: as a rule a name is misspelt."""
+    idle = [(where, p) for where, p in patterns if not any(map(compile_pattern(p).search, like))]
+    if idle:
+        raise UserError(
+            f"rules: {', '.join(f'{where} {p!r}' for where, p in idle)} matches none of the "
+            f"{len(like)} leaves, which are named such as {', '.join(list(like)[:3])}. See all of "
+            "them with jaxmerge inspect; correct the rule, or leave it out."
+        )
+
+
+def _regex(pattern: Any) -> str:
+    try:
+        return compile_pattern(pattern).pattern
+    except (PatternError, TypeError) as error:
+        raise UserError(f"rules: {error}") from None
+
+
+def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merge | Transform:
+    name, arguments, first = _parts(method, what)
+    try:
+        factory = jm.get(name)
+    except KeyError:
+        raise UserError(
+            f"{what}: no method is named {name!r}: {closest(name, jm.REGISTRY)}"
+        ) from None
+    signature = inspect.signature(factory).parameters
+    if name in ("by_leaf", "chain", "partition"):
+        raise UserError(f"{what}: write a list for a chain, and rules for {name}.")
+    if first is not None:
+        if not signature:
+            raise UserError(f"{what}: {name} takes no argument, got {first!r}.")
+        arguments = {next(iter(signature)): first}
+    mapping(arguments, f"{what}: {name}", signature)
+    fixed, varying = {}, {}
+    for key, value in arguments.items():
+        where = f"{what}: {name}.{key}"
+        annotation = str(signature[key].annotation)
+        if "Merge" in annotation or "Transform" in annotation:
+            fixed[key] = build(value, models, like, where)
+        elif isinstance(value, str) and annotation in ("Any", "float", "int", "bool"):
+            raise UserError(f"{where} must be a number, got {value!r}.")
+        elif isinstance(signature[key].default, bool | str | int) or isinstance(value, str | bool):
+            fixed[key] = value  # no number that could differ from leaf to leaf
+        elif (read := reader(value, models, where, like)) is not None:
+            varying[key] = read
+        else:
+            fixed[key] = constant(value, models, where)
+    if not varying:
+        return _call(factory, fixed, what)
+    return _varying(factory, fixed, varying, like, what)
+
+
+def _parts(method: Any, what: str) -> tuple[str, dict[str, Any], Any]:
+    if isinstance(method, str):
+        return method, {}, None
+    if isinstance(method, Mapping) and "name" in method:
+        arguments = dict(method)
+        name = arguments.pop("name")
+        if isinstance(name, str):
+            return name, arguments, None
+    elif isinstance(method, Mapping) and len(method) == 1:
+        ((name, arguments),) = method.items()
+        if isinstance(name, str):
+            if arguments is None:
+                return name, {}, None
+            if isinstance(arguments, Mapping) and not {"gradient", "models"} & set(arguments):
+                return name, dict(arguments), None
+            return name, {}, arguments
+    raise UserError(f"{what} must be a name, {{name: arguments}} or a list (a chain): {method!r}.")
+
+
+def _call(factory: Callable, arguments: Mapping[str, Any], what: str) -> Merge | Transform:
+    try:
+        return factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _varying(factory, fixed, varying, like, what) -> Merge | Transform:
+    """A stage built anew for every leaf whose values differ."""
+    depth = depths(like)
+    built: dict[tuple, Merge | Transform] = {}
+    made: dict[str, Any] = {}
+    for n in like:
+        values = {k: read(Where(n, depth[n])) for k, read in varying.items()}
+        code = tuple(values.items())
+        if code not in built:
+            built[code] = _call(factory, fixed | values, f"{what} at leaf {n!r}")
+        made[n] = built[code]
+    sample = next(iter(made.values()))
+    if len(built) > 1 and any(m is not None and m.scope == "row" for m in _measures(sample)):
+        raise UserError(
+            f"{what}: {sample} looks at the whole model, so its arguments cannot differ from leaf "
+            "to leaf. Write a chain whose varying stage does not ([{trim: 0.2}, disjoint_mean, "
+            "{scale: [0, 1]}]), or choose a scope of single leaves."
+        )
+    choose = lambda name, like: made[name]
+    if isinstance(sample, Transform):
+        return Transform(kernel=lambda x, ctx: x, stochastic=sample.stochastic, route=choose)
+    return by_leaf(choose)._replace(
+        stochastic=stochastic(sample), models=sample.models, needs=sample.needs
+    )
+
+
+def _measures(stage: Merge | Transform) -> list:
+    if isinstance(stage, Transform):
+        return [stage.measure]
+    inner = [t.measure for t in stage.before + stage.after]
+    return [*inner, stage.measure, stage.opening, stage.closing]

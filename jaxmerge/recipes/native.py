@@ -1,0 +1,193 @@
+"""jaxmerge's own recipes: one dataclass, read from YAML or from a Python file.
+
+    base: models/base                    # theta_0; leave it out to merge the weights themselves
+    models: [models/a, models/b+adapter, org/name@revision]
+    method: {ties: {density: 0.2, factor: 0.5}}               # jaxmerge.recipes.method_spec
+    rules: {only: 'mlp'}                 # the rest from the base; or [{match, method}, ...]
+    extras: {fisher: [fa.safetensors, fb.safetensors]}        # jaxmerge.recipes.side_inputs
+    out_dtype: bfloat16                  # default: each leaf keeps the base's
+    seed: 0
+
+A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; it is run, so run
+only your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.drivers.files.job import Job
+from jaxmerge.errors import UserError
+from jaxmerge.recipes import mergekit
+from jaxmerge.recipes.method_spec import build, route
+from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
+from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
+from jaxmerge.recipes.side_inputs import by_model, check_axes, find_extras
+from jaxmerge.recipes.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A merge as data.
+
+    Attributes:
+        models: references (`jaxmerge.io.sources`), or names of earlier stages.
+        method: see `jaxmerge.recipes.method_spec`; may be left out where rules cover every leaf.
+        base: theta_0, or None for zeros.
+        rules: ``{only: regex}``, or ``[{match: regex, method: ...}]`` in order.
+        extras: ``{kind: [file, ...]}``, side information about every model; by default what the
+            method needs is looked for beside the models.
+        dtype, out_dtype: of the output's floating leaves (`out_dtype` wins).  Arithmetic is
+            float32 always, float64 for float64 leaves.
+        seed: of random methods.
+        nonfinite: "raise" refuses NaN and Inf by leaf, "zero" counts them as no change.
+        tokenizer: "base" (default), "union", a model, or {source, tokens, pad_to_multiple_of}.
+        chat_template: "auto", a known name, or Jinja text.
+        name: of this stage, by which later ones refer to its output.
+        stages: recipes that are run first; a recipe of nothing else gives what its last one gives.
+        resolved: what a finished merge noted: versions, hashes.  Checked, if there.
+    """
+
+    models: list[str]
+    method: Any = None
+    base: str | None = None
+    rules: Any = None
+    extras: Any = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    seed: int = 0
+    nonfinite: str = "raise"
+    tokenizer: Any = None
+    chat_template: str | None = None
+    name: str | None = None
+    stages: list[Any] = dataclasses.field(default_factory=list)
+    resolved: dict[str, Any] | None = None
+
+    def plan(self, models: Models) -> Plan:
+        """Open the models and build the method."""
+        check_kinds(vars(self), KINDS)
+        if not isinstance(self.models, list) or not all(isinstance(m, str) for m in self.models):
+            raise UserError(f"models must be a list of references, got {self.models!r}.")
+        if not self.models:
+            raise UserError("models is an empty list.")
+        if self.nonfinite not in ("raise", "zero"):
+            raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
+        bases = [] if self.base is None else [self.base]
+        first, *others = opened = models.family([*bases, *self.models])
+        base, merged = (first, others) if bases else (None, opened)
+        vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, opened)
+        rest: list[Any] = merged
+        if vocabulary is None:
+            check_vocabulary(opened)
+        else:
+            base, *rest = vocabulary.apply([base, *merged])
+        like = (base or rest[0]).like
+        method = None if self.method is None else build(self.method, len(rest), like)
+        if self.rules is not None:
+            method = route(self.rules, method, len(rest), like)
+        if method is None:
+            raise UserError("a recipe needs a method, or rules.")
+        seed = seed_of(self.seed)
+        extras = find_extras(self.extras, method.needs, models, merged)
+        sides = by_model(extras, len(rest))
+        job = Job(method, rest, base, mergekit.key_of(method, seed), sides)
+        check_axes(extras, job.grid)
+        resolved = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
+        resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
+        if self.base is not None:
+            resolved["base"] = models.resolve(self.base)
+        if extras:
+            kinds = dict.fromkeys(e.kind for e in extras)
+            resolved["extras"] = {k: [e.source.ref for e in extras if e.kind == k] for k in kinds}
+        resolved.pop("stages", None)
+        resolved.pop("resolved", None)
+        return Plan(
+            jobs=[job],
+            models=models,
+            source=first,
+            out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
+            seed=seed,
+            resolved=resolved,
+            method=repr(self.method if self.rules is None else (self.rules, self.method)),
+            nonfinite=self.nonfinite,
+            config=vocabulary.config if vocabulary else {},
+            files=vocabulary.files if vocabulary else {},
+            extras=extras,
+        )
+
+
+KINDS = {
+    "base": (str,), "dtype": (str,), "out_dtype": (str,), "nonfinite": (str,), "name": (str,),
+    "chat_template": (str,), "tokenizer": (str, dict), "resolved": (dict,), "stages": (list,),
+    "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
+    "extras": (dict,),
+}  # fmt: skip
+Document = Recipe | mergekit.Config
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The variables that a Python recipe sets; what goes wrong in it is told with its line."""
+    try:
+        return runpy.run_path(str(path))
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f.lineno for f in frames if f.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else 0
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).split("\n")[0]
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
+
+
+def load(path: str | Path) -> list[Document]:
+    """The merges of a recipe file, in the order in which they are run; the last is the result.
+
+    Raises:
+        UserError: no such file, unknown keys (with the closest known one), not plain YAML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no recipe {path}.")
+    if path.suffix == ".py":
+        found = _run(path).get("recipe")
+        if found is None:
+            raise UserError(f"{path} sets no variable named recipe.")
+        return documents(found)
+    out = []
+    for content in load_yaml(path):
+        out += documents(content)
+    if not out:
+        raise UserError(f"{path} is empty.")
+    unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
+    if unnamed:
+        raise UserError(f"{path}: every merge but the last needs a name; {len(unnamed)} have none.")
+    return out
+
+
+def documents(content: Any) -> list[Document]:
+    """One recipe as data -> its stages and itself.
+
+    >>> [d.method for d in documents({"models": ["a", "b"], "method": "mean"})]
+    ['mean']
+    """
+    if isinstance(content, Recipe):
+        recipe = content
+    elif isinstance(content, Mapping) and "merge_method" in content:
+        return [mergekit.Config.read(content)]
+    else:
+        known = [f.name for f in dataclasses.fields(Recipe)]
+        content = mapping(content, "the recipe", known)
+        if list(content) == ["stages"] and isinstance(content["stages"], list):
+            return [d for stage in content["stages"] for d in documents(stage)]
+        if "models" not in content:
+            raise UserError("the recipe has no models.")
+        recipe = Recipe(**content)
+    check_kinds(vars(recipe), KINDS)
+    if not isinstance(recipe.stages, list):
+        raise UserError(f"stages must be a list of recipes, got {recipe.stages!r}.")
+    return [d for stage in recipe.stages for d in documents(stage)] + [recipe]

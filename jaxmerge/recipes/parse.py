@@ -1,0 +1,138 @@
+"""Recipes as text: YAML that can neither build objects nor explode, and mappings with known keys.
+
+Only plain YAML is read (mappings, lists, strings, numbers, booleans).  Tags that would build Python
+objects, keys written twice, aliases whose expansion exceeds a bound and documents over a megabyte
+are refused, each with the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxmerge.errors import UserError, closest
+from jaxmerge.io.untrusted import read_text
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 200_000  # after every alias is expanded
+
+
+def load_yaml(path: str | Path) -> list[Any]:
+    """The documents of a YAML file (one, unless it is divided by ``---``).
+
+    Raises:
+        UserError: it is not plain YAML; says where.
+    """
+    text = read_text(path, MAX_BYTES, "a recipe")
+    try:
+        return parse_documents(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one document of plain YAML.
+
+    >>> parse_yaml("{a: 1, b: [x, 0.5]}")
+    {'a': 1, 'b': ['x', 0.5]}
+    >>> parse_yaml("a: !!python/object/apply:os.system [ls]")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' ...
+    """
+    found = parse_documents(text)
+    if len(found) > 1:
+        raise UserError(f"one document was expected, there are {len(found)}.")
+    return found[0] if found else None
+
+
+def parse_documents(text: str) -> list[Any]:
+    """Parse plain YAML, every document of it that is not empty."""
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{len(text)} characters; a recipe has at most {MAX_BYTES}.")
+    out = []
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            while loader.check_node():
+                node = loader.get_node()
+                assert node is not None  # check_node said so
+                _check(node, {}, ())
+                content = loader.construct_document(node)
+                if content is not None:
+                    out.append(content)
+        finally:
+            loader.dispose()
+    except UserError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"this is not YAML ({' '.join(str(error).split())[:200]}).") from None
+    return out
+
+
+PLAIN = {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")
+}
+
+
+def _check(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
+    """The number of nodes with all aliases expanded; raises on tags, cycles and explosions."""
+    line = f"line {node.start_mark.line + 1}"
+    if id(node) in above:
+        raise UserError(f"{line}: an alias that contains itself.")
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if len(above) > 60:
+        raise UserError(f"{line}: nested more than 60 levels deep.")
+    if node.tag not in PLAIN:
+        raise UserError(f"{line}: the tag {node.tag!r} is refused; recipes are plain YAML.")
+    total, here = 1, (*above, id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{line}: a key must be a plain word.")
+            if key.value in seen:
+                raise UserError(f"line {key.start_mark.line + 1}: the key {key.value!r} twice.")
+            seen.add(key.value)
+            total += _check(key, sizes, here) + _check(value, sizes, here)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_check(value, sizes, here) for value in node.value)
+    if total > MAX_NODES:
+        raise UserError(f"{line}: its aliases expand to more than {MAX_NODES} values.")
+    sizes[id(node)] = total
+    return total
+
+
+def mapping(value: Any, what: str, known: Iterable[str]) -> dict[str, Any]:
+    """A mapping with known keys; refuses others with the closest known one."""
+    known = list(known)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what} must be a mapping with some of {', '.join(known)}; got {value!r}.")
+    unknown = [k for k in value if k not in known]
+    if unknown:
+        hints = "; ".join(f"{k!r}: {closest(str(k), known)}" for k in unknown)
+        raise UserError(f"{what} has unknown key{'s' * (len(unknown) > 1)} {hints}")
+    return dict(value)
+
+
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise unless every value is of one of its kinds, or None."""
+    words = {str: "text", list: "a list", dict: "a mapping", int: "an integer"}
+    for key, value in values.items():
+        if value is None or key not in kinds:
+            continue
+        if not isinstance(value, kinds[key]) or (isinstance(value, bool)):
+            expected = " or ".join(words[k] for k in kinds[key])
+            raise UserError(f"{key} must be {expected}, got {value!r}.")
+
+
+def number(value: Any, what: str) -> float | int:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{what} must be a number, got {value!r}.")
+    return value

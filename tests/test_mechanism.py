@@ -1,0 +1,228 @@
+"""The mechanism of continual learning: drivers, composition, bad input."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_streams import KEY, blobs, setup, split
+
+import jaxmerge as jm
+from jaxmerge.continual import buffers
+from jaxmerge.continual.drivers import over, program, run, stacked
+from jaxmerge.continual.optimisers import by_name, cosine, sgd
+from jaxmerge.continual.records import LAST, Method
+from jaxmerge.continual.registry import Count, NonNegative, methods
+from jaxmerge.core.registry import Static
+
+
+@methods.register
+def plain_replay(size: Count = 20, strength: NonNegative = 1.0):
+    def loss(model, step):
+        one, two, three = jax.random.split(step.key, 3)
+        batch, weight = buffers.draw(step.memory, one, 5)
+        inputs = step.view(batch.inputs, batch.task, two)
+        out = model.learn(step.params, inputs, step.task, three)
+        return strength * jnp.mean(weight * step.objective(out, batch._replace(inputs=inputs)))
+
+    def observe(model, step):
+        rows = step.batch._replace(inputs=step.stored)
+        return buffers.reservoir(step.memory, rows, rows.weight, step.key)
+
+    return Method(
+        init=lambda model, params, batch: buffers.empty(size, batch), loss=loss, observe=observe
+    )
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def figures(result):
+    return result.R, result.losses, result.state.params, result.state.memory
+
+
+@pytest.mark.parametrize("accumulate", [1, 5])
+def test_a_program_is_a_run(accumulate):
+    config = setup(
+        plain_replay(), merges={"MagMax": jm.magmax(0.5)}, start="MagMax", accumulate=accumulate
+    )
+    same(figures(jax.jit(program)(config, split(), KEY)), figures(run(config, split(), KEY)))
+
+
+def test_specs_are_compared_printed_and_read_from_settings():
+    assert plain_replay(strength=3) == plain_replay(20, 3.0)
+    assert plain_replay(strength=3) != plain_replay(strength=4)
+    assert repr(plain_replay(strength=3)) == "plain_replay(strength=3.0)"
+    found = methods.from_settings({"method": "plain_replay", "size": 5})
+    assert found == plain_replay(5)
+    with pytest.raises(
+        ValueError, match=r"size of plain_replay is a whole number from 1 on.*strength"
+    ):
+        plain_replay(0, -1.0)
+    with pytest.raises(ValueError, match="did you mean plain_replay"):
+        methods.from_settings("plain_reply")
+
+
+def test_scoring_at_any_time_and_now_and_then():
+    config = setup(optimiser=by_name((("head/.*", sgd(0.1)), (".*", cosine(0.01)))))
+    found = jax.jit(lambda *x: program(*x, anytime=2, score_every=2))(config, split(), KEY)
+    R = found.R[LAST]["accuracy"]
+    assert R.shape == (3, 2, 3)
+    assert np.isnan(R[0]).all()
+    assert np.isfinite(R[1:]).all()
+    assert found.finite.all()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_seeds_in_one_program_are_the_runs_of_each(sharded):
+    data = blobs()
+    streams = [split(seed=k, data=data) for k in range(8)]
+    keys = jax.random.split(KEY, 8)
+    one = lambda stream, key: program(setup(), stream, key).R[LAST]["accuracy"]
+    many, axes = stacked(streams)
+    found = jax.jit(lambda s, k: over(one, axes, s, k, sharded=sharded))(many, keys)
+    np.testing.assert_allclose(found[3], jax.jit(one)(streams[3], keys[3]), atol=1e-6)
+
+
+def test_divergence_is_reported():
+    found = jax.jit(program)(setup(optimiser=sgd(1e9)), split(), KEY)
+    assert not found.finite.all()
+
+
+def test_a_reservoir_gives_a_place_to_the_later_of_two():
+    buffer = buffers.empty(2, {"x": jnp.zeros((1,))})
+    rows, weight = {"x": jnp.arange(1.0, 5.0)}, jnp.array([1.0, 1, 0, 1])
+    found = buffers.write(buffer, rows, jnp.array([0, 0, 0, 1]), weight)
+    assert found["rows"]["x"].tolist() == [2, 4]
+    assert int(found["met"]) == 3
+
+
+def test_a_reservoir_holds_every_example_as_often():
+    def stay(key):
+        buffer = buffers.empty(5, jnp.zeros((1,), jnp.int32))
+        step = lambda b, x: (buffers.reservoir(b, x[0], jnp.ones(4), x[1]), None)
+        rows = jnp.arange(20).reshape(5, 4)
+        buffer, _ = jax.lax.scan(step, buffer, (rows, jax.random.split(key, 5)))
+        return jnp.bincount(buffer["rows"], length=20)
+
+    counts = jax.jit(jax.vmap(stay))(jax.random.split(KEY, 4000)).mean(0)
+    np.testing.assert_allclose(counts, 0.25, atol=0.03)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def hook(**fields):
+    def bad():
+        return Method(**fields)
+
+    return methods.register(bad)()
+
+
+zero = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)
+GROW = {
+    "init": lambda model, params, batch: jnp.zeros(2),
+    "observe": lambda model, step: jnp.zeros(3),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "words"),
+    [
+        (lambda: setup(*[hook(objective=zero)] * 2), {}, "both replace the objective"),
+        (lambda: setup(hook(**GROW)), {}, r"`observe` changes the form of its memory.*2.*3"),
+        (lambda: setup(hook(host=True, end=lambda m, p, x, b: (p, x))), {}, "needs the host"),
+        (lambda: setup(start="Magmax", merges={"MagMax": jm.magmax()}), {}, "did you mean MagMax"),
+        (lambda: setup(merges={"SLERP": jm.slerp(0.5)}), {}, "this stream has 3 tasks"),
+        (setup, {"promise": Static("once")}, "at most once"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_compiled(config, change, words):
+    with pytest.raises(ValueError, match=words):
+        program(config(), split(steps=9)._replace(**change), KEY)
+
+
+def test_groups_must_have_an_evaluator_and_an_example():
+    stream = split()
+    none = stream.groups._replace(metrics=np.zeros((3, 2), bool))
+    with pytest.raises(ValueError, match="group 0 chooses none of the evaluators accuracy, aware"):
+        run(setup(), stream._replace(groups=none), KEY)
+    empty = stream.groups._replace(weight=stream.groups.weight * np.float32([[1], [0], [1]]))
+    with pytest.raises(ValueError, match="group 1 has no example"):
+        run(setup(), stream._replace(groups=empty), KEY)
+    some = stream.groups._replace(metrics=np.array([[1, 0], [1, 1], [0, 1]], bool))
+    found = run(setup(), stream._replace(groups=some), KEY).R[LAST]
+    assert np.isnan(found["aware"][:, 0]).all()
+    assert np.isnan(found["accuracy"][:, 2]).all()
+    assert np.isfinite(found["aware"][:, 1:]).all()
+
+
+def test_slots_must_suffice():
+    def wrap(model, tasks):
+        init = lambda key: {**model.init(key), "extra": jnp.zeros((2, 3))}
+        return model._replace(init=init, slots=lambda n: n == "extra")
+
+    with pytest.raises(ValueError, match="3 tasks, but extra has 2 slots"):
+        program(setup(hook(wrap=wrap)), split(), KEY)
+
+
+def test_a_model_may_choose_the_slot_that_a_task_trains():
+    """Growth by novelty: `begin` writes which slot a task trains, here the first for all."""
+
+    def wrap(model, tasks):
+        def init(key):
+            table = jnp.full(tasks, 99)
+            return {**model.init(key), "shift": jnp.zeros((tasks, 6)), "table": table}
+
+        def apply(params, x, task):
+            out = model.apply(params, x, task)
+            return out._replace(logits=out.logits + params["shift"][params["table"][task]][None])
+
+        return model._replace(
+            init=init,
+            apply=apply,
+            trainable=lambda n: n == "shift",
+            slots=lambda n: n == "shift",
+            slot=lambda params, task: params["table"][task],
+            weights=lambda params, task: model.weights(
+                {n: p for n, p in params.items() if n not in ("shift", "table")}, task
+            ),
+        )
+
+    def begin(model, params, memory, border):
+        return {**params, "table": params["table"].at[border.index].set(0)}, memory
+
+    config = setup(hook(wrap=wrap, begin=begin), merges={"mean": jm.running_mean()})
+    params = jax.jit(program)(config, split(), KEY).state.params
+    assert (params["shift"][0] != 0).any()
+    assert (params["shift"][1:] == 0).all()
+    assert params["table"].tolist() == [0, 0, 0]
+
+
+def test_statistics_are_written_by_the_steps():
+    def wrap(model, tasks):
+        def train(params, x, task, key):
+            out = model.apply(params, x, task)
+            return out._replace(
+                aux={"statistics": {"mean": 0.9 * params["mean"] + 0.1 * x.mean(0)}}
+            )
+
+        return model._replace(
+            init=lambda key: {**model.init(key), "mean": jnp.zeros(6)},
+            train=train,
+            trainable=lambda n: n != "mean",
+            statistics=lambda n: n == "mean",
+        )
+
+    for accumulate in (1, 5):
+        params = run(setup(hook(wrap=wrap), accumulate=accumulate), split(), KEY).state.params
+        assert (params["mean"] != 0).all()
+
+
+def test_an_optimiser_by_name_must_cover_all_leaves():
+    with pytest.raises(ValueError, match=r"no rule matches 2 leaves, such as 'hidden/"):
+        run(setup(optimiser=by_name((("head/.*", sgd(0.1)),))), split(), KEY)
+    assert isinstance(sgd(0.1).build(), optax.GradientTransformation)
