@@ -45,13 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("notes", type=Path)
     parser.add_argument("--types", nargs="*")
+    parser.add_argument("--part", default="0/1", help="this part of the types, as 0/2 and 1/2")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if args.write:
         write(args.notes)
         return
     done = {n["type"] for n in notes(args.notes)}
-    for model_type in args.types or zoo.types():
+    part, parts = map(int, args.part.split("/"))
+    for model_type in (args.types or zoo.types())[part::parts]:
         if model_type in done:
             continue
         try:
@@ -98,7 +100,7 @@ def write(path: Path) -> None:
 
 def facts_of(model_type: str) -> dict[str, Any]:
     """What the modules of one type say."""
-    config = zoo.config_of(model_type)
+    config = zoo.config_of(model_type, factors=(1,), most=10**15)
     model = zoo.build(model_type, config)
     first = {n: tuple(t.shape) for n, t in zoo.checkpoint(model).items()}
     dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in zoo.checkpoint(model).items()}
@@ -252,10 +254,6 @@ def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, st
                 roles[name] = "norm"
             elif re.fullmatch(r"Conv\dd|ConvTranspose\dd", kind) and part == "weight":
                 roles[name] = "convolution"
-        for part, _ in module.named_buffers(recurse=False):
-            name = names.get(f"{at}.{part}" if at else part)
-            if name is not None and "running" not in part:
-                roles[name] = "buffer"
     return roles, transposed
 
 

@@ -38,6 +38,9 @@ FEW = re.compile(
 )
 HEADS = re.compile(r"^(num|n)_\w*heads?$|_heads$")
 IDS = re.compile(r"(_id|_idx|_index|_token|_ids|_tokens)$")
+NEEDED = {
+    t: {"prediction_length": 8} for t in ("autoformer", "informer", "time_series_transformer")
+}
 WIDE = 64
 TOKENS = 100
 
@@ -111,7 +114,7 @@ def build(model_type: str, config: dict, device: str = "meta") -> torch.nn.Modul
 
 def default(model_type: str) -> dict:
     """The default config as data, without what follows from the rest."""
-    config = AutoConfig.for_model(model_type).to_dict()
+    config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {})).to_dict()
 
     def clean(d: dict) -> dict:
         drop = (
@@ -135,7 +138,8 @@ def default(model_type: str) -> dict:
 def shrink(config: dict, factor: int, layers: int, experts: int, heads: int = 0) -> dict:
     """Widths divided, layers and experts few; heads too, unless 0."""
 
-    def small(key: str, value: Any, here: dict) -> Any:
+    def small(key: Any, value: Any, here: dict) -> Any:
+        key = str(key)
         if isinstance(value, dict):
             return {k: small(k, v, value) for k, v in value.items()}
         if isinstance(value, list) and "section" in key and value and type(value[0]) is int:
@@ -171,7 +175,13 @@ def shrink(config: dict, factor: int, layers: int, experts: int, heads: int = 0)
     return {k: small(k, v, config) for k, v in config.items()}
 
 
-def config_of(model_type: str, layers: int = 3, experts: int = 4, most: int = 6_000_000) -> dict:
+def config_of(
+    model_type: str,
+    factors: tuple = (32, 16, 8, 4, 2, 1),
+    layers: int = 3,
+    experts: int = 4,
+    most: int = 6_000_000,
+) -> dict:
     """A small config that builds.
 
     Raises:
@@ -179,11 +189,13 @@ def config_of(model_type: str, layers: int = 3, experts: int = 4, most: int = 6_
     """
     first, best = default(model_type), None
     error: Exception = Empty()
-    for factor in (32, 16, 8, 4, 2, 1):
+    for factor in factors:
         for few, heads in ((layers, 0), (layers, 4), (4, 0), (4, 4), (12, 0), (200, 0)):
             config = shrink(first, factor, few, experts, heads)
             try:
                 model = build(model_type, config)
+            except ImportError:
+                raise
             except Exception as e:
                 error = e if isinstance(error, Empty) else error
                 continue

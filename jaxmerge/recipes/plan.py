@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.core import names
+from jaxmerge.core.composition import by_leaf, keep_base, stochastic
+from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.recipes.side_inputs import Extra
-
-HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
-
 
 @dataclasses.dataclass
 class Plan:
@@ -84,7 +84,7 @@ class Models:
     def family(self, refs: Sequence[str]) -> list[Source]:
         """Sources that are merged with each other, the first being the measure of the rest."""
         first, *rest = (self.open(r) for r in refs)
-        return [first, *(s if s is first else tie(first, s) for s in rest)]
+        return [first, *(s if s is first else fit(first, s) for s in rest)]
 
     def resolve(self, ref: str) -> str:
         """The reference in a form that means the same anywhere."""
@@ -95,21 +95,26 @@ class Models:
             source.close()
 
 
-def tie(first: Source, other: Source) -> Source:
-    """`other` with the output head of `first`: added where it is tied to the embedding and not
-    stored, left out where `first` does not store it."""
+def fit(first: Source, other: Source) -> Source:
+    """`other` with the leaves of `first` as far as the same arrays are stored in other places.
+
+    A copy of a tied array is added where `first` stores it and left out where it does not, if it is
+    equal to the other copy; buffers, which are constants, are left out where `first` lacks them.
+    """
+    ours, theirs = architecture(first), architecture(other)
     names = dict(other.names)
-    for head in HEADS:
-        if (head in first) == (head in other):
-            continue
-        leaves, tied = (other, other) if head in first else (other, first)
-        embedding = next((n for n in leaves if n.endswith(EMBEDDINGS)), None)
-        if embedding is None or not tied.config().get("tie_word_embeddings", True):
-            continue
-        if head in first:
-            names[head] = other.names[embedding]
-        elif np.array_equal(other[head], other[embedding]):
-            del names[head]
+    for n in other:
+        if n not in first and not theirs.merged(n):
+            del names[n]
+    for group in dict.fromkeys((*ours.tied, *theirs.tied)):
+        stored = [n for n in group if n in other]
+        for n in group:
+            if n in first and n not in other and stored and n in _tied(theirs, stored[0]):
+                names[n] = other.names[stored[0]]
+            elif n in other and n not in first:
+                copies = [c for c in stored if c != n and c in first and c in _tied(ours, n)]
+                if copies and _equal(other, n, copies[0]):
+                    names.pop(n, None)
     if names == other.names:
         return other
     changed = Source(other.source, other.ref, other.folder, other.files, other.config())
@@ -118,13 +123,33 @@ def tie(first: Source, other: Source) -> Source:
     return changed
 
 
+def _tied(made_of: Architecture, name: str) -> tuple[str, ...]:
+    return (name, *made_of.copies(name))
+
+
+def _equal(source: Source, a: str, b: str) -> bool:
+    return source.like[a].shape == source.like[b].shape and np.array_equal(source[a], source[b])
+
+
+def exempt(method: Merge, like: Mapping[str, Any], made_of: Architecture) -> Merge:
+    """The method, with buffers as they are in the base: a mean of constants is no constant."""
+    buffers = {n for n in like if n in made_of.like and not made_of.merged(n)}
+    if not any(names.is_float(like[n]) for n in buffers):
+        return method
+    inner = by_leaf(lambda name, like: keep_base() if name in buffers else method)
+    return inner._replace(
+        stochastic=stochastic(method), models=method.models, needs=method.needs
+    )
+
+
 def check_vocabulary(sources: Sequence[Source | None]) -> None:
     """Raise where models have vocabularies of different sizes: both sizes, and the ways out."""
-    sizes = {}
+    sizes: dict[str, dict[int, str]] = {}
     for source in sources:
         if source is not None:
-            for n in source:
-                if n.endswith(EMBEDDINGS):
+            made_of = architecture(source)
+            for n in filter(made_of.vocabulary, source):
+                if len(source.like[n].shape) == 2:
                     sizes.setdefault(n, {}).setdefault(source.like[n].shape[0], source.ref)
     for leaf, found in sizes.items():
         if len(found) > 1:
