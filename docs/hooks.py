@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def all_results(folder: Path = RESULTS) -> str:
     """Headline, table and pictures of every `Results` in the folder."""
-    from jaxmerge.continual.results import SCHEMA, Results
+    from jaxmerge.studies.results import SCHEMA, Results
 
     texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
     found = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
@@ -68,7 +68,7 @@ def _results(name: str, results: Any) -> str:
 
 def benchmarks(folder: Path = RESULTS) -> str:
     """Every measurement in the folder that is no run of an experiment."""
-    from jaxmerge.continual.results import SCHEMA
+    from jaxmerge.studies.results import SCHEMA
 
     sections = {p: section(p) for p in sorted(folder.rglob("*.md"))}
     for path in sorted(folder.rglob("*.json")):

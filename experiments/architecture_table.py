@@ -77,7 +77,7 @@ def write(path: Path) -> None:
     for note in sorted(notes(path), key=lambda n: n["type"]):
         if "facts" not in note:
             continue
-        facts = {k: v for k, v in note["facts"].items() if v}
+        facts = {k: v for k, v in note["facts"].items() if v and k != "always"}
         if facts not in entries:
             entries.append(facts)
         families[note["type"]] = entries.index(facts)

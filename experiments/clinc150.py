@@ -25,12 +25,12 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmerge.continual.comparisons import MERGES, comparisons
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.learner import Learner, from_bert
-from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
 from jaxmerge.data.sources import few
+from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.data.text import clinc150
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.presets import MERGES, comparisons
+from jaxmerge.training.learner import Learner, from_bert
 
 
 @dataclasses.dataclass(frozen=True)

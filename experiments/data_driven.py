@@ -32,7 +32,7 @@ import numpy as np
 from data_driven_methods import arithmetic, frank_wolfe, methods, tuned
 from data_driven_suite import IMAGES, TEXT, Config, Suite
 
-from jaxmerge.continual.machine import machine, versions
+from jaxmerge.studies.provenance import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = {"images": IMAGES, "text": TEXT}

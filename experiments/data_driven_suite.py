@@ -25,16 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmerge as jm
-from jaxmerge.continual import checkpoint
-from jaxmerge.continual.evaluate import accuracies, logits, probe
-from jaxmerge.continual.learner import from_bert, from_clip, head_logits
-from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.streams import class_incremental, suite
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.data.digits import digits
 from jaxmerge.data.npz import npz
+from jaxmerge.data.streams.builders import class_incremental, suite
+from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.data.text import banking77, clinc150
+from jaxmerge.evaluation.predict import accuracies, logits, probe
 from jaxmerge.models import bert, clip
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import from_bert, from_clip, head_logits
 
 MINI = Path(jm.__file__).parent / "assets" / "mini"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

@@ -37,11 +37,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.images import ImageExperiment
-from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
-from jaxmerge.continual.study import Plan
 from jaxmerge.data.digits import digits
+from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.images import ImageExperiment
+from jaxmerge.studies.seed import Plan
 
 STREAMS = {
     "ema_paint": {"start": "running", "deploys": ["EMA"], "running": "EMA"},

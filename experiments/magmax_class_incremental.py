@@ -44,9 +44,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.images import MagMaxPaper
-from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
+from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.images import MagMaxPaper
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,11 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from jaxmerge.continual.experiment import Experiment
-from jaxmerge.continual.images import MagMaxPaper
-from jaxmerge.continual.scenario import Scenario, class_order
-from jaxmerge.continual.streams import domain_incremental
 from jaxmerge.data import registry
+from jaxmerge.data.streams.builders import domain_incremental
+from jaxmerge.data.streams.scenario import Scenario, class_order
+from jaxmerge.studies.config import Experiment
+from jaxmerge.studies.images import MagMaxPaper
 
 
 @dataclasses.dataclass(frozen=True)

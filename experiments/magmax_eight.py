@@ -21,11 +21,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.images import MagMaxPaper
-from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.streams import suite
 from jaxmerge.data.registry import MAGMAX_EIGHT
+from jaxmerge.data.streams.builders import suite
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.images import MagMaxPaper
 
 EPOCHS = dict(zip(MAGMAX_EIGHT, (35, 5, 12, 4, 15, 14, 75, 11), strict=True))
 

@@ -26,14 +26,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxmerge.cli.quickstart import weights_folder
-from jaxmerge.continual.comparisons import MERGES, comparisons
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.learner import Learner, from_clip
-from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
-from jaxmerge.continual.streams import domain_incremental
 from jaxmerge.data.npz import npz
 from jaxmerge.data.sources import Source, few
+from jaxmerge.data.streams.builders import domain_incremental
+from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.errors import UserError, closest
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.presets import MERGES, comparisons
+from jaxmerge.training.learner import Learner, from_clip
 
 STREAMS = {  # tasks (None: one a domain), examples of each class by split
     "cifar10": (5, {"train": 100, "val": 20, "test": 60}),

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from mini_images import half, images
 
-from jaxmerge.continual.learner import from_clip
-from jaxmerge.continual.scenario import class_incremental
-from jaxmerge.continual.train import Training, fit
+from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.models import clip
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import from_clip
 
 
 def main() -> None:

@@ -28,16 +28,16 @@ from mini_images import images
 
 import jaxmerge as jm
 from jaxmerge.cli.methods import describe
-from jaxmerge.continual import checkpoint
-from jaxmerge.continual.evaluate import accuracies, logits, probe, stack
-from jaxmerge.continual.learner import from_clip
-from jaxmerge.continual.machine import machine, versions
-from jaxmerge.continual.streams import suite
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.types import Merge
+from jaxmerge.data.streams.builders import suite
 from jaxmerge.drivers import memory
+from jaxmerge.evaluation.predict import accuracies, logits, probe, stack
 from jaxmerge.models import clip
+from jaxmerge.studies.provenance import machine, versions
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import from_clip
 
 TASKS = {  # examples of each class (and domain) for training, validation, test
     "cifar10": (60, 10, 20),

@@ -45,12 +45,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.images import ImageExperiment
-from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.streams import suite
-from jaxmerge.continual.study import Plan
 from jaxmerge.data.registry import OPCM_TWENTY
+from jaxmerge.data.streams.builders import suite
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.images import ImageExperiment
+from jaxmerge.studies.seed import Plan
 
 MERGES = {
     "OPCM": {"method": "opcm", "alpha": 0.5},

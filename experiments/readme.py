@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.continual.results import Results
 from jaxmerge.report import claims, tables, words
+from jaxmerge.studies.results import Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"

@@ -43,12 +43,12 @@ import jax
 import numpy as np
 
 from jaxmerge.cli.quickstart import weights_folder
-from jaxmerge.continual.experiment import Experiment, setting
-from jaxmerge.continual.learner import Learner, from_clip
-from jaxmerge.continual.results import Results
-from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.streams import recurring
 from jaxmerge.data.digits import digits
+from jaxmerge.data.streams.builders import recurring
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.studies.config import Experiment, setting
+from jaxmerge.studies.results import Results
+from jaxmerge.training.learner import Learner, from_clip
 
 MERGES = {
     "MagMax": {"method": "magmax", "factor": 0.5},

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from jaxmerge.continual.learner import Learner
-from jaxmerge.continual.scenario import Scenario, class_incremental
-from jaxmerge.continual.train import Training
 from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.streams.scenario import Scenario, class_incremental
+from jaxmerge.training.fit import Training
+from jaxmerge.training.learner import Learner
 
 WIDTH, CLASSES = 12, 6
 TRAINING = Training(epochs=4, batch=8, rate=0.02, chunk=3)

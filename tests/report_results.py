@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmerge.continual.results import (
-    Entry,
-    Results,
-    SeedRun,
-    Sweep,
-    Task,
-    Vectors,
-    summarize,
-)
+from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, Vectors, summarize
 
 FULL = ("last model", "MagMax")
 MERGES = ("MagMax", "average", "RandMix", "TIES", "task arithmetic")

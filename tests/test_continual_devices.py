@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.continual import devices
 from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.strategies import strategy
+from jaxmerge.training import data_parallel
 
 
 def learn(scenario, **options):
@@ -27,7 +27,7 @@ def test_eight_devices_learn_what_one_learns(monkeypatch, tmp_path, name):
     scenario = clouds.scenario(clouds.source())
     one = learn(scenario, strategy=strategy(name))
     monkeypatch.setenv("JAXMERGE_DEVICES", "8")
-    assert devices.mesh().size == 8
+    assert data_parallel.mesh().size == 8
     many = learn(scenario, strategy=strategy(name), store=tmp_path)
     assert all(len(p.sharding.device_set) == 8 for p in many.last.values())
     np.testing.assert_allclose(many.losses, one.losses, rtol=2e-4)
@@ -40,16 +40,16 @@ def test_eight_devices_learn_what_one_learns(monkeypatch, tmp_path, name):
 def test_a_batch_is_cut_where_the_devices_divide_it(monkeypatch):
     monkeypatch.setenv("JAXMERGE_DEVICES", "4")
     tree = {"a": np.ones((3, 1, 8, 5)), "b": np.ones((3, 1, 6, 5)), "c": np.ones(3)}
-    placed = devices.spread(tree, axis=2)
+    placed = data_parallel.spread(tree, axis=2)
     shard = {n: x.addressable_shards[0].data.shape for n, x in placed.items()}
     assert shard == {"a": (3, 1, 2, 5), "b": (3, 1, 6, 5), "c": (3,)}
     for wrong in ("0", "99", "all"):
         monkeypatch.setenv("JAXMERGE_DEVICES", wrong)
         with pytest.raises(ValueError, match="expected a number from 1 to"):
-            devices.mesh()
+            data_parallel.mesh()
     monkeypatch.setenv("JAXMERGE_DEVICES", "1")
-    assert devices.mesh() is None
-    assert isinstance(devices.spread(np.ones(3)), jax.Array)
+    assert data_parallel.mesh() is None
+    assert isinstance(data_parallel.spread(np.ones(3)), jax.Array)
 
 
 WORKER = """
@@ -68,7 +68,7 @@ def test_two_processes_run_what_one_runs(tmp_path, monkeypatch):
     from test_experiments import TOY
 
     from jaxmerge.cli import run
-    from jaxmerge.continual.results import Results
+    from jaxmerge.studies.results import Results
 
     tests = str(Path(__file__).parent)
     toy = tmp_path / "toy.py"

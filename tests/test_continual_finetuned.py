@@ -4,9 +4,9 @@ import clouds
 import numpy as np
 import pytest
 
-from jaxmerge.continual.experiment import Experiment
-from jaxmerge.continual.finetuned import Finetuned
-from jaxmerge.continual.study import run_seed
+from jaxmerge.studies.config import Experiment
+from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.seed import run_seed
 
 
 class Clouds(Experiment):

@@ -7,16 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.continual.learner import from_bert, from_clip
 from jaxmerge.continual.loop import Stream
-from jaxmerge.continual.scenario import class_incremental
-from jaxmerge.continual.streams import suite
-from jaxmerge.continual.train import Training
 from jaxmerge.data.digits import digits
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
 from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.streams.builders import suite
+from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.data.text import Texts
 from jaxmerge.models import bert, clip
+from jaxmerge.training.fit import Training
+from jaxmerge.training.learner import from_bert, from_clip
 
 GOLDEN = Path(__file__).parent / "golden"
 

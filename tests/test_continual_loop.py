@@ -11,13 +11,14 @@ import pytest
 from clouds import TRAINING, features
 
 import jaxmerge as jm
-from jaxmerge.continual import evaluate, schedule, strategies
-from jaxmerge.continual.halfway import Halfway
+from jaxmerge.continual import schedule, strategies
 from jaxmerge.continual.loop import LAST, Deploy, Stream
-from jaxmerge.continual.scenario import class_incremental
 from jaxmerge.continual.strategy import Strategy
-from jaxmerge.continual.study import Plan, run_seed, steps_of
-from jaxmerge.continual.train import Training, fit
+from jaxmerge.data.streams.scenario import class_incremental
+from jaxmerge.evaluation import predict
+from jaxmerge.studies.seed import Plan, run_seed, steps_of
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.mid_task import Halfway
 
 MERGES = (
     Deploy("MagMax", jm.magmax, (0.25, 0.5, 1.0)),
@@ -68,7 +69,7 @@ def test_a_task_is_learnt_by_the_loop(whole, learner):
 
 
 def test_tasks_of_other_sizes_compile_nothing_new(scenario, learner, source):
-    from jaxmerge.continual.train import run_chunk
+    from jaxmerge.training.fit import run_chunk
 
     task = scenario[0]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
@@ -85,7 +86,7 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
     """The compiled chunks against plain optax in a Python loop."""
     import optax
 
-    from jaxmerge.continual.train import Chunks
+    from jaxmerge.training.fit import Chunks
 
     task = scenario[1]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
@@ -185,10 +186,10 @@ def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
 
 
 def test_accuracies_from_the_definition(scenario, learner, source):
-    data = evaluate.probe(learner, scenario, "test", batch=8)
+    data = predict.probe(learner, scenario, "test", batch=8)
     assert len(data.chunks) == 5  # 36 examples
-    found = evaluate.logits(learner, evaluate.stack(learner.params), data)
-    free, aware = evaluate.accuracies(found, data)
+    found = predict.logits(learner, predict.stack(learner.params), data)
+    free, aware = predict.accuracies(found, data)
     for t, task in enumerate(scenario):
         rows = task.rows["test"]
         logits = np.asarray(learner.logits(learner.params, source.inputs[rows]))

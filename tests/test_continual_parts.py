@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from report_results import results as made_up
 
-from jaxmerge.continual import checkpoint, metrics, vectors
-from jaxmerge.continual.results import Results
-from jaxmerge.continual.scenario import class_incremental, class_order
 from jaxmerge.continual.schedule import STARTS, Position
-from jaxmerge.continual.train import Chunks, Hyper, Training, learning_rate, own_cross_entropy
 from jaxmerge.data.digits import digits
+from jaxmerge.data.streams.scenario import class_incremental, class_order
+from jaxmerge.evaluation import metrics
+from jaxmerge.studies import vectors
+from jaxmerge.studies.results import Results
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Chunks, Hyper, Training, learning_rate, own_cross_entropy
 
 
 @pytest.fixture(scope="module")

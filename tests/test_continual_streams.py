@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmerge.continual import evaluate, streams
 from jaxmerge.data.npz import npz
 from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.streams import builders
 from jaxmerge.data.text import Texts, banking77, clinc150, sentences
+from jaxmerge.evaluation import predict
 
 
 def made(name="dots", classes=4, domains=None, count=20):
@@ -27,31 +28,31 @@ def made(name="dots", classes=4, domains=None, count=20):
 
 def test_domains_arrive_one_by_one_with_all_classes():
     source = made(domains=2)
-    scenario = streams.domain_incremental(source, order=(1, 0))
+    scenario = builders.domain_incremental(source, order=(1, 0))
     assert [t.name for t in scenario] == ["domain 1", "domain 0"]
     for t, d in enumerate((1, 0)):
         assert set(source.domains[scenario[t].rows["train"]]) == {d}
         assert scenario[t].classes == (0, 1, 2, 3)
         assert scenario.mask(t).all()
     with pytest.raises(ValueError, match="has no domains"):
-        streams.domain_incremental(made())
+        builders.domain_incremental(made())
     with pytest.raises(ValueError, match="order of domains"):
-        streams.domain_incremental(source, order=(1, 1))
+        builders.domain_incremental(source, order=(1, 1))
 
 
 def test_shares_of_the_data_are_disjoint_and_balanced():
     source = made()
-    scenario = streams.data_incremental(source, 3, seed=1)
+    scenario = builders.data_incremental(source, 3, seed=1)
     rows = [t.rows["train"] for t in scenario]
     assert sorted(np.concatenate(rows).tolist()) == sorted(source.splits["train"].tolist())
     assert [np.bincount(source.labels[r]).tolist() for r in rows] == [[4] * 4] * 3
     assert all(np.array_equal(t.rows["test"], source.splits["test"]) for t in scenario)
     with pytest.raises(ValueError, match=r"fewer than 13 training examples of dots 0 \(12\)"):
-        streams.data_incremental(source, 13)
+        builders.data_incremental(source, 13)
 
 
 def test_recurring_classes_come_back():
-    scenario = streams.recurring(made(), tasks=30, classes=2, seed=0)
+    scenario = builders.recurring(made(), tasks=30, classes=2, seed=0)
     seen = [c for t in scenario for c in t.classes]
     assert len(scenario) == 30
     assert all(len(set(t.classes)) == 2 for t in scenario)
@@ -62,34 +63,34 @@ def test_recurring_classes_come_back():
     assert len(distinct) < len(data.index) == sum(len(t.rows["test"]) for t in scenario)
     for k, task in enumerate(scenario):
         assert data.columns[data.index[data.task == k]].tolist() == task.labels("test").tolist()
-    again = streams.recurring(made(), tasks=30, classes=2, seed=0)
+    again = builders.recurring(made(), tasks=30, classes=2, seed=0)
     assert [t.classes for t in again] == [t.classes for t in scenario]
     with pytest.raises(ValueError, match="1 to 4 a task"):
-        streams.recurring(made(), tasks=3, classes=5)
+        builders.recurring(made(), tasks=3, classes=5)
 
 
 def test_accuracies_on_tasks_that_share_examples():
-    scenario = streams.recurring(clouds.source(), tasks=5, classes=2, seed=1)
+    scenario = builders.recurring(clouds.source(), tasks=5, classes=2, seed=1)
     learner = clouds.learner()
-    data = evaluate.probe(learner, scenario, "test", batch=16)
-    found = evaluate.logits_of(learner, learner.params, data)
-    free, _ = evaluate.accuracies(found[None], data)
+    data = predict.probe(learner, scenario, "test", batch=16)
+    found = predict.logits_of(learner, learner.params, data)
+    free, _ = predict.accuracies(found[None], data)
     for t, task in enumerate(scenario):
         guess = learner.logits(learner.params, task.source.inputs[task.rows["test"]]).argmax(-1)
         assert free[0, t] == pytest.approx(np.mean(np.asarray(guess) == task.labels("test")))
     few = data.upto(2)
-    assert np.array_equal(evaluate.logits_of(learner, learner.params, few), found[: len(few.task)])
+    assert np.array_equal(predict.logits_of(learner, learner.params, few), found[: len(few.task)])
 
 
 def test_task_incremental_learning_tells_the_task():
-    scenario = streams.task_incremental(made(), 2)
+    scenario = builders.task_incremental(made(), 2)
     assert [t.classes for t in scenario] == [(0, 1), (2, 3)]
     assert str(scenario).startswith("task-incremental, 2 tasks of 2 classes, dots: 2 tasks, 4 cla")
     assert "read the task-aware figures" in str(scenario)
     with pytest.raises(ValueError, match="between 1 and 4 tasks; got 5"):
-        streams.task_incremental(made(), 5)
+        builders.task_incremental(made(), 5)
     with pytest.raises(ValueError, match="at least one task, got 0"):
-        streams.data_incremental(made(), 0)
+        builders.data_incremental(made(), 0)
 
 
 def test_streams_are_drawn(tmp_path):
@@ -100,21 +101,21 @@ def test_streams_are_drawn(tmp_path):
     pictures = dataclasses.replace(made(), inputs=np.zeros((80, 4, 4), np.uint8))
     for name, source in (("numbers", made()), ("texts", texts), ("pictures", pictures)):
         path = tmp_path / f"{name}.png"
-        streams.recurring(source, tasks=22, classes=2).draw(path, examples=2)
+        builders.recurring(source, tasks=22, classes=2).draw(path, examples=2)
         with Image.open(path) as drawn:
             assert drawn.size[1] > drawn.size[0] > 300  # twenty rows
 
 
 def test_a_suite_puts_heads_side_by_side_whatever_the_order():
     sources = [made("a", 3), made("b", 2), made("c", 4)]
-    scenario = streams.suite(sources, order=(2, 0, 1))
+    scenario = builders.suite(sources, order=(2, 0, 1))
     assert scenario.classes[:4] == ("a 0", "a 1", "a 2", "b 0")
     assert [t.columns.tolist() for t in scenario] == [[5, 6, 7, 8], [0, 1, 2], [3, 4]]
     data = scenario.split("test")
     assert set(data.columns[data.task == 0].tolist()) == {5, 6, 7, 8}
     assert set(data.columns[data.task == 2].tolist()) == {3, 4}
     with pytest.raises(ValueError, match="different names"):
-        streams.suite([sources[0], sources[0]])
+        builders.suite([sources[0], sources[0]])
 
 
 # ------------------------------------------------------------ files
@@ -250,8 +251,8 @@ def test_the_published_files(shared):
     folder = shared / "data"
     source = clinc150(folder / "clinc150")
     assert [len(source.splits[s]) for s in ("train", "val", "test")] == [15000, 3000, 4500]
-    scenario = streams.class_incremental(source, 10)
+    scenario = builders.class_incremental(source, 10)
     assert [len(t.rows["train"]) for t in scenario] == [1500] * 10
     assert len(banking77(folder / "banking77").classes) == 77
     pacs = npz(folder / "pacs", "pacs", per_class=5)
-    assert len(streams.domain_incremental(pacs)) == 4
+    assert len(builders.domain_incremental(pacs)) == 4

@@ -10,9 +10,9 @@ import pytest
 
 from jaxmerge.continual.regularisers import importance
 from jaxmerge.continual.strategy import Strategy
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.data.sources import few
 from jaxmerge.models import bert, packing
+from jaxmerge.training.fit import Training, fit
 
 GOLDEN = Path(__file__).parent / "golden"
 OWN = np.ones(clouds.CLASSES, bool)

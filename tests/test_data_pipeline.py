@@ -4,15 +4,15 @@ import numpy as np
 import pictures
 import pytest
 
-from jaxmerge.continual import evaluate
-from jaxmerge.continual.learner import from_clip
-from jaxmerge.continual.scenario import class_incremental
-from jaxmerge.continual.train import Chunks, Training, fit
 from jaxmerge.data.folders import folder
 from jaxmerge.data.pictures import CorruptImage
 from jaxmerge.data.pipeline import Examples, Order, examples, read
+from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.errors import UserError
+from jaxmerge.evaluation import predict
 from jaxmerge.models.clip import Preprocess
+from jaxmerge.training.fit import Chunks, Training, fit
+from jaxmerge.training.learner import from_clip
 
 PREPARE = Preprocess(16)
 
@@ -120,17 +120,17 @@ def test_training_and_evaluation_of_examples_that_do_not_fit_into_memory(tiny_cl
     )
     assert one[1] == two[1]
     assert len(one[1]) == 10
-    kept = evaluate.probe(learner, scenario, "test", batch=4)
+    kept = predict.probe(learner, scenario, "test", batch=4)
     streamed = kept._replace(
-        chunks=evaluate.Batches(
+        chunks=predict.Batches(
             Examples([(source.inputs, task.rows["test"])], learner.prepare),
             [np.resize(np.arange(6), 8)[:4], np.resize(np.arange(6), 8)[4:]],
             learner.collate,
             np.asarray,
         )
     )
-    params = evaluate.stack(one[0])
+    params = predict.stack(one[0])
     np.testing.assert_array_equal(
-        evaluate.logits(learner, params, kept), evaluate.logits(learner, params, streamed)
+        predict.logits(learner, params, kept), predict.logits(learner, params, streamed)
     )
     assert len(streamed.upto(1).chunks) == 2

@@ -10,13 +10,13 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.cli import run as command
 from jaxmerge.cli import runs
-from jaxmerge.continual import evaluate
-from jaxmerge.continual.experiment import Experiment, changed
-from jaxmerge.continual.images import ImageExperiment
 from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.schedule import from_base
-from jaxmerge.continual.study import run_seed
 from jaxmerge.errors import UserError
+from jaxmerge.evaluation import predict
+from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.images import ImageExperiment
+from jaxmerge.studies.seed import run_seed
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TOY = """
@@ -24,7 +24,7 @@ import dataclasses, sys
 from typing import ClassVar
 sys.path.insert(0, {tests!r})
 import clouds
-from jaxmerge.continual.experiment import Experiment
+from jaxmerge.studies.config import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Experiment):
@@ -68,7 +68,7 @@ def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
     assert config["merges"]["TIES"]["factor"] == [0.35, 0.5, 0.65, 0.8, 1.0]
     assert [s.seed for s in found.seeds] == [0, 1]
     assert found.entry("MagMax", "sequential").sweep is None  # one factor is not tried
-    from jaxmerge.continual import checkpoint
+    from jaxmerge.training import checkpoint
 
     leaves, _ = checkpoint.load(tmp_path / "run" / "merged.safetensors")
     assert set(leaves) == {"a/kernel", "a/bias", "b/kernel"}
@@ -108,7 +108,7 @@ def test_wrong_settings_are_refused_before_anything_is_made(toy, tmp_path):
 TABLE = """
 from toy import Toy
 import dataclasses
-from jaxmerge.continual.experiment import setting
+from jaxmerge.studies.config import setting
 
 @dataclasses.dataclass(frozen=True)
 class Table(Toy):
@@ -203,7 +203,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
     for label in ("joint", "magmax, factor 0.6"):
         expected = np.mean(np.array(rows[label].aware[-1]) / alone)
         assert rows[label].metrics["normalised"] == pytest.approx(expected)
-    found = evaluate.logits(learner, evaluate.stack(stream.last), stream.test)[0].argmax(-1)
+    found = predict.logits(learner, predict.stack(stream.last), stream.test)[0].argmax(-1)
     columns = stream.test.columns
     shares = [np.mean(found[columns == c] == c) for c in np.unique(columns)]
     assert rows["last model"].metrics["per_class"] == pytest.approx(np.mean(shares))

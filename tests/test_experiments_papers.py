@@ -14,10 +14,10 @@ import pictures
 import pytest
 
 from jaxmerge.cli import run as command
-from jaxmerge.continual import images
-from jaxmerge.continual.experiment import changed
 from jaxmerge.data import registry
 from jaxmerge.errors import UserError
+from jaxmerge.studies import images
+from jaxmerge.studies.config import changed
 
 pytest.importorskip("tensorflow_datasets")
 pytestmark = pytest.mark.filterwarnings("ignore:.*published are.*:UserWarning")

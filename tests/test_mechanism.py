@@ -31,8 +31,13 @@ def plain_replay(size: Count = 20, strength: NonNegative = 1.0):
         rows = step.batch._replace(inputs=step.stored)
         return buffers.reservoir(step.memory, rows, rows.weight, step.key)
 
+    def init(model, params, batch, stored):
+        return buffers.empty(size, batch._replace(inputs=stored))
+
     return Method(
-        init=lambda model, params, batch: buffers.empty(size, batch), loss=loss, observe=observe
+        init=init,
+        loss=loss,
+        observe=observe,
     )
 
 
@@ -124,7 +129,7 @@ def hook(**fields):
 
 zero = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)
 GROW = {
-    "init": lambda model, params, batch: jnp.zeros(2),
+    "init": lambda model, params, batch, stored: jnp.zeros(2),
     "observe": lambda model, step: jnp.zeros(3),
 }
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from jaxmerge.cli import quickstart, runs
-from jaxmerge.continual import checkpoint
-from jaxmerge.continual.results import Results
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
 from jaxmerge.errors import UserError
 from jaxmerge.models import clip
+from jaxmerge.studies.results import Results
+from jaxmerge.training import checkpoint
 
 OPTIONS = {"seeds": 1, "epochs": 1, "quiet": True}
 
@@ -95,10 +95,10 @@ def test_the_saved_model_is_magmax_with_the_frozen_rest(whole, tiny):
         folder / "merged" / "model.safetensors"
     ).read_bytes()
     # and it has the accuracy that the table shows
-    from jaxmerge.continual.learner import from_clip
     from jaxmerge.continual.loop import Stream
-    from jaxmerge.continual.scenario import class_incremental
     from jaxmerge.data.digits import digits
+    from jaxmerge.data.streams.scenario import class_incremental
+    from jaxmerge.training.learner import from_clip
 
     scenario = class_incremental(digits(), 5, found.seeds[0].order)
     stream = Stream(scenario, from_clip(merged, scenario), batch=90)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmerge.continual.results import Results
 from jaxmerge.report import claims
+from jaxmerge.studies.results import Results
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "results" / "quickstart.json"
 BEATS = claims.Claim("a beats b", "us", ((("MagMax", "sequential"), ("average", "sequential")),))

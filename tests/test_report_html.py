@@ -10,8 +10,8 @@ from browser import Browser, find
 from report_results import results
 
 from jaxmerge import report
-from jaxmerge.continual.results import Results
 from jaxmerge.report import html, tables
+from jaxmerge.studies.results import Results
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)> $x_1$ </style></svg>'
 VOID = {"meta", "link", "br", "img", "hr", "input"}

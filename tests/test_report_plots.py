@@ -17,7 +17,7 @@ from jaxmerge.report.heatmaps import heatmaps
 from jaxmerge.report.lines import Series, curves
 
 NAMES = [
-    "overview", "accuracy_over_tasks", "accuracy_matrix", "merge_factor", "cosine",
+    "overview", "first_task", "accuracy_over_tasks", "accuracy_matrix", "merge_factor", "cosine",
     "sign_agreement", "magnitudes", "magmax_share",
 ]  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_one_task_one_seed_and_missing_figures_do_not_break():
         run.vectors = []
         for e in run.entries:
             e.sweep = None
-    assert [p.name for p in plots.of(bare)] == NAMES[:3]
+    assert [p.name for p in plots.of(bare)] == NAMES[:4]
     empty = results(seeds=1)
     empty.seeds, empty.summary = [], []
     assert plots.of(empty) == []

@@ -8,7 +8,7 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import solvers
-from jaxmerge.continual import checkpoint
+from jaxmerge.training import checkpoint
 
 RNG = np.random.default_rng(0)
 

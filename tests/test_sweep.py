@@ -15,10 +15,10 @@ from test_experiments import TOY
 from jaxmerge.cli import app, report, runs
 from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
-from jaxmerge.continual import store, sweep
-from jaxmerge.continual.experiment import changed
-from jaxmerge.continual.results import to_plain
 from jaxmerge.errors import UserError
+from jaxmerge.studies import cells, sweep
+from jaxmerge.studies.config import changed
+from jaxmerge.studies.results import to_plain
 
 pytest.importorskip("pyarrow", reason="the result store needs pyarrow")
 
@@ -85,9 +85,9 @@ def test_a_cell_is_what_a_run_gives(whole, toy, tmp_path):
     )
     assert row["matrix"][-1] == found.entry("M", "sequential").matrix[-1]
     assert row["accuracy"] == pytest.approx(np.mean(row["matrix"][-1]))
-    (kept,) = (r for r in store.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M")
+    (kept,) = (r for r in cells.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M")
     assert kept["matrix"] == found.entry("M", "sequential").matrix
-    assert figures(store.read(tmp_path / "store")) == figures(store.read(tmp_path / "run"))
+    assert figures(cells.read(tmp_path / "store")) == figures(cells.read(tmp_path / "run"))
 
 
 def test_finished_cells_are_skipped_and_a_larger_grid_adds_to_them(toy, whole, tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "run_seed", failing)
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed 3 .*: The loss is nan"):
         command.run(toy, grid=["seed=3,4 method=magmax"], out=tmp_path / "s", quiet=True)
-    assert {r["seed"] for r in store.read(tmp_path / "s")} == {4}
+    assert {r["seed"] for r in cells.read(tmp_path / "s")} == {4}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_is_no_store_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_the_store_as_it_was(whole, tmp_path, monkeypatch):
-    path = store.write(tmp_path, whole[1][:2], "cells")
+    path = cells.write(tmp_path, whole[1][:2], "cells")
     before = path.read_bytes()
 
     def full(*_):
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.write(tmp_path, whole[1], "cells")
+        cells.write(tmp_path, whole[1], "cells")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["cells.parquet"]
 

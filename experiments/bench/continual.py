@@ -30,16 +30,16 @@ import numpy as np
 
 import jaxmerge as jm
 from jaxmerge.continual.deploys import Deploy, merged_many
-from jaxmerge.continual.evaluate import accuracies, logits, probe, stack
-from jaxmerge.continual.learner import from_bert
-from jaxmerge.continual.machine import machine, versions
-from jaxmerge.continual.scenario import class_incremental, class_order
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.data.pipeline import Order
 from jaxmerge.data.sources import few
+from jaxmerge.data.streams.scenario import class_incremental, class_order
 from jaxmerge.data.text import clinc150
 from jaxmerge.drivers import memory
+from jaxmerge.evaluation.predict import accuracies, logits, probe, stack
 from jaxmerge.models import bert
+from jaxmerge.studies.provenance import machine, versions
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import from_bert
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 FACTOR = 0.5

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from jaxmerge import solvers
-from jaxmerge.continual.machine import machine, peak_memory, versions
 from jaxmerge.models import clip
+from jaxmerge.studies.provenance import machine, peak_memory, versions
 
 CONFIG = replace(clip.variant("ViT-B/32"), text=None)
 STEPS, EXAMPLES, CLASSES = 3, 16, 10

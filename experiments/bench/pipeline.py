@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxmerge.continual.machine import machine, versions
 from jaxmerge.data.folders import folder
 from jaxmerge.data.pipeline import Examples, Order, read
 from jaxmerge.models.clip import Preprocess
+from jaxmerge.studies.provenance import machine, versions
 
 KINDS = {"jpeg": ((375, 500), "jpg"), "png": ((32, 32), "png")}
 BATCH = 32

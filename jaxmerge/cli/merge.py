@@ -141,7 +141,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
             force = True  # a stage whose recipe or inputs have changed
     group = process_group()
     # what is damaged there is refused before the merge
-    beside = output_belongings(plan.source, plan.out_dtype, plan.config) | plan.files
+    found = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
+    beside = {name: content for name, content in found.items() if content is not None}
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:

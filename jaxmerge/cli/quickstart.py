@@ -35,13 +35,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxmerge.cli import runs
-from jaxmerge.continual.experiment import Experiment, saved
-from jaxmerge.continual.learner import Learner, from_clip
-from jaxmerge.continual.results import Results
-from jaxmerge.continual.scenario import Scenario, class_incremental, class_order
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.digits import digits
+from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.errors import UserError
+from jaxmerge.studies.config import Experiment, saved
+from jaxmerge.studies.results import Results
+from jaxmerge.training.learner import Learner, from_clip
 
 
 @dataclasses.dataclass(frozen=True)

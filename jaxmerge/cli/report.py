@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxmerge.continual import checkpoint, store
-from jaxmerge.continual.results import Results
 from jaxmerge.errors import UserError, closest
+from jaxmerge.studies import cells
+from jaxmerge.studies.results import Results
+from jaxmerge.training import checkpoint
 
 FORMATS = ("md", "latex", "html")
 
@@ -37,12 +38,12 @@ def run(
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"No format {format!r}: {closest(format, FORMATS)}")
-    if metric is not None and metric not in store.METRICS:
-        raise UserError(f"No metric {metric!r}: {closest(metric, store.METRICS)}")
+    if metric is not None and metric not in cells.METRICS:
+        raise UserError(f"No metric {metric!r}: {closest(metric, cells.METRICS)}")
     if json and (format or plot):
         raise UserError("--json prints rows; leave --format and --plot out.")
-    rows = [row for path in stores for row in store.read(path)]
-    found = store.gather(rows)
+    rows = [row for path in stores for row in cells.read(path)]
+    found = cells.gather(rows)
     if json:
         import json as jsonlib
 

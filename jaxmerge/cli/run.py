@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmerge.cli import runs
-from jaxmerge.continual.experiment import Experiment, changed
-from jaxmerge.continual.halfway import EVERY
-from jaxmerge.continual.logs import package
-from jaxmerge.continual.results import Results
-from jaxmerge.continual.store import installed
 from jaxmerge.errors import UserError
+from jaxmerge.studies.cells import installed
+from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.results import Results
+from jaxmerge.training.mid_task import EVERY
+from jaxmerge.training.tracking import package
 
 
 def run(

@@ -1,7 +1,7 @@
 """Run folders: made, resumed and filled by every command that runs an experiment.
 
 A run folder holds ``config.json`` (the experiment's settings), ``results.json``, ``report.html``,
-``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see `jaxmerge.continual.store`) and
+``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see `jaxmerge.studies.cells`) and
 ``merged.safetensors`` (MagMax on sequential fine-tunes, or the first merge; first seed).  While it
 works, ``state/`` holds checkpoints; a run goes on after its last finished task.  A run that has
 ``results.json`` is finished.
@@ -21,16 +21,17 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmerge.cli.progress import Bars
-from jaxmerge.continual import checkpoint, devices, results, store
-from jaxmerge.continual.experiment import AnyExperiment, Experiment, parsed, restored
-from jaxmerge.continual.halfway import EVERY
-from jaxmerge.continual.learner import Learner
-from jaxmerge.continual.logs import Curves
-from jaxmerge.continual.machine import Cost, machine, versions
-from jaxmerge.continual.results import Results, SeedRun, summarize
-from jaxmerge.continual.scenario import Scenario
-from jaxmerge.continual.study import Plan, Watch, run_seed, steps_of
+from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
+from jaxmerge.studies import cells, results
+from jaxmerge.studies.config import AnyExperiment, Experiment, parsed, restored
+from jaxmerge.studies.provenance import Cost, machine, versions
+from jaxmerge.studies.results import Results, SeedRun, summarize
+from jaxmerge.studies.seed import Plan, Watch, run_seed, steps_of
+from jaxmerge.training import checkpoint, data_parallel
+from jaxmerge.training.learner import Learner
+from jaxmerge.training.mid_task import EVERY
+from jaxmerge.training.tracking import Curves
 
 NAME, SET = "experiment", "set"  # keys of config.json beside the settings
 
@@ -44,8 +45,8 @@ def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str]
     Args:
         given: the ``--set`` of the command line, kept for a resume: the rest comes from the file.
     """
-    if not devices.first():
-        devices.wait("run folder")
+    if not data_parallel.first():
+        data_parallel.wait("run folder")
         return Path(str(out))
     if out is None:
         if jax.process_count() > 1:
@@ -63,7 +64,7 @@ def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str]
             raise UserError(f"{folder} is in use: give an empty or new folder as --out.")
     folder.mkdir(parents=True, exist_ok=True)
     _note(folder, experiment, given)
-    devices.wait("run folder")
+    data_parallel.wait("run folder")
     return folder
 
 
@@ -76,10 +77,10 @@ def move(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
     """Go on with other `Experiment.movable` settings; a task that is half learnt begins again, so
     that the figures are those of a run that had them from the start."""
     _note(folder, experiment, given)
-    if devices.first():
+    if data_parallel.first():
         for half in (folder / "state").rglob("training_*"):
             shutil.rmtree(half, ignore_errors=True)
-    devices.wait("run moved")
+    data_parallel.wait("run moved")
 
 
 def given(folder: str | Path) -> list[str] | None:
@@ -151,7 +152,7 @@ class Way(NamedTuple):
         quiet: no progress.
         log: "tensorboard" or "wandb" for curves beside the terminal, or None.
         every: seconds between checkpoints within a task.
-        store: a result store (`jaxmerge.continual.store`) to add the cells to, or None.
+        store: a result store (`jaxmerge.studies.cells`) to add the cells to, or None.
     """
 
     quiet: bool = False
@@ -163,7 +164,7 @@ class Way(NamedTuple):
 def execute(experiment: Experiment, folder: Path, way: Way) -> None:
     """Run all seeds that are left, then write everything."""
     runs: list[SeedRun] = []
-    quiet, log = (way.quiet, way.log) if devices.first() else (True, None)
+    quiet, log = (way.quiet, way.log) if data_parallel.first() else (True, None)
     with (
         Bars(quiet) as bars,
         Curves(log, folder, results.to_plain(experiment)) as curves,
@@ -188,11 +189,11 @@ def execute(experiment: Experiment, folder: Path, way: Way) -> None:
         bars.note("writing the report")
         found = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
         if way.store is not None:
-            store.write(way.store, store.cells(found), f"{experiment.name}-{_digest(found)}")
-        if devices.first():
+            cells.write(way.store, cells.cells(found), f"{experiment.name}-{_digest(found)}")
+        if data_parallel.first():
             write(found, folder)
             shutil.rmtree(folder / "state", ignore_errors=True)
-        devices.wait("results")
+        data_parallel.wait("results")
 
 
 def together(*watches: Watch) -> Watch:
@@ -245,7 +246,7 @@ def one_seed(
     if seed == experiment.seed:
         experiment.save(merged, folder)
     checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
-    if devices.first():
+    if data_parallel.first():
         shutil.rmtree(state, ignore_errors=True)
     return run
 
@@ -260,8 +261,8 @@ def write(found: Results, folder: Path) -> None:
     """Plots, report and, last of all, results.json: a run with results is finished."""
     from jaxmerge.report import html, plots
 
-    if store.installed():
-        store.write(folder, store.cells(found), "cells")
+    if cells.installed():
+        cells.write(folder, cells.cells(found), "cells")
     plots.write_png(found, folder / "plots")
     html.write(found, folder / "report.html")
     found.to_json(folder / "results.json")
@@ -287,14 +288,14 @@ def finish(
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise
     found = Results.from_json(folder / "results.json")
-    if devices.first():
+    if data_parallel.first():
         show(found, folder, json)
     return found
 
 
 def discard(folder: Path) -> None:
     """Take back the folder of a run that kept nothing, so that its --out is free again."""
-    if devices.first():
+    if data_parallel.first():
         (folder / "config.json").unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -312,6 +313,8 @@ def show(found: Results, folder: Path, json: bool) -> None:
     console = Console()
     console.print(tables.rich_table(found))
     console.print(words.headline(found), highlight=False)
+    if lesson := words.lesson(found):
+        console.print(lesson, highlight=False)
     memory = f", {found.peak_memory / 1e9:.2f} GB" if found.peak_memory else ""
     seconds = f"{found.seconds['total']:.0f} s"
     console.print(f"{seconds}{memory}.  Report: {folder / 'report.html'}", highlight=False)

@@ -54,7 +54,7 @@ def run(
     from rich.console import Console
     from rich.progress import track
 
-    from jaxmerge.continual.streams import suite
+    from jaxmerge.data.streams.builders import suite
 
     if kind not in KINDS:
         raise UserError(f"--kind {kind!r}: {closest(kind, KINDS)}")
@@ -132,11 +132,11 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
     With a function from a checkpoint's keys to the table of its layout, and one that tells which
     rows of a batch are data (`jaxmerge.statistics.gram`).
     """
-    from jaxmerge.continual.learner import from_bert, from_clip
     from jaxmerge.data.text import Texts
     from jaxmerge.models import bert, clip
     from jaxmerge.models.bert.checkpoint import layout_of as bert_layout
     from jaxmerge.models.clip.checkpoint import layout_of as clip_layout
+    from jaxmerge.training.learner import from_bert, from_clip
 
     if not isinstance(scenario.sources[0].inputs, Texts):
         model = clip.load(ref, base=base)

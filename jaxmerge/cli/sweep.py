@@ -1,6 +1,6 @@
 """`jaxmerge sweep EXPERIMENT --grid ...`: many runs into one result store, here or on Ray.
 
-The sweep folder is a store (`jaxmerge.continual.store`): one Parquet file for each finished unit,
+The sweep folder is a store (`jaxmerge.studies.cells`): one Parquet file for each finished unit,
 and ``state/`` with the checkpoints of what is under way.  A sweep that was killed goes on with
 ``--resume``; a larger grid on the same folder runs only the cells that are new.
 """
@@ -19,11 +19,12 @@ from typing import Any
 from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
-from jaxmerge.continual import store, sweep
-from jaxmerge.continual.experiment import changed, restored
-from jaxmerge.continual.results import to_plain
-from jaxmerge.continual.study import run_seed, steps_of
 from jaxmerge.errors import UserError
+from jaxmerge.studies import cells as store
+from jaxmerge.studies import sweep
+from jaxmerge.studies.config import changed, restored
+from jaxmerge.studies.results import to_plain
+from jaxmerge.studies.seed import run_seed, steps_of
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
 
     Args:
         experiment: a Python file with ``get_config() -> Experiment``.
-        grid: ``key=value,value``; see `jaxmerge.continual.sweep`.
+        grid: ``key=value,value``; see `jaxmerge.studies.sweep`.
         set: settings of all runs.
         out: the store; by default sweeps/<date>-<name>.
         resume: go on in a folder that holds cells already.

@@ -89,3 +89,60 @@ def draw_distinct(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, 
     place = jnp.argsort(rank)[:count]
     rows = jax.tree.map(lambda x: x[place], buffer["rows"])
     return rows, (place < held).astype(jnp.float32)
+
+
+def balanced(
+    buffer: dict[str, Any], rows: Any, weight: Array, key: Array, labels: Array, stored: Array,
+    classes: int, released: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Reservoir sampling with equal shares of classes, example by example.
+
+    While there is room an example takes the next place.  In a full buffer it is stored if its
+    reservoir draw r is a place, or if its class has fewer than the median of the classes present.
+    It takes the ``r mod c``-th place of the largest class, which has c.
+
+    Args:
+        rows, weight: as in `reservoir`.
+        labels: int ``[B]``, of the batch.
+        stored: int ``[size]``, the labels of the rows in the buffer.
+        classes: how many there are.
+        released: count as mammoth's code does: an unused place counts as a row of class 0, so that
+            class 0 has `size` too few and is hardly ever replaced.
+
+    Differs:
+        The released counts were reconstructed from all 80 decisions of a run of it, not read.
+    """
+    size, real = size_of(buffer), weight > 0
+    number = (buffer["met"] + jnp.cumsum(real) - 1).astype(jnp.int32)
+    drawn = jax.random.randint(key, number.shape, 0, jnp.maximum(number, 0) + 1)
+    used = jnp.arange(size) < buffer["met"]
+    stored = jnp.where(used, stored, 0)
+    counts = jnp.zeros(classes, jnp.int32).at[stored].add(used.astype(jnp.int32))
+    if released:
+        counts = counts.at[0].add(-filled(buffer))
+
+    def one(carry, x):
+        counts, stored, met = carry
+        label, r, ok = x
+        full = met >= size
+        largest = jnp.argmax(counts)
+        which = jnp.where(counts[largest] > 0, r % jnp.maximum(counts[largest], 1), 0)
+        order = jnp.cumsum(stored == largest) - 1
+        place = jnp.where(full, jnp.argmax((stored == largest) & (order == which)), met)
+        take = ok & (~full | (r < size) | (counts[label] < _median_of_positive(counts)))
+        out = jnp.where(full | released, stored[place], classes)  # from an unused place: no class
+        counts = counts.at[label].add(take).at[out].add(-take.astype(jnp.int32), mode="drop")
+        place = jnp.where(take, place, size).astype(jnp.int32)
+        return (counts, stored.at[place].set(label, mode="drop"), met + ok), place
+
+    start = counts, stored, buffer["met"]
+    _, places = jax.lax.scan(one, start, (labels.astype(stored.dtype), drawn, real))
+    return write(buffer, rows, places, weight)
+
+
+def _median_of_positive(counts: Array) -> Array:
+    """The median of the counts above 0; -inf where there is none."""
+    ordered = jnp.sort(jnp.where(counts > 0, counts, jnp.iinfo(counts.dtype).max))
+    n = jnp.sum(counts > 0)
+    at = lambda i: ordered[jnp.clip(i, 0, len(ordered) - 1)].astype(jnp.float32)
+    return jnp.where(n > 0, (at((n - 1) // 2) + at(n // 2)) / 2, -jnp.inf)

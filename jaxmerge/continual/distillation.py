@@ -20,8 +20,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.continual.learner import head_logits
 from jaxmerge.continual.strategy import Term
+from jaxmerge.training.learner import head_logits
 
 
 def lwf(strength: float = 0.3, temperature: float = 2.0) -> Term:

@@ -25,20 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import checkpoint
 from jaxmerge.continual.deploys import LAST, Deploy, check_counts, merged_many, running_merge
-from jaxmerge.continual.evaluate import Probe, accuracies, logits, probe, stack
-from jaxmerge.continual.halfway import EVERY, Halfway
-from jaxmerge.continual.learner import Learner
-from jaxmerge.continual.metrics import over_time, per_class
-from jaxmerge.continual.scenario import Scenario, Task
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.continual.strategy import Strategy, finetune
-from jaxmerge.continual.train import Training, fit
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Examples, examples
+from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
+from jaxmerge.evaluation.metrics import over_time, per_class
+from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, stack
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import Learner
+from jaxmerge.training.mid_task import EVERY, Halfway
 
 
 @dataclasses.dataclass

@@ -1,7 +1,6 @@
 """Registered problems and evaluators: classification over columns of a head, next tokens.
 
-The information of a stream that they read: ``info["own"]``, bool ``[tasks, columns]``, the columns
-of each task.
+The information of a stream that they read: the columns of each task (`jaxmerge.continual.columns`).
 """
 
 from __future__ import annotations
@@ -12,16 +11,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
+from jaxmerge.continual.columns import own, seen, sigmoid
 from jaxmerge.continual.records import Evaluator, Problem, as_stored
 from jaxmerge.continual.registry import evaluators, problems
 from jaxmerge.core.types import Array
-
-
-def columns_seen(info: Any, task: Array) -> Array:
-    """bool [columns], those of the tasks up to this one."""
-    own = jnp.asarray(info["own"])
-    upto = jnp.arange(own.shape[0])[:, None] <= task
-    return jnp.any(own & upto, axis=0)
 
 
 def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> Array:
@@ -64,6 +57,7 @@ def classification(
     columns: Literal["all", "seen", "own"] = "all",
     metrics: Any = ("accuracy", "aware"),
     view: Callable | None = None,
+    loss: Literal["softmax", "sigmoid"] = "softmax",
 ) -> Problem:
     """Cross-entropy over columns of the head.
 
@@ -72,14 +66,17 @@ def classification(
             that an example is from (of the trained task where it is from a later one).
         metrics: names of registered evaluators.
         view: ``(stored, info, task [B], key) -> inputs``; the same function object for equal specs.
+        loss: "softmax", or "sigmoid": binary cross-entropy of each column, their mean.
     """
 
     def objective(out, batch, info, task):
         mask = {
             "all": lambda: None,
-            "seen": lambda: columns_seen(info, task),
-            "own": lambda: jnp.asarray(info["own"])[batch.task],
+            "seen": lambda: seen(info, task),
+            "own": lambda: own(info, batch.task),
         }[columns]()
+        if loss == "sigmoid":
+            return sigmoid(out.logits, batch.targets, mask)
         return cross_entropy(out.logits, batch.targets, mask)
 
     found = {n: evaluators.get(n)().build() for n in metrics}

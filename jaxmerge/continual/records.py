@@ -174,7 +174,7 @@ class Border(NamedTuple):
     objective: Callable[..., Array]
 
 
-def nothing(model: Model, params: Leaves, batch: Batch) -> tuple:
+def nothing(model: Model, params: Leaves, batch: Batch, stored: Any) -> tuple:
     """The memory of a method that needs none."""
     return ()
 
@@ -184,7 +184,8 @@ class Method(NamedTuple):
 
     Attributes:
         wrap: ``(model, tasks) -> model``: adds leaves, changes `apply`, what trains or merges.
-        init: ``(model, params, batch) -> memory``: of the batch (stored inputs) shapes count only.
+        init: ``(model, params, batch, stored) -> memory``: of the batch, as the model reads it, and
+            of its inputs as they are stored only shapes count.
         begin, end: ``(model, params, memory, border) -> (params, memory)``.
         objective: ``(outputs, batch, info, task) -> [B]``, in place of the task's own.
         loss: ``(model, step) -> scalar`` that is added.

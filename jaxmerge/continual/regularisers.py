@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.learner import Learner, head_logits
 from jaxmerge.continual.strategy import Term
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.training.learner import Learner, head_logits
 
 Anchor = Literal["base", "last"]
 Fisher = Literal["true", "sampled", "predicted", "released"]

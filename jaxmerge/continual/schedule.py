@@ -26,7 +26,7 @@ re-initialise from the    running  any method over all      the init half of its
 merge                              models                   follow-up TIME)
 ========================  =======  =======================  ======================================
 
-As settings of an experiment (`jaxmerge.continual.experiment`)::
+As settings of an experiment (`jaxmerge.studies.config`)::
 
     merges  = {"EMA": {"method": "running_ema", "decay": 0.9}, "MagMax": {"method": "magmax"}}
     streams = {"MagMax": {"start": "last", "deploys": ["MagMax"]},

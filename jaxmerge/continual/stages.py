@@ -141,16 +141,19 @@ def create(setup: Setup, stream: Stream, key: Array) -> State:
     batch = stored(
         stream, *(jnp.asarray(x)[0, 0] for x in (stream.rows, stream.origin, stream.weight))
     )
-    return create_from(setup, parts, base, batch, rest)
+    return create_from(setup, parts, stream.info, base, batch, rest)
 
 
-def create_from(setup: Setup, parts: Parts, base: Leaves, batch: Batch, key: Array) -> State:
-    """The state before the first task, from theta_0 and a batch of which only shapes count."""
+def create_from(
+    setup: Setup, parts: Parts, info: Any, base: Leaves, batch: Batch, key: Array
+) -> State:
+    """The state before the first task, from theta_0 and the form of a stored batch."""
     folds = {
         label: merging.init(spec.build(), parts.model.weights(base, 0), key=key)
         for label, spec in setup.merges.items()
     }
-    memory = tuple(m.init(parts.model, base, batch) for m in parts.methods)
+    read = batch._replace(inputs=parts.problem.view(batch.inputs, info, batch.task, None))
+    memory = tuple(m.init(parts.model, base, read, batch.inputs) for m in parts.methods)
     moments = transform(setup, 1).init(trained_leaves(parts.model, base, 0))
     return State(base, base, memory, folds, moments, jnp.int32(0), key)
 

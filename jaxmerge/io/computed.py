@@ -61,7 +61,7 @@ class Computed(Whole):
         self, stored: Leaves, computed: Mapping[str, Computation], hidden: Collection[str] = ()
     ):
         super().__init__()
-        self.stored, self.computed = stored, dict(computed)
+        self.stored, self.computed, self.stamps = stored, dict(computed), stored.stamps
         self.like = {}
         gone = set(hidden).union(*(c.parts for c in computed.values()))
         instead: dict[str, list[str]] = {}

@@ -2,8 +2,8 @@
 
 An `Entry` says which of our leaves make up one tensor of a checkpoint and how: `same`, `dense`
 (a torch linear weight `[out, in]`, transposed), `patch` (a convolution `[out, 3, h, w]`), `fused`
-(query, key and value one above the other, each a linear weight or a bias). `export` and `absorb`
-run any table, so a layout is its table and nothing more.
+(several linear weights or biases one above the other, as query, key and value). `export` and
+`absorb` run any table, so a layout is its table and nothing more.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ class Table:
         self.add(f"{key}.weight", f"{name}/scale")
         self.add(f"{key}.bias", f"{name}/bias")
 
-    def dense(self, key: str, name: str) -> None:
-        """A torch linear layer: weight and bias."""
-        self.add(f"{key}.weight", f"{name}/kernel", kind="dense")
-        self.add(f"{key}.bias", f"{name}/bias")
+    def dense(self, key: str, *names: str, bias: bool = True) -> None:
+        """A torch linear layer, weight and bias; several of ours one above the other in it."""
+        kernels = [f"{name}/kernel" for name in names]
+        self.add(f"{key}.weight", *kernels, kind="dense" if len(names) == 1 else "fused")
+        if bias:
+            biases = [f"{name}/bias" for name in names]
+            self.add(f"{key}.bias", *biases, kind="same" if len(names) == 1 else "fused")
 
 
 def fits(params: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -95,24 +98,31 @@ def absorb(
     keys = {entry.key for entry in table}
     problems = []
     if missing := sorted(keys - set(tensors)):
-        problems.append(f"missing: {', '.join(missing)}")
+        problems.append(f"missing: {_some(missing)}")
     if unexpected := sorted(set(tensors) - keys - set(ignore)):
-        problems.append(f"unexpected: {', '.join(unexpected)}")
+        problems.append(f"unexpected: {_some(unexpected)}")
     found, wrong = {}, []
     for entry in table:
         if entry.key not in tensors:
             continue
         tensor = np.asarray(tensors[entry.key])
-        expected = _their_shape(entry.kind, [shapes[name] for name in entry.names])
+        ours = [shapes[name] for name in entry.names]
+        expected = _their_shape(entry.kind, ours)
         if tensor.shape != expected:
             wrong.append(f"{entry.key}: found {tensor.shape}, expected {expected}")
             continue
-        found |= zip(entry.names, _to_ours(entry.kind, tensor, len(entry.names)), strict=True)
+        found |= zip(entry.names, _to_ours(entry.kind, tensor, ours), strict=True)
     if wrong:
-        problems.append(f"of another shape than the config says: {'; '.join(wrong)}")
+        problems.append(f"of another shape than the config says: {_some(wrong, '; ')}")
     if problems:
         raise ValueError(f"the checkpoint does not fit the config. {'. '.join(problems)}")
     return dict(sorted(found.items()))
+
+
+def _some(wrong: list[str], join: str = ", ", shown: int = 12) -> str:
+    """All of them, or a screen's worth and how many more."""
+    more = f"{join}and {len(wrong) - shown} more" if len(wrong) > shown else ""
+    return join.join(wrong[:shown]) + more
 
 
 def _to_theirs(kind: str, leaves: list[np.ndarray]) -> np.ndarray:
@@ -125,13 +135,14 @@ def _to_theirs(kind: str, leaves: list[np.ndarray]) -> np.ndarray:
     return leaves[0]
 
 
-def _to_ours(kind: str, tensor: np.ndarray, parts: int) -> list[np.ndarray]:
+def _to_ours(kind: str, tensor: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
     if kind == "dense":
         return [tensor.T]
     if kind == "patch":
         return [tensor.transpose(2, 3, 1, 0)]
     if kind == "fused":
-        return [part.T for part in np.split(tensor, parts)]
+        rows = np.cumsum([shape[-1] for shape in shapes])[:-1]
+        return [part.T for part in np.split(tensor, rows)]
     return [tensor]
 
 
@@ -142,6 +153,5 @@ def _their_shape(kind: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     if kind == "dense":
         return shapes[0][::-1]
     if kind == "fused":
-        first = shapes[0][::-1]
-        return (first[0] * len(shapes), *first[1:])
+        return (sum(shape[-1] for shape in shapes), *shapes[0][:-1])
     return shapes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -13,15 +14,28 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
+ITEMS = ("default", "params")  # the first of several items of a step
+
 
 def checkpoint_folder(path: Path) -> Path | None:
-    """The folder that holds the arrays: the path, its "default" item, or its last step."""
+    """The folder that holds the arrays: the path, its only item, or that of its last step.
+
+    Raises:
+        UserError: a step has several items; names them.
+    """
     if (path / "_METADATA").exists():
         return path
-    if (path / "default" / "_METADATA").exists():
-        return path / "default"
-    steps = [d for d in path.iterdir() if d.name.isdigit()] if path.is_dir() else []
-    return checkpoint_folder(max(steps, key=lambda d: int(d.name))) if steps else None
+    if not path.is_dir():
+        return None
+    items = sorted(p.parent for p in path.glob("*/_METADATA"))
+    usual = [p for p in items if p.name in ITEMS]
+    if len(items) == 1 or len(usual) == 1:
+        return (usual or items)[0]
+    if items and not items[0].name.isdigit():
+        raise UserError(f"{path} holds {len(items)} items; name one: {', '.join(map(str, items))}.")
+    steps = [d for d in path.iterdir() if re.fullmatch(r"(\w+_)?\d+", d.name) and d.is_dir()]
+    last = max(steps, key=lambda d: int(d.name.rpartition("_")[2]), default=None)
+    return None if last is None else checkpoint_folder(last)
 
 
 class Orbax(Whole):

@@ -1,10 +1,11 @@
 """Model references: a string that says where a model is, opened as a lazy mapping of leaves.
 
     folder                    model.safetensors, or shards with an index; a run folder of jaxmerge
-    file.safetensors          one file
+    file.safetensors          one file, or an index of shards (.safetensors.index.json)
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
     folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
+    any of these#params       the leaves whose names begin with "params/" or "params.", without it
     any of these+adapter      with a PEFT LoRA adapter (a folder or a repository) on top
 
 A relative path is tried from the working directory, then from the folders in `near`.
@@ -12,6 +13,7 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
@@ -22,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError, closest
-from jaxmerge.io.lora import Adapted
+from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
 from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
+from jaxmerge.io.weight_files import INDEX, weights_file
 from jaxmerge.io.writer import old_folder, partial_folder
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
@@ -81,7 +84,10 @@ class Source(View):
         ref: the reference, absolute, so that it means the same anywhere.
         folder: where config.json and the tokenizer are, or None.
         files: the files that hold the weights, for hashing.
+        made_of: what `jaxmerge.io.architectures` found, once it was asked.
     """
+
+    made_of: Any = None
 
     def __init__(
         self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
@@ -92,6 +98,15 @@ class Source(View):
 
     def close(self) -> None:
         self.source.close()
+
+    def renamed(self, names: Mapping[str, str], ref: str | None = None) -> Source:
+        """The same model under other names: new name -> the name here."""
+        out = copy.copy(self)
+        out.made_of = None
+        out.names = {new: self.names[old] for new, old in names.items()}
+        out.like = {new: self.like[old] for new, old in names.items()}
+        out.ref = self.ref if ref is None else ref
+        return out
 
     def config(self) -> dict[str, Any]:
         """The config of these leaves: config.json, changed where the leaves are not the stored
@@ -143,14 +158,19 @@ def open_source(
         where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
         if where is None:
             raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
-        leaves = Adapted(source.source, where)
-        files = [*source.files, where / "adapter_model.safetensors"]
-        return Source(leaves, f"{source.ref}+{where}", source.folder, files)
+        lora = Adapter(where)
+        leaves, config = applied(source, lora)
+        files = [*source.files, *lora.files]
+        return Source(leaves, f"{source.ref}+{where}", source.folder, files, config)
     if HUB.fullmatch(ref):
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
         return source if stored else _logical(source)
+    whole, hash_, part = ref.rpartition("#")
+    if hash_ and whole and part:
+        found = open_source(whole, near=near, allow_pickle=allow_pickle, stored=stored)
+        return _part(found, part)
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
@@ -165,6 +185,15 @@ def _logical(source: Source) -> Source:
     if leaves is source.source and not setting_of(config):
         return source
     return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
+
+
+def _part(source: Source, part: str) -> Source:
+    """The leaves below a name, without it."""
+    below = {n[len(part) + 1 :]: n for n in source if n.startswith((f"{part}/", f"{part}."))}
+    if not below:
+        tops = dict.fromkeys(re.split(r"[./]", n)[0] for n in source)
+        raise UserError(f"{source.ref} has no leaves below {part!r}: {closest(part, tops)}.")
+    return source.renamed(below, f"{source.ref}#{part}")
 
 
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
@@ -185,28 +214,17 @@ def _local(path: Path, allow_pickle: bool) -> Source:
     if path.is_file():
         if path.suffix == ".safetensors":
             return Source(File(path), str(path), path.parent, [path])
+        if path.name.endswith(INDEX):
+            return _sharded(path.parent, path, File)
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
             return Source(Pickle(path), str(path), path.parent, [path])
         raise UserError(f"{path}: expected a folder, a .safetensors file or an Orbax checkpoint.")
-    indices = sorted(path.glob("*.safetensors.index.json"))
-    singles = sorted(path.glob("*.safetensors"))
-    check_inside(path, [p.name for p in (*indices, *singles)])
-    if len(indices) == 1 and not (path / "model.safetensors").exists():
-        return _sharded(path, indices[0], File)
-    for name in ("model.safetensors", "merged.safetensors"):
-        if (path / name).exists():
-            return Source(File(path / name), str(path), path, [path / name])
-    if len(indices) == 1:
-        return _sharded(path, indices[0], File)
-    singles = [p for p in singles if p.name != "adapter_model.safetensors"]
-    if len(singles) == 1:
-        return Source(File(singles[0]), str(path), path, singles)
-    if singles or indices:
-        raise UserError(
-            f"{path} holds {len(singles)} safetensors files and {len(indices)} indices; name the "
-            f"file you mean, for example {(singles or indices)[0]}."
-        )
+    weights = weights_file(path)
+    if weights is not None and weights.suffix == ".json":
+        return _sharded(path, weights, File)
+    if weights is not None:
+        return Source(File(weights), str(path), path, [weights])
     orbax = checkpoint_folder(path)
     if orbax is not None:
         files = sorted(p for p in orbax.rglob("*") if p.is_file())

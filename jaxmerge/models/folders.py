@@ -10,7 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.header import CODES
 from jaxmerge.io.key_tables import Entry, export
+from jaxmerge.io.writer import INDEX, plan_shards
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -37,10 +39,11 @@ def write_folder(
     weights: str,
     table: Iterable[Entry],
     params: Mapping,
-    dtype: str,
+    dtype: str | None,
     texts: Mapping[str, Any],
     tokenizer,
     constants: Mapping[str, np.ndarray] | None = None,
+    shard_size: int | None = None,
 ) -> None:
     """Writes a model; files of the same names are replaced.
 
@@ -48,26 +51,44 @@ def write_folder(
       folder: made when it does not exist.
       weights: the name of the weights' file.
       table, params: the layout, and the parameters under our names.
-      dtype: of the floats on disk, one of `DTYPES`.
+      dtype: of the floats on disk, one of `DTYPES`; as they are where None.
       texts: file name -> what it holds, written as JSON.
       tokenizer: has `save(folder)`, or None.
       constants: tensors that the layout has and no parameter of ours holds, as they are.
+      shard_size: bytes of the largest file; more than one get an index. One file where None.
 
     Raises:
       ValueError: an unknown dtype.
       KeyError: parameters that are missing, all listed.
     """
-    from safetensors.numpy import save_file
-
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
     tensors = export(table, params)
-    tensors = {key: np.array(jnp.asarray(t, dtype), order="C") for key, t in tensors.items()}
+    cast = lambda t: t if dtype is None else jnp.asarray(t, dtype)
+    tensors = {key: np.array(cast(t), order="C") for key, t in tensors.items()}
     tensors |= constants or {}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / weights, metadata={"format": "pt"})
+    _write_tensors(folder, weights, tensors, shard_size)
     for name, content in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _write_tensors(
+    folder: Path, weights: str, tensors: Mapping[str, np.ndarray], shard_size: int | None
+) -> None:
+    from safetensors.numpy import save_file
+
+    like = {key: (CODES[t.dtype], t.shape) for key, t in tensors.items()}
+    files = (
+        {weights: list(tensors)} if shard_size is None else plan_shards(like, shard_size, weights)
+    )
+    for file, keys in files.items():
+        save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
+    if len(files) > 1:
+        where = {key: file for file, keys in files.items() for key in keys}
+        size = sum(t.nbytes for t in tensors.values())
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The parts every transformer here is made of: dense, layer norm, attention, MLP.
+"""The parts every transformer here is made of: dense, norms, MLPs, and how blocks are run.
 
 Modules hold their parameters and nothing else; shapes and options come from a frozen config.
 Hidden states are `[batch, tokens, width]`. A dense layer folds batch and tokens into the rows of
@@ -15,15 +15,14 @@ arrays; `bind` puts such a mapping into a module, `parameters` takes it out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-
-from jaxmerge.models.packing import Packed, gather, spread
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,20 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable] = {"quick_gelu": quick_gelu, "gelu": gelu}
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
 
 
 def normal(rngs: nnx.Rngs | None, std: float, *shape: int) -> nnx.Param:
@@ -138,77 +150,21 @@ class LayerNorm(nnx.Module):
         return rows.astype(x.dtype).reshape(x.shape)
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with separate query, key and value kernels."""
+class RMSNorm(nnx.Module):
+    """`x / sqrt(mean(x^2) + eps) * (offset + scale)` over the last axis, in float32.
 
-    def __init__(
-        self, width: int, heads: int, std_in: float, std_out: float, rngs: nnx.Rngs | None
-    ):
-        self.query = Dense(width, width, std_in, rngs)
-        self.key = Dense(width, width, std_in, rngs)
-        self.value = Dense(width, width, std_in, rngs)
-        self.out = Dense(width, width, std_out, rngs)
-        self.heads = heads
+    The offset is 0 for Llama's norm and 1 for Gemma's, whose scale is what is added to one.
+    """
 
-    def __call__(
-        self,
-        x: jax.Array,
-        compute: Compute,
-        causal: bool = False,
-        keep: jax.Array | None = None,
-        source: jax.Array | None = None,
-        bias: jax.Array | None = None,
-        packed: Packed | None = None,
-    ) -> jax.Array:
-        """Attends from x to `source` (x itself unless given), both `[batch, tokens, width]`.
+    def __init__(self, width: int, eps: float, offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full(width, 1.0 - offset))
+        self.eps, self.offset = eps, offset
 
-        `keep` `[batch, tokens]` (bool) marks the tokens of the source that may be looked at, `bias`
-        `[1, heads, tokens, tokens]` is added to the scores.
-        With `packed`, x is `[T, width]`, the tokens of all sentences without padding.
-        """
-        source = x if source is None else source
-        query, key, value = self.query(x), self.key(source), self.value(source)
-        if packed is not None:
-            query, key, value = (spread(t, packed) for t in (query, key, value))
-        query, key, value = (t.reshape(*t.shape[:2], self.heads, -1) for t in (query, key, value))
-        # A single query has nothing to fuse, and cuDNN does not take every mask with one.
-        if compute.attention == "plain" or query.shape[1] == 1:
-            mixed = plain_attention(query, key, value, causal, keep, bias)
-        else:
-            mixed = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                bias=None if bias is None else bias.astype(query.dtype),
-                mask=None if keep is None else keep[:, None, None, :],
-                is_causal=causal,
-                implementation="cudnn" if compute.attention == "cudnn" else None,
-            )
-        mixed = mixed.reshape(*mixed.shape[:2], -1)
-        return self.out(mixed if packed is None else gather(mixed, packed))
-
-
-def plain_attention(
-    query, key, value, causal: bool, keep: jax.Array | None, bias: jax.Array | None = None
-) -> jax.Array:
-    """softmax(q k' / sqrt(d) + bias) v on `[batch, tokens, heads, depth]`, softmax in float32."""
-    batch, tokens, heads, depth = query.shape
-    query, key, value = (
-        t.transpose(0, 2, 1, 3).reshape(batch * heads, -1, depth) for t in (query, key, value)
-    )
-    scores = (query * depth**-0.5) @ key.transpose(0, 2, 1)
-    scores = scores.astype(jnp.float32).reshape(batch, heads, tokens, -1)
-    if bias is not None:
-        scores = scores + bias
-    lowest = jnp.finfo(jnp.float32).min
-    if causal:
-        seen = jnp.tril(jnp.ones((tokens, tokens), bool))
-        scores = jnp.where(seen[None, None], scores, lowest)
-    if keep is not None:
-        scores = jnp.where(keep[:, None, None, :], scores, lowest)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = weights.reshape(batch * heads, tokens, -1) @ value
-    return mixed.reshape(batch, heads, tokens, depth).transpose(0, 2, 1, 3)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows = x.astype(jnp.float32)
+        rows = rows * jax.lax.rsqrt(jnp.mean(jnp.square(rows), -1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (rows * scale.reshape(*[1] * (x.ndim - 1), -1)).astype(x.dtype)
 
 
 class Mlp(nnx.Module):
@@ -223,6 +179,27 @@ class Mlp(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
+class GatedMlp(nnx.Module):
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        std: float,
+        rngs: nnx.Rngs | None,
+        bias: bool = False,
+    ):
+        self.gate = Dense(width, hidden, std, rngs, bias=bias)
+        self.up = Dense(width, hidden, std, rngs, bias=bias)
+        self.down = Dense(hidden, width, std, rngs, bias=bias)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
 def add_blocks(module: nnx.Module, count: int, build: Callable[[], nnx.Module]) -> None:
     """Gives a module the children `block_00`, `block_01`, ..."""
     for index in range(count):
@@ -235,33 +212,57 @@ def blocks_of(module: nnx.Module, count: int) -> list[nnx.Module]:
 
 
 def run_blocks(
-    blocks: list[nnx.Module], x: jax.Array, compute: Compute, last: Mapping | None = None, **options
-) -> jax.Array:
-    """Applies blocks of one shape in turn, as `compute.scan` and `compute.remat` say.
+    blocks: list[nnx.Module],
+    x: jax.Array,
+    compute: Compute,
+    last: Mapping | None = None,
+    each: Sequence[Mapping] | None = None,
+    **options,
+) -> Any:
+    """Applies blocks in turn, as `compute.scan` and `compute.remat` say.
 
-    `options` go to every block, `last` to the last one in their place (it may be asked for the
-    state of one token alone).
+    Args:
+      blocks: modules; scanned over where all are of one shape.
+      last: options of the last block in the place of `options` (it may be asked for the state of
+        one token alone).
+      each: options of each block besides, of one structure; a block called with them returns its
+        states and what else it has to give.
+      options: go to every block.
+
+    Returns:
+      The states, or with `each` the states and a list of what the blocks gave.
     """
     parts = [nnx.split(block) for block in blocks]
-    graph, states = parts[0][0], [state for _, state in parts]
+    graphs, states = [graph for graph, _ in parts], [state for _, state in parts]
 
-    def step(options: Mapping):
-        run = lambda x, state: nnx.merge(graph, state)(x, compute, **options)
+    def step(graph, options: Mapping):
+        run = lambda x, state, own: nnx.merge(graph, state)(x, compute, **options, **own)
         if compute.remat is None:
             return run
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(run, policy=dots if compute.remat == "dots" else None)
 
+    own = [{}] * len(blocks) if each is None else list(each)
+    gave: list[Any] = []
     ending = [] if last is None else [states.pop()]
-    if compute.scan and states:
+    if compute.scan and states and all(graph == graphs[0] for graph in graphs):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        x = jax.lax.scan(lambda x, state: (step(options)(x, state), None), x, stacked)[0]
+        inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own[: len(states)])
+
+        def body(x, inputs):
+            out = step(graphs[0], options)(x, *inputs)
+            return (out, None) if each is None else out
+
+        x, out = jax.lax.scan(body, x, (stacked, inputs))
+        gave = [jax.tree.map(lambda leaf, i=i: leaf[i], out) for i in range(len(states))]
     else:
-        for state in states:
-            x = step(options)(x, state)
+        for graph, state, mine in zip(graphs, states, own, strict=False):
+            out = step(graph, options)(x, state, mine)
+            x, given = (out, None) if each is None else out
+            gave.append(given)
     for state in ending:
-        x = step(last or {})(x, state)
-    return x
+        x = step(graphs[-1], last or {})(x, state, {})
+    return x if each is None else (x, gave)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ weights that are tied and stored by some of them once, by others twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxmerge.io.header import CODES
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
+
 @dataclasses.dataclass
 class Plan:
     """A recipe, ready to be run.
@@ -36,7 +37,8 @@ class Plan:
         resolved: the recipe as data, with references that mean the same anywhere.
         method: for the model card, as it prints.
         config: changes of config.json, by key or by path of keys.
-        files: further files of the output, such as a merged tokenizer.
+        files: further files of the output, such as a merged tokenizer; None for those of the
+            source that are left out.
         nonfinite: "raise" or "zero".
         extras: files of side information, to be checked against their models before the merge.
     """
@@ -49,7 +51,7 @@ class Plan:
     resolved: dict[str, Any]
     method: str
     config: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    files: dict[str, bytes | Path] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes | Path | None] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
 
@@ -60,6 +62,9 @@ class Models:
     Args:
         near: folders against which relative paths are tried after the working directory.
         stages: names of earlier merges -> their outputs.
+
+    Attributes:
+        rename: reference -> prefix of its names -> what stands there in the base.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Models:
     ):
         self.near, self.allow_pickle, self.stages = near, allow_pickle, stages or {}
         self.opened: dict[str, Source] = {}
+        self.rename: dict[str, dict[str, str]] = {}
 
     def open(self, ref: Any) -> Source:
         """The source of a reference."""
@@ -78,7 +84,8 @@ class Models:
         if ref not in self.opened:
             name, plus, rest = ref.partition("+")
             path = f"{self.stages[name]}{plus}{rest}" if name in self.stages else ref
-            self.opened[ref] = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
+            source = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
+            self.opened[ref] = renamed(source, self.rename.get(ref, {}))
         return self.opened[ref]
 
     def family(self, refs: Sequence[str]) -> list[Source]:
@@ -95,6 +102,41 @@ class Models:
             source.close()
 
 
+def check_rename(setting: Any, refs: Collection[str]) -> dict[str, dict[str, str]]:
+    """``rename: {MODEL: {prefix: prefix in the base}}``, checked."""
+    out = dict(setting or {}) if isinstance(setting, Mapping | None) else {"": setting}
+    for ref, table in out.items():
+        if ref not in refs:
+            raise UserError(f"rename: {ref!r} is no model of the recipe: {closest(str(ref), refs)}")
+        good = isinstance(table, Mapping) and table
+        if not good or not all(isinstance(x, str) for pair in table.items() for x in pair):
+            raise UserError(f"rename: {ref} must map prefixes to prefixes, got {table!r}.")
+    return out
+
+
+def renamed(source: Source, prefixes: Mapping[str, str]) -> Source:
+    """A model under other names: of the prefixes that a name begins with, the longest is replaced.
+
+    Raises:
+        UserError: two leaves get one name, or no name begins with a prefix.
+    """
+    if not prefixes:
+        return source
+    table: dict[str, str] = {}
+    used = set()
+    for n in source:
+        prefix = max((p for p in prefixes if n.startswith(p)), key=len, default=None)
+        used.add(prefix)
+        new = n if prefix is None else prefixes[prefix] + n[len(prefix) :]
+        if new in table:
+            raise UserError(f"rename: {source.ref}: {table[new]!r} and {n!r} become {new!r}.")
+        table[new] = n
+    idle = [p for p in prefixes if p not in used]
+    if idle:
+        raise UserError(f"rename: {source.ref} has no leaf whose name begins with {idle[0]!r}.")
+    return source.renamed(table)
+
+
 def fit(first: Source, other: Source) -> Source:
     """`other` with the leaves of `first` as far as the same arrays are stored in other places.
 
@@ -102,29 +144,19 @@ def fit(first: Source, other: Source) -> Source:
     equal to the other copy; buffers, which are constants, are left out where `first` lacks them.
     """
     ours, theirs = architecture(first), architecture(other)
-    names = dict(other.names)
-    for n in other:
-        if n not in first and not theirs.merged(n):
-            del names[n]
+    table = {n: n for n in other if n in first or theirs.merged(n)}
     for group in dict.fromkeys((*ours.tied, *theirs.tied)):
         stored = [n for n in group if n in other]
         for n in group:
-            if n in first and n not in other and stored and n in _tied(theirs, stored[0]):
-                names[n] = other.names[stored[0]]
+            if n in first and n not in other and stored and n in theirs.copies(stored[0]):
+                table[n] = stored[0]
             elif n in other and n not in first:
-                copies = [c for c in stored if c != n and c in first and c in _tied(ours, n)]
+                copies = [c for c in stored if c in first and c in ours.copies(n)]
                 if copies and _equal(other, n, copies[0]):
-                    names.pop(n, None)
-    if names == other.names:
+                    table.pop(n, None)
+    if table.keys() == other.names.keys():
         return other
-    changed = Source(other.source, other.ref, other.folder, other.files, other.config())
-    changed.names = names
-    changed.like = {new: other.source.like[old] for new, old in names.items()}
-    return changed
-
-
-def _tied(made_of: Architecture, name: str) -> tuple[str, ...]:
-    return (name, *made_of.copies(name))
+    return other.renamed(table)
 
 
 def _equal(source: Source, a: str, b: str) -> bool:
@@ -133,13 +165,11 @@ def _equal(source: Source, a: str, b: str) -> bool:
 
 def exempt(method: Merge, like: Mapping[str, Any], made_of: Architecture) -> Merge:
     """The method, with buffers as they are in the base: a mean of constants is no constant."""
-    buffers = {n for n in like if n in made_of.like and not made_of.merged(n)}
+    buffers = {n for n in like if not made_of.merged(n)}
     if not any(names.is_float(like[n]) for n in buffers):
         return method
     inner = by_leaf(lambda name, like: keep_base() if name in buffers else method)
-    return inner._replace(
-        stochastic=stochastic(method), models=method.models, needs=method.needs
-    )
+    return inner._replace(stochastic=stochastic(method), models=method.models, needs=method.needs)
 
 
 def check_vocabulary(sources: Sequence[Source | None]) -> None:

@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
+from jaxmerge.io.tokenizer_files import tokenizer_files
 from jaxmerge.io.untrusted import member, read_json
 from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
@@ -50,7 +52,7 @@ class Vocabulary:
     def __init__(self, setting: Any, template: Any, models: Any, sources: Sequence[Source]):
         self.sources = list(dict.fromkeys(sources))
         self.config: dict[str, Any] = {}
-        self.files: dict[str, bytes | Path] = {}
+        self.files: dict[str, bytes | Path | None] = {}  # None: left out
         self.active = setting is not None
         keeper = self.sources[0]
         if self.active:
@@ -76,12 +78,11 @@ class Vocabulary:
             after = max(rows.values(), default=-1) + 1
             rows |= {t: after + i for i, (t, _) in enumerate(new)}
             if new:
-                self.files["tokenizer.json"] = add_tokens(base, new, rows)
+                self.files |= add_tokens(base, new, rows)
         else:
             keeper = base if source == "base" else self._source(source, models)
             rows = token_table(keeper)
-        for path in tokenizer_paths(keeper):
-            self.files.setdefault(path.name, path)
+        self.files = tokenizer_files(base.folder, keeper.folder) | self.files
         pad = setting.get("pad_to_multiple_of") or 1
         if type(pad) is not int or not 1 <= pad <= MOST_PAD:
             raise UserError(
@@ -90,9 +91,7 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
-        key = "vocab_size"
-        if self.size != base.config().get(key, self.size):
-            self.config[key] = self.size
+        self.config |= architecture(base).vocabulary_changes(self.size)
         self._fill(setting.get("tokens") or {}, models)
         return keeper
 
@@ -165,9 +164,7 @@ class Vocabulary:
         """Whether a leaf has a row for every token: embeddings and output heads."""
         like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        ends = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
-                "lm_head.weight", "lm_head.bias", "embed_out.weight")  # fmt: skip
-        return name.endswith(ends) and len(like.shape) in (1, 2) and like.shape[0] >= need
+        return architecture(source).vocabulary(name) and like.shape[0] >= need
 
 
 class Reindexed(Whole):
@@ -177,7 +174,7 @@ class Reindexed(Whole):
         super().__init__()
         self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
-        self.config = self.source.config
+        self.config, self.made_of = self.source.config, architecture(self.source)
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
@@ -273,8 +270,10 @@ def _tokenizer_json(source: Source) -> dict[str, Any]:
     return read_json(path)
 
 
-def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]) -> bytes:
-    """The base's tokenizer.json with more added tokens, with the flags that their owners give."""
+def add_tokens(
+    base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]
+) -> dict[str, bytes | Path | None]:
+    """The base's tokenizer with more added tokens, with the flags that their owners give."""
     content = _tokenizer_json(base)
     flags: dict[str, dict[str, Any]] = {}
     for owner in dict.fromkeys(s for _, s in new):
@@ -286,15 +285,8 @@ def add_tokens(base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[st
     }  # fmt: skip
     more = [plain | flags.get(t, {}) | {"id": rows[t], "content": t} for t, _ in new]
     content["added_tokens"] = [*content.get("added_tokens", []), *more]
-    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def tokenizer_paths(source: Source) -> list[Path]:
-    """The files of a model's tokenizer."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-             "merges.txt", "tokenizer.model", "added_tokens.json", "chat_template.jinja",
-             "vocab.txt")  # fmt: skip
-    return [p for n in names if (p := member(source.folder, n)) is not None]
+    text = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    return tokenizer_files(base.folder, base.folder, more, text)
 
 
 def _in_order(table: Mapping[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxmerge.continual.results import Results
+from jaxmerge.studies.results import Results
 
 
 def write(results: Results, folder: str | Path) -> list[Path]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from jaxmerge.continual.results import Results, Summary
 from jaxmerge.report import tables
+from jaxmerge.studies.results import Results, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmerge.continual.results import Results
+from jaxmerge.studies.results import Results
 
 Row = tuple[str, str]  # label, fine-tunes
 MERGES = ("MagMax", "average", "RandMix", "TIES", "task arithmetic")

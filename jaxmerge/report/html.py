@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.continual.results import Results
 from jaxmerge.report import numbers, plots, tables, words
 from jaxmerge.report.picture import Plot, Table
 from jaxmerge.report.style import THEMES
+from jaxmerge.studies.results import Results
 
 
 def write(results: Results, path: str | Path) -> Path:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmerge.continual.results import Entry, Results, Stat, from_plain, to_plain
+from jaxmerge.studies.results import Entry, Results, Stat, from_plain, to_plain
 
 Name = tuple[str, str]  # label, finetunes
 JOINT, ZERO, LAST = ("joint", "joint"), ("zero-shot", "none"), ("last model", "sequential")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmerge.continual.results import Entry, Results
 from jaxmerge.report import numbers, tables, vectors, words
 from jaxmerge.report.picture import Plot, Table, cell, grid
 from jaxmerge.report.style import LIGHT, slots
+from jaxmerge.studies.results import Entry, Results
 
 if TYPE_CHECKING:
     from jaxmerge.report.lines import Series
@@ -26,6 +26,7 @@ def of(results: Results) -> list[Plot]:
     results = numbers.clean(results)
     made = [
         _overview(results),
+        _first_task(results),
         _over_time(results),
         _matrices(results),
         _factors(results),
@@ -65,6 +66,35 @@ def _overview(results: Results) -> Plot | None:
     return Plot(
         "overview", title, words.overview_caption(results),
         lambda theme: overview(groups, title, remark, theme), [],
+    )  # fmt: skip
+
+
+def _first_task(results: Results) -> Plot | None:
+    """Forgetting, and what merging does about it: the last model and the hero on task 1."""
+    from jaxmerge.report.lines import Series, curves
+
+    shown, series, rows = (numbers.LAST, numbers.hero(results)), [], []
+    colour = slots(label for label, _ in numbers.names(results))
+    for name in shown:
+        paths = [[row[0] for row in e.matrix] for e in numbers.entries(results, name or ("", ""))]
+        points = numbers.mean_std(paths)
+        if name is None or len(points) < 2 or any(mean is None for mean, _ in points):
+            return None
+        y, std = [p[0] for p in points], [p[1] for p in points]
+        x = list(range(1, len(y) + 1))
+        series.append(Series(words.title_of(name), x, y, std, colour[name[0]]))
+        rows.append([words.title_of(name), *(cell(v) for v in y)])
+    if len({s.label for s in series}) < 2:
+        return None
+    title, caption = words.first_task_words(results)
+    ticks = series[0].x[:: max(1, len(series[0].x) // 10)]
+    remark = "Accuracy on the first task, all classes to choose from"
+    return Plot(
+        "first_task", title, caption,
+        lambda theme: curves(
+            {"": series}, title, "tasks learnt", remark, theme, xticks=ticks, height=2.7
+        ),
+        [Table(f"{remark}, %", ["After task", *(str(x) for x in series[0].x)], rows)],
     )  # fmt: skip
 
 

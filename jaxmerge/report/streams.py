@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmerge.continual.scenario import Scenario, shortened
+from jaxmerge.data.streams.scenario import Scenario, shortened
 
 ROWS = 20  # more tasks than this are drawn as the first and the last ones
 

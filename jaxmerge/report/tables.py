@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxmerge.continual.results import Results, Stat
 from jaxmerge.report.numbers import CONSTANT, clean
+from jaxmerge.studies.results import Results, Stat
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from jaxmerge.continual.results import Results, Vectors
 from jaxmerge.report import numbers, words
 from jaxmerge.report.picture import Plot, Table, cell, grid
 from jaxmerge.report.style import SLOTS
+from jaxmerge.studies.results import Results, Vectors
 
 
 def of(results: Results) -> list[Plot]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxmerge.continual.results import Results, Stat, Vectors
 from jaxmerge.report.numbers import (
     CONSTANT,
     JOINT,
@@ -26,6 +25,7 @@ from jaxmerge.report.numbers import (
     names,
     stat,
 )
+from jaxmerge.studies.results import Results, Stat, Vectors
 
 
 def percent(x: float, digits: int = 1) -> str:
@@ -91,6 +91,51 @@ def headline(results: Results) -> str:
     if "below" in untrained:  # a merge that does harm is no detail
         text += f" {title_of(first)} is {untrained}."
     return text
+
+
+def lesson(results: Results) -> str:
+    """What a reader should take away, in two sentences: forgetting, and what merging did about it.
+
+    Empty where the run has no sequential last model, no merge, or one task only.
+    """
+    first = hero(results)
+    if first is None:
+        return ""
+    last, ours = first_task(results, LAST), first_task(results, first)
+    if len(last) < 2 or len(ours) < 2:
+        return ""
+    start, end, kept = last[0], last[-1], ours[-1]
+    if start is None or end is None or kept is None:
+        return ""
+    tasks = f"{len(last) - 1} more task" + ("s" if len(last) > 2 else "")
+    change = "falls to" if round(start - end, 3) > 0 else "is"
+    both = " and ".join(t for n in (LAST, ZERO) if (t := versus(results, first, n)))
+    return (
+        f"The last model has {percent(start)} of the first task right when it has just learnt it, "
+        f"and after {tasks} that {change} {percent(end)}. "
+        f"{title_of(first, both=False)}, merged after every task, ends there at {percent(kept)}"
+        + (f", and over all classes {both}." if both else ".")
+    )
+
+
+def first_task(results: Results, name: Name) -> list[float | None]:
+    """Mean over seeds of the accuracy on the first task after every task."""
+    matrix = mean_matrix([e.matrix for e in entries(results, name)])
+    return [row[0] if row else None for row in matrix]
+
+
+def first_task_words(results: Results) -> tuple[str, str]:
+    """Title and caption of the accuracy on the first task while later ones are learnt."""
+    first = hero(results)
+    title = "The first task, while later ones are learnt"
+    if first is not None and first != LAST:
+        ours, last = (first_task(results, n)[-1:] for n in (first, LAST))
+        if ours and last and ours[0] is not None and last[0] is not None:
+            title = (
+                f"After all tasks {title_of(first, both=False)} has {percent(ours[0], 0)} of the "
+                f"first one right, the last model {percent(last[0], 0)}"
+            )
+    return title, lesson(results)
 
 
 def overview_title(results: Results) -> str:

@@ -161,7 +161,11 @@ class Architecture:
 
     def merged(self, name: str) -> bool:
         """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
-        return self.role(name) != "buffer"
+        return template(name) not in self._buffers
+
+    @functools.cached_property
+    def _buffers(self) -> set[str]:
+        return {template(n) for n, role in self._roles.items() if role == "buffer"}
 
     def part(self, name: str) -> str:
         """Where in a layer: "attention", "mlp" or ""."""
@@ -333,10 +337,14 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
         'embedding'
     """
     like = getattr(source, "like", source)
-    if config is None:
-        read = getattr(source, "config", None)
-        config = read() if callable(read) else {}
-    return Architecture(like, config if isinstance(config, Mapping) else {})
+    if config is not None:
+        return Architecture(like, config)
+    if not callable(getattr(source, "config", None)):
+        return Architecture(like, {})
+    if getattr(source, "made_of", None) is None:
+        read = source.config()
+        source.made_of = Architecture(like, read if isinstance(read, Mapping) else {})
+    return source.made_of
 
 
 def _ends(path: str, known: str) -> bool:

@@ -23,10 +23,10 @@ import numpy as np
 from flax import nnx
 
 from jaxmerge.core.types import Array
+from jaxmerge.models.attention import Attention
 from jaxmerge.models.bert.config import Config
 from jaxmerge.models.packing import Packed, spread
 from jaxmerge.models.transformer import (
-    Attention,
     Compute,
     Dense,
     LayerNorm,

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmerge.core.types import Array
+from jaxmerge.models.attention import Attention
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.transformer import (
-    Attention,
     Compute,
     Dense,
     LayerNorm,

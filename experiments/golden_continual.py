@@ -1,0 +1,194 @@
+"""Golden figures of the continual experiments: do they survive a change to the last bit?
+
+    python experiments/golden_continual.py --data DATA --save before.json
+    python experiments/golden_continual.py --data DATA --compare before.json [--only clinc150 ...]
+
+Every shipped experiment that runs on small data is run at two seeds with few examples, and one with
+every strategy, start and form of training there is.  Kept are R, task-aware R, the factors, all
+losses and a digest of the last weights of each stream.  Bits depend on the machine and on the
+version of jax, so the file is made before a change and compared after it, on one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.cli.run import load
+from jaxmerge.data.sources import few
+from jaxmerge.studies.config import changed
+from jaxmerge.studies.seed import run_seed
+from jaxmerge.training import checkpoint
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1)
+DIGITS = {"train": 8, "val": 2, "test": 4}
+PLAIN = {"epochs": 2, "batch": 8}
+EVERY = {
+    "fine-tune": {"deploys": ["last model", "MagMax"]},
+    "independent": {"start": "base", "deploys": ["last model", "MagMax", "TIES", "RandMix"]},
+    "OPCM": {"start": "base", "deploys": ["OPCM"]},
+    "running": {"start": "running", "running": "EMA", "deploys": ["EMA"]},
+    "probe": {"strategy": "probe"},
+    "l2": {"strategy": "l2", "settings": {"strength": 1.0}},
+    "l2 last": {"strategy": "l2", "settings": {"strength": 1.0, "anchor": "last"}},
+    "EWC true": {"strategy": "ewc", "settings": {"kind": "true", "examples": 12}},
+    "EWC sampled": {"strategy": "ewc", "settings": {"kind": "sampled", "examples": 12}},
+    "EWC predicted": {
+        "strategy": "ewc", "settings": {"kind": "predicted", "decay": None, "examples": 12},
+    },
+    "EWC released": {"strategy": "ewc", "settings": {"kind": "released"}},
+    "MAS": {"strategy": "mas"},
+    "LwF": {"strategy": "lwf"},
+    "feature": {"strategy": "feature"},
+    "replay": {"strategy": "replay", "settings": {"per_class": 3}},
+    "accumulate": {"training": {"accumulate": 4}},
+    "accumulate LwF": {"strategy": "lwf", "training": {"accumulate": 2}},
+    "bfloat16": {"training": {"dtype": "bfloat16"}},
+    "schedule": {"training": {"warmup": 5, "weight_decay": 0.03, "clip": 0.7}},
+}  # fmt: skip
+MERGES = {
+    "MagMax": {"method": "magmax", "factor": [0.3, 0.5, 1.0]},
+    "EMA": {"method": "running_ema", "decay": 0.5},
+    "TIES": {"method": "ties", "factor": [0.5, 1.0], "each": True},
+    "RandMix": {"method": "randmix", "factor": 1.0},
+    "OPCM": {"method": "opcm"},
+}
+
+
+def small(name: str, data: Path) -> Any:
+    """A shipped experiment, cut down."""
+    file = HERE / f"{name}.py"
+    if name in ("quickstart", "strategies"):
+        from jaxmerge.cli import quickstart as module
+
+        module.digits = cut(module.digits)
+        config = module.Quickstart()
+        if name == "strategies":
+            config = dataclasses.replace(config, merges=MERGES, streams=EVERY)
+        return changed(config, {**PLAIN, "tasks": 3})
+    config = load(file)
+    module = sys.modules[type(config).__module__]
+    if hasattr(module, "digits"):
+        module.digits = cut(module.digits)
+    return changed(config, SETTINGS[name](data))
+
+
+def cut(digits: Any) -> Any:
+    """A source with few examples of each class, cut once."""
+    return digits if hasattr(digits, "small") else _Few(digits)
+
+
+class _Few:
+    small = True
+
+    def __init__(self, digits: Any):
+        self.digits = digits
+
+    def __call__(self) -> Any:
+        return few(self.digits(), DIGITS)
+
+
+TEXT = lambda data: {
+    "data": str(data), "epochs": 1, "batch": 16, "tasks": 3,
+    "few": {"train": 1, "val": 1, "test": 1},
+}  # fmt: skip
+SETTINGS = {
+    "clinc150": lambda data: {
+        **TEXT(data), "streams": {"LwF": None}, "merges": {"OPCM": {"always": False}},
+    },
+    "banking77": TEXT,
+    "fomo_schedules": lambda data: {**PLAIN, "tasks": 3},
+    "scole": lambda data: {**PLAIN, "tasks": 4},
+    "mini_images": lambda data: {
+        **PLAIN, "data": str(data), "stream": "pacs", "epochs": 1,
+        "few": {"train": 2, "val": 1, "test": 1},
+    },
+}  # fmt: skip
+NAMES = ("strategies", "quickstart", *SETTINGS)
+
+
+def digest(leaves: Any) -> str:
+    """Of all leaves, by name."""
+    found = hashlib.sha256()
+    for n in sorted(leaves):
+        found.update(n.encode() + np.asarray(leaves[n]).tobytes())
+    return found.hexdigest()[:16]
+
+
+def figures(name: str, data: Path) -> dict:
+    """Stream -> what it gave, of all seeds."""
+    config, found = small(name, data), {}
+    config.check()
+    plans = config.plans()
+    learner = config.learner(config.tasks_of(SEEDS[0]))
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder)
+            run, _ = run_seed(
+                config.tasks_of(seed), learner, plans, seed=seed, how=config.how,
+                baselines=config.baselines, store=store, batch=config.evaluation_batch,
+            )  # fmt: skip
+            for entry in run.entries:
+                found[f"{seed} {entry.finetunes} {entry.label}"] = {
+                    "R": entry.matrix, "aware": entry.aware, "factors": entry.factors,
+                    "metrics": entry.metrics,
+                }  # fmt: skip
+            for plan in plans:
+                tree, record = checkpoint.load(store / plan.name / "state.safetensors")
+                last = {n: x for n, x in tree.items() if n.startswith("last/")}
+                found[f"{seed} {plan.name}"] = {"losses": record["losses"], "last": digest(last)}
+    return found
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two results differ, and by how much."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [k for k in {**one, **other} if k in one and k in other]
+        lost = [f"{where}{k}: only in one" for k in {**one, **other} if (k in one) != (k in other)]
+        return lost + [d for k in keys for d in differences(one[k], other[k], f"{where}{k} / ")]
+    if one == other:
+        return []
+    try:
+        a, b = np.array(one, float), np.array(other, float)
+        return [f"{where} differs by up to {np.nanmax(np.abs(a - b)):.3g}"]
+    except (ValueError, TypeError):
+        return [f"{where} {one} != {other}"[:120]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--compare", type=Path)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
+    options = parser.parse_args()
+    found, wrong = {}, 0
+    for name in options.only:
+        began = time.process_time()
+        found[name] = json.loads(json.dumps(figures(name, options.data)))
+        print(f"{name}: {time.process_time() - began:.0f} processor seconds", flush=True)
+        if options.compare:
+            before = json.loads(options.compare.read_text())[name]
+            differ = differences(before, found[name])
+            wrong += len(differ)
+            print("\n".join(f"  {d}" for d in differ) or "  the same bits", flush=True)
+        if options.save:
+            kept = json.loads(options.save.read_text()) if options.save.exists() else {}
+            options.save.write_text(json.dumps({**kept, **found}))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Which columns of a classifier belong to which task: ``info["own"]``, bool ``[tasks, columns]``.
+
+A stream with classes says so in its `info`; methods that tell old classes from new ones ask here.
+
+>>> import jax.numpy as jnp
+>>> info = {"own": jnp.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)}
+>>> seen(info, 0).tolist(), old(info, 1).tolist(), old(info, 0).tolist()
+([True, True, False, False], [True, True, False, False], [False, False, False, False])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core.types import Array
+
+
+def table(info: Any) -> Array:
+    """bool [tasks, columns].
+
+    Raises:
+        ValueError: the stream has no columns of tasks.
+    """
+    if not isinstance(info, dict) or "own" not in info:
+        found = ", ".join(map(repr, info)) if isinstance(info, dict) else type(info).__name__
+        raise ValueError(
+            "This method asks which columns a task has: the stream's info needs 'own', bool "
+            f"[tasks, columns]; it has {found or 'nothing'}."
+        )
+    return jnp.asarray(info["own"])
+
+
+def own(info: Any, task: Array) -> Array:
+    """bool [columns] (or [B, columns] for task [B]): the columns of a task."""
+    return table(info)[task]
+
+
+def seen(info: Any, task: Array) -> Array:
+    """bool [columns]: those of all tasks up to this one."""
+    every = table(info)
+    return jnp.any(every & (jnp.arange(every.shape[0])[:, None] <= task), axis=0)
+
+
+def old(info: Any, task: Array) -> Array:
+    """bool [columns]: those of all tasks before this one; none in the first."""
+    return seen(info, task - 1)
+
+
+def task_of(info: Any) -> Array:
+    """int32 [columns]: the first task that has a column."""
+    return jnp.argmax(table(info), axis=0).astype(jnp.int32)
+
+
+def sigmoid(logits: Array, targets: Array, columns: Array | None = None) -> Array:
+    """Binary cross-entropy [B], the mean over the given columns (or all), against one-hot targets.
+
+    Formula: mean_c softplus(z_c) - 1[c = y] z_c.
+    """
+    hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    each = jax.nn.softplus(logits) - hot * logits
+    if columns is None:
+        return jnp.mean(each, -1)
+    return jnp.sum(jnp.where(columns, each, 0), -1) / jnp.sum(columns, -1)

@@ -1,0 +1,1 @@
+"""Streams of tasks: scenarios, and the ways to cut data into them."""

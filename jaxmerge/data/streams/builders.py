@@ -1,0 +1,151 @@
+"""Scenarios beside class-incremental learning: other ways to cut data into a stream of tasks.
+
+==================  =============================================  =========================
+builder             task t holds                                   columns that it trains
+==================  =============================================  =========================
+class_incremental   the t-th share of the classes                  those classes
+task_incremental    the same, and the task is told at test time    those classes
+domain_incremental  all classes of the t-th domain                 the classes of the domain
+data_incremental    the t-th random share of every class           all classes
+recurring           a few classes, drawn anew for every task       those classes
+suite               a whole source                                 the classes of the source
+==================  =============================================  =========================
+
+Every run gives task-agnostic figures (the right class among all) and task-aware ones (among the
+task's own).  Task-incremental learning and suites are read by the task-aware ones.
+
+Evaluation of a task always uses its own val and test examples.  In `data_incremental` and
+`recurring` tasks share them: R[t, i] then says how well task i's classes are known after task t.
+
+Sources: van de Ven et al., Three types of incremental learning, Nature Machine Intelligence 2022;
+Lesort et al., Challenging Common Assumptions about Catastrophic Forgetting (SCoLe), CoLLAs 2023.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.data.streams.scenario import Scenario, Task, class_incremental, permutation
+
+__all__ = [
+    "class_incremental",
+    "data_incremental",
+    "domain_incremental",
+    "recurring",
+    "suite",
+    "task_incremental",
+]
+
+
+def task_incremental(source: Source, tasks: int, order: Sequence[int] | None = None) -> Scenario:
+    """The tasks of `class_incremental`, told at test time: read the task-aware figures.
+
+    Args, Raises: as in `class_incremental`.
+    """
+    made = class_incremental(source, tasks, order)
+    return dataclasses.replace(made, name=made.name.replace("class-", "task-", 1), told=True)
+
+
+def domain_incremental(source: Source, order: Sequence[int] | None = None) -> Scenario:
+    """One task a domain, the same classes in every domain.
+
+    Args:
+        order: the domains in order of arrival; as they are by default.
+
+    Raises:
+        ValueError: a source without domains, an order that is not a permutation, a domain
+            without examples.
+    """
+    if source.domains is None:
+        raise ValueError(f"Source {source.name!r} has no domains; use class_incremental.")
+    total = len(source.domain_names)
+    order = permutation(order, total, "domains")
+    made = []
+    for d in order:
+        rows = {s: source.rows(s, domain=d) for s in SPLITS}
+        classes = tuple(int(c) for c in np.unique(source.labels[rows["train"]]))
+        made.append(Task(source.domain_names[d], source, 0, classes, rows))
+    name = f"domain-incremental, {total} domains, {source.name}"
+    return Scenario(name, tuple(made), (source,), order)
+
+
+def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
+    """Every task holds all classes and an equal random share of the training examples.
+
+    Raises:
+        ValueError: no task, or a class has fewer training examples than there are tasks.
+    """
+    if tasks < 1:
+        raise ValueError(f"{source.name}: at least one task, got {tasks}.")
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in range(tasks)]
+    starved = []
+    for c in range(len(source.classes)):
+        rows = rng.permutation(source.rows("train", classes=[c]))
+        if len(rows) < tasks:
+            starved.append(f"{source.classes[c]} ({len(rows)})")
+        for t, part in enumerate(np.array_split(rows, tasks)):
+            parts[t].append(part)
+    if starved:
+        raise ValueError(
+            f"{source.name}: fewer than {tasks} training examples of {', '.join(starved)}."
+        )
+    every = tuple(range(len(source.classes)))
+    held = {s: source.splits[s] for s in SPLITS if s != "train"}
+    made = tuple(
+        Task(f"share {t + 1}", source, 0, every, {"train": np.sort(np.concatenate(part)), **held})
+        for t, part in enumerate(parts)
+    )
+    return Scenario(f"data-incremental, {tasks} shares, {source.name}", made, (source,))
+
+
+def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenario:
+    """Every task draws `classes` classes at random; classes come back (SCoLe).
+
+    Raises:
+        ValueError: more classes a task than there are.
+    """
+    total = len(source.classes)
+    if not 1 <= classes <= total or tasks < 1:
+        raise ValueError(
+            f"{source.name} has {total} classes: ask for 1 to {total} a task and at least one "
+            f"task; got {classes} and {tasks}."
+        )
+    rng = np.random.default_rng(seed)
+    made = []
+    for t in range(tasks):
+        some = tuple(int(c) for c in rng.permutation(total)[:classes])
+        rows = {s: source.rows(s, classes=some) for s in SPLITS}
+        names = ", ".join(source.classes[c] for c in some)
+        made.append(Task(f"{t + 1}: {names}", source, 0, some, rows))
+    name = f"recurring, {tasks} tasks of {classes} of {total} classes, {source.name}"
+    return Scenario(name, tuple(made), (source,))
+
+
+def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scenario:
+    """Independent tasks, one a source, each with its own label set and prompts.
+
+    The head has the columns of all sources; task-agnostic figures ask for the right class among
+    those of all sources, task-aware ones (what multi-task papers report) among the task's own.
+
+    Args:
+        order: the sources in order of arrival; as they are by default.
+    """
+    names = [s.name for s in sources]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not sources:
+        raise ValueError(f"A suite needs sources of different names; got {names}.")
+    order = permutation(order, len(sources), "sources")
+    offsets = np.cumsum([0, *(len(s.classes) for s in sources)])
+    made = tuple(
+        Task(
+            sources[i].name, sources[i], int(offsets[i]), tuple(range(len(sources[i].classes))),
+            dict(sources[i].splits),
+        )
+        for i in order
+    )  # fmt: skip
+    return Scenario(f"suite of {len(sources)} tasks", made, tuple(sources), order, told=True)

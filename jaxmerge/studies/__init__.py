@@ -1,0 +1,1 @@
+"""Studies: what `jaxmerge run` and `jaxmerge sweep` do, from settings to stored cells."""

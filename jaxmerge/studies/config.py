@@ -1,0 +1,377 @@
+"""An experiment: every setting that decides its figures, and how the parts are built from them.
+
+A file of ``experiments/`` subclasses `Experiment` with its own settings and its `scenario` and
+`learner`, and defines ``get_config()``; ``jaxmerge run FILE`` does the rest.  A whole table of a
+paper is one experiment with several *streams*, each a pass over the same tasks::
+
+    merges = {                          # what may be deployed: a registered method, its arguments
+        "MagMax": {"method": "magmax", "factor": [0.3, 0.5, 0.7]},      # several: tried, see below
+        "TIES": {"method": "ties", "density": 0.2, "factor": 0.55, "always": False},
+    }
+    streams = {                         # how the tasks are learnt, and what is made of the models
+        "sequential": {"start": "last", "deploys": ["last model", "MagMax", "TIES"]},
+        "independent": {"start": "base", "deploys": ["MagMax", "TIES"]},
+        "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
+    }
+    baselines = ["zero-shot", "joint"]
+
+The keys of a stream (all optional) are those of `Plan`:
+
+==========  ==================================================================  ==============
+start       "base", "last" or "running", see `jaxmerge.continual.schedule`      "last"
+deploys     labels of `merges`, or "last model"                                 ["last model"]
+running     the merge that ``start: running`` reads                             the first merge
+strategy    a name of `jaxmerge.continual.strategies`                           "finetune"
+settings    of the strategy                                                     {}
+training    fields of `Training` that differ in this stream                     {}
+models      folder of fine-tuned models, one a task, that are not trained anew  none
+vectors     describe its task vectors (keeps every model of the stream on disk) False
+==========  ==================================================================  ==============
+
+A merge is named like in ``jaxmerge methods``, or is a list of stages as in a recipe; ``factor`` may
+be a list, whose values are tried on the validation split, or with ``each: True`` each a row of the
+table; ``always: False`` merges and evaluates after the last task only.
+
+The settings are plain JSON values, kept in the run folder, so that a run can be resumed, and
+refused when they changed.  On the command line: ``--set streams.LwF.settings.strength=0.5``, and
+``--set streams.LwF=null`` takes a stream out.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import jaxmerge as jm
+from jaxmerge.continual.deploys import LAST, Deploy, running_merge
+from jaxmerge.continual.schedule import STARTS
+from jaxmerge.continual.strategies import strategy
+from jaxmerge.core.types import Leaves, Merge
+from jaxmerge.data.streams.scenario import Scenario, Task
+from jaxmerge.errors import closest, listed
+from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.seed import BASELINES, Plan
+from jaxmerge.training.fit import Training
+from jaxmerge.training.learner import Learner
+
+AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
+MAGMAX = ("MagMax", "sequential")  # the model that a run saves
+STREAM = (
+    "start", "deploys", "running", "strategy", "settings", "training", "models", "vectors",
+)  # fmt: skip
+TYPES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    list: "a list", tuple: "a list", dict: "a mapping of key: value pairs",
+}  # fmt: skip
+KINDS = (
+    ("deploys", list | tuple, "a list of labels"),
+    ("settings", Mapping, "a mapping of key: value pairs"),
+    ("vectors", bool, "true or false"),
+)
+
+
+def setting(value: Any) -> Any:
+    """A field whose default is a list or a mapping, copied for every experiment."""
+    return dataclasses.field(default_factory=lambda: copy.deepcopy(value))
+
+
+MERGES = {
+    "MagMax": {"method": "magmax", "factor": [0.2, 0.35, 0.5, 0.65, 0.8]},
+    "average": {"method": "average", "always": False},
+    "RandMix": {"method": "randmix", "factor": [0.35, 0.5, 0.75, 1.0, 1.25], "always": False},
+    "TIES": {
+        "method": "ties", "density": 0.2, "factor": [0.35, 0.5, 0.65, 0.8, 1.0], "always": False,
+    },
+    "task arithmetic": {
+        "method": "task_arithmetic", "factor": [0.05, 0.1, 0.15, 0.2, 0.3], "always": False,
+    },
+}  # fmt: skip
+STREAMS = {
+    "sequential": {"start": "last", "deploys": ["last model", *MERGES], "vectors": True},
+    "independent": {"start": "base", "deploys": [*MERGES], "vectors": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(abc.ABC):
+    """Settings shared by all experiments; subclasses add theirs and build the parts.
+
+    Attributes:
+        seed, seeds: the first seed and how many; each has its own class order and shuffles.
+        order: the seed that draws the order of the tasks in all runs; None: each its own.
+        epochs, batch, lr, warmup, weight_decay, clip: of every task, see `Training`; a warmup of
+            more than 1 is a number of steps.
+        merges, streams: see the module's docstring.
+        baselines: of "zero-shot" (theta_0) and "joint" (all tasks at once).
+        evaluation_batch: examples evaluated at once.
+        version: of jaxmerge.
+    """
+
+    name: ClassVar[str] = "experiment"
+    movable: ClassVar[tuple[str, ...]] = ()  # settings that a resume may change: no finished task
+    # would have other figures
+
+    seed: int = 0
+    seeds: int = 3
+    order: int | None = None
+    epochs: int = 3
+    batch: int = 32
+    lr: float = 3e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    merges: dict[str, Any] = setting(MERGES)
+    streams: dict[str, Any] = setting(STREAMS)
+    baselines: list[str] = setting(list(BASELINES))
+    evaluation_batch: int = 128
+    version: str = jm.__version__
+
+    @abc.abstractmethod
+    def scenario(self, seed: int) -> Scenario:
+        """The stream of tasks of one seed."""
+
+    @abc.abstractmethod
+    def learner(self, scenario: Scenario) -> Learner:
+        """The model, under the head of the scenario; the same for all seeds."""
+
+    def tasks_of(self, seed: int) -> Scenario:
+        """The scenario of one run: the order is that of `order`, or drawn by the seed."""
+        return self.scenario(seed if self.order is None else self.order)
+
+    def how(self, task: Task | None = None) -> Training:
+        """How a task is trained; None stands for all tasks at once (joint training)."""
+        steps = (
+            self.warmup > 1 and float(self.warmup).is_integer()
+        )  # a number of steps, not a share
+        return Training(
+            epochs=self.epochs, batch=self.batch, rate=self.lr,
+            warmup=int(self.warmup) if steps else self.warmup,
+            weight_decay=self.weight_decay, clip=self.clip,
+        )  # fmt: skip
+
+    def read(self, folder: Path) -> Leaves:
+        """A fine-tuned model in a folder of its own; experiments say in which layout."""
+        raise ValueError(f"{folder}: {self.name} reads fine-tuned models from files only.")
+
+    def plans(self) -> tuple[Plan, ...]:
+        """The streams, built from the settings.
+
+        Raises:
+            ValueError: a stream or a merge that cannot be built, all of them named.
+        """
+        merges = _each("merge", self.merges, self._deploy)
+        return tuple(_each("stream", self.streams, partial(self._plan, merges)).values())
+
+    def _plan(self, merges: dict[str, Deploy], name: str, options: Mapping[str, Any]) -> Plan:
+        only(options, STREAM, "a stream has")
+        start = options.get("start", "last")
+        if start not in STARTS:
+            raise ValueError(f"no start is named {start!r}: {closest(str(start), STARTS)}")
+        for key, kind, what in KINDS:
+            if key in options and not isinstance(options[key], kind):
+                raise ValueError(f"{key} is {what}, got {options[key]!r}.")
+        labels, known = options.get("deploys", [LAST.label]), {LAST.label: LAST, **merges}
+        for label in labels:
+            if label not in known:
+                raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}")
+        if not labels:
+            raise ValueError(f"nothing is deployed; {closest('', known)}")
+        deploys = tuple(d for label in labels for d in known[label].split())
+        running_merge(STARTS[start], deploys, options.get("running"))
+        adapt = strategy(options.get("strategy", "finetune"), **options.get("settings", {}))
+        if options.get("models") and (start != "base" or adapt.terms):
+            raise ValueError("models at hand are those of plain fine-tuning from start: base.")
+        changes = options.get("training", {})
+        only(changes, [f.name for f in dataclasses.fields(Training)], "training has")
+        how = self.how
+        if changes:
+            how = lambda task=None: dataclasses.replace(self.how(task), **changes)
+            how()  # a wrong value is found before anything is trained
+        return Plan(
+            name=name,
+            start=STARTS[start],
+            deploys=deploys,
+            running=options.get("running"),
+            strategy=adapt,
+            training=how,
+            models=Finetuned(options["models"], self.read) if options.get("models") else None,
+            vectors=options.get("vectors", False),
+        )
+
+    def _deploy(self, label: str, options: Mapping[str, Any]) -> Deploy:
+        options = dict(options)
+        factor, always = options.pop("factor", None), options.pop("always", True)
+        each = options.pop("each", False)
+        method = partial(built, options.pop("method", None), options)
+        factors = () if factor is None else tuple(factor) if isinstance(factor, list) else (factor,)
+        if factors == () and factor is not None:
+            raise ValueError("the list of factors is empty; leave it out, or give some.")
+        for key, value in (("always", always), ("each", each)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{key} is true or false, got {value!r}.")
+        made = Deploy(label, method, factors, always, each)
+        for one in factors or (None,):  # what is wrong is found before anything is trained
+            made.merge(one)
+        return made
+
+    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path) -> None:
+        """Keep a merged model of the first seed by leaf name: `saved`."""
+        from jaxmerge.training import checkpoint
+
+        if merged:
+            checkpoint.save(folder / "merged.safetensors", dict(merged[saved(merged)]))
+
+    def check(self) -> None:
+        """Raise ValueError for settings out of range, all of them named."""
+        wrong = [
+            f"{k} must be at least 1, got {getattr(self, k)}"
+            for k in ("seeds", "epochs", "batch", "evaluation_batch")
+            if getattr(self, k) < 1
+        ]
+        if self.seed < 0:
+            wrong.append(f"seed must not be negative, got {self.seed}")
+        if self.order is not None and (type(self.order) is not int or self.order < 0):
+            wrong.append(f"order must be a whole number from 0 on or null, got {self.order!r}")
+        if not 0 < self.lr <= 1:
+            wrong.append(f"lr must be in (0, 1], got {self.lr}")
+        wrong += [
+            f"no baseline is named {b!r}: {closest(str(b), BASELINES)}"
+            for b in self.baselines
+            if b not in BASELINES
+        ]
+        if not self.streams and not self.baselines:
+            wrong.append("there is no stream and no baseline, so nothing to run")
+        for build in (self.how, self.plans):
+            try:
+                if build != self.how or not wrong:  # it would say the same again
+                    build()
+            except ValueError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ValueError(listed(wrong))
+
+
+def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
+    """name -> what `build` makes of it; ValueError names everything that cannot be built."""
+    found, wrong = {}, []
+    for name, options in settings.items():
+        try:
+            found[name] = build(name, options)
+        except (ValueError, TypeError, KeyError) as error:
+            text = error.args[0] if isinstance(error, KeyError) else error
+            wrong.append(f"{what} {name!r}: {str(text).rstrip('.')}")
+    if wrong:
+        raise ValueError(listed(wrong))
+    return found
+
+
+def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merge:
+    """A merge from settings: a registered name with its arguments, or a list of stages.
+
+    >>> built("ties", {"density": 0.1}, 0.5)
+    ties(density=0.1, factor=0.5)
+    """
+    if isinstance(method, list):
+        from jaxmerge.recipes.method_spec import build
+
+        if arguments:
+            raise ValueError(f"a list of stages takes no arguments beside it, got {[*arguments]}.")
+        made = build(method, 1, {})
+        return made if factor is None else jm.chain(made, jm.scale(factor))
+    if not isinstance(method, str):
+        raise ValueError(f"a merge needs a method: a name or a list of stages, got {method!r}.")
+    arguments = dict(arguments) if factor is None else {**arguments, "factor": factor}
+    made = jm.get(method)(**arguments)
+    if not isinstance(made, Merge):
+        raise ValueError(f"{method} changes one task vector; write [{method}, add] for a merge.")
+    return made
+
+
+def saved(merged: Mapping[tuple[str, str], Leaves]) -> tuple[str, str]:
+    """Which merged model a run keeps: MagMax on sequential fine-tunes, or else the first one."""
+    return MAGMAX if MAGMAX in merged else next(iter(merged))
+
+
+def only(found: Any, known: Iterable[str], what: str) -> None:
+    """Raise ValueError for keys that are not known, all of them named."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"expected key: value pairs, got {found!r}.")
+    unknown = [k for k in found if k not in known]
+    if unknown:
+        raise ValueError("; ".join(f"{what} no {k!r}: {closest(str(k), known)}" for k in unknown))
+
+
+def parsed(what: str, text: str) -> Any:
+    """A value on the command line, as YAML reads it.
+
+    >>> [parsed("--set x", text) for text in ("3", "1e-4", "[a, 2]", "null")]
+    [3, 0.0001, ['a', 2], None]
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{what}: {text!r} is not a value (YAML).") from None
+    if isinstance(value, str):  # YAML reads 1e-4 as a text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return value
+
+
+def changed(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperiment:
+    """The experiment with other settings; mappings are changed key by key, null takes one out.
+
+    Raises:
+        ValueError: an unknown setting (the closest names are shown) or one of another type.
+
+    >>> from jaxmerge.cli.quickstart import Quickstart
+    >>> changed(Quickstart(), {"epochs": 5}).epochs
+    5
+    >>> streams = {"independent": None, "EWC": {"strategy": "ewc"}}
+    >>> list(changed(Quickstart(), {"streams": streams}).streams)
+    ['sequential', 'EWC']
+    >>> changed(Quickstart(), {"epoch": 5})
+    Traceback (most recent call last):
+    ValueError: No setting 'epoch': did you mean epochs?
+    """
+    merged = {
+        k: _deep(getattr(experiment, k), v) if hasattr(experiment, k) else v
+        for k, v in settings.items()
+    }
+    return restored(experiment, merged)
+
+
+def restored(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperiment:
+    """The experiment with settings as they were kept: what is given replaces what is there."""
+    known = {f.name for f in dataclasses.fields(experiment)}
+    unknown = [k for k in settings if k not in known]
+    if unknown:
+        hints = [f"No setting {k!r}: {closest(k, known)}" for k in unknown]
+        raise ValueError("; ".join(hints))
+    typed, wrong = {}, []
+    for k, v in settings.items():
+        old = getattr(experiment, k)
+        if isinstance(old, float) and isinstance(v, int) and not isinstance(v, bool):
+            v = float(v)
+        if isinstance(old, tuple) and isinstance(v, list):
+            v = tuple(v)
+        if old is not None and type(v) is not type(old):
+            wrong.append(f"{k} is {TYPES.get(type(old), type(old).__name__)}, got {v!r}")
+        typed[k] = v
+    if wrong:
+        raise ValueError("; ".join(wrong) + ".")
+    return dataclasses.replace(experiment, **typed)
+
+
+def _deep(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, Mapping):
+        return new
+    found = {**old, **{k: _deep(old.get(k), v) for k, v in new.items()}}
+    return {k: v for k, v in found.items() if v is not None}

@@ -1,0 +1,275 @@
+"""One seed of a study: several streams over the same tasks, every merge on each of them, and the
+two ends of the scale, the zero-shot model and joint fine-tuning.
+
+The rows of a paper's table, for any scenario and any learner: a `Plan` says how one stream learns
+and what is made of its models.  A study is made of units (a task of a stream, the joint run); with
+a `store` each finished unit is on disk, and a study that was killed goes on after the last one with
+the same figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmerge.continual import schedule
+from jaxmerge.continual.deploys import LAST, Deploy
+from jaxmerge.continual.loop import Measured, Outcome, Stream, measure
+from jaxmerge.continual.schedule import Start
+from jaxmerge.continual.strategy import Strategy, finetune
+from jaxmerge.core.types import Leaves
+from jaxmerge.data.streams.scenario import Scenario
+from jaxmerge.evaluation import metrics
+from jaxmerge.evaluation.predict import Probe, probe
+from jaxmerge.studies import vectors
+from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
+from jaxmerge.training import checkpoint
+from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import Learner
+from jaxmerge.training.mid_task import EVERY, Halfway
+
+Watch = Callable[[str, str, int, float], None]  # stream, phase, steps, loss; see `Stream`
+BASELINES = ("zero-shot", "joint")
+
+
+class Plan(NamedTuple):
+    """One stream of a study.
+
+    Attributes:
+        name: of its rows in tables ("sequential").
+        start: where the training of each task starts.
+        deploys: what is deployed.
+        running: label of the merge that `schedule.from_running` reads.
+        strategy: what is added to plain fine-tuning.
+        training: ``task -> Training``; None stands for all tasks at once.
+        models: fine-tuned models at hand, or None; what is not there is trained and kept there.
+        vectors: describe the task vectors; keeps all models (T x the model, on disk too).
+    """
+
+    name: str
+    start: Start = schedule.from_last
+    deploys: tuple[Deploy, ...] = (LAST,)
+    running: str | None = None
+    strategy: Strategy = finetune
+    training: Callable[..., Training] = lambda task=None: Training()
+    models: Finetuned | None = None
+    vectors: bool = False
+
+
+def run_seed(
+    scenario: Scenario,
+    learner: Learner,
+    plans: Sequence[Plan],
+    *,
+    seed: int,
+    how: Callable[..., Training] = lambda task=None: Training(),
+    baselines: Sequence[str] = BASELINES,
+    store: Path | None = None,
+    every: float = EVERY,
+    batch: int = 128,
+    watch: Watch | None = None,
+) -> tuple[SeedRun, dict[tuple[str, str], Leaves]]:
+    """Learn every stream, merge, train jointly, evaluate.
+
+    Args:
+        how: how joint fine-tuning is trained.
+        baselines: of "zero-shot" and "joint".
+        store: folder for checkpoints, or None.
+        every: seconds between checkpoints within a task.
+        watch: for progress, called as that of `Stream` with the stream's name in front.
+
+    Returns:
+        The figures, and the merged models at the end by (label, stream).
+    """
+    watch = watch or (lambda stream, phase, steps, loss: None)
+    val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))
+    zero = measure(learner, learner.params, test)
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    seconds: dict[str, float] = {}
+    spent_by: dict[str, dict[str, float]] = {}
+    found, merged = [], {}
+    donors = _donors(scenario, plans)
+    first: dict[str, Leaves] = {}  # models of the first task that other streams need
+    for plan in plans:
+        stream = Stream(
+            scenario, learner, start=plan.start, strategy=plan.strategy, training=plan.training,
+            seed=seed, deploys=plan.deploys, running=plan.running, probes=(val, test),
+            store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
+            keep=plan.vectors or int(plan.name in donors.values()),
+        )  # fmt: skip
+        for t in stream.tasks_left():
+            task, models = scenario[t].name, plan.models
+            known = None if models is None else models.get(task, learner.params)
+            if known is None and t == 0 and plan.name in donors:
+                known = first.get(donors[plan.name])
+            stream.learn(t, known=known)
+            if models is not None and known is None:
+                models.keep(task, stream.last)
+        if plan.name in donors.values():
+            first[plan.name] = stream.models[0]
+        outcomes[plan.name] = stream.outcomes
+        merged |= {(label, plan.name): params for label, params in stream.deployed.items()}
+        if plan.vectors:
+            found.append(vectors.describe(learner.params, stream.models, plan.name))
+        spent_by[plan.name] = stream.seconds
+        for phase, spent in stream.seconds.items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent
+    alone = individual(plans, outcomes)
+    rows = []
+    if "zero-shot" in baselines:
+        rows.append(constant("zero-shot", "none", zero, zero.free, alone))
+    for name, some in outcomes.items():
+        rows += [entry(label, name, o, zero.free, alone) for label, o in some.items()]
+    if "joint" in baselines:
+        joint, spent = joint_training(
+            scenario, learner, test, how(), seed, store, partial(watch, "joint"), every
+        )
+        rows.append(constant("joint", "joint", joint, zero.free, alone))
+        spent_by["joint"] = {"training": spent}
+        seconds["training"] = seconds.get("training", 0.0) + spent
+    run = SeedRun(
+        seed=seed,
+        order=list(scenario.order),
+        tasks=[_task(scenario, t) for t in range(len(scenario))],
+        entries=rows,
+        vectors=found,
+        seconds=seconds,
+        streams=spent_by,
+    )
+    return run, merged
+
+
+def steps_of(
+    scenario: Scenario,
+    plans: Sequence[Plan],
+    how: Callable[..., Training],
+    baselines: Sequence[str] = BASELINES,
+) -> int:
+    """How many training steps `run_seed` takes."""
+    donors = _donors(scenario, plans)
+    sizes = [len(task.rows["train"]) for task in scenario]
+    steps = how().steps(sum(sizes)) if "joint" in baselines else 0
+    for plan in plans:
+        each = [plan.training(k).steps(n) for k, n in zip(scenario, sizes, strict=True)]
+        steps += sum(each[1:] if plan.name in donors else each)
+    return steps
+
+
+def _donors(scenario: Scenario, plans: Sequence[Plan]) -> dict[str, str]:
+    """Stream -> an earlier one whose model of the first task is the same.
+
+    Every stream starts from theta_0; without terms that remember, equal leaves and equal training
+    give one and the same model.
+    """
+    seen: dict[Any, str] = {}
+    found = {}
+    for plan in plans:
+        if plan.strategy.terms:
+            continue
+        key = (plan.strategy.trainable, plan.training(scenario[0]))
+        if key in seen:
+            found[plan.name] = seen[key]
+        else:
+            seen[key] = plan.name
+    return found
+
+
+def individual(plans: Sequence[Plan], outcomes: dict[str, dict[str, Outcome]]) -> np.ndarray | None:
+    """[T], task-aware accuracy on each task of the model fine-tuned on it alone.
+
+    Measured where a stream without terms starts from theta_0 and deploys its last model.
+    """
+    for plan in plans:
+        if plan.start is schedule.from_base and not plan.strategy.terms and LAST in plan.deploys:
+            return np.diag(np.array(outcomes[plan.name][LAST.label].aware, float))
+    return None
+
+
+def joint_training(
+    scenario: Scenario, learner: Learner, test: Probe, training: Training, seed: int,
+    store: Path | None, watch: Callable, every: float = EVERY,
+) -> tuple[Measured, float]:  # fmt: skip
+    """All tasks at once: accuracies, and the seconds of training."""
+    path = store and store / "joint.safetensors"
+    if path and path.exists():
+        _, record = checkpoint.load(path)
+        found = Measured(np.array(record["free"]), np.array(record["aware"]), record["per_class"])
+        return found, record["seconds"]
+    began = time.perf_counter()
+    halfway = store and Halfway(store / "training_joint", every)
+    data = scenario.split("train", learner.prepare)
+    own = np.any([scenario.mask(t) for t in range(len(scenario))], axis=0)
+    model, _ = fit(
+        learner, learner.params, data.inputs, data.columns, own, training,
+        seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),
+        halfway=halfway,
+    )  # fmt: skip
+    spent = time.perf_counter() - began + (halfway.before if halfway else 0)
+    found = measure(learner, model, test)
+    if path:
+        record = {"free": found.free.tolist(), "aware": found.aware.tolist()}
+        record |= {"per_class": found.per_class, "seconds": spent}
+        checkpoint.save(path, model, record)
+    if halfway:
+        halfway.clear()
+    return found, spent
+
+
+def entry(
+    label: str,
+    finetunes: str,
+    outcome: Outcome,
+    zero_shot: np.ndarray,
+    alone: np.ndarray | None = None,
+) -> Entry:
+    """One row of the results from what a deployment gave; `alone` is `individual`."""
+    R, aware = np.array(outcome.matrix, float), np.array(outcome.aware, float)
+    classes = float("nan") if outcome.per_class is None else outcome.per_class
+    found = metrics.summary(R, aware, zero_shot, classes, alone)
+    return Entry(
+        label=label,
+        finetunes=finetunes,
+        method=outcome.method,
+        matrix=_none(R),
+        aware=_none(aware),
+        over_time=_none(metrics.over_time(R)),
+        metrics={k: _none(v) for k, v in found.items()},
+        sweep=Sweep(**outcome.sweep) if outcome.sweep else None,
+        factors=outcome.factors if outcome.method else None,
+        fixed=outcome.fixed,
+    )
+
+
+def constant(
+    label: str,
+    finetunes: str,
+    measured: Measured,
+    zero_shot: np.ndarray,
+    alone: np.ndarray | None = None,
+) -> Entry:
+    """A row of a method that does not learn task after task: every row of R is the same."""
+    repeat = lambda row: np.tile(row, (len(row), 1)).tolist()
+    rows = Outcome(repeat(measured.free), repeat(measured.aware), [], per_class=measured.per_class)
+    found = entry(label, finetunes, rows, zero_shot, alone)
+    kept = ("accuracy", "aware", "over_time", "per_class", "normalised")
+    found.metrics = {k: v if k in kept else None for k, v in found.metrics.items()}
+    return found
+
+
+def _none(x: Any) -> Any:
+    """NaN as None, arrays as lists."""
+    if isinstance(x, np.ndarray):
+        return [_none(v) for v in x]
+    return None if np.isnan(x) else float(x)
+
+
+def _task(scenario: Scenario, t: int) -> Task:
+    task = scenario[t]
+    sizes = {split: len(rows) for split, rows in task.rows.items()}
+    return Task(task.name, [task.source.classes[c] for c in task.classes], **sizes)

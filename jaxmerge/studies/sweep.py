@@ -1,0 +1,207 @@
+"""Sweeps: a grid of settings, cut into units of work that share one training.
+
+The axes ``method`` and ``factor`` cost no training: all methods are folds over the same models, all
+factors of a method are merged and evaluated together.  ``stream`` chooses among the experiment's
+streams; ``seed``, ``order`` and every other setting make units of their own.  A unit is a run
+with one seed; its cells are known by name before it runs (`jaxmerge.studies.cells.key`), so what
+a store holds already is left out.
+
+    axes = parse(["seed=0,1,2", "method=magmax,ties", "factor=0.1:1.0:0.1"])
+    for unit in units(experiment, axes, done=keys_in_the_store): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jaxmerge as jm
+from jaxmerge.continual.deploys import LAST
+from jaxmerge.errors import closest
+from jaxmerge.studies import cells as store
+from jaxmerge.studies.config import Experiment, changed, parsed, restored
+from jaxmerge.studies.results import to_plain
+
+MERGING = ("method", "factor", "stream")  # axes that change no training
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One training run of a sweep: an experiment with one seed, and the cells it will give."""
+
+    experiment: Experiment
+    cells: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return hashlib.sha256(" ".join(sorted(self.cells)).encode()).hexdigest()[:16]
+
+
+def parse(grid: Sequence[str]) -> dict[str, list[Any]]:
+    """``key=value,value`` pairs as axes; values are YAML, ``low:high:step`` is a range.
+
+    Raises:
+        ValueError: no key=value, an axis without values or given twice.
+
+    >>> parse(["seed=0,1", "factor=0.2:0.6:0.2 method=magmax,ties"])
+    {'seed': [0, 1], 'factor': [0.2, 0.4, 0.6], 'method': ['magmax', 'ties']}
+    """
+    axes: dict[str, list[Any]] = {}
+    for pair in (p for text in grid for p in text.split()):
+        name, sign, values = pair.partition("=")
+        if not sign or not name or not values:
+            raise ValueError(f"--grid takes key=value,value, got {pair!r}.")
+        if name in axes:
+            raise ValueError(f"--grid has the axis {name!r} twice; give all its values at once.")
+        axes[name] = [v for text in _split(values) for v in _values(name, text)]
+    return axes
+
+
+def _split(values: str) -> list[str]:
+    """At commas outside brackets.
+
+    >>> _split("[1,2],3")
+    ['[1,2]', '3']
+    """
+    return re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,\[{])+", values)
+
+
+def _values(name: str, text: str) -> list[Any]:
+    number = r"[-+0-9.eE]+"
+    if re.fullmatch(f"{number}:{number}:{number}", text):
+        try:
+            low, high, step = (float(x) for x in text.split(":"))
+        except ValueError:
+            raise ValueError(f"--grid {name}: {text!r} is no range low:high:step.") from None
+        if step <= 0 or high < low:
+            raise ValueError(f"--grid {name}: the range {text} is empty; give low:high:step.")
+        whole = all(x == int(x) for x in (low, high, step))
+        found = [round(low + i * step, 12) for i in range(round((high - low) / step + 1e-9) + 1)]
+        found = [x for x in found if x <= high + 1e-9]
+        return [int(x) for x in found] if whole and "." not in text else found
+    return [parsed(f"--grid {name}", text)]
+
+
+def units(
+    experiment: Experiment, axes: Mapping[str, Sequence[Any]], done: Collection[str] = ()
+) -> list[Unit]:
+    """The runs of a sweep that are left.
+
+    Args:
+        done: keys of cells that exist; streams and merges without a cell left are taken out.
+
+    Raises:
+        ValueError: an unknown axis, method or stream, a value of a wrong type.
+    """
+    base = _with_merges(experiment, axes)
+    training = {k: v for k, v in axes.items() if k not in MERGING}
+    training.setdefault("seed", range(base.seed, base.seed + base.seeds))
+    names = [n for n in training if n != "seed"] + ["seed"]  # seeds last: they share compiled code
+    found = []
+    for values in itertools.product(*(training[n] for n in names)):
+        settings: dict[str, Any] = {"seeds": 1}
+        for name, value in zip(names, values, strict=True):
+            place = settings
+            *outer, inner = name.split(".")
+            for part in outer:
+                place = place.setdefault(part, {})
+            place[inner] = value
+        one = changed(base, settings)
+        one.check()
+        unit = _left(one, done)
+        if unit is not None:
+            found.append(unit)
+    return found
+
+
+def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> Experiment:
+    """The experiment with the methods, factors and streams of a grid."""
+    streams, merges = dict(experiment.streams), dict(experiment.merges)
+    baselines = list(experiment.baselines)
+    for name, options in streams.items():  # by name, for its place among the merges may change
+        if (merge := store.read_by(options)) is not None:
+            streams[name] = {**options, "running": merge}
+    if "stream" in axes:
+        known = [*streams, *baselines]
+        for name in axes["stream"]:
+            if name not in known:
+                raise ValueError(f"no stream is named {name!r}: {closest(str(name), known)}")
+        streams = {k: v for k, v in streams.items() if k in axes["stream"]}
+        baselines = [b for b in baselines if b in axes["stream"]]
+    if "method" in axes:
+        known = [*merges, *jm.REGISTRY]
+        for name in axes["method"]:
+            if name not in known:
+                raise ValueError(f"no method is named {name!r}: {closest(str(name), known)}")
+        for name, options in streams.items():
+            own = options.get("deploys", [LAST.label])
+            if any(d != LAST.label for d in own):
+                kept = [d for d in own if d == LAST.label or d == options.get("running")]
+                more = [m for m in axes["method"] if m not in kept]
+                streams[name] = {**options, "deploys": [*kept, *more]}
+        merges = {m: merges.get(m, {"method": m, "always": False}) for m in axes["method"]} | {
+            m: options
+            for m, options in merges.items()
+            if any(m in s.get("deploys", ()) for s in streams.values())
+        }
+    if "factor" in axes:
+        running = {s.get("running") for s in streams.values()}
+        wrong = [f for f in axes["factor"] if isinstance(f, bool) or not isinstance(f, int | float)]
+        if wrong:
+            raise ValueError(
+                f"--grid factor: {', '.join(map(repr, wrong))}: no number; give numbers like "
+                "0.3,0.5 or a range low:high:step like 0.1:1:0.1."
+            )
+        factors = [float(f) for f in axes["factor"]]
+        merges = {
+            m: {**options, "factor": factors, "each": True}
+            if m not in running and _takes_factor(options)
+            else options
+            for m, options in merges.items()
+        }
+    settings = {"streams": streams, "merges": merges, "baselines": baselines}
+    return restored(experiment, settings)
+
+
+def _takes_factor(options: Mapping[str, Any]) -> bool:
+    method = options.get("method")
+    if isinstance(method, list):
+        return True
+    return method in jm.REGISTRY and "factor" in inspect.signature(jm.get(method)).parameters
+
+
+def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]:
+    """(stream, merge, fixed factor) -> key of every cell that a run with one seed gives."""
+    recipe = to_plain(experiment)
+    ends = {"zero-shot": "none", "joint": "joint"}
+    rows = [(ends[b], b, None) for b in experiment.baselines]
+    for plan in experiment.plans():
+        for label in experiment.streams[plan.name].get("deploys", [LAST.label]):
+            options = experiment.merges.get(label, {})
+            factor = options.get("factor")
+            factors = factor if isinstance(factor, list) else [factor]
+            rows += [(plan.name, label, f) for f in (factors if options.get("each") else [None])]
+    return {row: store.key(experiment.name, recipe, *row) for row in rows}
+
+
+def _left(experiment: Experiment, done: Collection[str]) -> Unit | None:
+    """The experiment without the cells that are done; None where nothing is left."""
+    left = {row: k for row, k in expected(experiment).items() if k not in done}
+    if not left:
+        return None
+    streams = {}
+    for name, options in experiment.streams.items():
+        need = {merge for stream, merge, _ in left if stream == name}
+        if need:
+            need.add(options.get("running", ""))
+            own = options.get("deploys", [LAST.label])
+            streams[name] = {**options, "deploys": [d for d in own if d in need]}
+    baselines = [b for b in experiment.baselines if any(merge == b for _, merge, _ in left)]
+    cut = restored(experiment, {"streams": streams, "baselines": baselines})
+    return Unit(cut, tuple(sorted(left.values())))

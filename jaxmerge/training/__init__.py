@@ -1,0 +1,1 @@
+"""Training: one task is learnt, over several devices, with checkpoints within it."""

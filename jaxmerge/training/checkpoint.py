@@ -1,0 +1,81 @@
+"""Checkpoints of a stream: named arrays and a JSON record in one file, written atomically.
+
+A file is complete or absent: it is written beside its place, flushed to the disk, then renamed.
+A kill or a full disk leaves the previous checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.training import data_parallel
+
+RECORD = "record"
+
+
+def save(path: str | Path, tree: Any, record: Any = None) -> None:
+    """Write a pytree of arrays and a JSON-able record to `path` (safetensors).
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; an older file stays.
+    """
+    from safetensors.numpy import save as dump
+
+    flat, _ = names.flatten(tree)
+    arrays = {n: np.array(x, order="C") for n, x in flat.items()}
+    replace(path, dump(arrays, metadata={RECORD: json.dumps(record)}))
+
+
+def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
+    """Read ``(tree, record)``; with `like` in its structure, otherwise as a flat mapping.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint.")
+    try:
+        with safe_open(path, framework="np") as file:
+            record = json.loads((file.metadata() or {})[RECORD])
+            flat = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a complete checkpoint ({error}); delete it to start that task again."
+        ) from None
+    if like is None:
+        return flat, record
+    expected, rebuild = names.flatten(like)
+    wrong = names.mismatches(expected, flat)
+    if wrong:
+        raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
+    return rebuild(flat), record
+
+
+def replace(path: str | Path, data: bytes | str) -> None:
+    """Write a file so that it is either there as a whole or unchanged.
+
+    In a distributed run the first process writes, the others do nothing.
+    """
+    if not data_parallel.first():
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(new, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

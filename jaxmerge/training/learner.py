@@ -1,0 +1,138 @@
+"""What the continual loop needs to know of a model: trainable weights, features, a frozen head.
+
+A `Learner` hides whether images or texts are learnt.  Its logits are CLIP's::
+
+    logits = scale * unit(features(params, inputs)) @ head          head: [features, columns]
+
+The head comes from class names in prompts, is never trained, and has a column for every class of
+the scenario, so that no task changes a shape and nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.core.types import Array, Leaves
+from jaxmerge.data.streams.scenario import Scenario
+
+
+class Learner(NamedTuple):
+    """A model as the loop sees it.
+
+    Attributes:
+        params: theta_0, the weights that are trained and merged; flat name -> array.
+        features: ``(params, inputs [B, ...]) -> [B, D]``; pure, the same object for one model.
+        prepare: numpy inputs of a source -> numpy inputs of `features` (host side, once).
+        head: [D, columns], unit columns.
+        scale: what multiplies cosine similarities.
+        collate: prepared inputs of a batch, numpy [..., B, ...], to what `features` reads, a pytree
+            of numpy arrays of few shapes; texts lose their padding here.
+        half: `features` with its matrix products in bfloat16, where the model has that form.
+    """
+
+    params: Leaves
+    features: Callable[[Leaves, Any], Array]
+    prepare: Callable[[Any], np.ndarray]
+    head: Array
+    scale: Array
+    collate: Callable[[np.ndarray], Any] = np.asarray
+    half: Callable[[Leaves, Any], Array] | None = None
+
+    def logits(self, params: Leaves, inputs: Array) -> Array:
+        """[B, columns]; inside or outside compiled code."""
+        return head_logits(self.features(params, inputs), self.head, self.scale)
+
+
+def head_logits(features: Array, head: Array, scale: Array) -> Array:
+    """scale * unit(features) @ head."""
+    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return scale * (features / jnp.maximum(norm, 1e-12)) @ head
+
+
+def from_clip(model: Any, scenario: Scenario) -> Learner:
+    """The image tower of a CLIP model under the zero-shot head of a scenario's classes.
+
+    The text tower is read once, for the head; the tower, its projection and the temperature are
+    frozen as in MagMax.  Images are kept as bytes and normalised on the device.
+
+    Args:
+        model: a `jaxmerge.models.clip.Model` with both towers and a tokenizer.
+    """
+    from jaxmerge.models import clip
+
+    heads = [
+        clip.zero_shot_head(
+            model, s.classes, s.templates, batch=min(256, len(s.classes) * len(s.templates))
+        )
+        for s in scenario.sources
+    ]
+    return Learner(
+        params={n: p for n, p in model.params.items() if n.startswith("vision/")},
+        features=_image_features(model.config, model.preprocess, "float32"),
+        prepare=functools.partial(_pixels, model.preprocess),
+        head=jnp.concatenate(heads, axis=1),
+        scale=jnp.exp(model.params["logit_scale"]),
+        half=_image_features(model.config, model.preprocess, "bfloat16"),
+    )
+
+
+def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int = 32) -> Learner:
+    """A sentence encoder under the head of a scenario's class names.
+
+    Class names in prompts and sentences pass through the same tower, so the head is read once,
+    from theta_0, and stays.  Batches are shuffled without regard to length and packed
+    (`jaxmerge.models.packing`): nothing but attention works on padding.
+
+    Args:
+        model: a `jaxmerge.models.bert.Model` with a tokenizer.
+        scale: what multiplies cosine similarities; sentence-transformers trains with 20.
+        length: tokens of a sentence; longer ones are cut, shorter ones filled up.
+    """
+    from jaxmerge.models import bert
+    from jaxmerge.models.packing import pack
+
+    def prepare(texts: Any) -> np.ndarray:
+        return model.tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
+
+    heads = [bert.zero_shot_head(model, s.classes, s.templates) for s in scenario.sources]
+    return Learner(
+        params=dict(model.params),
+        features=_text_features(model.config, "float32"),
+        prepare=prepare,
+        head=jnp.concatenate(heads, axis=1),
+        scale=jnp.float32(scale),
+        collate=functools.partial(pack, pad=model.config.pad),
+        half=_text_features(model.config, "bfloat16"),
+    )
+
+
+def _pixels(preprocess: Any, images: Any) -> np.ndarray:
+    """uint8 [B, side, side, 3]; a worker process gets this function, so it holds no model."""
+    return preprocess.crop(images)[0]
+
+
+@functools.cache
+def _text_features(config: Any, dtype: str) -> Callable:
+    """One function object for one architecture, so that compiled code is found again."""
+    from jaxmerge.models import bert
+
+    compute = bert.Compute(dtype)
+    return lambda params, tokens: bert.text_features(config, params, tokens, compute=compute)
+
+
+@functools.cache
+def _image_features(config: Any, prepare: Any, dtype: str) -> Callable:
+    from jaxmerge.models import clip
+
+    compute = clip.Compute(dtype)
+
+    def features(params: Leaves, images: jax.Array) -> jax.Array:
+        return clip.image_features(config, params, prepare.normalise(images), compute=compute)
+
+    return features
