@@ -93,9 +93,7 @@ def write(path: Path) -> None:
         "]}",
     ]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(
-        f"{target}: {len(families)} families, {len(entries)} entries, {target.stat().st_size:,} bytes"
-    )
+    print(f"{target}: {len(families)} families, {len(entries)} entries")
 
 
 def facts_of(model_type: str) -> dict[str, Any]:
