@@ -260,6 +260,13 @@ def extract_lora(
     energy: Annotated[
         float | None, Option(help="Keep no more ranks than hold this share of the change.")
     ] = None,
+    save_rest: Annotated[
+        bool,
+        Option(
+            "--save-rest/--no-save-rest",
+            help="Save whole what changed besides: norms, biases, embeddings, heads.",
+        ),
+    ] = True,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
     json: Json = False,

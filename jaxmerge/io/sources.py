@@ -86,7 +86,10 @@ class Source(View):
     Attributes:
         ref: the reference, absolute, so that it means the same anywhere.
         files: the files that hold the weights, for hashing.
+        made_of: what `jaxmerge.io.architectures` found, once it was asked.
     """
+
+    made_of: Any = None
 
     def __init__(
         self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
@@ -114,6 +117,7 @@ class Source(View):
     def renamed(self, names: Mapping[str, str], ref: str | None = None) -> Source:
         """The same model under other names: new name -> the name here."""
         out = copy.copy(self)
+        out.made_of = None
         out.names = {new: self.names[old] for new, old in names.items()}
         out.like = {new: self.like[old] for new, old in names.items()}
         out.ref = self.ref if ref is None else ref
