@@ -41,6 +41,7 @@ from jaxmerge.drivers.leaf import (
     finish_leaf,
     fold_leaf,
     merge_leaf,
+    start_alike,
     start_leaf,
     update_leaf,
 )
@@ -69,7 +70,10 @@ class MergeState:
 
 
 def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
-    """The state before any model was merged.  Memory: the method's cells."""
+    """The state before any model was merged, sharded as the base is.
+
+    Memory: the method's cells.
+    """
     check_method(method, key)
     flat, _ = names.flatten(base)
     if not flat:
@@ -77,8 +81,18 @@ def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
             "init needs the base, found no leaf in it; to merge weights instead of changes, "
             "pass zeros: jax.tree.map(jnp.zeros_like, model)."
         )
-    cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid_of(method, flat).items()}
+    cells = {
+        n: (start_alike if _spread(flat[n]) else start_leaf)(p.specs, flat[n])
+        for n, p in grid_of(method, flat).items()
+    }
     return MergeState(jnp.zeros((), jnp.int32), key, cells)
+
+
+def _spread(leaf: Any) -> bool:
+    """Whether a leaf lies on several devices, or may: inside jit that cannot be seen."""
+    if isinstance(leaf, jax.core.Tracer):
+        return True
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
 def update(
