@@ -170,8 +170,10 @@ def pmerge(
     spread = part(0, min(cut, count), cut, axis) if cut else None
     rest = part(cut, count, count - cut, None) if cut < count else None
     plan = (mesh, axis, count, share, nonfinite)
-    run = functools.partial(_run, frozen(method), plan) if _hashable(method) else None
-    out = (run or functools.partial(_program, method, plan))(placed, spread, rest, key)
+    if concrete(jax.tree.leaves(frozen(method))):
+        out = _run(frozen(method), plan, placed, spread, rest, key)
+    else:  # a number of the method is being traced
+        out = jax.jit(functools.partial(_program, method, plan))(placed, spread, rest, key)
     return rebuild({n: _back(x, flat[n], mesh) for n, x in out.items()})
 
 
@@ -221,11 +223,6 @@ def _run(spec: Any, plan: tuple, base: Any, spread: Any, rest: Any, key: Any) ->
     """`_program`, compiled once for each method: its numbers are static, so that counts of kept
     entries are exact."""
     return _program(spec.build(), plan, base, spread, rest, key)
-
-
-def _hashable(method: Merge) -> bool:
-    """Whether no number of the method is being traced."""
-    return concrete(jax.tree.leaves(frozen(method)))
 
 
 def _grows(method: Merge, grid: Any, base: Leaves, extras: Any, key: Any) -> bool:
