@@ -130,7 +130,7 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
         for some, totals in zip(parts[n].values(), sums[n], strict=True):
             for (t, part), total in zip(some, totals, strict=True):
                 if not np.isfinite(total):
-                    counts[row, t] += np.sum(~np.isfinite(np.asarray(part, np.float64)))
+                    counts[row, t] += np.sum(~np.isfinite(_wide(np.asarray(part))))
     if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
         from jax.experimental.multihost_utils import process_allgather
 
@@ -146,6 +146,11 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
             "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Values that numpy can ask whether they are finite; both parts of complex ones."""
+    return x if x.dtype.kind == "c" else x.astype(np.float64)
 
 
 def _by_device(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:
