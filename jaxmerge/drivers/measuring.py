@@ -162,4 +162,7 @@ def _read(args: tuple) -> tuple:
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
     if measure.host is None or not concrete(leaf, arguments):
         return False
-    return not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())
+    if not isinstance(leaf, jax.Array):
+        return True
+    here = leaf.is_fully_addressable  # else another host holds a part of it
+    return here and all(d.platform == "cpu" for d in leaf.devices())
