@@ -20,6 +20,8 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 from typer import Argument, Option
 
+from jaxmerge.io.untrusted import printable
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -262,6 +264,13 @@ def extract_lora(
     energy: Annotated[
         float | None, Option(help="Keep no more ranks than hold this share of the change.")
     ] = None,
+    save_rest: Annotated[
+        bool,
+        Option(
+            "--save-rest/--no-save-rest",
+            help="Save whole what changed besides: norms, biases, embeddings, heads.",
+        ),
+    ] = True,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
     allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
@@ -327,7 +336,7 @@ def methods(
 
 def main() -> None:
     """Entry point of the `jaxmerge` command."""
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    warnings.formatwarning = lambda text, *where, **line: f"warning: {printable(text)}\n"
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -352,11 +361,14 @@ def _explain(error: Exception) -> int:
         error.show()
         return error.exit_code
     if os.environ.get("JAXMERGE_TRACEBACK") or not isinstance(
-        error, ValueError | TypeError | KeyError | OSError | ImportError
+        error, ValueError | TypeError | KeyError | OSError | ImportError | MemoryError
     ):
         raise error
+    if isinstance(error, MemoryError):
+        print("error: there is not enough memory; --check says how much it takes.", file=sys.stderr)
+        return 2
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {printable(text)}", file=sys.stderr)
     return 2
 
 

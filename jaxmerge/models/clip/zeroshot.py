@@ -7,7 +7,6 @@ its code (data/prompts.md, MIT); `load_prompts` reads them, or anybody's, from a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.untrusted import read_json
 from jaxmerge.models.clip.modeling import text_features
 from jaxmerge.models.heads import text_head
 
@@ -92,7 +92,7 @@ def load_prompts(path: str | Path) -> dict[str, Prompts]:
     Raises:
       ValueError: entries without classes and templates, all listed.
     """
-    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = read_json(path)
     wrong = [
         name
         for name, entry in found.items()
