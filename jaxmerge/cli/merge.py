@@ -46,6 +46,7 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    allow_import: bool = False,
     overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
@@ -59,7 +60,7 @@ def run(
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
-    found = load(recipe)
+    found = load(recipe, allow_import)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
