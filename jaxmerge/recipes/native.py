@@ -25,7 +25,7 @@ from jaxmerge.core.registry import spec_of
 from jaxmerge.core.types import Merge
 from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.adapters import AdapterRecipe
@@ -208,7 +208,8 @@ def load(path: str | Path) -> list[Document]:
         return documents(found)
     out = []
     for content in load_yaml(path):
-        out += documents(content)
+        with about(path):
+            out += documents(content)
     if not out:
         raise UserError(f"{path} is empty.")
     unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
