@@ -32,6 +32,7 @@ from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.recipes import mergekit
+from jaxmerge.recipes.adapters import AdapterRecipe
 from jaxmerge.recipes.method_spec import build, route
 from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
 from jaxmerge.recipes.plan import (
@@ -178,7 +179,7 @@ KINDS = {
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
     "extras": (dict,), "rename": (dict,),
 }  # fmt: skip
-Document = Recipe | mergekit.Config
+Document = Recipe | mergekit.Config | AdapterRecipe
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -272,6 +273,8 @@ def documents(content: Any) -> list[Document]:
         recipe = content
     elif isinstance(content, Mapping) and "merge_method" in content:
         return [mergekit.Config.read(content)]
+    elif isinstance(content, Mapping) and "adapters" in content:
+        return [AdapterRecipe.read(content)]
     else:
         known = [f.name for f in dataclasses.fields(Recipe)]
         content = mapping(content, "the recipe", known)
