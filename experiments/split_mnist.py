@@ -133,8 +133,8 @@ def glorot_mlp() -> Model:
 def mammoth(data: dict, wanted: list[str]) -> list[Cell]:
     """ER, DER and DER++ as their authors ran them on split MNIST, buffer 200.
 
-    All 60,000 images, one pass, batch 10, SGD, Glorot's initial weights; rates, alpha, beta and replay batches are the
-    authors' best arguments; nothing is chosen here.
+    All 60,000 images, one pass, batch 10, SGD, Glorot's initial weights; rates, alpha, beta and
+    replay batches are the authors' best arguments; nothing is chosen here.
     """
     whole = tuple(np.concatenate(x) for x in zip(data["train"], data["validation"], strict=True))
     rows = {
