@@ -20,10 +20,10 @@ import jaxmerge
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.cli.card import card
 from jaxmerge.cli.cost import cost, show
-from jaxmerge.drivers.files.api import merge_jobs, process_group
+from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError, closest
+from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.sources import keep_apart
@@ -51,6 +51,8 @@ def run(
     strict: bool = False,
     tensor_union: bool = False,
     tensor_intersection: bool = False,
+    allow_import: bool = False,
+    overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
@@ -66,7 +68,7 @@ def run(
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
-    found = load(recipe)
+    found = load(recipe, allow_import)
     ignored = [line for document in found for line in document.ignored]
     if strict and ignored:
         raise UserError(f"{recipe}:\n  " + "\n  ".join(ignored))
@@ -76,10 +78,14 @@ def run(
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
+        document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
         try:
-            plan = document.plan(models)
+            with about(recipe):
+                plan = document.plan(models)
             warn(plan.warnings)
+            if document.overflow != OVERFLOW[0]:
+                plan.resolved["overflow"] = document.overflow
             if check or out is None:
                 reports.append(cost(plan, document.name))
                 if not last:
@@ -91,8 +97,11 @@ def run(
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             reports.append(
-                _execute(document, plan, where, size, used, resume or not last, force, quiet, last)
-            )
+                _execute(
+                    recipe, document, plan, where, size, used,
+                    resume or not last, force, quiet, last,
+                )
+            )  # fmt: skip
             if document.name:
                 stages[document.name] = where
         finally:
@@ -140,6 +149,13 @@ def stages_there(out: Path | None, document: Document, stages: dict[str, Path]) 
     return True
 
 
+def choose(what: str, value: str | None, choices: tuple[str, ...]) -> str:
+    """One of a few words, the first by default."""
+    if value is not None and value not in choices:
+        raise UserError(f"{what} must be one of {', '.join(choices)}, got {value!r}.")
+    return choices[0] if value is None else value
+
+
 def _override(document: Document, dtype: str | None, seed: int | None) -> None:
     if dtype is not None:
         dtype_of(dtype, "--dtype")
@@ -150,8 +166,11 @@ def _override(document: Document, dtype: str | None, seed: int | None) -> None:
             document.resolved = {k: v for k, v in document.resolved.items() if k != "seed"}
 
 
-def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, last) -> dict:
+def _execute(
+    recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
+) -> dict:
     tensors = tensors_of(plan.jobs, plan.out_dtype)
+    size = size if plan.single is None else sys.maxsize
     sources = [s for s in plan.models.opened.values()]
     digest = digest_of(plan, sources, tensors, size)
     done = out / RESOLVED
@@ -167,7 +186,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
-            _check_hashes(document, sources, hashes, force)
+            with about(recipe):
+                _check_hashes(document, sources, hashes, force)
             for extra in plan.extras:
                 extra.check()
 
@@ -179,8 +199,9 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
             report = merge_jobs(
                 plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
-                nonfinite=plan.nonfinite, devices=devices, files=files, progress=bar,
-                group=group,
+                nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
+                files=files, progress=bar, group=group,
+                single=plan.single or "model.safetensors",
             )  # fmt: skip
     except BaseException as error:
         hashes.stop()

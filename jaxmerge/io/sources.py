@@ -3,6 +3,7 @@
     folder                    model.safetensors, or shards with an index; a run folder of jaxmerge
     file.safetensors          one file, or an index of shards (.safetensors.index.json)
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
+    file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
     folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
     any of these#params       the leaves whose names begin with "params/" or "params.", without it
@@ -24,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io import gguf
 from jaxmerge.io.adapters import Adapter, applied
+from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
@@ -82,16 +85,31 @@ class Source(View):
 
     Attributes:
         ref: the reference, absolute, so that it means the same anywhere.
-        folder: where config.json and the tokenizer are, or None.
         files: the files that hold the weights, for hashing.
+        made_of: what `jaxmerge.io.architectures` found, once it was asked.
     """
 
+    made_of: Any = None
+
     def __init__(
-        self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
-        config: dict[str, Any] | None = None,
+        self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
+        files: Sequence[Path], config: dict[str, Any] | None = None,
     ):  # fmt: skip
+        odd = [n for n in leaves if not n.isprintable()]
+        if odd:
+            raise UserError(
+                f"{ref}: names of {len(odd)} leaves hold control characters: {odd[0][:80]!r}."
+            )
         super().__init__(leaves, {n: n for n in leaves}, ref)
-        self.folder, self.files, self._config = folder, tuple(files), config
+        self._folder, self.files, self._config = folder, tuple(files), config
+
+    @property
+    def folder(self) -> Path | None:
+        """Where config.json and the tokenizer are, or None; made when it is first asked for where
+        the files of the model hold them in another form."""
+        if callable(self._folder):
+            self._folder = self._folder()
+        return self._folder
 
     def close(self) -> None:
         self.source.close()
@@ -99,6 +117,7 @@ class Source(View):
     def renamed(self, names: Mapping[str, str], ref: str | None = None) -> Source:
         """The same model under other names: new name -> the name here."""
         out = copy.copy(self)
+        out.made_of = None
         out.names = {new: self.names[old] for new, old in names.items()}
         out.like = {new: self.like[old] for new, old in names.items()}
         out.ref = self.ref if ref is None else ref
@@ -146,18 +165,18 @@ def open_source(
     ref = os.fspath(ref)
     found = _path(ref, near)
     if found is not None:
+        if found.suffix == ".gguf" and found.is_file():
+            return _gguf(found, stored)
         source = _local(found, allow_pickle)
         return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
-        where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
-        if where is None:
-            raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
+        where = adapter_folder(adapter, near)
         lora = Adapter(where)
         leaves, config = applied(source, lora)
         files = [*source.files, *lora.files]
-        return Source(leaves, f"{source.ref}+{where}", source.folder, files, config)
+        return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
@@ -174,13 +193,29 @@ def open_source(
     )
 
 
+def _gguf(path: Path, stored: bool) -> Source:
+    """A GGUF file; as it is stored, its tensors under their own names."""
+    if stored:
+        return Source(Tensors(path), str(path), None, [path], {})
+    model = gguf.Model(path)
+    return Source(model.leaves, str(path), model.folder, [path], model.config)
+
+
+def adapter_folder(ref: str, near: Sequence[Path] = ()) -> Path:
+    """The folder of an adapter: a path, or a repository on the hub."""
+    where = _path(ref, near) or (_hub(ref, False) if HUB.fullmatch(ref) else None)
+    if where is None:
+        raise UserError(f"There is no adapter {ref!r}.{_neighbour(ref)}")
+    return where
+
+
 def _logical(source: Source) -> Source:
     """The model that the stored leaves stand for."""
     config = source.config()
     leaves = dequantised(source.source, config, source.ref)
     if leaves is source.source and not setting_of(config):
         return source
-    return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
+    return Source(leaves, source.ref, source._folder, source.files, without_setting(config))
 
 
 def _part(source: Source, part: str) -> Source:
@@ -215,7 +250,9 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
             return Source(Pickle(path), str(path), path.parent, [path])
-        raise UserError(f"{path}: expected a folder, a .safetensors file or an Orbax checkpoint.")
+        raise UserError(
+            f"{path}: expected a folder, a .safetensors or .gguf file or an Orbax checkpoint."
+        )
     weights = weights_file(path)
     if weights is not None and weights.suffix == ".json":
         return _sharded(path, weights, File)
@@ -257,10 +294,13 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     wanted = sorted(set(table.values()))
     outside = [f for f in wanted if not inside(folder, f)]
     if outside:
-        raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
+        raise UserError(
+            f"{index} names files outside of its folder: {[f[:80] for f in outside[:5]]}."
+        )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {missing[:5]}.")
+        some = [f[:80] for f in missing[:5]]
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {some}.")
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
@@ -35,10 +36,6 @@ from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
 
 MEAN, ZERO = -1, -2  # in place of a source's number
-EMBEDDED = (
-    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
-    "lm_head.weight", "lm_head.bias", "embed_out.weight",
-)  # fmt: skip
 MOST = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
 MOST_PAD = 1 << 16  # rows that a vocabulary is padded to a multiple of
 
@@ -111,16 +108,15 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
-        key = "vocab_size"
-        if self.size != base.config().get(key, self.size):
-            self.config[key] = self.size
+        self.config |= architecture(base).vocabulary_changes(self.size)
         self._fill(wishes, models)
         return keeper
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""
         table = token_table(source)
-        rows = [s.shape[0] for n, s in source.like.items() if n.endswith(EMBEDDED) and s.shape]
+        made = architecture(source)
+        rows = [s.shape[0] for n, s in source.like.items() if s.shape and made.vocabulary(n)]
         beyond = [t for t, i in table.items() if rows and i >= min(rows)]
         if beyond:
             self.warnings.append(
@@ -196,7 +192,7 @@ class Vocabulary:
         """Whether a leaf has a row for every token: embeddings and output heads."""
         like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        return name.endswith(EMBEDDED) and len(like.shape) in (1, 2) and like.shape[0] >= need
+        return architecture(source).vocabulary(name) and like.shape[0] >= need
 
 
 class Reindexed(Whole):
@@ -206,7 +202,7 @@ class Reindexed(Whole):
         super().__init__()
         self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
-        self.config = self.source.config
+        self.config, self.made_of = self.source.config, architecture(self.source)
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
