@@ -31,9 +31,10 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +86,16 @@ def key_of(method: Merge, seed: int) -> Any:
     return jax.random.key(seed) if stochastic(method) else None
 
 
+@contextlib.contextmanager
+def naming(ignored: Sequence[str]) -> Iterator[None]:
+    """Add to a refusal the keys that nothing reads: as a rule the one that is missing, misspelt."""
+    try:
+        yield
+    except UserError as error:
+        more = "".join(f"\n  {line}" for line in ignored[:5])
+        raise UserError(f"{error}{more}") from None
+
+
 @dataclasses.dataclass
 class Config:
     """One document of mergekit's.
@@ -120,7 +131,10 @@ class Config:
         resolved = content.pop("resolved", None) or {}
         overflow = content.pop("overflow", None)
         seed = seed_of(resolved.get("seed", 0))
-        return cls(content, content.get("name"), seed, None, resolved, ignored, overflow)
+        made = cls(content, content.get("name"), seed, None, resolved, ignored, overflow)
+        with naming(ignored):
+            made.references()
+        return made
 
     def references(self) -> list[str]:
         """Every model that the document names, the names of other documents among them."""
@@ -130,11 +144,8 @@ class Config:
 
     def plan(self, models: Models) -> Plan:
         """Open the models, place the layers, look up the parameters of every leaf."""
-        try:
+        with naming(self.ignored):
             return self._plan(models)
-        except UserError as error:  # as a rule a key that is misspelt is what is missing
-            more = "".join(f"\n  {line}" for line in self.ignored[:5])
-            raise UserError(f"{error}{more}") from None
 
     def _plan(self, models: Models) -> Plan:
         content = self.content
