@@ -73,8 +73,6 @@ def shard(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     Raises:
         ValueError: leaves without a rule, or with an axis that does not divide, all of them named.
     """
-    if rules is None:
-        _check_axes(mesh, ("params",), "shard without rules")
     flat, rebuild = names.flatten(params)
     specs = _specs(flat, mesh, rules)
     return rebuild({n: _place(x, NamedSharding(mesh, specs[n])) for n, x in flat.items()})
@@ -126,7 +124,6 @@ def pmerge(
     method, mesh and number of models; runs inside jit too.
     """
     check_method(method, key)
-    _check_axes(mesh, ("models",), "pmerge")
     zero = check_choice(nonfinite)
     if axis not in mesh.axis_names:
         raise ValueError(
@@ -382,16 +379,6 @@ def _stack_slice(x: Any, low: int, high: int, length: int, sharding: NamedShardi
     return _place(some, sharding)
 
 
-def _check_axes(mesh: Mesh, wanted: Sequence[str], who: str) -> None:
-    """Raise ValueError unless the mesh has these axes."""
-    missing = [a for a in wanted if a not in mesh.shape]
-    if missing:
-        raise ValueError(
-            f"{who} needs a mesh with the axis {missing[0]!r}; this one has {list(mesh.shape)}. "
-            "jm.mesh(models=M, params=P) makes one."
-        )
-
-
 def _specs(flat: Leaves, mesh: Mesh, rules: Rules | None) -> dict[str, PartitionSpec]:
     unknown = sorted({a for _, spec in rules or () for a in _axes(spec)} - set(mesh.axis_names))
     if unknown:
@@ -415,11 +402,6 @@ def _specs(flat: Leaves, mesh: Mesh, rules: Rules | None) -> dict[str, Partition
             continue
         for axis, part in enumerate(spec):
             parts = part if isinstance(part, tuple) else (part,) if part else ()
-            unknown = [p for p in parts if p not in mesh.shape]
-            if unknown:
-                here = f"the mesh has {list(mesh.shape)}"
-                wrong.append(f"leaf {n!r} ({names.kind(x)}): no axis {unknown[0]!r}, {here}")
-                continue
             size = math.prod(mesh.shape[p] for p in parts)
             if x.shape[axis] % size:
                 wrong.append(f"leaf {n!r} ({names.kind(x)}): axis {axis} is no multiple of {size}")
