@@ -26,14 +26,14 @@ class Deploy(NamedTuple):
         method: ``factor -> Merge``, such as `jm.magmax`; None deploys the last model.
         factors: tried on the validation examples of the tasks seen so far; the best is deployed
             (the smallest of equals, nearest to the pretrained model).  One factor is not tried;
-            without one the method is called without argument.
+            without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
     """
 
     label: str
     method: Callable[..., Merge] | None = None
-    factors: tuple[float, ...] = (1.0,)
+    factors: tuple[float, ...] = ()
     always: bool = True
     each: bool = False
 
@@ -61,9 +61,15 @@ class Deploy(NamedTuple):
 LAST = Deploy("last model")
 
 
-def merged_many(deploy: Deploy, state: Any, base: Leaves) -> Leaves:
-    """The merges under all factors of a deployment, stacked: name -> [F, ...]."""
-    one = lambda factor: memory.merged(deploy.merge(factor), state, base)
+def merged_many(
+    deploy: Deploy, state: Any, base: Leaves, put: Callable[[Leaves], Leaves] = dict
+) -> Leaves:
+    """The merges under all factors of a deployment, stacked: name -> [F, ...].
+
+    Args:
+        put: what is made of each merge, see `Model.put`.
+    """
+    one = lambda factor: put(memory.merged(deploy.merge(factor), state, base))
     return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
 
 

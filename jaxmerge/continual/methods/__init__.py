@@ -2,5 +2,17 @@
 
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
+from jaxmerge.continual.methods.ewc import ewc
+from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
+from jaxmerge.continual.methods.feat_kd import feat_kd
+from jaxmerge.continual.methods.l2 import l2
+from jaxmerge.continual.methods.lwf import lwf
+from jaxmerge.continual.methods.mas import mas
+from jaxmerge.continual.methods.probe import probe
+from jaxmerge.continual.methods.replay import replay
+from jaxmerge.continual.methods.si import si
 
-__all__ = ["der", "derpp", "er"]
+__all__ = [
+    *("der", "derpp", "er", "ewc", "ewc_magmax", "feat_kd", "l2", "lwf", "mas", "probe"),
+    *("replay", "si"),
+]
