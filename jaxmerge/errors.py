@@ -7,7 +7,7 @@ The library itself raises `ValueError`, `TypeError`, `KeyError` and `OSError` as
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -24,6 +24,27 @@ def listed(wrong: Iterable[str]) -> str:
     """
     text = "; ".join(w.rstrip(".") for w in wrong)
     return text if text.endswith("?") else f"{text}."
+
+
+def bounded(wrong: Sequence[str], most: int = 5) -> str:
+    """What is wrong in one line, and how much of it is not shown.
+
+    >>> bounded(["a", "b", "c"], 2)
+    'a; b; and 1 more'
+    """
+    more = [f"and {len(wrong) - most} more"] if len(wrong) > most else []
+    return "; ".join([*wrong[:most], *more])
+
+
+def screen(lines: Sequence[str], most: int = 12) -> list[str]:
+    """The first lines, and one that says how many are not shown.
+
+    >>> screen(["a", "b", "c", "d"], 2)
+    ['a', 'b', 'and 2 more lines like these']
+    """
+    if len(lines) <= most + 1:
+        return list(lines)
+    return [*lines[:most], f"and {len(lines) - most} more lines like these"]
 
 
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:

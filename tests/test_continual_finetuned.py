@@ -49,6 +49,6 @@ def test_a_model_of_another_shape_is_refused(tmp_path):
 
 
 def test_models_at_hand_are_those_of_plain_fine_tuning():
-    for stream in ({"start": "last"}, {"start": "base", "strategy": "lwf"}):
+    for stream in ({"start": "last"}, {"start": "base", "methods": ["lwf"]}):
         with pytest.raises(ValueError, match="models at hand are those of plain fine-tuning"):
             Clouds(streams={"x": {**stream, "models": "somewhere"}}).plans()

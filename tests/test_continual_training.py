@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jaxmerge.continual.regularisers import importance
-from jaxmerge.continual.strategy import Strategy
+
+from jaxmerge.continual.methods import probe
 from jaxmerge.data.sources import few
 from jaxmerge.models import bert, packing
 from jaxmerge.training.fit import Training, fit
@@ -18,10 +18,10 @@ GOLDEN = Path(__file__).parent / "golden"
 OWN = np.ones(clouds.CLASSES, bool)
 
 
-def trained(learner, training, strategy=None):
+def trained(learner, training, *methods):
     source = clouds.source()
     rows = source.splits["train"]
-    options = {} if strategy is None else {"strategy": strategy}
+    options = {"methods": methods}
     return fit(
         learner, learner.params, source.inputs[rows], source.labels[rows], OWN, training, **options
     )
@@ -54,7 +54,7 @@ def test_bfloat16_trains_float32_weights_to_nearly_the_same():
 
 def test_leaves_that_no_rule_names_stay():
     learner = clouds.learner()
-    found, _ = trained(learner, Training(epochs=1, batch=12), Strategy(trainable=("^a/",)))
+    found, _ = trained(learner, Training(epochs=1, batch=12), probe("^a/"))
     same = {n: np.array_equal(found[n], learner.params[n]) for n in found}
     assert same == {"a/kernel": False, "a/bias": False, "b/kernel": True}
 

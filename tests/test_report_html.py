@@ -61,7 +61,7 @@ def text():
 def test_page_is_well_formed_and_ids_are_unique(text):
     checker = check(text)
     assert len(checker.ids) == len(set(checker.ids))
-    assert checker.tags.count("svg") == 16  # eight pictures, light and dark
+    assert checker.tags.count("svg") == 18  # nine pictures, light and dark
     assert checker.tags.count("h1") == 1
 
 
@@ -130,7 +130,7 @@ def test_write_leaves_a_whole_run_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "plots", "report.html", "table.md", "table.tex",
     ]  # fmt: skip
-    assert len(list((tmp_path / "plots").glob("*.png"))) == 8
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 9
 
 
 # ---------------------------------------------------------------------------------------- browser

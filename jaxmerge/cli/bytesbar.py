@@ -7,7 +7,13 @@ import threading
 import time
 from typing import Any
 
-NAMES = {"measure": "measuring", "close": "closing", "merge": "merging", "read": "reading"}
+NAMES = {
+    "measure": "measuring",
+    "close": "closing",
+    "merge": "merging",
+    "read": "reading",
+    "write": "writing",
+}
 
 
 class BytesBar:

@@ -31,7 +31,9 @@ Json = Annotated[bool, Option("--json", help="Print machine-readable JSON and no
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
 Refs = Annotated[
     list[str],
-    Argument(help="Folder, .safetensors file, run folder, Orbax checkpoint or org/name@revision."),
+    Argument(
+        help="Folder, .safetensors or .gguf file, run folder, Orbax checkpoint, org/name@revision."
+    ),
 ]
 
 
@@ -262,9 +264,11 @@ def extract_lora(
 @command("convert")
 def convert(
     ref: Annotated[str, Argument(help="The model.")],
-    out: Annotated[Path, Argument(help="Folder to write.")],
-    to: Annotated[str, Option(help="safetensors or orbax.")] = "safetensors",
-    dtype: Annotated[str | None, Option(help="Dtype of floating leaves.")] = None,
+    out: Annotated[Path, Argument(help="Folder to write, or a file that ends in .gguf.")],
+    to: Annotated[str, Option(help="safetensors, orbax or gguf.")] = "safetensors",
+    dtype: Annotated[
+        str | None, Option(help="Dtype of floating leaves; of GGUF f32, f16, bf16 or q8_0.")
+    ] = None,
     shard_size: Annotated[str, Option(help="Largest output file, e.g. 5GB.")] = "5GB",
     allow_pickle: Annotated[
         bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
@@ -274,7 +278,7 @@ def convert(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write a model in another form: shards, a dtype, with its adapter applied, Orbax."""
+    """Write a model in another form: shards, a dtype, with its adapter applied, Orbax, GGUF."""
 
 
 @command("stats")

@@ -1,7 +1,8 @@
-"""`jaxmerge convert REF OUT`: a model in another form: safetensors in shards, a dtype, Orbax.
+"""`jaxmerge convert REF OUT`: a model in another form: shards, a dtype, Orbax, GGUF.
 
-Whatever a reference names (shards, an Orbax checkpoint, a base with its adapter, pickles where they
-are allowed) is written as safetensors, leaf by leaf; ``--to orbax`` writes an Orbax checkpoint.
+Whatever a reference names (shards, an Orbax checkpoint, a GGUF file, a base with its adapter,
+pickles where they are allowed) is written as safetensors, leaf by leaf; ``--to orbax`` writes an
+Orbax checkpoint, an output that ends in .gguf a GGUF file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
+FORMS = ("safetensors", "orbax", "gguf")
+
 
 def run(
     ref: str,
@@ -34,11 +37,18 @@ def run(
     json: bool = False,
 ) -> None:
     """Write the model in another form."""
-    if to not in ("safetensors", "orbax"):
-        raise UserError(f"--to must be safetensors or orbax, got {to!r}.")
+    out = Path(out)
+    if to not in FORMS:
+        raise UserError(f"--to must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}.")
+    to = "gguf" if out.suffix == ".gguf" else to
     models = Models(allow_pickle=allow_pickle)
     source = models.open(ref)
     keep_apart(out, source.files)
+    if to == "gguf":
+        report = {"out": str(out), "leaves": _gguf(source, out, dtype, force, quiet or json)}
+        _say(report, quiet, json)
+        models.close()
+        return
     kind, size = dtype_of(dtype, "--dtype"), parse_size(shard_size)
     if to == "orbax":
         _orbax(source, Path(out), kind, force)
@@ -55,10 +65,27 @@ def run(
             )  # fmt: skip
         report = {"out": done.out, "leaves": len(source), "seconds": done.seconds}
     models.close()
+    _say(report, quiet, json)
+
+
+def _say(report: dict, quiet: bool, json: bool) -> None:
     if json:
         print(jsonlib.dumps(report, indent=2))
     elif not quiet:
         print(f"{report['out']}: {report['leaves']} leaves")
+
+
+def _gguf(source, out: Path, dtype: str | None, force: bool, quiet: bool) -> int:
+    """A GGUF file, leaf by leaf; float16 unless another dtype is asked for."""
+    from jaxmerge.io.gguf.writer import write
+
+    if not source.config():
+        raise UserError(f"{source.ref} has no config.json, which a GGUF file needs.")
+    kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(dtype or "f16", dtype)
+    with BytesBar(quiet) as bar:
+        return write(
+            source, source.config(), source.folder, out, kind or "f16", force=force, progress=bar
+        )
 
 
 def _orbax(source, out: Path, kind, force: bool) -> None:

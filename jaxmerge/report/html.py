@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import numbers, plots, tables, words
 from jaxmerge.report.picture import Plot, Table
 from jaxmerge.report.style import THEMES
@@ -50,8 +51,8 @@ def page(results: Results) -> str:
         columns=[
             {
                 "head": tables.head(m),
-                "short": tables.SHORT.get(m, m),
-                "meaning": tables.MEANING.get(m, ""),
+                "short": DEFINITIONS[m].short if m in DEFINITIONS else m,
+                "meaning": DEFINITIONS[m].meaning if m in DEFINITIONS else "",
             }
             for m in tables.columns(results)
         ],

@@ -8,9 +8,10 @@ shows the same digits.  Columns that no method has are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report.numbers import CONSTANT, clean
 from jaxmerge.studies.results import Results, Stat
 
@@ -18,25 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-HEADS = {
-    "accuracy": "Accuracy", "aware": "Task-aware", "over_time": "Over time", "bwt": "BWT",
-    "fwt": "FWT", "forgetting": "Forgetting", "per_class": "Per class", "normalised": "Normalised",
-}  # fmt: skip
-MEANING = {
-    "accuracy": "mean accuracy on all tasks after the last one, all classes to choose from",
-    "aware": "the same, only the classes of the image's own task to choose from",
-    "over_time": "mean over tasks of the accuracy on the tasks seen so far",
-    "bwt": "backward transfer: change on earlier tasks since they were learnt, in points",
-    "fwt": "forward transfer: advance on a task before it is learnt, in points",
-    "forgetting": "mean fall from a task's best accuracy to its last, in points; less is better",
-    "per_class": "accuracy after the last task, all classes to choose from, as a mean over classes",
-    "normalised": "mean over tasks of the task-aware accuracy over that of the task's own model",
-}
-SHORT = {
-    "accuracy": "Acc.", "aware": "Aware", "over_time": "Over time", "bwt": "BWT", "fwt": "FWT",
-    "forgetting": "Forg.", "per_class": "Per class", "normalised": "Norm.",
-}  # fmt: skip
-LESS_IS_BETTER = ("forgetting",)
+LOWER = tuple(name for name, d in DEFINITIONS.items() if d.lower_is_better)
 
 
 class Cell(NamedTuple):
@@ -59,7 +42,8 @@ class Row(NamedTuple):
 def columns(results: Results) -> list[str]:
     """The metrics that at least one method has, the known ones first.
 
-    The mean over classes is left out where it is the accuracy: every class has as many examples.
+    Left out: the mean over classes where it is the accuracy (every class has as many examples),
+    and definitions that are shown on demand only (`jaxmerge report --metric`).
     """
     have = [k for s in results.summary for k, v in s.metrics.items() if v is not None]
     figures = lambda k: [
@@ -67,12 +51,12 @@ def columns(results: Results) -> list[str]:
     ]
     if figures("per_class") == figures("accuracy"):
         have = [k for k in have if k != "per_class"]
-    known = [k for k in HEADS if k in have]
-    return known + [k for k in dict.fromkeys(have) if k not in HEADS]
+    known = [k for k, d in DEFINITIONS.items() if k in have and d.shown]
+    return known + [k for k in dict.fromkeys(have) if k not in DEFINITIONS]
 
 
-def rows(results: Results) -> list[Row]:
-    """The table itself, figures as words."""
+def rows(results: Results, lower: Collection[str] = LOWER) -> list[Row]:
+    """The table itself, figures as words; `lower` are the columns in which less is better."""
     results = clean(results)
     metrics = columns(results)
     best: dict[str, str] = {}
@@ -83,7 +67,7 @@ def rows(results: Results) -> list[Row]:
             if s.finetunes not in CONSTANT and (stat := s.metrics.get(m)) is not None
         ]
         if len({_digits(x) for x in found}) > 1:
-            best[m] = _digits(min(found) if m in LESS_IS_BETTER else max(found))
+            best[m] = _digits(min(found) if m in lower else max(found))
     table = []
     for s in results.summary:
         cells = [_cell(s.metrics.get(m), best.get(m), s.finetunes) for m in metrics]
@@ -106,17 +90,17 @@ def _digits(fraction: float) -> str:
 
 def head(metric: str) -> str:
     """What stands above a column."""
-    return HEADS.get(metric, metric)
+    return DEFINITIONS[metric].head if metric in DEFINITIONS else metric
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, lower: Collection[str] = LOWER) -> str:
     """A GitHub table."""
     metrics = columns(results)
     lines = [
         _line(["Method", "Fine-tunes", *(f"{_md(head(m))} %" for m in metrics)]),
         _line([":--", ":--", *("--:" for _ in metrics)]),
     ]
-    for row in rows(results):
+    for row in rows(results, lower):
         lines.append(_line([_md(row.label), _md(row.finetunes), *(_md_cell(c) for c in row.cells)]))
     return "\n".join(lines) + "\n"
 
@@ -135,7 +119,7 @@ def _md_cell(cell: Cell) -> str:
     return f"{mean} ± {cell.std}" if cell.std else mean
 
 
-def latex(results: Results) -> str:
+def latex(results: Results, lower: Collection[str] = LOWER) -> str:
     """A table for a paper; needs the package booktabs."""
     metrics = columns(results)
     heads = ["Method", "Fine-tunes", *(f"{_tex(head(m))} (\\%)" for m in metrics)]
@@ -145,7 +129,7 @@ def latex(results: Results) -> str:
         " & ".join(heads) + r" \\",
         "\\midrule",
     ]
-    for row in rows(results):
+    for row in rows(results, lower):
         cells = [_tex(row.label), _tex(row.finetunes), *(_tex_cell(c) for c in row.cells)]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
@@ -184,6 +168,7 @@ def group(finetunes: str) -> str:
 def rich_table(
     results: Results,
     metrics: Sequence[str] = ("accuracy", "aware", "over_time", "bwt", "forgetting"),
+    lower: Collection[str] = LOWER,
 ) -> Table:
     """A table for the terminal, at most 80 columns wide with the default metrics."""
     from rich import box
@@ -198,7 +183,7 @@ def rich_table(
     for _, m in shown:
         table.add_column(Text(head(m)), justify="right", no_wrap=True)
     last = None
-    for row in rows(results):
+    for row in rows(results, lower):
         if row.finetunes != last:
             if last is not None:
                 table.add_section()

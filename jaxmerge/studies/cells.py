@@ -14,7 +14,7 @@ fixed                        the factor, where each factor is a row of its own
 seed, order_seed, order      of shuffles; of the order, null for the seed; the tasks as they came
 tasks                        names, classes and counts of examples
 matrix, matrix_aware         R[t][i], see `jaxmerge.studies.results`
-accuracy ... normalised      see `jaxmerge.evaluation.metrics`; null where not measured
+accuracy, aware, ...          those of `jaxmerge.evaluation.definitions`; null: not measured
 seconds                      of training the whole stream
 version, device, made        of jaxmerge, where, when (UTC)
 ===========================  =======================================================================
@@ -40,12 +40,10 @@ import numpy as np
 from jaxmerge.continual.deploys import LAST
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import metrics
+from jaxmerge.evaluation.definitions import NAMES as METRICS
 from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize, to_plain
 from jaxmerge.training import checkpoint
 
-METRICS = (
-    *("accuracy", "aware", "over_time", "bwt", "fwt", "forgetting", "per_class", "normalised"),
-)
 ELSEWHERE = ("seed", "seeds", "order", "merges", "streams", "baselines")  # in columns of their own
 
 Row = dict[str, Any]
@@ -289,7 +287,7 @@ def _results(rows: Sequence[Row]) -> Results:
                 row["matrix"],
                 row["matrix_aware"],
                 to_plain(metrics.over_time(matrix)),
-                {m: row[m] for m in METRICS},
+                {m: row.get(m) for m in METRICS},
                 Sweep(**row["sweep"]) if row["sweep"] else None,
                 factors,
                 row["fixed"],

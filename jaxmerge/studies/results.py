@@ -66,8 +66,8 @@ class Entry:
         aware: the same, task-aware.
         over_time: [T], after each task the mean of R[t][0..t]: accuracy on the tasks seen so far.
         metrics: "accuracy" (mean of the last row), "aware" (the same, task-aware), "over_time"
-            (mean of `over_time`), "bwt", "fwt", "forgetting", "per_class", "normalised", see
-            `jaxmerge.evaluation.metrics`; None where it was not measured.
+            (mean of `over_time`), "bwt", "fwt", "forgetting", "per_class", "normalised" and the
+            others of `jaxmerge.evaluation.definitions`; None where it was not measured.
         sweep: how the factor was chosen at the end of the stream, or None.
         factors: [T], the factor in use after each task, or None.
         fixed: the factor, where each of several factors is a row of its own.

@@ -1,4 +1,14 @@
-"""Published methods, one file each; importing this package registers them by name."""
+"""Published methods, one file each; importing this package registers them by name.
+
+==============================  ===========================================================
+what it does                    methods
+==============================  ===========================================================
+holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
+holds answers                   `lwf`, `pred_kd`, `feat_kd`
+replays examples                `er`, `der`, `derpp`, `replay`
+trains a part                   `probe`
+==============================  ===========================================================
+"""
 
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
@@ -8,11 +18,23 @@ from jaxmerge.continual.methods.feat_kd import feat_kd
 from jaxmerge.continual.methods.l2 import l2
 from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
+from jaxmerge.continual.methods.pred_kd import pred_kd
 from jaxmerge.continual.methods.probe import probe
 from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 
 __all__ = [
-    *("der", "derpp", "er", "ewc", "ewc_magmax", "feat_kd", "l2", "lwf", "mas", "probe"),
-    *("replay", "si"),
+    "der",
+    "derpp",
+    "er",
+    "ewc",
+    "ewc_magmax",
+    "feat_kd",
+    "l2",
+    "lwf",
+    "mas",
+    "pred_kd",
+    "probe",
+    "replay",
+    "si",
 ]

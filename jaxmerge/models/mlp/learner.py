@@ -1,0 +1,45 @@
+"""A perceptron as the model of a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jaxmerge.continual.records import Model, Outputs
+from jaxmerge.continual.registry import Count, models
+from jaxmerge.models.mlp import modeling
+from jaxmerge.models.trained_head import trained_head
+
+
+def tower(config: modeling.Config, dtype: str = "float32") -> Model:
+    """Features without a head; ``aux["taps"]`` has the inputs of all kernels."""
+
+    def apply(params: Any, inputs: Any, task: Any) -> Outputs:
+        found = modeling.forward(config, params, inputs, inputs=True, dtype=dtype)
+        return Outputs(None, found.features, {"taps": found.inputs})
+
+    return Model(lambda key: modeling.init(config, key), apply)
+
+
+@models.register
+def mlp(
+    inputs: Count = 784,
+    hidden: Any = (100, 100),
+    classes: Count = 10,
+    bias: bool = True,
+    activation: Literal["relu", "tanh", "gelu"] = "relu",
+    head: Literal["linear", "cosine", "sigmoid"] = "linear",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Model:
+    """A perceptron and a trained head; by default 784-100-100-10, that of permuted MNIST.
+
+    Args:
+        inputs: numbers of an example, whatever its shape.
+        hidden: widths of the hidden layers.
+        classes: columns of the head.
+        bias: whether layers and head have one (GPM and its relatives have none).
+        activation: of the hidden layers.
+        head: see `jaxmerge.models.trained_head`.
+        dtype: of the matrix products below the head.
+    """
+    config = modeling.Config(inputs, tuple(hidden), bias, activation)
+    return trained_head(tower(config, dtype), config.features, classes, head, bias=bias)

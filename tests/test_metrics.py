@@ -1,0 +1,147 @@
+"""Figures of continual learning against the code they are from, in groups, any time, any direction.
+
+`golden/cl_metrics.npz` holds what the functions of these repositories gave for random matrices:
+aimagelab/mammoth e75a491c69fd (`utils/metrics.py`), weilllllls/OnPro a92f8ae22ad7
+(`utils/util.py`), Hyun1A/HLE 3126cb37bbc6 (`summary`), GengDavid/SLCA 169d4e6b91e3
+(`utils/toolkit.py`); values only.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmerge.continual.records import Evaluator
+from jaxmerge.evaluation import metrics
+from jaxmerge.evaluation.definitions import DEFINITIONS
+from jaxmerge.report import across, tables
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "cl_metrics.npz")
+close = lambda value: pytest.approx(float(value), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_mammoth(k):
+    R = GOLDEN[f"m{k}_R"]
+    assert metrics.backward_transfer(R) == close(GOLDEN[f"m{k}_backward_transfer"])
+    assert metrics.forgetting_from_best(R) == close(GOLDEN[f"m{k}_forgetting"])
+    if GOLDEN[f"m{k}_rows_complete"]:
+        untrained = GOLDEN[f"m{k}_random_baseline"][:, 0]
+        transfer = metrics.forward_transfer(R, untrained)
+        assert transfer == close(GOLDEN[f"m{k}_forward_transfer"])
+    else:  # entries above the diagonal are 0 there; that they are missing changes nothing
+        missing = np.where(np.triu(np.ones_like(R), 1) > 0, np.nan, R)
+        assert metrics.forgetting_from_best(missing) == close(GOLDEN[f"m{k}_forgetting"])
+
+
+@pytest.mark.parametrize("k", range(2))
+def test_online(k):
+    runs = GOLDEN[f"o{k}_acc"]
+    figures = {
+        "end_acc": metrics.average_accuracy,
+        "end_forgetting": metrics.forgetting_all_tasks,
+        "avg_acc": lambda R: np.mean(metrics.over_time(R)),
+        "bwt_plus": metrics.positive_backward_transfer,
+        "fwt": metrics.plain_forward_transfer,
+    }
+    for name, figure in figures.items():
+        found = metrics.interval(np.array([figure(R) for R in runs]))
+        np.testing.assert_allclose(found, GOLDEN[f"o{k}_{name}"], atol=1e-9)
+
+
+@pytest.mark.parametrize("k", range(2))
+def test_anytime(k):
+    read = lambda name: GOLDEN[f"a{k}_{name}"]
+    assert metrics.area_under_curve(read("anytime_accuracy")) == close(read("A_auc"))
+    assert np.mean(read("task_end_accuracy")) == close(read("A_avg"))
+    assert read("task_end_accuracy")[-1] == close(read("A_last"))
+    assert metrics.forgetting_by_class(read("task_end_class_accuracy")) == close(read("F_last"))
+
+
+def test_slca():
+    right = GOLDEN["g_pred"] == GOLDEN["g_true"]
+    found = metrics.by_age(right, GOLDEN["g_true"], int(GOLDEN["g_known_classes"]))
+    percent = {name: round(100 * share, 2) for name, share in found.items()}
+    assert percent == {n: close(GOLDEN[f"g_{k}"]) for n, k in
+                       {"all": "total", "old": "old", "new": "new"}.items()}  # fmt: skip
+    assert metrics.area_under_curve(GOLDEN["curve"]) == pytest.approx(
+        GOLDEN["curve_average"], abs=0.01
+    )
+
+
+def test_forgetting_in_the_middle_of_a_task_counts_at_any_time():
+    marks = np.array([[[0.5, 0.0], [0.9, 0.1]], [[1.0, 0.2], [0.6, 0.8]]])  # [task, part, group]
+    assert metrics.forgetting_anytime(marks) == pytest.approx(0.4)
+    assert metrics.forgetting_from_best(marks[:, -1]) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match=r"\[tasks, parts, groups\]"):
+        metrics.forgetting_anytime(marks[0])
+
+
+def test_less_is_better_turns_best_and_forgetting_round():
+    perplexity = np.array([[2.0, 9.0], [5.0, 3.0]])
+    less = {"lower_is_better": True}
+    assert metrics.forgetting(perplexity, **less) == 3.0
+    assert metrics.forgetting_from_best(perplexity, **less) == 3.0
+    assert metrics.backward_transfer(perplexity, **less) == -3.0
+    assert metrics.forward_transfer(perplexity, np.array([10.0, 10.0]), **less) == 1.0
+
+
+def test_groups_need_not_be_tasks():
+    R = np.array([[0.9, 0.8, 0.1, 0.5], [0.5, 0.8, 0.7, 0.5]])  # the last group is of no task
+    learnt = np.array([0, 0, 1, -1])
+    assert metrics.forgetting(R, learnt) == pytest.approx(0.2)
+    assert metrics.over_time(R, learnt).tolist() == pytest.approx([0.85, 2 / 3])
+    assert metrics.plain_forward_transfer(R, learnt) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="4 groups after 2 tasks; where groups are not the tasks"):
+        metrics.forgetting(R)
+    with pytest.raises(ValueError, match="one task below 2 for each of the 4 groups"):
+        metrics.forgetting(R, np.array([0, 0, 2, 1]))
+
+
+def test_what_is_missing_after_learning_leaves_no_figure():
+    only_last = np.array([[np.nan, np.nan], [0.5, 1.0]])
+    for figure in (metrics.forgetting, metrics.forgetting_from_best, metrics.forgetting_all_tasks,
+                   metrics.forgetting_by_class, metrics.backward_transfer):  # fmt: skip
+        assert np.isnan(figure(only_last))
+
+
+def test_every_metric_of_a_stream_in_its_direction():
+    R = {
+        "accuracy": np.array([[0.9, 0.2, np.nan], [0.5, 0.8, np.nan]]),
+        "perplexity": np.array([[np.nan, np.nan, 2.0], [np.nan, np.nan, 3.0]]),
+    }
+    evaluators = {
+        "accuracy": Evaluator(lambda out, y, info: y),
+        "perplexity": Evaluator(lambda out, y, info: y, lower_is_better=True),
+    }
+    learnt = np.array([0, 1, 0])
+    found = metrics.of_groups(R, evaluators, learnt)
+    assert found["accuracy"]["final"] == pytest.approx(0.65)
+    assert found["accuracy"]["forgetting"] == pytest.approx(0.4)
+    assert found["perplexity"]["forgetting"] == 1.0
+    marks = {"accuracy": np.array([[[0.5, 0.1], [0.7, 0.2]], [[0.8, 0.6], [0.6, 0.8]]])}
+    again = metrics.of_groups(marks, evaluators)["accuracy"]
+    assert again["a_auc"] == pytest.approx((0.5 + 0.7 + 0.7 + 0.7) / 4)
+    assert again["forgetting_anytime"] == pytest.approx(0.2)
+
+
+def test_a_metric_without_evaluator_or_value_is_one_error():
+    R = {"acuracy": np.ones((2, 2)), "accuracy": np.full((2, 2), np.nan)}
+    with pytest.raises(ValueError, match=r"'acuracy' has no evaluator.*'accuracy' has no value"):
+        metrics.of_groups(R, {"accuracy": Evaluator(lambda out, y, info: y)})
+
+
+def test_reports_use_the_definitions():
+    from report_results import results
+
+    made = results()
+    shown = tables.columns(made)
+    assert shown == [name for name in shown if DEFINITIONS[name].shown]
+    assert "Forgetting %" in tables.markdown(made)
+    lines = across.markdown({"a": made, "b": made}, "forgetting").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if "|" in line][2:]
+    learnt = [cell for _, finetunes, cell in rows if finetunes not in ("none", "joint")]
+    learnt = [cell for cell in learnt if cell != "–"]
+    value = lambda cell: float(cell.replace("*", "").split("±")[0])
+    bold = [value(cell) for cell in learnt if cell.startswith("**")]
+    assert bold == [min(map(value, learnt))]  # less is better
