@@ -75,8 +75,8 @@ def test_the_first_task_is_plain_fine_tuning(scenario, learner):
     "chosen",
     [
         methods.l2(0.5, towards="base"),
-        methods.ewc(150.0, slots="sum"),
-        methods.ewc_magmax(strength=300.0, labels="sampled", running=False),
+        methods.ewc(150.0, "expected", slots="sum"),
+        methods.ewc_magmax(strength=3e3, labels="sampled", running=False),
         methods.feat_kd(30.0, unit=True, first=False),
     ],
     ids=repr,

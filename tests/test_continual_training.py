@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmerge.continual.regularisers import importance
 
-from jaxmerge.continual.methods import probe
+from jaxmerge.continual.methods import ewc, probe
+from jaxmerge.continual.problems import cross_entropy
+from jaxmerge.continual.records import Batch, Border
 from jaxmerge.data.sources import few
 from jaxmerge.models import bert, packing
 from jaxmerge.training.fit import Training, fit
@@ -66,10 +67,21 @@ def test_wrong_settings_are_named():
 
 def test_a_drawn_label_has_the_mean_of_the_true_fisher():
     learner = clouds.learner()._replace(scale=jnp.float32(1))  # no label is rare
-    inputs, columns = clouds.source().inputs[:4], np.array([0, 2, 5])
-    true = importance(learner, learner.params, inputs, columns, "true")
-    many = np.tile(inputs, (500, 1))
-    drawn = importance(learner, learner.params, many, columns, "sampled", chunk=250)
+    model, params = learner.model().build(), dict(learner.params)
+    own = jnp.isin(jnp.arange(clouds.CLASSES), np.array([0, 2, 5]))
+    objective = lambda out, batch: cross_entropy(out.logits, batch.targets, own)
+
+    def importance(labels, times):
+        inputs = np.tile(clouds.source().inputs[:4], (times, 1))
+        zero = np.zeros(len(inputs), np.int32)
+        data = Batch(inputs, zero, zero, np.ones(len(inputs), np.float32))
+        read = lambda count: jax.tree.map(lambda x: x[:count], data)
+        method = ewc(labels=labels, examples=10**4).build()
+        border = Border(0, params, None, jax.random.key(0), read, objective)
+        memory = method.init(model, params, data, inputs)
+        return method.end(model, params, memory, border)[1].weight
+
+    true, drawn = importance("expected", 1), importance("sampled", 500)
     for n in true:
         size = np.abs(true[n]).max()
         np.testing.assert_allclose(drawn[n], true[n], atol=0.15 * size, err_msg=n)

@@ -371,9 +371,11 @@ class Result(NamedTuple):
         R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
         losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
         finite: bool ``[T]``: the losses of the task and the weights after it are finite.
+        models: where asked for, name -> ``[T, ...]``: the weights after each task.
     """
 
     state: State
     R: dict
     losses: Array
     finite: Array
+    models: dict = {}  # noqa: RUF012

@@ -84,10 +84,13 @@ class Training:
         """Steps for a task of that many examples, at least one."""
         return max(1, self.epochs * examples // self.batch)
 
-    def optimiser(self, total: int) -> Spec:
-        """AdamW under a cosine, for a task of `total` steps."""
-        warm = self.warmup * total if isinstance(self.warmup, float) else self.warmup
-        return cosine(self.rate, 0.0, float(self.weight_decay), float(self.clip), np.float32(warm))
+    def optimiser(self, total: int | None = None) -> Spec:
+        """AdamW under a cosine, for a task of `total` steps; None: the stream knows them."""
+        share = isinstance(self.warmup, float)
+        steps = self.warmup * (total or 1) if share else self.warmup
+        warm = None if share and total is None else np.float32(steps)
+        decay, clip = float(self.weight_decay), float(self.clip)
+        return cosine(float(self.rate), self.warmup if share else 0.0, decay, clip, warm)
 
 
 class Chunks(Sequence):
