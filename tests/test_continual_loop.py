@@ -245,7 +245,7 @@ def test_a_killed_stream_goes_on_with_the_same_figures(scenario, learner, whole,
         same(second.deployed[label], whole.deployed[label])
 
 
-@pytest.mark.parametrize("added", [(), (methods.si(), methods.er(20))], ids=["plain", "SI, ER"])
+@pytest.mark.parametrize("added", [(), (methods.er(20),)], ids=["plain", "ER"])
 def test_a_stream_killed_within_a_task_goes_on_there(
     scenario, learner, tmp_path, monkeypatch, added
 ):

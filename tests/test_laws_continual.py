@@ -32,7 +32,7 @@ EXAMPLES = {
     "gpm": {"examples": 8},
     "mas": {"examples": 8},
     "probe": {"pattern": "^head/"},
-    "slca": {"examples": 8, "steps": 3},
+    "slca": {"epochs": 1, "per_class": 4},
 }
 OTHERWISE = {
     "er": "strength is a form of ours beside the authors' joint mean, which has none",
@@ -40,8 +40,8 @@ OTHERWISE = {
 
 
 def names() -> list[str]:
-    """The methods of the package, not those that other tests register."""
-    return sorted(n for n in package.__all__ if n in methods)
+    """The methods of the package that a drawn stream takes, not those that tests register."""
+    return sorted(n for n in package.__all__ if of(n).build().examples is None)
 
 
 def arguments(name: str) -> dict:
@@ -71,10 +71,16 @@ def ran(name: str):
     return run(setup(of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
 
 
-every = pytest.mark.parametrize("name", names())
-QUICK = ("er", "ewc", "gpm", "supsup")  # of the laws that compile most; the others are slow
+QUICK = ("er", "ewc", "gpm", "supsup")  # one of each kind; the others are slow
 slow = lambda n: n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
-sample = pytest.mark.parametrize("name", [slow(n) for n in names()])
+some = lambda found: pytest.mark.parametrize("name", [slow(n) for n in found])
+every = some(names())
+
+
+@pytest.mark.parametrize("name", sorted(set(package.__all__) - set(names())))
+def test_what_chooses_examples_is_refused_on_a_drawn_stream(name):
+    with pytest.raises(ValueError, match=rf"{name} chooses examples before the batches"):
+        program(setup(of(name)), stream(), KEY)
 
 
 @every
@@ -117,7 +123,7 @@ def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
     same((whole.params, whole.memory, whole.moments), (again.params, again.memory, again.moments))
 
 
-@sample
+@every
 def test_ten_tasks_compile_every_stage_once(name):
     config, ten = setup(of(name)), split(tasks=10, steps=1, classes=20)
     from tiny_streams import tiny
@@ -147,7 +153,7 @@ def bystander():
     return Method(init=init, observe=observe)
 
 
-@sample
+@every
 def test_a_method_placed_beside_another_changes_none_of_its_draws(name):
     other = run(setup(bystander(), of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -172,7 +178,7 @@ def with_strength() -> list[str]:
     return [n for n in names() if has(n) and n not in OTHERWISE and same(n)]
 
 
-@pytest.mark.parametrize("name", with_strength())
+@some(with_strength())
 def test_with_strength_0_it_is_fine_tuning(name):
     config = setup(of(name, strength=0.0))
     plain = run(setup(), stream(), KEY).state.params
