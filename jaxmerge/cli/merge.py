@@ -21,7 +21,7 @@ from jaxmerge.cli.cost import cost, show
 from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError, closest
+from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.sources import keep_apart
@@ -68,7 +68,8 @@ def run(
         document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
         try:
-            plan = document.plan(models)
+            with about(recipe):
+                plan = document.plan(models)
             if document.overflow != OVERFLOW[0]:
                 plan.resolved["overflow"] = document.overflow
             if check or out is None:
@@ -82,8 +83,11 @@ def run(
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             reports.append(
-                _execute(document, plan, where, size, used, resume or not last, force, quiet, last)
-            )
+                _execute(
+                    recipe, document, plan, where, size, used,
+                    resume or not last, force, quiet, last,
+                )
+            )  # fmt: skip
             if document.name:
                 stages[document.name] = where
         finally:
@@ -140,7 +144,9 @@ def _override(document: Document, dtype: str | None, seed: int | None) -> None:
             document.resolved = {k: v for k, v in document.resolved.items() if k != "seed"}
 
 
-def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, last) -> dict:
+def _execute(
+    recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
+) -> dict:
     tensors = tensors_of(plan.jobs, plan.out_dtype)
     sources = [s for s in plan.models.opened.values()]
     digest = digest_of(plan, sources, tensors, size)
@@ -157,7 +163,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
-            _check_hashes(document, sources, hashes, force)
+            with about(recipe):
+                _check_hashes(document, sources, hashes, force)
             for extra in plan.extras:
                 extra.check()
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import header
-from jaxmerge.io.places import Lock, Place, boot, delete, plain, write_all
+from jaxmerge.io.places import Lock, Place, boot, delete, plain, working, write_all
 from jaxmerge.io.safetensors import pack
 
 SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
@@ -145,7 +145,7 @@ class Writer:
 
     def _prepare(self, resume: bool, force: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.out.parent / f".{self.out.name}.lock", self.out)
+        self._lock = working(self.out)
         if _occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
         if os.path.lexists(self.folder) and not resume:
