@@ -1,20 +1,27 @@
 """What a step of a stream costs: against torch, against a hand-written scan, for many seeds.
 
     python experiments/bench/continual_steps.py [--steps 6000] [--seeds 8] [--torch-python PYTHON]
+    python experiments/bench/continual_steps.py --before CHECKOUT --data DATA [--tasks 3]
 
 A perceptron 784-100-100-10, SGD, batch 10, on noise of MNIST's shape.  Times are processor seconds
 of one process, the least of three runs after the one that compiles; on an accelerator read the wall
 times.  The hand-written scan does the same arithmetic on the same batches; its last weights must be
 equal.  torch is a plain loop on one thread, the batches cut beforehand.
+
+With ``--before`` MiniLM learns CLINC150 with the code of another checkout and then with this one,
+each in a process of its own; the ratio is of the second runs, which compile nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +59,57 @@ for _ in range(3):
     spent.append((time.process_time() - began[0], time.perf_counter() - began[1]))
 print(json.dumps([len(x) / min(c) for c in zip(*spent)]))
 """
+
+
+MINILM = """
+import json, sys, time
+from pathlib import Path
+data, tasks = sys.argv[1], int(sys.argv[2])
+from jaxmerge.data.sources import few
+from jaxmerge.data.text import clinc150
+from jaxmerge.models import bert
+try:
+    from jaxmerge.data.streams.scenario import class_incremental
+    from jaxmerge.training.fit import Training, fit
+    from jaxmerge.training.learner import from_bert
+except ImportError:
+    from jaxmerge.continual.scenario import class_incremental
+    from jaxmerge.continual.train import Training, fit
+    from jaxmerge.continual.learner import from_bert
+source = few(clinc150(Path(data) / "clinc150"), {"train": 8, "val": 1, "test": 1})
+scenario = class_incremental(source, tasks)
+learner = from_bert(bert.load("sentence-transformers/all-MiniLM-L6-v2"), scenario)
+spent = []
+for _ in range(2):
+    began, params, losses = time.process_time(), learner.params, []
+    for t, task in enumerate(scenario):
+        inputs = learner.prepare(task.source.inputs[task.rows["train"]])
+        own, labels = scenario.mask(t), task.labels("train")
+        how = Training(epochs=1, rate=1e-4)
+        params, new = fit(learner, params, inputs, labels, own, how, seed=(0, t))
+        losses += new
+    spent.append(time.process_time() - began)
+print(json.dumps([spent, losses]))
+"""
+
+
+def minilm(before: str, data: str, tasks: int) -> dict:
+    """Processor seconds of MiniLM on CLINC150 before and now."""
+    found = {}
+    for name, place in (("before", before), ("now", str(Path(__file__).parents[2]))):
+        done = subprocess.run(
+            [sys.executable, "-c", MINILM, data, str(tasks)], capture_output=True, text=True,
+            check=False, env={**os.environ, "PYTHONPATH": place},
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    (old, losses), (new, again) = found["before"], found["now"]
+    return {
+        "MiniLM before, processor seconds": old[1], "MiniLM now, processor seconds": new[1],
+        "MiniLM now / before": new[1] / old[1], "with compilation": new[0] / old[0],
+        "losses differ by": max(map(abs, np.subtract(losses, again).tolist())),
+    }  # fmt: skip
 
 
 def stream(tasks: int, steps: int, seed: int = 0, data=None) -> Stream:
@@ -122,8 +180,6 @@ def torch_steps(count: int, python: str) -> dict:
     """Steps a second of a plain torch loop."""
     s = stream(1, count)
     x, y = s.inputs[s.rows[0]], s.targets[s.rows[0]]
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, x=x, y=y)
         file.flush()
@@ -155,13 +211,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--before", help="a checkout with other code, for MiniLM")
+    parser.add_argument("--data", help="the folder with clinc150/")
+    parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--save", help="JSON file for the figures")
     options = parser.parse_args()
-    found = {"versions": versions(), "machine": machine(), **steps(options.steps)}
-    found |= torch_steps(options.steps, options.torch_python)
-    ours, theirs = (found[f"{k}steps a processor second"] for k in ("", "torch, "))
-    found["times as fast as torch"] = ours / theirs
-    found |= many_seeds(options.steps, options.seeds)
+    found = {"versions": versions(), "machine": machine()}
+    if options.before:
+        found |= minilm(options.before, options.data, options.tasks)
+    else:
+        found |= steps(options.steps) | torch_steps(options.steps, options.torch_python)
+        ours, theirs = (found[f"{k}steps a processor second"] for k in ("", "torch, "))
+        found["times as fast as torch"] = ours / theirs
+        found |= many_seeds(options.steps, options.seeds)
     for name, value in found.items():
         if isinstance(value, int | float):
             print(f"{name:36} {value:.4g}", flush=True)

@@ -206,7 +206,7 @@ def fit_task(
     if collate is np.asarray or not stored:
         then = collate
     else:
-        then = lambda x: stages.Fed(x, collate(x))
+        then = partial(_fed, collate)
     feed = read(data.inputs, chunks, then, place=partial(spread, axis=2), first=first)
     before = None  # losses of the chunk that runs while the next one is prepared
     for k, inputs in enumerate(feed, first):
@@ -236,6 +236,11 @@ def fit_task(
     return state._replace(
         params=params, memory=fit.memory, moments=fit.moments, count=fit.count
     ), losses
+
+
+def _fed(collate: Callable, stored: np.ndarray) -> stages.Fed:
+    """What the model reads beside what is stored; sent to worker processes."""
+    return stages.Fed(stored, collate(stored))
 
 
 @partial(jax.jit, static_argnames="tasks", donate_argnames="fit")
