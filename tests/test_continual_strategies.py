@@ -168,10 +168,9 @@ def test_a_deployment_without_a_factor_has_its_methods_own():
 
 def test_methods_from_settings():
     assert methods_of({}) == ()
-    assert methods_of({"methods": ["si", {"method": "er", "size": 5}]}) == (
-        methods.si(),
-        methods.er(5),
-    )
+    asked = ["si", {"method": "er", "size": 5}], {"si": {}, "er": {"size": 5}}
+    for one in asked:
+        assert methods_of({"methods": one}) == (methods.si(), methods.er(5))
     with pytest.warns(DeprecationWarning, match="strategy and settings are now methods"):
         found = methods_of({"strategy": "feature", "settings": {"strength": 2}})
     assert found == (methods.feat_kd(2.0),)
@@ -185,7 +184,8 @@ def test_methods_from_settings():
         ),
         ({"methods": ["lfw"]}, "No method is named 'lfw': did you mean lwf"),
         ({"methods": [["l2"]]}, "No method is named"),
-        ({"methods": 3}, "methods is a list"),
+        ({"methods": 3}, "methods are names with their settings"),
+        ({"methods": {"si": 3}}, "the settings of si are key: value pairs, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
             methods_of(settings)

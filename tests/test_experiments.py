@@ -78,10 +78,10 @@ def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
 
 
 def test_a_strategy_from_the_command_line(toy, tmp_path):
-    options = ["streams.sequential.methods=[{method: lwf, strength: 0.5}]"]
+    options = ["streams.sequential.methods.lwf.strength=0.5"]
     options = ["seeds=1", *options]
     found = command.run(toy, set=options, out=tmp_path / "run", quiet=True)
-    assert found.recipe["streams"]["sequential"]["methods"] == [{"method": "lwf", "strength": 0.5}]
+    assert found.recipe["streams"]["sequential"]["methods"] == {"lwf": {"strength": 0.5}}
     plain = command.run(toy, set=["seeds=1"], out=tmp_path / "plain", quiet=True)
     last = lambda r: np.array(r.entry("last model", "sequential").matrix)
     assert not np.array_equal(last(found)[1:], last(plain)[1:])

@@ -11,7 +11,7 @@ paper is one experiment with several *streams*, each a pass over the same tasks:
     streams = {                         # how the tasks are learnt, and what is made of the models
         "sequential": {"start": "last", "deploys": ["last model", "MagMax", "TIES"]},
         "independent": {"start": "base", "deploys": ["MagMax", "TIES"]},
-        "LwF": {"methods": [{"method": "lwf", "strength": 0.3}]},
+        "LwF": {"methods": {"lwf": {"strength": 0.3}}},
     }
     baselines = ["zero-shot", "joint"]
 
@@ -21,8 +21,8 @@ The keys of a stream (all optional) are those of `Plan`:
 start       "base", "last" or "running", see `jaxmerge.continual.schedule`      "last"
 deploys     labels of `merges`, or "last model"                                 ["last model"]
 running     the merge that ``start: running`` reads                             the first merge
-methods     what is added to fine-tuning: names of `jaxmerge.continual.methods`  []
-            or ``{"method": name, ...}`` with their settings
+methods     what is added to fine-tuning: names of `jaxmerge.continual.methods`  {}
+            with their settings, or a list of names
 training    fields of `Training` that differ in this stream                     {}
 models      folder of fine-tuned models, one a task, that are not trained anew  none
 vectors     describe its task vectors (keeps every model of the stream on disk) False
@@ -33,7 +33,7 @@ be a list, whose values are tried on the validation split, or with ``each: True`
 table; ``always: False`` merges and evaluates after the last task only.
 
 The settings are plain JSON values, kept in the run folder, so that a run can be resumed, and
-refused when they changed.  On the command line: ``--set streams.LwF.settings.strength=0.5``, and
+refused when they changed.  On the command line: ``--set streams.LwF.methods.lwf.strength=0.5``, and
 ``--set streams.LwF=null`` takes a stream out.
 """
 
@@ -295,14 +295,16 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
     Raises:
         ValueError: unknown methods or settings, values out of range, all of them named.
 
-    >>> methods_of({"methods": ["si", {"method": "er", "size": 50}]})
+    >>> methods_of({"methods": {"si": {}, "er": {"size": 50}}})
     (si(), er(size=50))
     """
     asked = options.get("methods", [])
+    if isinstance(asked, Mapping) and "method" not in asked:
+        asked = [{"method": name, **_settings(name, x)} for name, x in asked.items()]
     if isinstance(asked, str | Mapping):
         asked = [asked]
     if not isinstance(asked, list | tuple):
-        raise ValueError(f"methods is a list of names or settings, got {asked!r}.")
+        raise ValueError(f"methods are names with their settings, or a list, got {asked!r}.")
     if "strategy" in options or "settings" in options:
         if asked:
             raise ValueError("strategy is the old spelling of methods; give methods only.")
@@ -322,6 +324,12 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
     if wrong:
         raise ValueError(listed(wrong))
     return tuple(found)
+
+
+def _settings(name: str, settings: Any) -> Mapping[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"the settings of {name} are key: value pairs, got {settings!r}.")
+    return settings or {}
 
 
 def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merge:

@@ -125,9 +125,9 @@ MAGMAX_MERGES = {
 MAGMAX_STREAMS = {
     "sequential": {"start": "last", "deploys": ["last model", *MAGMAX_MERGES]},
     "independent": {"start": "base", "deploys": [*MAGMAX_MERGES]},
-    "LwF": {"methods": [{"method": "lwf", "strength": 0.3, "heads": "joined"}]},
+    "LwF": {"methods": {"lwf": {"strength": 0.3, "heads": "joined"}}},
     "EWC": {
-        "methods": [{"method": "ewc_magmax", "strength": 1e6, "decay": 0.5}],
+        "methods": {"ewc_magmax": {"strength": 1e6, "decay": 0.5}},
     },
 }
 

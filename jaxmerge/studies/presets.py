@@ -28,9 +28,9 @@ BOTH = ["MagMax", "average", "RandMix", "TIES", "task arithmetic"]
 STREAMS: dict[str, Any] = {
     "sequential": {"start": "last", "deploys": ["last model", *BOTH]},
     "independent": {"start": "base", "deploys": [*BOTH, "continual TIES", "OPCM"]},
-    "LwF": {"methods": [{"method": "lwf", "strength": 0.3, "heads": "joined"}]},
+    "LwF": {"methods": {"lwf": {"strength": 0.3, "heads": "joined"}}},
     "EWC": {
-        "methods": [{"method": "ewc_magmax", "labels": "sampled", "running": False, "examples": 32}]
+        "methods": {"ewc_magmax": {"labels": "sampled", "running": False, "examples": 32}},
     },
 }
 
