@@ -153,3 +153,88 @@ def test_the_folder_of_an_experiment_stays_in_front_of_the_path(finished):
     assert str(finished[1].parent.resolve()) in sys.path
     settings = json.loads((finished[1] / "config.json").read_text())
     assert settings["experiment"] == "my_images"
+
+
+def test_names_and_merges_are_taken_where_objects_are():
+    import jaxmerge as jm
+    from jaxmerge.continual.deploys import LAST, Deploy, deploy
+    from jaxmerge.continual.schedule import from_last, start
+
+    assert start("last") is from_last
+    with pytest.raises(ValueError, match=r"no start is named 'lst': did you mean last"):
+        start("lst")
+    assert deploy("last model") is LAST
+    assert repr(deploy("ties").merge()) == "ties()"
+    assert deploy(jm.magmax(0.3)).label == "magmax(factor=0.3)"
+    assert repr(Deploy("MagMax", "magmax", (0.4,)).merge()) == "magmax(factor=0.4)"
+    made = jm.magmax(0.3)
+    assert Deploy("MagMax", made).merge() is made
+    with pytest.raises(ValueError, match=r"its factors \[0.3, 0.5\] cannot be tried"):
+        Deploy("MagMax", jm.magmax(0.3), (0.3, 0.5)).merge()
+    with pytest.raises((ValueError, KeyError), match="magmax"):
+        deploy("magmaxx")
+
+
+def test_a_stream_takes_names(pets):
+    import jaxmerge as jm
+    from jaxmerge.continual.loop import Stream
+
+    scenario = class_incremental(folder(pets), 2)
+    learner = from_clip(clip.load(MINI), scenario)
+    stream = Stream(scenario, learner, start="base", deploys=["last model", jm.magmax(0.5), "ties"])
+    assert stream.start.name == "base"
+    assert list(stream.outcomes) == ["last model", "magmax(factor=0.5)", "ties"]
+
+
+METHOD = """
+import jaxmerge as jm
+from numbers_beside import HALF
+
+@jm.register
+def half_of_the_sum() -> jm.Merge:
+    \"\"\"The sum, halved.\"\"\"
+    return jm.chain(jm.add(), jm.scale(HALF))
+"""
+
+
+def test_a_yaml_recipe_imports_a_file_beside_it_where_that_is_allowed(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from jaxmerge.cli import merge
+
+    for name, value in (("base", 0.0), ("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        save_file({"w": np.full((2, 2), value, np.float32)}, tmp_path / name / "model.safetensors")
+    (tmp_path / "numbers_beside.py").write_text("HALF = 0.5\n")
+    (tmp_path / "my_methods.py").write_text(METHOD)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "import: my_methods.py\nbase: base\nmodels: [a, b]\nmethod: half_of_the_sum\n"
+    )
+    with pytest.raises(UserError, match=r"imports my_methods.py, whose code would be run.*--allow"):
+        merge.run(str(recipe), tmp_path / "out", quiet=True)
+    merge.run(str(recipe), tmp_path / "out", allow_import=True, quiet=True)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(merged["w"], np.full((2, 2), 2.0))
+    elsewhere = "expected Python files beside"
+    for bad, said in (("../x.py", elsewhere), ("no.py", "is not beside it"),
+                      ("/etc/passwd", elsewhere), ("3", "a file or a list")):  # fmt: skip
+        recipe.write_text(f"import: {bad}\nmodels: [a, b]\nmethod: mean\n")
+        with pytest.raises(UserError, match=said):
+            merge.run(str(recipe), tmp_path / "other", allow_import=True, quiet=True)
+
+
+def test_orbax_goes_out_nested_as_it_came_in(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    from jaxmerge.cli import convert
+
+    tree = {"layers": [{"w": np.ones((2, 3), np.float32)}, {"w": np.zeros(2, np.float32)}]}
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "in", tree)
+    convert.run(str(tmp_path / "in"), tmp_path / "out", to="orbax", quiet=True)
+    convert.run(str(tmp_path / "in"), tmp_path / "flat", quiet=True)
+    convert.run(str(tmp_path / "flat"), tmp_path / "again", to="orbax", quiet=True)
+    with ocp.StandardCheckpointer() as reader:
+        back, again = (reader.restore(tmp_path / name) for name in ("out", "again"))
+    np.testing.assert_array_equal(back["layers"][0]["w"], tree["layers"][0]["w"])
+    np.testing.assert_array_equal(again["layers"]["0"]["w"], tree["layers"][0]["w"])

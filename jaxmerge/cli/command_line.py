@@ -208,6 +208,9 @@ def merge(
         int | None, Option(help="How many devices to spread leaves over.", min=1)
     ] = None,
     allow_pickle: AllowPickle = False,
+    allow_import: Annotated[
+        bool, Option("--allow-import", help="Run the Python files that a YAML recipe imports.")
+    ] = False,
     overflow: Annotated[
         str | None,
         Option(help="Values beyond the output's dtype: raise, clip or allow.  Default: raise."),

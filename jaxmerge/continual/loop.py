@@ -26,13 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import stages
-from jaxmerge.continual.deploys import LAST, Deploy, check_counts, merged_many, running_merge
+from jaxmerge.continual import schedule, stages
+from jaxmerge.continual.deploys import (
+    LAST,
+    Deploy,
+    check_counts,
+    deploy,
+    merged_many,
+    running_merge,
+)
 from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
+from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.registry import Spec
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
@@ -73,10 +81,10 @@ class Stream:
     Args:
         scenario: the tasks.
         learner: the model.
-        start: where the training of each task starts.
-        methods: specs of what is added to plain fine-tuning, in order.
+        start: where the training of each task starts, or its name: "last", "base", "running".
+        methods: specs of what is added to plain fine-tuning, in order; names are taken too.
         training: how a task is trained, or a function of the task that says it.
-        deploys: what is deployed.
+        deploys: what is deployed; merges and names of methods are taken too.
         running: label of the merge that `from_running` reads; by default the first merge.
         seed: of the shuffles and of random merges.
         store: folder for checkpoints, or None.
@@ -97,10 +105,10 @@ class Stream:
         scenario: Scenario,
         learner: Learner,
         *,
-        start: Start = from_last,
-        methods: Sequence[Spec] = (),
+        start: Start | str = from_last,
+        methods: Sequence[Spec | str] = (),
         training: Training | Callable[[Task], Training] = Training(),
-        deploys: tuple[Deploy, ...] = (LAST,),
+        deploys: Sequence[Deploy | Merge | str] = (LAST,),
         running: str | None = None,
         seed: int = 0,
         store: str | Path | None = None,
@@ -110,14 +118,11 @@ class Stream:
         watch: Callable[[str, int, float], None] | None = None,
         batch: int = 128,
     ):
-        self.scenario, self.learner, self.start, self.methods = (
-            scenario,
-            learner,
-            start,
-            tuple(methods),
-        )
+        start = schedule.start(start)
+        self.scenario, self.learner, self.start = scenario, learner, start
+        self.methods = tuple(map(registered.from_settings, methods))
         self.training = training if callable(training) else lambda task: training
-        self.deploys, self.seed = tuple(deploys), seed
+        self.deploys, self.seed = tuple(map(deploy, deploys)), seed
         self.running = running_merge(start, self.deploys, running)
         check_counts(self.deploys, len(scenario))
         self.keep = len(scenario) if keep is True else int(keep)
