@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.registry import methods
+from jaxmerge.studies.loop import Stream
 from jaxmerge.training import data_parallel
 
 

@@ -29,7 +29,7 @@ def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch)
     first, _ = run_seed(scenario, learner, plans, seed=0, baselines=())
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert kept == sorted(f"{task.name}.safetensors" for task in scenario)
-    from jaxmerge.continual import loop
+    from jaxmerge.studies import loop
 
     monkeypatch.setattr(loop, "fit", None)  # nothing is trained any more
     again, _ = run_seed(scenario, learner, plans, seed=7, baselines=())

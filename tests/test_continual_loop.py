@@ -12,9 +12,9 @@ from clouds import TRAINING, features
 
 import jaxmerge as jm
 from jaxmerge.continual import methods, schedule
-from jaxmerge.continual.loop import LAST, Deploy, Stream
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.evaluation import predict
+from jaxmerge.studies.loop import LAST, Deploy, Stream
 from jaxmerge.studies.seed import Plan, run_seed, steps_of
 from jaxmerge.training.fit import Training, fit
 from jaxmerge.training.mid_task import Halfway

@@ -9,10 +9,10 @@ from clouds import TRAINING
 
 import jaxmerge as jm
 from jaxmerge.continual import methods
-from jaxmerge.continual.loop import Deploy, Stream
 from jaxmerge.continual.records import Batch, Border, Method
 from jaxmerge.continual.registry import methods as registry
 from jaxmerge.studies.config import methods_of
+from jaxmerge.studies.loop import Deploy, Stream
 
 LAST = (Deploy("last model"),)
 

@@ -10,12 +10,12 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.cli import run as command
 from jaxmerge.cli import runs
-from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import predict
 from jaxmerge.studies.config import Experiment, changed
 from jaxmerge.studies.images import ImageExperiment
+from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.seed import run_seed
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -7,8 +7,8 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.continual import methods, schedule
 from jaxmerge.continual.deploys import LAST, Deploy
-from jaxmerge.continual.loop import Stream
 from jaxmerge.studies import resident
+from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.seed import Plan
 
 TRAINING = lambda task=None: clouds.TRAINING

@@ -64,7 +64,7 @@ def _setup(setup: Setup, traced: bool) -> list[str]:
         wrong.append(f"no start is named {setup.start!r}: {closest(str(setup.start), known)}")
     wrong += [
         f"{m.factory.__name__} chooses examples before the batches of a stream are drawn, and "
-        "these are: use `jaxmerge.continual.loop.Stream`"
+        "these are: use `jaxmerge.studies.loop.Stream`"
         for m in setup.methods
         if m.build().examples
     ]

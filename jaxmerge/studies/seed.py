@@ -19,7 +19,6 @@ import numpy as np
 
 from jaxmerge.continual import schedule
 from jaxmerge.continual.deploys import LAST, Deploy
-from jaxmerge.continual.loop import Measured, Outcome, Stream, measure
 from jaxmerge.continual.schedule import Start
 from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Leaves
@@ -28,6 +27,7 @@ from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.predict import Probe, probe
 from jaxmerge.studies import vectors
 from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.loop import Measured, Outcome, Stream, measure
 from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
 from jaxmerge.training import checkpoint
 from jaxmerge.training.fit import Training, fit
