@@ -31,7 +31,7 @@ def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch)
     assert kept == sorted(f"{task.name}.safetensors" for task in scenario)
     from jaxmerge.studies import loop
 
-    monkeypatch.setattr(loop, "fit", None)  # nothing is trained any more
+    monkeypatch.setattr(loop, "fit_task", None)  # nothing is trained any more
     again, _ = run_seed(scenario, learner, plans, seed=7, baselines=())
     matrix = lambda run: np.array(run.entries[0].matrix)
     np.testing.assert_array_equal(matrix(first), matrix(again))
