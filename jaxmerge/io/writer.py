@@ -342,8 +342,11 @@ class Writer:
             self._fds[file] = fd
             if os.fstat(fd).st_size != sizes[file]:  # a shard that somebody deleted since
                 self.done -= set(self.shards[file])
-            os.ftruncate(fd, sizes[file])
-            os.pwrite(fd, heads[file], 0)
+            try:
+                os.ftruncate(fd, sizes[file])
+                os.pwrite(fd, heads[file], 0)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.folder / file)) from None
 
 
 def install(folder: Path, out: Path, force: bool) -> None:
