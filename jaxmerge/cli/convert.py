@@ -92,8 +92,10 @@ def _gguf(source, out: Path, dtype: str | None, force: bool, quiet: bool) -> int
 
 
 def _orbax(source, out: Path, kind, force: bool) -> None:
-    """An Orbax checkpoint of a flat mapping; needs the model in memory."""
+    """An Orbax checkpoint, nested as the model came in; needs the model in memory."""
     import orbax.checkpoint as ocp
+
+    from jaxmerge.io.orbax import nested
 
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
@@ -105,7 +107,7 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         delete(partial)
         try:
             with ocp.StandardCheckpointer() as writer:
-                writer.save(partial, tree)
+                writer.save(partial, nested(source.source, tree))
             install(partial, out, force)
         except OSError:
             raise

@@ -36,6 +36,7 @@ def run(
     energy: float | None = None,
     save_rest: bool = True,
     force: bool = False,
+    allow_pickle: bool = False,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
@@ -50,7 +51,7 @@ def run(
     """
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise UserError(f"rank must be at least 1 and energy in (0, 1]; got {rank}, {energy}.")
-    first, second = open_source(base), open_source(model)
+    first, second = (open_source(ref, allow_pickle=allow_pickle) for ref in (base, model))
     keep_apart(out, (*first.files, *second.files))
     found = choose(first, second, _wanted(modules), save_rest)
     if not found.kernels:

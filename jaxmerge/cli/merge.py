@@ -7,6 +7,7 @@ import json as jsonlib
 import os
 import platform
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    allow_import: bool = False,
     overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
@@ -59,7 +61,7 @@ def run(
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
-    found = load(recipe)
+    found = load(recipe, allow_import)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
@@ -148,6 +150,7 @@ def _execute(
     recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
 ) -> dict:
     tensors = tensors_of(plan.jobs, plan.out_dtype)
+    size = size if plan.single is None else sys.maxsize
     sources = [s for s in plan.models.opened.values()]
     digest = digest_of(plan, sources, tensors, size)
     done = out / RESOLVED
@@ -178,6 +181,7 @@ def _execute(
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
                 nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
                 files=files, progress=bar, group=group,
+                single=plan.single or "model.safetensors",
             )  # fmt: skip
     except BaseException as error:
         hashes.stop()

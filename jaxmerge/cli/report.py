@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.report import swept
 from jaxmerge.studies import cells
 from jaxmerge.studies.results import Results
 from jaxmerge.training import checkpoint
@@ -53,6 +54,8 @@ def run(
         folder = Path(out) if out is not None else Path("report")
         folder.mkdir(parents=True, exist_ok=True)
         pictures(found, folder)
+        if count := swept.write_png(rows, folder / "sweep", metric or "accuracy"):
+            print(f"{folder / 'sweep'}  ({count} over what was swept)", file=sys.stderr)
         out = folder / f"table.{_suffix(format)}" if format else None
     if format is None:
         show(found, metric)

@@ -253,7 +253,7 @@ def one_seed(
         store=state, every=every, batch=experiment.evaluation_batch, watch=watch,
     )  # fmt: skip
     if seed == experiment.seed:
-        experiment.save(merged, folder)
+        experiment.save(merged, folder, learner)
     checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
     if data_parallel.first():
         shutil.rmtree(state, ignore_errors=True)
@@ -294,6 +294,12 @@ def finish(
         except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
             if new and not (folder / "state").exists():
                 discard(folder)
+                if isinstance(error, KeyboardInterrupt) and data_parallel.first():
+                    print(
+                        f"Stopped before the first checkpoint: nothing was kept, and {folder} was "
+                        f"removed. To start anew:  {again}",
+                        file=sys.stderr,
+                    )
             elif isinstance(error, KeyboardInterrupt | OSError | UserError):
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise

@@ -21,6 +21,7 @@ from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
 from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
+from jaxmerge.report import swept
 from jaxmerge.studies import cells as store
 from jaxmerge.studies import sweep
 from jaxmerge.studies.config import changed, restored
@@ -91,10 +92,13 @@ def run(
         )
     shutil.rmtree(folder / "state", ignore_errors=True)
     rows = store.read(folder)
+    drawn = swept.write_png(rows, folder / "plots")
     if json:
         print(jsonlib.dumps(rows))
     else:
         report.show(store.gather(rows))
+        if drawn:
+            print(f"{drawn} pictures over what was swept: {folder / 'plots'}", file=sys.stderr)
     return rows
 
 

@@ -172,9 +172,7 @@ def open_source(
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
-        where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
-        if where is None:
-            raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
+        where = adapter_folder(adapter, near)
         lora = Adapter(where)
         leaves, config = applied(source, lora)
         files = [*source.files, *lora.files]
@@ -201,6 +199,14 @@ def _gguf(path: Path, stored: bool) -> Source:
         return Source(Tensors(path), str(path), None, [path], {})
     model = gguf.Model(path)
     return Source(model.leaves, str(path), model.folder, [path], model.config)
+
+
+def adapter_folder(ref: str, near: Sequence[Path] = ()) -> Path:
+    """The folder of an adapter: a path, or a repository on the hub."""
+    where = _path(ref, near) or (_hub(ref, False) if HUB.fullmatch(ref) else None)
+    if where is None:
+        raise UserError(f"There is no adapter {ref!r}.{_neighbour(ref)}")
+    return where
 
 
 def _logical(source: Source) -> Source:

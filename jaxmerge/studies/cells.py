@@ -282,6 +282,7 @@ def gather(rows: Iterable[Row]) -> dict[str, Results]:
     experiment differ: "toy, lr 0.001".  Seeds and orders are the runs over which means are taken.
     """
     latest = {row["key"]: row for row in sorted(rows, key=lambda r: r["made"])}
+    latest = {row["key"]: row for row in _apart(list(latest.values()))}
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in latest.values():
         groups.setdefault((row["experiment"], row["scenario"], _shared(row)), []).append(row)
@@ -293,6 +294,45 @@ def gather(rows: Iterable[Row]) -> dict[str, Results]:
         results.experiment = name
         found[name] = results
     return found
+
+
+def _apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose stream was run under several settings of its own, the stream named by them.
+
+    "L2" with two strengths becomes "L2, methods.0.strength 0.1" and "... 1".
+    """
+    own: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = {}
+    place = lambda row: (row["experiment"], row["scenario"], _shared(row), row["stream"])
+    mine = lambda row: flat(json.loads(row["settings"]).get("stream", {}))
+    for row in rows:
+        settings = mine(row)
+        own.setdefault(place(row), {})[json.dumps(settings, sort_keys=True)] = settings
+    found = []
+    for row in rows:
+        every = list(own[place(row)].values())
+        settings = mine(row)
+        words = [
+            f"{k} {v}" for k, v in settings.items() if any(other.get(k) != v for other in every)
+        ]
+        name = ", ".join([row["stream"], *words])
+        found.append({**row, "stream": name} if words else row)
+    return found
+
+
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": [2, {"d": None}]})
+    {'a.b': 1, 'c.0': 2, 'c.1.d': None}
+    """
+    if isinstance(settings, Mapping | list):
+        pairs = settings.items() if isinstance(settings, Mapping) else enumerate(settings)
+        return {
+            k: v
+            for key, inner in pairs
+            for k, v in flat(inner, f"{name}.{key}" if name else str(key)).items()
+        }
+    return {name: settings}
 
 
 def _shared(row: Row) -> str:
