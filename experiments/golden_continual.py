@@ -51,7 +51,7 @@ EVERY = {
     "independent": {"start": "base", "deploys": ["last model", "MagMax", "TIES", "RandMix"]},
     "OPCM": {"start": "base", "deploys": ["OPCM"]},
     "running": {"start": "running", "running": "EMA", "deploys": ["EMA"]},
-    "probe": {"methods": ["probe"]},
+    "probe": {"methods": ["train_only"]},
     "l2": {"methods": [{"method": "l2", "strength": 0.5, "towards": "base"}]},
     "l2 last": {"methods": [{"method": "l2", "strength": 0.5, "first": False}]},
     "EWC true": {"methods": [{"method": "ewc", "labels": "expected", "examples": 12}]},
@@ -112,7 +112,7 @@ def toy() -> Any:
         def learner(self, scenario):
             return clouds.learner()._replace(half=half)
 
-    streams = {**EVERY, "probe": {"methods": [{"method": "probe", "pattern": "b/kernel"}]}}
+    streams = {**EVERY, "probe": {"methods": [{"method": "train_only", "pattern": "b/kernel"}]}}
     return Toy(epochs=2, batch=8, lr=0.02, merges=MERGES, streams=streams)
 
 

@@ -126,13 +126,13 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
 def test_leaves_that_no_rule_trains_stay_bit_by_bit(scenario, learner, source):
     task = scenario[0]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
-    own, only = scenario.mask(0), [methods.probe("^b/")]
+    own, only = scenario.mask(0), [methods.train_only("^b/")]
     found, _ = fit(learner, learner.params, inputs, columns, own, TRAINING, methods=only)
     for n in ("a/kernel", "a/bias"):
         np.testing.assert_array_equal(found[n], learner.params[n])
     assert np.abs(np.asarray(found["b/kernel"] - learner.params["b/kernel"])).max() > 1e-3
     with pytest.raises(ValueError, match="'nothing' matches none of the 3 leaves"):
-        stream(scenario, learner, methods=[methods.probe("nothing")])
+        stream(scenario, learner, methods=[methods.train_only("nothing")])
 
 
 def test_a_loss_that_explodes_is_an_error(scenario, learner, source):

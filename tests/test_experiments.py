@@ -127,7 +127,7 @@ class Table(Toy):
         "again": {"start": "running", "deploys": ["MagMax"], "training": {"epochs": 1}},
         "LwF": {"methods": [{"method": "lwf", "strength": 0.3}]},
         "EWC": {"methods": ["ewc_magmax"]},
-        "probe": {"methods": [{"method": "probe", "pattern": "b/kernel"}]},
+        "probe": {"methods": [{"method": "train_only", "pattern": "b/kernel"}]},
         "replay": {"methods": [{"method": "replay", "per_class": 2}]},
     })
 

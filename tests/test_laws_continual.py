@@ -31,7 +31,7 @@ EXAMPLES = {
     "ewc_magmax": {"examples": 8, "strength": 1.0},
     "gpm": {"examples": 8},
     "mas": {"examples": 8},
-    "probe": {"pattern": "^head/"},
+    "train_only": {"pattern": "^head/"},
     "slca": {"epochs": 1, "per_class": 4},
 }
 OTHERWISE = {

@@ -9,7 +9,7 @@ replays examples                `er`, `der`, `derpp`, `replay`
 projects what is learnt         `gpm`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
-trains a part                   `probe`
+trains a part                   `train_only`
 ==============================  =========================================
 """
 
@@ -25,11 +25,11 @@ from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.pred_kd import pred_kd
-from jaxmerge.continual.methods.probe import probe
 from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
+from jaxmerge.continual.methods.train_only import train_only
 
 __all__ = [
     "der",
@@ -45,9 +45,9 @@ __all__ = [
     "mas",
     "olora",
     "pred_kd",
-    "probe",
     "replay",
     "si",
     "slca",
     "supsup",
+    "train_only",
 ]

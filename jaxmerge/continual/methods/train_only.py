@@ -9,7 +9,7 @@ from jaxmerge.continual.registry import methods
 
 
 @methods.register
-def probe(pattern: str = "projection/kernel$") -> Method:
+def train_only(pattern: str = "projection/kernel$") -> Method:
     """Only leaves whose name matches a regular expression train; the others keep their values.
 
     Under a frozen text head the last projection is what a linear probe would train.
@@ -22,8 +22,8 @@ def probe(pattern: str = "projection/kernel$") -> Method:
     Raises:
         ValueError: the pattern matches no leaf, when the model is known.
 
-    >>> probe("^head/")
-    probe(pattern='^head/')
+    >>> train_only("^head/")
+    train_only(pattern='^head/')
     """
     rule = re.compile(pattern)
 
@@ -35,7 +35,7 @@ def probe(pattern: str = "projection/kernel$") -> Method:
     def init(model, params, batch, stored):
         if not any(model.trainable(n) for n in params):
             raise ValueError(
-                f"probe: pattern {pattern!r} matches none of the {len(params)} leaves, for example "
+                f"train_only: pattern {pattern!r} matches none of the {len(params)} leaves, for example "
                 f"{list(params)[:3]}."
             )
         return ()
