@@ -35,8 +35,8 @@ def train_only(pattern: str = "projection/kernel$") -> Method:
     def init(model, params, batch, stored):
         if not any(model.trainable(n) for n in params):
             raise ValueError(
-                f"train_only: pattern {pattern!r} matches none of the {len(params)} leaves, for example "
-                f"{list(params)[:3]}."
+                f"train_only: pattern {pattern!r} matches none of the {len(params)} leaves, for "
+                f"example {list(params)[:3]}."
             )
         return ()
 
