@@ -34,6 +34,14 @@ os.environ["PYTHONWARNINGS"] = f"{said},{HALF_WRITTEN}" if said else HALF_WRITTE
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """All tests run in as many processes as there are cores, those of one file in this one."""
+    chosen = getattr(config.option, "numprocesses", 0)  # 0 where xdist is not there
+    if chosen is None and config.args_source is config.ArgsSource.TESTPATHS:
+        config.option.numprocesses, config.option.dist = "auto", "loadfile"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what does not run by default, see `sampling`."""
     out = sampling.left_out([i.nodeid for i in items], sampling.recorded())
