@@ -11,13 +11,14 @@ import json as jsonlib
 from pathlib import Path
 
 from jaxmerge.cli.bytesbar import BytesBar
-from jaxmerge.cli.merge import digest_of, parse_size
+from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.sources import keep_apart
+from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
 FORMS = ("safetensors", "orbax", "gguf")
