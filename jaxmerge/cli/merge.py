@@ -138,11 +138,11 @@ def _override(document: Document, dtype: str | None, seed: int | None) -> None:
 def _execute(
     recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
 ) -> dict:
-    with BytesBar(quiet) as bar, about(recipe):
+    with BytesBar(quiet) as bar:
         return execute(
             plan, out, shard_size=size, devices=devices, resume=resume, force=force,
             stage=not last, overflow=document.overflow or OVERFLOW[0],
-            expected=(document.resolved or {}).get("inputs"), progress=bar,
+            expected=(document.resolved or {}).get("inputs"), recipe=recipe, progress=bar,
         )  # fmt: skip
 
 

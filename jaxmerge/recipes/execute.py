@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import yaml
 import jaxmerge
 from jaxmerge.drivers.files.api import merge_jobs, process_group
 from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, about, reason
 from jaxmerge.io.hashes import Hashes
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.writer import partial_folder
@@ -43,13 +44,15 @@ def execute(
     stage: bool = False,
     overflow: str = "raise",
     expected: Any = None,
+    recipe: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Merge as planned, and write beside the weights what belongs to them and how they were made.
 
     Args:
         stage: an earlier part of a larger merge: made again without a word where it is outdated.
-        expected: reference -> file -> SHA-256 that the inputs must have, from a resolved recipe.
+        expected: reference -> file -> SHA-256 that the inputs must have, from the resolved recipe
+            in the file `recipe`.
         shard_size, devices, resume, force, overflow, progress: of `merge_jobs`.
 
     Returns:
@@ -76,7 +79,8 @@ def execute(
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
-            _check_hashes(expected, sources, hashes, force)
+            with about(recipe) if recipe else contextlib.nullcontext():
+                _check_hashes(expected, sources, hashes, force)
             for extra in plan.extras:
                 extra.check()
 
@@ -94,7 +98,7 @@ def execute(
         hashes.stop()
         if isinstance(error, OSError) and partial_folder(out).exists():
             raise UserError(
-                f"{error}. What was done is kept beside {out}; --resume goes on with it."
+                f"{reason(error)} What was done is kept beside {out}; --resume goes on with it."
             ) from None
         raise
     return {"finished_before": False, **vars(report)}
