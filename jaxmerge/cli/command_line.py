@@ -137,7 +137,7 @@ def run(
     """Run an experiment: fine-tune task after task, merge, evaluate, report.
 
     EXPERIMENT is a Python file with get_config(), such as those of experiments/. Every setting can
-    be given with --set: streams.LwF.settings.strength=0.5, streams.LwF=null to leave a stream out.
+    be given with --set: streams.LwF.methods.lwf.strength=0.5; streams.LwF=null leaves a stream out.
     """
 
 
