@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
