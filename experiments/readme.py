@@ -116,7 +116,7 @@ def matrix(heads: list[str], first: list[str], rows: dict, cell: Callable) -> st
 
 
 def training() -> str:
-    """Seconds of training that each strategy took, for one class order."""
+    """Seconds of training that each stream took, for one class order."""
     found = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
     rows = {name: name for r in found.values() for s in r.seeds for name in s.streams}
 
