@@ -8,6 +8,7 @@ from typing import Any
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
 from jaxmerge.drivers.files.worker import ROOM, Run, input_bytes
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
@@ -33,6 +34,7 @@ def cost(plan: Plan, name: str | None) -> dict[str, Any]:
         "passes": passes,
         "write": sum(nbytes(*t) for t in tensors.values()),
         "memory": PROCESS + (0 if wrong else _memory(plan)),
+        "architecture": architecture(plan.source).describe() if plan.source else [],
         "mismatches": wrong,
     }
 
@@ -82,6 +84,8 @@ def show(reports: list[dict[str, Any]], json: bool) -> None:
         print(f"  read        {names_of(r['read'])} in {r['passes']} passes")
         print(f"  write       {names_of(r['write'])}")
         print(f"  memory      about {names_of(r['memory'])} at most")
+        for line in r["architecture"]:
+            print(f"  made of     {line}")
         for line in r["mismatches"]:
             print(f"  mismatch    {line}")
         if "note" in r:

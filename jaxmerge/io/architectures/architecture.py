@@ -274,7 +274,10 @@ class Architecture:
 
     def describe(self) -> list[str]:
         """What was taken for what, a line for each kind."""
-        out = [
+        family = f"model_type {self.family!r}" if self.family else "a config without model_type"
+        source = "known" if self.known else "taken from names, shapes and config"
+        out = [f"{family}: {source}"]
+        out += [
             f"{s.path}: {s.layers} layers"
             + (f" ({'.'.join(map(str, s.count))})" if s.count else " (no key in config.json)")
             + (f" and {len(s.extra)} beyond" if s.extra else "")
