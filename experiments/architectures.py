@@ -48,8 +48,8 @@ from jaxmerge.io.architectures.names import numbers
 logging.disable_progress_bar()
 STEPS = ("plain", "gradient", "stack", "union", "lora")
 FIRST = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3",
-         "gpt2", "gpt_neox", "bloom", "falcon", "opt", "t5", "bart", "bert", "roberta", "deepseek_v3",
-         "whisper", "clip", "siglip", "vit", "dinov2", "swin", "resnet", "qwen2_vl", "llava",
+         "gpt2", "gpt_neox", "bloom", "falcon", "opt", "t5", "bart", "bert", "roberta",
+         "deepseek_v3", "whisper", "clip", "siglip", "vit", "dinov2", "swin", "resnet", "qwen2_vl", "llava",
          "mamba", "jamba", "olmoe", "gpt_oss", "wav2vec2")  # fmt: skip
 Arrays = dict[str, np.ndarray]
 
@@ -372,8 +372,8 @@ def general(text: str) -> str:
 TOP = """# Architectures
 
 What a model is made of is known, not guessed: which numbers in its names count layers, where its
-config says how many, which leaves have a row for every token, what is tied, which kernels are stored
-[in, out]. For {known} model types of transformers {version} that comes from a table which
+config says how many, which leaves have a row for every token, what is tied, which kernels are
+stored [in, out]. For {known} model types of transformers {version} that comes from a table which
 `experiments/architecture_table.py` derives from the modules themselves; for others, names, shapes
 and config decide, and the command says what it took for what. `jaxmerge inspect MODEL
 --architecture` shows it.

@@ -181,7 +181,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
                 plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
                 nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
-                files=files, progress=bar, group=group,
+                files=files, progress=bar, group=group, parts=getattr(plan.source, "parts", None),
             )  # fmt: skip
     except BaseException as error:
         hashes.stop()

@@ -47,7 +47,9 @@ NORMS = re.compile(
 )
 BUFFERS = re.compile(
     r"(^|[./_])(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|causal_mask"
-    r"|relative_position_index|cached?_(sin|cos)|(sin|cos)_cached|initialized)$"
+    r"|relative_position_index|cached?_(sin|cos)|(sin|cos)_cached|initialized"
+    r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?(betas|alphas_cumprod(_prev)?)"
+    r"|posterior_\w+)$"
 )
 STATISTICS = re.compile(r"(^|[./])(running_(mean|var)|batch_stats[./].*)$")
 ROUTERS = re.compile(r"(^|[./_])(gate|router|wg|classifier)([./](weight|wg|kernel|classifier).*)?$")
