@@ -6,12 +6,30 @@ The library itself raises `ValueError`, `TypeError`, `KeyError` and `OSError` as
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
     """Something the user can mend; the message says what was found, expected, and what to do."""
+
+
+@contextlib.contextmanager
+def about(path: object) -> Iterator[None]:
+    """What is wrong inside is said of this file: a UserError, and a ValueError, gets its name.
+
+    >>> with about("r.yaml"):
+    ...     raise UserError("models is an empty list.")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: r.yaml: models is an empty list.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
 
 
 def listed(wrong: Iterable[str]) -> str:

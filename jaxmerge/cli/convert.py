@@ -89,11 +89,13 @@ def _gguf(source, out: Path, dtype: str | None, force: bool, quiet: bool) -> int
 
 
 def _orbax(source, out: Path, kind, force: bool) -> None:
-    """An Orbax checkpoint of a flat mapping; needs the model in memory."""
+    """An Orbax checkpoint, nested as the model came in; needs the model in memory."""
     import orbax.checkpoint as ocp
+
+    from jaxmerge.io.orbax import nested
 
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
     tree = {n: source[n] if kind is None else source[n].astype(kind) for n in source}
     with ocp.StandardCheckpointer() as writer:
-        writer.save(out.resolve(), tree, force=force)
+        writer.save(out.resolve(), nested(source.source, tree), force=force)

@@ -16,13 +16,20 @@ from jaxmerge.io.sources import Source, open_source
 BLOCK = 1 << 22  # entries
 
 
-def run(ref: str, *, norms: bool = False, architecture: bool = False, json: bool = False) -> None:
+def run(
+    ref: str,
+    *,
+    norms: bool = False,
+    architecture: bool = False,
+    allow_pickle: bool = False,
+    json: bool = False,
+) -> None:
     """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are.
 
     Args:
         architecture: print instead what every leaf is taken for (`jaxmerge.io.architectures`).
     """
-    source = open_source(ref)
+    source = open_source(ref, allow_pickle=allow_pickle)
     try:
         if architecture:
             _print_architecture(architectures.architecture(source), json)

@@ -22,7 +22,7 @@ from jaxmerge.cli.cost import cost, show
 from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError, closest
+from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.model_folder import output_belongings
@@ -48,6 +48,7 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    allow_import: bool = False,
     overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
@@ -61,7 +62,7 @@ def run(
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
-    found = load(recipe)
+    found = load(recipe, allow_import)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
@@ -70,7 +71,8 @@ def run(
         document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
         try:
-            plan = document.plan(models)
+            with about(recipe):
+                plan = document.plan(models)
             if document.overflow != OVERFLOW[0]:
                 plan.resolved["overflow"] = document.overflow
             if check or out is None:
@@ -86,8 +88,11 @@ def run(
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             reports.append(
-                _execute(document, plan, where, size, used, resume or not last, force, quiet, last)
-            )
+                _execute(
+                    recipe, document, plan, where, size, used,
+                    resume or not last, force, quiet, last,
+                )
+            )  # fmt: skip
             if document.name:
                 stages[document.name] = where
         finally:
@@ -151,8 +156,11 @@ def _override(document: Document, dtype: str | None, seed: int | None) -> None:
             document.resolved = {k: v for k, v in document.resolved.items() if k != "seed"}
 
 
-def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, last) -> dict:
+def _execute(
+    recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
+) -> dict:
     tensors = tensors_of(plan.jobs, plan.out_dtype)
+    size = size if plan.single is None else sys.maxsize
     sources = [s for s in plan.models.opened.values()]
     digest = digest_of(plan, sources, tensors, size)
     done = out / RESOLVED
@@ -168,7 +176,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
-            _check_hashes(document, sources, hashes, force)
+            with about(recipe):
+                _check_hashes(document, sources, hashes, force)
             for extra in plan.extras:
                 extra.check()
 
@@ -182,6 +191,7 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
                 nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
                 files=files, progress=bar, group=group, parts=getattr(plan.source, "parts", None),
+                single=plan.single or "model.safetensors",
             )  # fmt: skip
     except BaseException as error:
         hashes.stop()

@@ -74,7 +74,7 @@ class Quickstart(Experiment):
 
         return clip.load(weights_folder(self.model))
 
-    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path) -> None:
+    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
         """The merged model as merged/ (config, tokenizer, weights) and as merged.safetensors."""
         from jaxmerge.models import clip
 

@@ -20,6 +20,8 @@ from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
 from jaxmerge.errors import UserError
+from jaxmerge.io.places import working
+from jaxmerge.report import swept
 from jaxmerge.studies import cells as store
 from jaxmerge.studies import sweep
 from jaxmerge.studies.config import changed, restored
@@ -78,7 +80,8 @@ def run(
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        failed = (on_ray if ray else here)(file, left, folder, quiet or json)
+        with working(folder):
+            failed = (on_ray if ray else here)(file, left, folder, quiet or json)
     except KeyboardInterrupt:
         print(f"Stopped. To go on, the same with:  --resume --out {folder}", file=sys.stderr)
         raise
@@ -89,10 +92,13 @@ def run(
         )
     shutil.rmtree(folder / "state", ignore_errors=True)
     rows = store.read(folder)
+    drawn = swept.write_png(rows, folder / "plots")
     if json:
         print(jsonlib.dumps(rows))
     else:
         report.show(store.gather(rows))
+        if drawn:
+            print(f"{drawn} pictures over what was swept: {folder / 'plots'}", file=sys.stderr)
     return rows
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +25,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.deploys import LAST, Deploy, check_counts, merged_many, running_merge
+from jaxmerge.continual import schedule
+from jaxmerge.continual.deploys import (
+    LAST,
+    Deploy,
+    check_counts,
+    deploy,
+    merged_many,
+    running_merge,
+)
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.continual.strategy import Strategy, finetune
 from jaxmerge.core.composition import stochastic
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.pipeline import Examples, examples
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
@@ -69,10 +77,10 @@ class Stream:
     Args:
         scenario: the tasks.
         learner: the model.
-        start: where the training of each task starts.
+        start: where the training of each task starts, or its name: "last", "base", "running".
         strategy: what is added to plain fine-tuning.
         training: how a task is trained, or a function of the task that says it.
-        deploys: what is deployed.
+        deploys: what is deployed; merges and names of methods are taken too.
         running: label of the merge that `from_running` reads; by default the first merge.
         seed: of the shuffles and of random merges.
         store: folder for checkpoints, or None.
@@ -93,10 +101,10 @@ class Stream:
         scenario: Scenario,
         learner: Learner,
         *,
-        start: Start = from_last,
+        start: Start | str = from_last,
         strategy: Strategy = finetune,
         training: Training | Callable[[Task], Training] = Training(),
-        deploys: tuple[Deploy, ...] = (LAST,),
+        deploys: Sequence[Deploy | Merge | str] = (LAST,),
         running: str | None = None,
         seed: int = 0,
         store: str | Path | None = None,
@@ -106,9 +114,10 @@ class Stream:
         watch: Callable[[str, int, float], None] | None = None,
         batch: int = 128,
     ):
+        start = schedule.start(start)
         self.scenario, self.learner, self.start, self.strategy = scenario, learner, start, strategy
         self.training = training if callable(training) else lambda task: training
-        self.deploys, self.seed = tuple(deploys), seed
+        self.deploys, self.seed = tuple(map(deploy, deploys)), seed
         self.running = running_merge(start, self.deploys, running)
         check_counts(self.deploys, len(scenario))
         self.keep = len(scenario) if keep is True else int(keep)

@@ -53,7 +53,12 @@ class Probe(NamedTuple):
 
 
 def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) -> Probe:
-    """Prepare a split of a scenario for evaluation."""
+    """Prepare a split of a scenario for evaluation.
+
+    Raises:
+        ValueError: the learner's head is not that of the scenario's classes.
+    """
+    learner.check(scenario)
     data = scenario.split(split, learner.prepare)
     inputs = data.inputs
     padded = np.resize(np.arange(len(inputs)), len(inputs) + -len(inputs) % batch)

@@ -20,8 +20,8 @@ from jaxmerge.io.untrusted import inside, read_json
 
 PIPELINE = "model_index.json"
 WEIGHTS = (
-    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".msgpack", ".onnx", ".pb",
-    ".ckpt", ".onnx_data",
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".msgpack", ".onnx",
+    ".onnx_data", ".pb", ".ckpt",
 )  # fmt: skip
 FILES = {"diffusers": "diffusion_pytorch_model.safetensors"}  # by library, when there are shards
 
@@ -35,7 +35,7 @@ def components(folder: Path) -> dict[str, str]:
         for name, value in read_json(folder / PIPELINE).items()
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     }
-    wrong = [n for n in found if not inside(folder, n)]
+    wrong = [n for n in found if "/" in n or not inside(folder, n)]
     if wrong:
         raise UserError(f"{folder / PIPELINE} names folders outside of its own: {wrong[:5]}.")
     return {n: library for n, library in found.items() if (folder / n).is_dir()}

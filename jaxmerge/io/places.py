@@ -226,6 +226,11 @@ class Lock:
         self.release()
 
 
+def working(folder: Path) -> Lock:
+    """The lock of a folder that is being made: a file beside it."""
+    return Lock(folder.parent / f".{folder.name}.lock", folder)
+
+
 def _owner(fd: int) -> dict | None:
     try:
         found = json.loads(os.pread(fd, 4096, 0))

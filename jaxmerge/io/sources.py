@@ -97,6 +97,11 @@ class Source(View):
         self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
         files: Sequence[Path], config: dict[str, Any] | None = None,
     ):  # fmt: skip
+        odd = [n for n in leaves if not n.isprintable()]
+        if odd:
+            raise UserError(
+                f"{ref}: names of {len(odd)} leaves hold control characters: {odd[0][:80]!r}."
+            )
         super().__init__(leaves, {n: n for n in leaves}, ref)
         self._folder, self.files, self._config = folder, tuple(files), config
 
@@ -174,9 +179,7 @@ def open_source(
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
-        where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
-        if where is None:
-            raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
+        where = adapter_folder(adapter, near)
         lora = Adapter(where)
         leaves, config = applied(source, lora)
         files = [*source.files, *lora.files]
@@ -203,6 +206,14 @@ def _gguf(path: Path, stored: bool) -> Source:
         return Source(Tensors(path), str(path), None, [path], {})
     model = gguf.Model(path)
     return Source(model.leaves, str(path), model.folder, [path], model.config)
+
+
+def adapter_folder(ref: str, near: Sequence[Path] = ()) -> Path:
+    """The folder of an adapter: a path, or a repository on the hub."""
+    where = _path(ref, near) or (_hub(ref, False) if HUB.fullmatch(ref) else None)
+    if where is None:
+        raise UserError(f"There is no adapter {ref!r}.{_neighbour(ref)}")
+    return where
 
 
 def _logical(source: Source) -> Source:
@@ -293,10 +304,13 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     wanted = sorted(set(table.values()))
     outside = [f for f in wanted if not inside(folder, f)]
     if outside:
-        raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
+        raise UserError(
+            f"{index} names files outside of its folder: {[f[:80] for f in outside[:5]]}."
+        )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {missing[:5]}.")
+        some = [f[:80] for f in missing[:5]]
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {some}.")
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import header
-from jaxmerge.io.places import Lock, Place, boot, delete, write_all
+from jaxmerge.io.places import Lock, Place, boot, delete, working, write_all
 from jaxmerge.io.safetensors import pack
 
 SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
@@ -37,7 +37,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shap
 
 
 def plan_shards(
-    tensors: Tensors, shard_size: int, single: str = "model.safetensors"
+    tensors: Tensors, shard_size: int, single: str = "model.safetensors", stem: str = "model"
 ) -> dict[str, list[str]]:
     """File name -> leaves, in order; a shard is closed before it would exceed `shard_size` bytes.
 
@@ -55,7 +55,7 @@ def plan_shards(
         used += need
     if len(groups) == 1:
         return {single: groups[0]}
-    n, stem = len(groups), single.removesuffix(".safetensors")
+    n = len(groups)
     return {f"{stem}-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
@@ -68,7 +68,8 @@ def plan_parts(tensors: Tensors, shard_size: int, parts: Mapping[str, str]) -> d
     out: dict[str, list[str]] = {}
     for part, single in parts.items():
         some = {n: t for n, t in tensors.items() if n.startswith(f"{part}/")}
-        files = plan_shards(some, shard_size, single) if some else {}
+        stem = single.removesuffix(".safetensors")
+        files = plan_shards(some, shard_size, single, stem) if some else {}
         out |= {f"{part}/{file}": leaves for file, leaves in files.items()}
     return out
 
@@ -166,7 +167,7 @@ class Writer:
 
     def _prepare(self, resume: bool, force: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.out.parent / f".{self.out.name}.lock", self.out)
+        self._lock = working(self.out)
         if _occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
         if os.path.lexists(self.folder) and not resume:

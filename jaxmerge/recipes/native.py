@@ -8,14 +8,18 @@
     out_dtype: bfloat16                  # default: each leaf keeps the base's
     seed: 0
 
-A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; it is run, so run
-only your own.
+    import: my_methods.py                # run first: what it registers is known to the recipe
+
+A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; other variables
+are its own business.  A Python recipe and an imported file are run, so run only your own: a YAML
+recipe may import only with ``--allow-import``, and only files beside it (or below).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +29,10 @@ from jaxmerge.core.registry import spec_of
 from jaxmerge.core.types import Merge
 from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.recipes import mergekit
+from jaxmerge.recipes.adapters import AdapterRecipe
 from jaxmerge.recipes.method_spec import build, route
 from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
 from jaxmerge.recipes.plan import (
@@ -174,11 +179,18 @@ KINDS = {
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
     "extras": (dict,), "rename": (dict,),
 }  # fmt: skip
-Document = Recipe | mergekit.Config
+Document = Recipe | mergekit.Config | AdapterRecipe
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The variables that a Python recipe sets; what goes wrong in it is told with its line."""
+    """The variables that a Python file sets; its folder is on the path, as of any script.
+
+    Raises:
+        UserError: what goes wrong in it, with its line.
+    """
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         return runpy.run_path(str(path))
     except UserError:
@@ -191,11 +203,43 @@ def _run(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
 
 
-def load(path: str | Path) -> list[Document]:
+def _import(recipe: Path, names: Any, allowed: bool) -> None:
+    """Runs the Python files that a YAML recipe imports, so that what they register is known."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{recipe}: import is a file or a list of files, got {names!r}.")
+    folder = recipe.resolve().parent
+    files = [(folder / name).resolve() for name in names]
+    wrong = [
+        name
+        for name, file in zip(names, files, strict=True)
+        if file.suffix != ".py" or not file.is_relative_to(folder)
+    ]
+    if wrong:
+        raise UserError(
+            f"{recipe} imports {', '.join(map(repr, wrong))}; expected Python files beside the "
+            "recipe."
+        )
+    if missing := [n for n, f in zip(names, files, strict=True) if not f.is_file()]:
+        raise UserError(f"{recipe} imports {', '.join(missing)}, which is not beside it.")
+    if not allowed:
+        raise UserError(
+            f"{recipe} imports {', '.join(names)}, whose code would be run. Read it, then add "
+            "--allow-import (in Python: allow_import=True)."
+        )
+    for file in files:
+        _run(file)
+
+
+def load(path: str | Path, allow_import: bool = False) -> list[Document]:
     """The merges of a recipe file, in the order in which they are run; the last is the result.
 
+    Args:
+        allow_import: run the files that a YAML recipe imports.
+
     Raises:
-        UserError: no such file, unknown keys (with the closest known one), not plain YAML.
+        UserError: no such file, unknown keys (with the closest known one), not plain YAML, an
+            import that is not allowed or lies elsewhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,7 +251,10 @@ def load(path: str | Path) -> list[Document]:
         return documents(found)
     out = []
     for content in load_yaml(path):
-        out += documents(content)
+        if isinstance(content, dict) and "import" in content:
+            _import(path, content.pop("import"), allow_import)
+        with about(path):
+            out += documents(content)
     if not out:
         raise UserError(f"{path} is empty.")
     unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
@@ -226,6 +273,8 @@ def documents(content: Any) -> list[Document]:
         recipe = content
     elif isinstance(content, Mapping) and "merge_method" in content:
         return [mergekit.Config.read(content)]
+    elif isinstance(content, Mapping) and "adapters" in content:
+        return [AdapterRecipe.read(content)]
     else:
         known = [f.name for f in dataclasses.fields(Recipe)]
         content = mapping(content, "the recipe", known)

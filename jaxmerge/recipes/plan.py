@@ -40,6 +40,7 @@ class Plan:
         files: further files of the output, such as a merged tokenizer; None for those of the
             source that are left out.
         nonfinite: "raise" or "zero".
+        single: name of the file of weights, which then is one whatever its size.
         extras: files of side information, to be checked against their models before the merge.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     files: dict[str, bytes | Path | None] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
+    single: str | None = None
 
 
 class Models:
@@ -82,11 +84,14 @@ class Models:
         if not isinstance(ref, str) or not ref:
             raise UserError(f"a model must be a path or org/name@revision, got {ref!r}.")
         if ref not in self.opened:
-            name, plus, rest = ref.partition("+")
-            path = f"{self.stages[name]}{plus}{rest}" if name in self.stages else ref
+            path = self.path(ref)
             source = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
             self.opened[ref] = renamed(source, self.rename.get(ref, {}))
         return self.opened[ref]
+
+    def path(self, ref: str) -> str:
+        """The reference with the outputs of earlier stages in place of their names."""
+        return "+".join(str(self.stages.get(part, part)) for part in ref.split("+"))
 
     def family(self, refs: Sequence[str]) -> list[Source]:
         """Sources that are merged with each other, the first being the measure of the rest."""

@@ -85,7 +85,7 @@ def load(path: str | Path, params: Leaves | None = None) -> Statistic:
         found = of_file(file)
         found = found._replace(values=dict(file))
     except (HeaderError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a statistic: {error}") from None
+        raise UserError(f"{error} Such a statistic cannot be read.") from None
     if params is not None:
         check_weights(found, params, str(path))
     return found

@@ -220,12 +220,20 @@ class Experiment(abc.ABC):
             made.merge(one)
         return made
 
-    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path) -> None:
-        """Keep a merged model of the first seed by leaf name: `saved`."""
-        from jaxmerge.training import checkpoint
+    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
+        """Keep a merged model of the first seed, `saved`.
 
-        if merged:
-            checkpoint.save(folder / "merged.safetensors", dict(merged[saved(merged)]))
+        ``merged/`` is a folder of the whole model where the learner can write one, as those of
+        CLIP and BERT can; ``merged.safetensors`` has the leaves that were merged, by our names.
+        """
+        from jaxmerge.training import checkpoint, data_parallel
+
+        if not merged:
+            return
+        params = dict(merged[saved(merged)])
+        checkpoint.save(folder / "merged.safetensors", params)
+        if learner.write is not None and data_parallel.first():
+            learner.write(params, folder / "merged")
 
     def check(self) -> None:
         """Raise ValueError for settings out of range, all of them named."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, keep_base, resolve
-from jaxmerge.core.types import Merge
+from jaxmerge.core.types import Merge, Piece, leaf_key
 from jaxmerge.core.validation import check_count, check_method, grid_of
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves, Like
@@ -182,3 +182,8 @@ def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
     sides = [v for job in jobs for extra in job.extras for v in extra.values()]
     models = [m for job in jobs for m in (job.base, *job.models)]
     return [m for m in (*models, *sides) if isinstance(m, Leaves)]
+
+
+def piece_key(job: Job, name: str, start: int) -> Piece | None:
+    """The key of the piece of a leaf that begins at entry `start`."""
+    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))

@@ -32,7 +32,7 @@ HEADS = re.compile(
     r"(^|[./_])(lm_head|embed_out|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
     r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
 )
-SURE_HEADS = re.compile(r"(^|[./])(lm_head|embed_out)[./](weight|kernel|bias)$")
+SURE_HEADS = re.compile(r"(^|[./])((lm_head|embed_out)[./](weight|kernel|bias)|final_logits_bias)$")
 TOKENS = re.compile(
     r"embed_tokens|tok_embeddings|(^|[./])tokens?([./]|$)|wte|word_embed|(^|[./])shared([./]|$)"
     r"|token_embed|embed_in([./]|$)|text_embed|word_token"
