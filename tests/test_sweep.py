@@ -35,7 +35,7 @@ def toy(tmp_path_factory):
             """    baselines: list = setting(["joint"])
     streams: dict = setting({
         "sequential": {"deploys": ["last model", "average"]},
-        "L2": {"strategy": "l2", "settings": {"strength": 0.1}},
+        "L2": {"methods": [{"method": "l2", "strength": 0.1}]},
     })
 
     def scenario""",
