@@ -417,7 +417,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 
 
 def test_headings_and_cards_are_quoted():
-    from jaxmerge.cli.card import _code, longest_run
+    from jaxmerge.recipes.card import _code, longest_run
     from jaxmerge.report.tables import plain_line, plain_markdown
 
     assert plain_line("a\n\\input{x}\x1b") == "a \\input{x}\\x1b"
