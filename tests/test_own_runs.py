@@ -95,7 +95,7 @@ def test_own_texts_run(tmp_path):
 
 
 def test_a_learner_of_another_scenario_is_refused(pets):
-    from jaxmerge.continual.loop import Stream
+    from jaxmerge.studies.loop import Stream
 
     model = clip.load(MINI)
     one = class_incremental(folder(pets), 2)
@@ -183,7 +183,7 @@ def test_names_and_merges_are_taken_where_objects_are():
 
 def test_a_stream_takes_names(pets):
     import jaxmerge as jm
-    from jaxmerge.continual.loop import Stream
+    from jaxmerge.studies.loop import Stream
 
     scenario = class_incremental(folder(pets), 2)
     learner = from_clip(clip.load(MINI), scenario)
