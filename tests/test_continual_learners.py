@@ -9,10 +9,9 @@ import pytest
 
 from jaxmerge.data.digits import digits
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source, Texts, stratified
 from jaxmerge.data.streams.builders import suite
 from jaxmerge.data.streams.scenario import class_incremental
-from jaxmerge.data.text import Texts
 from jaxmerge.models import bert, clip
 from jaxmerge.studies.loop import Stream
 from jaxmerge.training.fit import Training

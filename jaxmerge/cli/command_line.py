@@ -103,7 +103,8 @@ def quickstart(
     epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
     model: Annotated[
-        str | None, Option(help="A CLIP folder in Hugging Face's layout instead of `mini`.")
+        str | None,
+        Option(help="`mini`, or a CLIP folder in Hugging Face's layout, instead of `mini-2k`."),
     ] = None,
     quick: Annotated[bool, Option("--quick", help="A short form: one seed, one epoch.")] = False,
     quiet: Quiet = False,
@@ -226,6 +227,9 @@ def merge(
 def inspect(
     ref: Annotated[str, Argument(help="The model.")],
     norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
+    architecture: Annotated[
+        bool, Option("--architecture", help="What is taken for what: layers, roles, ties.")
+    ] = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
