@@ -18,6 +18,7 @@ from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
 from jaxmerge.core.registry import spec_of
 from jaxmerge.core.types import Leaves, Merge, Transform, concrete, working_dtype
+from jaxmerge.errors import screen
 
 
 def grid_of(method: Merge, base: Leaves) -> dict[str, Pipeline]:
@@ -140,7 +141,9 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
     wrong += [f"a cell for {n!r}, which the base lacks" for n in cells if n not in grid]
     if wrong:
         raise ValueError(
-            "The state was made for another base:\n  " + "\n  ".join(wrong) + "\nMake it by "
+            "The state was made for another base:\n  "
+            + "\n  ".join(screen(wrong))
+            + "\nMake it by "
             "jm.init(method, base) with the base that is passed to update and merged."
         )
 
@@ -166,7 +169,7 @@ def flat_extra(
     if wrong:
         raise ValueError(
             f"The side information about {who} does not fit the base:\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(screen(wrong))
             + "\nName its leaves as the base does; a leaf may be left out."
         )
     return flat
@@ -206,7 +209,7 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     ]
     if wrong:
         raise ValueError(
-            "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
+            "NaN or Inf in\n  " + "\n  ".join(screen(wrong)) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
 
