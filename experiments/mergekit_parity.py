@@ -702,7 +702,17 @@ def main() -> None:
         theirs |= {t["name"]: [stamp(t), said[t["name"]]] for t in todo}
         known.write_text(json.dumps(theirs))
         rows = []
-        for task in tasks:
+        versions = subprocess.run(
+            [
+                options.mergekit,
+                "-c",
+                "from importlib.metadata import version as v; print(v('mergekit'), v('torch'))",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for task in sorted(tasks, key=lambda t: "/" in t["name"]):  # single recipes first
             case = some[task["name"]]
             ours = task | {"out": task["out"] + ".jm"}
             said = run_jaxmerge(ours)
@@ -731,21 +741,10 @@ def main() -> None:
                 }
             )
             print(f"{verdict:20} {task['name']}: {seen}", flush=True)
+            if not options.only:  # after every recipe, so that a run cut short has a result too
+                found = {"mergekit": versions[0], "torch": versions[1], "rows": rows}
+                RESULT.write_text(json.dumps(found, indent=1) + "\n")
     if not options.only:
-        versions = subprocess.run(
-            [
-                options.mergekit,
-                "-c",
-                "from importlib.metadata import version as v; print(v('mergekit'), v('torch'))",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        RESULT.write_text(
-            json.dumps({"mergekit": versions[0], "torch": versions[1], "rows": rows}, indent=1)
-            + "\n"
-        )
         write_pages(json.loads(RESULT.read_text()))
     if any(r["verdict"] in ("differs", "only mergekit") for r in rows):
         sys.exit("some recipes differ without a reason that is written down")
