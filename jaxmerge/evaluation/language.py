@@ -72,16 +72,19 @@ def start_of(model: Model) -> int:
     return tokenizer.ends[0]
 
 
-def log_likelihoods(model: Model, texts: Sequence[str], **options) -> list[float]:
+def log_likelihoods(
+    model: Model, texts: Sequence[str], *, special: bool = False, **options
+) -> list[float]:
     """The log-likelihood of whole texts, each behind the token that starts texts.
 
     A text longer than the model's context is read in windows that begin with one token of the
-    window before. `options` go to `jaxmerge.models.decoder.scoring.score`.
+    window before. With `special`, the tokens that the tokenizer adds by itself are scored too.
+    `options` go to `jaxmerge.models.decoder.scoring.score`.
     """
     tokenizer, first = tokenizer_of(model), start_of(model)
     pairs, owner = [], []
     for number, text in enumerate(texts):
-        ids = tokenizer.encode(text, special=False)
+        ids = tokenizer.encode(text, special=special)
         found = windows(ids, first, model.config.context)
         pairs += found
         owner += [number] * len(found)
@@ -120,12 +123,15 @@ def encode_pair(model: Model, context: str, more: str) -> tuple[list[int], list[
     and cut behind the context's own length. An empty context is the token that starts texts.
     """
     tokenizer = tokenizer_of(model)
+    if not context:
+        first, ids = start_of(model), tokenizer.encode(more, special=False)
+        return ([first], ids) if ids[:1] != [first] else (ids[:1], ids[1:])
     kept = context.rstrip()
     more, context = context[len(kept) :] + more, kept
-    if not context:
-        return [start_of(model)], tokenizer.encode(more, special=False)
-    ids = tokenizer.encode(context, special=False)
-    return ids, tokenizer.encode(context + more, special=False)[len(ids) :]
+    bos = tokenizer.named.get("bos_token")
+    special = not (bos and context.startswith(bos))
+    ids = tokenizer.encode(context, special)
+    return ids, tokenizer.encode(context + more, special)[len(ids) :]
 
 
 def continuations(model: Model, pairs: Sequence[tuple[str, str]], **options) -> list[Score]:
