@@ -297,6 +297,7 @@ def test_damaged_adapters(tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("dora", [False, True])
 def test_parity_with_peft_on_gpt2(tmp_path, dora):
     """Conv1D kernels and the tied table of tokens, merged by PEFT itself."""

@@ -205,6 +205,10 @@ def merge(
     allow_pickle: Annotated[
         bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
     ] = False,
+    overflow: Annotated[
+        str | None,
+        Option(help="Values beyond the output's dtype: raise, clip or allow.  Default: raise."),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

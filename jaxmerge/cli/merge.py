@@ -18,7 +18,7 @@ import jaxmerge
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.cli.card import card
 from jaxmerge.cli.cost import cost, show
-from jaxmerge.drivers.files.api import merge_jobs, process_group
+from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, closest
@@ -46,6 +46,7 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
@@ -64,9 +65,12 @@ def run(
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
+        document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
         try:
             plan = document.plan(models)
+            if document.overflow != OVERFLOW[0]:
+                plan.resolved["overflow"] = document.overflow
             if check or out is None:
                 reports.append(cost(plan, document.name))
                 if not last:
@@ -119,6 +123,13 @@ def stages_there(out: Path | None, document: Document, stages: dict[str, Path]) 
     return True
 
 
+def choose(what: str, value: str | None, choices: tuple[str, ...]) -> str:
+    """One of a few words, the first by default."""
+    if value is not None and value not in choices:
+        raise UserError(f"{what} must be one of {', '.join(choices)}, got {value!r}.")
+    return choices[0] if value is None else value
+
+
 def _override(document: Document, dtype: str | None, seed: int | None) -> None:
     if dtype is not None:
         dtype_of(dtype, "--dtype")
@@ -158,8 +169,8 @@ def _execute(document, plan: Plan, out, size, devices, resume, force, quiet, las
             report = merge_jobs(
                 plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
                 metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
-                nonfinite=plan.nonfinite, devices=devices, files=files, progress=bar,
-                group=group,
+                nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
+                files=files, progress=bar, group=group,
             )  # fmt: skip
     except BaseException as error:
         hashes.stop()

@@ -126,7 +126,9 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     wrong = []
     for n in suspects:
         for t, leaf in enumerate([base[n], *(m[n] for m in models)]):
-            count = int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
+            wide = np.asarray(leaf)
+            wide = wide if wide.dtype.kind == "c" else wide.astype(np.float64)
+            count = int(np.sum(~np.isfinite(wide)))
             if count:
                 who = "the base" if t == 0 else f"model {t - 1}"
                 wrong.append(f"{who}, leaf {n!r}: {count} of {leaf.size} entries")

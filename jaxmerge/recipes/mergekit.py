@@ -45,13 +45,13 @@ from jaxmerge.recipes.vocabulary import Vocabulary
 
 KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
-    "tokenizer_source", "tokenizer", "chat_template", "name", "resolved",
+    "tokenizer_source", "tokenizer", "chat_template", "name", "resolved", "overflow",
 )  # fmt: skip
 KINDS = {
     "merge_method": (str,), "models": (list,), "slices": (list,), "modules": (dict,),
     "base_model": (str, dict), "parameters": (dict,), "dtype": (str,), "out_dtype": (str,),
     "tokenizer_source": (str,), "tokenizer": (dict,), "chat_template": (str,), "name": (str,),
-    "resolved": (dict,),
+    "resolved": (dict,), "overflow": (str,),
 }  # fmt: skip
 MODULES = {
     "vision_tower": r"vision|visual",
@@ -81,6 +81,7 @@ class Config:
     seed: int = 0
     out_dtype: str | None = None
     resolved: dict[str, Any] | None = None
+    overflow: str | None = None
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Config:
@@ -94,7 +95,9 @@ class Config:
         if len(shapes) != 1:
             raise UserError(f"the recipe needs one of models, slices, modules; it has {shapes}.")
         resolved = content.pop("resolved", None) or {}
-        return cls(content, content.get("name"), seed_of(resolved.get("seed", 0)), None, resolved)
+        overflow = content.pop("overflow", None)
+        seed = seed_of(resolved.get("seed", 0))
+        return cls(content, content.get("name"), seed, None, resolved, overflow)
 
     def plan(self, models: Models) -> Plan:
         """Open the models, place the layers, look up the parameters of every leaf."""

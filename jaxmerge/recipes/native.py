@@ -46,6 +46,7 @@ class Recipe:
             float32 always, float64 for float64 leaves.
         seed: of random methods.
         nonfinite: "raise" refuses NaN and Inf by leaf, "zero" counts them as no change.
+        overflow: of values beyond the range of the output's dtype: "raise", "clip" or "allow".
         tokenizer: "base" (default), "union", a model, or {source, tokens, pad_to_multiple_of}.
         chat_template: "auto", a known name, or Jinja text.
         name: of this stage, by which later ones refer to its output.
@@ -62,6 +63,7 @@ class Recipe:
     out_dtype: str | None = None
     seed: int = 0
     nonfinite: str = "raise"
+    overflow: str | None = None
     tokenizer: Any = None
     chat_template: str | None = None
     name: str | None = None
@@ -123,6 +125,7 @@ class Recipe:
 
 KINDS = {
     "base": (str,), "dtype": (str,), "out_dtype": (str,), "nonfinite": (str,), "name": (str,),
+    "overflow": (str,),
     "chat_template": (str,), "tokenizer": (str, dict), "resolved": (dict,), "stages": (list,),
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
     "extras": (dict,),

@@ -1,23 +1,31 @@
 """Published methods, one file each; importing this package registers them by name.
 
-==============================  ===========================================================
+==============================  =========================================
 what it does                    methods
-==============================  ===========================================================
+==============================  =========================================
 holds weights                   `l2`, `ewc`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
 replays examples                `er`, `der`, `derpp`
-==============================  ===========================================================
+projects what is learnt         `gpm`
+a module for every task         `lora`, `olora`, `supsup`
+aligns the classifier           `slca`
+==============================  =========================================
 """
 
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
 from jaxmerge.continual.methods.feat_kd import feat_kd
+from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
+from jaxmerge.continual.methods.lora import lora
 from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
+from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.pred_kd import pred_kd
 from jaxmerge.continual.methods.si import si
+from jaxmerge.continual.methods.slca import slca
+from jaxmerge.continual.methods.supsup import supsup
 
 __all__ = [
     "der",
@@ -25,9 +33,14 @@ __all__ = [
     "er",
     "ewc",
     "feat_kd",
+    "gpm",
     "l2",
+    "lora",
     "lwf",
     "mas",
+    "olora",
     "pred_kd",
     "si",
+    "slca",
+    "supsup",
 ]

@@ -27,13 +27,15 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.core.types import Merge
-from jaxmerge.core.validation import check_choice
+from jaxmerge.core.types import Merge, check_choice
+from jaxmerge.core.validation import check_choice as check_nonfinite
 from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
 from jaxmerge.drivers.files.worker import Run
 from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Leaves, Like, changed
 from jaxmerge.io.writer import Group, Writer
+
+OVERFLOW = ("raise", "clip", "allow")
 
 
 def merge_jobs(
@@ -47,6 +49,7 @@ def merge_jobs(
     resume: bool = False,
     force: bool = False,
     nonfinite: str = "raise",
+    overflow: str = "raise",
     devices: Sequence[Any] = (),
     files: Callable[[Report], Mapping[str, bytes | Path]] = lambda report: {},
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
@@ -57,7 +60,9 @@ def merge_jobs(
     Args:
         out_dtype: of floating leaves; by default each keeps the base's.
         digest: identifies this merge for `resume`.
-        nonfinite: "raise" refuses NaN and Inf by leaf, "zero" counts them as no change.
+        nonfinite: "raise" refuses NaN and Inf of inputs by leaf, "zero" counts them as no change.
+        overflow: "raise" refuses NaN and Inf of the output that no input has, "clip" stores the
+            greatest finite value of the dtype, "allow" stores what comes.
         devices: spread leaves over these; by default jax's default device.
         files: further files of the output, asked for when all leaves are written.
         progress: called with a phase, bytes done and bytes in all.
@@ -66,10 +71,11 @@ def merge_jobs(
     Raises:
         UserError: the output exists, the disk is too small; partial work stays for `resume`.  An
             input changed while it was merged; nothing stays.
-        ValueError: models that do not fit together, NaN or Inf.
+        ValueError: models that do not fit together, NaN or Inf; nothing stays.
     """
     began = time.perf_counter()
-    zero = check_choice(nonfinite)
+    zero = check_nonfinite(nonfinite)
+    check_choice("overflow", overflow, OVERFLOW)
     for job in jobs:
         check_job(job)
     tensors = tensors_of(jobs, out_dtype)
@@ -79,7 +85,7 @@ def merge_jobs(
     )  # fmt: skip
     report = Report(str(writer.out), parameters=sum(math.prod(s) for _, s in tensors.values()))
     try:
-        run = Run(jobs, writer, report, zero, devices, progress, out_dtype)
+        run = Run(jobs, writer, report, zero, devices, progress, out_dtype, overflow)
         run.all()
         report.seconds = time.perf_counter() - began
         further = files(report) if group.index == 0 else {}
@@ -91,7 +97,9 @@ def merge_jobs(
                 f"{', '.join(wrong[:5])}. Nothing was written; merge again when they are at rest."
             )
         writer.commit(further)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, ValueError) and group.count == 1:
+            writer.discard()  # the same merge would fail again
         writer.close()
         raise
     report.seconds = time.perf_counter() - began
@@ -128,7 +136,7 @@ def merge_files(
         base: theta_0, likewise; None stands for zeros.
         dtype: of floating leaves; by default each keeps the base's.
         key: PRNG key, for methods that draw.
-        options: of `merge_jobs`: resume, force, shard_size, nonfinite, devices, progress.
+        options: of `merge_jobs`: resume, force, shard_size, nonfinite, overflow, devices, progress.
 
     Returns:
         A `Report`.

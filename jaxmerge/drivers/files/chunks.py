@@ -64,9 +64,13 @@ def all_finite(flat: np.ndarray) -> bool:
 
     >>> all_finite(np.float32([1, -2])), all_finite(np.float32([1, -np.inf]))
     (True, False)
+    >>> all_finite(np.complex64([1 + 2j])), all_finite(np.complex64([complex(1, np.nan)]))
+    (True, False)
     """
     if flat.size == 0:
         return True
+    if flat.dtype.kind == "c":  # real and imaginary parts, one after the other
+        flat = flat.view(np.zeros((), flat.dtype).real.dtype)
     if flat.dtype not in INFINITE:
         return bool(np.isfinite(flat.astype(np.float32)).all())
     infinite, signed, unsigned = INFINITE[flat.dtype]
@@ -75,8 +79,32 @@ def all_finite(flat: np.ndarray) -> bool:
     return bool(below and flat.view(signed).max() < infinite)
 
 
+def infinite(flat: np.ndarray) -> np.ndarray:
+    """Where entries are NaN or Inf, in either part of complex ones."""
+    wide = flat if flat.dtype.kind == "c" else flat.astype(np.float64)
+    return ~np.isfinite(wide)
+
+
 def cast(flat: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return flat if flat.dtype == dtype else flat.astype(dtype)
+    """Another dtype; entries beyond its range become Inf or NaN, which is looked at later."""
+    if flat.dtype == dtype:
+        return flat
+    with np.errstate(over="ignore", invalid="ignore"):
+        return flat.astype(dtype)
+
+
+def bounds(dtype: np.dtype) -> tuple[float, float] | None:
+    """The least and greatest finite value of a floating dtype; None for what float32 fits into.
+
+    >>> bounds(np.dtype(np.float16)), bounds(np.dtype(ml_dtypes.bfloat16))
+    ((-65504.0, 65504.0), None)
+    """
+    if np.dtype(dtype).kind == "c" or np.dtype(dtype).itemsize > 2:
+        return None
+    info = ml_dtypes.finfo(dtype)
+    if info.maxexp >= 128 and info.min < 0:
+        return None
+    return float(info.min), float(info.max)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -21,9 +21,11 @@ from jaxmerge.drivers.files.chunks import (
     MIN_PIECE,
     Room,
     all_finite,
+    bounds,
     cast,
     convert,
     each,
+    infinite,
     longest_piece,
     piece_length,
     pieces,
@@ -72,11 +74,16 @@ def piece_key(job: Job, name: str, start: int) -> Piece | None:
     return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
 
 
+class Overflow(ValueError):
+    """Finite inputs gave NaN or Inf in the output."""
+
+
 class Run:
     """One run of `merge_jobs`: the facts, then the leaves."""
 
-    def __init__(self, jobs, writer, report, zero, devices, progress, out_dtype):
+    def __init__(self, jobs, writer, report, zero, devices, progress, out_dtype, overflow="raise"):
         self.jobs, self.writer, self.report, self.zero = jobs, writer, report, zero
+        self.overflow = overflow
         self.devices, self.out_dtype = list(devices) or [None], out_dtype
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
         self.proofs: dict[Any, int | None] = {}
@@ -119,7 +126,7 @@ class Run:
         like, target = job.like[name], self.target(job.like[name])
         for start, stop in pieces(like.size, (1 << 22) // max(1, like.dtype.itemsize) * 2):
             block = source.read(name, start, stop)
-            self.writer.write(name, cast(block, target), start)
+            self.store(name, block, target, block, start)
             self.note(block.nbytes)
         with self.lock:
             self.report.copied += 1
@@ -173,7 +180,8 @@ class Run:
     def base_like(self, job: Job, name: str) -> Like:
         """The base as the leaf functions see it: wide where the output keeps more than it has."""
         like = job.like[name]
-        wide = self.target(like) != like.dtype
+        narrow = self.overflow == "clip" and bounds(like.dtype) is not None
+        wide = narrow or self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
     def in_pieces(self, job, name, measured, closing, held, coupled: int | None = 0) -> None:
@@ -199,7 +207,7 @@ class Run:
                     parts.append(np.asarray(part_sums(*args), np.float64))
                     continue
                 out = merge_whole(*args) if totals is None else merge_part(*args, totals)
-                self.writer.write(name, np.asarray(convert(out, target))[:count], start)
+                self.store(name, out, target, base, start, count)
                 self.note(sum(b.itemsize for b in blocks) * count)
             if adding:
                 totals = np.sum(parts, axis=0).astype(np.float32)
@@ -211,7 +219,7 @@ class Run:
         base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
         rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
         out = merge_whole(specs, closing, key, measured, sides, self.zero, base, rows)
-        self.writer.write(name, np.asarray(convert(out, self.target(like))))
+        self.store(name, out, self.target(like), base)
         self.note(input_bytes(job, name))
 
     def one_by_one(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
@@ -236,7 +244,41 @@ class Run:
         count = np.int32(len(job.models))
         out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
         del cell
-        self.writer.write(name, np.asarray(convert(out, self.target(like))))
+        self.store(name, out, self.target(like), base)
+
+    # ------------------------------------------------------------ writing
+
+    def store(self, name, values, target, base, start=0, count=None) -> None:
+        """Write entries of a leaf in the output's dtype; finite ones stay finite.
+
+        Args:
+            base: the base's entries: where they are NaN or Inf, so may the output be.
+            count: how many entries, if there are more.
+        """
+        limits = bounds(target) if self.overflow == "clip" else None
+        if limits is not None:
+            values = np.clip(np.asarray(values), *limits)
+        host = isinstance(values, np.ndarray)
+        out = cast(values, target) if host else np.asarray(convert(values, target))
+        out = out.reshape(-1)[:count]
+        if self.overflow != "allow" and names.is_float(Like((), target)) and not all_finite(out):
+            was = np.asarray(base).reshape(-1)[: out.size]
+            wrong = infinite(out) & ~infinite(was)
+            if wrong.any():
+                raise Overflow(self._overflowed(name, np.asarray(values), wrong, target))
+        self.writer.write(name, out, start)
+
+    def _overflowed(self, name: str, values: np.ndarray, wrong: np.ndarray, target) -> str:
+        kind, limits = np.dtype(target).name, bounds(target)
+        values = np.abs(values.reshape(-1)[: wrong.size][wrong].astype(np.complex128))
+        largest = values[np.isfinite(values)].max(initial=0)
+        size = f"up to {largest:.6g} in magnitude, " if largest else ""
+        reach = f"which reaches from {limits[0]:.6g} to {limits[1]:.6g}" if limits else ""
+        return (
+            f"leaf {name!r}: {int(wrong.sum())} entries of the merge are not finite in {kind} "
+            f"({size}{reach or 'computed as NaN or Inf'}). Store it in a wider dtype (out_dtype: "
+            'bfloat16, float32), or say overflow: "clip" (to the greatest finite value) or "allow".'
+        )
 
     # ------------------------------------------------------------ reading
 
@@ -286,9 +328,7 @@ class Run:
                 for n in job.grid:
                     size = source.like[n].size
                     blocks = (source.read(n, *cut) for cut in pieces(size, 1 << 22))
-                    count = sum(
-                        int(np.sum(~np.isfinite(cast(b, np.dtype(np.float64))))) for b in blocks
-                    )
+                    count = sum(int(infinite(b).sum()) for b in blocks)
                     line = f"{who}, leaf {n!r}: {count} of {size} entries"
                     if count and line not in seen:  # jobs share models
                         seen.add(line)

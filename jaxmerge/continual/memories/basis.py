@@ -1,0 +1,95 @@
+"""An orthonormal basis that grows: what the inputs of a layer have spanned so far.
+
+A buffer of fixed width whose unused columns are zero, so that shapes do not depend on the rank and
+projecting needs no mask:  ``x - M (M' x)``.
+
+Memory: d x capacity numbers a layer; ``capacity = d`` cannot overflow, for large d give less.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.core.types import Array
+
+
+class Basis(NamedTuple):
+    """Orthonormal columns.
+
+    Attributes:
+        vectors: [d, capacity]; columns from `rank` on are zero.
+        rank: int32.
+    """
+
+    vectors: Array
+    rank: Array
+
+
+def empty(d: int, capacity: int | None = None, dtype=jnp.float32) -> Basis:
+    """No direction yet."""
+    return Basis(jnp.zeros((d, min(capacity or d, d)), dtype), jnp.int32(0))
+
+
+def outside(basis: Basis, x: Array) -> Array:
+    """The part of ``x [d, ...]`` outside the span: x - M M' x."""
+    flat = x.reshape(x.shape[0], -1)
+    return (flat - basis.vectors @ (basis.vectors.T @ flat)).reshape(x.shape)
+
+
+def append(basis: Basis, vectors: Array, count: Array) -> Basis:
+    """The first `count` rows of ``vectors [k, d]`` become columns; the surplus is left out."""
+    i = jnp.arange(vectors.shape[0])
+    room = basis.vectors.shape[1]
+    column = jnp.where(i < count, basis.rank + i, room)
+    grown = basis.vectors.at[:, column].set(vectors.T.astype(basis.vectors.dtype), mode="drop")
+    return Basis(grown, jnp.minimum(basis.rank + count, room).astype(jnp.int32))
+
+
+def grow(basis: Basis, inputs: Array, threshold: float | Array, below: bool | Array) -> Basis:
+    """Add the leading directions of new inputs until they are spanned but for a small share.
+
+    R = X - X M M', R = U S V'.  Rows v_1, v_2, .. of V' join while the share spanned before
+    them, c_i = (|X|^2 - |R|^2 + s_1^2 + .. + s_{i-1}^2) / |X|^2, is below the threshold.
+
+    Args:
+        inputs: X [n, d]; rows of zeros change nothing.
+        threshold: in (0, 1].
+        below: the rule of GPM's code for its first task: v_i joins while the share **with** it is
+            strictly below the threshold, one vector fewer.
+
+    Source: Saha et al., Gradient Projection Memory, ICLR 2021, eq. 5, 8, 9; sahagobinda/GPM.
+
+    >>> x = jnp.diag(jnp.array([3.0, 1.0, 0.1]))
+    >>> int(grow(empty(3), x, 0.95, False).rank), int(grow(empty(3), x, 0.95, True).rank)
+    (2, 1)
+    """
+    x = inputs.astype(basis.vectors.dtype)
+    rest = outside(basis, x.T).T
+    total = jnp.sum(x**2)
+    _, s, v = jnp.linalg.svd(rest, full_matrices=False)
+    known = (total - jnp.sum(rest**2)) / jnp.where(total > 0, total, 1)
+    share = jnp.cumsum(s**2) / jnp.where(total > 0, total, 1)
+    before = known + jnp.concatenate([jnp.zeros(1, share.dtype), share[:-1]])
+    joins = jnp.where(below, known + share < threshold, before < threshold)
+    joins = joins & (total > 0) & (s > 0)
+    return append(basis, v, jnp.sum(joins).astype(jnp.int32))
+
+
+def patches(images: Array, kernel: tuple[int, int], strides=(1, 1), padding="VALID") -> Array:
+    """[positions, height * width * channels]: what a convolution's kernel meets, a row a position.
+
+    Columns are in the order of a flattened kernel ``[height, width, channels, out]``; so a
+    convolution is a dense layer of patches, and everything here serves it too.
+
+    >>> patches(jnp.ones((2, 5, 5, 3)), (3, 3)).shape
+    (18, 27)
+    """
+    found = jax.lax.conv_general_dilated_patches(
+        images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )  # channels first in the last axis
+    channels = images.shape[-1]
+    found = found.reshape(-1, channels, *kernel)
+    return jnp.moveaxis(found, 1, -1).reshape(found.shape[0], -1)

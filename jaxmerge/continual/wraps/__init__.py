@@ -1,0 +1,9 @@
+"""What methods change in a network: functions ``Model -> Model`` that add leaves.
+
+======  ===============================================================  ==================
+module  what it adds                                                     used by
+======  ===============================================================  ==================
+lora    a low-rank change of chosen kernels, one slot a task             lora, olora
+masks   scores whose mask switches entries of chosen kernels off         supsup
+======  ===============================================================  ==================
+"""

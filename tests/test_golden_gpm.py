@@ -1,0 +1,104 @@
+"""GPM against the authors' code: ranks exact, projectors and weights to 1e-12."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_streams import close, given, learn, load, stream
+
+from jaxmerge.continual.memories import basis
+from jaxmerge.continual.methods.gpm import gpm
+
+grow = jax.jit(basis.grow)
+
+
+def layers(z):
+    """(case, layer) -> its tasks, in order."""
+    found = {}
+    for k in z:
+        if m := re.match(r"(\w+?)__task(\d)_layer(\d)_inputs", k):
+            found.setdefault((m[1], int(m[3])), set()).add(int(m[2]))
+    return {k: sorted(v) for k, v in found.items()}
+
+
+def test_bases(x64):
+    z = load("gpm", "bases")
+    found = layers(z)
+    assert len({case for case, _ in found}) == 7
+    for (case, layer), tasks in found.items():
+        name = f"{case}__task{{}}_layer{layer}_"
+        held = basis.empty(z[name.format(0) + "inputs"].shape[0], dtype=jnp.float64)
+        for t in tasks:
+            inputs = z[name.format(t) + "inputs"].T
+            held = grow(held, inputs, z[f"{case}__thresholds"][layer], t == 0)
+            assert int(held.rank) == z[name.format(t) + "rank"], (case, layer, t)
+            if name.format(t) + "projector" in z:
+                close(held.vectors @ held.vectors.T, z[name.format(t) + "projector"], 1e-12)
+
+
+def test_ranks_in_float32():
+    z = load("gpm", "bases")
+    for (case, layer), tasks in layers(z).items():
+        name = f"{case}__task{{}}_layer{layer}_"
+        held = basis.empty(z[name.format(0) + "inputs"].shape[0])
+        for t in tasks:
+            inputs = z[name.format(t) + "inputs"].T.astype(np.float32)
+            held = grow(held, inputs, z[f"{case}__thresholds"][layer], t == 0)
+            assert int(held.rank) == z[name.format(t) + "rank"], (case, layer, t)
+
+
+@pytest.mark.parametrize("conv", range(3))
+def test_patches_of_a_convolution(conv, x64):
+    z = load("gpm", "conv_patches")
+    images, k = z[f"conv{conv}_activations"], int(z[f"conv{conv}_kernel"])
+    found = basis.patches(jnp.moveaxis(jnp.asarray(images), 1, -1), (k, k))
+    ours = np.asarray(found).reshape(-1, k, k, images.shape[1])  # theirs: channels before places
+    close(ours.transpose(0, 3, 1, 2).reshape(len(ours), -1).T, z[f"conv{conv}_inputs"], 0)
+
+
+def test_training(x64):
+    z = load("gpm", "training")
+    batch, epochs, many = int(z["batch_size"]), int(z["epochs"]), 30
+    xs, ys, weight = [], [], []
+    for t in range(3):
+        order = z[f"task{t}_order"]
+        assert order.shape == (epochs, many)
+        pad = -many % batch
+        pieces = np.concatenate([np.r_[o, np.full(pad, -1)] for o in order]).reshape(-1, batch)
+        weight.append((pieces >= 0).astype(float))
+        xs.append(z[f"task{t}_x"][pieces] * weight[-1][..., None])
+        ys.append(z[f"task{t}_y"][pieces])
+    tasks = stream(xs, ys, classes=10)._replace(weight=np.stack(weight))
+    method = gpm(tuple(map(float, z["thresholds"])), examples=many + -many % batch)
+    model = given([z[f"init_W{i}"] for i in (1, 2, 3)])
+    _, after = learn(model, tasks, method, rate=float(z["lr"]))
+    for t, state in enumerate(after):
+        for i, name in enumerate(("layer_0", "layer_1", "head")):
+            kernel = f"{name}/kernel"
+            close(state.params[kernel].T, z[f"task{t}_W{i + 1}"], 1e-12)
+            held = state.memory[0][kernel]
+            assert int(held.rank) == z[f"task{t}_layer{i}_rank"]
+            close(held.vectors @ held.vectors.T, z[f"task{t}_layer{i}_projector"], 1e-12)
+
+
+def test_other_leaves_stop_after_the_first_task_unless_they_are_free():
+    rng = np.random.default_rng(0)
+    model = given((rng.normal(size=(6, 5)), rng.normal(size=(4, 6))), (np.zeros(6), np.zeros(4)))
+    tasks = stream(rng.normal(size=(2, 3, 4, 5)), rng.integers(0, 4, (2, 3, 4)), classes=4)
+    for free, moves in ((None, []), ("^head/bias", ["head/bias"])):
+        _, (one, two) = learn(model, tasks, gpm(0.5, project="layer", free=free))
+        same = {n: bool(jnp.all(one.params[n] == two.params[n])) for n in one.params}
+        assert [n for n, s in sorted(same.items()) if not s] == sorted([*moves, "layer_0/kernel"])
+
+
+def test_bad_settings():
+    model = given((np.ones((6, 5)), np.ones((4, 6))))
+    tasks = stream(np.ones((2, 3, 4, 5)), np.zeros((2, 3, 4), int), classes=4)
+    with pytest.raises(ValueError, match="threshold has 3 numbers, for the 2 kernels layer_0"):
+        learn(model, tasks, gpm((0.9, 0.9, 0.9)))
+    with pytest.raises(ValueError, match="no dense kernel matches 'trunk'"):
+        learn(model, tasks, gpm(project="trunk"))
