@@ -63,7 +63,8 @@ def dense_inputs(
 
     Returns:
         What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
-        sharing) has all their rows.  Kernels inside `scan` or `while` are not seen.
+        sharing) has all their rows.  A `scan` over stacked kernels is followed step by step; a leaf
+        that stacks kernels itself is left out, and so are kernels inside `while`.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
@@ -124,6 +125,9 @@ def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | Non
             inner = eqn.params[INLINED[name]]
             inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outs, out_views = _run(inner, const, ins, seen_as, seen)
+        elif name == "scan" and any(seen_as):
+            outs = _unrolled(eqn.params, ins, seen_as, seen)
+            out_views = [None] * len(outs)
         else:
             if name == "dot_general" and any(seen_as):
                 _catch(eqn.params, ins, seen_as, seen)
@@ -136,6 +140,30 @@ def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | Non
     return [read(v) for v in jaxpr.outvars], [view(v) for v in jaxpr.outvars]
 
 
+def _unrolled(params, ins, views, seen) -> list[Any]:
+    """A scan step by step: the kernels that it runs over are stacked, each meets its own input."""
+    consts, carries = params["num_consts"], params["num_carry"]
+    fixed, carry, over = ins[:consts], ins[consts : consts + carries], ins[consts + carries :]
+    length, inner = params["length"], params["jaxpr"]
+    order = range(length - 1, -1, -1) if params["reverse"] else range(length)
+    given: dict[int, list[Any]] = {}
+    for i in order:
+        mine = [_step(v, i, length) for v in views[consts + carries :]]
+        known = [*views[:consts], *[None] * carries, *mine]
+        values = [*fixed, *carry, *(x[i] for x in over)]
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, seen)
+        carry, given[i] = outs[:carries], outs[carries:]
+    stacked = [jnp.stack([given[i][k] for i in range(length)]) for k in range(len(given[0]))]
+    return [*carry, *stacked]
+
+
+def _step(view: View | None, index: int, length: int) -> View | None:
+    """What one step of a scan sees of kernels stacked on the first axis."""
+    if view is None or view.axes[0] or len(view.kernels) != length:
+        return None
+    return view._replace(kernels=view.kernels[index : index + 1], axes=view.axes[1:])
+
+
 def _catch(params, ins, views, seen) -> None:
     """Record the input of a matrix product with a kernel on one side."""
     if all(views):
@@ -144,6 +172,8 @@ def _catch(params, ins, views, seen) -> None:
     contract, batch = params["dimension_numbers"]
     kernel, x, view = ins[side], ins[1 - side], views[side]
     if any(view.axes[k] for k in batch[side]):  # many kernels in one leaf, an input for each
+        return
+    if len(view.kernels) > 1 and batch[side]:  # stacked kernels, an input for each
         return
     pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
     met = tuple(dict.fromkeys(axis for k, _ in pairs for axis in view.axes[k]))
