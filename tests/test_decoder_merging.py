@@ -13,8 +13,7 @@ import jaxmerge as jm
 from jaxmerge import solvers
 from jaxmerge.io.sources import open_source
 from jaxmerge.models import decoder
-from jaxmerge.statistics import fisher as fishers
-from jaxmerge.statistics import gram as grams
+from jaxmerge.statistics import fisher, gram
 from jaxmerge.statistics.capture import dense_inputs
 
 SIZES = {
@@ -73,17 +72,17 @@ def test_a_scan_in_reverse_with_outputs_is_followed():
 
 def test_regmean_and_fisher_merge_decoders(models):
     base, others = models
-    g = [grams.gram(apply, m, BATCHES[:1]) for m in others]
-    f = [fishers.fisher(apply, m, [(BATCHES[0], None)]) for m in others]
+    g = [gram(apply, m, BATCHES[:1]) for m in others]
+    f = [fisher(apply, m, [(BATCHES[0], None)]) for m in others]
     assert set(g[0].values) == kernels(base)
     plain = jm.regmean(off_diagonal=1.0, ridge=0.01)
     merged = jm.merge(plain, base, others, extras=[{"gram": x.values} for x in g])
     name = "block_00/mlp/gate/kernel"
-    gram = [np.float64(x.values[name]) for x in g]
+    inputs = [np.float64(x.values[name]) for x in g]
     taus = [np.float64(m[name] - base[name]) for m in others]
-    rows = sum(x @ tau for x, tau in zip(gram, taus, strict=True))
+    rows = sum(x @ tau for x, tau in zip(inputs, taus, strict=True))
     # the regression is solved: G W = sum G_t W_t, up to the ridge
-    left = sum(gram) @ (np.float64(merged[name]) - np.float64(base[name]))
+    left = sum(inputs) @ (np.float64(merged[name]) - np.float64(base[name]))
     assert np.abs(left - rows).max() < 0.05 * np.abs(rows).max()
     merged = jm.merge(jm.fisher_merging(), base, others, extras=[{"fisher": x.values} for x in f])
     weights = [np.float64(x.values[name]) for x in f]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import jaxmerge as jm
 from jaxmerge.continual import optimisers
 from jaxmerge.continual.methods.lora import lora
 from jaxmerge.data import language as data
@@ -31,11 +32,21 @@ def tiny():
     return decoder.load(GOLDEN / "gguf_tiny" / "tiny_llama.gguf")
 
 
+ROOM = 32
+
+
+def all_logits(model, ids):
+    """Logits of one row; all rows have one length, so that one program is compiled."""
+    tokens = np.zeros((1, ROOM), np.int32)
+    tokens[0, : len(ids)] = ids
+    return np.asarray(decoder.logits(model.config, model.params, tokens)[0, : len(ids)])
+
+
 def by_hand(model, ids):
     """log p of every token behind the first, from all logits at once."""
-    logits = decoder.logits(model.config, model.params, np.array([ids]))[0]
-    log_p = jax.nn.log_softmax(logits)[:-1]
-    return np.asarray(log_p[np.arange(len(ids) - 1), np.array(ids[1:])])
+    logits = all_logits(model, ids)[:-1]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return log_p[np.arange(len(ids) - 1), np.array(ids[1:])]
 
 
 def test_scores_are_those_of_all_logits(tiny, monkeypatch):
@@ -117,8 +128,7 @@ def test_a_batch_of_ragged_prompts_writes_what_each_writes_alone(tiny):
     for prompt, found in zip(prompts, together, strict=True):
         ids = list(prompt)
         for _ in range(12):  # without a cache: all logits anew for every token
-            logits = decoder.logits(tiny.config, tiny.params, np.array([ids]))
-            ids.append(int(logits[0, -1].argmax()))
+            ids.append(int(all_logits(tiny, ids)[-1].argmax()))
             if ids[-1] in tiny.tokenizer.ends:
                 break
         assert found.tokens == ids[len(prompt) :]
@@ -233,6 +243,18 @@ def test_all_weights_learn_and_a_killed_run_goes_on(small, rows, tmp_path):
         np.testing.assert_array_equal(again.model.params[name], leaf)
     with pytest.raises(ValueError, match="of a run with other settings"):
         finetune(small, rows, folder=tmp_path, **{**options, "batch": 2})
+
+
+def test_weights_cut_over_devices_learn_the_same(small, rows):
+    options = {"batch": 4, "chunk": 3, "optimiser": optimisers.adam(rate=3e-3)}
+    whole = finetune(small, rows, **options)
+    mesh = jm.mesh(params=4)
+    cut = decoder.Model(small.config, jm.shard(dict(small.params), mesh))
+    found = finetune(cut, rows, **options)
+    np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-4)
+    name = "block_00/mlp/up/kernel"
+    assert len(found.params[name].sharding.device_set) == 4
+    assert not found.params[name].sharding.is_fully_replicated
 
 
 def test_parts_of_a_batch_and_padding_do_not_change_the_gradient(small, rows):
@@ -354,3 +376,41 @@ def test_tasks_are_names_or_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="has no entry 'task'"):
         tasks_of([str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parity
+def test_the_harness_says_of_us_what_it_says_of_transformers(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    lm_eval = pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    from lm_eval.models.huggingface import HFLM
+
+    from jaxmerge.evaluation.lm_eval import evaluate
+
+    rows = [
+        {"q": "the man and", "choices": ["is", "in there", "on the"], "label": i % 3}
+        for i in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    head = (
+        "dataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n"
+    )
+    (tmp_path / "mc.yaml").write_text(
+        f"task: mc\n{head}output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: label\n"
+        "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
+    )
+    (tmp_path / "roll.yaml").write_text(
+        f"task: roll\n{head}output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{q}}'\nmetric_list: [{metric: byte_perplexity}]\n"
+    )
+    files = [str(tmp_path / name) for name in ("mc.yaml", "roll.yaml")]
+    decoder.save(tiny, tmp_path / "model", dtype="float32")
+    ours = evaluate(tiny, files)
+    theirs = lm_eval.simple_evaluate(
+        HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32"),
+        tasks=tasks_of(files), bootstrap_iters=10, log_samples=False,
+    )["results"]  # fmt: skip
+    for task, name in (("mc", "acc"), ("mc", "acc_norm"), ("roll", "byte_perplexity")):
+        assert ours[task][name] == pytest.approx(theirs[task][f"{name},none"], rel=1e-5)

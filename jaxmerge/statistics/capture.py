@@ -202,10 +202,13 @@ def _move(name, eqn, views) -> View | None:
         return first if all(size == 1 for size in others) and shape == shape_in else None
     if name == "transpose":
         return first._replace(axes=tuple(first.axes[i] for i in eqn.params["permutation"]))
-    if name == "concatenate":
+    if name in ("concatenate", "stack"):
         if not all(views) or len({v.axes for v in views}) > 1:
             return None
-        return first._replace(kernels=tuple(k for v in views for k in v.kernels))
+        axes = first.axes
+        if name == "stack":
+            axes = (*axes[: eqn.params["axis"]], (), *axes[eqn.params["axis"] :])
+        return first._replace(kernels=tuple(k for v in views for k in v.kernels), axes=axes)
     if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
         if math.prod(shape) != math.prod(shape_in):
             return None

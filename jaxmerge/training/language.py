@@ -27,6 +27,9 @@ from jaxmerge.models.decoder.checkpoint import Model
 from jaxmerge.models.decoder.learner import decoder, language
 from jaxmerge.training import checkpoint
 
+_begin = jax.jit(stages.begin)
+_train = jax.jit(stages.train, donate_argnums=2)
+
 
 class Finetuned(NamedTuple):
     """What fine-tuning gives.
@@ -62,7 +65,8 @@ def finetune(
     """Trains a decoder on windows (`jaxmerge.data.language` makes them).
 
     Args:
-      model: a decoder; its parameters are trained in the dtype they have.
+      model: a decoder; its parameters are trained in the dtype and on the devices that they have:
+        `jm.shard(params, mesh, rules)` cuts them, and the optimiser's moments follow.
       windows: rows of tokens with their targets.
       epochs: passes over the rows, each in a new order; the last batch of an epoch is full.
       batch: rows a step.
@@ -90,15 +94,15 @@ def finetune(
     total, weight = len(rows), np.ones((chunk, batch), np.float32)
     stream = _stream(windows, rows[None])
     state = _start(setup, stream, model, seed)
-    state = jax.jit(stages.begin)(setup, stream, state, jnp.int32(0))
+    state = _begin(setup, stream, state, jnp.int32(0))
+    state = state._replace(moments=_beside(state.moments, state.params))
     state, losses = _resumed(folder, state, [total, batch, seed, str(setup)])
-    train = jax.jit(stages.train, donate_argnums=2)
     for first in range(len(losses), total, chunk):
         part = np.full((chunk, batch), 0, np.int32)
         now = rows[first : first + chunk]
         part[: len(now)] = now
         on = weight * (np.arange(chunk) < len(now))[:, None]
-        state, found = train(
+        state, found = _train(
             setup, stream, state, jnp.int32(0), (part, np.zeros_like(part), on), jnp.int32(total)
         )
         losses = np.concatenate([losses, np.asarray(found)[: len(now)]])
@@ -180,6 +184,18 @@ def _added(init: Callable, key: Any, names: tuple[str, ...], params: Leaves) -> 
     return made
 
 
+def _beside(moments: Any, params: Leaves) -> Any:
+    """Moments on the devices of the weights that they belong to."""
+
+    def place(path, leaf):
+        name = next((k.key for k in reversed(path) if isinstance(k, jax.tree_util.DictKey)), None)
+        like = params.get(name) if isinstance(name, str) else None
+        alike = like is not None and like.shape == leaf.shape
+        return jax.device_put(leaf, like.sharding) if like is not None and alike else leaf
+
+    return jax.tree_util.tree_map_with_path(place, moments)
+
+
 def _kept(state: State, losses: np.ndarray) -> dict[str, Any]:
     keep = state._replace(base={}, merges={}, key=jax.random.key_data(state.key))
     flat, _ = jax.tree.flatten(keep)
@@ -200,8 +216,9 @@ def _resumed(folder: str | Path | None, state: State, said: list) -> tuple[State
         raise ValueError(f"{path} is of a run with other settings; delete it, or change the folder")
     keep = state._replace(base={}, merges={}, key=jax.random.key_data(state.key))
     leaves, form = jax.tree.flatten(keep)
-    stored = [jnp.asarray(flat[name]) for name in sorted(flat)]
-    found = jax.tree.unflatten(form, stored[: len(leaves)])
+    *stored, losses = (flat[name] for name in sorted(flat))
+    put = lambda x, like: jax.device_put(x, like.sharding)
+    found = jax.tree.unflatten(form, [put(*x) for x in zip(stored, leaves, strict=True)])
     key = jax.random.wrap_key_data(found.key)
     back = found._replace(base=state.base, merges=state.merges, key=key)
-    return back, np.asarray(stored[-1])
+    return back, losses
