@@ -6,12 +6,45 @@ The library itself raises `ValueError`, `TypeError`, `KeyError` and `OSError` as
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
     """Something the user can mend; the message says what was found, expected, and what to do."""
+
+
+@contextlib.contextmanager
+def about(path: object) -> Iterator[None]:
+    """What is wrong inside is said of this file: a UserError, and a ValueError, gets its name.
+
+    >>> with about("r.yaml"):
+    ...     raise UserError("models is an empty list.")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: r.yaml: models is an empty list.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+
+
+def reason(error: OSError) -> str:
+    """What went wrong with which file, in a few words.
+
+    >>> reason(OSError(28, "No space left on device", "/tmp/x"))
+    '/tmp/x: no space left on device; free some space, then try again.'
+    """
+    text = error.strerror or str(error)
+    text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{where}{text}{'; free some space, then try again' if full else ''}."
 
 
 def listed(wrong: Iterable[str]) -> str:

@@ -1,13 +1,16 @@
 """What models are made of: stacks, roles and keys of the config, for layouts that exist."""
 
+import inspect
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
+import jaxmerge as jm
 from jaxmerge.io.architectures import architecture, part_of, role_of
 from jaxmerge.io.architectures.configs import changed
 from jaxmerge.io.architectures.stacks import find_stacks
+from jaxmerge.recipes.method_spec import of_family
 
 
 def leaves(shapes: Mapping[str, tuple], dtype="float32") -> dict:
@@ -131,3 +134,13 @@ def test_parts():
 
 def test_a_sequence_is_no_stack():
     assert not find_stacks({f"merger.mlp.{i}.weight": (4, 4) for i in (0, 2)})
+
+
+def test_kernels_stored_in_out_give_methods_their_axis():
+    shapes = {f"h.{i}.attn.c_attn.weight": (4, 12) for i in range(2)} | {"wte.weight": (9, 4)}
+    gpt2 = architecture(leaves(shapes), {"model_type": "gpt2", "vocab_size": 9})
+    signature = inspect.signature(jm.regmean).parameters
+    kernels = [n for n in shapes if n.startswith("h.")]
+    assert of_family("regmean", signature, gpt2)["axis"] == dict.fromkeys(kernels, 0)
+    llama = architecture(leaves(decoder()), {"model_type": "llama", "vocab_size": 12})
+    assert set(of_family("regmean", signature, llama)["axis"].values()) == {1}

@@ -12,6 +12,8 @@ from golden_streams import close, given, learn, load, stream
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.gpm import gpm
+from jaxmerge.continual.records import Model, Outputs
+from jaxmerge.continual.registry import models
 
 grow = jax.jit(basis.grow)
 
@@ -93,6 +95,44 @@ def test_other_leaves_stop_after_the_first_task_unless_they_are_free():
         _, (one, two) = learn(model, tasks, gpm(0.5, project="layer", free=free))
         same = {n: bool(jnp.all(one.params[n] == two.params[n])) for n in one.params}
         assert [n for n, s in sorted(same.items()) if not s] == sorted([*moves, "layer_0/kernel"])
+
+
+@models.register
+def convolution():
+    """One convolution, its mean over places, a head; gives what met its kernels as taps."""
+
+    def init(key):
+        return {
+            "conv/kernel": jax.random.normal(key, (3, 3, 2, 5)),
+            "head/kernel": jax.random.normal(key, (5, 4)),
+        }
+
+    def apply(params, x, task):
+        met = basis.patches(x, (3, 3))
+        hidden = jax.nn.relu(met @ params["conv/kernel"].reshape(18, 5))
+        features = jnp.mean(hidden.reshape(x.shape[0], -1, 5), 1)
+        taps = {"conv/kernel": met, "head/kernel": features}
+        return Outputs(features @ params["head/kernel"], features, {"taps": taps})
+
+    return Model(init, apply)
+
+
+def test_a_convolution_moves_outside_the_patches_of_earlier_tasks(x64):
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(3, 6 * 6 * 2))  # few directions of images, so few of patches
+    xs = (rng.normal(size=(2, 3, 4, 3)) @ directions).reshape(2, 3, 4, 6, 6, 2)
+    ys = rng.integers(0, 4, (2, 3, 4))
+    flat = stream(xs.reshape(2, 3, 4, -1), ys, classes=4)
+    tasks = flat._replace(
+        inputs=flat.inputs.reshape(-1, 6, 6, 2),
+        groups=flat.groups._replace(inputs=flat.groups.inputs.reshape(-1, 6, 6, 2)),
+    )
+    _, (one, two) = learn(convolution(), tasks, gpm(0.9, examples=12))
+    held = one.memory[0]["conv/kernel"]
+    assert 0 < int(held.rank) < 18
+    change = (two.params["conv/kernel"] - one.params["conv/kernel"]).reshape(18, 5)
+    assert float(jnp.abs(change).max()) > 1e-3
+    close(held.vectors.T @ change, np.zeros((18, 5)), 1e-12)
 
 
 def test_bad_settings():

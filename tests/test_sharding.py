@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import laws
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmerge as jm
+from jaxmerge.drivers import sharded
 
 KEY = jax.random.key(7)
 BASE = laws.model(0)
@@ -117,6 +119,92 @@ def test_rules_place_leaves_and_every_misfit_is_named():
         assert part in text
 
 
+FULL = {"w": np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)}
+ROWS = [{"w": FULL["w"] + np.float32(t + 1) * np.flip(FULL["w"], t)} for t in range(2)]
+
+
+def on_devices(tree: dict, spec: P, kind: AxisType = AxisType.Auto) -> dict:
+    """Cut over a mesh such as training code makes: other axis names, perhaps explicit ones."""
+    mesh = jax.make_mesh((8,), ("fsdp",), (kind,))
+    return {n: jax.device_put(x, NamedSharding(mesh, spec)) for n, x in tree.items()}
+
+
+@pytest.mark.parametrize("name", ["magmax", "ties", "opcm", "iso_c", "dare", "ema", "average"])
+def test_a_state_is_cut_as_the_base_is(name):
+    base = on_devices(FULL, P(None, "fsdp"))
+    method = jm.get(name)()
+    start = lambda base: jm.init(method, base, key=KEY).cells["w"]
+    for cell in (start(base), jax.jit(start)(base)):
+        parts = [x for x in jax.tree.leaves(cell) if x.shape == (64, 128)]
+        assert parts
+        assert all(x.addressable_shards[0].data.shape == (64, 16) for x in parts)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["magmax", "ties", "iso_c", "dare"])
+def test_merges_keep_axes_of_any_name_and_kind(name, kind):
+    method = jm.get(name)()
+    want = jm.merge(method, FULL, ROWS, key=KEY)["w"]
+    base = on_devices(FULL, P("fsdp"), kind)
+    rows = [on_devices(r, P("fsdp"), kind) for r in ROWS]
+    state = jm.init(method, base, key=KEY)
+    for row in rows:
+        state = jm.update(method, state, base, row)
+    for out in (jm.merge(method, base, rows, key=KEY), jm.merged(method, state, base)):
+        assert out["w"].sharding == base["w"].sharding
+        np.testing.assert_allclose(np.asarray(out["w"]), want, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "magmax"])
+def test_no_leaf_is_gathered_to_rank_its_entries(name):
+    base = on_devices(FULL, P(None, "fsdp"))
+    run = jax.jit(lambda b, rows: jm.merge(jm.get(name)(), b, rows))
+    assert "all-gather" not in run.lower(base, [base, base]).compile().as_text()
+
+
+def test_pmerge_takes_the_base_of_a_training_mesh_and_gives_it_back_there():
+    base, on = on_devices(FULL, P("fsdp")), jm.mesh(2, 4)
+    out = jm.pmerge(jm.magmax(), base, ROWS, on)
+    assert out["w"].sharding == base["w"].sharding
+    np.testing.assert_array_equal(np.asarray(out["w"]), jm.merge(jm.magmax(), FULL, ROWS)["w"])
+
+
+def test_pmerge_compiles_once_and_runs_inside_jit():
+    on, want = jm.mesh(2, 4), jm.merge(jm.magmax(), FULL, ROWS)["w"]
+    stacked = {"w": np.stack([r["w"] for r in ROWS])}
+    there = [jax.tree.map(jnp.asarray, r) for r in ROWS]  # on one device, not on the mesh
+    for rows in (ROWS, stacked, there, jax.tree.map(jnp.asarray, stacked)):
+        out = jm.pmerge(jm.magmax(), FULL, rows, on)
+        np.testing.assert_array_equal(np.asarray(out["w"]), want)
+    compiled = sharded._run._cache_size()
+    jm.pmerge(jm.magmax(), FULL, ROWS, on)
+    assert sharded._run._cache_size() == compiled
+    inside = jax.jit(lambda base, rows: jm.pmerge(jm.magmax(), base, rows, on))(FULL, ROWS)
+    np.testing.assert_array_equal(np.asarray(inside["w"]), want)
+    many = jax.vmap(lambda f: jm.pmerge(jm.magmax(f), FULL, ROWS, on)["w"])(jnp.array([0.5, 1.0]))
+    np.testing.assert_array_equal(np.asarray(many[0]), want)
+
+
+def test_axes_that_a_mesh_lacks_are_named():
+    training = jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"has the axes \('fsdp',\), none is named 'models'"):
+        jm.pmerge(jm.magmax(), FULL, ROWS, training)
+    out = jm.pmerge(jm.magmax(), FULL, ROWS, training, axis="fsdp")
+    np.testing.assert_array_equal(np.asarray(out["w"]), jm.merge(jm.magmax(), FULL, ROWS)["w"])
+    with pytest.raises(ValueError, match=r"rules name the axes \['fsdp'\], which the mesh lacks"):
+        jm.shard(FULL, jm.mesh(2, 4), [(".*", P("fsdp"))])
+    placed = jm.shard(FULL, training)["w"]
+    assert placed.addressable_shards[0].data.shape == (64, 16)
+
+
+def test_non_finite_shards_are_counted_where_they_lie():
+    bad = {"w": np.array(FULL["w"])}
+    bad["w"][[0, 63], [0, 127]] = np.nan
+    base = on_devices(FULL, P("fsdp"))
+    with pytest.raises(ValueError, match="model 1, leaf 'w': 2 of 8192 entries"):
+        jm.merge(jm.magmax(), base, [base, on_devices(bad, P("fsdp"))])
+
+
 PROCESS = """
 import sys, jax
 rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -126,13 +214,30 @@ import laws, numpy as np, jaxmerge as jm
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 base = laws.model(0)
 models = [laws.model(1 + t, base) for t in range(3)]
-for name, spread, method in (("magmax", 2, jm.magmax()), ("ties", 1, jm.ties(0.3))):
+key = jax.random.key(7)
+for name, spread, method in (
+    ("magmax", 2, jm.magmax()), ("ties", 1, jm.ties(0.3)), ("dare", 2, jm.dare())
+):
     on = jm.mesh(spread, 4 // spread)
     placed = jm.shard(base, on)
     assert not placed["patch/kernel"].is_fully_addressable
-    merged = jm.gather(jm.pmerge(method, placed, models, on))
+    merged = jm.gather(jm.pmerge(method, placed, models, on, key=key))
+    everywhere = [jm.shard(m, on) for m in models]  # parts of every model on both hosts
+    again = jm.gather(jm.pmerge(method, placed, everywhere, on, key=key))
+    whole = jm.gather(jm.merge(method, placed, everywhere, key=key))
+    for n in merged:
+        np.testing.assert_array_equal(merged[n], again[n])
+        np.testing.assert_allclose(merged[n], whole[n], atol=1e-5)
     if rank == 0:
         np.savez(f"{out}/{name}.npz", **merged)
+bad = dict(models[1], **{"patch/kernel": np.array(models[1]["patch/kernel"])})
+bad["patch/kernel"].flat[-1] = np.nan  # one host has it, both refuse
+try:
+    jm.merge(jm.magmax(), placed, [jm.shard(bad, on)])
+except ValueError as error:
+    assert "model 0, leaf 'patch/kernel': 1 of 48 entries" in str(error)
+else:
+    raise SystemExit("NaN was accepted")
 """
 
 
@@ -154,7 +259,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
     ]  # fmt: skip
     logs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(logs)
-    for name, method in (("magmax", jm.magmax()), ("ties", jm.ties(0.3))):
+    for name, method in (("magmax", jm.magmax()), ("ties", jm.ties(0.3)), ("dare", jm.dare())):
         with np.load(tmp_path / f"{name}.npz") as out:
-            expected = jm.merge(method, BASE, models(3))
+            expected = jm.merge(method, BASE, models(3), key=KEY)
             (laws.same if name == "magmax" else laws.close)({n: out[n] for n in expected}, expected)

@@ -75,7 +75,7 @@ def test_padding_is_no_data(encoder, intents, tmp_path):
 def test_what_cannot_be_measured_is_refused(encoder, intents, tmp_path):
     out = tmp_path / "x.safetensors"
     measure = lambda ref, **how: stats.run(str(ref), **{"kind": "gram", "out": out, **how})
-    with pytest.raises(UserError, match="expected digits, DIR/NAME"):
+    with pytest.raises(UserError, match="expected digits, a folder of class folders"):
         measure(MINI, data=str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="found model_type 'clip', expected bert"):
         measure(MINI, data=str(intents))

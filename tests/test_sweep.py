@@ -35,7 +35,7 @@ def toy(tmp_path_factory):
             """    baselines: list = setting(["joint"])
     streams: dict = setting({
         "sequential": {"deploys": ["last model", "average"]},
-        "L2": {"strategy": "l2", "settings": {"strength": 0.1}},
+        "L2": {"methods": [{"method": "l2", "strength": 0.1}]},
     })
 
     def scenario""",
@@ -217,7 +217,7 @@ def test_what_is_no_store_is_named(tmp_path):
     with pytest.raises(UserError, match="a run that is not finished; go on with --resume"):
         report.run([tmp_path])
     (tmp_path / "results.json").write_text('{"schema": ')
-    with pytest.raises(UserError, match=r"results\.json: not the results of a run"):
+    with pytest.raises(UserError, match=r"results\.json is not JSON"):
         report.run([tmp_path])
     with pytest.raises(UserError, match="No metric 'acuracy': did you mean accuracy"):
         report.run([tmp_path], metric="acuracy")

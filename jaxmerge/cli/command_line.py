@@ -20,6 +20,9 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 from typer import Argument, Option
 
+from jaxmerge.errors import reason
+from jaxmerge.io.untrusted import printable
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -27,6 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+AllowPickle = Annotated[
+    bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
+]
 Json = Annotated[bool, Option("--json", help="Print machine-readable JSON and nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
 Refs = Annotated[
@@ -97,7 +103,8 @@ def quickstart(
     epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
     model: Annotated[
-        str | None, Option(help="A CLIP folder in Hugging Face's layout instead of `mini`.")
+        str | None,
+        Option(help="`mini`, or a CLIP folder in Hugging Face's layout, instead of `mini-2k`."),
     ] = None,
     quick: Annotated[bool, Option("--quick", help="A short form: one seed, one epoch.")] = False,
     quiet: Quiet = False,
@@ -131,7 +138,7 @@ def run(
     """Run an experiment: fine-tune task after task, merge, evaluate, report.
 
     EXPERIMENT is a Python file with get_config(), such as those of experiments/. Every setting can
-    be given with --set: streams.LwF.settings.strength=0.5, streams.LwF=null to leave a stream out.
+    be given with --set: streams.LwF.methods.lwf.strength=0.5; streams.LwF=null leaves a stream out.
     """
 
 
@@ -202,8 +209,9 @@ def merge(
     devices: Annotated[
         int | None, Option(help="How many devices to spread leaves over.", min=1)
     ] = None,
-    allow_pickle: Annotated[
-        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
+    allow_pickle: AllowPickle = False,
+    allow_import: Annotated[
+        bool, Option("--allow-import", help="Run the Python files that a YAML recipe imports.")
     ] = False,
     overflow: Annotated[
         str | None,
@@ -219,6 +227,7 @@ def merge(
 def inspect(
     ref: Annotated[str, Argument(help="The model.")],
     norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """List the leaves of a model: names, shapes, dtypes, sizes."""
@@ -229,6 +238,7 @@ def compare(
     models: Refs,
     base: Annotated[str | None, Option(help="theta_0; default: the first model.")] = None,
     out: Annotated[Path | None, Option(help="Folder for heat maps and JSON.")] = None,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """Compare task vectors: cosines, sign conflicts, overlap, norms, effective rank."""
@@ -239,6 +249,7 @@ def diff(
     a: Annotated[str, Argument(help="One model.")],
     b: Annotated[str, Argument(help="The other.")],
     top: Annotated[int, Option(help="How many leaves to show.", min=1)] = 20,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """What differs between two models: leaves, shapes, dtypes, largest differences.
@@ -258,7 +269,15 @@ def extract_lora(
     energy: Annotated[
         float | None, Option(help="Keep no more ranks than hold this share of the change.")
     ] = None,
+    save_rest: Annotated[
+        bool,
+        Option(
+            "--save-rest/--no-save-rest",
+            help="Save whole what changed besides: norms, biases, embeddings, heads.",
+        ),
+    ] = True,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
+    allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -274,9 +293,7 @@ def convert(
         str | None, Option(help="Dtype of floating leaves; of GGUF f32, f16, bf16 or q8_0.")
     ] = None,
     shard_size: Annotated[str, Option(help="Largest output file, e.g. 5GB.")] = "5GB",
-    allow_pickle: Annotated[
-        bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted one.")] = False,
     force: Annotated[bool, Option("--force", help="Replace an existing output.")] = False,
     quiet: Quiet = False,
@@ -331,8 +348,9 @@ def stats(
     data: Annotated[
         str,
         Option(
-            help='"digits"; DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz; the folder of '
-            "CLINC150 or Banking77; DIR/NAME of TREC, SST-2, CR, MPQA or Subj."
+            help='"digits"; a folder of class folders; a .csv, .tsv or .jsonl of texts; '
+            "DIR/NAME for DIR/NAME_train.npz and DIR/NAME_test.npz; the folder of CLINC150 or "
+            "Banking77; DIR/NAME of TREC, SST-2, CR, MPQA or Subj."
         ),
     ],
     kind: Annotated[str, Option(help="fisher or gram.")],
@@ -340,6 +358,8 @@ def stats(
         str | None, Option(help="The full CLIP, when REF is an image tower alone.")
     ] = None,
     out: Annotated[Path | None, Option(help="File to write.  Default: beside the model.")] = None,
+    text: Annotated[str, Option(help="Column of the texts, in a table.")] = "text",
+    label: Annotated[str, Option(help="Column of the labels, in a table.")] = "label",
     samples: Annotated[int, Option(help="Training examples to measure on.")] = 256,
     batch: Annotated[int, Option(help="Examples at once.")] = 32,
     variant: Annotated[
@@ -361,7 +381,7 @@ def methods(
 
 def main() -> None:
     """Entry point of the `jaxmerge` command."""
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    warnings.formatwarning = lambda text, *where, **line: f"warning: {printable(text)}\n"
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -386,11 +406,16 @@ def _explain(error: Exception) -> int:
         error.show()
         return error.exit_code
     if os.environ.get("JAXMERGE_TRACEBACK") or not isinstance(
-        error, ValueError | TypeError | KeyError | OSError | ImportError
+        error, ValueError | TypeError | KeyError | OSError | ImportError | MemoryError
     ):
         raise error
+    if isinstance(error, MemoryError):
+        print("error: there is not enough memory; --check says how much it takes.", file=sys.stderr)
+        return 2
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {text}", file=sys.stderr)
+    if isinstance(error, OSError) and error.strerror:
+        text = reason(error)
+    print(f"error: {printable(text)}", file=sys.stderr)
     return 2
 
 

@@ -37,6 +37,7 @@ def run(
     *,
     base: str | None = None,
     out: str | Path | None = None,
+    allow_pickle: bool = False,
     json: bool = False,
 ) -> None:
     """Print the comparison; with `out`, write compare.json and heat maps there."""
@@ -46,7 +47,7 @@ def run(
         raise UserError("Give at least one model besides the base: jaxmerge compare BASE MODEL...")
     opened = []
     try:
-        opened += [open_source(ref) for ref in (base, *models)]
+        opened += [open_source(ref, allow_pickle=allow_pickle) for ref in (base, *models)]
         with BytesBar(json) as bar:
             step = lambda done, total: bar("compare", done, total)
             found = diagnose(opened[0], opened[1:], DENSITY, progress=step)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json as jsonlib
 from typing import Any
 
+import jax
+
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.worker import ROOM, Run, input_bytes
+from jaxmerge.drivers.files.measuring import LONGEST, cut_grid, own_need
+from jaxmerge.drivers.files.memory_budget import (
+    ROOM,
+    SLICES,
+    facts_like,
+    input_bytes,
+    needs,
+    row_bytes,
+)
+from jaxmerge.drivers.files.worker import Run
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
-PROCESS = 150_000_000  # bytes of anonymous memory that Python and XLA take with nothing to merge
+PROCESS = 200_000_000  # resident bytes of Python and XLA, their code too, with nothing to merge
 
 
 def cost(plan: Plan, name: str | None) -> dict[str, Any]:
@@ -50,24 +61,39 @@ def _passes(job: Job) -> int:
 
 
 def _memory(plan: Plan) -> int:
-    """Bytes of the leaves in work at once, roughly and at most; measured facts are not known."""
-    run, largest = Run(plan.jobs, None, None, False, (), None, plan.out_dtype), 0
+    """Bytes of the leaves in work at once, at most: the largest leaf of every kind is looked at."""
+    run = Run(plan.jobs, None, None, False, (), None, plan.out_dtype)
+    most = alone = 0
     for job in plan.jobs:
-        for n, p in job.grid.items():
-            own = [m for m in p.measures if m is not None and m.scope == "leaf"]
-            if any(p.measures):
-                coupled = 0 if p.fold.elementwise else None
-            else:
-                nothing = ((None,) * (len(p.before) + 1),) * len(job.models)
-                coupled = run.coupled(job, n, nothing, None)
-            _, need = run.way(job, n, coupled)
-            whole = input_bytes(job, n)
-            if own and whole <= ROOM // 2:  # held from measuring to merging
-                need += whole
-            elif own:  # measured before it is merged: the base and one model, and what is counted
-                need = max(need, 2 * whole // (1 + len(job.models)) + job.like[n].size)
-            largest = max(largest, need)
-    return max(min(WORKERS * largest, ROOM), largest)
+        kinds: dict[Any, str] = {}
+        for n, p in sorted(job.grid.items(), key=lambda item: input_bytes(job, item[0])):
+            kinds[jax.tree.structure(p.specs), job.like[n].ndim] = n
+        found = [_leaf(run, job, n) for n in kinds.values()]
+        most = max([most, *(shared for shared, _ in found)])
+        alone = max([alone, *(one for _, one in found)])
+    return max(min(WORKERS * most, ROOM), most, alone)
+
+
+def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
+    """Bytes that one leaf takes: while others are in work beside it, and when it is folded for
+    facts about all cells, which is done one leaf at a time."""
+    p = job.grid[n]
+    measured, closing = facts_like(job, n, run.zero)
+    coupled = run.coupled(job, n, measured, closing)
+    need = run.way(job, n, coupled, measured, closing)[1]
+    rows = [m for m in (*(t.measure for t in p.before), p.fold.measure) if m is not None]
+    if rows and all(m.scope == "leaf" for m in rows):
+        keep = input_bytes(job, n) <= ROOM // 2
+        gather = own_need(job, n, keep)
+        need = max(need + gather * keep, gather)
+    elif rows:
+        need = max(need, row_bytes(job, n) if n in cut_grid(job, run)[0] else 2 * SLICES)
+    if closing is None:
+        return need, 0
+    if n in cut_grid(job, run, {n: measured})[0]:
+        return need, run.needs_of(job, n, measured, closing)[0]
+    like = run.base_like(job, n)._replace(shape=(LONGEST,))
+    return need, needs(job, n, like, measured, closing, run.zero)[0]
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

@@ -15,9 +15,9 @@ from jaxmerge.io.sources import Source, open_source
 BLOCK = 1 << 22  # entries
 
 
-def run(a: str, b: str, *, top: int = 20, json: bool = False) -> int:
+def run(a: str, b: str, *, top: int = 20, allow_pickle: bool = False, json: bool = False) -> int:
     """Print the differences; 0 if the models are equal bit for bit, 1 if not."""
-    first, second = open_source(a), open_source(b)
+    first, second = (open_source(ref, allow_pickle=allow_pickle) for ref in (a, b))
     try:
         table = compare(first, second, quiet=json)
     finally:

@@ -14,9 +14,9 @@ from jaxmerge.io.sources import Source, open_source
 BLOCK = 1 << 22  # entries
 
 
-def run(ref: str, *, norms: bool = False, json: bool = False) -> None:
+def run(ref: str, *, norms: bool = False, allow_pickle: bool = False, json: bool = False) -> None:
     """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are."""
-    source = open_source(ref)
+    source = open_source(ref, allow_pickle=allow_pickle)
     try:
         table = describe(source, norms, quiet=json)
     finally:

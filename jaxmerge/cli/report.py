@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.report import swept
 from jaxmerge.studies import cells
 from jaxmerge.studies.results import Results
 from jaxmerge.training import checkpoint
@@ -53,6 +54,8 @@ def run(
         folder = Path(out) if out is not None else Path("report")
         folder.mkdir(parents=True, exist_ok=True)
         pictures(found, folder)
+        if count := swept.write_png(rows, folder / "sweep", metric or "accuracy"):
+            print(f"{folder / 'sweep'}  ({count} over what was swept)", file=sys.stderr)
         out = folder / f"table.{_suffix(format)}" if format else None
     if format is None:
         show(found, metric)
@@ -84,7 +87,8 @@ def show(found: Mapping[str, Results], metric: str | None = None) -> None:
         console.print(across.rich_table(found, metric))
         return
     for name, results in found.items():
-        console.print(f"{name}: {results.scenario}", style="bold", highlight=False, markup=False)
+        title = one.plain_line(f"{name}: {results.scenario}")
+        console.print(title, style="bold", highlight=False, markup=False)
         console.print(one.rich_table(results))
 
 
@@ -96,8 +100,10 @@ def tables(found: Mapping[str, Results], format: str, metric: str | None = None)
     if metric is not None:
         return (across.markdown if format == "md" else across.latex)(found, metric)
     make, sign = (one.markdown, "##") if format == "md" else (one.latex, "%")
+    quoted = one.plain_markdown if format == "md" else one.plain_line
     return "\n".join(
-        f"{sign} {name}: {results.scenario}\n\n{make(results)}" for name, results in found.items()
+        f"{sign} {quoted(f'{name}: {results.scenario}')}\n\n{make(results)}"
+        for name, results in found.items()
     )
 
 

@@ -17,6 +17,13 @@ from jaxmerge.training.mid_task import EVERY
 from jaxmerge.training.tracking import package
 
 
+def beside(path: Path) -> None:
+    """Puts the folder of a file in front of the path, as Python does for a script."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def run(
     experiment: str | Path,
     *,
@@ -81,10 +88,11 @@ def run(
 
 
 def load(path: str | Path) -> Experiment:
-    """The experiment that a Python file defines."""
+    """The experiment that a Python file defines; its folder is on the path, as of any script."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file.")
+    beside(path)
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file with get_config().")

@@ -9,6 +9,7 @@ works, ``state/`` holds checkpoints; a run goes on after its last finished task.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json as jsonlib
 import shutil
@@ -23,6 +24,8 @@ import jax
 from jaxmerge.cli.progress import Bars
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
+from jaxmerge.io.places import working
+from jaxmerge.io.untrusted import read_json
 from jaxmerge.studies import cells, results
 from jaxmerge.studies.config import AnyExperiment, Experiment, parsed, restored
 from jaxmerge.studies.provenance import Cost, machine, versions
@@ -76,16 +79,22 @@ def _note(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
 def move(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
     """Go on with other `Experiment.movable` settings; a task that is half learnt begins again, so
     that the figures are those of a run that had them from the start."""
-    _note(folder, experiment, given)
-    if data_parallel.first():
-        for half in (folder / "state").rglob("training_*"):
-            shutil.rmtree(half, ignore_errors=True)
+    with alone(folder):
+        _note(folder, experiment, given)
+        if data_parallel.first():
+            for half in (folder / "state").rglob("training_*"):
+                shutil.rmtree(half, ignore_errors=True)
     data_parallel.wait("run moved")
+
+
+def alone(folder: Path) -> contextlib.AbstractContextManager:
+    """Keeps other commands from working in a run folder at the same time; UserError if one does."""
+    return working(folder.resolve()) if data_parallel.first() else contextlib.nullcontext()
 
 
 def given(folder: str | Path) -> list[str] | None:
     """The ``--set`` that a run was started with; None where its config.json does not tell."""
-    return jsonlib.loads((Path(folder) / "config.json").read_text()).get(SET)
+    return read_json(Path(folder) / "config.json").get(SET)
 
 
 def read_run(folder: str | Path, experiment: AnyExperiment) -> AnyExperiment:
@@ -100,7 +109,7 @@ def read_run(folder: str | Path, experiment: AnyExperiment) -> AnyExperiment:
             f"{folder} is not a run: it has no config.json. Start one with --out {folder}."
         )
     try:
-        settings = jsonlib.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
         if settings.pop(NAME) != experiment.name:
             raise KeyError(NAME)
         settings.pop(SET, None)
@@ -237,14 +246,14 @@ def one_seed(
     """One seed, or its figures if it is finished already."""
     done = folder / "state" / f"seed_{seed}.json"
     if done.exists():
-        return results.from_plain(SeedRun, jsonlib.loads(done.read_text()), str(done))
+        return results.from_plain(SeedRun, read_json(done), str(done))
     state = folder / "state" / f"seed_{seed}"
     run, merged = run_seed(
         scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
         store=state, every=every, batch=experiment.evaluation_batch, watch=watch,
     )  # fmt: skip
     if seed == experiment.seed:
-        experiment.save(merged, folder)
+        experiment.save(merged, folder, learner)
     checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
     if data_parallel.first():
         shutil.rmtree(state, ignore_errors=True)
@@ -280,10 +289,17 @@ def finish(
     """
     if not finished(folder):
         try:
-            execute(experiment, folder, way._replace(quiet=way.quiet or json))
+            with alone(folder):
+                execute(experiment, folder, way._replace(quiet=way.quiet or json))
         except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
             if new and not (folder / "state").exists():
                 discard(folder)
+                if isinstance(error, KeyboardInterrupt) and data_parallel.first():
+                    print(
+                        f"Stopped before the first checkpoint: nothing was kept, and {folder} was "
+                        f"removed. To start anew:  {again}",
+                        file=sys.stderr,
+                    )
             elif isinstance(error, KeyboardInterrupt | OSError | UserError):
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise

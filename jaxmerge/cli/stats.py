@@ -28,6 +28,8 @@ def run(
     kind: str,
     base: str | None = None,
     out: Path | None = None,
+    text: str = "text",
+    label: str = "label",
     samples: int = 256,
     batch: int = 32,
     variant: Kind = "true",
@@ -46,6 +48,7 @@ def run(
         base: the full CLIP that `ref`, an image tower alone, belongs to; its text tower makes the
             zero-shot head.  Default: `ref` itself has one.
         out: file to write; default beside the model.
+        text, label: columns, where the data is a table.
         samples: training examples, drawn by `seed`.
         variant: of Fisher: "true" (a gradient for every class), "sampled" or "empirical" (one for
             every example).
@@ -61,7 +64,7 @@ def run(
     if samples < 1 or batch < 1:
         raise UserError(f"--samples and --batch must be at least 1, got {samples} and {batch}.")
     target = _target(ref, kind, out)
-    source = open_data(data)
+    source = open_data(data, text=text, label=label)
     place = str(packaged(ref) or ref)
     learner, layout_of, keep = _learner(place, base, suite([source]))
     params = learner.params
@@ -92,37 +95,46 @@ def run(
         )
 
 
-def open_data(spec: str) -> Any:
+def open_data(spec: str, text: str = "text", label: str = "label") -> Any:
     """A data source by name.
 
     Args:
-        spec: "digits"; DIR/NAME, images in ``DIR/NAME_train.npz`` and ``DIR/NAME_test.npz``; a
+        spec: "digits"; a folder of images, a folder for each class; a table of texts (.csv, .tsv,
+            .jsonl); DIR/NAME, images in ``DIR/NAME_train.npz`` and ``DIR/NAME_test.npz``; a
             folder with the files of CLINC150 (``data_full.json``, ``domains.json``) or Banking77
             (``train.csv``, ``test.csv``); DIR/NAME, sentences, with NAME one of
             `jaxmerge.data.text.SETS`.
+        text, label: columns of a table.
 
     Raises:
         UserError: none of these is there.
     """
-    from jaxmerge.data import text
+    from jaxmerge.data import tables
+    from jaxmerge.data import text as texts
     from jaxmerge.data.digits import digits
+    from jaxmerge.data.folders import ENDINGS, folder
     from jaxmerge.data.npz import npz
 
     if spec == "digits":
         return digits()
     path = Path(spec)
     if (path / "data_full.json").exists():
-        return text.clinc150(path)
+        return texts.clinc150(path)
     if (path / "train.csv").exists():
-        return text.banking77(path)
-    if path.name in text.SETS and path.parent.is_dir():
-        return text.sentences(path.parent, path.name)
+        return texts.banking77(path)
+    if path.is_file() and path.suffix.lower() in (*tables.DELIMITERS, *tables.LINES):
+        return tables.table(path, text=text, label=label)
+    if path.name in texts.SETS and path.parent.is_dir():
+        return texts.sentences(path.parent, path.name)
     if path.with_name(f"{path.name}_train.npz").exists():
         return npz(path.parent, path.name)
+    if path.is_dir() and any(p.suffix.lower() in ENDINGS for p in path.rglob("*")):
+        return folder(path)
     raise UserError(
-        f"--data {spec!r}: expected digits, DIR/NAME with {path.name}_train.npz and _test.npz in "
+        f"--data {spec!r}: expected digits, a folder of class folders with images, a table (.csv, "
+        f".tsv, .jsonl), DIR/NAME with {path.name}_train.npz and _test.npz in "
         "DIR, a folder of CLINC150 (data_full.json) or Banking77 (train.csv), or DIR/NAME with "
-        f"NAME one of {', '.join(text.SETS)}."
+        f"NAME one of {', '.join(texts.SETS)}."
     )
 
 
@@ -132,7 +144,7 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
     With a function from a checkpoint's keys to the table of its layout, and one that tells which
     rows of a batch are data (`jaxmerge.statistics.gram`).
     """
-    from jaxmerge.data.text import Texts
+    from jaxmerge.data.sources import Texts
     from jaxmerge.models import bert, clip
     from jaxmerge.models.bert.checkpoint import layout_of as bert_layout
     from jaxmerge.models.clip.checkpoint import layout_of as clip_layout

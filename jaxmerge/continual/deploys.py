@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge import methods  # noqa: F401, registers them: deployments may name one
 from jaxmerge.continual.schedule import Start
+from jaxmerge.core.registry import get
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
@@ -23,17 +25,18 @@ class Deploy(NamedTuple):
 
     Attributes:
         label: in tables; unique in a stream.
-        method: ``factor -> Merge``, such as `jm.magmax`; None deploys the last model.
+        method: ``factor -> Merge``, such as `jm.magmax`, or its name; a merge that is made, such as
+            ``jm.magmax(0.5)``, which then has no factors to try; None deploys the last model.
         factors: tried on the validation examples of the tasks seen so far; the best is deployed
             (the smallest of equals, nearest to the pretrained model).  One factor is not tried;
-            without one the method is called without argument.
+            without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
     """
 
     label: str
-    method: Callable[..., Merge] | None = None
-    factors: tuple[float, ...] = (1.0,)
+    method: Callable[..., Merge] | Merge | str | None = None
+    factors: tuple[float, ...] = ()
     always: bool = True
     each: bool = False
 
@@ -53,17 +56,47 @@ class Deploy(NamedTuple):
         """The method under one factor, by default the first."""
         if self.method is None:
             raise TypeError(f"{self.label!r} deploys the last model: there is no merge to make.")
+        if isinstance(self.method, Merge):
+            if len(self.factors) > 1:
+                raise ValueError(
+                    f"{self.label} is made already, so its factors {list(self.factors)} cannot be "
+                    "tried: give the method itself, such as jm.magmax."
+                )
+            return self.method
+        method = get(self.method) if isinstance(self.method, str) else self.method
         if factor is None and self.factors:
             factor = self.factors[0]
-        return self.method() if factor is None else self.method(factor)
+        return method() if factor is None else method(factor)
 
 
 LAST = Deploy("last model")
 
 
-def merged_many(deploy: Deploy, state: Any, base: Leaves) -> Leaves:
-    """The merges under all factors of a deployment, stacked: name -> [F, ...]."""
-    one = lambda factor: memory.merged(deploy.merge(factor), state, base)
+def deploy(what: Deploy | Merge | str) -> Deploy:
+    """A deployment from a name ("last model", "magmax"), a merge, or a `Deploy` as it is.
+
+    >>> deploy("last model") == LAST, deploy("magmax").merge()
+    (True, magmax())
+    """
+    if isinstance(what, Deploy):
+        return what
+    if isinstance(what, Merge):
+        return Deploy(repr(what), what, ())
+    if what == LAST.label:
+        return LAST
+    get(what)  # an unknown name is found now
+    return Deploy(what, what, ())
+
+
+def merged_many(
+    deploy: Deploy, state: Any, base: Leaves, put: Callable[[Leaves], Leaves] = dict
+) -> Leaves:
+    """The merges under all factors of a deployment, stacked: name -> [F, ...].
+
+    Args:
+        put: what is made of each merge, see `Model.put`.
+    """
+    one = lambda factor: put(memory.merged(deploy.merge(factor), state, base))
     return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
 
 

@@ -1,7 +1,7 @@
 """Schedules: where the training of a task starts, and what is deployed after it.
 
 Two independent functions of the `Position` in the stream: a `Start`, and a deployment
-(`jaxmerge.continual.loop.Deploy`), which is the last model or a merge of all models so far.  With
+(`jaxmerge.studies.loop.Deploy`), which is the last model or a merge of all models so far.  With
 them named, published systems are pairs, and new ones are new pairs:
 
 ========================  =======  =======================  ======================================
@@ -42,6 +42,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxmerge.core.types import Leaves
+from jaxmerge.errors import closest
 
 
 class Position(NamedTuple):
@@ -71,3 +72,19 @@ from_last = Start("last", lambda p: p.last)
 from_running = Start("running", lambda p: p.running(), merged=True)
 
 STARTS = {s.name: s for s in (from_base, from_last, from_running)}
+
+
+def start(what: Start | str) -> Start:
+    """A start from its name, or as it is.
+
+    Raises:
+        ValueError: no start is named so.
+
+    >>> start("last") is from_last
+    True
+    """
+    if isinstance(what, Start):
+        return what
+    if what not in STARTS:
+        raise ValueError(f"no start is named {what!r}: {closest(str(what), STARTS)}")
+    return STARTS[what]

@@ -178,10 +178,25 @@ def stacked(reduce: Callable[[Array, Context], Array], models=(1, None), **field
 
     Memory: T x the leaf; files and sharded leaves still pass one leaf at a time.
     """
+    return collected(lambda rows, ctx: reduce(jnp.stack(rows), ctx), models, **fields)
+
+
+def collected(
+    reduce: Callable[[tuple[Array, ...], Context], Array], models=(1, None), **fields
+) -> Merge:
+    """The same with the rows one by one: sums over them then fuse (XLA's reduction over a leading
+    axis takes some 70 times as long on a CPU), and where all sums over the leaf are taken by
+    `leaf_sum`, large leaves are cut.
+
+    Args:
+        reduce: ``(rows, each like the leaf, ctx) -> merged leaf``.
+
+    Memory: T x the leaf, or T x a piece of it.
+    """
     return Merge(
         init=lambda leaf: (),
         update=lambda rows, x, ctx: (*rows, x),
-        finalize=lambda rows, ctx: reduce(jnp.stack(rows), ctx),
+        finalize=reduce,
         combine=lambda a, b: (*a, *b),
         models=models,
         **fields,

@@ -113,30 +113,62 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     """Raise one ValueError that names every leaf with NaN or Inf (concrete values only).
 
     A finite sum proves that every entry is finite, and a sum runs at the speed of memory; entries
-    are counted only where it is not.
+    are counted only where it is not.  Every shard is summed on its own device: no device waits for
+    another.  Where leaves span several hosts, all of them hear of what each has found.
     """
-    sums = {}
+    sums, parts = {}, {}
     for n in grid:
         leaves = [base[n], *(m[n] for m in models)]
         if not concrete(leaves):
             return
+        parts[n] = _by_device(leaves)
         with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
-            sums[n] = _sums(leaves)
-    suspects = [n for n, found in jax.device_get(sums).items() if not np.isfinite(found).all()]
-    wrong = []
-    for n in suspects:
-        for t, leaf in enumerate([base[n], *(m[n] for m in models)]):
-            wide = np.asarray(leaf)
-            wide = wide if wide.dtype.kind == "c" else wide.astype(np.float64)
-            count = int(np.sum(~np.isfinite(wide)))
-            if count:
-                who = "the base" if t == 0 else f"model {t - 1}"
-                wrong.append(f"{who}, leaf {n!r}: {count} of {leaf.size} entries")
+            sums[n] = [_sums([x for _, x in some]) for some in parts[n].values()]
+    counts = np.zeros((len(grid), 1 + len(models)), np.int64)
+    sums = jax.device_get(sums)
+    for row, n in enumerate(grid):
+        for some, totals in zip(parts[n].values(), sums[n], strict=True):
+            for (t, part), total in zip(some, totals, strict=True):
+                if not np.isfinite(total):
+                    counts[row, t] += np.sum(~np.isfinite(_wide(np.asarray(part))))
+    if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
+        from jax.experimental.multihost_utils import process_allgather
+
+        counts = np.asarray(process_allgather(counts)).sum(axis=0)
+    wrong = [
+        f"{'the base' if t == 0 else f'model {t - 1}'}, leaf {n!r}: {counts[row, t]} of "
+        f"{math.prod(base[n].shape)} entries"
+        for row, n in enumerate(grid)
+        for t in np.flatnonzero(counts[row])
+    ]
     if wrong:
         raise ValueError(
             "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Values that numpy can ask whether they are finite; both parts of complex ones."""
+    return x if x.dtype.kind == "c" else x.astype(np.float64)
+
+
+def _by_device(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:
+    """Device -> the parts of leaves that lie there, with the number of the leaf; copies once."""
+    found: dict[Any, list[tuple[int, Any]]] = {}
+    for t, leaf in enumerate(leaves):
+        if not isinstance(leaf, jax.Array):
+            found.setdefault(None, []).append((t, leaf))
+            continue
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                found.setdefault(shard.device, []).append((t, shard.data))
+    return found
+
+
+def _elsewhere(leaf: Any) -> bool:
+    """Whether a part of the leaf lies on another host."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 @jax.jit

@@ -17,13 +17,13 @@ spaces.  Pictures are decoded when asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, complete
+from jaxmerge.data.sources import SPLITS, Source, complete, renamed
 from jaxmerge.errors import closest
 
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
@@ -53,6 +53,7 @@ def folder(
     name: str | None = None,
     *,
     layout: str | None = None,
+    classes: Mapping[str, str] | Sequence[str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     val: float = 0.1,
     test: float = 0.2,
@@ -64,6 +65,8 @@ def folder(
     Args:
         name: what reports call it; the folder's name by default.
         layout: see above; ``{class}/*`` or ``{split}/{class}/*`` by default, whichever fits.
+        classes: names for prompts in place of the folders': folder -> name, or one name for each
+            folder in alphabetic order.
         templates: prompts for the zero-shot head.
         val, test: shares of the training examples of every class (and domain) held out where the
             folder has no such split.
@@ -72,7 +75,8 @@ def folder(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no images, files that the layout does not fit, splits without "train".
+        ValueError: no images, files that the layout does not fit, splits without "train", names
+            that do not fit the classes.
     """
     root = Path(path)
     name = name or root.name
@@ -86,7 +90,7 @@ def folder(
     layout = layout or guess(files)
     found = parse(files, layout, name)
     folders, labels = np.unique(found["class"], return_inverse=True)
-    names = tuple(tidy(c) for c in folders)
+    names = renamed([tidy(c) for c in folders], classes, name, keys=list(folders))
     groups, domains, domain_names = labels, None, ()
     if "domain" in found:
         kinds, domains = np.unique(found["domain"], return_inverse=True)

@@ -9,7 +9,11 @@ streams.  JPEGs stay compressed in memory and are decoded when asked for.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,15 @@ import numpy as np
 
 from jaxmerge.data.pictures import Pictures
 from jaxmerge.data.sources import Source, hold_out
+from jaxmerge.errors import UserError
+from jaxmerge.io.untrusted import open_regular
 
+MOST_UNPACKED = 1 << 30  # bytes that any file may unpack to; a larger one to RATIO times its size
+RATIO = 64  # images pack to a twentieth at best
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, OSError, SyntaxError
+)  # fmt: skip
+PARTS = {"images", "jpeg", "offsets", "domains"}
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 
 
@@ -36,6 +48,98 @@ class Jpegs(Pictures):
         data, offsets = self.parts[which]
         at = row - self.starts[which]
         return io.BytesIO(data[offsets[at] : offsets[at + 1]].tobytes())
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file; nothing is unpacked before what they take is known.
+
+    Raises:
+        UserError: not such a file, arrays of objects, sizes beyond the bound; names the file.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        packed = os.fstat(file.fileno()).st_size
+        most = max(MOST_UNPACKED, RATIO * packed)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = {i.filename: i for i in archive.infolist()}
+                total = sum(i.file_size for i in members.values())
+                if total > most:
+                    raise UserError(
+                        f"{path}: its {packed:,} bytes unpack to {total:,}; more than {most:,} are "
+                        "refused."
+                    )
+                return {
+                    n.removesuffix(".npy"): _array(archive, i, f"{path}: {n}")
+                    for n, i in members.items()
+                }
+        except UserError:
+            raise
+        except DAMAGED as error:
+            raise UserError(f"{path} is no .npz file of arrays, or is damaged ({error}).") from None
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
+    """One array, whose header must say what its member holds."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise UserError(f"{where}: an array of format {version}; 1.0 and 2.0 are read.")
+        shape, turned, dtype = read(member)
+        if dtype.hasobject:
+            raise UserError(f"{where}: an array of Python objects; only plain arrays are read.")
+        need, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+        if need != there or min(shape, default=0) < 0:
+            raise UserError(
+                f"{where}: {dtype}{list(shape)} needs {need:,} bytes, it holds {there:,}."
+            )
+        data = member.read(need)
+    if len(data) != need:
+        raise UserError(f"{where} ends after {len(data):,} of {need:,} bytes.")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if turned else "C")
+
+
+def _check(path: Path, file: Mapping[str, np.ndarray]) -> None:
+    """Raise UserError unless the arrays are those of a data set and fit each other."""
+    lacking = [k for k in ("labels", "class_names") if k not in file]
+    if "images" not in file and not {"jpeg", "offsets"} <= set(file):
+        lacking.append("images, or jpeg and offsets")
+    if lacking:
+        raise UserError(f"{path} lacks {'; '.join(lacking)}; it holds {sorted(file)}.")
+    wrong, labels, count = [], file["labels"], file["labels"].size
+    if not count:
+        raise UserError(f"{path} holds no examples.")
+    names = file["class_names"]
+    if names.ndim != 1 or names.dtype.kind not in "US" or not names.size:
+        wrong.append(f"class_names is {names.dtype}{list(names.shape)}, expected texts [K]")
+    for key, kinds in (("labels", "class_names"), ("domains", "domain_names")):
+        if key in file:
+            x, many = file[key], file[kinds].size if kinds in file else 0
+            if x.ndim != 1 or x.dtype.kind not in "iu" or x.size != count:
+                wrong.append(f"{key} is {x.dtype}{list(x.shape)}, expected integers [{count}]")
+            elif not 0 <= int(x.min()) <= int(x.max()) < many:
+                wrong.append(f"{key} run to {x.max()}, there are {many} {kinds}")
+    if "images" in file:
+        x = file["images"]
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (3,)):
+            wrong.append(
+                f"images is {x.dtype}{list(x.shape)}, expected uint8 [N, H, W] or [..., 3]"
+            )
+        elif len(x) != labels.size:
+            wrong.append(f"there are {len(x)} images and {labels.size} labels")
+    else:
+        jpeg, at = file["jpeg"], file["offsets"]
+        if jpeg.ndim != 1 or jpeg.dtype != np.uint8:
+            wrong.append(f"jpeg is {jpeg.dtype}{list(jpeg.shape)}, expected bytes, uint8 [B]")
+        if at.ndim != 1 or at.dtype.kind not in "iu" or at.size != count + 1:
+            wrong.append(f"offsets is {at.dtype}{list(at.shape)}, expected integers [{count + 1}]")
+        elif int(at[0]) < 0 or int(at[-1]) > jpeg.size or (np.diff(at.astype(np.int64)) < 0).any():
+            wrong.append(f"offsets do not rise from 0 to the {jpeg.size} bytes of jpeg")
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}.")
 
 
 def npz(
@@ -59,24 +163,25 @@ def npz(
 
     Raises:
         FileNotFoundError: a file is missing; names both.
-        ValueError: files that do not hold what they should.
+        UserError: files that do not hold what they should, or unpack to more than `MOST_UNPACKED`.
     """
     paths = [Path(folder) / f"{name}_{split}.npz" for split in ("train", "test")]
     missing = [str(p) for p in paths if not p.exists()]
     if missing:
         raise FileNotFoundError(f"{name}: no {' and no '.join(missing)}.")
-    files = [dict(np.load(p, allow_pickle=False)) for p in paths]
+    files = [arrays(p) for p in paths]
     for path, file in zip(paths, files, strict=True):
-        lacking = [k for k in ("labels", "class_names") if k not in file]
-        if "images" not in file and not {"jpeg", "offsets"} <= set(file):
-            lacking.append("images, or jpeg and offsets")
-        if lacking:
-            raise ValueError(f"{path} lacks {'; '.join(lacking)}; it holds {sorted(file)}.")
-        if not len(file["labels"]):
-            raise ValueError(f"{path} holds no examples.")
+        _check(path, file)
+    if set(files[0]) & PARTS != set(files[1]) & PARTS:
+        raise UserError(f"{name}: {paths[0]} and {paths[1]} hold different kinds of arrays.")
     if files[0]["class_names"].tolist() != files[1]["class_names"].tolist():
-        raise ValueError(f"{name}: train and test name different classes.")
+        raise UserError(f"{paths[1]} names other classes than {paths[0].name}.")
     if "images" in files[0]:
+        kinds = [f["images"].shape[1:] for f in files]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"{paths[1]} holds images {list(kinds[1])}, {paths[0]} {list(kinds[0])}."
+            )
         inputs: Any = np.concatenate([f["images"] for f in files])
     else:
         inputs = Jpegs([(f["jpeg"], f["offsets"]) for f in files], name)

@@ -22,6 +22,7 @@ from jaxmerge.errors import UserError
 
 THREADS, STRIDE = 8, 64  # PIL decodes outside Python's lock
 BROKEN = (SyntaxError, ValueError, struct.error, zlib.error)  # what PIL raises beside OSError
+MOST_PIXELS = 64_000_000  # of one picture; decoded it takes 192 MB, on eight threads at once
 SHOWN = 10  # names in a message
 
 
@@ -59,6 +60,10 @@ class Pictures(abc.ABC):
 
         try:
             with Image.open(self.encoded(row)) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise OSError(
+                        f"{picture.width} x {picture.height} pixels, more than {MOST_PIXELS:,}"
+                    )
                 picture.load()
         except (
             SyntaxError,
@@ -66,6 +71,7 @@ class Pictures(abc.ABC):
             struct.error,
             zlib.error,
             Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
         ) as e:
             raise OSError(str(e) or type(e).__name__) from None
         return picture

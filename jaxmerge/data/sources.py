@@ -8,7 +8,7 @@ memory or anything with ``__len__`` and ``__getitem__`` over integer arrays (dec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,28 @@ from jaxmerge.errors import closest, listed
 SPLITS = ("train", "val", "test")
 
 
+class Texts:
+    """Random access to texts: ``texts[rows]`` gives a list of strings."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> list[str]:
+        return [self.texts[int(r)] for r in rows]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """Labelled examples.
 
     Attributes:
         name: what reports call it.
-        inputs: random access, ``inputs[rows]`` gives a numpy batch ``[len(rows), ...]``.
-        labels: int32 [N], positions in `classes`.
+        inputs: random access, ``inputs[rows]`` gives a numpy batch ``[len(rows), ...]``; a list of
+            texts or of arrays is taken too.
+        labels: int32 [N], positions in `classes`; a list is taken too, and so are names of classes.
         classes: class names as prompts spell them.
         templates: prompts with one ``{}`` for the class name.
         splits: "train" / "val" / "test" -> rows, disjoint.
@@ -42,6 +56,17 @@ class Source:
     domain_names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for field in ("classes", "templates", "domain_names"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        if isinstance(self.inputs, list | tuple):
+            texts = all(isinstance(x, str) for x in self.inputs)
+            object.__setattr__(
+                self, "inputs", Texts(self.inputs) if texts else np.asarray(self.inputs)
+            )
+        object.__setattr__(self, "labels", positions(self.labels, self.classes, self.name))
+        splits = {s: np.asarray(rows, np.int64) for s, rows in self.splits.items()}
+        object.__setattr__(self, "splits", splits)
         wrong = []
         if len(self.inputs) != len(self.labels):
             wrong.append(f"{len(self.inputs)} inputs for {len(self.labels)} labels")
@@ -79,6 +104,81 @@ class Source:
                 raise ValueError(f"Source {self.name!r} has no domains.")
             rows = rows[self.domains[rows] == domain]
         return rows
+
+
+def positions(labels: Any, classes: Sequence[str], name: str) -> np.ndarray:
+    """int32 [N] from positions or names of classes, in a list or an array.
+
+    Raises:
+        ValueError: names that are none of the classes, numbers that are not whole, several labels
+            an example.
+
+    >>> positions(["dog", "cat", "dog"], ("cat", "dog"), "pets")
+    array([1, 0, 1], dtype=int32)
+    """
+    found = np.asarray(labels)
+    if found.ndim != 1:
+        raise ValueError(
+            f"Source {name!r}: labels have the shape {found.shape}, expected one label an example."
+        )
+    if found.dtype.kind in "iu":
+        return found.astype(np.int32)
+    if found.dtype.kind in "UO" and all(isinstance(c, str) for c in found):
+        at = {c: k for k, c in enumerate(classes)}
+        unknown = sorted({str(c) for c in found} - set(at))
+        if not unknown:
+            return np.array([at[c] for c in found], np.int32)
+        raise ValueError(
+            f"Source {name!r}: the label {unknown[0]!r} is none of the classes: "
+            f"{closest(unknown[0], classes)}"
+        )
+    if found.size and found.dtype.kind == "f" and np.array_equal(found, np.round(found)):
+        return found.astype(np.int32)
+    if not found.size:
+        return found.astype(np.int32)
+    raise ValueError(
+        f"Source {name!r}: labels are {found.dtype}, such as {found[0]!r}; expected positions in "
+        "classes, or their names."
+    )
+
+
+def renamed(
+    found: Sequence[str], classes: Mapping[str, str] | Sequence[str] | None, name: str,
+    keys: Sequence[str] | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Names of classes in place of what a data set calls them.
+
+    Args:
+        found: the data set's own names, tidied, in the order of the labels.
+        classes: own name -> name, where it differs; or all names in that order; or None.
+        keys: what the data set calls them, where `found` is tidied.
+
+    Raises:
+        ValueError: another number of names, or a key that the data set has not.
+
+    >>> renamed(["n01", "n02"], {"n02": "dog"}, "pets")
+    ('n01', 'dog')
+    """
+    if classes is None:
+        return tuple(found)
+    keys = [str(key) for key in (found if keys is None else keys)]
+    if isinstance(classes, Mapping):
+        given = {str(key): value for key, value in classes.items()}
+        unknown = [key for key in given if key not in keys]
+        if unknown:
+            raise ValueError(
+                f"{name}: classes names {unknown[0]!r}, which is none of its classes: "
+                f"{closest(unknown[0], keys)}"
+            )
+        return tuple(given.get(key, own) for key, own in zip(keys, found, strict=True))
+    if isinstance(classes, str) or len(classes) != len(keys):
+        count = 1 if isinstance(classes, str) else len(classes)
+        shown = ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
+        raise ValueError(
+            f"{name}: {count} names for {len(keys)} classes; expected one each, in the order "
+            f"{shown}."
+        )
+    return tuple(map(str, classes))
 
 
 def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: int = 0) -> dict:

@@ -8,29 +8,18 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, hold_out
-from jaxmerge.errors import closest
+from jaxmerge.data.sources import Source, Texts, hold_out
+from jaxmerge.errors import UserError, closest
+from jaxmerge.io.untrusted import read_bytes, read_json, read_text
 
+MOST = 1 << 30  # bytes of a file of sentences
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
-
-
-class Texts:
-    """Random access to texts: ``texts[rows]`` gives a list of strings."""
-
-    def __init__(self, texts: Sequence[str]):
-        self.texts = list(texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, rows: Sequence[int]) -> list[str]:
-        return [self.texts[int(r)] for r in rows]
 
 
 def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:
@@ -41,10 +30,17 @@ def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source
         ValueError: files that do not hold what they should.
     """
     paths = _there("clinc150", folder, ("data_full.json", "domains.json"))
-    data, domains = (_json(path) for path in paths)
+    data, domains = (read_json(path, most=MOST) for path in paths)
     lacking = [s for s in ("train", "val", "test") if s not in data]
     if lacking:
-        raise ValueError(f"{paths[0]} lacks {', '.join(lacking)}; it holds {', '.join(data)}.")
+        raise UserError(
+            f"{paths[0]} lacks {', '.join(lacking)}; it holds {', '.join(list(data)[:8])}."
+        )
+    for split in ("train", "val", "test"):
+        if not _strings_of(data[split], 2):
+            raise UserError(f"{paths[0]}: {split} must be a list of [text, intent].")
+    if not all(_strings_of([v]) for v in domains.values()):
+        raise UserError(f"{paths[1]} must map every domain to a list of intents.")
     classes = [intent for intents in domains.values() for intent in intents]
     texts, labels, splits = [], [], {}
     at = {c: i for i, c in enumerate(classes)}
@@ -70,11 +66,18 @@ def banking77(
     """
     texts, names, counts = [], [], []
     for path in _there("banking77", folder, ("train.csv", "test.csv")):
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        reader = csv.DictReader(io.StringIO(read_text(path, MOST), newline=""))
+        try:
             rows, columns = list(reader), reader.fieldnames or []
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}).") from None
         if not {"text", "category"} <= set(columns):
-            raise ValueError(f"{path}: expected the columns text, category; found {columns}.")
+            found = [c[:20] for c in columns[:8]]
+            raise UserError(f"{path}: expected the columns text, category; found {found}.")
+        short = [i for i, r in enumerate(rows, 2) if None in (r["text"], r["category"])]
+        if short or not rows:
+            where = f"line {short[0]} has no text or no category" if short else "it has no rows"
+            raise UserError(f"{path}: {where}.")
         texts += [r["text"] for r in rows]
         names += [r["category"] for r in rows]
         counts.append(len(rows))
@@ -141,7 +144,7 @@ def sentences(
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    data = path.read_bytes()
+    data = read_bytes(path, MOST)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -149,7 +152,9 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     pairs = [line.split(" ", 1) for line in text.split("\n") if line.strip()]
     bad = [i + 1 for i, pair in enumerate(pairs) if len(pair) != 2]
     if bad:
-        raise ValueError(f"{path}: no text on lines {bad[:10]}; expected '<label> <text>'.")
+        raise UserError(f"{path}: no text on lines {bad[:10]}; expected '<label> <text>'.")
+    if not pairs:
+        raise UserError(f"{path} holds no sentences; expected lines '<label> <text>'.")
     return [(label, text.strip()) for label, text in pairs]
 
 
@@ -166,15 +171,16 @@ def _positions(labels: Sequence[str], at: Mapping[str, int], path: Path) -> list
     """Positions of the classes that labels name."""
     unknown = sorted({label for label in labels if label not in at})
     if unknown:
-        raise ValueError(
-            f"{path}: {len(unknown)} unknown labels, such as {unknown[0]!r}; expected "
+        raise UserError(
+            f"{path}: {len(unknown)} unknown labels, such as {unknown[0][:40]!r}; expected "
             f"{', '.join([*at][:6])}{', ...' if len(at) > 6 else ''}."
         )
     return [at[label] for label in labels]
 
 
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not the published file ({error}).") from None
+def _strings_of(rows: object, width: int | None = None) -> bool:
+    """Whether this is a list of lists of texts, each so long."""
+    return isinstance(rows, list) and all(
+        isinstance(r, list) and width in (None, len(r)) and all(isinstance(x, str) for x in r)
+        for r in rows
+    )

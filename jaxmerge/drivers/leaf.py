@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.shard_alike import shard_alike
 
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, cell_key, working_dtype
 
@@ -28,6 +29,16 @@ def delta(model: Array, base: Array, zero: bool = False) -> Array:
 def start_leaf(specs, base):
     """The cell of one leaf before any model."""
     return specs[1].build().init(base)
+
+
+@jax.jit
+def start_alike(specs, base):
+    """The same, every array of the leaf's shape cut over devices as the leaf is.
+
+    Nothing in a cell of zeros depends on the leaf, so the compiler would put it on one device.
+    """
+    alike = lambda x: shard_alike(base, x)[1] if jnp.shape(x) == base.shape else x
+    return jax.tree.map(alike, start_leaf(specs, base))
 
 
 @functools.partial(jax.jit, static_argnames="zero")

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmerge.core.types import Measure, concrete
 from jaxmerge.drivers.leaf import observe_cell, observe_leaf, observe_opening, result_leaf, row_leaf
-from jaxmerge.numerics.host_order_statistics import Row
+from jaxmerge.numerics.host_order_statistics import Row, Sliced
 
 
 def side(extra: Any, name: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                 if _on_host(measure, m, (s, before, args)):
                     yield n, measure.host(_host_row(before, args), s, turn)
                 else:
-                    yield n, observe_leaf(grid[n].specs, i, s, turn, *args)
+                    yield n, observe_leaf(grid[n].specs, i, s, turn, *_read(args))
 
         for n, summary in _run_measures(here, observe).items():
             found[n] = (*found[n], summary)
@@ -148,13 +148,21 @@ def _wide(x: Any) -> Any:
 def _host_row(before: tuple, args: tuple) -> Row:
     """A row behind the transforms `before`, for a measure on the host."""
     base, model, *_, zero = args
-    if not before and not zero:
-        return Row(model, base)  # the plain difference is formed as it is read
+    if not before:
+        return Row(model, base, zero)  # the plain difference is formed as it is read
     with jax.ensure_compile_time_eval():  # the caller may be inside jit
-        return Row(row_leaf(before, *args))
+        return Row(row_leaf(before, *_read(args)))
+
+
+def _read(args: tuple) -> tuple:
+    """Arguments of a leaf function, those that are read when sliced read whole."""
+    return tuple(x.whole() if isinstance(x, Sliced) else x for x in args)
 
 
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
     if measure.host is None or not concrete(leaf, arguments):
         return False
-    return not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())
+    if not isinstance(leaf, jax.Array):
+        return True
+    here = leaf.is_fully_addressable  # else another host holds a part of it
+    return here and all(d.platform == "cpu" for d in leaf.devices())

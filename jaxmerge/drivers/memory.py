@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxmerge.core import names
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, concrete
@@ -41,6 +42,7 @@ from jaxmerge.drivers.leaf import (
     finish_leaf,
     fold_leaf,
     merge_leaf,
+    start_alike,
     start_leaf,
     update_leaf,
 )
@@ -69,16 +71,29 @@ class MergeState:
 
 
 def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
-    """The state before any model was merged.  Memory: the method's cells."""
+    """The state before any model was merged, sharded as the base is.
+
+    Memory: the method's cells.
+    """
     check_method(method, key)
-    flat, _ = names.flatten(base)
+    flat = implicit(names.flatten(base)[0])
     if not flat:
         raise ValueError(
             "init needs the base, found no leaf in it; to merge weights instead of changes, "
             "pass zeros: jax.tree.map(jnp.zeros_like, model)."
         )
-    cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid_of(method, flat).items()}
+    cells = {
+        n: (start_alike if _spread(flat[n]) else start_leaf)(p.specs, flat[n])
+        for n, p in grid_of(method, flat).items()
+    }
     return MergeState(jnp.zeros((), jnp.int32), key, cells)
+
+
+def _spread(leaf: Any) -> bool:
+    """Whether a leaf lies on several devices, or may: inside jit that cannot be seen."""
+    if isinstance(leaf, jax.core.Tracer):
+        return True
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
 def update(
@@ -104,7 +119,7 @@ def update(
         ValueError: as `merge`; or the state belongs to another base or method.
     """
     zero = check_choice(nonfinite)
-    base, model = names.flatten(base)[0], names.flatten(model)[0]
+    base, model = (implicit(names.flatten(x)[0]) for x in (base, model))
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
     check_cells(grid, state.cells)
@@ -132,7 +147,8 @@ def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]
 
 def merged(method: Merge, state: MergeState, base: Any) -> Any:
     """The merged model so far, in the form and the dtypes of the base."""
-    flat, rebuild = names.flatten(base)
+    like, rebuild = names.flatten(base)
+    flat = implicit(like)
     grid = grid_of(method, flat)
     check_cells(grid, state.cells)
     if concrete(state.step):
@@ -142,7 +158,7 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
         n: finish_leaf(p.specs, state.cells[n], flat[n], p.key(state.key, n), state.step, found[n])
         for n, p in grid.items()
     }
-    return rebuild(_like(flat, out))
+    return rebuild(_like(like, out))
 
 
 def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> MergeState:
@@ -155,7 +171,7 @@ def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> Mer
     Raises:
         ValueError: a fold that cannot be joined (it must see its models in turn, as OPCM must).
     """
-    flat, _ = names.flatten(base)
+    flat = implicit(names.flatten(base)[0])
     grid = grid_of(method, flat)
     check_joinable(method, grid)
     check_cells(grid, first.cells)
@@ -205,8 +221,8 @@ def merge(
     if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
         raise ValueError("models must be a list of models, got the leaves of one: write [model].")
     like, rebuild = names.flatten(models[0] if base is None else base)
-    flat = names.Zeros(like) if base is None else like
-    rows = [names.flatten(m)[0] for m in models]
+    flat = names.Zeros(like) if base is None else implicit(like)
+    rows = [implicit(names.flatten(m)[0]) for m in models]
     names.check_same(like, *rows)
     if extras is not None and len(extras) != len(rows):
         raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
@@ -246,6 +262,33 @@ def merge(
     return rebuild(_like(like, out))
 
 
+def implicit(leaves: Leaves) -> Leaves:
+    """Leaves on a mesh whose axes are explicit as on one whose axes are automatic; nothing moves.
+
+    Under explicit axes sort, scatter and products over a cut axis are refused by JAX.
+    """
+    if not any(map(_explicit, leaves.values())):
+        return leaves
+    return {n: _implicit(x) for n, x in leaves.items()}
+
+
+def _explicit(leaf: Any) -> bool:
+    own = getattr(leaf, "sharding", None) if isinstance(leaf, jax.Array) else None
+    return isinstance(own, NamedSharding) and AxisType.Explicit in own.mesh.axis_types
+
+
+def _implicit(leaf: Any) -> Any:
+    if not _explicit(leaf):
+        return leaf
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(
+            f"Inside jit a leaf lies on a mesh with explicit axes ({mesh.axis_names}): merge "
+            "outside of it, or under jax.sharding.auto_axes."
+        )
+    return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), spec))
+
+
 def _like(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
     """Integer leaves from the base, the rest merged; numpy where the base is numpy.
 
@@ -254,6 +297,7 @@ def _like(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
     return {
         n: leaf if n not in out
         else np.asarray(out[n], leaf.dtype) if isinstance(leaf, np.ndarray) and concrete(out[n])
+        else jax.device_put(out[n], leaf.sharding) if _explicit(leaf)
         else out[n]
         for n, leaf in base.items()
     }  # fmt: skip

@@ -8,6 +8,7 @@ With ``base=None`` the task vectors are the weights themselves, which is how SLE
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxmerge.core.types import (
     Merge,
     check_choice,
     check_range,
+    collected,
     model_count,
     per_model,
     stacked,
@@ -72,7 +74,7 @@ def arc(t: Any, per: Per = "leaf", colinear: float = 1.0) -> Merge:
         second = jnp.where(straight, t, jnp.sin(t * angle) / sin)
         return (first * a + second * b).astype(a.dtype)
 
-    return stacked(reduce, models=(2, 2))
+    return collected(reduce, models=(2, 2))
 
 
 @register
@@ -99,8 +101,8 @@ def mean_direction(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf"
         check_total(weights)
 
     def init(leaf):
-        scalar = jnp.sum(zeros_like(leaf), vectors.axes(leaf, per), keepdims=True)
-        return zeros_like(leaf), scalar, jnp.zeros((), scalar.dtype)
+        total = zeros_like(leaf)
+        return total, vectors.scalars(leaf, per, total.dtype), jnp.zeros((), total.dtype)
 
     def update(cell, x, ctx):
         unit, length = vectors.unit(x, per)
@@ -146,16 +148,20 @@ def karcher_mean(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Me
     def reduce(rows, ctx):
         # every step stays in the span of the models: coefficients of the directions, and their
         # cosines, are all that moves; the leaves are read twice
-        flat, back = vectors.split(rows, per)
-        lengths, cosines = vectors.cosines(flat)
-        known = (lengths > 0).astype(rows.dtype)
+        dtype, whole = rows[0].dtype, len(vectors.axes(rows[0], per)) == rows[0].ndim
+        if whole:
+            lengths, cosines = vectors.from_dots(vectors.dots(rows))
+        else:
+            flat, back = vectors.split(jnp.stack(rows), per)
+            lengths, cosines = vectors.cosines(flat)
+        known = (lengths > 0).astype(dtype)
         share = known / jnp.maximum(jnp.sum(known, 1, keepdims=True), 1)
 
         def step(_, c):
             cos = jnp.einsum("vts,vs->vt", cosines, c)
             angle = vectors.angle(cos)
             sin = jnp.sin(angle)
-            near = sin < jnp.finfo(rows.dtype).eps
+            near = sin < jnp.finfo(dtype).eps
             pull = share * jnp.where(near, 1, angle / jnp.where(near, 1, sin))
             d = pull - jnp.sum(pull * cos, 1, keepdims=True) * c
             size = vectors.root(vectors.square(d, cosines))
@@ -168,9 +174,11 @@ def karcher_mean(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Me
 
         c = jax.lax.fori_loop(0, max_iter, step, unit(share))
         c = c * jnp.sum(share * lengths, 1, keepdims=True) / jnp.where(known > 0, lengths, 1)
+        if whole:
+            return functools.reduce(jnp.add, [c[0, t] * x for t, x in enumerate(rows)])
         return back(jnp.einsum("vt,vte->ve", c, flat))
 
-    return stacked(reduce)
+    return collected(reduce)
 
 
 class Directions(NamedTuple):
@@ -236,8 +244,8 @@ def toward_mean(
 
     def init(leaf):
         total = zeros_like(leaf)
-        over = vectors.axes(leaf, per)
-        return Directions(total, total, jnp.zeros(()) if whole else total.sum(over, keepdims=True))
+        known = jnp.zeros(()) if whole else vectors.scalars(leaf, per, total.dtype)
+        return Directions(total, total, known)
 
     def update(cell, x, ctx):
         if whole:

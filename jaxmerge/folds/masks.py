@@ -21,11 +21,11 @@ from jaxmerge.core.types import (
     Merge,
     check_choice,
     check_range,
+    collected,
     model_count,
     numpy_of,
     zeros,
 )
-from jaxmerge.folds.selective import kept_apart
 from jaxmerge.folds.signs import disjoint_mean
 from jaxmerge.numerics import order_statistics
 from jaxmerge.numerics.measures import keep_count
@@ -66,7 +66,7 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
         return jnp.where(sum(m.astype(jnp.int32) for m in masks) >= at_least, total, 0)
 
     limit = model_count(tall)
-    return kept_apart(reduce, models=(limit or 1, limit), elementwise=True)
+    return collected(reduce, models=(limit or 1, limit), elementwise=True)
 
 
 @register
@@ -233,7 +233,7 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         scope="row" if scope == "global" else "leaf",
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,
     )
-    return kept_apart(reduce, closing=closing)
+    return collected(reduce, closing=closing)
 
 
 def _check_task(task: int) -> None:

@@ -7,7 +7,6 @@ a sum and a count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,12 +15,11 @@ import jax.numpy as jnp
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import (
     Array,
-    Context,
     Measure,
     Merge,
     check_choice,
     check_range,
-    stacked,
+    collected,
     zeros,
 )
 from jaxmerge.numerics.measures import ranked_magnitudes
@@ -73,7 +71,7 @@ def select_calculate_erase(density: float = 1.0, floor: Any = 0.0) -> Merge:
         merged = sum(w * x for w, x in zip(agree, rows, strict=True))
         return merged / jnp.where(share == 0, 1, share)
 
-    return kept_apart(reduce)
+    return collected(reduce)
 
 
 @register
@@ -148,15 +146,7 @@ def unique_or_mean_rescaled(
         return total / jnp.maximum(sum(m.astype(jnp.uint8) for m in moved), 1)
 
     closing = Measure(lambda: None, count) if scope == "global" else None
-    return kept_apart(reduce, models=(1, 255), closing=closing)
-
-
-def kept_apart(reduce: Callable[[tuple[Array, ...], Context], Array], **fields: Any) -> Merge:
-    """A `stacked` merge whose reduction takes the rows one by one: sums over them then fuse.
-
-    (XLA's reduction over a leading axis takes some 70 times as long on a CPU.)
-    """
-    return stacked(reduce, **fields)._replace(finalize=reduce)
+    return collected(reduce, models=(1, 255), closing=closing)
 
 
 def share_of(density: float, count: Array) -> Array:

@@ -9,11 +9,12 @@ A zero vector has length 0, direction 0 and cosine 0 with every other; slopes st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, leaf_sum
 
 
 def angle(cos: Array) -> Array:
@@ -36,6 +37,13 @@ def split(rows: Array, per: str) -> tuple[Array, Callable[[Array], Array]]:
         return turned, lambda x: jnp.moveaxis(back(x), 0, -1)
     flat = rows.reshape(len(rows), shape[0], -1)
     return jnp.moveaxis(flat, 0, 1), lambda x: x.reshape(shape)
+
+
+def dots(rows: Sequence[Array]) -> Array:
+    """Inner products [1, T, T] of all pairs of rows, each a whole leaf."""
+    at = {(i, j): leaf_sum(rows[i] * rows[j]) for i in range(len(rows)) for j in range(i + 1)}
+    pairs = [[at[max(i, j), min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+    return jnp.stack([jnp.stack(row) for row in pairs])[None]
 
 
 def cosines(vectors: Array) -> tuple[Array, Array]:
@@ -64,8 +72,17 @@ def axes(x: Array, per: str) -> tuple[int, ...]:
 
 
 def dot(a: Array, b: Array, per: str) -> Array:
-    """Inner products, in a shape that broadcasts against the leaf."""
-    return jnp.sum(a * b, axes(a, per), keepdims=True)
+    """Inner products, in a shape that broadcasts against the leaf; of whole leaves a scalar."""
+    over = axes(a, per)
+    return leaf_sum(a * b) if len(over) == a.ndim else jnp.sum(a * b, over, keepdims=True)
+
+
+def scalars(leaf: Array, per: str, dtype: Any) -> Array:
+    """Zeros in the shape of `dot`."""
+    over = axes(leaf, per)
+    some = len(over) < leaf.ndim
+    shape = tuple(1 if i in over else n for i, n in enumerate(leaf.shape)) if some else ()
+    return jnp.zeros(shape, dtype)
 
 
 def length(x: Array, per: str) -> Array:

@@ -133,6 +133,8 @@ def parse(text: bytes, data: int, offset: int = 0) -> tuple[dict[str, Entry], di
         raise HeaderError("the header is not a JSON object.")
     try:
         table = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise HeaderError(f"the header is not UTF-8 text (at byte {error.start}).") from None
     except HeaderError:
         raise
     except (ValueError, RecursionError) as error:

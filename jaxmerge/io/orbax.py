@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,8 +90,39 @@ class Orbax(Whole):
             )
         return found
 
+    def nested(self, leaves: Mapping[str, Any]) -> Any:
+        """Leaves of this checkpoint in the form that it has: nested as it was written."""
+        return self._rebuild(leaves)
+
     def close(self) -> None:
         self._reader.close()
+
+
+def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
+    """Leaves of a model as the tree that goes into an Orbax checkpoint.
+
+    Those of an Orbax checkpoint get the form that they came in; other names are nested at "/",
+    as Flax nests them, unless one name is the beginning of another.
+
+    >>> nested(None, {"a/b": 1, "a/c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    >>> nested(None, {"a": 1, "a/c": 2})
+    {'a': 1, 'a/c': 2}
+    """
+    if isinstance(source, Orbax) and set(source.like) == set(leaves):
+        return source.nested(leaves)
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *outer, last = name.split("/")
+        place: Any = tree
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                return dict(leaves)
+        if last in place:
+            return dict(leaves)
+        place[last] = leaf
+    return tree
 
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:

@@ -184,9 +184,12 @@ class Pickle(Whole):
             return np.empty(view.shape, dtype)
         pairs = zip(view.shape, view.strides, strict=True)
         need = (1 + sum((n - 1) * s for n, s in pairs)) * dtype.itemsize
-        with self._lock, self._zip.open(f"{self._root}data/{view.storage.key}") as file:
-            file.seek(view.offset * dtype.itemsize)
-            data = file.read(need)
+        try:
+            with self._lock, self._zip.open(f"{self._root}data/{view.storage.key}") as file:
+                file.seek(view.offset * dtype.itemsize)
+                data = file.read(need)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise PickleRefused(f"{self.path}: tensor {name!r} is damaged ({error}).") from None
         if len(data) < need:
             raise PickleRefused(f"{self.path}: tensor {name!r} ends after {len(data)} bytes.")
         strides = tuple(s * dtype.itemsize for s in view.strides)

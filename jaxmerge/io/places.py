@@ -95,6 +95,9 @@ class Place:
             else:
                 write_all(fd, content)
             os.fsync(fd)
+        except OSError as error:
+            where = error.filename or str(self.path / name)
+            raise OSError(error.errno, error.strerror, where) from None
         finally:
             os.close(fd)
 
@@ -216,6 +219,11 @@ class Lock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+def working(folder: Path) -> Lock:
+    """The lock of a folder that is being made: a file beside it."""
+    return Lock(folder.parent / f".{folder.name}.lock", folder)
 
 
 def _owner(fd: int) -> dict | None:

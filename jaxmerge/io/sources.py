@@ -86,12 +86,20 @@ class Source(View):
     Attributes:
         ref: the reference, absolute, so that it means the same anywhere.
         files: the files that hold the weights, for hashing.
+        made_of: what `jaxmerge.io.architectures` found, once it was asked.
     """
+
+    made_of: Any = None
 
     def __init__(
         self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
         files: Sequence[Path], config: dict[str, Any] | None = None,
     ):  # fmt: skip
+        odd = [n for n in leaves if not n.isprintable()]
+        if odd:
+            raise UserError(
+                f"{ref}: names of {len(odd)} leaves hold control characters: {odd[0][:80]!r}."
+            )
         super().__init__(leaves, {n: n for n in leaves}, ref)
         self._folder, self.files, self._config = folder, tuple(files), config
 
@@ -109,6 +117,7 @@ class Source(View):
     def renamed(self, names: Mapping[str, str], ref: str | None = None) -> Source:
         """The same model under other names: new name -> the name here."""
         out = copy.copy(self)
+        out.made_of = None
         out.names = {new: self.names[old] for new, old in names.items()}
         out.like = {new: self.like[old] for new, old in names.items()}
         out.ref = self.ref if ref is None else ref
@@ -163,9 +172,7 @@ def open_source(
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle)
-        where = _path(adapter, near) or (_hub(adapter, False) if HUB.fullmatch(adapter) else None)
-        if where is None:
-            raise UserError(f"There is no adapter {adapter!r} (of {ref!r}).")
+        where = adapter_folder(adapter, near)
         lora = Adapter(where)
         leaves, config = applied(source, lora)
         files = [*source.files, *lora.files]
@@ -192,6 +199,14 @@ def _gguf(path: Path, stored: bool) -> Source:
         return Source(Tensors(path), str(path), None, [path], {})
     model = gguf.Model(path)
     return Source(model.leaves, str(path), model.folder, [path], model.config)
+
+
+def adapter_folder(ref: str, near: Sequence[Path] = ()) -> Path:
+    """The folder of an adapter: a path, or a repository on the hub."""
+    where = _path(ref, near) or (_hub(ref, False) if HUB.fullmatch(ref) else None)
+    if where is None:
+        raise UserError(f"There is no adapter {ref!r}.{_neighbour(ref)}")
+    return where
 
 
 def _logical(source: Source) -> Source:
@@ -279,10 +294,13 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     wanted = sorted(set(table.values()))
     outside = [f for f in wanted if not inside(folder, f)]
     if outside:
-        raise UserError(f"{index} names files outside of its folder: {outside[:5]}.")
+        raise UserError(
+            f"{index} names files outside of its folder: {[f[:80] for f in outside[:5]]}."
+        )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {missing[:5]}.")
+        some = [f[:80] for f in missing[:5]]
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {some}.")
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [

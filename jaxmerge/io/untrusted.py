@@ -20,7 +20,10 @@ from jaxmerge.errors import UserError
 
 SMALL = 64 << 20  # bytes of a config, an index, a tokenizer
 
-KINDS = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number"}
+KINDS = {
+    dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number",
+    bool: "true or false",
+}  # fmt: skip
 
 
 def open_regular(path: str | os.PathLike, flags: int = 0, dir_fd: int | None = None) -> int:
@@ -90,6 +93,8 @@ def inside(folder: Path, name: str) -> bool:
     False
     """
     if not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
+        return False
+    if len(name.encode(errors="surrogatepass")) > 255:
         return False
     try:
         target = (folder / name).resolve()

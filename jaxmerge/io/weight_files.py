@@ -61,7 +61,8 @@ def shards_of(index: Path) -> list[str]:
         table = read_json(index).get("weight_map")
     except UserError:
         return []
-    return sorted({f for f in table.values() if isinstance(f, str)}) if table else []
+    sound = isinstance(table, dict)
+    return sorted({f for f in table.values() if isinstance(f, str)}) if sound else []
 
 
 def _list(paths: list[Path]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io import untrusted
 from jaxmerge.io.header import CODES
 from jaxmerge.io.key_tables import Entry, export
 from jaxmerge.io.writer import INDEX, plan_shards
@@ -25,13 +26,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     if not path.exists():
         return kind()
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(found, kind):
-        raise ValueError(f"{path}: found {type(found).__name__}, expected {kind.__name__}")
-    return found
+    return untrusted.read_json(path, kind)
 
 
 def write_folder(

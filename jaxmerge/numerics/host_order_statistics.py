@@ -9,10 +9,11 @@ hundred times.  All results are the integers of `jaxmerge.numerics.order_statist
 
 from __future__ import annotations
 
+import abc
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,17 +25,27 @@ STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matri
 FINE = 1 << 18  # counters of one pass inside a bracket
 BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
 PROCESSORS = min(8, os.cpu_count() or 1)
+MOST = 1 << 21  # entries inside a bracket that one thread keeps
 SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
 
 Interval = tuple[int, int]  # bits from low to high, both included
 
 
 class Row:
-    """One leaf of a task vector on the host, model - base, formed block by block as it is read."""
+    """One leaf of a task vector on the host, model - base, formed block by block as it is read.
 
-    def __init__(self, model: Any, base: Any = None):
-        self.arrays = [np.asarray(x).reshape(-1) for x in (model, base) if x is not None]
-        self.size = self.arrays[0].size
+    Args:
+        model, base: arrays, or anything with dtype, size and flat slices that are read when asked
+            for; such a leaf is never in memory as a whole.
+        zero: entries that are not finite count as 0.
+        span: which entries; by default all.
+    """
+
+    def __init__(self, model: Any, base: Any = None, zero: bool = False, span: Any = None):
+        given = [x for x in (model, base) if x is not None]
+        self.arrays = [x if isinstance(x, Sliced) else np.asarray(x).reshape(-1) for x in given]
+        self.zero, self.span = zero, span or (0, self.arrays[0].size)
+        self.size = self.span[1] - self.span[0]
 
     def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
         """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
@@ -42,10 +53,14 @@ class Row:
         kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
         exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
         mask = word(np.iinfo(word).max >> 1)
+        infinite = np.asarray(np.inf, kind).view(word)
+        first, last = self.span
         size = -(-self.size // stride)
         buffer = np.empty(min(BLOCK, size), kind)
         for start in range(0, size, BLOCK):
-            some = slice(start * stride, (start + BLOCK) * stride, stride)
+            some = slice(
+                first + start * stride, min(last, first + (start + BLOCK) * stride), stride
+            )
             parts = [x[some].astype(exact, copy=False) for x in self.arrays]
             out = buffer[: parts[0].size]
             if len(parts) == 2:
@@ -53,13 +68,30 @@ class Row:
             else:
                 out[:] = parts[0]
             bits = out.view(word)
-            yield np.bitwise_and(bits, mask, out=bits)
+            np.bitwise_and(bits, mask, out=bits)
+            if self.zero:
+                bits[bits >= infinite] = 0
+            yield bits
 
     def parts(self) -> list[Row]:
         """The same entries as one row for each processor, if there are enough of them."""
         many = min(PROCESSORS, self.size // (4 * BLOCK)) or 1
-        cuts = [self.size * i // many for i in range(many + 1)]
-        return [Row(*(x[a:b] for x in self.arrays)) for a, b in itertools.pairwise(cuts)]
+        cuts = [self.span[0] + self.size * i // many for i in range(many + 1)]
+        return [Row(*self.arrays, zero=self.zero, span=ab) for ab in itertools.pairwise(cuts)]
+
+
+class Sliced(abc.ABC):
+    """A flat array that is read when it is sliced."""
+
+    dtype: np.dtype
+    size: int
+
+    @abc.abstractmethod
+    def __getitem__(self, some: slice) -> np.ndarray: ...
+
+    @abc.abstractmethod
+    def whole(self) -> np.ndarray:
+        """All of it, in its shape."""
 
 
 class Tally:
@@ -124,45 +156,87 @@ def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, .
     return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 
-def gather(row: Row, intervals: tuple[Interval, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """For each interval: how many entries are not below it, and those inside, less its low end."""
-    wide = double()  # belongs to this thread: tell the others
+def gather(
+    row: Row, intervals: tuple[Interval, ...], most: int = MOST
+) -> tuple[np.ndarray, list[np.ndarray] | None]:
+    """For each interval: how many entries are not below it, and those inside, less its low end.
 
-    def run(part: Row) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-        not_below = np.zeros(len(intervals), np.int64)
+    None in place of those inside where a part of the row has more than `most` of them: of a leaf
+    of which most entries are equal, they would be the leaf.
+    """
+
+    def run(part: Row, wide: bool) -> tuple[np.ndarray, list[list[np.ndarray]] | None]:
         inside: list[list[np.ndarray]] = [[] for _ in intervals]
-        mask = other = np.empty(0, bool)
-        for bits in part.bits(wide=wide):
-            if mask.size != bits.size:
-                mask, other = np.empty(bits.size, bool), np.empty(bits.size, bool)
-            word = bits.dtype.type
-            for i, (low, high) in enumerate(intervals):
-                np.greater_equal(bits, word(low), out=mask)
-                not_below[i] += np.count_nonzero(mask)
-                np.greater(bits, word(high), out=other)
-                found = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
-                inside[i].append(np.subtract(found, word(low), out=found))
+        held, not_below = 0, np.zeros(len(intervals), np.int64)
+        for found, count in _inside(part, intervals, wide):
+            not_below += count
+            held += sum(x.size for x in found)
+            if held > most:
+                return not_below, None
+            for some, x in zip(inside, found, strict=True):
+                some.append(x)
         return not_below, inside
 
-    parts = row.parts()
-    found = list(_threads().map(run, parts)) if len(parts) > 1 else [run(row)]
-    inside = [
-        np.concatenate([x for _, some in found for x in some[i]]) for i in range(len(intervals))
+    found = _by_part(row, run)
+    total = np.sum([n for n, _ in found], axis=0)
+    if any(some is None for _, some in found):
+        return total, None
+    return total, [
+        np.concatenate([x for _, some in found if some for x in some[i]])
+        for i in range(len(intervals))
     ]
-    return np.sum([n for n, _ in found], axis=0), inside
+
+
+def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
+    """For each interval: how many entries are not below it, and which lie inside (a `Tally`)."""
+    shifts = [shift_of(low, high) for low, high in intervals]
+
+    def run(part: Row, wide: bool) -> tuple[np.ndarray, list[Tally]]:
+        tallies, not_below = [Tally([]) for _ in intervals], np.zeros(len(intervals), np.int64)
+        for found, count in _inside(part, intervals, wide):
+            not_below += count
+            for tally, x, s in zip(tallies, found, shifts, strict=True):
+                tally.join(Tally([x >> x.dtype.type(s)]))
+        return not_below, tallies
+
+    found = _by_part(row, run)
+    inside = functools.reduce(
+        lambda a, b: [x.join(y) for x, y in zip(a, b, strict=True)], [some for _, some in found]
+    )
+    return {"not_below": np.sum([n for n, _ in found], axis=0), "inside": tuple(inside)}
+
+
+def _inside(
+    part: Row, intervals: tuple[Interval, ...], wide: bool
+) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Block by block, for each interval: the entries inside, less its low end; how many are not
+    below it."""
+    mask = other = np.empty(0, bool)
+    for bits in part.bits(wide=wide):
+        if mask.size != bits.size:
+            mask, other = np.empty(bits.size, bool), np.empty(bits.size, bool)
+        word, inside, not_below = bits.dtype.type, [], []
+        for low, high in intervals:
+            np.greater_equal(bits, word(low), out=mask)
+            not_below.append(np.count_nonzero(mask))
+            np.greater(bits, word(high), out=other)
+            found = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
+            inside.append(np.subtract(found, word(low), out=found))
+        yield inside, np.array(not_below, np.int64)
+
+
+def _by_part(row: Row, run: Callable[[Row, bool], Any]) -> list[Any]:
+    """What `run` gives for every part of a row, on a thread each if there are several."""
+    wide = double()  # belongs to this thread: tell the others
+    parts = row.parts()
+    if len(parts) == 1:
+        return [run(row, wide)]
+    return list(_threads().map(run, parts, itertools.repeat(wide)))
 
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(PROCESSORS, "jaxmerge-select")
-
-
-def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
-    """For each interval: how many entries are not below it, and which lie inside (a `Tally`)."""
-    not_below, inside = gather(row, intervals)
-    shifts = [shift_of(low, high) for low, high in intervals]
-    tallies = [Tally([x >> x.dtype.type(s)]) for x, s in zip(inside, shifts, strict=True)]
-    return {"not_below": not_below, "inside": tuple(tallies)}
 
 
 def narrow(
@@ -202,7 +276,7 @@ def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
     intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
     not_below, inside = gather(row, intervals)
     at = not_below - flat  # places from the smallest of those inside, where the guess was right
-    if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
+    if inside and all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
         found = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
         settle = [low + int(x) for (low, _), x in zip(intervals, found, strict=True)]
         return values(tuple((x, x) for x in settle)).reshape(ranks.shape)

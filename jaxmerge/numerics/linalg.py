@@ -19,7 +19,6 @@ the matrices of a batch one at a time, so stacking them gains nothing on a CPU a
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,15 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.types import Array
-
-TABLES = re.compile(
-    r"embed|position|(^|[./])token([./]|$)|wte|wpe|lm_head|relative_attention_bias"
-    r"|(^|[./])shared([./](weight|embedding))?$"
-)
+from jaxmerge.io.architectures.roles import role_of
 
 
 def by_kernel(name: str, leaf: Any) -> str:
-    """ "matrix" for kernels of dense layers: two axes, and no table of embeddings by name.
+    """ "matrix" for kernels of dense layers: two axes, and no table whose rows are looked up.
+
+    Names and shapes decide (`jaxmerge.io.architectures.roles`); recipes ask the config too.
 
     Example:
         >>> import numpy as np
@@ -44,7 +41,8 @@ def by_kernel(name: str, leaf: Any) -> str:
         >>> by_kernel("vision/position", np.ones((4, 4)))
         'rest'
     """
-    return "matrix" if len(leaf.shape) == 2 and not TABLES.search(name) else "rest"
+    dense = len(leaf.shape) == 2 and role_of(name, tuple(leaf.shape)) == "kernel"
+    return "matrix" if dense else "rest"
 
 
 def check_matrix(x: Array, who: str) -> None:

@@ -54,7 +54,7 @@ def radix_count(x: Array, value: Array, turn: int) -> Array:
     Returns:
         int32 [R, 2^16], or [1, 2^16] for the first digit.
     """
-    bits = magnitude_bits(x).reshape(-1)
+    bits = magnitude_bits(x)  # in its shape: flattening would gather a leaf cut along a later axis
     shift = bits.dtype.type(DIGIT * (digits() - 1 - turn))
     digit = (bits >> shift) & bits.dtype.type(BINS - 1)
     if turn == 0:

@@ -1,23 +1,22 @@
 """Layers placed anew: which layer of which model becomes which layer of the output.
 
 Mergekit's ``slices`` stack ranges of layers of different models.  A slice is merged from its
-sources under the output's names, so a stack costs a renaming (`jaxmerge.io.sources.View`).
-Leaves outside of the layers come from the first slice (embeddings) or from the last (norm, head).
+sources under the output's names, so a stack costs a renaming (`jaxmerge.io.sources.View`).  What
+counts as a layer says `jaxmerge.io.architectures`; leaves outside of the layers that are moved come
+from the first slice if they stand before them (embeddings, other towers), else from the last.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures import Architecture, Stack, architecture
+from jaxmerge.io.architectures.names import numbers, renumber, template
 from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import Source, View
 from jaxmerge.recipes.parse import mapping
-from jaxmerge.recipes.values import LAYER
-
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def ref_of(value: Any) -> str:
@@ -38,43 +37,105 @@ def ref_of(value: Any) -> str:
 
 
 class Layout:
-    """Which layer of which model becomes which layer of the output."""
+    """Which layer of which model becomes which layer of the output.
 
-    def __init__(self, sources, slices, base_ref, pattern: str | None):
-        self.sources, self.slices, self.base_ref = sources, slices, base_ref
-        self.inside = re.compile(pattern).search if pattern else lambda name: True
-        self.prefix = _layer_prefix(n for n in next(iter(sources.values())) if self.inside(n))
-        self.placed: list[tuple[Source, int]] = []
-        self.offsets = []
-        for piece in slices:
-            self.offsets.append(len(self.placed))
-            first = piece["sources"][0]
-            source = sources[ref_of(first["model"])]
-            for layer in range(*self._range(first, source)):
-                self.placed.append((source, layer))
-        self.total = len(self.placed)
+    Args:
+        sources: by reference, the first being the one whose config the output gets.
+        slices: each with its sources; without layer ranges nothing moves.
+        inside: whether a leaf belongs to the module that is laid out.
 
-    def _range(self, source: Mapping[str, Any], leaves: Source) -> tuple[int, int]:
-        have = self._count(leaves)
+    Raises:
+        UserError: a range that a model does not have, layers of several stacks, layers that a
+            config cannot say.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        slices: list[dict[str, Any]],
+        base_ref: str | None,
+        inside: Callable[[str], bool] = lambda name: True,
+    ):
+        self.sources, self.slices, self.base_ref, self.inside = sources, slices, base_ref, inside
+        self.made_of = {ref: architecture(s) for ref, s in sources.items()}
+        self.first = next(iter(self.made_of.values()))
+        self.moves = any(s.get("layer_range") for piece in slices for s in piece["sources"])
+        self.placed: list[tuple[Architecture, int]] = []
+        self.offsets: list[int] = []
+        self.depths: list[dict[str, float]] = [{} for _ in slices]
+        self.moved: dict[str, Stack] = {}
+        if self.moves:
+            self.moved = {ref: self._moved(ref) for ref in sources}
+            for piece in slices:
+                self.offsets.append(len(self.placed))
+                source = piece["sources"][0]
+                ref = ref_of(source["model"])
+                self.placed += [(self.made_of[ref], i) for i in range(*self._range(source, ref))]
+            self._check()
+
+    def _moved(self, ref: str) -> Stack:
+        """The stack whose layers are placed anew."""
+        found = [s for s in self.made_of[ref].main(self.inside) if s.layers]
+        if len(found) != 1:
+            named = ", ".join(f"{s.path} ({s.layers})" for s in found) or "none"
+            raise UserError(
+                f"layer_range: {ref} has {len(found) or 'no'} stacks of layers, {named}; "
+                "say which by modules: {encoder: {slices: ...}, decoder: {...}}."
+                if found
+                else f"layer_range: {ref} has no stack of layers."
+            )
+        if found[0].stages:
+            raise UserError(
+                f"layer_range: the layers of {ref} come in stages of different shapes "
+                f"({found[0].path}), which cannot be stacked."
+            )
+        return found[0]
+
+    def _range(self, source: Mapping[str, Any], ref: str) -> tuple[int, int]:
+        have = self.moved[ref].layers
         start, stop = source.get("layer_range") or (0, have)
         if not 0 <= start <= stop <= have:
             raise UserError(
-                f"layer_range [{start}, {stop}] does not fit {leaves.ref}, which has {have} "
-                "layers; it is written [first, behind the last]."
+                f"layer_range [{start}, {stop}] does not fit {self.sources[ref].ref}, which has "
+                f"{have} layers; it is written [first, behind the last]."
             )
         return start, stop
 
-    def _count(self, leaves: Source) -> int:
-        found = [self._layer(n) for n in leaves]
-        return max((i for i in found if i is not None), default=-1) + 1
+    def _check(self) -> None:
+        """Raise where the config could not say what the layers of the output are made of."""
+        first, stack = self.first, next(iter(self.moved.values()))
+        grown = first.grows() if len(self.placed) != stack.layers else []
+        if grown:
+            raise UserError(
+                f"layer_range: {len(grown)} leaves such as {grown[0]!r} have a size that follows "
+                f"from the number of layers, so {len(self.placed)} layers do not fit them."
+            )
+        if first.listed(stack):
+            return
+        kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
+        here = kinds[id(first)]
+        wrong = [
+            (i, j)
+            for i, (a, j) in enumerate(self.placed)
+            if i in here and kinds[id(a)].get(j) != here[i]
+        ]
+        if wrong:
+            i, j = wrong[0]
+            raise UserError(
+                f"layer_range: layer {i} of the output would be made of a layer {j} with other "
+                f"leaves than config.json gives to layer {i} ({len(wrong)} such layers); choose "
+                "ranges that keep the order in which kinds of layers follow each other."
+            )
 
-    def _layer(self, name: str) -> int | None:
-        m = LAYER.match(name)
-        return int(m["index"]) if m and m["prefix"] == self.prefix else None
+    def _all(self) -> list[tuple[Architecture, Stack]]:
+        return [(self.made_of[ref], moved) for ref, moved in self.moved.items()]
 
-    def depth(self, name: str) -> float:
-        layer = self._layer(name)
-        return 0.0 if layer is None or self.total < 2 else layer / (self.total - 1)
+    def depth(self, i: int, name: str) -> float:
+        """Where a leaf of the output stands in slice i, in [0, 1]; 1 in a slice of one layer.
+
+        Leaves of a stack that is not moved take their place there, leaves outside of layers 0.
+        """
+        return self.depths[i].get(name, 0.0)
 
     def views(self, i: int) -> tuple[list[tuple[dict, Leaves]], Leaves | None]:
         """The sources of slice i under the output's names, and the base likewise."""
@@ -83,54 +144,58 @@ class Layout:
         views, base = [], None
         for s in piece["sources"]:
             ref = ref_of(s["model"])
-            view = self._view(i, self.sources[ref], self._range(s, self.sources[ref]))
+            view = self._view(i, ref, s)
             views.append((s, view))
             base = view if ref == base_ref else base
         if base is None and base_ref is not None:
-            source, first = self.sources[base_ref], piece["sources"][0]
-            base = self._view(i, source, self._range(first, source))
+            base = self._view(i, base_ref, piece["sources"][0])
         return views, base
 
-    def _view(self, i: int, source: Source, span: tuple[int, int]) -> Leaves:
-        names, offset = {}, self.offsets[i]
-        last = len(self.slices) - 1
-        for n in source:
-            if not self.inside(n):
-                continue
-            layer = self._layer(n)
-            if layer is None:
-                early = bool(re.search(r"embed|wte|wpe", n))
-                if i == (0 if early else last):
-                    names[n] = n
-            elif span[0] <= layer < span[1]:
-                new = offset + layer - span[0]
-                names[self._renumber(n, new)] = n
-        return View(source, names, source.ref)
+    def _view(self, i: int, ref: str, source: Mapping[str, Any]) -> Leaves:
+        leaves, made_of, names = self.sources[ref], self.made_of[ref], {}
+        span = self._range(source, ref) if self.moves else (0, 0)
+        for n in filter(self.inside, leaves):
+            new, depth = self._placed(i, n, made_of, self.moved.get(ref), span)
+            if new is not None:
+                names[new] = n
+                self.depths[i][new] = depth
+        return View(leaves, names, leaves.ref)
 
-    def _renumber(self, name: str, new: int) -> str:
-        m = LAYER.match(name)
-        assert m is not None, name  # only numbered leaves come here
-        width = len(m["index"]) if m["index"].startswith("0") and len(m["index"]) > 1 else 0
-        return f"{m['prefix']}{new:0{width}d}{name[m.end('index') :]}"
+    def _placed(
+        self, i: int, name: str, made_of: Architecture, moved: Stack | None, span: tuple[int, int]
+    ) -> tuple[str | None, float]:
+        """The name of a leaf in the output, None if slice i lacks it, and its depth."""
+        place, last = made_of.layer(name), len(self.slices) - 1
+        if place is not None and place.stack == moved:
+            start, stop = span
+            if not start <= place.layer < stop:
+                return None, 0.0
+            new = self.offsets[i] + place.layer - start + moved.order[0][0]
+            t = (place.layer - start) / (stop - start - 1) if stop - start > 1 else 1.0
+            return renumber(name, place.number, new), t
+        depth = 0.0 if place is None else place.depth if place.stack.layers > 1 else 1.0
+        if not self.moves:
+            return name, depth
+        if i != (0 if made_of.early(name) else last):
+            return None, 0.0
+        for number in numbers(name) if moved else ():
+            if number.container == moved.path and (number.value,) in moved.extra:
+                behind = moved.extra.index((number.value,))
+                return renumber(name, number, len(self.placed) + behind), 0.0
+        return name, depth
+
+    def changes(self) -> dict[tuple, Any]:
+        """What to change in the config, by path of keys: nothing where no layer moves."""
+        if not self.moves:
+            return {}
+        return self.first.layer_changes(next(iter(self.moved.values())), self.placed)
 
 
-def _layer_prefix(names: Iterable[str]) -> str | None:
-    """The prefix that most numbered leaves share."""
-    count: dict[str, int] = {}
-    for n in names:
-        if m := LAYER.match(n):
-            count[m["prefix"]] = count.get(m["prefix"], 0) + 1
-    return max(count, key=lambda p: count[p], default=None)
-
-
-def config_of(first: Source, layers: Sequence[tuple[Source, int]]) -> dict[str, Any]:
-    """Changes of config.json where layers were placed anew."""
-    config = first.config()
-    key = next((k for k in LAYERS if k in config), None)
-    if key is None or not layers or config[key] == len(layers):
-        return {}
-    out: dict[str, Any] = {key: len(layers)}
-    for k, v in config.items():
-        if isinstance(v, list) and len(v) == config[key]:  # one entry a layer, such as layer_types
-            out[k] = [source.config().get(k, v)[i] for source, i in layers]
-    return out
+def _kinds(made_of: Architecture, stack: Stack) -> dict[int, frozenset]:
+    """Layer -> the leaves in it, by what stands behind their number, with their shapes."""
+    out: dict[int, set] = {}
+    for n, like in made_of.like.items():
+        place = made_of.layer(n)
+        if place is not None and place.stack == stack:
+            out.setdefault(place.layer, set()).add((template(n[place.number.stop :]), like.shape))
+    return {i: frozenset(kinds) for i, kinds in out.items()}

@@ -25,7 +25,7 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
 from __future__ import annotations
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,30 +35,41 @@ from jaxmerge.core.composition import by_leaf, keep_base, stochastic
 from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.architectures import architecture, tower_of
 from jaxmerge.io.sources import Source
-from jaxmerge.recipes.layers import Layout, config_of, ref_of
+from jaxmerge.recipes.layers import Layout, ref_of
 from jaxmerge.recipes.mergekit_methods import READINGS, REQUIRED, Reading
 from jaxmerge.recipes.parse import check_kinds, mapping, number
-from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
+from jaxmerge.recipes.plan import (
+    Models,
+    Plan,
+    check_rename,
+    check_vocabulary,
+    dtype_of,
+    exempt,
+    seed_of,
+)
 from jaxmerge.recipes.values import gradient
 from jaxmerge.recipes.vocabulary import Vocabulary
 
 KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
-    "tokenizer_source", "tokenizer", "chat_template", "name", "resolved", "overflow",
+    "tokenizer_source", "tokenizer", "chat_template", "name", "resolved", "rename", "overflow",
 )  # fmt: skip
 KINDS = {
     "merge_method": (str,), "models": (list,), "slices": (list,), "modules": (dict,),
     "base_model": (str, dict), "parameters": (dict,), "dtype": (str,), "out_dtype": (str,),
     "tokenizer_source": (str,), "tokenizer": (dict,), "chat_template": (str,), "name": (str,),
-    "resolved": (dict,), "overflow": (str,),
+    "resolved": (dict,), "rename": (dict,), "overflow": (str,),
 }  # fmt: skip
 MODULES = {
-    "vision_tower": r"vision|visual",
-    "multi_modal_projector": r"projector|connector|aligner",
-    "encoder": r"(^|\.)encoder\.",
-    "decoder": r"(^|\.)decoder\.",
-}
+    "vision_tower": ("vision",),
+    "audio_tower": ("audio",),
+    "multi_modal_projector": ("projector",),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+}  # name in a recipe -> towers
+_TEXT = ("default", "text_decoder", "language_model", "text_model")
 
 
 def key_of(method: Merge, seed: int) -> Any:
@@ -107,9 +118,12 @@ class Config:
         _check_parameters(content.get("parameters"), reading, "parameters")
         modules = _modules(content)
         jobs: list[Job] = []
-        layers: list[tuple[Source, int]] = []
+        changes: dict[Any, Any] = {}
         refs = [ref_of(r) for r in _references(content)]
         base_ref = ref_of(content["base_model"]) if content.get("base_model") else None
+        models.rename = check_rename(
+            content.get("rename"), [*([base_ref] if base_ref else []), *refs]
+        )
         family = models.family(list(dict.fromkeys([base_ref or refs[0], *refs])))
         sources = dict(zip(dict.fromkeys([base_ref or refs[0], *refs]), family, strict=True))
         setting = content.get("tokenizer") or content.get("tokenizer_source")
@@ -119,18 +133,21 @@ class Config:
             check_vocabulary(list(sources.values()))
         else:
             sources = dict(zip(sources, vocabulary.apply(list(sources.values())), strict=True))
-        _check_covered(next(iter(sources.values())), [p for p, _, _ in modules.values()])
-        for module, (pattern, slices, levels) in modules.items():
-            layout = Layout(sources, slices, base_ref, pattern)
-            layers += layout.placed if pattern is None or module in _TEXT else []
+        _check_covered(next(iter(sources.values())), [inside for inside, _, _ in modules])
+        for inside, slices, levels in modules:
+            layout = Layout(sources, slices, base_ref, inside)
+            changes |= layout.changes()
             for number_, piece in enumerate(slices):
                 views, base = layout.views(number_)
+                depth = functools.partial(layout.depth, number_)
                 jobs.append(
-                    _job(what, reading, piece, views, base, base_ref, layout.depth, levels,
+                    _job(what, reading, piece, views, base, base_ref, depth, levels,
                          self.seed)
                 )  # fmt: skip
         first = sources[base_ref or refs[0]]
-        jobs = [j for j in jobs if j.like]
+        made_of = architecture(first)
+        for job in (jobs := [j for j in jobs if j.like]):
+            job.method = exempt(job.method, job.like, made_of)
         return Plan(
             jobs=jobs,
             models=models,
@@ -141,39 +158,38 @@ class Config:
             seed=self.seed,
             resolved=_resolved(content, models),
             method=what,
-            config=config_of(first, layers) | (vocabulary.config if vocabulary else {}),
+            config=changes | (vocabulary.config if vocabulary else {}),
             files=vocabulary.files if vocabulary else {},
         )
 
 
-_TEXT = ("default", "text_decoder", "language_model", "text_model")
+Module = tuple[Callable[[str], bool], list, list]  # its leaves, slices, levels of parameters
 
 
-def _modules(content: Mapping[str, Any]) -> dict[str, tuple[str | None, list, list]]:
-    """Module name -> (regex of its leaves or None for all, slices, levels of parameters)."""
+def _modules(content: Mapping[str, Any]) -> list[Module]:
     world = content.get("parameters") or {}
     if content.get("modules") is None:
-        return {"default": (None, _slices(content), [world])}
+        return [(lambda name: True, _slices(content), [world])]
     modules = content["modules"]
     if not isinstance(modules, Mapping) or not modules:
         raise UserError(f"modules must map names to models or slices, got {modules!r}.")
-    out = {}
+    elsewhere = {t for m in modules for t in MODULES.get(m, ())}
+    out: list[Module] = []
     for name, module in modules.items():
         module = mapping(module, f"modules.{name}", ("models", "slices", "parameters"))
         if name in MODULES:
-            pattern = MODULES[name]
+            inside = lambda n, towers=MODULES[name]: tower_of(n) in towers
         elif name in _TEXT:
-            rest = "|".join(MODULES[m] for m in modules if m in MODULES)
-            pattern = f"^(?!.*(?:{rest}))" if rest else None
+            inside = lambda n: tower_of(n) not in elsewhere
         else:
             raise UserError(f"modules.{name}: {closest(name, [*MODULES, *_TEXT])}")
-        out[name] = (pattern, _slices(module), [module.get("parameters") or {}, world])
+        out.append((inside, _slices(module), [module.get("parameters") or {}, world]))
     return out
 
 
-def _check_covered(first: Source, patterns: Sequence[str | None]) -> None:
+def _check_covered(first: Source, modules: Sequence[Callable[[str], bool]]) -> None:
     """Raise UserError for leaves that no module covers: they would be missing in the output."""
-    left = [n for n in first if not any(p is None or re.search(p, n) for p in patterns)]
+    left = [n for n in first if not any(inside(n) for inside in modules)]
     if left:
         raise UserError(
             f"modules cover all but {len(left)} leaves of {first.ref} such as {left[0]!r}; add the "
@@ -325,6 +341,8 @@ def _resolved(content: Mapping[str, Any], models: Models) -> dict[str, Any]:
         return value
 
     out = walk(dict(content))
+    if out.get("rename"):
+        out["rename"] = {models.resolve(r): dict(v) for r, v in content["rename"].items()}
     tokenizer = out.get("tokenizer_source")
     if isinstance(tokenizer, str) and tokenizer not in ("union", "base"):
         out["tokenizer_source"] = models.resolve(tokenizer)

@@ -18,23 +18,28 @@ from typing import Any
 import jaxmerge as jm
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
+from jaxmerge.core.registry import Spec, Static, spec_of
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.recipes.parse import mapping
-from jaxmerge.recipes.values import Where, constant, depths, reader
+from jaxmerge.recipes.values import Where, constant, reader
 
 
-def build(method: Any, models: int, like: Mapping[str, Any], what: str = "method") -> Merge:
+def build(method: Any, models: int, like: Any, what: str = "method") -> Merge:
     """The method that a recipe describes.
 
     Args:
         models: how many models there are.
-        like: the names of the leaves.
+        like: the leaves, as an `Architecture` where the config is known too.
 
     Raises:
         UserError: an unknown name or argument (with the closest known one), a value that its
             factory refuses.
     """
+    if isinstance(method, Merge):
+        return method
+    like = like if isinstance(like, Architecture) else architecture(like)
     if isinstance(method, list):
         stages = [_stage(m, models, like, f"{what}[{i}]") for i, m in enumerate(method)]
         try:
@@ -50,7 +55,41 @@ def build(method: Any, models: int, like: Mapping[str, Any], what: str = "method
     return made
 
 
-def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any]) -> Merge:
+def as_data(method: Merge | Transform | Spec) -> Any:
+    """A made method as recipes write it; what data cannot say (functions, arrays) as it prints.
+
+    >>> as_data(jm.chain(jm.trim(0.2), jm.disjoint_mean(), jm.scale(0.4)))
+    [{'trim': {'density': 0.2}}, 'disjoint_mean', {'scale': {'factor': 0.4}}]
+    """
+    spec = method if isinstance(method, Spec) else getattr(method, "spec", None) or spec_of(method)
+    name = getattr(spec.factory, "__name__", "")
+    try:
+        if name not in jm.REGISTRY:
+            raise TypeError
+        if name == "chain":
+            return [as_data(s) for s in spec.arguments["stages"]]
+        defaults = {k: p.default for k, p in inspect.signature(spec.factory).parameters.items()}
+        plain = {k: _plain(v) for k, v in spec.arguments.items()}
+        given = {k: v for k, v in plain.items() if v != _plain(defaults[k])}
+    except TypeError:
+        return str(method)
+    return {name: given} if given else name
+
+
+def _plain(value: Any) -> Any:
+    value = value.value if isinstance(value, Static) else value
+    if isinstance(value, Spec | Merge | Transform):
+        return as_data(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if value is inspect.Parameter.empty:
+        return value
+    raise TypeError("no plain data")
+
+
+def route(rules: Any, default: Merge | None, models: int, like: Any) -> Merge:
     """Rules around a method: ``{only: regex}``, or ``[{match: regex, method: ...}, ...]``."""
     if isinstance(rules, Mapping):
         only = mapping(rules, "rules", ("only",)).get("only")
@@ -78,8 +117,9 @@ def route(rules: Any, default: Merge | None, models: int, like: Mapping[str, Any
     return partition(merges, ordered)
 
 
-def _check_matches(patterns: list[tuple[str, str]], like: Mapping[str, Any]) -> None:
+def _check_matches(patterns: list[tuple[str, str]], like: Any) -> None:
     """Refuse regexes that match no leaf, all of them: as a rule a name is misspelt."""
+    like = like.like if isinstance(like, Architecture) else like
     idle = [(where, p) for where, p in patterns if not any(map(compile_pattern(p).search, like))]
     if idle:
         raise UserError(
@@ -96,7 +136,7 @@ def _regex(pattern: Any) -> str:
         raise UserError(f"rules: {error}") from None
 
 
-def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merge | Transform:
+def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge | Transform:
     name, arguments, first = _parts(method, what)
     try:
         factory = jm.get(name)
@@ -117,18 +157,47 @@ def _stage(method: Any, models: int, like: Mapping[str, Any], what: str) -> Merg
         where = f"{what}: {name}.{key}"
         annotation = str(signature[key].annotation)
         if "Merge" in annotation or "Transform" in annotation:
-            fixed[key] = build(value, models, like, where)
+            fixed[key] = build(value, models, made_of, where)
         elif isinstance(value, str) and annotation in ("Any", "float", "int", "bool"):
             raise UserError(f"{where} must be a number, got {value!r}.")
         elif isinstance(signature[key].default, bool | str | int) or isinstance(value, str | bool):
             fixed[key] = value  # no number that could differ from leaf to leaf
-        elif (read := reader(value, models, where, like)) is not None:
+        elif (read := reader(value, models, where, made_of.like)) is not None:
             varying[key] = read
         else:
             fixed[key] = constant(value, models, where)
+    for key, value in of_family(name, signature, made_of).items():
+        if key in arguments:
+            continue
+        if key not in AXES:
+            fixed[key] = value
+        elif len(values := set(value.values())) == 1:
+            fixed[key] = values.pop()
+        elif values:
+            usual = signature[key].default
+            varying[key] = lambda leaf, v=value, usual=usual: v.get(leaf.name, usual)
     if not varying:
         return _call(factory, fixed, what)
-    return _varying(factory, fixed, varying, like, what)
+    return _varying(factory, fixed, varying, made_of, what)
+
+
+AXES = ("axis", "output_axis")
+
+
+def of_family(name: str, signature: Mapping[str, Any], made_of: Architecture) -> dict[str, Any]:
+    """What a recipe leaves to the model: which leaves are kernels, where layers lie, and by kernel
+    which axis is "in" (``axis``) or "out"."""
+    out: dict[str, Any] = {}
+    if "leaves" in signature:
+        out["leaves"] = made_of.by_kernel
+    if name == "lines":
+        out["block"] = made_of.block_depth
+    into = {n: 0 if made_of.transposed(n) else 1 for n in made_of.like if made_of.kernel(n)}
+    if "axis" in signature and type(usual := signature["axis"].default) is int:
+        out["axis"] = into if usual >= 0 else {n: i and usual for n, i in into.items()}
+    if "output_axis" in signature:
+        out["output_axis"] = {n: 1 - i for n, i in into.items()}
+    return out
 
 
 def _parts(method: Any, what: str) -> tuple[str, dict[str, Any], Any]:
@@ -157,13 +226,13 @@ def _call(factory: Callable, arguments: Mapping[str, Any], what: str) -> Merge |
         raise UserError(f"{what}: {error}") from None
 
 
-def _varying(factory, fixed, varying, like, what) -> Merge | Transform:
+def _varying(factory, fixed, varying, made_of, what) -> Merge | Transform:
     """A stage built anew for every leaf whose values differ."""
-    depth = depths(like)
+    like = made_of.like
     built: dict[tuple, Merge | Transform] = {}
     made: dict[str, Any] = {}
     for n in like:
-        values = {k: read(Where(n, depth[n])) for k, read in varying.items()}
+        values = {k: read(Where(n, made_of.depth(n))) for k, read in varying.items()}
         code = tuple(values.items())
         if code not in built:
             built[code] = _call(factory, fixed | values, f"{what} at leaf {n!r}")

@@ -1,6 +1,6 @@
 """jaxmerge's own recipes: one dataclass, read from YAML or from a Python file.
 
-    base: models/base                    # theta_0; leave it out to merge the weights themselves
+    base: models/base                    # theta_0; left out, the weights are merged themselves
     models: [models/a, models/b+adapter, org/name@revision]
     method: {ties: {density: 0.2, factor: 0.5}}               # jaxmerge.recipes.method_spec
     rules: {only: 'mlp'}                 # the rest from the base; or [{match, method}, ...]
@@ -8,25 +8,42 @@
     out_dtype: bfloat16                  # default: each leaf keeps the base's
     seed: 0
 
-A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; it is run, so run
-only your own.
+    import: my_methods.py                # run first: what it registers is known to the recipe
+
+A Python recipe is a file that sets ``recipe`` to a `Recipe` or to such a mapping; other variables
+are its own business.  A Python recipe and an imported file are run, so run only your own: a YAML
+recipe may import only with ``--allow-import``, and only files beside it (or below).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.core.registry import spec_of
+from jaxmerge.core.types import Merge
+from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, about
+from jaxmerge.io.architectures import architecture
 from jaxmerge.recipes import mergekit
-from jaxmerge.recipes.method_spec import build, route
+from jaxmerge.recipes.adapters import AdapterRecipe
+from jaxmerge.recipes.method_spec import as_data, build, route
 from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
-from jaxmerge.recipes.plan import Models, Plan, check_vocabulary, dtype_of, seed_of
+from jaxmerge.recipes.plan import (
+    Models,
+    Plan,
+    check_rename,
+    check_vocabulary,
+    dtype_of,
+    exempt,
+    seed_of,
+)
 from jaxmerge.recipes.side_inputs import by_model, check_axes, find_extras
 from jaxmerge.recipes.vocabulary import Vocabulary
 
@@ -38,7 +55,8 @@ class Recipe:
     Attributes:
         models: references (`jaxmerge.io.sources`), or names of earlier stages.
         method: see `jaxmerge.recipes.method_spec`; may be left out where rules cover every leaf.
-        base: theta_0, or None for zeros.
+        base: theta_0; left out for methods of the weights themselves (mean, linear, slerp, ...),
+            "none" for zeros with any method.
         rules: ``{only: regex}``, or ``[{match: regex, method: ...}]`` in order.
         extras: ``{kind: [file, ...]}``, side information about every model; by default what the
             method needs is looked for beside the models.
@@ -49,6 +67,7 @@ class Recipe:
         overflow: of values beyond the range of the output's dtype: "raise", "clip" or "allow".
         tokenizer: "base" (default), "union", a model, or {source, tokens, pad_to_multiple_of}.
         chat_template: "auto", a known name, or Jinja text.
+        rename: ``{model: {prefix of its names: prefix in the base}}``.
         name: of this stage, by which later ones refer to its output.
         stages: recipes that are run first; a recipe of nothing else gives what its last one gives.
         resolved: what a finished merge noted: versions, hashes.  Checked, if there.
@@ -67,19 +86,22 @@ class Recipe:
     tokenizer: Any = None
     chat_template: str | None = None
     name: str | None = None
+    rename: Any = None
     stages: list[Any] = dataclasses.field(default_factory=list)
     resolved: dict[str, Any] | None = None
 
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""
-        check_kinds(vars(self), KINDS)
+        given = isinstance(self.method, Merge)
+        check_kinds({k: v for k, v in vars(self).items() if k != "method" or not given}, KINDS)
         if not isinstance(self.models, list) or not all(isinstance(m, str) for m in self.models):
             raise UserError(f"models must be a list of references, got {self.models!r}.")
         if not self.models:
             raise UserError("models is an empty list.")
         if self.nonfinite not in ("raise", "zero"):
-            raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
-        bases = [] if self.base is None else [self.base]
+            raise UserError(f'nonfinite must be "raise" or "zero", got {self.nonfinite!r}.')
+        bases = [] if self.base in (None, NO_BASE) else [self.base]
+        models.rename = check_rename(self.rename, [*bases, *self.models])
         first, *others = opened = models.family([*bases, *self.models])
         base, merged = (first, others) if bases else (None, opened)
         vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, opened)
@@ -89,19 +111,26 @@ class Recipe:
         else:
             base, *rest = vocabulary.apply([base, *merged])
         like = (base or rest[0]).like
-        method = None if self.method is None else build(self.method, len(rest), like)
+        made_of = architecture(base or rest[0])
+        method = None if self.method is None else build(self.method, len(rest), made_of)
         if self.rules is not None:
-            method = route(self.rules, method, len(rest), like)
+            method = route(self.rules, method, len(rest), made_of)
         if method is None:
             raise UserError("a recipe needs a method, or rules.")
+        if self.base is None:
+            check_weights_merge(method, like)
+        method = exempt(method, like, made_of)
         seed = seed_of(self.seed)
         extras = find_extras(self.extras, method.needs, models, merged)
         sides = by_model(extras, len(rest))
         job = Job(method, rest, base, mergekit.key_of(method, seed), sides)
         check_axes(extras, job.grid)
-        resolved = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
+        resolved = {k: v for k, v in vars(self).items() if not (v is None or v == [])}
+        resolved["method"] = as_data(self.method) if given else self.method
+        if self.rename:
+            resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
-        if self.base is not None:
+        if bases:
             resolved["base"] = models.resolve(self.base)
         if extras:
             kinds = dict.fromkeys(e.kind for e in extras)
@@ -115,11 +144,35 @@ class Recipe:
             out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
             seed=seed,
             resolved=resolved,
-            method=repr(self.method if self.rules is None else (self.rules, self.method)),
+            method=str(self.method)
+            if given
+            else repr(self.method if self.rules is None else (self.rules, self.method)),
             nonfinite=self.nonfinite,
             config=vocabulary.config if vocabulary else {},
             files=vocabulary.files if vocabulary else {},
             extras=extras,
+        )
+
+
+NO_BASE = "none"
+OF_WEIGHTS = frozenset(
+    [
+        "mean", "linear", "interpolation", "ema", "running_ema", "running_mean", "three_way_ema",
+        "ema_with_reference", "slerp", "arc", "nuslerp", "multislerp", "mean_direction", "karcher",
+        "karcher_mean", "fisher_mean", "regmean", "gram_mean", "random_mix", "scale", "keep_base",
+    ]
+)  # fmt: skip
+
+
+def check_weights_merge(method: Merge, like: Mapping[str, Any]) -> None:
+    """Raise UserError where a method of task vectors would merge the weights themselves."""
+    stages = [s for p in grid_of(method, like).values() for s in (*p.before, p.fold, *p.after)]
+    names = {getattr(spec_of(s).factory, "__name__", "") for s in stages} - OF_WEIGHTS
+    if names:
+        raise UserError(
+            f"{method} works on task vectors, the changes from a base, and the recipe names no "
+            f"base: add base: (the model that the others were fine-tuned from), or write base: "
+            f"{NO_BASE} to merge the weights as if the base were zero."
         )
 
 
@@ -128,13 +181,20 @@ KINDS = {
     "overflow": (str,),
     "chat_template": (str,), "tokenizer": (str, dict), "resolved": (dict,), "stages": (list,),
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
-    "extras": (dict,),
+    "extras": (dict,), "rename": (dict,),
 }  # fmt: skip
-Document = Recipe | mergekit.Config
+Document = Recipe | mergekit.Config | AdapterRecipe
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The variables that a Python recipe sets; what goes wrong in it is told with its line."""
+    """The variables that a Python file sets; its folder is on the path, as of any script.
+
+    Raises:
+        UserError: what goes wrong in it, with its line.
+    """
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         return runpy.run_path(str(path))
     except UserError:
@@ -147,11 +207,43 @@ def _run(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
 
 
-def load(path: str | Path) -> list[Document]:
+def _import(recipe: Path, names: Any, allowed: bool) -> None:
+    """Runs the Python files that a YAML recipe imports, so that what they register is known."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{recipe}: import is a file or a list of files, got {names!r}.")
+    folder = recipe.resolve().parent
+    files = [(folder / name).resolve() for name in names]
+    wrong = [
+        name
+        for name, file in zip(names, files, strict=True)
+        if file.suffix != ".py" or not file.is_relative_to(folder)
+    ]
+    if wrong:
+        raise UserError(
+            f"{recipe} imports {', '.join(map(repr, wrong))}; expected Python files beside the "
+            "recipe."
+        )
+    if missing := [n for n, f in zip(names, files, strict=True) if not f.is_file()]:
+        raise UserError(f"{recipe} imports {', '.join(missing)}, which is not beside it.")
+    if not allowed:
+        raise UserError(
+            f"{recipe} imports {', '.join(names)}, whose code would be run. Read it, then add "
+            "--allow-import (in Python: allow_import=True)."
+        )
+    for file in files:
+        _run(file)
+
+
+def load(path: str | Path, allow_import: bool = False) -> list[Document]:
     """The merges of a recipe file, in the order in which they are run; the last is the result.
 
+    Args:
+        allow_import: run the files that a YAML recipe imports.
+
     Raises:
-        UserError: no such file, unknown keys (with the closest known one), not plain YAML.
+        UserError: no such file, unknown keys (with the closest known one), not plain YAML, an
+            import that is not allowed or lies elsewhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,7 +255,10 @@ def load(path: str | Path) -> list[Document]:
         return documents(found)
     out = []
     for content in load_yaml(path):
-        out += documents(content)
+        if isinstance(content, dict) and "import" in content:
+            _import(path, content.pop("import"), allow_import)
+        with about(path):
+            out += documents(content)
     if not out:
         raise UserError(f"{path} is empty.")
     unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
@@ -182,6 +277,8 @@ def documents(content: Any) -> list[Document]:
         recipe = content
     elif isinstance(content, Mapping) and "merge_method" in content:
         return [mergekit.Config.read(content)]
+    elif isinstance(content, Mapping) and "adapters" in content:
+        return [AdapterRecipe.read(content)]
     else:
         known = [f.name for f in dataclasses.fields(Recipe)]
         content = mapping(content, "the recipe", known)

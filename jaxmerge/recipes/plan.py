@@ -7,20 +7,22 @@ weights that are tied and stored by some of them once, by others twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmerge.core import names
+from jaxmerge.core.composition import by_leaf, keep_base, stochastic
+from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
+from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.recipes.side_inputs import Extra
-
-HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 
 
 @dataclasses.dataclass
@@ -39,6 +41,7 @@ class Plan:
         files: further files of the output, such as a merged tokenizer; None for those of the
             source that are left out.
         nonfinite: "raise" or "zero".
+        single: name of the file of weights, which then is one whatever its size.
         extras: files of side information, to be checked against their models before the merge.
     """
 
@@ -53,6 +56,7 @@ class Plan:
     files: dict[str, bytes | Path | None] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
+    single: str | None = None
 
 
 class Models:
@@ -61,6 +65,9 @@ class Models:
     Args:
         near: folders against which relative paths are tried after the working directory.
         stages: names of earlier merges -> their outputs.
+
+    Attributes:
+        rename: reference -> prefix of its names -> what stands there in the base.
     """
 
     def __init__(
@@ -71,58 +78,121 @@ class Models:
     ):
         self.near, self.allow_pickle, self.stages = near, allow_pickle, stages or {}
         self.opened: dict[str, Source] = {}
+        self.rename: dict[str, dict[str, str]] = {}
 
     def open(self, ref: Any) -> Source:
-        """The source of a reference."""
+        """The source of a reference, or of leaves that are open already."""
+        if isinstance(ref, Leaves):
+            name = getattr(ref, "ref", "") or f"leaves in memory {len(self.opened)}"
+            source = ref if isinstance(ref, Source) else Source(ref, name, None, (), {})
+            known = [s for s in self.opened.values() if s is source or s.source is ref]
+            return known[0] if known else self.opened.setdefault(name, source)
         if not isinstance(ref, str) or not ref:
             raise UserError(f"a model must be a path or org/name@revision, got {ref!r}.")
         if ref not in self.opened:
-            name, plus, rest = ref.partition("+")
-            path = f"{self.stages[name]}{plus}{rest}" if name in self.stages else ref
-            self.opened[ref] = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
+            path = self.path(ref)
+            source = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
+            self.opened[ref] = renamed(source, self.rename.get(ref, {}))
         return self.opened[ref]
+
+    def path(self, ref: str) -> str:
+        """The reference with the outputs of earlier stages in place of their names."""
+        return "+".join(str(self.stages.get(part, part)) for part in ref.split("+"))
 
     def family(self, refs: Sequence[str]) -> list[Source]:
         """Sources that are merged with each other, the first being the measure of the rest."""
         first, *rest = (self.open(r) for r in refs)
-        return [first, *(s if s is first else tie(first, s) for s in rest)]
+        return [first, *(s if s is first else fit(first, s) for s in rest)]
 
     def resolve(self, ref: str) -> str:
         """The reference in a form that means the same anywhere."""
         return self.open(ref).ref
 
-    def close(self) -> None:
+    def close(self, given: Sequence[Any] = ()) -> None:
+        """Close what was opened here, not what was `given` open."""
         for source in self.opened.values():
-            source.close()
+            if not any(source is g or source.source is g for g in given):
+                source.close()
 
 
-def tie(first: Source, other: Source) -> Source:
-    """`other` with the output head of `first`: added where it is tied to the embedding and not
-    stored, left out where `first` does not store it."""
-    names = {n: n for n in other}
-    for head in HEADS:
-        if (head in first) == (head in other):
-            continue
-        leaves, tied = (other, other) if head in first else (other, first)
-        embedding = next((n for n in leaves if n.endswith(EMBEDDINGS)), None)
-        if embedding is None or not tied.config().get("tie_word_embeddings", True):
-            continue
-        if head in first:
-            names[head] = embedding
-        elif np.array_equal(other[head], other[embedding]):
-            del names[head]
-    if names.keys() == other.names.keys():
+def check_rename(setting: Any, refs: Collection[str]) -> dict[str, dict[str, str]]:
+    """``rename: {MODEL: {prefix: prefix in the base}}``, checked."""
+    out = dict(setting or {}) if isinstance(setting, Mapping | None) else {"": setting}
+    for ref, table in out.items():
+        if ref not in refs:
+            raise UserError(f"rename: {ref!r} is no model of the recipe: {closest(str(ref), refs)}")
+        good = isinstance(table, Mapping) and table
+        if not good or not all(isinstance(x, str) for pair in table.items() for x in pair):
+            raise UserError(f"rename: {ref} must map prefixes to prefixes, got {table!r}.")
+    return out
+
+
+def renamed(source: Source, prefixes: Mapping[str, str]) -> Source:
+    """A model under other names: of the prefixes that a name begins with, the longest is replaced.
+
+    Raises:
+        UserError: two leaves get one name, or no name begins with a prefix.
+    """
+    if not prefixes:
+        return source
+    table: dict[str, str] = {}
+    used = set()
+    for n in source:
+        prefix = max((p for p in prefixes if n.startswith(p)), key=len, default=None)
+        used.add(prefix)
+        new = n if prefix is None else prefixes[prefix] + n[len(prefix) :]
+        if new in table:
+            raise UserError(f"rename: {source.ref}: {table[new]!r} and {n!r} become {new!r}.")
+        table[new] = n
+    idle = [p for p in prefixes if p not in used]
+    if idle:
+        raise UserError(f"rename: {source.ref} has no leaf whose name begins with {idle[0]!r}.")
+    return source.renamed(table)
+
+
+def fit(first: Source, other: Source) -> Source:
+    """`other` with the leaves of `first` as far as the same arrays are stored in other places.
+
+    A copy of a tied array is added where `first` stores it and left out where it does not, if it is
+    equal to the other copy; buffers, which are constants, are left out where `first` lacks them.
+    """
+    ours, theirs = architecture(first), architecture(other)
+    table = {n: n for n in other if n in first or theirs.merged(n)}
+    for group in dict.fromkeys((*ours.tied, *theirs.tied)):
+        stored = [n for n in group if n in other]
+        for n in group:
+            if n in first and n not in other and stored and n in theirs.copies(stored[0]):
+                table[n] = stored[0]
+            elif n in other and n not in first:
+                copies = [c for c in stored if c in first and c in ours.copies(n)]
+                if copies and _equal(other, n, copies[0]):
+                    table.pop(n, None)
+    if table.keys() == other.names.keys():
         return other
-    return other.renamed(names)
+    return other.renamed(table)
+
+
+def _equal(source: Source, a: str, b: str) -> bool:
+    return source.like[a].shape == source.like[b].shape and np.array_equal(source[a], source[b])
+
+
+def exempt(method: Merge, like: Mapping[str, Any], made_of: Architecture) -> Merge:
+    """The method, with buffers as they are in the base: a mean of constants is no constant."""
+    buffers = {n for n in like if not made_of.merged(n)}
+    if not any(names.is_float(like[n]) for n in buffers):
+        return method
+    inner = by_leaf(lambda name, like: keep_base() if name in buffers else method)
+    return inner._replace(stochastic=stochastic(method), models=method.models, needs=method.needs)
 
 
 def check_vocabulary(sources: Sequence[Source | None]) -> None:
     """Raise where models have vocabularies of different sizes: both sizes, and the ways out."""
-    sizes = {}
+    sizes: dict[str, dict[int, str]] = {}
     for source in sources:
         if source is not None:
-            for n in source:
-                if n.endswith(EMBEDDINGS):
+            made_of = architecture(source)
+            for n in filter(made_of.vocabulary, source):
+                if len(source.like[n].shape) == 2:
                     sizes.setdefault(n, {}).setdefault(source.like[n].shape[0], source.ref)
     for leaf, found in sizes.items():
         if len(found) > 1:

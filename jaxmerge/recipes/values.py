@@ -6,15 +6,14 @@
     {models: [...]}, {gradient: [...]}    the same, said outright
     [{match: regex, value: ...}, {value: ...}]    by the leaf's name, the first match decides
 
-A gradient is piecewise linear in t = i / (L - 1), where i is the number in the leaf's name and L
-counts the layers that share its prefix; leaves without a number take t = 0.
+A gradient is piecewise linear in t = i / (L - 1), where i is the leaf's layer and L counts the
+layers of its stack (`jaxmerge.io.architectures`); leaves outside of all layers take t = 0.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,31 +22,12 @@ from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.errors import UserError
 from jaxmerge.recipes.parse import mapping, number
 
-LAYER = re.compile(r"^(?P<prefix>(?:.*[./])?(?:[A-Za-z][A-Za-z0-9]*_)?)(?P<index>\d+)(?=[./])")
-
 
 class Where(NamedTuple):
     """A leaf as values see it: its name, and its depth t in [0, 1]."""
 
     name: str
     depth: float
-
-
-def depths(leaves: Mapping[str, Any]) -> dict[str, float]:
-    """The depth of every leaf.
-
-    >>> depths({"h.0.w": 0, "h.1.w": 0, "h.2.w": 0, "norm": 0})
-    {'h.0.w': 0.0, 'h.1.w': 0.5, 'h.2.w': 1.0, 'norm': 0.0}
-    """
-    found = {n: LAYER.match(n) for n in leaves}
-    last: dict[str, int] = {}
-    for m in found.values():
-        if m:
-            last[m["prefix"]] = max(last.get(m["prefix"], 0), int(m["index"]))
-    return {
-        n: int(m["index"]) / last[m["prefix"]] if m and last[m["prefix"]] else 0.0
-        for n, m in found.items()
-    }
 
 
 def gradient(points: list[float], t: float) -> float:

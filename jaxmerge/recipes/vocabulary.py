@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
@@ -90,9 +91,7 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
-        key = "vocab_size"
-        if self.size != base.config().get(key, self.size):
-            self.config[key] = self.size
+        self.config |= architecture(base).vocabulary_changes(self.size)
         self._fill(setting.get("tokens") or {}, models)
         return keeper
 
@@ -165,9 +164,7 @@ class Vocabulary:
         """Whether a leaf has a row for every token: embeddings and output heads."""
         like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        ends = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
-                "lm_head.weight", "lm_head.bias", "embed_out.weight")  # fmt: skip
-        return name.endswith(ends) and len(like.shape) in (1, 2) and like.shape[0] >= need
+        return architecture(source).vocabulary(name) and like.shape[0] >= need
 
 
 class Reindexed(Whole):
@@ -177,7 +174,7 @@ class Reindexed(Whole):
         super().__init__()
         self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
-        self.config = self.source.config
+        self.config, self.made_of = self.source.config, architecture(self.source)
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {

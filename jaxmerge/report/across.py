@@ -51,12 +51,14 @@ def short(names: list[str]) -> list[str]:
 
 def markdown(found: Mapping[str, Results], metric: str) -> str:
     """A GitHub table."""
-    return f"{tables.head(metric)}\n\n{tables.markdown(*_directed(found, metric))}"
+    title = tables.plain_markdown(tables.head(metric))
+    return f"{title}\n\n{tables.markdown(*_directed(found, metric))}"
 
 
 def latex(found: Mapping[str, Results], metric: str) -> str:
     """A table for a paper; needs the package booktabs."""
-    return f"% {tables.head(metric)}\n{tables.latex(*_directed(found, metric))}"
+    title = tables.plain_line(tables.head(metric))
+    return f"% {title}\n{tables.latex(*_directed(found, metric))}"
 
 
 def rich_table(found: Mapping[str, Results], metric: str) -> Table:

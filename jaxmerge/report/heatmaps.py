@@ -29,6 +29,7 @@ def heatmaps(
     percent: bool = True,
     diverging: bool = False,
     stairs: bool = False,
+    columns: Sequence[str] = (),
 ) -> Figure:
     """Matrices as annotated heat maps, two beside each other.
 
@@ -38,6 +39,7 @@ def heatmaps(
         remark: a line below the title.
         theme: the colours.
         ticks: names of rows and columns; 1 to T if empty.
+        columns: names of the columns, where they are others than the rows.
         xlabel: what a column is.
         ylabel: what a row is.
         low: the value of the first colour.
@@ -46,20 +48,20 @@ def heatmaps(
         diverging: the middle of [low, high] is the neutral colour.
         stairs: draw the line between tasks learnt (below) and tasks to come (above).
     """
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    beside = min(2, len(panels))
+    rows = math.ceil(len(panels) / beside)
     left, gap = 0.52, 0.4
-    side = (WIDTH - left - 0.14 - gap * (columns - 1)) / columns if columns > 1 else 3.1
+    side = (WIDTH - left - 0.14 - gap * (beside - 1)) / beside if beside > 1 else 3.1
     block = side + 0.34
     with drawing(theme):
         figure = canvas(theme, rows * block + 0.5, title, remark)
         for k, (heading, matrix) in enumerate(panels.items()):
-            row, column = divmod(k, columns)
+            row, column = divmod(k, beside)
             x = left + column * (side + gap)
             y = 0.46 + (rows - 1 - row) * block
             ax = axes(figure, x, y, side, side)
             _cells(ax, matrix, theme, (low, high), percent, diverging, side)
-            _names(ax, len(matrix), ticks, side)
+            _names(ax, len(matrix), ticks, side, columns)
             if stairs:
                 _stairs(ax, len(matrix), theme)
             ax.set_title(shorten(heading, side, BODY), loc="left", size=BODY, pad=5)
@@ -78,7 +80,8 @@ def _cells(
     from matplotlib.colors import Normalize, to_hex
 
     colours, norm, n = ramp(theme, diverging), Normalize(*limits, clip=True), len(matrix)
-    size = min(BODY, 72 * side / max(n, 1) / (1.9 if percent else 2.3))
+    wide = len(matrix[0]) if n else 0
+    size = min(BODY, 72 * side / max(n, wide, 1) / (1.9 if percent else 2.3))
     filled = np.array([[np.nan if v is None else v for v in row] for row in matrix], float)
     if n:
         ax.pcolormesh(
@@ -93,7 +96,7 @@ def _cells(
                     i + 0.5, t + 0.52, text, size=size, ha="center", va="center_baseline",
                     color=on(to_hex(colours(float(norm(value))))),
                 )  # fmt: skip
-    ax.set_xlim(0, max(n, 1))
+    ax.set_xlim(0, max(wide, 1))
     ax.set_ylim(max(n, 1), 0)
     ax.spines[:].set_visible(False)
 
@@ -106,12 +109,14 @@ def _short(value: float) -> str:
     return ("0" if text == "-0.00" else text).replace("0.", ".", 1).replace("-", "−")
 
 
-def _names(ax: Axes, n: int, ticks: Sequence[str], side: float) -> None:
-    names = list(ticks) or [str(i + 1) for i in range(n)]
-    step = max(1, math.ceil(n * 0.16 / side))
-    shown = range(0, n, step)
-    ax.set_xticks([i + 0.5 for i in shown], [names[i] for i in shown])
-    ax.set_yticks([i + 0.5 for i in shown], [names[i] for i in shown])
+def _names(
+    ax: Axes, n: int, ticks: Sequence[str], side: float, columns: Sequence[str] = ()
+) -> None:
+    down = list(ticks) or [str(i + 1) for i in range(n)]
+    for names, put in ((list(columns) or down, ax.set_xticks), (down, ax.set_yticks)):
+        step = max(1, math.ceil(len(names) * 0.16 / side))
+        shown = range(0, len(names), step)
+        put([i + 0.5 for i in shown], [names[i] for i in shown])
     ax.tick_params(pad=3)
 
 

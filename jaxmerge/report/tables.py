@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxmerge.evaluation.definitions import DEFINITIONS
+from jaxmerge.io.untrusted import printable
 from jaxmerge.report.numbers import CONSTANT, clean
 from jaxmerge.studies.results import Results, Stat
 
@@ -97,11 +98,12 @@ def markdown(results: Results, lower: Collection[str] = LOWER) -> str:
     """A GitHub table."""
     metrics = columns(results)
     lines = [
-        _line(["Method", "Fine-tunes", *(f"{_md(head(m))} %" for m in metrics)]),
+        _line(["Method", "Fine-tunes", *(f"{plain_markdown(head(m))} %" for m in metrics)]),
         _line([":--", ":--", *("--:" for _ in metrics)]),
     ]
     for row in rows(results, lower):
-        lines.append(_line([_md(row.label), _md(row.finetunes), *(_md_cell(c) for c in row.cells)]))
+        names = plain_markdown(row.label), plain_markdown(row.finetunes)
+        lines.append(_line([*names, *map(_md_cell, row.cells)]))
     return "\n".join(lines) + "\n"
 
 
@@ -109,9 +111,14 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _md(text: str) -> str:
-    text = re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", text)
-    return re.sub(r"\s+", " ", text)
+def plain_line(text: str) -> str:
+    """Text that stays on its line: a heading, a comment of LaTeX, a line of a terminal."""
+    return printable(re.sub(r"\s+", " ", text))
+
+
+def plain_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", plain_line(text))
 
 
 def _md_cell(cell: Cell) -> str:
@@ -142,7 +149,7 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"\s+", " ", "".join(_TEX.get(c, c) for c in text))
+    return re.sub(r"\s+", " ", "".join(_TEX.get(c, c) for c in plain_line(text)))
 
 
 def _tex_cell(cell: Cell) -> str:

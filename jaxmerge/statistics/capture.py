@@ -27,7 +27,8 @@ class Input(NamedTuple):
     """What meets one kernel.
 
     Attributes:
-        x: activations, [N, in], every position of every example a row.
+        x: activations, [N, in], every position of every example a row; of a kernel [L, in, out]
+            that a scan cuts into its layers [L, N, in].
         axis: where the kernel meets x: 0 for [in, out], 1 for [out, in]. Each may be several axes
             in a row, as in a patch embedding [height, width, 3, out] or a query [in, heads, size].
     """
@@ -53,18 +54,21 @@ class View(NamedTuple):
 
 
 def dense_inputs(
-    apply: Callable[..., Any], params: Leaves, *args: Any
+    apply: Callable[..., Any], params: Leaves, *args: Any, every: bool = False
 ) -> tuple[Any, dict[str, Input]]:
     """Run ``apply(params, *args)`` and catch the input of every dense kernel.
 
     Args:
         apply: a function of a flat mapping of parameters and of data.
         params: name -> array; the leaves with two axes or more are looked for.
+        every: also kernels [L, in, out] that a ``scan`` cuts into layers, and those of convolutions:
+            the patches under a kernel are its rows, their entries in the order in which the kernel
+            is stored.
 
     Returns:
         What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
-        sharing) has all their rows.  A `scan` over stacked kernels is followed step by step; a leaf
-        that stacks kernels itself is left out, and so are kernels inside `while`.
+        sharing) has all their rows.  A ``scan`` over kernels that were stacked for it is followed
+        step by step.  Kernels inside ``while`` are not seen.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
@@ -81,7 +85,7 @@ def dense_inputs(
         for n, shape in ((n, params[n].shape) for n in names)
     ]
     views += [None] * (len(leaves) - len(names))
-    flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen)
+    flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen, every)
     out = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return out, {n: _join(found) for n, found in seen.items()}
 
@@ -90,7 +94,7 @@ def _join(found: list[Input]) -> Input:
     axes = {f.axis for f in found}
     if len(axes) > 1:  # a tied embedding used from both sides: keep the side it is stored for
         found = [f for f in found if f.axis == min(axes)]
-    return Input(jnp.concatenate([f.x for f in found]), found[0].axis)
+    return Input(jnp.concatenate([f.x for f in found], axis=-2), found[0].axis)
 
 
 INLINED = {
@@ -106,7 +110,7 @@ INLINED = {
 }
 
 
-def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | None]]:
+def _run(jaxpr, consts, values, views, seen, every) -> tuple[list[Any], list[View | None]]:
     """Evaluate a jaxpr, following which arrays are kernels."""
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
@@ -124,13 +128,18 @@ def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | Non
         if name in INLINED and INLINED[name] in eqn.params:
             inner = eqn.params[INLINED[name]]
             inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            outs, out_views = _run(inner, const, ins, seen_as, seen)
-        elif name == "scan" and any(seen_as):
-            outs = _unrolled(eqn.params, ins, seen_as, seen)
+            outs, out_views = _run(inner, const, ins, seen_as, seen, every)
+        elif name == "scan" and any(_stacked(v, eqn.params["length"]) for v in seen_as):
+            outs = _unrolled(eqn.params, ins, seen_as, seen, every)
+            out_views = [None] * len(outs)
+        elif every and name == "scan" and any(seen_as):
+            outs = _scan(eqn.params, ins, seen_as, seen)
             out_views = [None] * len(outs)
         else:
             if name == "dot_general" and any(seen_as):
                 _catch(eqn.params, ins, seen_as, seen)
+            if every and name == "conv_general_dilated" and seen_as[1] and not seen_as[0]:
+                _catch_patches(eqn.params, ins, seen_as[1], seen)
             outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
             outs = outs if eqn.primitive.multiple_results else [outs]
             moved = _move(name, eqn, seen_as) if any(seen_as) else None
@@ -138,30 +147,6 @@ def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | Non
         env |= dict(zip(eqn.outvars, outs, strict=True))
         known |= dict(zip(eqn.outvars, out_views, strict=True))
     return [read(v) for v in jaxpr.outvars], [view(v) for v in jaxpr.outvars]
-
-
-def _unrolled(params, ins, views, seen) -> list[Any]:
-    """A scan step by step: the kernels that it runs over are stacked, each meets its own input."""
-    consts, carries = params["num_consts"], params["num_carry"]
-    fixed, carry, over = ins[:consts], ins[consts : consts + carries], ins[consts + carries :]
-    length, inner = params["length"], params["jaxpr"]
-    order = range(length - 1, -1, -1) if params["reverse"] else range(length)
-    given: dict[int, list[Any]] = {}
-    for i in order:
-        mine = [_step(v, i, length) for v in views[consts + carries :]]
-        known = [*views[:consts], *[None] * carries, *mine]
-        values = [*fixed, *carry, *(x[i] for x in over)]
-        outs, _ = _run(inner.jaxpr, inner.consts, values, known, seen)
-        carry, given[i] = outs[:carries], outs[carries:]
-    stacked = [jnp.stack([given[i][k] for i in range(length)]) for k in range(len(given[0]))]
-    return [*carry, *stacked]
-
-
-def _step(view: View | None, index: int, length: int) -> View | None:
-    """What one step of a scan sees of kernels stacked on the first axis."""
-    if view is None or view.axes[0] or len(view.kernels) != length:
-        return None
-    return view._replace(kernels=view.kernels[index : index + 1], axes=view.axes[1:])
 
 
 def _catch(params, ins, views, seen) -> None:
@@ -187,6 +172,90 @@ def _catch(params, ins, views, seen) -> None:
     rows = jnp.moveaxis(x, [d for _, d in pairs], range(-len(pairs), 0)).reshape(-1, size)
     for name in view.kernels:
         seen.setdefault(name, []).append(Input(rows, int(met != first)))
+
+
+def _catch_patches(params, ins, view, seen) -> None:
+    """Record what lies under the kernel of a convolution, at every place."""
+    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        return
+    numbers, whole = params["dimension_numbers"], tuple((i,) for i in range(len(view.sizes)))
+    out, into, *space = numbers.rhs_spec
+    if len(view.kernels) != 1 or view.axes != whole or out != len(view.sizes) - 1:
+        return
+    x, sizes = ins[0], [view.sizes[i] for i in space]
+    rows = jax.lax.conv_general_dilated_patches(
+        x, sizes, params["window_strides"], params["padding"], params["lhs_dilation"],
+        params["rhs_dilation"], numbers, precision=params["precision"],
+    )  # fmt: skip
+    rows = jnp.moveaxis(rows, numbers.out_spec[1], -1)  # [.., in x space]
+    rows = rows.reshape(-1, view.sizes[into], *sizes)
+    place = {axis: k + 1 for k, axis in enumerate([into, *space])}
+    rows = rows.transpose(0, *(place[i] for i in range(len(view.sizes) - 1)))
+    rows = rows.reshape(len(rows), -1)
+    seen.setdefault(view.kernels[0], []).append(Input(rows, 0))
+
+
+def _stacked(view: View | None, length: int) -> bool:
+    """Whether an array is so many kernels on its first axis, a step of a scan each."""
+    return view is not None and not view.axes[0] and len(view.kernels) == length
+
+
+def _unrolled(params, ins, views, seen, every) -> list[Any]:
+    """A scan step by step: the kernels that were stacked for it meet an input each."""
+    consts, carries = params["num_consts"], params["num_carry"]
+    fixed, carry, over = ins[:consts], ins[consts : consts + carries], ins[consts + carries :]
+    length, inner = params["length"], params["jaxpr"]
+    order = range(length - 1, -1, -1) if params["reverse"] else range(length)
+
+    def step(view, i):
+        if not _stacked(view, length):
+            return None
+        return view._replace(kernels=view.kernels[i : i + 1], axes=view.axes[1:])
+
+    given: dict[int, list[Any]] = {}
+    for i in order:
+        mine = [step(v, i) for v in views[consts + carries :]]
+        known = [*views[:consts], *[None] * carries, *mine]
+        values = [*fixed, *carry, *(x[i] for x in over)]
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, seen, every)
+        carry, given[i] = outs[:carries], outs[carries:]
+    stacked = [jnp.stack([given[i][k] for i in range(length)]) for k in range(len(given[0]))]
+    return [*carry, *stacked]
+
+
+def _scan(params, ins, views, seen) -> list[Any]:
+    """Run a scan; kernels that it closes over or cuts into layers are looked for in its body."""
+    consts, carry = params["num_consts"], params["num_carry"]
+    inner, first = params["jaxpr"], consts + carry
+    axes: dict[str, int] = {}
+
+    def layer(view):
+        whole = view and view.axes == tuple((i,) for i in range(len(view.sizes)))
+        if not whole or len(view.sizes) < 3:
+            return None
+        sizes = view.sizes[1:]
+        return View(view.kernels, tuple((i,) for i in range(len(sizes))), sizes)
+
+    cut = [layer(v) for v in views[first:]]
+    stacked = {n for v in cut if v for n in v.kernels}
+
+    def body(state, xs):
+        found: dict[str, list[Input]] = {}
+        values = [*ins[:consts], *state, *xs]
+        known = [*views[:consts], *[None] * carry, *cut]
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, found, True)
+        joined = {n: _join(x) for n, x in found.items()}
+        axes.update({n: x.axis for n, x in joined.items()})
+        return outs[:carry], (outs[carry:], {n: x.x for n, x in joined.items()})
+
+    state, (outs, caught) = jax.lax.scan(
+        body, ins[consts:first], ins[first:], params["length"], params["reverse"],
+        unroll=params["unroll"],
+    )  # fmt: skip
+    for n, x in caught.items():
+        rows = x if n in stacked else x.reshape(-1, x.shape[-1])
+        seen.setdefault(n, []).append(Input(rows, axes[n]))
+    return [*state, *outs]
 
 
 SAME = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "mul", "div", "neg"}

@@ -41,6 +41,7 @@ from jaxmerge.continual.deploys import LAST
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.definitions import NAMES as METRICS
+from jaxmerge.io.untrusted import parse_json, read_bytes
 from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize, to_plain
 from jaxmerge.training import checkpoint
 
@@ -205,21 +206,70 @@ def read(path: str | Path) -> list[Row]:
     if not path.exists():
         raise UserError(f"{path}: no such run or store.")
     if path.suffix == ".json":
-        try:
-            return cells(Results.from_json(path))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}: not the results of a run ({error}).") from None
-    parquet = _parquet()
+        return cells(Results.from_json(path))
+    return _read_parquet(path)
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    """The rows of one Parquet file, checked; what unpacks to more than `MOST_BYTES` is refused."""
+    parquet, schema = _parquet(), _schema()
     import pyarrow as pa
 
+    data = read_bytes(path, MOST_FILE, "a file of a result store")
     try:
-        table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({error}).") from None
-    missing = [n for n in _schema().names if n not in table.column_names]
-    if missing:
-        raise UserError(f"{path}: not a result store, it has no column {', '.join(missing)}.")
-    return table.to_pylist()
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        about = file.metadata
+        missing = [n for n in schema.names if n not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path}: not a result store, it has no column {', '.join(missing)}.")
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        values = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
+        size = sum(g.total_byte_size for g in groups)
+        if about.num_rows > MOST_ROWS or values > MOST_VALUES or size > MOST_BYTES:
+            raise UserError(
+                f"{path}: {about.num_rows:,} rows, {values:,} values, {size:,} bytes unpacked; a "
+                f"file of a store has at most {MOST_ROWS:,}, {MOST_VALUES:,}, {MOST_BYTES:,}."
+            )
+        rows, held = [], 0
+        for batch in file.iter_batches(BATCH, columns=schema.names):
+            held += batch.nbytes
+            if held > MOST_BYTES:
+                raise UserError(f"{path} unpacks to more than {MOST_BYTES:,} bytes.")
+            rows += pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        text = isinstance(error, UnicodeDecodeError)
+        reason = "text that is not UTF-8" if text else str(error).splitlines()[0][:160]
+        raise UserError(f"{path}: not a Parquet file of results ({reason}).") from None
+    if not rows:
+        raise UserError(f"{path} holds no rows.")
+    for i, row in enumerate(rows):
+        _check_row(row, f"{path}, row {i}")
+    return rows
+
+
+MOST_FILE, MOST_BYTES = 64 << 20, 512 << 20  # of one file, packed and unpacked
+MOST_ROWS, MOST_VALUES, BATCH = 1_000_000, 50_000_000, 256
+OPTIONAL = ("factor", "fixed", "order_seed", "sweep", "seconds", *METRICS)
+
+
+def _check_row(row: Row, where: str) -> None:
+    empty = [k for k, v in row.items() if v is None and k not in OPTIONAL]
+    if empty:
+        raise UserError(f"{where} has no {', '.join(empty)}.")
+    parse_json(row["settings"], f"{where}: settings")
+    many = len(row["matrix"])
+    for k in ("matrix", "matrix_aware"):
+        if any(r is None or len(r) != many for r in row[k]) or len(row[k]) != many or not many:
+            raise UserError(f"{where}: {k} is not {many or 1} by {many or 1}.")
+    if any(t is None or None in t.values() or None in t["classes"] for t in row["tasks"]):
+        raise UserError(f"{where}: a task lacks its name, its classes or a count.")
+    if None in row["order"]:
+        raise UserError(f"{where}: order has a hole.")
+    sweep = row["sweep"]
+    if sweep is not None and any(v is None or v == [] for v in sweep.values()):
+        raise UserError(f"{where}: sweep lacks its factors, accuracies or choice.")
 
 
 # ------------------------------------------------------------ back to results
@@ -232,6 +282,7 @@ def gather(rows: Iterable[Row]) -> dict[str, Results]:
     experiment differ: "toy, lr 0.001".  Seeds and orders are the runs over which means are taken.
     """
     latest = {row["key"]: row for row in sorted(rows, key=lambda r: r["made"])}
+    latest = {row["key"]: row for row in _apart(list(latest.values()))}
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in latest.values():
         groups.setdefault((row["experiment"], row["scenario"], _shared(row)), []).append(row)
@@ -243,6 +294,45 @@ def gather(rows: Iterable[Row]) -> dict[str, Results]:
         results.experiment = name
         found[name] = results
     return found
+
+
+def _apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose stream was run under several settings of its own, the stream named by them.
+
+    "L2" with two strengths becomes "L2, methods.0.strength 0.1" and "... 1".
+    """
+    own: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = {}
+    place = lambda row: (row["experiment"], row["scenario"], _shared(row), row["stream"])
+    mine = lambda row: flat(json.loads(row["settings"]).get("stream", {}))
+    for row in rows:
+        settings = mine(row)
+        own.setdefault(place(row), {})[json.dumps(settings, sort_keys=True)] = settings
+    found = []
+    for row in rows:
+        every = list(own[place(row)].values())
+        settings = mine(row)
+        words = [
+            f"{k} {v}" for k, v in settings.items() if any(other.get(k) != v for other in every)
+        ]
+        name = ", ".join([row["stream"], *words])
+        found.append({**row, "stream": name} if words else row)
+    return found
+
+
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": [2, {"d": None}]})
+    {'a.b': 1, 'c.0': 2, 'c.1.d': None}
+    """
+    if isinstance(settings, Mapping | list):
+        pairs = settings.items() if isinstance(settings, Mapping) else enumerate(settings)
+        return {
+            k: v
+            for key, inner in pairs
+            for k, v in flat(inner, f"{name}.{key}" if name else str(key)).items()
+        }
+    return {name: settings}
 
 
 def _shared(row: Row) -> str:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.io.untrusted import read_json
 from jaxmerge.training import checkpoint
 
 PACKAGES = ("jaxmerge", "jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "safetensors")
@@ -60,7 +61,7 @@ class Cost:
 
     def __init__(self, state: Path) -> None:
         self.began, self.path = time.perf_counter(), state / "cost.json"
-        earlier = json.loads(self.path.read_text()) if self.path.exists() else {}
+        earlier = read_json(self.path) if self.path.exists() else {}
         self.earlier = {"seconds": 0.0, "memory": None} | earlier
 
     def seconds(self) -> float:

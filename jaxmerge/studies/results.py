@@ -29,6 +29,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.errors import UserError
+from jaxmerge.io.untrusted import KINDS, parse_json, read_json
+
 SCHEMA = "jaxmerge.results/1"
 Matrix = list[list[float | None]]  # [T][T]; a row that was not measured holds None
 
@@ -114,7 +117,7 @@ class Vectors:
 @dataclasses.dataclass
 class SeedRun:
     """One seed: `order` is the class order, `seconds` the time of each phase over all streams, and
-    `streams` the same for each of them: the budget of a strategy is its "training"."""
+    `streams` the same for each of them: the budget of a method is its "training"."""
 
     seed: int
     order: list[int]
@@ -192,15 +195,27 @@ class Results:
             ValueError: another schema, or fields that are missing or unknown.
         """
         text = str(source)
-        if not text.lstrip().startswith("{"):
-            text = Path(source).read_text()
-        data = json.loads(text)
+        if text.lstrip().startswith("{"):
+            data, where = parse_json(text, "results"), "results"
+        else:
+            data, where = read_json(source), str(source)
         if data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"These results have the schema {data.get('schema')!r}, expected {SCHEMA!r}; "
-                "read them with the version of jaxmerge that wrote them."
+            raise UserError(
+                f"{where}: results of the schema {data.get('schema')!r}, expected {SCHEMA!r}; read "
+                "them with the version of jaxmerge that wrote them."
             )
-        return from_plain(cls, data, "results")
+        found = from_plain(cls, data, where)
+        found.check(where)
+        return found
+
+    def check(self, where: str) -> None:
+        """Raise UserError where matrices are not square, or entries do not fit their tasks."""
+        for i, run in enumerate(self.seeds):
+            for e in run.entries:
+                at, tasks = f"{where}: seeds[{i}], {e.label!r}", len(e.over_time)
+                for name, matrix in (("matrix", e.matrix), ("aware", e.aware)):
+                    if len(matrix) != tasks or any(len(row) != tasks for row in matrix):
+                        raise UserError(f"{at}: {name} is not {tasks} by {tasks}.")
 
     def entry(self, label: str, finetunes: str, seed: int = 0) -> Entry:
         """The entry of one method in the run number `seed` (position, not the seed's value)."""
@@ -255,16 +270,30 @@ def to_plain(x: Any) -> Any:
 
 
 def from_plain(kind: Any, x: Any, where: str) -> Any:
-    """JSON back into the dataclass `kind`, every unknown and missing field named."""
+    """JSON back into the dataclass `kind`, every unknown and missing field named.
+
+    Raises:
+        UserError: fields that are missing, unknown, or of another kind.
+    """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [k for k in typing.get_args(kind) if k is not type(None)]
         return x if x is None or len(inner) > 1 else from_plain(inner[0], x, where)
     if typing.get_origin(kind) is list:
+        _expect(x, list, where)
         return [from_plain(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(x)]
     if typing.get_origin(kind) is dict:
+        _expect(x, dict, where)
         return {k: from_plain(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in x.items()}
+    if kind in (str, int, float, bool):
+        _expect(x, (int, float) if kind is float else kind, where)
+        if kind is not bool and isinstance(x, bool):
+            raise UserError(f"{where} is {x}, expected {KINDS[kind]}.")
+        if kind is float and not math.isfinite(x):
+            raise UserError(f"{where} is {x}, expected a finite number.")
+        return x
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return x
+    _expect(x, dict, where)
     hints = typing.get_type_hints(kind)
     required = {
         f.name
@@ -274,5 +303,11 @@ def from_plain(kind: Any, x: Any, where: str) -> Any:
     wrong = [f"unknown {k!r}" for k in x if k not in hints]
     wrong += [f"missing {k!r}" for k in required if k not in x]
     if wrong:
-        raise ValueError(f"{where} does not fit {kind.__name__}: {', '.join(sorted(wrong))}.")
+        raise UserError(f"{where} does not fit {kind.__name__}: {', '.join(sorted(wrong))}.")
     return kind(**{k: from_plain(hints[k], v, f"{where}.{k}") for k, v in x.items()})
+
+
+def _expect(x: Any, kind: Any, where: str) -> None:
+    if not isinstance(x, kind):
+        first = kind[0] if isinstance(kind, tuple) else kind
+        raise UserError(f"{where} is {str(x)[:60]!r}, expected {KINDS.get(first, first.__name__)}.")

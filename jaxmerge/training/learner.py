@@ -10,14 +10,19 @@ the scenario, so that no task changes a shape and nothing is compiled twice.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual.records import Model, Outputs
+from jaxmerge.continual.registry import models
+from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.streams.scenario import Scenario
 
@@ -34,6 +39,9 @@ class Learner(NamedTuple):
         collate: prepared inputs of a batch, numpy [..., B, ...], to what `features` reads, a pytree
             of numpy arrays of few shapes; texts lose their padding here.
         half: `features` with its matrix products in bfloat16, where the model has that form.
+        classes: names of the columns of the head; a stream of other classes is refused.
+        write: ``(params, folder)``: a folder of the whole model with these weights, which its
+            `load` and transformers read.
     """
 
     params: Leaves
@@ -43,10 +51,67 @@ class Learner(NamedTuple):
     scale: Array
     collate: Callable[[np.ndarray], Any] = np.asarray
     half: Callable[[Leaves, Any], Array] | None = None
+    classes: Sequence[str] | None = None
+    write: Callable[[Leaves, Path], None] | None = None
+
+    def check(self, scenario: Scenario) -> None:
+        """Raises ValueError where the head is not that of the scenario's classes."""
+        columns, there = self.head.shape[1], tuple(scenario.classes)
+        own = None if self.classes is None else tuple(self.classes)
+        if columns != len(there):
+            raise ValueError(
+                f"The learner's head has {columns} columns, the scenario {len(there)} classes; "
+                "make the learner for this scenario."
+            )
+        if own is not None and own != there:
+            k = next(k for k, (a, b) in enumerate(zip(own, there, strict=True)) if a != b)
+            raise ValueError(
+                f"The learner is of another scenario: column {k} of its head is {own[k]!r}, class "
+                f"{k} of this scenario is {there[k]!r}; make the learner for this scenario, as "
+                "from_clip(model, scenario)."
+            )
+
+    def model(self, dtype: str = "float32", params: bool = False) -> Spec:
+        """The model as `jaxmerge.continual` has it.
+
+        Args:
+            params: theta_0 is part of it; else the driver has it.
+
+        Raises:
+            ValueError: bfloat16 asked of a model without that form.
+        """
+        features = self.features if dtype == "float32" else self.half
+        if features is None:
+            raise ValueError("This learner has no bfloat16 form; train with dtype float32.")
+        own = dict(self.params) if params else None
+        return frozen_head(features, self.head, self.scale, own)
 
     def logits(self, params: Leaves, inputs: Array) -> Array:
         """[B, columns]; inside or outside compiled code."""
         return head_logits(self.features(params, inputs), self.head, self.scale)
+
+
+@models.register
+def frozen_head(features: Callable, head: Any, scale: Any, params: Any = None) -> Model:
+    """Features under a frozen head.
+
+    Args:
+        features, head, scale: of a `Learner`.
+        params: theta_0; None where the driver has it.
+    """
+
+    def init(key):
+        if params is None:
+            raise ValueError("This model has no weights of its own: give it params.")
+        return dict(params)
+
+    def from_features(weights, found, task):
+        return Outputs(head_logits(found, head, scale), found)
+
+    def apply(weights, inputs, task):
+        return from_features(weights, features(weights, inputs), task)
+
+    return Model(init, apply, from_features=from_features)
 
 
 def head_logits(features: Array, head: Array, scale: Array) -> Array:
@@ -55,7 +120,7 @@ def head_logits(features: Array, head: Array, scale: Array) -> Array:
     return scale * (features / jnp.maximum(norm, 1e-12)) @ head
 
 
-def from_clip(model: Any, scenario: Scenario) -> Learner:
+def from_clip(model: Any, scenario: Scenario, truncate: bool = False) -> Learner:
     """The image tower of a CLIP model under the zero-shot head of a scenario's classes.
 
     The text tower is read once, for the head; the tower, its projection and the temperature are
@@ -63,12 +128,16 @@ def from_clip(model: Any, scenario: Scenario) -> Learner:
 
     Args:
         model: a `jaxmerge.models.clip.Model` with both towers and a tokenizer.
+        truncate: cut class names in prompts that are longer than the text tower reads.
     """
     from jaxmerge.models import clip
 
+    def write(params: Leaves, folder: Path) -> None:
+        clip.save(dataclasses.replace(model, params={**model.params, **params}), folder)
+
     heads = [
         clip.zero_shot_head(
-            model, s.classes, s.templates, batch=min(256, len(s.classes) * len(s.templates))
+            model, s.classes, s.templates, min(256, len(s.classes) * len(s.templates)), truncate
         )
         for s in scenario.sources
     ]
@@ -79,10 +148,14 @@ def from_clip(model: Any, scenario: Scenario) -> Learner:
         head=jnp.concatenate(heads, axis=1),
         scale=jnp.exp(model.params["logit_scale"]),
         half=_image_features(model.config, model.preprocess, "bfloat16"),
+        classes=scenario.classes,
+        write=write,
     )
 
 
-def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int = 32) -> Learner:
+def from_bert(
+    model: Any, scenario: Scenario, scale: float = 20.0, length: int = 32, truncate: bool = False
+) -> Learner:
     """A sentence encoder under the head of a scenario's class names.
 
     Class names in prompts and sentences pass through the same tower, so the head is read once,
@@ -93,14 +166,18 @@ def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int =
         model: a `jaxmerge.models.bert.Model` with a tokenizer.
         scale: what multiplies cosine similarities; sentence-transformers trains with 20.
         length: tokens of a sentence; longer ones are cut, shorter ones filled up.
+        truncate: cut class names in prompts that are longer than the model reads.
     """
     from jaxmerge.models import bert
     from jaxmerge.models.packing import pack
 
+    def write(params: Leaves, folder: Path) -> None:
+        bert.save(dataclasses.replace(model, params=params), folder)
+
     def prepare(texts: Any) -> np.ndarray:
         return model.tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
 
-    heads = [bert.zero_shot_head(model, s.classes, s.templates) for s in scenario.sources]
+    heads = [bert.zero_shot_head(model, s.classes, s.templates, truncate) for s in scenario.sources]
     return Learner(
         params=dict(model.params),
         features=_text_features(model.config, "float32"),
@@ -109,6 +186,8 @@ def from_bert(model: Any, scenario: Scenario, scale: float = 20.0, length: int =
         scale=jnp.float32(scale),
         collate=functools.partial(pack, pad=model.config.pad),
         half=_text_features(model.config, "bfloat16"),
+        classes=scenario.classes,
+        write=write,
     )
 
 

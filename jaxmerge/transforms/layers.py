@@ -1,21 +1,21 @@
-"""A transform that depends on the depth of a layer, which it reads from the leaf's name."""
+"""A transform that depends on the depth of the layer in which a leaf lies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxmerge.core.patterns import Pattern, PatternError, compile_pattern
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Leaves, Transform
+from jaxmerge.io.architectures.stacks import depths_of
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["lines"]
 
-BLOCK = r"(?:^|[._/])(?:blocks?[._/]?|layers?[._/]?|resblocks[._/]|h[._/])(\d+)"
-
 
 @register
-def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
+def lines(alpha: Any = 0.1, beta: Any = 0.9, block: Any = None) -> Transform:
     """LiNeS: scale the change of every block by its depth, shallow blocks least.
 
     Formula: (alpha + beta l / (L-1)) tau in block l = 0..L-1; alpha tau outside the blocks.
@@ -23,8 +23,10 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
     Args:
         alpha: factor of the first block and of every leaf outside the blocks.
         beta: how much more the last block gets.
-        block: regex whose first group is the block's number in a leaf's name.  Blocks are counted
-            for each tower by itself: what stands before the match tells towers apart.
+        block: by default the layers that `jaxmerge.io.architectures` finds, those of each tower by
+            themselves; a recipe knows the model's family besides.  Else a regex whose first group
+            is the block's number in a leaf's name (what stands before the match tells towers
+            apart), or a function ``name -> depth in [0, 1]``, None outside the blocks.
 
     Use it on one fine-tuned model, ``jm.chain(jm.add(), jm.lines())``, or after any merge,
     ``jm.chain(jm.ties(), jm.lines(0.3, 0.7))``.
@@ -43,6 +45,8 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
         >>> [float(x[0].round(3)) for x in merged.values()]
         [0.20000000298023224, 0.6000000238418579, 1.0]
     """
+    if block is None or callable(block):
+        return Transform(_routed, route=_by_depth(alpha, beta, block))
     try:
         pattern = compile_pattern(block)
     except PatternError as error:
@@ -55,6 +59,21 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: str = BLOCK) -> Transform:
         return scale(alpha + beta * depth[name]) if name in depth else scale(alpha)
 
     return Transform(_routed, route=route)
+
+
+def _by_depth(alpha: Any, beta: Any, depth_of: Callable[[str], float | None] | None) -> Callable:
+    seen: list[tuple[Leaves, dict[str, float]]] = []  # every leaf of a model asks
+
+    def route(name: str, like: Leaves) -> Transform:
+        if depth_of is not None:
+            depth = depth_of(name)
+        else:
+            if not seen or seen[-1][0] is not like:
+                seen[:] = [(like, depths_of({n: tuple(x.shape) for n, x in like.items()}))]
+            depth = seen[-1][1].get(name)
+        return scale(alpha) if depth is None else scale(alpha + beta * depth)
+
+    return route
 
 
 def depths(like: Leaves, pattern: Pattern) -> dict[str, float]:

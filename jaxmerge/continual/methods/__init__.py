@@ -3,18 +3,20 @@
 ==============================  =========================================
 what it does                    methods
 ==============================  =========================================
-holds weights                   `l2`, `ewc`, `si`, `mas`
+holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
-replays examples                `er`, `der`, `derpp`
+replays examples                `er`, `der`, `derpp`, `replay`
 projects what is learnt         `gpm`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
+trains a part                   `train_only`
 ==============================  =========================================
 """
 
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
+from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
@@ -23,15 +25,18 @@ from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.pred_kd import pred_kd
+from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
+from jaxmerge.continual.methods.train_only import train_only
 
 __all__ = [
     "der",
     "derpp",
     "er",
     "ewc",
+    "ewc_magmax",
     "feat_kd",
     "gpm",
     "l2",
@@ -40,7 +45,9 @@ __all__ = [
     "mas",
     "olora",
     "pred_kd",
+    "replay",
     "si",
     "slca",
     "supsup",
+    "train_only",
 ]

@@ -108,15 +108,21 @@ def gpm(
 
 
 def layer_inputs(model: Model, params: Leaves, batch: Batch, task: Any) -> dict[str, Array]:
-    """Kernel -> [rows, in], what meets each dense kernel; rows of filled-up examples are 0."""
+    """Kernel -> [rows, in], what meets each kernel; rows of filled-up examples are 0.
 
-    def logits(params, inputs):
-        return model.apply(params, inputs, task).logits
+    A model that gives ``aux["taps"]`` is asked (convolutions, layers inside a scan); of any other
+    the dense kernels are found in its trace.
+    """
+    out = model.apply(params, batch.inputs, task)
+    taps = (out.aux or {}).get("taps")
+    if taps is None:
+        logits = lambda params, inputs: model.apply(params, inputs, task).logits
+        _, met = dense_inputs(logits, params, batch.inputs)
+        taps = {n: found.x for n, found in met.items() if found.axis == 0}
 
-    def rows(found):
-        x = found.x.reshape(-1, found.x.shape[-1])
+    def rows(x):
+        x = x.reshape(-1, x.shape[-1])
         weight = jnp.repeat(batch.weight, x.shape[0] // batch.weight.shape[0])
         return x * (weight > 0)[:, None].astype(x.dtype)
 
-    _, met = dense_inputs(logits, params, batch.inputs)
-    return {n: rows(found) for n, found in met.items() if found.axis == 0}
+    return {n: rows(x) for n, x in taps.items()}

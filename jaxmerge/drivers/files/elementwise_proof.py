@@ -8,6 +8,8 @@ operation by operation and constant by constant (a rule such as "matrices only" 
 
 Two functions may be used besides: an entry may know its number in the leaf (`rng.entry_index`, from
 which random numbers are drawn), and `core.leaf_sum` may sum over the leaf (`sums`, `with_sums`).
+A sum may build on sums, as the angle of two vectors builds on their lengths: it is of a later
+round, and the pieces pass once for every round.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ OPAQUE = frozenset(("entry_index", "leaf_sum"))  # known by their names, not loo
 
 def elementwise(run: Callable, base: Any, models: tuple, *rest: Any) -> bool:
     """Whether ``run(base, models, *rest)`` treats every entry of the leaves on its own."""
-    return sums(run, base, models, *rest) == 0
+    return sums(run, base, models, *rest) == ()
 
 
-def sums(run: Callable, base: Any, models: tuple, *rest: Any) -> int | None:
-    """How many sums over the leaf, and nothing else, couple entries; None if anything else does.
+def sums(run: Callable, base: Any, models: tuple, *rest: Any) -> tuple[int, ...] | None:
+    """The round of every sum over the leaf, if nothing else couples entries; None if anything does.
 
     Args:
         run: a compiled leaf function with its specs bound.
@@ -53,7 +55,7 @@ def sums(run: Callable, base: Any, models: tuple, *rest: Any) -> int | None:
     whole = _signature(run, shape, base, models, rest)
     if whole is None or whole != _signature(run, (PIECE,), base, models, rest):
         return None
-    return sum(entry[0] == "leaf_sum" for entry in whole)
+    return tuple(entry[2] for entry in whole if entry[0] == "leaf_sum")
 
 
 def with_sums(run: Callable, take: Callable[[Any], Any], *args: Any) -> Any:
@@ -93,16 +95,16 @@ def _signature(run, shape, base, models, rest) -> list | None:
 
 
 def _walk(jaxpr, shape, seen: list, summed) -> list | None:
-    """Note every operation; None if one mixes entries, or sums what a sum went into.
+    """Note every operation; None if one mixes entries.
 
     Args:
-        summed: for each input, whether a sum over the leaf went into it.
+        summed: for each input, how many rounds of sums over the leaf went into it.
 
     Returns:
         The same for each output.
     """
     number: dict[Any, int] = {}
-    after: set = {v for v, s in zip(jaxpr.invars, summed, strict=False) if s}
+    after: dict[Any, int] = {v: s for v, s in zip(jaxpr.invars, summed, strict=False) if s}
 
     def label(v):
         if hasattr(v, "val"):
@@ -114,19 +116,19 @@ def _walk(jaxpr, shape, seen: list, summed) -> list | None:
     for eqn in jaxpr.eqns:
         shapes = [tuple(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)]
         inner = [p for p in map(_jaxpr_of, eqn.params.values()) if p is not None]
-        flags = [not hasattr(v, "val") and v in after for v in eqn.invars]
+        rounds = [0 if hasattr(v, "val") else after.get(v, 0) for v in eqn.invars]
+        last = max(rounds, default=0)
         named = eqn.params.get("name") if eqn.params.get("name") in OPAQUE else None
         touches = shape in shapes
         if touches and not inner and not _harmless(eqn, shape, shapes):
             return None
         if touches and inner and eqn.primitive.name not in CALLS:
             return None
-        if named == "leaf_sum" and any(flags):
-            return None
         names = [label(v) for v in eqn.invars]
         if named:
-            seen.append((named, names))
-            out = [named == "leaf_sum"] * len(eqn.outvars)
+            last += named == "leaf_sum"
+            seen.append((named, names, last))
+            out = [last] * len(eqn.outvars)
         else:
             facts = {
                 k: str(v)
@@ -134,18 +136,18 @@ def _walk(jaxpr, shape, seen: list, summed) -> list | None:
                 if isinstance(v, str | int | float | bool | np.dtype) and "name" not in k
             }
             seen.append((eqn.primitive.name, names, facts))
-            out = [any(flags)] * len(eqn.outvars)
+            out = [last] * len(eqn.outvars)
             for p in inner:
-                found = _walk(p, shape, seen, flags)
+                found = _walk(p, shape, seen, rounds)
                 if found is None:
                     return None
                 out = found if len(inner) == 1 and len(found) == len(out) else out
         for v, s in zip(eqn.outvars, out, strict=True):
             label(v)
             if s:
-                after.add(v)
+                after[v] = s
     seen.append(("out", [label(v) for v in jaxpr.outvars]))
-    return [not hasattr(v, "val") and v in after for v in jaxpr.outvars]
+    return [0 if hasattr(v, "val") else after.get(v, 0) for v in jaxpr.outvars]
 
 
 def _harmless(eqn, shape, shapes) -> bool:

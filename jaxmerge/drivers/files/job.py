@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.core.composition import Pipeline, keep_base
-from jaxmerge.core.types import Merge
+from jaxmerge.core.composition import Pipeline, keep_base, resolve
+from jaxmerge.core.types import Merge, Piece, leaf_key
 from jaxmerge.core.validation import check_count, check_method, grid_of
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves, Like
@@ -75,26 +75,70 @@ class Report:
     seconds: float = 0.0
 
 
-def mismatches(job: Job) -> list[str]:
-    """Everything that keeps the models of a job from being merged, one line each.
+SHOWN = 3  # leaves named of each kind and model; a message fits on a screen
 
-    Dtypes may differ between models; names and shapes of merged leaves may not.
+
+def mismatches(job: Job) -> list[str]:
+    """Everything that keeps the models of a job from being merged, with a few leaves of each kind.
+
+    Dtypes may differ between models; names and shapes of merged leaves may not.  Leaves that stay
+    as in the base need not be in the models, and a model may have more of such.
     """
     wrong, like = [], job.like
     for t, model in enumerate(job.models):
         who = getattr(model, "ref", "") or f"model {t}"
-        for n in job.grid:
-            if n not in model:
-                wrong.append(f"{who}: missing leaf {n!r} ({names.kind(like[n])} in the base)")
-            elif model.like[n].shape != like[n].shape:
-                found, expected = names.kind(model.like[n]), names.kind(like[n])
-                wrong.append(f"{who}: leaf {n!r} is {found}, the base has {expected}")
-        wrong += [
-            f"{who}: extra leaf {n!r} ({names.kind(model.like[n])}), which the base lacks"
-            for n in model
-            if n not in like
-        ]
+        missing = [n for n in job.grid if n not in model]
+        extra = [n for n in model if n not in like and not _stays(job.method, n, model.like[n])]
+        prefix = _prefix(model, like) if missing and extra else None
+        if prefix is not None:
+            wrong.append(f"{who}: {prefix}")
+            continue
+        other = [n for n in job.grid if n in model and model.like[n].shape != like[n].shape]
+        kind, base = {n: names.kind(x) for n, x in model.like.items()}, job.like
+        lines = (
+            [f"missing leaf {n!r} ({names.kind(base[n])} in the base)" for n in missing],
+            [f"leaf {n!r} is {kind[n]}, the base has {names.kind(base[n])}" for n in other],
+            [f"extra leaf {n!r} ({kind[n]}), which the base lacks" for n in extra],
+        )
+        for some in lines:
+            more = f", and {len(some) - SHOWN} more such leaves" if len(some) > SHOWN else ""
+            shown = some[:SHOWN]
+            wrong += [f"{who}: {s}{more if s is shown[-1] else ''}" for s in shown]
     return wrong
+
+
+def _stays(method: Merge, name: str, like: Like) -> bool:
+    """Whether a leaf that the base lacks would stay as in the base if it were there."""
+    if not names.is_float(like):
+        return False
+    try:
+        return all(map(_copied, resolve(method, {name: like}).values()))
+    except (KeyError, ValueError):  # the method knows the leaves of the base only
+        return False
+
+
+def _prefix(model: Leaves, like: Mapping[str, Like]) -> str | None:
+    """What to do where names are equal but for a prefix that all names of one side share."""
+    for theirs in _prefixes(model):
+        if {n.removeprefix(theirs) for n in model} >= set(like):
+            return (
+                f"all its names begin with {theirs!r}, and without it they fit; write in the "
+                f"recipe rename: {{MODEL: {{{theirs!r}: ''}}}}"
+            )
+    for ours in _prefixes(like):
+        if set(model) >= {n.removeprefix(ours) for n in like}:
+            return (
+                f"its names lack {ours!r}, with which all names of the base begin, and with it "
+                f"they fit; write in the recipe rename: {{MODEL: {{'': {ours!r}}}}}"
+            )
+    return None
+
+
+def _prefixes(all_names: Iterable[str]) -> list[str]:
+    """The segments with which all names begin: one, two, ..."""
+    low, high = min(all_names, default=""), max(all_names, default="")
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)
+    return [low[: i + 1] for i, c in enumerate(low[:same]) if c in "./"]
 
 
 def check_job(job: Job) -> None:
@@ -115,7 +159,8 @@ def check_job(job: Job) -> None:
     if wrong:
         raise ValueError(
             "The models do not fit together:\n  " + "\n  ".join(wrong) + "\nGive every model the "
-            "leaves of the base in its shapes, or merge only those that fit (rules)."
+            "leaves of the base in its shapes, or merge only those that fit: rules: {only: regex} "
+            "leaves the rest as in the base."
         )
 
 
@@ -137,3 +182,8 @@ def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
     sides = [v for job in jobs for extra in job.extras for v in extra.values()]
     models = [m for job in jobs for m in (job.base, *job.models)]
     return [m for m in (*models, *sides) if isinstance(m, Leaves)]
+
+
+def piece_key(job: Job, name: str, start: int) -> Piece | None:
+    """The key of the piece of a leaf that begins at entry `start`."""
+    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))

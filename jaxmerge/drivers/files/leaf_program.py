@@ -1,12 +1,13 @@
 """A leaf from end to end, whole or as a piece: what the file driver calls for each.
 
-A piece is merged as a whole leaf is.  Where sums over the leaf couple its pieces, they pass twice:
-`part_sums` says what a piece adds to every sum, `merge_part` merges it given the totals.
+A piece is merged as a whole leaf is.  Where sums over the leaf couple its pieces, they pass more
+than once: `part_sums` says what a piece adds to every sum, `merge_part` merges it given the totals.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -25,14 +26,27 @@ def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any
     return finish_leaf(specs, cell, base, key, np.int32(len(models)), closing)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def part_sums(specs, closing, key, measured, sides, zero, base, models) -> Any:
-    """What a piece of a leaf adds to every sum over the leaf."""
+@functools.partial(jax.jit, static_argnums=(5, 8, 9))
+def part_sums(
+    specs, closing, key, measured, sides, zero, base, models, rounds, turn, totals
+) -> Any:
+    """What a piece of a leaf adds to every sum of one round, the totals of those before given.
+
+    Args:
+        rounds: of every sum, in order.
+        turn: the round that is added up; totals of later ones are not looked at.
+    """
     parts: list = []
+    places = itertools.count()
 
     def take(x):
-        parts.append(jnp.sum(x))
-        return parts[-1]
+        place = next(places)
+        if rounds[place] < turn:
+            return totals[place].astype(x.dtype)
+        found = jnp.sum(x)
+        if rounds[place] == turn:
+            parts.append(found)
+        return found
 
     _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
     return jnp.stack(parts)

@@ -18,10 +18,12 @@ from jaxmerge.core.composition import Pipeline
 from jaxmerge.core.types import leaf_key
 from jaxmerge.drivers.files.chunks import MIN_PIECE, cast, each, pieces
 from jaxmerge.drivers.files.elementwise_proof import elementwise
-from jaxmerge.drivers.files.job import Job
+from jaxmerge.drivers.files.job import Job, piece_key
+from jaxmerge.drivers.files.memory_budget import SLICES, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
+from jaxmerge.numerics.host_order_statistics import Sliced
 
 
 def _bytes(job: Job, name: str) -> int:
@@ -30,6 +32,16 @@ def _bytes(job: Job, name: str) -> int:
 
 def _needs_closing(p: Pipeline) -> bool:
     return p.fold.closing is not None or any(t.measure for t in p.after)
+
+
+def own_need(job: Job, name: str, keep: bool) -> int:
+    """Bytes that gathering the facts about a leaf of its own takes; `keep`: all of it is held."""
+    p, whole = job.grid[name], input_bytes(job, name)
+    if keep:
+        return whole + SLICES
+    first, *others = [*(t.measure for t in p.before), p.fold.measure]
+    sliced = first is not None and first.host is not None and not any(others)
+    return SLICES if sliced else row_bytes(job, name)
 
 
 class Facts:
@@ -75,8 +87,8 @@ class Facts:
             return ((None,) * (len(p.before) + 1),) * len(job.models)
         shape = job.like[name].shape
 
-        def block(i: int) -> np.ndarray:
-            return Checked(self.run, job, i)[name] if held is None else held[i].reshape(shape)
+        def block(i: int) -> Any:
+            return Unread(self.run, job, i, name) if held is None else held[i].reshape(shape)
 
         base = block(0)
 
@@ -104,9 +116,11 @@ class Facts:
                 for n in some:
                     if run.stop.is_set():
                         raise InterruptedError
-                    b, m = base[n], models[t][n]
-                    yield n, b, m
+                    with run.room.take(row_bytes(job, n) if CUT not in n else SLICES // 2):
+                        b, m = base[n], models[t][n]
+                        yield n, b, m
                     run.note(m.nbytes)
+                    del b, m
 
             rows[t] = measure_row(
                 grid, base, models[t], job.key, np.int32(t), self._extra(t), run.zero, walk
@@ -144,13 +158,15 @@ class Cells(Mapping):
         self.facts, self.grid, self.base, self.models = facts, grid, base, models
 
     def __getitem__(self, n: str) -> Any:
-        run, job, name = self.facts.run, self.facts.job, _uncut(n)
+        run, job = self.facts.run, self.facts.job
+        name, start, _ = _span(n, job)
+        key = leaf_key(job.key, name) if n == name else piece_key(job, name, start)
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
         models = tuple(m[n] for m in self.models)
         run.note(sum(m.nbytes for m in models))
         return fold_leaf(
-            self.grid[n].specs, self.base[n], models, leaf_key(job.key, name),
-            self.facts.of(name, None), sides, run.zero,
+            self.grid[n].specs, self.base[n], models, key, self.facts.of(name, None), sides,
+            run.zero,
         )  # fmt: skip
 
     def __iter__(self):
@@ -158,6 +174,28 @@ class Cells(Mapping):
 
     def __len__(self):
         return len(self.grid)
+
+
+class Unread(Sliced):
+    """A leaf of the base (0) or a model (1 ...), read in slices, cast and checked for NaN."""
+
+    def __init__(self, run: Any, job: Job, i: int, name: str):
+        self.run, self.job, self.i, self.name = run, job, i, name
+        self.source, self.like = (job.base, *job.models)[i], run.base_like(job, name)
+        own = self.like if self.source is None or i == 0 else self.source.like[name]
+        self.shape, self.dtype, self.size = self.like.shape, own.dtype, self.like.size
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        start, stop, step = some.indices(self.size)
+        if self.source is None:
+            return np.zeros(len(range(start, stop, step)), self.dtype)
+        block = aligned(stop - start, self.source.like[self.name].dtype)
+        self.source.into(block, self.name, start)
+        self.run.check_finite(self.job, self.name, self.i, block)
+        return cast(block[::step], self.dtype)
+
+    def whole(self) -> np.ndarray:
+        return self[:].reshape(self.shape)
 
 
 class Checked(Mapping):
@@ -168,16 +206,9 @@ class Checked(Mapping):
 
     def __getitem__(self, n: str) -> np.ndarray:
         name, start, stop = _span(n, self.job)
-        source = (self.job.base, *self.job.models)[self.i]
-        like = self.run.base_like(self.job, name)
-        shape = like.shape if stop - start == like.size else (stop - start,)
-        if source is None:
-            return np.zeros(shape, like.dtype)
-        block = aligned(stop - start, source.like[name].dtype)
-        source.into(block, name, start)
-        self.run.check_finite(self.job, name, self.i, block)
-        block = block if self.i else cast(block, like.dtype)
-        return block.reshape(shape)
+        leaf = Unread(self.run, self.job, self.i, name)
+        block = leaf[start:stop]
+        return block if block.size < leaf.size else block.reshape(leaf.shape)
 
     def __iter__(self):
         return iter(self.job.like)
@@ -188,7 +219,7 @@ class Checked(Mapping):
 
 # ---------------------------------------------------------------- cutting leaves for facts
 
-CUT = "\0"
+CUT, LONGEST = "\0", 1 << 22  # entries of a piece
 
 
 def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
@@ -202,10 +233,11 @@ def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
             exact = first is not None and first.host is not None and first.scope == "row"
             exact = exact and not any(others) and p.fold.measure is None
         else:
-            exact = _integer_closing(p, run.base_like(job, n), job, measured[n], run)
-        longest = 1 << 22
-        if exact and like.size > longest:
-            for start, stop in pieces(like.size, longest):
+            exact = n in measured and _integer_closing(
+                p, run.base_like(job, n), job, measured[n], run
+            )
+        if exact and like.size > LONGEST:
+            for start, stop in pieces(like.size, LONGEST):
                 grid[f"{n}{CUT}{start}{CUT}{stop}"] = p
         else:
             grid[n] = p
@@ -220,19 +252,19 @@ def _integer_closing(p: Pipeline, like: Like, job: Job, measured, run: Any) -> b
     if closing.scope != "row" or like.size < MIN_PIECE:
         return False
 
-    def observe(base, models):
-        sides = ({},) * len(models)
-        cell = fold_leaf(p.specs, base, models, None, measured, sides, run.zero)
-        return cell, closing.observe(cell, closing.init(), 0)
-
     name = next(n for n, q in job.grid.items() if q is p)
+    key = piece_key(job, name, 0)
+
+    def fold(base, models):
+        return fold_leaf(p.specs, base, models, key, measured, ({},) * len(models), run.zero)
+
+    def observe(base, models):
+        return closing.observe(fold(base, models), closing.init(), 0)
+
     models = tuple(Like(like.shape, m.like[name].dtype) for m in job.models)
-    try:
-        _, part = jax.eval_shape(observe, *_structs(like, models))
-    except Exception:
-        return False
+    part = jax.eval_shape(observe, *_structs(like, models))
     counts = all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(part))
-    return counts and elementwise(lambda b, m: observe(b, m)[0], like, models)
+    return counts and elementwise(fold, like, models)
 
 
 def _structs(like: Like, models: Sequence[Like]):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.core.types import Piece, leaf_key, working_dtype
+from jaxmerge.core.types import leaf_key, working_dtype
 from jaxmerge.drivers.files.chunks import (
     MIN_PIECE,
     Room,
@@ -31,47 +31,26 @@ from jaxmerge.drivers.files.chunks import (
     pieces,
 )
 from jaxmerge.drivers.files.elementwise_proof import sums
-from jaxmerge.drivers.files.job import Job
+from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
-from jaxmerge.drivers.files.measuring import Facts
-from jaxmerge.drivers.leaf import finish_leaf, start_leaf, update_leaf
+from jaxmerge.drivers.files.measuring import Facts, own_need
+from jaxmerge.drivers.files.memory_budget import (
+    CUT,
+    GIANT,
+    PIECES,
+    ROOM,
+    input_bytes,
+    needs,
+    update_donated,
+)
+from jaxmerge.drivers.leaf import finish_leaf, start_leaf
 from jaxmerge.drivers.measuring import side
 from jaxmerge.io.safetensors import Like, aligned
-
-ROOM = 640 << 20  # bytes that leaves in work may take together, unless one alone takes more
-GIANT = 1 << 30  # bytes; a leaf that needs more is cut even where sums couple its entries
-PIECES = 6 << 20  # bytes of one set of pieces, inputs and output: they stay in the cache
-CUT = (
-    4 * PIECES
-)  # bytes that a leaf takes which is merged in pieces, with what computing them takes
-
-
-def input_bytes(job: Job, name: str) -> int:
-    """Bytes that are read for one leaf: of the base and, if it is merged, of all models."""
-    if name not in job.grid:
-        return 0 if job.base is None else job.base.like[name].nbytes
-    sides = [v for e in job.extras for v in e.values() if name in v]
-    sources = [s for s in (job.base, *job.models) if s is not None]
-    extra = sum(getattr(v, "like", v)[name].nbytes for v in sides)
-    return sum(s.like[name].nbytes for s in sources) + extra
-
-
-def work_bytes(like: Like) -> int:
-    """Bytes of the float32 arrays that exist at once while a whole leaf is merged, roughly."""
-    return 3 * 4 * like.size
-
-
-_update = jax.jit(update_leaf, static_argnums=8, donate_argnums=1)
 
 
 def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
     """The side information of every model about one leaf."""
     return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
-
-
-def piece_key(job: Job, name: str, start: int) -> Piece | None:
-    """The key of a piece of a leaf."""
-    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
 
 
 class Overflow(ValueError):
@@ -86,7 +65,8 @@ class Run:
         self.overflow = overflow
         self.devices, self.out_dtype = list(devices) or [None], out_dtype
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
-        self.proofs: dict[Any, int | None] = {}
+        self.proofs: dict[Any, tuple[int, ...] | None] = {}
+        self.needs: dict[Any, tuple[int, int]] = {}
         self.refusing, self.refusal = threading.Lock(), ""
         self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
 
@@ -136,13 +116,13 @@ class Run:
 
     def merge_one(self, job: Job, facts: Facts, name: str) -> None:
         like, local = job.like[name], facts.local(name)
-        whole, work = input_bytes(job, name), work_bytes(job.like[name])
+        whole = input_bytes(job, name)
         keep = local and whole <= ROOM // 2  # read once: for the facts and for the merge
-        with self.room.take(whole + work if local else 0):
+        with self.room.take(own_need(job, name, keep) if local else 0):
             held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
             measured, closing = facts.of(name, held), facts.closing(name)
             coupled = self.coupled(job, name, measured, closing)
-            way, need = self.way(job, name, coupled)
+            way, need = self.way(job, name, coupled, measured, closing)
             if way == "pieces":
                 self.in_pieces(job, name, measured, closing, held, coupled)
         if way != "pieces":
@@ -153,23 +133,40 @@ class Run:
         with self.lock:
             self.report.merged += 1
 
-    def way(self, job: Job, name: str, coupled: int | None) -> tuple[str, int]:
+    def way(
+        self, job: Job, name: str, coupled: tuple | None, measured: tuple, closing: tuple | None
+    ) -> tuple[str, int]:
         """How one leaf is merged, and the bytes that it takes."""
-        whole, work = input_bytes(job, name), work_bytes(job.like[name])
-        together, apart = whole + work * len(job.models), whole // 2 + 2 * work
-        if coupled == 0 or (coupled is not None and apart > GIANT):
-            return "pieces", 4 * PIECES
-        return ("at once", together) if together <= ROOM else ("one by one", apart)
+        if coupled == ():
+            return "pieces", CUT
+        together, apart = self.needs_of(job, name, measured, closing)
+        if coupled is not None and min(together, apart) > GIANT:
+            return "pieces", CUT
+        return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
-    def coupled(self, job, name, measured, closing) -> int | None:
-        """How many sums over the leaf keep it from being cut; None if anything else does.  Proven
-        once for every pipeline, shape and dtype."""
+    def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
+        """Bytes that a whole leaf takes with all models at once, and with one after another."""
+        code = self.code(job, name, measured, closing)
+        if code not in self.needs:
+            like = self.base_like(job, name)
+            self.needs[code] = needs(job, name, like, measured, closing, self.zero)
+        return self.needs[code]
+
+    def code(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Any:
+        """The same for leaves that the same programs merge."""
+        kinds = tuple(m.like[name].dtype for m in job.models)
+        form = jax.tree.structure((job.grid[name].specs, measured, closing))
+        return form, job.like[name], kinds, tuple(map(len, job.extras))
+
+    def coupled(self, job, name, measured, closing) -> tuple[int, ...] | None:
+        """The rounds of the sums over the leaf that couple its entries; None if anything else does.
+        Proven once for every pipeline, shape and dtype."""
         like, pipeline = job.like[name], job.grid[name]
         if job.extras or like.size < 2 * MIN_PIECE:
             return None
         kinds = tuple(m.like[name].dtype for m in job.models)
         specs = pipeline.specs
-        code = jax.tree.structure(specs), like, kinds, jax.tree.structure((measured, closing))
+        code = self.code(job, name, measured, closing)
         if code not in self.proofs:
             sides, key = ({},) * len(job.models), piece_key(job, name, 0)
             run = functools.partial(merge_whole, specs, closing, key, measured, sides, self.zero)
@@ -184,14 +181,15 @@ class Run:
         wide = narrow or self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
-    def in_pieces(self, job, name, measured, closing, held, coupled: int | None = 0) -> None:
-        """The leaf in pieces; if there are sums over it, once to add them up and once to merge."""
+    def in_pieces(self, job, name, measured, closing, held, coupled: tuple = ()) -> None:
+        """The leaf in pieces: once for every round of sums over it, to add them up, and once to
+        merge."""
         like, specs = job.like[name], job.grid[name].specs
         base_like, target = self.base_like(job, name), self.target(like)
         width = base_like.dtype.itemsize + sum(m.like[name].dtype.itemsize for m in job.models)
         longest = longest_piece(PIECES, width + target.itemsize)
-        sides, totals = ({},) * len(job.models), None
-        for adding in (True, False) if coupled else (False,):
+        sides, totals = ({},) * len(job.models), np.zeros(len(coupled), np.float32)
+        for turn in (*range(1, max(coupled, default=0) + 1), 0):
             parts = []
             for start, stop in pieces(like.size, longest):
                 if self.stop.is_set():
@@ -203,14 +201,16 @@ class Run:
                 args = (
                     specs, closing, key, measured, sides, self.zero, base, tuple(blocks[1:])
                 )  # fmt: skip
-                if adding:
-                    parts.append(np.asarray(part_sums(*args), np.float64))
+                if turn:
+                    found = part_sums(*args, coupled, turn, totals)
+                    parts.append(np.asarray(found, np.float64))
                     continue
-                out = merge_whole(*args) if totals is None else merge_part(*args, totals)
+                out = merge_part(*args, totals) if coupled else merge_whole(*args)
                 self.store(name, out, target, base, start, count)
                 self.note(sum(b.itemsize for b in blocks) * count)
-            if adding:
-                totals = np.sum(parts, axis=0).astype(np.float32)
+            if turn:
+                totals = totals.copy()
+                totals[[r == turn for r in coupled]] = np.sum(parts, axis=0)
 
     def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
         """The whole leaf with all models in one compiled pass."""
@@ -233,7 +233,7 @@ class Run:
             if self.stop.is_set():
                 raise InterruptedError
             (row,) = self.read_blocks(job, name, 0, like.size, like.size, None, (t + 1,))
-            cell = _update(
+            cell = update_donated(
                 pipeline.specs, cell, base, (row.reshape(like.shape),), key, np.int32(t),
                 (measured[t],), sides_of(job, name, slice(t, t + 1)), self.zero,
             )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmerge.core.patterns import Pattern, PatternError, compile_pattern
 from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.header import HeaderError
 from jaxmerge.io.safetensors import File, Like
@@ -137,7 +138,7 @@ class Adapter:
     def _pattern(self, key: str, path: str, default: Any) -> Any:
         """The first pattern that matches the path or an end of it, as PEFT groups them."""
         for pattern, value in (self.config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
+            if _compiled(pattern).search(path):
                 return value
         return self.config.get(default, 8)
 
@@ -231,9 +232,13 @@ def _number(value: Any) -> bool:
 
 def _compiles(pattern: Any) -> bool:
     try:
-        return isinstance(pattern, str) and re.compile(rf"(.*\.)?({pattern})$") is not None
-    except (re.error, RecursionError, OverflowError):
+        return isinstance(pattern, str) and _compiled(pattern) is not None
+    except PatternError:
         return False
+
+
+def _compiled(pattern: str) -> Pattern:
+    return compile_pattern(rf"^(.*\.)?({pattern})$")
 
 
 def _factors(down: Like, up: Like, embedding: bool) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 from jaxmerge.core.names import other_prefix
 from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.adapters.adapter import Adapter, Module
+from jaxmerge.io.adapters.orientation import stored_in_out
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.architectures import configs as keys
 from jaxmerge.io.computed import Computation, Computed
@@ -128,10 +129,21 @@ class _Applied:
 
     def _replace(self, leaf: str, key: str) -> None:
         found, shape = self._leaf(leaf), self.adapter.file.like[key].shape
+        if self._tied_copy(leaf, found, key):
+            return
         if found is None:
             self.absent.append(leaf)
         elif self._fits(leaf, found, shape):
             self._add(leaf, found, shape, lambda: self.adapter.file[key])
+
+    def _tied_copy(self, leaf: str, found: str | None, key: str) -> bool:
+        """Whether a head that the base does not store is saved equal to the table it is tied to;
+        the one case in which values decide, as nothing else says that it stays tied."""
+        table = self.adapter.replaced.get(found or "")
+        if found is None or leaf in self.base or table is None or table == key:
+            return False
+        file = self.adapter.file
+        return file.like[table] == file.like[key] and bool(np.array_equal(file[table], file[key]))
 
     def _fits(self, leaf: str, found: str, shape: tuple[int, ...]) -> bool:
         """Whether a leaf may take another's place: the same shape, or a vocabulary that grew."""
@@ -192,7 +204,8 @@ class _Applied:
         votes = [v for m in self.adapter.modules.values() if (v := self._vote(m)) is not None]
         if votes:
             return any(votes)
-        return bool(self.adapter.config.get("fan_in_fan_out")) or self.arch.transposed(leaf)
+        said = bool(self.adapter.config.get("fan_in_fan_out"))
+        return said or stored_in_out(self.arch, self.base.like, leaf)
 
     def _vote(self, module: Module) -> bool | None:
         """The orientation of a kernel that is not square; None where shapes do not say."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxmerge.io.architectures import configs, table
 from jaxmerge.io.architectures.names import alike, numbers, segments, template
-from jaxmerge.io.architectures.roles import part_of, role_of, tower_of
+from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
 from jaxmerge.io.architectures.stacks import Place, Stack, find_stacks, place_of
-
-TEXT = ("text", "decoder", "encoder")  # towers whose layers slices move, the first there is
 
 
 class Architecture:
@@ -92,13 +90,29 @@ class Architecture:
         place = self.layer(name)
         return 0.0 if place is None else place.depth
 
-    def main(self) -> list[Stack]:
-        """The stacks that make up the language model, or the only tower: what slices move."""
-        for tower in TEXT:
-            found = [s for s in self.stacks if tower_of(s.path) == tower]
-            if found:
-                return found
-        return list(self.stacks)
+    def main(self, inside: Callable[[str], bool] = lambda name: True) -> list[Stack]:
+        """The stacks that slices move: the language model's, or all where it has no such part.
+
+        Args:
+            inside: whether a leaf belongs to the part of the model in question.
+        """
+        here = {p.stack.path for n, p in self._places.items() if p and inside(n)}
+        stacks = [s for s in self.stacks if s.path in here]
+        text = [s for s in stacks if tower_of(s.path) not in ("vision", "audio", "projector")]
+        counted = [s for s in text or stacks if s.count]
+        return counted or text or stacks
+
+    def grows(self) -> list[str]:
+        """Leaves outside of the layers whose shape depends on how many layers there are."""
+        known = self._facts.grows
+        return [n for n in self.like if any(_ends(template(n), k) for k in known)] if known else []
+
+    def listed(self, stack: Stack) -> bool:
+        """Whether the config says of every layer what it is made of."""
+        return bool(
+            configs.by_layer(self.config, stack.count, stack.layers)
+            or configs.of_layers(self.config, stack.count, stack.layers)
+        )
 
     # ------------------------------------------------------------ roles
 
@@ -129,13 +143,29 @@ class Architecture:
         """Whether a leaf is the matrix of a dense layer."""
         return self.role(name) == "kernel"
 
+    def by_kernel(self, name: str, leaf: Any = None) -> str:
+        """ "matrix" for kernels of dense layers, else "rest": what methods take as ``leaves``."""
+        there = name in self._names
+        role = self.role(name) if there else role_of(name, tuple(leaf.shape))
+        shape = self._shapes[name] if there else leaf.shape
+        return "matrix" if role == "kernel" and len(shape) == 2 else "rest"
+
+    def block_depth(self, name: str) -> float | None:
+        """In [0, 1]: where in its stack a leaf lies, 1 if it has one layer; None outside."""
+        place = self.layer(name)
+        return None if place is None else place.depth if place.stack.layers > 1 else 1.0
+
     def vocabulary(self, name: str) -> bool:
         """Whether a leaf has a row for every token."""
         return self.role(name) in ("embedding", "head")
 
     def merged(self, name: str) -> bool:
         """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
-        return self.role(name) != "buffer"
+        return template(name) not in self._buffers
+
+    @functools.cached_property
+    def _buffers(self) -> set[str]:
+        return {template(n) for n, role in self._roles.items() if role == "buffer"}
 
     def part(self, name: str) -> str:
         """Where in a layer: "attention", "mlp" or ""."""
@@ -171,12 +201,11 @@ class Architecture:
         apart = any(
             v is False for p, v in configs.walk(self.config) if p[-1] == "tie_word_embeddings"
         )
-        groups = [tuple(map(self._own, g)) for g in self._facts.ties]
-        if not groups:
+        groups = [tuple(dict.fromkeys(map(self._own, g))) for g in self._facts.ties]
+        if not any(n in self._names for g in groups for n in g):
             groups = self._guessed_ties()
-        return tuple(
-            g for g in groups if not (apart and any("head" in n or "embed_out" in n for n in g))
-        )
+        groups = [tuple(n for n in g if not (apart and _is_head(n))) for g in groups]
+        return tuple(g for g in groups if len(g) > 1)
 
     def _own(self, path: str) -> str:
         return next((n for n in self.like if _ends(template(n), path)), path)
@@ -308,10 +337,14 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
         'embedding'
     """
     like = getattr(source, "like", source)
-    if config is None:
-        read = getattr(source, "config", None)
-        config = read() if callable(read) else {}
-    return Architecture(like, config if isinstance(config, Mapping) else {})
+    if config is not None:
+        return Architecture(like, config)
+    if not callable(getattr(source, "config", None)):
+        return Architecture(like, {})
+    if getattr(source, "made_of", None) is None:
+        read = source.config()
+        source.made_of = Architecture(like, read if isinstance(read, Mapping) else {})
+    return source.made_of
 
 
 def _ends(path: str, known: str) -> bool:
@@ -320,6 +353,10 @@ def _ends(path: str, known: str) -> bool:
         return True
     long, short = (path, known) if len(path) > len(known) else (known, path)
     return long.endswith(short) and long[-len(short) - 1] in "./"
+
+
+def _is_head(name: str) -> bool:
+    return bool(HEADS.search(name)) and not TOKENS.search(name)
 
 
 def _floating(leaf: Any) -> bool:

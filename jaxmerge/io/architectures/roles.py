@@ -32,6 +32,7 @@ HEADS = re.compile(
     r"(^|[./_])(lm_head|embed_out|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
     r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
 )
+SURE_HEADS = re.compile(r"(^|[./])(lm_head|embed_out)[./](weight|kernel|bias)$")
 TOKENS = re.compile(
     r"embed_tokens|tok_embeddings|(^|[./])tokens?([./]|$)|wte|word_embed|(^|[./])shared([./]|$)"
     r"|token_embed|embed_in([./]|$)|text_embed|word_token"
@@ -102,11 +103,10 @@ def role_of(
             return "embedding"
         if ndim == 1 and HEADS.search(low):
             return "head"
-    elif not vocabularies and ndim == 2:
-        if re.search(r"(^|[./])(lm_head|embed_out)[./](weight|kernel)$", low):
-            return "head"
-        if TOKENS.search(low):
-            return "embedding"
+    if SURE_HEADS.search(low):
+        return "head"
+    if ndim == 2 and TOKENS.search(low):
+        return "embedding"
     if (
         POSITIONS.search(low)
         and (ndim == 2 or not bias)

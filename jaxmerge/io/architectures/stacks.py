@@ -121,6 +121,17 @@ def place_of(name: str, stacks: Mapping[str, Stack]) -> Place | None:
     return None
 
 
+def depths_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """The depth in [0, 1] of every leaf that lies in a layer; 1 where there is one layer only.
+
+    >>> depths_of({f"block_{i}/w": (1,) for i in range(3)} | {"norm": (1,)})
+    {'block_0/w': 0.0, 'block_1/w': 0.5, 'block_2/w': 1.0}
+    """
+    stacks = {s.path: s for s in find_stacks(shapes)}
+    places = {n: place_of(n, stacks) for n in shapes}
+    return {n: p.depth if p.stack.layers > 1 else 1.0 for n, p in places.items() if p}
+
+
 def _group(names: Iterable[str], depth: int) -> dict[str, dict[tuple[int, ...], dict[str, str]]]:
     """Container of the number at that depth -> its members."""
     groups: dict[str, dict[tuple[int, ...], dict[str, str]]] = {}

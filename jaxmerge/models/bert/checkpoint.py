@@ -172,12 +172,17 @@ def encode(
 
 
 def zero_shot_head(
-    model: Model, class_names: Sequence[str], templates: Sequence[str] = ("{}",)
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str] = ("{}",),
+    truncate: bool = False,
 ) -> jax.Array:
     """The frozen head of a dual-encoder classifier: class names embedded once.
 
-    Args, Returns, Raises: as `jaxmerge.models.heads.text_head`. Logits are
+    Args, Returns, Raises: as `jaxmerge.models.heads.text_head`; `truncate` cuts prompts that are
+    longer than the model reads instead of raising. Logits are
     `heads.logits(text_features(...), head, log_scale)`; sentence-transformers trains its
     contrastive losses with a scale of 20.
     """
-    return text_head(lambda prompts: encode(model, prompts), class_names, templates)
+    encode_all = lambda prompts: encode(model, prompts, truncate=truncate)
+    return text_head(encode_all, class_names, templates)

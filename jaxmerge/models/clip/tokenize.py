@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.io.untrusted import read_json, read_text
 from jaxmerge.models.tokens import refuse_long, special_tokens, token_ids
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -148,8 +149,8 @@ def load_tokenizer(folder: str | Path, context: int) -> Tokenizer | None:
         backend.no_truncation()
         backend.no_padding()
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        vocab = read_json(folder / "vocab.json")
+        lines = read_text(folder / "merges.txt").split("\n")
         pairs = (line.split() for line in lines if line and not line.startswith("#version"))
         merges = [(left, right) for left, right in pairs]
         backend = from_bpe(vocab, merges)

@@ -7,7 +7,6 @@ its code (data/prompts.md, MIT); `load_prompts` reads them, or anybody's, from a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.io.untrusted import read_json
 from jaxmerge.models.clip.modeling import text_features
 from jaxmerge.models.heads import text_head
 
@@ -31,7 +31,11 @@ TEMPLATES = (
 
 
 def zero_shot_head(
-    model, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch: int = 256
+    model,
+    class_names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    batch: int = 256,
+    truncate: bool = False,
 ) -> jax.Array:
     """The frozen text head of a set of classes; see `jaxmerge.models.heads.text_head`.
 
@@ -40,6 +44,7 @@ def zero_shot_head(
       class_names: one name a class, in the order of the labels.
       templates: prompts with one `{}` each.
       batch: prompts encoded at once.
+      truncate: cut prompts that are longer than the context instead of raising.
 
     Returns:
       float32 `[projection_dim, classes]`, columns of unit length; logits are
@@ -47,7 +52,7 @@ def zero_shot_head(
 
     Raises:
       ValueError: no text tower or tokenizer, no class, a template without exactly one `{}`, a
-        prompt longer than the context.
+        prompt longer than the context, unless `truncate`.
     """
     if model.config.text is None or model.tokenizer is None:
         lacks = "text tower" if model.config.text is None else "tokenizer"
@@ -57,7 +62,7 @@ def zero_shot_head(
         )
 
     def encode(prompts: list[str]) -> jax.Array:
-        tokens = model.tokenizer(prompts)
+        tokens = model.tokenizer(prompts, truncate=truncate)
         # States look back only, so nothing behind the last end token matters: cut it off.
         ends = np.argmax(tokens == model.tokenizer.end, axis=1)
         tokens = tokens[:, : int(ends.max()) + 1]
@@ -87,7 +92,7 @@ def load_prompts(path: str | Path) -> dict[str, Prompts]:
     Raises:
       ValueError: entries without classes and templates, all listed.
     """
-    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = read_json(path)
     wrong = [
         name
         for name, entry in found.items()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jaxmerge.io.sources import HUB
+from jaxmerge.report.tables import plain_line, plain_markdown
 
 
 def card(plan: Any, report: Any, note: dict[str, Any]) -> str:
@@ -18,17 +20,18 @@ def card(plan: Any, report: Any, note: dict[str, Any]) -> str:
     if hub:
         front = {"base_model": [r.partition("@")[0] for r in hub], **front}
     head = yaml.safe_dump(front, sort_keys=False)
-    name = Path(report.out).name
+    name = plain_markdown(Path(report.out).name)
     models = "\n".join(f"- {_link(r)}" for r in refs)
     recipe = yaml.safe_dump(plan.resolved, sort_keys=False, allow_unicode=True, width=100)
     merged = sum(len(job.grid) for job in plan.jobs)
     copied = sum(len(job.like) for job in plan.jobs) - merged
     dtype = plan.out_dtype.name if plan.out_dtype is not None else "as the base"
+    fence = "`" * max(3, 1 + longest_run(recipe, "`"))
     return f"""---
 {head}---
 # {name}
 
-A merge made with jaxmerge {note["versions"]["jaxmerge"]}: `{plan.method}`.
+A merge made with jaxmerge {note["versions"]["jaxmerge"]}: {_code(plan.method)}.
 
 Models:
 
@@ -39,9 +42,9 @@ seed {plan.seed}.
 `recipe.resolved.yaml` holds the recipe with the hashes of the inputs:
 `jaxmerge merge recipe.resolved.yaml OUT` makes the same bytes again.
 
-```yaml
+{fence}yaml
 {recipe.strip()}
-```
+{fence}
 """
 
 
@@ -49,4 +52,21 @@ def _link(ref: str) -> str:
     if HUB.fullmatch(ref):
         name, _, revision = ref.partition("@")
         return f"[{name}](https://huggingface.co/{name})" + (f" at {revision}" if revision else "")
-    return f"`{ref}`"
+    return _code(ref)
+
+
+def _code(text: str) -> str:
+    """Text as inline code, whatever it holds."""
+    text = plain_line(text)
+    ticks = "`" * (1 + longest_run(text, "`"))
+    space = " " if len(ticks) > 1 else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def longest_run(text: str, sign: str) -> int:
+    """How often a sign stands in a row at most.
+
+    >>> longest_run("a``b`", "`")
+    2
+    """
+    return max((len(run) for run in re.findall(f"{re.escape(sign)}+", text)), default=0)

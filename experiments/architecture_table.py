@@ -1,0 +1,307 @@
+"""Make jaxmerge/io/architectures/families.json from the modules of transformers.
+
+    python experiments/architecture_table.py NOTES.jsonl [--types llama t5]
+    python experiments/architecture_table.py NOTES.jsonl --write
+
+Every model type is built small on the meta device (`zoo`).  Then each key of its config that counts
+something is raised by one, and the leaves are compared: names that appear say which number counts
+layers, experts or parts of a sequence, and which key says how many; shapes that change with the
+vocabulary say which leaves have a row for every token.  Modules say the rest: kernels stored
+[in, out] (Conv1D), tables, norms, buffers, ties, the order of registration, names that differ
+between module and checkpoint.  What the rules of `jaxmerge.io.architectures` find without a table
+is left out of it.
+
+NOTES.jsonl holds a line for each type, so a run that was stopped goes on; --write makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from transformers.pytorch_utils import Conv1D
+
+from jaxmerge.io.architectures.architecture import Architecture
+from jaxmerge.io.architectures.names import numbers, template
+from jaxmerge.io.architectures.roles import POSITIONS
+from jaxmerge.io.safetensors import Like
+
+COUNTS = re.compile(
+    r"layer|depth|block|expert|stage|repeat|stack|level|codebook|^n_|^num_|_num_|cells"
+)
+NO_COUNT = re.compile(
+    r"head|_tok|top_?k|label|channel|token|patch|size|freq|period|offset|mel|bins|step|beams"
+)
+TABLES = ("embedding", "position", "table")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("notes", type=Path)
+    parser.add_argument("--types", nargs="*")
+    parser.add_argument("--part", default="0/1", help="this part of the types, as 0/2 and 1/2")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    if args.write:
+        write(args.notes)
+        return
+    done = {n["type"] for n in notes(args.notes)}
+    part, parts = map(int, args.part.split("/"))
+    for model_type in (args.types or zoo.types())[part::parts]:
+        if model_type in done:
+            continue
+        try:
+            note = {"type": model_type, "facts": facts_of(model_type)}
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0][:160]
+            note = {"type": model_type, "error": f"{type(error).__name__}: {reason}"}
+        with open(args.notes, "a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+
+
+def notes(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of notes."""
+    return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+
+
+def write(path: Path) -> None:
+    """The table of all notes, equal entries once."""
+    entries: list[dict] = []
+    families = {}
+    for note in sorted(notes(path), key=lambda n: n["type"]):
+        if "facts" not in note:
+            continue
+        facts = {k: v for k, v in note["facts"].items() if v and k != "always"}
+        if facts not in entries:
+            entries.append(facts)
+        families[note["type"]] = entries.index(facts)
+    import transformers
+
+    out = {"transformers": transformers.__version__, "families": families, "entries": entries}
+    target = Path(str(resources.files("jaxmerge.io.architectures") / "families.json"))
+    lines = [
+        f'{{"transformers": "{out["transformers"]}",',
+        f'"families": {json.dumps(families, separators=(",", ":"))},',
+        '"entries": [',
+        ",\n".join(json.dumps(e, separators=(",", ":")) for e in entries),
+        "]}",
+    ]
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{target}: {len(families)} families, {len(entries)} entries")
+
+
+def facts_of(model_type: str) -> dict[str, Any]:
+    """What the modules of one type say."""
+    config = zoo.config_of(model_type, factors=(1,), most=10**15)
+    model = zoo.build(model_type, config)
+    first = {n: tuple(t.shape) for n, t in zoo.checkpoint(model).items()}
+    dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in zoo.checkpoint(model).items()}
+    stacks, others, grows = counted(model_type, config, first)
+    tokens = token_leaves(model_type, config, first)
+    like = {n: Like(s, _numpy(dtypes[n])) for n, s in first.items()}
+    guess = Architecture(like, {**config, "model_type": ""})
+    truth, transposed = module_roles(model, tokens)
+    roles = {}
+    for name, role in truth.items():
+        if name not in like:  # a copy of a tied array
+            continue
+        said = guess.role(name)
+        if role == "a table":
+            role = said if said in TABLES[1:] else "position" if POSITIONS.search(name) else "table"
+        if role == "kernel" and said == "router":
+            continue
+        if said != role:
+            roles[template(name)] = role
+    paths = {s.path for s in guess.stacks}
+    stages = {p for p in stacks if p not in paths and any(q.startswith(f"{p}.*") for q in stacks)}
+    stacks = {p: key for p, key in stacks.items() if p not in stages}
+    others |= {p for p in paths if p not in stacks}
+    ties, always = tied(model_type, config)
+    return {
+        "stacks": {k: ".".join(map(str, v)) for k, v in sorted(stacks.items())},
+        "others": sorted(others),
+        "roles": roles,
+        "ties": ties,
+        "always": always,
+        "transposed": sorted({template(n) for n in transposed}),
+        "early": early(model, guess, stacks),
+        "grows": sorted({template(n) for n in grows}),
+        "renames": renames(model),
+    }
+
+
+def _numpy(dtype: str) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    return (
+        np.dtype(getattr(ml_dtypes, dtype, dtype))
+        if dtype != "bfloat16"
+        else np.dtype(ml_dtypes.bfloat16)
+    )
+
+
+def counted(model_type: str, config: dict, first: dict) -> tuple[dict, set, set]:
+    """Containers of layers with the path of their count, other containers, leaves that grow."""
+    stacks: dict[str, tuple] = {}
+    others, grows = set(), set()
+    seen = {(n.container, _values(name, n)) for name in first for n in numbers(name)}
+    for path, value in zoo.ints(config):
+        key = zoo.word(path)
+        where = path[:-1] if isinstance(path[-1], int) else path  # stages: the whole list
+        if not 1 <= value <= 64 or not COUNTS.search(key) or NO_COUNT.search(key):
+            continue
+        second = raised(model_type, config, path, first)
+        if second is None:
+            continue
+        layers = not re.search(r"expert|codebook|level|group", key)
+        for name in second.keys() - first.keys():
+            new = [n for n in numbers(name) if (n.container, _values(name, n)) not in seen]
+            if not new:
+                continue
+            inner = sum(1 for n in second if n.startswith(name[: new[0].stop])) > 1
+            if layers and inner and "expert" not in new[0].container.rsplit(".", 1)[-1]:
+                if new[0].container not in stacks or len(where) < len(stacks[new[0].container]):
+                    stacks[new[0].container] = where
+            elif new[0].container not in stacks:
+                others.add(new[0].container)
+        if layers and second.keys() - first.keys():
+            grows |= {n for n in first if n in second and first[n] != second[n]}
+    return stacks, others - set(stacks), grows
+
+
+def _values(name: str, number: Any) -> tuple[int, ...]:
+    return tuple(n.value for n in numbers(name) if n.stop <= number.stop)
+
+
+def raised(model_type: str, config: dict, path: tuple, first: dict) -> dict | None:
+    """The leaves with one more of what the key counts; None where no such model is built."""
+    value = config
+    for key in path:
+        value = value[key]
+    more = zoo.put(config, path, value + 1)
+    tries = [more]
+    here = more
+    for key in path[:-1]:
+        here = here[key]
+    if isinstance(here, dict):
+        longer = {
+            k: [*v, v[-1]] for k, v in here.items() if isinstance(v, list) and len(v) == value
+        }
+        if longer:
+            tries.append(
+                zoo.put(config, path[:-1], {**here, **longer}) if path[:-1] else {**more, **longer}
+            )
+        shorter = {k: v for k, v in here.items() if k not in longer}
+        tries.append(zoo.put(config, path[:-1], shorter) if path[:-1] else shorter)
+        if here.get("num_hidden_layers") == value:  # another word for this one
+            both = {**here, "num_hidden_layers": value + 1}
+            tries.append(zoo.put(config, path[:-1], both) if path[:-1] else both)
+    found = None
+    for config in tries:
+        try:
+            found = zoo.shapes_of(model_type, config)
+        except Exception:
+            continue
+        if found.keys() != first.keys():
+            return found
+    return found
+
+
+def token_leaves(model_type: str, config: dict, first: dict) -> set[str]:
+    """Leaves with a row for every token of the (first) vocabulary."""
+    out: set[str] = set()
+    for path, value in zoo.ints(config):
+        if "vocab" in zoo.word(path) and "type_vocab" not in zoo.word(path) and value > 1:
+            try:
+                second = zoo.shapes_of(model_type, zoo.put(config, path, value + 1))
+            except Exception:
+                continue
+            out |= {
+                n
+                for n, s in first.items()
+                if n in second and s and second[n] and second[n][0] == s[0] + 1
+            }
+    return out
+
+
+def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, str], set[str]]:
+    """Stored name -> role as far as its module says it, and the kernels stored [in, out]."""
+    names, roles, transposed = zoo.stored(model), {}, set()
+    for at, module in model.named_modules():
+        kind = type(module).__name__
+        for part, _ in module.named_parameters(recurse=False):
+            name = names.get(f"{at}.{part}" if at else part)
+            if name is None:
+                continue
+            if name in tokens:
+                roles[name] = "embedding" if isinstance(module, torch.nn.Embedding) else "head"
+            elif isinstance(module, torch.nn.Embedding):
+                roles[name] = "a table"
+            elif isinstance(module, torch.nn.Linear | Conv1D):
+                roles[name] = "kernel" if part == "weight" else "bias"
+                if isinstance(module, Conv1D) and part == "weight":
+                    transposed.add(name)
+            elif "Norm" in kind and part in ("weight", "bias"):
+                roles[name] = "norm"
+            elif re.fullmatch(r"Conv\dd|ConvTranspose\dd", kind) and part == "weight":
+                roles[name] = "convolution"
+    return roles, transposed
+
+
+def tied(model_type: str, config: dict) -> tuple[list, list]:
+    """Groups of stored names that are one array: where the config ties, and where it does not."""
+    out = []
+    for tie in (True, False):
+        try:
+            model = zoo.build(model_type, with_ties(config, tie))
+            names = zoo.stored(model)
+            groups: dict[str, list[str]] = {}
+            for copy, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+                groups.setdefault(source, [source]).append(copy)
+            out.append(
+                sorted({tuple(template(names.get(n, n)) for n in g) for g in groups.values()})
+            )
+        except Exception:
+            out.append([])
+    return [list(g) for g in out[0]], [list(g) for g in out[1]]
+
+
+def with_ties(config: dict, tie: bool) -> dict:
+    """The config with every word on ties set."""
+    new = {k: with_ties(v, tie) if isinstance(v, dict) else v for k, v in config.items()}
+    return {k: tie if k == "tie_word_embeddings" else v for k, v in new.items()} | (
+        {"tie_word_embeddings": tie}
+    )
+
+
+def early(model: torch.nn.Module, guess: Architecture, stacks: dict) -> list[str]:
+    """Leaves registered before the layers, which no rule takes for early."""
+    names = zoo.stored(model)
+    order = [names[n] for n in model.state_dict() if n in names]
+    main = {s.path for s in guess.main()} | {p for p in stacks if guess.tower(p) == "text"}
+    at = next((i for i, n in enumerate(order) if any(x.container in main for x in numbers(n))), 0)
+    before = [n for n in order[:at] if n in guess.like and not numbers(n) and not guess.early(n)]
+    return sorted(set(map(template, before)))
+
+
+def renames(model: torch.nn.Module) -> dict[str, str]:
+    """Prefix in the module -> prefix in the checkpoint, where they differ."""
+    out = {}
+    for a, b in zoo.stored(model).items():
+        left, right = template(a).split("."), template(b).split(".")
+        while left and right and left[-1] == right[-1]:
+            left.pop(), right.pop()
+        if left != right:
+            out[".".join(left)] = ".".join(right)
+    return dict(sorted(out.items()))
+
+
+if __name__ == "__main__":
+    main()

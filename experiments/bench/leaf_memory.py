@@ -1,0 +1,184 @@
+"""Peak memory of `jaxmerge merge` on one large leaf, for every registered method, beside --check.
+
+    python experiments/bench/leaf_memory.py                          # a leaf of 1.5 GB
+    python experiments/bench/leaf_memory.py --leaf 0.3 --only ties,slerp --append
+
+A base and three models (fewer where a method takes fewer) hold one float32 matrix; the values are
+drawn once and shared by block, so that writing the inputs is quick.  Every method runs through the
+command line in a process of its own; its peak is the resident memory that the kernel notes for
+that process, Python, XLA and the mapped code included.  ``bound`` is what --check says before;
+``x leaf`` is the peak beyond that of a merge of nothing, in leaves.
+
+A method whose fold needs all entries of a leaf at once (a singular value decomposition, a sort)
+is bounded by its leaf; those that can be cut are bounded by the budget.  Matrix methods that take
+minutes at this size are measured on a smaller leaf (``--matrix``), which --check sees too.
+
+Writes `experiments/results/leaf_memory.json` and `.md` after every method.  `--append` keeps rows
+of an earlier run of which only some methods are measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import jaxmerge as jm
+from jaxmerge.io.header import build
+
+RESULTS = Path(__file__).parents[1] / "results"
+MODELS, WIDTH = 3, 4096
+# Arguments of methods that have no defaults.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "nearswap": {"t": 0.01},
+    "tsv_c": {"tasks": MODELS},
+    "wudi": {"steps": 2},
+    "dop": {"steps": 1},
+}
+FEWER = {  # methods that take fewer models, and those that are merged without a base
+    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
+}  # fmt: skip
+SIDES = {"fisher": "fisher", "mask": "mask"}
+# A decomposition or a sort of the whole leaf: minutes of processor time on a leaf of this size.
+MATRIX = ("dop", "iso_c", "iso_cts", "opcm", "regmean", "tsv_c", "tsv_m", "wudi")
+
+
+def published() -> list[str]:
+    """The names of the registered factories that are published methods."""
+    return sorted(n for n, f in jm.REGISTRY.items() if ".methods" in f.__module__)
+
+
+def write_models(folder: Path, shape: tuple[int, int]) -> None:
+    """A base, models and side information with one leaf."""
+    rng = np.random.default_rng(0)
+    block = 1 << 22
+    base = rng.standard_normal(block, np.float32)
+    for i in range(MODELS + 1):
+        noise = base if i == 0 else base + 0.1 * rng.standard_normal(block, np.float32)
+        _one(folder / f"m{i}" / "model.safetensors", "F32", shape, noise)
+        _one(folder / f"m{i}" / "mask.safetensors", "BOOL", shape, noise > 0)
+
+
+def _one(path: Path, code: str, shape: tuple[int, int], values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head, entries = build({"w": (code, shape)})
+    left = math.prod(shape)
+    with open(path, "wb") as file:
+        file.write(head)
+        while left:
+            some = values[:left]
+            file.write(some.tobytes())
+            left -= some.size
+    assert path.stat().st_size == entries["w"].stop
+
+
+def command(folder: Path, *options: str) -> tuple[int, int, float, str]:
+    """Exit code, peak bytes, seconds and output of `jaxmerge merge r.yaml`."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "jaxmerge.cli.command_line", "merge", "r.yaml", *options],
+            cwd=folder, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        _, status, usage = os.wait4(child.pid, 0)
+        out.seek(0)
+        text = out.read().decode(errors="replace")
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, usage.ru_maxrss * 1024, time.perf_counter() - began, text
+
+
+def measure(folder: Path, name: str) -> dict[str, Any]:
+    """One method: what --check says, what the merge takes."""
+    arguments = ARGUMENTS.get(name, {})
+    method = jm.get(name)(**arguments)
+    count = FEWER.get(name, MODELS)
+    models = [f"m{i + 1}" for i in range(count)]
+    recipe: dict[str, Any] = {"base": "m0", "models": models, "method": {name: arguments}}
+    if method.needs:
+        recipe["extras"] = {k: [f"{m}/{k}.safetensors" for m in models] for k in method.needs}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    row: dict[str, Any] = {"method": name, "models": count}
+    code, _, _, text = command(folder, "--check", "--json")
+    if code:
+        return row | {"refused": text.strip().splitlines()[-1][:200]}
+    row["bound"] = json.loads(text[text.index("{") :])["memory"]
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    shutil.rmtree(folder / ".out.partial", ignore_errors=True)
+    code, row["peak"], row["seconds"], text = command(folder, "out", "-q")
+    if code:
+        row["failed"] = text.strip().splitlines()[-1][:200] if text.strip() else f"exit {code}"
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return row
+
+
+def table(report: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"`experiments/bench/leaf_memory.py`: one float32 leaf of {report['leaf'] / 1e9:.2f} GB, a "
+        f"base and {MODELS} models; a merge of nothing takes {report['nothing'] / 1e9:.2f} GB.",
+        "",
+        "| Method | Models | leaf GB | --check GB | peak GB | peak / --check | x leaf | s |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for r in sorted(report["rows"], key=lambda r: r["method"]):
+        if "peak" not in r or "failed" in r:
+            lines.append(f"| `{r['method']}` | {r['models']} | | | | | | |")
+            continue
+        more = (r["peak"] - report["nothing"]) / r["leaf"]
+        lines.append(
+            f"| `{r['method']}` | {r['models']} | {r['leaf'] / 1e9:.2f} | {r['bound'] / 1e9:.2f} | "
+            f"{r['peak'] / 1e9:.2f} | {r['peak'] / r['bound']:.2f} | {more:.1f} | "
+            f"{r['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--leaf", type=float, default=1.5, help="GB of the leaf")
+    parser.add_argument("--matrix", type=float, default=0.05, help="GB for decompositions")
+    parser.add_argument("--only", default="", help="names of methods, with commas between")
+    parser.add_argument("--work", type=Path, default=None, help="folder for the inputs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--append", action="store_true", help="keep the other rows on file")
+    given = parser.parse_args()
+    names = given.only.split(",") if given.only else published()
+    path = given.out / "leaf_memory.json"
+    old = json.loads(path.read_text()) if given.append and path.exists() else {"rows": []}
+    rows = {r["method"]: r for r in old["rows"]}
+    rows_of = lambda size: int(size * 1e9 / 4 / WIDTH)
+    with tempfile.TemporaryDirectory(dir=given.work) as temporary:
+        folders = {}
+        for size in {0.0001, given.leaf, given.matrix}:
+            folders[size] = Path(temporary) / f"{size}"
+            write_models(folders[size], (max(1, rows_of(size)), WIDTH))
+        nothing = measure(folders[0.0001], "task_arithmetic")["peak"]
+        report = {
+            "command": " ".join(["python experiments/bench/leaf_memory.py", *sys.argv[1:]]),
+            "leaf": given.leaf * 1e9, "nothing": nothing, "cores": os.cpu_count(),
+            "load": os.getloadavg()[0], "rows": [],
+        }  # fmt: skip
+        for name in names:
+            size = given.matrix if name in MATRIX else given.leaf
+            row = measure(folders[size], name) | {"leaf": rows_of(size) * WIDTH * 4}
+            rows[name] = row
+            print(json.dumps(row), flush=True)
+            report["rows"] = [rows[n] for n in sorted(rows)]
+            given.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report, indent=1) + "\n")
+            path.with_suffix(".md").write_text(table(report))
+
+
+if __name__ == "__main__":
+    main()

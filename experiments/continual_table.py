@@ -1,0 +1,142 @@
+"""What the tables of `split_mnist.py` and `permuted_mnist.py` share: choose settings, run, store.
+
+A method's settings are chosen on validation data (the last 5,000 training images, which never
+train) of another seed, then it runs on the test images with the seeds of the table.  Every stream
+is the pure `program`, compiled once for a method and called for every setting and seed, since
+settings are traced.  Finished cells are in the result file: a run that is killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmerge.continual.drivers import program
+from jaxmerge.continual.records import LAST, Setup, Stream
+from jaxmerge.studies.provenance import machine, versions
+
+SCHEMA = "jaxmerge.continual_table/1"
+TUNING_SEED = 100
+
+
+class Cell(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        scenario, method: labels.
+        setups: the settings to choose from, as complete setups.
+        stream: ``(seed, validation) -> Stream``; validation or test images are its groups.
+        metric: of the problem, averaged over the groups after the last task.
+        protocol: data, batch and network, in words.
+    """
+
+    scenario: str
+    method: str
+    setups: tuple[Setup, ...]
+    stream: Callable[[int, bool], Stream]
+    metric: str
+    protocol: str
+
+
+def options(**defaults: Any) -> dict[str, Any]:
+    """``key=value`` from the command line over defaults, whose types they take."""
+    found = dict(defaults)
+    for word in sys.argv[1:]:
+        key, _, value = word.partition("=")
+        if key not in defaults:
+            raise SystemExit(f"No setting {key!r}; there are: {', '.join(defaults)}.")
+        kind = type(defaults[key])
+        found[key] = value.split(",") if kind is list else kind(value)
+    if "data" in found and not Path(found["data"]).is_dir():
+        raise SystemExit(f"data={found['data']}: no such folder; it holds mnist_train.npz.")
+    return found
+
+
+def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images uint8 and labels int32 of "train", "validation" and "test".
+
+    Args:
+        images: so many of the 55,000 that are not for validation.
+    """
+
+    def read(part):
+        with np.load(Path(folder) / f"mnist_{part}.npz") as z:
+            return z["images"], z["labels"].astype(np.int32)
+
+    (pictures, labels), test = read("train"), read("test")
+    parts = {"train": slice(0, min(images, 55_000)), "validation": slice(-5000, None)}
+    return {k: (pictures[s], labels[s]) for k, s in parts.items()} | {"test": test}
+
+
+def described(setup: Setup) -> str:
+    """Optimiser and methods of a setup."""
+    return " + ".join([repr(setup.optimiser), *map(repr, setup.methods)])
+
+
+def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
+    """Choose the setting of a cell, run it with all seeds, and say what it cost."""
+    wall, processor = time.perf_counter(), time.process_time()
+    compiled: dict[Any, Callable] = {}
+
+    def accuracy(setup: Setup, seed: int, validation: bool) -> float:
+        stream = cell.stream(seed, validation)
+        one = compiled.setdefault(
+            jax.tree.structure(setup),
+            jax.jit(lambda s, x, k: program(s, x, k, score_every=x.tasks)),
+        )
+        result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
+        return float(np.mean(result.R[LAST][cell.metric][-1]))
+
+    tried = []
+    if len(cell.setups) > 1:
+        tried = [accuracy(s, TUNING_SEED, True) for s in cell.setups]
+    best = cell.setups[int(np.nanargmax(tried)) if tried else 0]
+    found = [accuracy(best, seed, False) for seed in seeds]
+    return {
+        "scenario": cell.scenario,
+        "method": cell.method,
+        "protocol": cell.protocol,
+        "setting": described(best),
+        "tried": {described(s): a for s, a in zip(cell.setups, tried, strict=False)},
+        "accuracy": found,
+        "seconds": time.perf_counter() - wall,
+        "processor_seconds": time.process_time() - processor,
+    }
+
+
+def table(experiment: str, cells: list[Cell], seeds: list[int], out: str, arguments: str) -> None:
+    """Run what is not in the result file yet."""
+    path = Path(out)
+    stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    done = {(r["scenario"], r["method"]) for r in stored["rows"]}
+    for cell in cells:
+        if (cell.scenario, cell.method) in done:
+            continue
+        row = run(cell, seeds)
+        stored |= {
+            "schema": SCHEMA,
+            "experiment": experiment,
+            "command": shlex.join(
+                ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
+            ),
+            "seeds": seeds,
+            "tuning_seed": TUNING_SEED,
+            "machine": machine(),
+            "versions": versions(),
+        }
+        stored["rows"].append(row)
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+        mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
+        print(
+            f"{row['scenario']:8} {row['method']:14} {mean:5.1f} +- {spread:4.1f}  "
+            f"{row['processor_seconds']:5.0f} s  {row['setting']}",
+            flush=True,
+        )

@@ -1,0 +1,285 @@
+"""Damaged and hostile inputs of every format, by the thousand: who is refused, and how.
+
+    python experiments/fuzz.py --seconds 3600                  # all formats for an hour
+    python experiments/fuzz.py --inputs 200 --only recipe,npz  # so many inputs of each
+    python experiments/fuzz.py --only npz --seed 17 --inputs 1 --show    # one input again
+
+A sound input of `experiments/fuzz_formats.py` is damaged by a seed and read as a command would read
+it.  The outcome is one of
+
+    accepted     read, and what was read agrees with an independent reader
+    refused      one message that names a file of the input, of at most a screen
+    poor         refused, but in Python's own words, or without naming the file
+    traceback    an exception that the command line would not turn into a line
+    wrong        accepted, but not what it should be
+    slow         more than `SLOW` seconds
+    memory       more than `MOST` bytes beyond what the process had
+    crash        the process died
+
+of which the last six are defects.  Inputs run in worker processes, some hundred in each, so that a
+crash costs one input.  Prints every defect with the seed that makes it again; writes
+`experiments/results/fuzz.json`, from which docs/reliability.md is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fuzz_formats import FORMATS, Format, Wrong
+
+RESULTS = Path(__file__).parent / "results"
+SLOW, MOST, BATCH = 10.0, 1 << 30, 100
+SCREEN = 4000  # characters of a message
+DEFECTS = ("poor", "traceback", "wrong", "slow", "memory", "crash")
+PYTHON = re.compile(
+    r"object has no attribute|unsupported operand|is not iterable|not subscriptable|"
+    r"not callable|index out of range|invalid literal|unhashable|cannot be interpreted|"
+    r"values to unpack|indices must be|unexpected keyword|required positional|"
+    r"embedded null|codec can't|must be str, not|__init__|broadcast|NoneType|Traceback"
+)
+
+
+# ------------------------------------------------------------ damage
+
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, "", "x", "../x",
+    "/etc/passwd", "a\x1b[2Jb", "\x00", "é" * 50, "a" * 5000, [], {}, [[]], [None], {"": 0},
+    {"a": {"b": []}}, [1] * 300, "([a-z.0-9_]+)+Z", float("inf"), "NaN", "model", 7, 3.5,
+]  # fmt: skip
+INTS = (0, 1, 127, 128, 255, 256, 2**15, 2**31 - 1, 2**32 - 1)
+
+
+def damage(data: bytes, name: str, rng: random.Random) -> bytes:
+    """Some damage to a file: to its structure where it can be parsed, else to bytes."""
+    if name.endswith((".json", "_METADATA")) and rng.random() < 0.75:
+        with contextlib.suppress(ValueError):
+            tree = json.loads(data)
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                tree = bend(tree, rng)
+            return json.dumps(tree).encode(errors="surrogatepass")
+    if name.endswith(".yaml") and rng.random() < 0.75:
+        tree = yaml.safe_load(data)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            tree = bend(tree, rng)
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.safe_dump(tree).encode(errors="surrogatepass")
+    if name.endswith(".safetensors") and rng.random() < 0.6:
+        return bend_header(data, rng)
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        out = bend_bytes(out, rng)
+    return bytes(out)
+
+
+def bend(tree: Any, rng: random.Random) -> Any:
+    """One value of a tree replaced, removed, doubled or renamed."""
+    places = [((), tree)]
+    for path, value in places:
+        if isinstance(value, dict):
+            places += [((*path, k), v) for k, v in value.items()]
+        elif isinstance(value, list):
+            places += [((*path, i), v) for i, v in enumerate(value[:20])]
+    path, _ = rng.choice(places)
+    if not path:
+        return odd(rng) if rng.random() < 0.2 else tree
+    parent = tree
+    for k in path[:-1]:
+        parent = parent[k]
+    how, last = rng.random(), path[-1]
+    if how < 0.15:
+        del parent[last]
+    elif how < 0.25 and isinstance(parent, dict):
+        parent[str(odd(rng))[:100]] = parent.pop(last)
+    elif how < 0.35 and isinstance(parent, list):
+        parent.append(parent[last])
+    elif how < 0.5 and isinstance(parent[last], int | float):
+        parent[last] = parent[last] + rng.choice((-1, 1, 1000, -(10**9)))
+    else:
+        parent[last] = odd(rng)
+    return tree
+
+
+def odd(rng: random.Random) -> Any:
+    """One of `ODD`, as an object of its own: damage may go on inside it."""
+    return copy.deepcopy(rng.choice(ODD))
+
+
+def bend_header(data: bytes, rng: random.Random) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    tree = bend(json.loads(data[8 : 8 + length]), rng)
+    text = json.dumps(tree).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def bend_bytes(data: bytearray, rng: random.Random) -> bytearray:
+    if not data:
+        return bytearray(rng.randbytes(8))
+    at, how = rng.randrange(len(data)), rng.randrange(7)
+    if how == 0:
+        data[at] ^= 1 << rng.randrange(8)
+    elif how == 1:
+        data[at] = rng.randrange(256)
+    elif how == 2:
+        del data[at:]
+    elif how == 3:
+        del data[at : at + rng.choice((1, 4, 64))]
+    elif how == 4:
+        data[at:at] = rng.randbytes(rng.choice((1, 4, 64)))
+    elif how == 5:
+        width = rng.choice((1, 2, 4, 8))
+        data[at : at + width] = rng.choice(INTS).to_bytes(8, "little")[:width]
+    else:
+        other = rng.randrange(len(data))
+        data[at : at + 16] = data[other : other + 16]
+    return data
+
+
+# ------------------------------------------------------------ one input
+
+
+def run_one(form: Format, sound: Path, work: Path, seed: int) -> tuple[str, str]:
+    """The outcome of one input, and what it said."""
+    rng = random.Random(seed)
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(sound, work)
+    for name in rng.sample(form.files, rng.choice((1, 1, 1, len(form.files)))):
+        path = work / name
+        path.write_bytes(damage(path.read_bytes(), name, rng))
+    before, began = peak(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            form.read(work)
+        outcome, text = "accepted", ""
+    except Wrong as error:
+        outcome, text = "wrong", str(error)
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        outcome = "refused" if well_said(text, form, (work, sound)) else "poor"
+        text = f"{type(error).__name__}: {text}"
+    except Exception as error:
+        outcome, text = "traceback", f"{type(error).__name__}: {error}"
+    if time.perf_counter() - began > SLOW:
+        outcome = "slow"
+    elif peak() - before > MOST:
+        outcome = "memory"
+    return outcome, text
+
+
+def well_said(text: str, form: Format, folders: tuple[Path, ...]) -> bool:
+    """Whether a refusal names a file of the input, in our words, on no more than a screen."""
+    names = [*map(str, folders), *(Path(n).name for n in form.files)]
+    named = any(n in text for n in names)
+    return named and not PYTHON.search(text) and len(text) < SCREEN and len(text.split()) > 3
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def some(
+    name: str, seeds: range, until: float = float("inf"), each: Callable[[dict], None] = print
+) -> None:
+    """Inputs of a format, in this process; `each` gets the outcome of every one."""
+    form = FORMATS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        sound, work = Path(temporary).resolve() / "sound", Path(temporary).resolve() / "work"
+        sound.mkdir()
+        form.write(sound)
+        form.read(sound)
+        shutil.rmtree(sound)
+        sound.mkdir()
+        form.write(sound)
+        for seed in seeds:
+            if time.time() > until:
+                break
+            outcome, text = run_one(form, sound, work, seed)
+            each({"seed": seed, "outcome": outcome, "text": text[:300]})
+
+
+def in_a_process(name: str, seeds: range, until: float) -> list[dict[str, Any]]:
+    """The same in a process of its own; one that dies is noted as a crash, or as slow."""
+    code = [
+        sys.executable,
+        __file__,
+        "--worker",
+        name,
+        str(seeds.start),
+        str(len(seeds)),
+        str(until),
+    ]
+    try:
+        done = subprocess.run(code, capture_output=True, text=True, timeout=30 + 3 * len(seeds))
+        lines = done.stdout.splitlines()
+        ended = f"exit {done.returncode}: {done.stderr[-200:]}" if done.returncode else ""
+    except subprocess.TimeoutExpired as error:
+        lines, ended = (error.stdout or b"").decode().splitlines(), "did not end"
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    if ended:
+        rows.append({"seed": seeds.start + len(rows), "outcome": "crash", "text": ended})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--inputs", type=int, default=None, help="of each format")
+    parser.add_argument("--seconds", type=float, default=60, help="in all, without --inputs")
+    parser.add_argument("--only", default="", help="formats, with commas between")
+    parser.add_argument("--seed", type=int, default=0, help="of the first input")
+    parser.add_argument("--show", action="store_true", help="print every outcome")
+    parser.add_argument("--out", type=Path, default=None, help="where to write the table")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        name, first, count, until = given.worker
+        seeds = range(int(first), int(first) + int(count))
+        some(name, seeds, float(until), lambda row: print(json.dumps(row), flush=True))
+        return
+    names = given.only.split(",") if given.only else list(FORMATS)
+    counts = {n: Counter() for n in names}
+    began, defects, batch = time.time(), [], 0
+    until = began + given.seconds if given.inputs is None else float("inf")
+    while time.time() < until and (given.inputs is None or batch * BATCH < given.inputs):
+        for n in names:
+            first, last = given.seed + batch * BATCH, given.seed + (batch + 1) * BATCH
+            if given.inputs is not None:
+                last = min(last, given.seed + given.inputs)
+            for row in in_a_process(n, range(first, last), until):
+                counts[n][row["outcome"]] += 1
+                if row["outcome"] in DEFECTS or given.show:
+                    print(f"{n} --seed {row['seed']}: {row['outcome']}: {row['text']}", flush=True)
+                if row["outcome"] in DEFECTS:
+                    defects.append({"format": n, **row})
+        batch += 1
+    report = {
+        "command": " ".join(["python experiments/fuzz.py", *sys.argv[1:]]),
+        "seconds": time.time() - began, "counts": {n: dict(c) for n, c in counts.items()},
+        "defects": defects[:200],
+    }  # fmt: skip
+    out = given.out or RESULTS / "fuzz.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    total = sum(counts.values(), Counter())
+    print(f"{sum(total.values())} inputs: " + ", ".join(f"{n} {k}" for k, n in total.items()))
+    sys.exit(any(total[k] for k in DEFECTS))
+
+
+if __name__ == "__main__":
+    main()

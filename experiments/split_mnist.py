@@ -1,0 +1,175 @@
+"""Split MNIST: the shipped methods in the class-, domain- and task-incremental scenario.
+
+    python experiments/split_mnist.py data=FOLDER            # mnist_train.npz, mnist_test.npz
+    python experiments/split_mnist.py data=FOLDER scenarios=class methods=GPM,SI out=...
+
+Five tasks of two digits in their order, one pass over the first 20,000 images (``images=``), the
+perceptron 784-100-100-10 from random weights, batch 32.  Three seeds (weights, order of images,
+draws); settings are chosen on 5,000 validation images of another seed (`continual_table.py`).
+
+``scenarios=mammoth`` is another protocol: that of DER's authors, see `mammoth`.
+
+The table and its costs are in docs/reproduction.md (``python experiments/reproduction.py``).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from continual_table import Cell, mnist, options, table
+
+from jaxmerge.continual.drivers import joint
+from jaxmerge.continual.methods import (
+    der,
+    derpp,
+    er,
+    ewc,
+    feat_kd,
+    gpm,
+    l2,
+    lora,
+    lwf,
+    mas,
+    olora,
+    pred_kd,
+    si,
+    slca,
+    supsup,
+)
+from jaxmerge.continual.optimisers import adam, sgd
+from jaxmerge.continual.problems import classification
+from jaxmerge.continual.records import Model, Setup
+from jaxmerge.continual.registry import models
+from jaxmerge.continual.stages import named_key
+from jaxmerge.continual.streams import pixels, split
+from jaxmerge.models.mlp.learner import mlp
+
+ORDER = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+SCENARIOS = ("class", "domain", "task")
+HEAD = "^(?!head/)"  # all leaves but the head's
+
+
+def methods(scenario: str) -> dict[str, list[tuple]]:
+    """label -> settings to choose from: (optimiser, methods, keywords of the problem)."""
+    held = HEAD if scenario == "task" else ".*"  # heads of other tasks are out of reach anyway
+    rates = [sgd(0.03), sgd(0.1)]
+    steady = sgd(0.1, clip=1.0)
+    own = {"columns": "own"}
+    outputs = {"outputs": "all"} if scenario == "domain" else {}
+    gpm_head = {"project": HEAD, "free": "^head/"} if scenario == "task" else {}
+    use = "own" if scenario == "task" else "sum"
+    made = {
+        "fine-tuning": [(r, ()) for r in rates],
+        "L2": [(steady, (l2(s, first=False, leaves=held),)) for s in (0.01, 0.1)],
+        "EWC": [(steady, (ewc(s, leaves=held),)) for s in (10.0, 100.0, 1000.0)],
+        "SI": [(steady, (si(s, leaves=held),)) for s in (1.0, 10.0, 100.0)],
+        "MAS": [(steady, (mas(s, leaves=held, **outputs),)) for s in (0.01, 0.1, 1.0)],
+        "ER 500": [(r, (er(500),)) for r in rates],
+        "DER 500": [(r, (der(500, a),)) for r in rates for a in (0.2, 1.0)],
+        "DER++ 500": [(r, (derpp(500, a, 1.0),)) for r in rates for a in (0.2, 1.0)],
+        "GPM": [(sgd(0.1), (gpm(e, **gpm_head),)) for e in (0.95, 0.99)],
+        "SupSup": [(adam(r), (supsup(),)) for r in (1e-3, 1e-2)],
+        "LoRA a task": [(adam(r), (lora(8, 8.0, use=use),)) for r in (1e-3, 1e-2)],
+        "O-LoRA": [(adam(3e-3), (olora(s, rank=8, alpha=8.0),)) for s in (0.005, 0.05)],
+    }
+    if scenario != "domain":  # these tell old classes from new ones
+        made |= {
+            "LwF": [(steady, (lwf(s),)) for s in (0.3, 1.0, 3.0)],
+            "PredKD": [(sgd(r, clip=1.0), (pred_kd(),)) for r in (0.3, 1.0)],
+            "PredKD + FeatKD": [
+                (sgd(0.3, clip=1.0), (pred_kd(), feat_kd(s, first=False))) for s in (0.1, 1.0)
+            ],
+            "SLCA": [(sgd(0.1), (slca(s),), own) for s in (0.01, 0.1, 1.0)],
+        }
+    else:
+        made["LwF"] = [(steady, (lwf(s, heads="joined"),)) for s in (0.3, 1.0, 3.0)]
+    return made
+
+
+def cells(data: dict, scenario: str, wanted: list[str], protocol: str) -> list[Cell]:
+    """The rows of one scenario."""
+    columns = "own" if scenario == "task" else "all"
+    metric = "aware" if scenario == "task" else "accuracy"
+    network = mlp(classes=2 if scenario == "domain" else 10)
+    problem = {"columns": columns, "metrics": (metric,), "view": pixels}
+    batch = 32
+
+    def stream(seed, validation):
+        return split(
+            data["train"], data["validation" if validation else "test"], ORDER,
+            scenario=scenario, batch=batch, seed=seed,
+        )  # fmt: skip
+
+    def setup(optimiser, chosen, more=None):
+        return Setup(network, classification(**(problem | (more or {}))), optimiser, chosen)
+
+    rows = []
+    for label, settings in methods(scenario).items():
+        setups = tuple(setup(*s) for s in settings)
+        rows.append(Cell(scenario, label, setups, stream, metric, protocol))
+    if scenario != "task":
+        mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
+        rows.append(Cell(scenario, "joint", (setup(sgd(0.1), ()),), mixed, metric, protocol))
+    return [r for r in rows if not wanted or r.method in wanted]
+
+
+@models.register
+def glorot_mlp() -> Model:
+    """784-100-100-10 as mammoth draws it: even in +-sqrt(6 / (in + out)), biases 0."""
+    model = mlp().build()
+
+    def init(key):
+        params = {}
+        for n, p in model.init(key).items():
+            bound = (6 / sum(p.shape)) ** 0.5
+            draw = jax.random.uniform(named_key(key, n), p.shape, minval=-bound, maxval=bound)
+            params[n] = draw if p.ndim == 2 else jnp.zeros_like(p)
+        return params
+
+    return model._replace(init=init)
+
+
+def mammoth(data: dict, wanted: list[str]) -> list[Cell]:
+    """ER, DER and DER++ as their authors ran them on split MNIST, buffer 200.
+
+    All 60,000 images, one pass, batch 10, SGD, Glorot's initial weights; rates, alpha, beta and
+    replay batches are the authors' best arguments; nothing is chosen here.
+    """
+    whole = tuple(np.concatenate(x) for x in zip(data["train"], data["validation"], strict=True))
+    rows = {
+        "ER": (sgd(0.01), er(200, 10)),
+        "DER": (sgd(0.03), der(200, 0.2, 10)),
+        "DER++": (sgd(0.03), derpp(200, 0.2, 1.0, 128)),
+    }
+    protocol = "one pass over 60,000 images, batch 10, buffer 200, 784-100-100-10"
+    problem = classification(columns="all", metrics=("accuracy",), view=pixels)
+    stream = lambda seed, validation: split(whole, data["test"], ORDER, batch=10, seed=seed)
+    return [
+        Cell(
+            "mammoth", label, (Setup(glorot_mlp(), problem, o, (m,)),), stream, "accuracy", protocol
+        )
+        for label, (o, m) in rows.items()
+        if not wanted or label in wanted
+    ]
+
+
+def main() -> None:
+    chosen = options(
+        data="", scenarios=[*SCENARIOS, "mammoth"], methods=[], seeds=3, images=20_000,
+        out="experiments/results/split_mnist.json",
+    )  # fmt: skip
+    wanted, rows = chosen["methods"], []
+    protocol = f"one pass over {chosen['images']:,} images, batch 32, 784-100-100-10"
+    for scenario in chosen["scenarios"]:
+        if scenario == "mammoth":
+            rows += mammoth(mnist(chosen["data"]), wanted)
+        else:
+            data = mnist(chosen["data"], chosen["images"])
+            rows += cells(data, scenario, wanted, protocol)
+    seeds = list(range(chosen["seeds"]))
+    table("split_mnist", rows, seeds, chosen["out"], f"images={chosen['images']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Streams of arrays in memory: classes split over tasks, permuted inputs.
+
+Every stream is deterministic in its seed.  Batches are passes over a task's examples in random
+order; a last batch that is short is filled up with weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.continual.records import Groups, Stream
+from jaxmerge.core.registry import Static
+
+Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
+Scenario = Literal["class", "domain", "task"]
+
+
+def split(
+    train: Data,
+    test: Data,
+    order: Sequence[Sequence[int]],
+    *,
+    scenario: Scenario = "class",
+    batch: int = 10,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Stream:
+    """The classes dealt out over tasks, such as split MNIST.
+
+    Args:
+        order: the classes of each task.
+        scenario: "class": a column for every class, the task is not given at tests; "task": the
+            same columns, read with ``classification(columns="own")`` and the evaluator "aware";
+            "domain": labels are positions within the task, whose columns all tasks share.
+
+    >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
+    >>> split((x, y), (x, y), [[0, 1], [2, 3]], batch=3).rows.shape
+    (2, 2, 3)
+    """
+    classes = [c for part in order for c in part]
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"A class is in one task only; the order is {list(map(list, order))}.")
+    members = lambda y: [np.flatnonzero(np.isin(y, part)) for part in order]
+    if scenario == "domain":
+        width = max(map(len, order))
+        place = {c: i for part in order for i, c in enumerate(part)}
+        relabel = lambda y: np.array([place.get(int(c), 0) for c in y], np.int32)
+        own = np.ones((len(order), width), bool)
+        data = (train[0], relabel(train[1])), (test[0], relabel(test[1]))
+    else:
+        own = np.stack([np.isin(np.arange(max(classes) + 1), part) for part in order])
+        data = train, test
+    info = {"own": own}
+    return _stream(*data, members(train[1]), members(test[1]), info, batch, epochs, seed)
+
+
+def permuted(
+    train: Data,
+    test: Data,
+    tasks: int = 10,
+    *,
+    batch: int = 10,
+    epochs: int = 1,
+    examples: int | None = None,
+    seed: int = 0,
+    first: bool = True,
+) -> Stream:
+    """All classes in every task, the numbers of an input in an order of each task's own.
+
+    Args:
+        examples: of a task, drawn anew for each; None: all.
+        first: whether the first task is permuted too.
+
+    The order is ``info["permutation"]`` [tasks, inputs], applied by `permute` as the view of the
+    problem.
+    """
+    rng = np.random.default_rng(seed)
+    width = int(np.prod(train[0].shape[1:]))
+    orders = [rng.permutation(width) for _ in range(tasks)]
+    orders[0] = orders[0] if first else np.arange(width)
+    columns = int(max(train[1].max(), test[1].max())) + 1
+    info = {
+        "own": np.ones((tasks, columns), bool),
+        "permutation": np.stack(orders).astype(np.int32),
+    }
+    many = len(train[1])
+    chosen = [np.sort(rng.permutation(many)[: examples or many]) for _ in range(tasks)]
+    tested = [np.arange(len(test[1]))] * tasks
+    return _stream(train, test, chosen, tested, info, batch, epochs, seed)
+
+
+def pixels(stored, info, task, key):
+    """Bytes as one vector in [0, 1], in the order of each example's task where it has one."""
+    x = stored.reshape(stored.shape[0], -1) / jnp.float32(255)
+    if "permutation" in info:
+        x = jnp.take_along_axis(x, jnp.asarray(info["permutation"])[task], axis=1)
+    return x
+
+
+def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
+    rng = np.random.default_rng((seed, 1))
+    plans = []
+    for rows in members:
+        passes = [_filled(rng.permutation(rows), batch) for _ in range(epochs)]
+        plans.append(np.concatenate(passes))
+    steps = max(map(len, plans))
+    rows = np.full((len(plans), steps, batch), -1, np.int32)
+    for t, plan in enumerate(plans):
+        rows[t, : len(plan)] = plan
+    weight = (rows >= 0).astype(np.float32)
+    origin = np.broadcast_to(np.arange(len(plans), dtype=np.int32)[:, None, None], rows.shape)
+    size = max(map(len, tested))
+    pad = lambda rows: np.r_[rows, np.full(size - len(rows), -1)].astype(np.int32)
+    at = np.stack([pad(rows) for rows in tested])
+    groups = Groups(
+        *test, np.maximum(at, 0), (at >= 0).astype(np.float32), np.arange(len(at), dtype=np.int32),
+        {k: v for k, v in info.items() if k == "own"},
+    )  # fmt: skip
+    sample = np.stack([_sample(rows, max(map(len, members)), rng) for rows in members])
+    return Stream(
+        *train, np.maximum(rows, 0), origin, weight, info, groups, sample, Static("epochs")
+    )
+
+
+def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
+    """[steps, batch], -1 where the last batch is short."""
+    return np.r_[rows, np.full(-len(rows) % batch, -1)].reshape(-1, batch)
+
+
+def _sample(rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    found = np.full(size, -1, np.int32)
+    found[: len(rows)] = rng.permutation(rows)
+    return found

@@ -1,0 +1,150 @@
+"""Text sources from tables: a CSV, TSV or JSON-lines file with a column of texts and one of labels.
+
+    source = table("reviews.csv", text="review", label="stars",
+                   classes={"1": "a bad review", "5": "a good review"})
+
+One file is split here, the same share of every class; a column may say the split (``split=``), or
+several files may be the splits: ``table({"train": "a.csv", "test": "b.csv"}, ...)``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.data.folders import NAMES, tidy
+from jaxmerge.data.sources import SPLITS, Source, Texts, complete, renamed
+from jaxmerge.data.text import TEMPLATES
+from jaxmerge.errors import UserError, closest
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+LINES = (".jsonl", ".ndjson")
+
+
+def table(
+    path: str | Path | Mapping[str, str | Path],
+    text: str = "text",
+    label: str = "label",
+    *,
+    split: str | None = None,
+    domain: str | None = None,
+    classes: Mapping[str, str] | Sequence[str] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    name: str | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Read labelled texts.
+
+    Args:
+        path: a file (.csv, .tsv, .jsonl), or split -> file.
+        text, label: names of the columns.
+        split: column that says "train", "val" or "test".
+        domain: column that names a domain, for domain-incremental streams.
+        classes: names for prompts in place of the labels: label -> name, or one name for each label
+            in alphabetic order (that of the labels' positions).
+        templates: prompts for the head, each with one ``{}``.
+        name: what reports call it; the file's name by default.
+        val, test: shares of the training examples of every class held out where there is no such
+            split.
+        per_class: keep at most so many examples of every class in every split.
+        seed: of what is held out or kept.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: a column that is not there, rows without text or label, labels without a name,
+            a split that is none.
+    """
+    files = dict(path) if isinstance(path, Mapping) else {None: path}
+    if unknown := [s for s in files if s is not None and s not in SPLITS]:
+        raise UserError(f"No split is named {unknown[0]!r}: {closest(str(unknown[0]), SPLITS)}")
+    name = name or Path(next(iter(files.values()))).stem
+    columns = [c for c in (text, label, split, domain) if c is not None]
+    rows: list[dict[str, str]] = []
+    of: dict[str, list[int]] = {}
+    for part, file in files.items():
+        for row in _rows(Path(file), columns):
+            where = part or (row[split] if split else "train")
+            where = NAMES.get(where.lower(), where.lower())
+            of.setdefault(where, []).append(len(rows))
+            rows.append(row)
+    wrong = sorted(set(of) - set(SPLITS))
+    if wrong or "train" not in of:
+        raise UserError(
+            f"{name}: found the splits {', '.join(sorted(of))}; expected train, and where they are "
+            "there val and test."
+        )
+    found, labels = np.unique([row[label] for row in rows], return_inverse=True)
+    names = renamed([tidy(c) for c in found], classes, name, keys=list(found))
+    groups, domains, domain_names = labels, None, ()
+    if domain is not None:
+        kinds, domains = np.unique([row[domain] for row in rows], return_inverse=True)
+        domain_names = tuple(map(str, kinds))
+        groups, domains = labels + len(names) * domains, domains.astype(np.int32)
+    splits = {s: np.array(at) for s, at in of.items()}
+    return Source(
+        name=name,
+        inputs=Texts([row[text] for row in rows]),
+        labels=labels.astype(np.int32),
+        classes=names,
+        templates=tuple(templates),
+        splits=complete(splits, groups, val=val, test=test, per_class=per_class, seed=seed),
+        domains=domains,
+        domain_names=domain_names,
+    )
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The wanted columns of a file, stripped, nothing of them empty."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no table {path}.")
+    ending = path.suffix.lower()
+    if ending not in (*DELIMITERS, *LINES):
+        known = ", ".join((*DELIMITERS, *LINES))
+        raise UserError(f"{path}: found the ending {ending!r}, expected one of {known}.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+    lines = content.splitlines(keepends=True)
+    if ending in LINES:
+        raw = [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        have = list(dict.fromkeys(key for _, row in raw for key in row))
+    else:
+        reader = csv.DictReader(lines, delimiter=DELIMITERS[ending])
+        have = list(reader.fieldnames or [])
+        raw = [(reader.line_num, row) for row in reader]
+    missing = [c for c in columns if c not in have]
+    if missing or not raw:
+        what = f"no column {', '.join(map(repr, missing))}" if missing else "no rows"
+        shown = ", ".join(map(repr, have[:12])) or "none"
+        raise UserError(f"{path}: {what}; it has the columns {shown}.")
+    rows = [
+        (at, {c: "" if row.get(c) is None else str(row[c]).strip() for c in columns})
+        for at, row in raw
+    ]
+    empty = [at for at, row in rows if not all(row.values())]
+    if empty:
+        more = ", ..." if len(empty) > 8 else ""
+        raise UserError(
+            f"{path}: {len(empty)} rows lack one of {', '.join(columns)}, on line"
+            f"{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))}{more}."
+        )
+    return [row for _, row in rows]
+
+
+def _object(path: Path, number: int, line: str) -> tuple[int, dict[str, Any]]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}, line {number}: expected key: value pairs.")
+    return number, found

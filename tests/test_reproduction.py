@@ -1,0 +1,44 @@
+"""The page of reproductions is what its script makes of the stored results."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def script():
+    return runpy.run_path(str(ROOT / "experiments" / "reproduction.py"))
+
+
+def test_the_page_is_up_to_date():
+    assert script()["page"]() == (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+
+
+def test_every_published_figure_has_ours_or_a_reason():
+    made = script()
+    lines = made["published"]()[2:-1]
+    assert len(lines) > 10
+    for line in lines:
+        ours = line.split(" | ")[4]
+        assert "seeds" in ours or "not reproduced, because" in ours
+
+
+def test_a_missing_cell_is_a_dash(tmp_path):
+    made = script()
+    made["accuracy_table"].__globals__["RESULTS"] = tmp_path
+    row = {
+        "scenario": "task", "method": "ER", "protocol": "one pass", "setting": "er()",
+        "accuracy": [0.5, 0.7], "processor_seconds": 3.0,
+    }  # fmt: skip
+    found = {
+        "rows": [row, {**row, "scenario": "class", "method": "SI"}], "seeds": [0, 1],
+        "tuning_seed": 100, "command": "python x.py", "machine": {"cpus": 2},
+    }  # fmt: skip
+    (tmp_path / "toy.json").write_text(json.dumps(found))
+    text = "\n".join(made["accuracy_table"]("toy"))
+    assert "| ER | – | 60.0 +- 10.0 |" in text
+    assert "| SI | 60.0 +- 10.0 | – |" in text
+    assert "6 processor seconds" in text
