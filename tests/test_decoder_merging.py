@@ -101,7 +101,7 @@ def test_solvers_and_searches_merge_decoders(models):
     entropy = solvers.entropy(apply)
     ada = solvers.adamerging(entropy, base, others, granularity="task")
     _, history = solvers.solve(ada, batches * 4)
-    assert float(history[-1]["loss"]) < float(history[0]["loss"])
+    assert float(history[9]["loss"]) < float(history[0]["loss"])  # the same batch
 
     def loss(params, batch):
         tokens, labels = batch

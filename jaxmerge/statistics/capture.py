@@ -61,7 +61,7 @@ def dense_inputs(
     Args:
         apply: a function of a flat mapping of parameters and of data.
         params: name -> array; the leaves with two axes or more are looked for.
-        every: also kernels [L, in, out] that a ``scan`` cuts into layers, and those of convolutions:
+        every: also kernels [L, in, out] that a ``scan`` cuts into layers, and of convolutions:
             the patches under a kernel are its rows, their entries in the order in which the kernel
             is stored.
 
