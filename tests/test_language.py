@@ -226,7 +226,7 @@ def small():
 
 
 def test_all_weights_learn_and_a_killed_run_goes_on(small, rows, tmp_path):
-    options = {"epochs": 3, "batch": 4, "chunk": 2, "optimiser": optimisers.adam(rate=3e-3)}
+    options = {"epochs": 3, "batch": 4, "chunk": 2, "optimiser": optimisers.adam(rate=2e-2)}
     whole = finetune(small, rows, **options)
     assert whole.losses[-3:].mean() < whole.losses[:3].mean() - 0.3
     assert len(whole.losses) == 9
