@@ -283,10 +283,7 @@ def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], An
     return found
 
 
-OLD = {
-    "feature": "feat_kd",
-    "probe": "train_only",
-}  # names of strategies that methods have under another
+OLD = {"feature": "feat_kd", "probe": "train_only"}  # names of 0.1 for methods
 
 
 def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
