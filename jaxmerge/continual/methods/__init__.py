@@ -29,6 +29,7 @@ from jaxmerge.continual.methods.supsup import supsup
 
 __all__ = [
     "der",
+    "coso",
     "derpp",
     "er",
     "ewc",
@@ -39,6 +40,7 @@ __all__ = [
     "lwf",
     "mas",
     "olora",
+    "osft",
     "pred_kd",
     "si",
     "slca",
