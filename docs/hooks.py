@@ -1,18 +1,22 @@
-"""What the pages are filled with at build time, from the code itself: no table is kept by hand.
+"""What three pages are filled with, from the code itself: no table is kept by hand.
 
-``<!-- methods -->`` becomes the table of published methods: what each needs, its memory, and
-whether the order of the models matters, which is *measured* on the toy model of `tests/laws.py`.
+What stands between ``<!-- methods -->`` and ``<!-- /methods -->`` is the table of published
+methods: what each needs, its memory, and whether the order of the models matters, which is
+*measured* on the toy model of `tests/laws.py`.
 
-``<!-- results -->`` becomes a section for every run of an experiment in `experiments/results/`.
+``results`` is a section for every run of an experiment in `experiments/results/`, ``benchmarks``
+one for every other file there: the Markdown that its script wrote beside it, or else its rows.
 
-``<!-- benchmarks -->`` becomes one for every other file there: the Markdown that its script wrote
-beside it, or else its rows as they are.
+    python docs/hooks.py        # writes the tables into the Markdown files, for the forge
+
+When the site is built the same sections come with links and pictures.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,24 +28,33 @@ ELSEWHERE = ("jaxmerge.continual_table/1", "jaxmerge.oracles/1")  # shown in rep
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """mkdocs calls this with every page."""
-    for mark, make in MARKS.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, make())
-    return markdown
+    return fill(markdown, plain=False)
 
 
-def all_results(folder: Path = RESULTS) -> str:
-    """Headline, table and pictures of every `Results` in the folder."""
+def fill(text: str, plain: bool = True) -> str:
+    """A page with every section made anew; `plain` without pictures and links to the reference."""
+    for name, make in SECTIONS.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        if re.search(pattern, text, re.S):
+            made = make(plain=plain).strip()
+            text = re.sub(
+                pattern, lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text, flags=re.S
+            )
+    return text
+
+
+def all_results(folder: Path = RESULTS, plain: bool = False) -> str:
+    """Headline, table and (unless `plain`) pictures of every `Results` in the folder."""
     from jaxmerge.studies.results import SCHEMA, Results
 
     texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
     found = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
     if not found:
         return "No results are stored in this version."
-    return "\n\n".join(_results(p.stem, Results.from_json(t)) for p, t in found)
+    return "\n\n".join(_results(p.stem, Results.from_json(t), plain) for p, t in found)
 
 
-def _results(name: str, results: Any) -> str:
+def _results(name: str, results: Any, plain: bool) -> str:
     from html import escape
 
     from jaxmerge.report import plots, tables, words
@@ -49,7 +62,7 @@ def _results(name: str, results: Any) -> str:
     from jaxmerge.report.style import THEMES
 
     pictures = []
-    for plot in plots.of(results):
+    for plot in () if plain else plots.of(results):
         both = "".join(
             f'<div class="on-{theme.name}">'
             f"{svg(plot.draw(theme), theme, f'{name}-{plot.name}-{theme.name}', plot.title)}</div>"
@@ -61,14 +74,14 @@ def _results(name: str, results: Any) -> str:
         [
             f"## {escape(results.experiment)}",
             escape(f"{results.scenario}. {words.headline(results)}"),
-            tables.markdown(results),
-            f'<div class="plots">\n{body}\n</div>',
+            tables.markdown(results).strip(),
+            *([] if plain else [f'<div class="plots">\n{body}\n</div>']),
         ]
     )
 
 
-def benchmarks(folder: Path = RESULTS) -> str:
-    """Every measurement in the folder that is no run of an experiment."""
+def benchmarks(folder: Path = RESULTS, plain: bool = False) -> str:
+    """Every measurement in the folder that is no run of an experiment; the same, plain or not."""
     from jaxmerge.studies.results import SCHEMA
 
     sections = {p: section(p) for p in sorted(folder.rglob("*.md"))}
@@ -77,7 +90,7 @@ def benchmarks(folder: Path = RESULTS) -> str:
         if path.with_suffix(".md") in sections or schema(found) in (SCHEMA, *ELSEWHERE):
             continue
         rows = found if isinstance(found, dict) else {"": found}
-        sections[path] = f"## {path.stem.replace('_', ' ')}\n\n{plain(rows)}"
+        sections[path] = f"## {path.stem.replace('_', ' ')}\n\n{tabled(rows)}"
     return "\n\n".join(sections[p] for p in sorted(sections)) or "Nothing is stored here."
 
 
@@ -94,7 +107,7 @@ def section(path: Path) -> str:
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
 
 
-def plain(found: dict[str, Any]) -> str:
+def tabled(found: dict[str, Any]) -> str:
     """JSON as Markdown: its words as a list, its rows (a list or mapping of mappings) as tables."""
     tables, words = [], []
     for key, value in found.items():
@@ -132,8 +145,8 @@ def shown(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
-def methods() -> str:
-    """The table of published methods, as Markdown."""
+def methods(plain: bool = False) -> str:
+    """The table of published methods, as Markdown; unless `plain` linked to the reference."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(ROOT / "tests"))
     import jaxmerge as jm
@@ -146,11 +159,11 @@ def methods() -> str:
     for name in sorted(jm.REGISTRY):
         entry = describe(name)
         if entry["kind"] == "method":
-            lines.append(_row(name, entry))
+            lines.append(_row(name, entry, plain))
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, entry: dict[str, Any]) -> str:
+def _row(name: str, entry: dict[str, Any], plain: bool) -> str:
     import laws
 
     import jaxmerge as jm
@@ -159,7 +172,7 @@ def _row(name: str, entry: dict[str, Any]) -> str:
     case = laws.case_of(name)
     package = jm.REGISTRY[name].__module__
     cells = [
-        f"[`{name}`][{package}.{name}]",
+        f"`{name}`" if plain else f"[`{name}`][{package}.{name}]",
         entry["summary"],
         _needs(case),
         _order(case),
@@ -195,8 +208,10 @@ def _order(case: Any) -> str:
     return "no" if same else "yes"
 
 
-MARKS = {
-    "<!-- methods -->": methods,
-    "<!-- results -->": all_results,
-    "<!-- benchmarks -->": benchmarks,
-}
+SECTIONS = {"methods": methods, "results": all_results, "benchmarks": benchmarks}
+FILLED = ("choosing.md", "results.md", "benchmarks.md")
+
+if __name__ == "__main__":
+    for page in FILLED:
+        path = ROOT / "docs" / page
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -19,7 +19,7 @@ from jaxmerge.studies.results import Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
-PAGES = ("README.md", "docs/measured.md", "docs/files.md")
+PAGES = ("README.md", "docs/measured.md", "docs/files.md", "docs/reliability.md")
 STREAMS = {  # result file -> column head
     "clinc150_10": "CLINC150, 10 tasks",
     "clinc150_5": "CLINC150, 5 tasks",
@@ -250,6 +250,50 @@ def torch() -> str:
     return "\n".join(lines)
 
 
+def leaf_memory() -> str:
+    """Peak memory on one large leaf beside what --check says."""
+    path = RESULTS / "leaf_memory.md"
+    return path.read_text().strip() if path.exists() else "Not measured yet."
+
+
+OUTCOMES = ("accepted", "refused", "poor", "traceback", "wrong", "slow", "memory", "crash")
+
+
+def attack() -> str:
+    """The fuzz by format, and kills and full disks by command."""
+    parts = []
+    if (RESULTS / "fuzz.json").exists():
+        found = json.loads((RESULTS / "fuzz.json").read_text())
+        total = sum(sum(c.values()) for c in found["counts"].values())
+        lines = [
+            f"`{found['command']}`: {total:,} inputs in {found['seconds']:,.0f} s.",
+            "",
+            f"| Format | Inputs | {' | '.join(o.capitalize() for o in OUTCOMES)} |",
+            f"| :-- | {' | '.join(['--:'] * (1 + len(OUTCOMES)))} |",
+        ]
+        for name, c in found["counts"].items():
+            figures = [str(c.get(o, 0)) for o in OUTCOMES]
+            lines.append(f"| {name} | {sum(c.values())} | {' | '.join(figures)} |")
+        parts.append("\n".join(lines))
+    if (RESULTS / "kills.json").exists():
+        found = json.loads((RESULTS / "kills.json").read_text())
+        lines = [
+            f"`{found['command']}`; on a full disk: the exit code, lines on standard error, and "
+            "whether the next try gave the same output.",
+            "",
+            "| Command | Outputs | Kills | As undisturbed | Full disk: code | Lines | Next try |",
+            "| :-- | --: | --: | --: | --: | --: | :-- |",
+        ]
+        for name, c in found["commands"].items():
+            full = c["full"]
+            lines.append(
+                f"| `{name}` | {c['trials']} | {c['kills']} | {c['held']} | {full['code']} | "
+                f"{full['lines']} | {'equal' if full['next'] else 'not equal'} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "Not tried yet."
+
+
 SECTIONS = {
     f.__name__: f
     for f in (
@@ -263,6 +307,8 @@ SECTIONS = {
         speed,
         mergekit,
         torch,
+        leaf_memory,
+        attack,
     )
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -30,6 +32,19 @@ def about(path: object) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise UserError(f"{path}: {error}") from error
+
+
+def reason(error: OSError) -> str:
+    """What went wrong with which file, in a few words.
+
+    >>> reason(OSError(28, "No space left on device", "/tmp/x"))
+    '/tmp/x: no space left on device; free some space, then try again.'
+    """
+    text = error.strerror or str(error)
+    text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{where}{text}{'; free some space, then try again' if full else ''}."
 
 
 def listed(wrong: Iterable[str]) -> str:

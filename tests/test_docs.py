@@ -128,7 +128,7 @@ def test_results_page_shows_every_file(tmp_path):
     (tmp_path / "bench.json").write_text('{"schema": "another"}')
     text = hooks["all_results"](tmp_path)
     assert text.count("## quickstart") == 1
-    assert text.count("<svg") == 16
+    assert text.count("<svg") == 18  # nine pictures, light and dark
     assert "| MagMax | sequential |" in text
 
 
@@ -146,6 +146,20 @@ def test_benchmarks_page_shows_what_a_script_wrote_or_the_rows(tmp_path):
     assert "* command: `python two.py`" in text
     assert "|  | jaxmerge wall |" in text
     assert "| ties | 1.23 |" in text
+
+
+@pytest.mark.slow  # what others add to the code or to the results shows up here
+def test_tables_in_the_markdown_files_are_up_to_date():
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    for page in hooks["FILLED"]:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert hooks["fill"](text) == text, f"{page}: run python docs/hooks.py"
+
+
+def test_pages_carry_their_tables():
+    for page, row in (("choosing", "| `magmax` |"), ("results", "| MagMax | sequential |"),
+                      ("benchmarks", "| ViT-B/32 |")):  # fmt: skip
+        assert row in (DOCS / f"{page}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ def check(name, inputs):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_damaged_inputs(name):
-    if name == "Parquet":
-        pytest.importorskip("pyarrow")
+    for package, needs in (("pyarrow", "Parquet"), ("gguf", "GGUF")):
+        if name == needs:
+            pytest.importorskip(package)
     check(name, 30)
 
 

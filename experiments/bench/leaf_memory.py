@@ -47,7 +47,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dop": {"steps": 1},
 }
 FEWER = {  # methods that take fewer models, and those that are merged without a base
-    "slerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
+    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
 }  # fmt: skip
 SIDES = {"fisher": "fisher", "mask": "mask"}
 # A decomposition or a sort of the whole leaf: minutes of processor time on a leaf of this size.

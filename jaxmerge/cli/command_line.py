@@ -20,6 +20,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 from typer import Argument, Option
 
+from jaxmerge.errors import reason
 from jaxmerge.io.untrusted import printable
 
 app = typer.Typer(
@@ -371,6 +372,8 @@ def _explain(error: Exception) -> int:
         print("error: there is not enough memory; --check says how much it takes.", file=sys.stderr)
         return 2
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = reason(error)
     print(f"error: {printable(text)}", file=sys.stderr)
     return 2
 

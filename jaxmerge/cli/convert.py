@@ -8,6 +8,7 @@ Orbax checkpoint, an output that ends in .gguf a GGUF file.
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from pathlib import Path
 
 from jaxmerge.cli.bytesbar import BytesBar
@@ -17,7 +18,9 @@ from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
 from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.places import delete, working
 from jaxmerge.io.sources import keep_apart
+from jaxmerge.io.writer import install, partial_folder
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
 FORMS = ("safetensors", "orbax", "gguf")
@@ -97,5 +100,21 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
     tree = {n: source[n] if kind is None else source[n].astype(kind) for n in source}
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(out.resolve(), nested(source.source, tree), force=force)
+    out = Path(os.path.abspath(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_folder(out)
+    with working(out):
+        delete(partial)
+        try:
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(partial, nested(source.source, tree))
+            install(partial, out, force)
+        except OSError:
+            raise
+        except Exception as error:  # of TensorStore, in its own words
+            if isinstance(error, UserError):
+                raise
+            text = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{out} could not be written by Orbax ({text}).") from None
+        finally:
+            delete(partial)

@@ -9,13 +9,20 @@ import jax
 
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.measuring import cut_grid, own_need
-from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, facts_like, input_bytes, row_bytes
+from jaxmerge.drivers.files.measuring import LONGEST, cut_grid, own_need
+from jaxmerge.drivers.files.memory_budget import (
+    ROOM,
+    SLICES,
+    facts_like,
+    input_bytes,
+    needs,
+    row_bytes,
+)
 from jaxmerge.drivers.files.worker import Run
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
-PROCESS = 150_000_000  # bytes of anonymous memory that Python and XLA take with nothing to merge
+PROCESS = 200_000_000  # resident bytes of Python and XLA, their code too, with nothing to merge
 
 
 def cost(plan: Plan, name: str | None) -> dict[str, Any]:
@@ -56,17 +63,20 @@ def _passes(job: Job) -> int:
 def _memory(plan: Plan) -> int:
     """Bytes of the leaves in work at once, at most: the largest leaf of every kind is looked at."""
     run = Run(plan.jobs, None, None, False, (), None, plan.out_dtype)
-    most = 0
+    most = alone = 0
     for job in plan.jobs:
         kinds: dict[Any, str] = {}
         for n, p in sorted(job.grid.items(), key=lambda item: input_bytes(job, item[0])):
             kinds[jax.tree.structure(p.specs), job.like[n].ndim] = n
-        most = max([most, *(_leaf(run, job, n) for n in kinds.values())])
-    return max(min(WORKERS * most, ROOM), most)
+        found = [_leaf(run, job, n) for n in kinds.values()]
+        most = max([most, *(shared for shared, _ in found)])
+        alone = max([alone, *(one for _, one in found)])
+    return max(min(WORKERS * most, ROOM), most, alone)
 
 
-def _leaf(run: Run, job: Job, n: str) -> int:
-    """Bytes that one leaf takes: gathering facts about it, and merging it."""
+def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
+    """Bytes that one leaf takes: while others are in work beside it, and when it is folded for
+    facts about all cells, which is done one leaf at a time."""
     p = job.grid[n]
     measured, closing = facts_like(job, n, run.zero)
     coupled = run.coupled(job, n, measured, closing)
@@ -78,9 +88,12 @@ def _leaf(run: Run, job: Job, n: str) -> int:
         need = max(need + gather * keep, gather)
     elif rows:
         need = max(need, row_bytes(job, n) if n in cut_grid(job, run)[0] else 2 * SLICES)
-    if closing is not None and n in cut_grid(job, run, {n: measured})[0]:
-        need = max(need, run.needs_of(job, n, measured, closing)[0])
-    return need
+    if closing is None:
+        return need, 0
+    if n in cut_grid(job, run, {n: measured})[0]:
+        return need, run.needs_of(job, n, measured, closing)[0]
+    like = run.base_like(job, n)._replace(shape=(LONGEST,))
+    return need, needs(job, n, like, measured, closing, run.zero)[0]
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

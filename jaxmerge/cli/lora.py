@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.adapters.adapter import PREFIX
 from jaxmerge.io.adapters.extract import (
@@ -81,9 +81,9 @@ def _wanted(modules: str | None) -> Callable[[str], bool] | None:
     if modules is None:
         return None
     try:
-        pattern = re.compile(modules)
-    except re.error as error:
-        raise UserError(f"{modules!r} is no regex ({error}).") from None
+        pattern = compile_pattern(modules)
+    except PatternError as error:
+        raise UserError(f"--modules: {error}") from None
     return lambda name: pattern.search(name) is not None
 
 
@@ -112,14 +112,18 @@ def extract(
     tensors |= {k: (CODES[model.like[n].stored], model.like[n].shape) for k, n in rest.items()}
     writer = Writer(
         out, tensors, digest="", metadata={"format": "pt"}, shard_size=1 << 62, force=force,
-        single="adapter_model.safetensors",
+        once=True, single="adapter_model.safetensors",
     )  # fmt: skip
-    for n in tensors:
-        x = arrays[n] if n in arrays else model[rest[n]].astype(model.like[rest[n]].stored)
-        writer.write(n, np.ascontiguousarray(x))
-        writer.finish_leaf(n)
     config = settings(found, base, ranks)
-    writer.commit({"adapter_config.json": (jsonlib.dumps(config, indent=2) + "\n").encode()})
+    try:
+        for n in tensors:
+            x = arrays[n] if n in arrays else model[rest[n]].astype(model.like[rest[n]].stored)
+            writer.write(n, np.ascontiguousarray(x))
+            writer.finish_leaf(n)
+        writer.commit({"adapter_config.json": (jsonlib.dumps(config, indent=2) + "\n").encode()})
+    except BaseException:
+        writer.discard()
+        raise
     return {
         "out": str(out), "modules": len(ranks), "rank": config["r"], "saved": len(rest),
         "left": found.left, "share": kept / whole if whole else 1.0,

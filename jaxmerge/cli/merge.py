@@ -22,7 +22,7 @@ from jaxmerge.cli.cost import cost, show
 from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError, about, closest
+from jaxmerge.errors import UserError, about, closest, reason
 from jaxmerge.io.hashes import Hashes, cache_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.sources import keep_apart
@@ -187,7 +187,7 @@ def _execute(
         hashes.stop()
         if isinstance(error, OSError) and partial_folder(out).exists():
             raise UserError(
-                f"{error}. What was done is kept beside {out}; --resume goes on with it."
+                f"{reason(error)} What was done is kept beside {out}; --resume goes on with it."
             ) from None
         raise
     return {"finished_before": False, **vars(report)}

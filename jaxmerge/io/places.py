@@ -95,6 +95,9 @@ class Place:
             else:
                 write_all(fd, content)
             os.fsync(fd)
+        except OSError as error:
+            where = error.filename or str(self.path / name)
+            raise OSError(error.errno, error.strerror, where) from None
         finally:
             os.close(fd)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxmerge.io import header
 from jaxmerge.io.header import DTYPES, Entry
+from jaxmerge.io.places import write_all
 from jaxmerge.io.untrusted import open_regular
 
 
@@ -210,6 +211,34 @@ def pack(values: np.ndarray) -> np.ndarray:
     halves = flat.view(np.uint8) & 15
     halves = np.concatenate([halves, np.zeros(halves.size % 2, np.uint8)])
     return halves[::2] | halves[1::2] << 4
+
+
+def save_file(path: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write one file, leaf by leaf; it appears whole or not at all, with an older one in place
+    until then.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; names the file.
+    """
+    arrays = {n: np.asarray(x) for n, x in leaves.items()}
+    head, _ = header.build(
+        {n: (header.CODES[x.dtype], x.shape) for n, x in arrays.items()}, metadata
+    )
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        try:
+            write_all(fd, head)
+            for x in arrays.values():
+                write_all(fd, pack(x).data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(new, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        new.unlink(missing_ok=True)
 
 
 class Whole(Leaves):

@@ -92,6 +92,7 @@ class Writer:
         metadata: strings for the header, such as ``{"format": "pt"}``.
         resume: go on behind what the journal says is done.
         force: replace an output, discard partial work (unless `resume`).
+        once: there is no going on: what an interrupted one left is discarded.
         single: name of the file where one is enough.
         group: of processes; the first of them prepares the folder and commits.
 
@@ -114,6 +115,7 @@ class Writer:
         shard_size: int = 5_000_000_000,
         resume: bool = False,
         force: bool = False,
+        once: bool = False,
         single: str = "model.safetensors",
         group: Group = Group(),
     ):
@@ -131,7 +133,7 @@ class Writer:
         self.mine = {n for _, some in own for n in some}
         try:
             if group.index == 0:
-                self._prepare(resume, force)
+                self._prepare(resume, force or once, force)
             group.barrier("prepared")
             self._place = Place(self.folder)
             self._journal = self._place.open(
@@ -143,13 +145,13 @@ class Writer:
             self.close()
             raise
 
-    def _prepare(self, resume: bool, force: bool) -> None:
+    def _prepare(self, resume: bool, discard: bool, force: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._lock = working(self.out)
         if _occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
         if os.path.lexists(self.folder) and not resume:
-            if not force:
+            if not discard:
                 raise UserError(
                     f"An interrupted merge into {self.out} is there: --resume goes on with it, "
                     "--force starts over."
@@ -173,8 +175,12 @@ class Writer:
         offset = entry.start + start * header.DTYPES[code][1] // 8
         if offset + len(data) > entry.stop or start * header.DTYPES[code][1] % 8:
             raise ValueError(f"leaf {name!r}: {len(data)} bytes at entry {start} do not fit.")
+        file = self.where[name]
         while data:
-            n = os.pwrite(self._fds[self.where[name]], data, offset)
+            try:
+                n = os.pwrite(self._fds[file], data, offset)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.folder / file)) from None
             data, offset = data[n:], offset + n
 
     def finish_leaf(self, name: str) -> None:
@@ -242,19 +248,7 @@ class Writer:
         here = os.stat(self.folder, follow_symlinks=False)
         if not os.path.samestat(here, os.fstat(self.place.fd)):
             raise UserError(f"{self.folder} was replaced while it was written; merge again.")
-        old = old_folder(self.out)
-        delete(old)
-        if not os.path.lexists(self.out):
-            os.rename(self.folder, self.out)
-        elif not self.force and _occupied(self.out):
-            raise UserError(f"{self.out} appeared meanwhile; --resume --force replaces it.")
-        elif _exchange(self.folder, self.out):
-            os.rename(self.folder, old)
-        else:  # for a moment there is no output; both are whole
-            os.rename(self.out, old)
-            os.rename(self.folder, self.out)
-        _fsync(self.out.parent)
-        delete(old)
+        install(self.folder, self.out, self.force)
 
     def close(self) -> None:
         """Let go of the files; partial work stays for `resume`."""
@@ -348,8 +342,32 @@ class Writer:
             self._fds[file] = fd
             if os.fstat(fd).st_size != sizes[file]:  # a shard that somebody deleted since
                 self.done -= set(self.shards[file])
-            os.ftruncate(fd, sizes[file])
-            os.pwrite(fd, heads[file], 0)
+            try:
+                os.ftruncate(fd, sizes[file])
+                os.pwrite(fd, heads[file], 0)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.folder / file)) from None
+
+
+def install(folder: Path, out: Path, force: bool) -> None:
+    """Put a folder that is complete in the place of an output; an older one is there until then.
+
+    Raises:
+        UserError: something is there, without `force`.
+    """
+    old = old_folder(out)
+    delete(old)
+    if not os.path.lexists(out):
+        os.rename(folder, out)
+    elif not force and _occupied(out):
+        raise UserError(f"{out} appeared meanwhile; --resume --force replaces it.")
+    elif _exchange(folder, out):
+        os.rename(folder, old)
+    else:  # for a moment there is no output; both are whole
+        os.rename(out, old)
+        os.rename(folder, out)
+    _fsync(out.parent)
+    delete(old)
 
 
 def _occupied(path: Path) -> bool:

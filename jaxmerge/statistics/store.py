@@ -18,7 +18,7 @@ import numpy as np
 from jaxmerge.core.types import Leaves
 from jaxmerge.errors import UserError
 from jaxmerge.io.header import HeaderError
-from jaxmerge.io.safetensors import File
+from jaxmerge.io.safetensors import File, save_file
 
 FORMAT = "jaxmerge-statistic-1"
 
@@ -58,8 +58,6 @@ def weights_hash(params: Leaves) -> str:
 
 def save(statistic: Statistic, path: str | Path) -> None:
     """Write a statistic; the file appears whole or not at all."""
-    from safetensors.numpy import save_file
-
     path = Path(path)
     about = {
         "format": FORMAT,
@@ -68,10 +66,7 @@ def save(statistic: Statistic, path: str | Path) -> None:
         "weights": statistic.weights,
         "about": json.dumps(statistic.about),
     }
-    values = {n: np.ascontiguousarray(v) for n, v in statistic.values.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(values, str(partial), metadata=about)
-    partial.replace(path)
+    save_file(path, statistic.values, about)
 
 
 def load(path: str | Path, params: Leaves | None = None) -> Statistic:

@@ -219,7 +219,7 @@ class Checked(Mapping):
 
 # ---------------------------------------------------------------- cutting leaves for facts
 
-CUT = "\0"
+CUT, LONGEST = "\0", 1 << 22  # entries of a piece
 
 
 def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
@@ -236,9 +236,8 @@ def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
             exact = n in measured and _integer_closing(
                 p, run.base_like(job, n), job, measured[n], run
             )
-        longest = 1 << 22
-        if exact and like.size > longest:
-            for start, stop in pieces(like.size, longest):
+        if exact and like.size > LONGEST:
+            for start, stop in pieces(like.size, LONGEST):
                 grid[f"{n}{CUT}{start}{CUT}{stop}"] = p
         else:
             grid[n] = p

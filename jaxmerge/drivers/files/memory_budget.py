@@ -58,10 +58,11 @@ def needs(
     """Bytes that a whole leaf takes with all models at once, and with one model after another.
 
     Args:
-        base: the leaf as the programs see the base's.
+        base: the leaf, or a piece of it, as the programs see the base's.
     """
-    whole, work, count = input_bytes(job, name), 3 * 4 * base.size, len(job.models)
-    if whole <= ROUGH:
+    work, count = 3 * 4 * base.size, len(job.models)
+    whole = input_bytes(job, name) * base.size // max(1, job.like[name].size)
+    if whole <= ROUGH // 2:
         return whole + work * count, whole // 2 + 2 * work
     try:
         return _at_once(job, name, base, measured, closing, zero), _one_by_one(
@@ -72,7 +73,8 @@ def needs(
 
 
 def _shapes(job: Job, name: str, base: Like) -> tuple[Any, list[Any], list[dict[str, Any]]]:
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    piece = base.shape != job.like[name].shape
+    struct = lambda x: jax.ShapeDtypeStruct(base.shape if piece else x.shape, x.dtype)
     sides = job.extras or ({},) * len(job.models)
     likes = lambda e: {k: struct(getattr(v, "like", v)[name]) for k, v in e.items() if name in v}
     return struct(base), [struct(m.like[name]) for m in job.models], [likes(e) for e in sides]

@@ -58,7 +58,8 @@ class Tensors(Leaves):
         if types()[tensor.kind][0] in PLAIN:
             return self[name]
         kind = gguf.GGMLQuantizationType(tensor.kind)
-        return gguf.dequantize(self[name], kind).reshape(tensor.shape)
+        with np.errstate(all="ignore"):  # what is not finite is refused by whoever merges it
+            return gguf.dequantize(self[name], kind).reshape(tensor.shape)
 
     def dtype(self, name: str) -> np.dtype:
         """Of `values`."""

@@ -1,0 +1,246 @@
+"""Kill every command that writes, at random moments, and give each of them a full disk.
+
+    python experiments/kill_trials.py                      # a few kills of each command
+    python experiments/kill_trials.py --kills 20 --only merge,convert
+
+A trial starts the command, kills it (SIGKILL) at a moment drawn within the time that it takes
+undisturbed, and goes on with it (``--resume`` where there is one, else the command again) until
+it is through.  It holds if the result is that of a run that nobody killed: equal bytes of
+checkpoints and statistics, equal figures of runs.  Then the command runs with a limit on the size
+of the files that it writes, which ends a write as a full disk does: it must end with exit code 2
+and one line that names a file, and the next try must succeed.
+
+Writes `experiments/results/kills.json`, from which docs/reliability.md is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+RESULTS = Path(__file__).parent / "results"
+JAXMERGE = [sys.executable, "-m", "jaxmerge.cli.command_line"]
+
+
+TOY = """
+from jaxmerge.cli.quickstart import Quickstart
+
+
+def get_config():
+    return Quickstart(epochs=1, seeds=1)
+"""
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        first: its arguments.
+        again: arguments that go on with it.
+        out: what it writes, in the folder of the trial.
+        same: what of the output must be equal; gets the path.
+        limit: bytes of a file at which the disk is full.
+    """
+
+    first: Sequence[str]
+    again: Sequence[str]
+    out: str
+    same: Callable[[Path], Any]
+    limit: int
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Name -> bytes of a folder or a file, but those that note where the inputs lay."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    noted = ("README.md", "recipe.resolved.yaml", "adapter_config.json")
+    return {str(p.relative_to(path.parent)): p.read_bytes() for p in files if p.name not in noted}
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    """Of an Orbax checkpoint, whose files hold times."""
+    from jaxmerge.io.sources import open_source
+
+    source = open_source(path)
+    return {n: source[n].tobytes() for n in source}
+
+
+def figures(path: Path) -> Any:
+    """Of a run: everything but times and memory."""
+    found = json.loads((path / "results.json").read_text())
+    return [{k: v for k, v in run.items() if k not in ("seconds", "streams")}
+            for run in found["seeds"]]  # fmt: skip
+
+
+def cells(path: Path) -> Any:
+    """Of a sweep: the accuracies of its cells."""
+    from jaxmerge.studies import cells
+
+    return sorted((r["key"], r["accuracy"]) for r in cells.read(path))
+
+
+def write_models(folder: Path) -> None:
+    """A base, two models and a recipe, some forty leaves each."""
+    for i, name in enumerate(("base", "a", "b")):
+        rng = np.random.default_rng(i)
+        leaves = {f"layers.{k}.mlp.up.weight": rng.standard_normal((256, 512)).astype(np.float32)
+                  for k in range(40)}  # fmt: skip
+        (folder / name).mkdir(parents=True)
+        save_file(leaves, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text('{"num_hidden_layers": 40}')
+    recipe = {"base": "base", "models": ["a", "b"], "method": "ties"}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "toy.py").write_text(TOY)
+
+
+def commands() -> dict[str, Command]:
+    """Every command that writes."""
+    merge = ["merge", "r.yaml", "out", "-q", "--shard-size", "8MB"]
+    convert = ["convert", "a", "out", "-q", "--dtype", "bfloat16"]
+    orbax = ["convert", "a", "out", "-q", "--to", "orbax"]
+    lora = ["extract-lora", "base", "a", "out", "--rank", "16", "-q"]
+    stats = ["stats", "mini", "--data", "digits", "--kind", "fisher", "--samples", "64",
+             "--out", "out.safetensors"]  # fmt: skip
+    quickstart = ["quickstart", "--quick", "--quiet"]
+    run = ["run", "toy.py", "--quiet"]
+    sweep = ["sweep", "toy.py", "--quiet", "--grid", "factor=0.5,1.0", "--out", "out"]
+    return {
+        "merge": Command(merge, [*merge, "--resume"], "out", content, 1_000_000),
+        "convert": Command(convert, [*convert, "--resume"], "out", content, 1_000_000),
+        "convert --to orbax": Command(orbax, orbax, "out", arrays, 1_000_000),
+        "extract-lora": Command(lora, lora, "out", content, 300_000),
+        "stats": Command(stats, stats, "out.safetensors", content, 100_000),
+        "quickstart": Command([*quickstart, "--out", "out"], [*quickstart, "--resume", "out"],
+                              "out", figures, 100_000),
+        "run": Command([*run, "--out", "out"], [*run, "--resume", "out"], "out", figures,
+                       100_000),
+        "sweep": Command(sweep, [*sweep, "--resume"], "out", cells, 100_000),
+    }  # fmt: skip
+
+
+def run(folder: Path, args: Sequence[str], limit: int | None = None) -> subprocess.CompletedProcess:
+    def before() -> None:
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [*JAXMERGE, *args], cwd=folder, capture_output=True, text=True, preexec_fn=before,
+        env=environment(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def started(command: Command, folder: Path) -> bool:
+    """Whether there is something to go on with."""
+    hidden = folder / f".{command.out}.partial"
+    return (folder / command.out).exists() or hidden.exists()
+
+
+def trial(command: Command, sound: Path, kills: int, seconds: float, want: Any, rng) -> dict:
+    """One output, killed some times on its way."""
+    with tempfile.TemporaryDirectory(dir=sound.parent) as temporary:
+        folder, done = Path(temporary) / "work", 0
+        shutil.copytree(sound, folder)
+        for _ in range(kills):
+            args = command.again if started(command, folder) else command.first
+            child = subprocess.Popen(
+                [*JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, text=True, env=environment(),
+            )  # fmt: skip
+            try:
+                child.wait(rng.uniform(0.3, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+                done += 1
+                continue
+            if child.returncode:
+                said = child.stderr.read() if child.stderr else ""
+                return {"kills": done, "held": False, "said": said[-300:]}
+            break
+        args = command.again if started(command, folder) else command.first
+        last = run(folder, args)
+        if last.returncode and not (folder / command.out).exists():
+            return {"kills": done, "held": False, "said": last.stderr[-300:]}
+        held = command.same(folder / command.out) == want
+        left = [p.name for p in folder.iterdir() if p.name.startswith(".")]
+        said = "" if held else "differs"
+        return {"kills": done, "held": held and not left, "said": said, "left": left}
+
+
+def full_disk(command: Command, sound: Path, want: Any) -> dict[str, Any]:
+    """The command on a full disk, and the next try."""
+    with tempfile.TemporaryDirectory(dir=sound.parent) as temporary:
+        folder = Path(temporary) / "work"
+        shutil.copytree(sound, folder)
+        failed = run(folder, command.first, command.limit)
+        lines = [x for x in failed.stderr.splitlines() if x.startswith("error:")]
+        again = run(folder, command.again if started(command, folder) else command.first)
+        same = again.returncode == 0 and command.same(folder / command.out) == want
+        return {
+            "code": failed.returncode, "said": lines[-1][:300] if lines else failed.stderr[-300:],
+            "lines": len(lines), "traceback": "Traceback" in failed.stderr, "next": same,
+            "next_said": "" if same else again.stderr[-300:],
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=3, help="at most, of each trial")
+    parser.add_argument("--trials", type=int, default=2, help="of each command")
+    parser.add_argument("--only", default="", help="commands, with commas between")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
+    parser.add_argument("--append", action="store_true", help="keep other commands on file")
+    given = parser.parse_args()
+    known = commands()
+    rng = random.Random(given.seed)
+    old = json.loads(given.out.read_text()) if given.append and given.out.exists() else {}
+    report: dict[str, Any] = {"commands": old.get("commands", {})}
+    report["command"] = " ".join(["python experiments/kill_trials.py", *sys.argv[1:]])
+    with tempfile.TemporaryDirectory() as temporary:
+        sound = Path(temporary) / "sound"
+        write_models(sound)
+        for name in given.only.split(",") if given.only else known:
+            command, began = known[name], time.perf_counter()
+            with tempfile.TemporaryDirectory(dir=temporary) as other:
+                folder = Path(other) / "work"
+                shutil.copytree(sound, folder)
+                first = run(folder, command.first)
+                if first.returncode:
+                    sys.exit(f"{name}: {first.stderr}")
+                want, seconds = command.same(folder / command.out), time.perf_counter() - began
+            trials = [
+                trial(command, sound, given.kills, seconds, want, rng) for _ in range(given.trials)
+            ]
+            full = full_disk(command, sound, want)
+            report["commands"][name] = {
+                "trials": len(trials), "kills": sum(t["kills"] for t in trials),
+                "held": sum(t["held"] for t in trials), "seconds": seconds, "full": full,
+                "wrong": [t for t in trials if not t["held"]],
+            }  # fmt: skip
+            print(name, json.dumps(report["commands"][name]), flush=True)
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
