@@ -24,6 +24,9 @@ SCENARIOS = {
     "task": "task-incremental",
 }
 ORACLES = {
+    "coso": "`coso`",
+    "osft": "`osft`",
+    "refresh": "`refresh`",
     "der": "`er`, `der`, `derpp`, reservoir and balanced buffers",
     "gpm": "`gpm`",
     "mas": "`mas`",

@@ -6,12 +6,14 @@ what it does                    methods
 holds weights                   `l2`, `ewc`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
 replays examples                `er`, `der`, `derpp`
-projects what is learnt         `gpm`
+unlearns before it learns       `refresh`
+projects what is learnt         `gpm`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
 ==============================  =========================================
 """
 
+from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
@@ -22,14 +24,16 @@ from jaxmerge.continual.methods.lora import lora
 from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
+from jaxmerge.continual.methods.osft import osft
 from jaxmerge.continual.methods.pred_kd import pred_kd
+from jaxmerge.continual.methods.refresh import refresh
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
 
 __all__ = [
-    "der",
     "coso",
+    "der",
     "derpp",
     "er",
     "ewc",
@@ -42,6 +46,7 @@ __all__ = [
     "olora",
     "osft",
     "pred_kd",
+    "refresh",
     "si",
     "slca",
     "supsup",
