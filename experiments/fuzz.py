@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_formats import FORMATS, Format, Wrong
 
 RESULTS = Path(__file__).parent / "results"
-SLOW, MOST, BATCH = 10.0, 1 << 30, 100
+SLOW, MOST, BATCH = 30.0, 1 << 30, 400
 SCREEN = 4000  # characters of a message
 DEFECTS = ("poor", "traceback", "wrong", "slow", "memory", "crash")
 PYTHON = re.compile(
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first input")
     parser.add_argument("--show", action="store_true", help="print every outcome")
     parser.add_argument("--out", type=Path, default=None, help="where to write the table")
+    parser.add_argument("--append", action="store_true", help="keep the other formats on file")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -269,12 +270,14 @@ def main() -> None:
                 if row["outcome"] in DEFECTS:
                     defects.append({"format": n, **row})
         batch += 1
+    out = given.out or RESULTS / "fuzz.json"
+    old = json.loads(out.read_text()) if given.append and out.exists() else {}
     report = {
         "command": " ".join(["python experiments/fuzz.py", *sys.argv[1:]]),
-        "seconds": time.time() - began, "counts": {n: dict(c) for n, c in counts.items()},
-        "defects": defects[:200],
-    }  # fmt: skip
-    out = given.out or RESULTS / "fuzz.json"
+        "seconds": old.get("seconds", 0) + time.time() - began,
+        "counts": {**old.get("counts", {}), **{n: dict(c) for n, c in counts.items()}},
+        "defects": [*old.get("defects", []), *defects][:200],
+    }
     out.write_text(json.dumps(report, indent=1) + "\n")
     total = sum(counts.values(), Counter())
     print(f"{sum(total.values())} inputs: " + ", ".join(f"{n} {k}" for k, n in total.items()))

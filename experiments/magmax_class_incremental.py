@@ -15,7 +15,7 @@ the folder `model`.
 Two settings follow the release: the rate rises in 500 steps whatever a task has (CIFAR100 has
 some 3,900 / T steps a task, so that with 20 tasks the rate ends at 40 % of its peak), and the
 Fisher information of EWC accumulates gradients over batches.  ``warmup_steps=0`` and
-``streams.EWC.settings.kind=true`` are the textbook's.
+``streams.EWC.methods=[ewc]`` are the textbook's.
 
 Class order: drawn by `seed`.  The release fixes one list for each data set; it carries no licence,
 so the lists are not here.  Give yours as ``class_order=[...]``.

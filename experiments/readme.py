@@ -116,7 +116,7 @@ def matrix(heads: list[str], first: list[str], rows: dict, cell: Callable) -> st
 
 
 def training() -> str:
-    """Seconds of training that each strategy took, for one class order."""
+    """Seconds of training that each stream took, for one class order."""
     found = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
     rows = {name: name for r in found.values() for s in r.seeds for name in s.streams}
 
@@ -289,6 +289,24 @@ def attack() -> str:
             lines.append(
                 f"| `{name}` | {c['trials']} | {c['kills']} | {c['held']} | {full['code']} | "
                 f"{full['lines']} | {'equal' if full['next'] else 'not equal'} |"
+            )
+        parts.append("\n".join(lines))
+    if (RESULTS / "long_streams.json").exists():
+        found = json.loads((RESULTS / "long_streams.json").read_text())
+        lines = [
+            f"`{found['command']}`, load average {found['load']:.0f}; resident memory and median "
+            "seconds a step early in the stream and at its end:",
+            "",
+            "| Stream | Memory early, MB | at the end | Seconds early | at the end |",
+            "| :-- | --: | --: | --: | --: |",
+        ]
+        names = {"loop": "300 tasks through the loop, a task", "updates": "10,000 models through "
+                 "`jm.update`, 20 models"}  # fmt: skip
+        for key, name in names.items():
+            c = found[key]
+            lines.append(
+                f"| {name} | {c['memory_first'] / 1e6:.0f} | {c['memory_last'] / 1e6:.0f} | "
+                f"{c['seconds_first']:.3f} | {c['seconds_last']:.3f} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "Not tried yet."

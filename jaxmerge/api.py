@@ -14,12 +14,12 @@ from jaxmerge.core.composition import by_leaf, by_ndim, chain, keep_base, partit
 from jaxmerge.core.registry import REGISTRY, get, register
 from jaxmerge.core.types import Context, Measure, Merge, Transform, per_model, stacked, zeros
 from jaxmerge.diagnostics import diagnose, effective_rank
-from jaxmerge.drivers.files.api import merge_files
 from jaxmerge.drivers.memory import MergeState, init, join, merge, merged, update
 from jaxmerge.drivers.sharded import gather, mesh, pmerge, shard
 from jaxmerge.folds import *
 from jaxmerge.methods import *
 from jaxmerge.numerics.linalg import by_kernel
+from jaxmerge.recipes.merge_files import merge_files
 from jaxmerge.transforms import *
 
 __all__ = [

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+import sampling
 
 # Small programs are not split to be compiled by several threads: a seventh less processor time.
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_cpu_parallel_codegen_split_count=1")
@@ -30,6 +31,38 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry:UserWarning"
 said = os.environ.get("PYTHONWARNINGS")
 os.environ["PYTHONWARNINGS"] = f"{said},{HALF_WRITTEN}" if said else HALF_WRITTEN
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """All tests run in as many processes as there are cores, those of one file in this one."""
+    chosen = getattr(config.option, "numprocesses", 0)  # 0 where xdist is not there
+    if chosen is None and config.args_source is config.ArgsSource.TESTPATHS:
+        config.option.numprocesses, config.option.dist = "auto", "loadfile"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what does not run by default, see `sampling`."""
+    out = sampling.left_out([i.nodeid for i in items], sampling.recorded())
+    for item in items:
+        if item.nodeid in out:
+            item.add_marker("more")
+
+
+SECONDS: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report):
+    """Add up how long each test takes."""
+    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    """Record the seconds where JAXMERGE_DURATIONS says."""
+    path = os.environ.get("JAXMERGE_DURATIONS")
+    if path and not hasattr(session.config, "workerinput"):
+        sampling.record(SECONDS, Path(path))
 
 
 def pytest_collection_finish():

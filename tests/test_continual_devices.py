@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.continual.loop import Stream
-from jaxmerge.continual.strategies import strategy
+from jaxmerge.continual.registry import methods
+from jaxmerge.studies.loop import Stream
 from jaxmerge.training import data_parallel
 
 
@@ -22,13 +22,13 @@ def learn(scenario, **options):
     ).run()
 
 
-@pytest.mark.parametrize("name", ["finetune", "ewc"])
-def test_eight_devices_learn_what_one_learns(monkeypatch, tmp_path, name):
+@pytest.mark.parametrize("names", [(), ("ewc",)])
+def test_eight_devices_learn_what_one_learns(monkeypatch, tmp_path, names):
     scenario = clouds.scenario(clouds.source())
-    one = learn(scenario, strategy=strategy(name))
+    one = learn(scenario, methods=[methods.get(n)() for n in names])
     monkeypatch.setenv("JAXMERGE_DEVICES", "8")
     assert data_parallel.mesh().size == 8
-    many = learn(scenario, strategy=strategy(name), store=tmp_path)
+    many = learn(scenario, methods=[methods.get(n)() for n in names], store=tmp_path)
     assert all(len(p.sharding.device_set) == 8 for p in many.last.values())
     np.testing.assert_allclose(many.losses, one.losses, rtol=2e-4)
     for a, b in zip(many.models, one.models, strict=True):

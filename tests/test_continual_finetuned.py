@@ -29,9 +29,9 @@ def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch)
     first, _ = run_seed(scenario, learner, plans, seed=0, baselines=())
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert kept == sorted(f"{task.name}.safetensors" for task in scenario)
-    from jaxmerge.continual import loop
+    from jaxmerge.studies import loop
 
-    monkeypatch.setattr(loop, "fit", None)  # nothing is trained any more
+    monkeypatch.setattr(loop, "fit_task", None)  # nothing is trained any more
     again, _ = run_seed(scenario, learner, plans, seed=7, baselines=())
     matrix = lambda run: np.array(run.entries[0].matrix)
     np.testing.assert_array_equal(matrix(first), matrix(again))
@@ -49,6 +49,6 @@ def test_a_model_of_another_shape_is_refused(tmp_path):
 
 
 def test_models_at_hand_are_those_of_plain_fine_tuning():
-    for stream in ({"start": "last"}, {"start": "base", "strategy": "lwf"}):
+    for stream in ({"start": "last"}, {"start": "base", "methods": ["lwf"]}):
         with pytest.raises(ValueError, match="models at hand are those of plain fine-tuning"):
             Clouds(streams={"x": {**stream, "models": "somewhere"}}).plans()

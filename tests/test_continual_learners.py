@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmerge.continual.loop import Stream
 from jaxmerge.data.digits import digits
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source, Texts, stratified
 from jaxmerge.data.streams.builders import suite
 from jaxmerge.data.streams.scenario import class_incremental
-from jaxmerge.data.text import Texts
 from jaxmerge.models import bert, clip
+from jaxmerge.studies.loop import Stream
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import from_bert, from_clip
 

@@ -11,11 +11,10 @@ import pytest
 from clouds import TRAINING, features
 
 import jaxmerge as jm
-from jaxmerge.continual import schedule, strategies
-from jaxmerge.continual.loop import LAST, Deploy, Stream
-from jaxmerge.continual.strategy import Strategy
+from jaxmerge.continual import methods, schedule
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.evaluation import predict
+from jaxmerge.studies.loop import LAST, Deploy, Stream
 from jaxmerge.studies.seed import Plan, run_seed, steps_of
 from jaxmerge.training.fit import Training, fit
 from jaxmerge.training.mid_task import Halfway
@@ -127,15 +126,13 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
 def test_leaves_that_no_rule_trains_stay_bit_by_bit(scenario, learner, source):
     task = scenario[0]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
-    only = Strategy(trainable=("^b/",))
-    found, _ = fit(
-        learner, learner.params, inputs, columns, scenario.mask(0), TRAINING, strategy=only
-    )
+    own, only = scenario.mask(0), [methods.train_only("^b/")]
+    found, _ = fit(learner, learner.params, inputs, columns, own, TRAINING, methods=only)
     for n in ("a/kernel", "a/bias"):
         np.testing.assert_array_equal(found[n], learner.params[n])
     assert np.abs(np.asarray(found["b/kernel"] - learner.params["b/kernel"])).max() > 1e-3
-    with pytest.raises(ValueError, match=r"\['nothing'\] match none"):
-        Strategy(trainable=(".*", "nothing")).split(learner.params)
+    with pytest.raises(ValueError, match="'nothing' matches none of the 3 leaves"):
+        stream(scenario, learner, methods=[methods.train_only("nothing")])
 
 
 def test_a_loss_that_explodes_is_an_error(scenario, learner, source):
@@ -248,12 +245,12 @@ def test_a_killed_stream_goes_on_with_the_same_figures(scenario, learner, whole,
         same(second.deployed[label], whole.deployed[label])
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "ewc"])
+@pytest.mark.parametrize("added", [(), (methods.er(20),)], ids=["plain", "ER"])
 def test_a_stream_killed_within_a_task_goes_on_there(
-    scenario, learner, tmp_path, monkeypatch, strategy
+    scenario, learner, tmp_path, monkeypatch, added
 ):
     """Stopped in the middle of task 1: optimiser, position and losses come back as they were."""
-    options = {"strategy": strategies.strategy(strategy), "keep": True}
+    options = {"methods": added, "keep": True}
     undisturbed = stream(scenario, learner, **options).run()
     save, left = Halfway.save, [9]
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from jaxmerge.data.npz import npz
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source, Texts, stratified
 from jaxmerge.data.streams import builders
-from jaxmerge.data.text import Texts, banking77, clinc150, sentences
+from jaxmerge.data.text import banking77, clinc150, sentences
 from jaxmerge.evaluation import predict
+from jaxmerge.report.streams import draw
 
 
 def made(name="dots", classes=4, domains=None, count=20):
@@ -101,7 +102,7 @@ def test_streams_are_drawn(tmp_path):
     pictures = dataclasses.replace(made(), inputs=np.zeros((80, 4, 4), np.uint8))
     for name, source in (("numbers", made()), ("texts", texts), ("pictures", pictures)):
         path = tmp_path / f"{name}.png"
-        builders.recurring(source, tasks=22, classes=2).draw(path, examples=2)
+        draw(builders.recurring(source, tasks=22, classes=2), path, examples=2)
         with Image.open(path) as drawn:
             assert drawn.size[1] > drawn.size[0] > 300  # twenty rows
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmerge.continual.regularisers import importance
-from jaxmerge.continual.strategy import Strategy
+from jaxmerge.continual.methods import ewc, train_only
+from jaxmerge.continual.problems import cross_entropy
+from jaxmerge.continual.records import Batch, Border
 from jaxmerge.data.sources import few
 from jaxmerge.models import bert, packing
 from jaxmerge.training.fit import Training, fit
@@ -18,10 +19,10 @@ GOLDEN = Path(__file__).parent / "golden"
 OWN = np.ones(clouds.CLASSES, bool)
 
 
-def trained(learner, training, strategy=None):
+def trained(learner, training, *methods):
     source = clouds.source()
     rows = source.splits["train"]
-    options = {} if strategy is None else {"strategy": strategy}
+    options = {"methods": methods}
     return fit(
         learner, learner.params, source.inputs[rows], source.labels[rows], OWN, training, **options
     )
@@ -54,7 +55,7 @@ def test_bfloat16_trains_float32_weights_to_nearly_the_same():
 
 def test_leaves_that_no_rule_names_stay():
     learner = clouds.learner()
-    found, _ = trained(learner, Training(epochs=1, batch=12), Strategy(trainable=("^a/",)))
+    found, _ = trained(learner, Training(epochs=1, batch=12), train_only("^a/"))
     same = {n: np.array_equal(found[n], learner.params[n]) for n in found}
     assert same == {"a/kernel": False, "a/bias": False, "b/kernel": True}
 
@@ -66,10 +67,21 @@ def test_wrong_settings_are_named():
 
 def test_a_drawn_label_has_the_mean_of_the_true_fisher():
     learner = clouds.learner()._replace(scale=jnp.float32(1))  # no label is rare
-    inputs, columns = clouds.source().inputs[:4], np.array([0, 2, 5])
-    true = importance(learner, learner.params, inputs, columns, "true")
-    many = np.tile(inputs, (500, 1))
-    drawn = importance(learner, learner.params, many, columns, "sampled", chunk=250)
+    model, params = learner.model().build(), dict(learner.params)
+    own = jnp.isin(jnp.arange(clouds.CLASSES), np.array([0, 2, 5]))
+    objective = lambda out, batch: cross_entropy(out.logits, batch.targets, own)
+
+    def importance(labels, times):
+        inputs = np.tile(clouds.source().inputs[:4], (times, 1))
+        zero = np.zeros(len(inputs), np.int32)
+        data = Batch(inputs, zero, zero, np.ones(len(inputs), np.float32))
+        read = lambda count: jax.tree.map(lambda x: x[:count], data)
+        method = ewc(labels=labels, examples=10**4).build()
+        border = Border(0, params, None, jax.random.key(0), read, objective)
+        memory = method.init(model, params, data, inputs)
+        return method.end(model, params, memory, border)[1].weight
+
+    true, drawn = importance("expected", 1), importance("sampled", 500)
     for n in true:
         size = np.abs(true[n]).max()
         np.testing.assert_allclose(drawn[n], true[n], atol=0.15 * size, err_msg=n)

@@ -10,12 +10,12 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.cli import run as command
 from jaxmerge.cli import runs
-from jaxmerge.continual.loop import Stream
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import predict
 from jaxmerge.studies.config import Experiment, changed
 from jaxmerge.studies.images import ImageExperiment
+from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.seed import run_seed
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -78,10 +78,10 @@ def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
 
 
 def test_a_strategy_from_the_command_line(toy, tmp_path):
-    options = ["streams.sequential.strategy=lwf", "streams.sequential.settings.strength=0.5"]
+    options = ["streams.sequential.methods.lwf.strength=0.5"]
     options = ["seeds=1", *options]
     found = command.run(toy, set=options, out=tmp_path / "run", quiet=True)
-    assert found.recipe["streams"]["sequential"]["settings"] == {"strength": 0.5}
+    assert found.recipe["streams"]["sequential"]["methods"] == {"lwf": {"strength": 0.5}}
     plain = command.run(toy, set=["seeds=1"], out=tmp_path / "plain", quiet=True)
     last = lambda r: np.array(r.entry("last model", "sequential").matrix)
     assert not np.array_equal(last(found)[1:], last(plain)[1:])
@@ -125,10 +125,10 @@ class Table(Toy):
         "independent": {"start": "base", "deploys": ["last model", "MagMax", "OPCM", "C. TIES"]},
         "running": {"start": "running", "running": "EMA", "deploys": ["last model", "EMA"]},
         "again": {"start": "running", "deploys": ["MagMax"], "training": {"epochs": 1}},
-        "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
-        "EWC": {"strategy": "ewc", "settings": {"strength": 1e6, "kind": "released"}},
-        "probe": {"strategy": "probe", "settings": {"pattern": "b/kernel"}},
-        "replay": {"strategy": "replay", "settings": {"per_class": 2}},
+        "LwF": {"methods": [{"method": "lwf", "strength": 0.3}]},
+        "EWC": {"methods": ["ewc_magmax"]},
+        "probe": {"methods": [{"method": "train_only", "pattern": "b/kernel"}]},
+        "replay": {"methods": [{"method": "replay", "per_class": 2}]},
     })
 
 def get_config():
@@ -214,7 +214,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
     [
         (["streams.sequential.start=first"], "no start is named 'first': .*base, last"),
         (["streams.sequential.strat=lwf"], "a stream has no 'strat': did you mean"),
-        (["streams.LwF.strategy=lfw"], "stream 'LwF': No strategy is named 'lfw'.*lwf"),
+        (["streams.LwF.methods=[lfw]"], "stream 'LwF': No method is named 'lfw'.*lwf"),
         (["streams.sequential.deploys=[MagMx]"], "no merge is named 'MagMx': did you mean MagMax"),
         (["merges.MagMax.method=magmx"], "No method is named 'magmx': did you mean magmax"),
         (["merges.MagMax.faktor=1"], "unexpected keyword argument 'faktor'"),
@@ -231,7 +231,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
         (["streams.X.deploys=[]"], "nothing is deployed; expected one of .*MagMax"),
         (["streams.X.vectors=maybe"], "vectors is true or false, got 'maybe'"),
         (
-            ["streams.X={strategy: ewc, settings: {strenght: 1}}"],
+            ["streams.X={methods: [{method: ewc, strenght: 1}]}"],
             "ewc has no setting 'strenght': did you mean strength",
         ),
         (["merges.MagMax.factor=[0.5, high]"], "merge 'MagMax': factor must be a number"),

@@ -153,7 +153,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match="lacks, in the base's shape") as error:
         back(tmp_path)
     assert "layers.1" in str(error.value)
-    with pytest.raises(UserError, match="no regex"):
+    with pytest.raises(UserError, match="no regular expression"):
         back(tmp_path, modules="(")
     with pytest.raises(UserError, match="is chosen by"):
         back(tmp_path, modules="nothing")

@@ -191,6 +191,18 @@ def test_a_lock_of_another_host_is_believed(tmp_path):
     places.Lock(path, "out").release()  # the same kernel: it would hold the lock if it lived
 
 
+def test_two_commands_do_not_work_in_one_run_folder(tmp_path):
+    from jaxmerge.cli import runs
+
+    held = places.working(tmp_path / "run")
+    with pytest.raises(UserError, match="Another process"), runs.alone(tmp_path / "run"):
+        pass
+    held.release()
+    with runs.alone(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").exists()
+    assert not (tmp_path / ".run.lock").exists()
+
+
 @pytest.mark.parametrize("how", ["link", "pipe"])
 def test_a_planted_lock_is_refused(tmp_path, how):
     path, victim = tmp_path / ".out.lock", tmp_path / "victim"
@@ -417,7 +429,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 
 
 def test_headings_and_cards_are_quoted():
-    from jaxmerge.cli.card import _code, longest_run
+    from jaxmerge.recipes.card import _code, longest_run
     from jaxmerge.report.tables import plain_line, plain_markdown
 
     assert plain_line("a\n\\input{x}\x1b") == "a \\input{x}\\x1b"

@@ -95,9 +95,9 @@ def test_the_saved_model_is_magmax_with_the_frozen_rest(whole, tiny):
         folder / "merged" / "model.safetensors"
     ).read_bytes()
     # and it has the accuracy that the table shows
-    from jaxmerge.continual.loop import Stream
     from jaxmerge.data.digits import digits
     from jaxmerge.data.streams.scenario import class_incremental
+    from jaxmerge.studies.loop import Stream
     from jaxmerge.training.learner import from_clip
 
     scenario = class_incremental(digits(), 5, found.seeds[0].order)

@@ -9,6 +9,7 @@ import jaxmerge as jm
 from jaxmerge import statistics
 from jaxmerge.core import names
 from jaxmerge.errors import UserError
+from jaxmerge.statistics.capture import dense_inputs
 
 RNG = np.random.default_rng(0)
 
@@ -347,3 +348,32 @@ def test_bad_data_is_refused():
         )
     with pytest.raises(ValueError, match="needs side information"):
         jm.merge(jm.fisher_merging(), params, [params])
+
+
+def test_kernels_in_a_scan_and_of_convolutions_are_seen():
+    rng = np.random.default_rng(0)
+    params = {
+        "layers": rng.normal(size=(3, 4, 4)).astype(np.float32),
+        "shared": rng.normal(size=(4, 4)).astype(np.float32),
+        "conv": rng.normal(size=(3, 2, 2, 5)).astype(np.float32),
+    }
+    images, x = rng.normal(size=(2, 6, 5, 2)).astype(np.float32), np.ones((7, 4), np.float32)
+
+    def apply(params, images, x):
+        out = jax.lax.conv_general_dilated(
+            images, params["conv"], (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        layer = lambda h, w: (jnp.tanh(h @ w) @ params["shared"], jnp.sum(h))
+        return out, *jax.lax.scan(layer, x, params["layers"])
+
+    plain = apply(params, images, x)
+    found, inputs = dense_inputs(apply, params, images, x, every=True)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    assert inputs["layers"].x.shape == (3, 7, 4)
+    assert inputs["shared"].x.shape == (21, 4)
+    np.testing.assert_array_equal(inputs["layers"].x[0], x)
+    after = jnp.tanh(inputs["layers"].x @ params["layers"]).reshape(-1, 4)
+    np.testing.assert_allclose(after, inputs["shared"].x, rtol=1e-5)
+    again = inputs["conv"].x @ params["conv"].reshape(-1, 5)
+    np.testing.assert_allclose(again.reshape(plain[0].shape), plain[0], rtol=1e-4, atol=1e-5)
+    assert "conv" not in dense_inputs(apply, params, images, x)[1]

@@ -16,7 +16,7 @@ from jaxmerge.cli import app, report, runs
 from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
 from jaxmerge.errors import UserError
-from jaxmerge.studies import cells, sweep
+from jaxmerge.studies import cells, resident, sweep
 from jaxmerge.studies.config import changed
 from jaxmerge.studies.results import to_plain
 
@@ -35,7 +35,7 @@ def toy(tmp_path_factory):
             """    baselines: list = setting(["joint"])
     streams: dict = setting({
         "sequential": {"deploys": ["last model", "average"]},
-        "L2": {"strategy": "l2", "settings": {"strength": 0.1}},
+        "L2": {"methods": [{"method": "l2", "strength": 0.1}]},
     })
 
     def scenario""",
@@ -119,6 +119,24 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed 3 .*: The loss is nan"):
         command.run(toy, grid=["seed=3,4 method=magmax"], out=tmp_path / "s", quiet=True)
     assert {r["seed"] for r in cells.read(tmp_path / "s")} == {4}
+
+
+def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
+    toy, tmp_path, monkeypatch, capsys
+):
+    real = resident.train
+
+    def one_diverges(plan, scenarios, learner, seeds):
+        wrong = FloatingPointError(f"stream {plan.name!r}: the loss is not finite in task 2.")
+        return [wrong, *real(plan, scenarios, learner, seeds)[1:]]
+
+    monkeypatch.setattr(resident, "train", one_diverges)
+    with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed 3 .*not finite in task 2"):
+        command.run(toy, grid=["seed=3,4 stream=sequential"], out=tmp_path / "s")
+    assert "2 seeds of 'sequential': trained in one program." in capsys.readouterr().err
+    rows = cells.read(tmp_path / "s")
+    assert {r["seed"] for r in rows} == {4}
+    assert all(r["seconds"] > 0 for r in rows)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def updates(models: int = 10_000, size: int = 100_000) -> dict[str, Any]:
             jax.block_until_ready(state.cells)
             memory.append(resident())
             times.append(time.perf_counter())
-    most = np.abs(np.stack([np.roll(row, t)[:50] for t in range(models)])).max(0)
+    most = np.abs(np.stack([np.roll(row, t)[:50].copy() for t in range(models)])).max(0)
     got = np.abs(np.asarray(jm.merged(method, state, base)["w"])[:50]) * 2
     return {"models": models, "right": bool(np.allclose(got, most)), **around(memory, times, 20)}
 

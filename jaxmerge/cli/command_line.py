@@ -103,7 +103,8 @@ def quickstart(
     epochs: Annotated[int | None, Option(help="Epochs a task.", min=1)] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None,
     model: Annotated[
-        str | None, Option(help="A CLIP folder in Hugging Face's layout instead of `mini`.")
+        str | None,
+        Option(help="`mini`, or a CLIP folder in Hugging Face's layout, instead of `mini-2k`."),
     ] = None,
     quick: Annotated[bool, Option("--quick", help="A short form: one seed, one epoch.")] = False,
     quiet: Quiet = False,
@@ -137,7 +138,7 @@ def run(
     """Run an experiment: fine-tune task after task, merge, evaluate, report.
 
     EXPERIMENT is a Python file with get_config(), such as those of experiments/. Every setting can
-    be given with --set: streams.LwF.settings.strength=0.5, streams.LwF=null to leave a stream out.
+    be given with --set: streams.LwF.methods.lwf.strength=0.5; streams.LwF=null leaves a stream out.
     """
 
 

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from jaxmerge.cli.bytesbar import BytesBar
-from jaxmerge.cli.merge import digest_of, parse_size
+from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
@@ -21,6 +21,7 @@ from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.places import delete, working
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.io.writer import install, partial_folder
+from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
 FORMS = ("safetensors", "orbax", "gguf")

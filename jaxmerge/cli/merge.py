@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json as jsonlib
 import os
-import platform
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
-import jaxmerge
 from jaxmerge.cli.bytesbar import BytesBar
-from jaxmerge.cli.card import card
 from jaxmerge.cli.cost import cost, show
-from jaxmerge.drivers.files.api import OVERFLOW, merge_jobs, process_group
+from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
-from jaxmerge.drivers.files.job import Report, tensors_of
-from jaxmerge.errors import UserError, about, closest, reason
-from jaxmerge.io.hashes import Hashes, cache_folder
-from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.errors import UserError, about, closest
+from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.sources import keep_apart
-from jaxmerge.io.writer import partial_folder
+from jaxmerge.recipes.execute import RESOLVED, execute
 from jaxmerge.recipes.native import Document, load
-from jaxmerge.recipes.parse import load_yaml
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
-
-RESOLVED = "recipe.resolved.yaml"
 
 
 def run(
@@ -149,112 +138,12 @@ def _override(document: Document, dtype: str | None, seed: int | None) -> None:
 def _execute(
     recipe: Path, document: Document, plan: Plan, out, size, devices, resume, force, quiet, last
 ) -> dict:
-    tensors = tensors_of(plan.jobs, plan.out_dtype)
-    size = size if plan.single is None else sys.maxsize
-    sources = [s for s in plan.models.opened.values()]
-    digest = digest_of(plan, sources, tensors, size)
-    done = out / RESOLVED
-    if done.exists() and (resume or not last) and not force:
-        if _noted(done) == digest:
-            return {"out": os.path.abspath(out), "finished_before": True, "seconds": 0.0}
-        if not last:
-            force = True  # a stage whose recipe or inputs have changed
-    group = process_group()
-    # what is damaged there is refused before the merge
-    found = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
-    beside = {name: content for name, content in found.items() if content is not None}
-    hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
-    try:
-        if group.index == 0:
-            with about(recipe):
-                _check_hashes(document, sources, hashes, force)
-            for extra in plan.extras:
-                extra.check()
-
-        def files(report: Report) -> dict[str, bytes | Path]:
-            note = provenance(sources, hashes.result(), digest, plan)
-            return beside | notes(plan, report, note)
-
-        with BytesBar(quiet) as bar:
-            report = merge_jobs(
-                plan.jobs, out, out_dtype=plan.out_dtype, digest=digest,
-                metadata={"format": "pt"}, shard_size=size, resume=resume, force=force,
-                nonfinite=plan.nonfinite, overflow=document.overflow, devices=devices,
-                files=files, progress=bar, group=group,
-                single=plan.single or "model.safetensors",
-            )  # fmt: skip
-    except BaseException as error:
-        hashes.stop()
-        if isinstance(error, OSError) and partial_folder(out).exists():
-            raise UserError(
-                f"{reason(error)} What was done is kept beside {out}; --resume goes on with it."
-            ) from None
-        raise
-    return {"finished_before": False, **vars(report)}
-
-
-def _noted(path: Path) -> str | None:
-    """The digest of the merge that left this resolved recipe; None where it says none."""
-    found = load_yaml(path)
-    note = found[0].get("resolved") if found and isinstance(found[0], dict) else None
-    return note.get("digest") if isinstance(note, dict) else None
-
-
-def digest_of(plan: Plan, sources: list, tensors: Any, size: int) -> str:
-    """What identifies a merge: the same digest, the same bytes."""
-    stamps = [s.stamp() for s in sources]
-    facts = [plan.resolved, stamps, tensors, size, str(plan.out_dtype), plan.seed, jax.__version__]
-    text = jsonlib.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_hashes(document: Document, sources: list, hashes: Hashes, force: bool) -> None:
-    """The inputs of a resolved recipe must be those that it was made from."""
-    expected = (document.resolved or {}).get("inputs")
-    if not expected or force:
-        return
-    if not isinstance(expected, dict) or not all(isinstance(v, dict) for v in expected.values()):
-        raise UserError(
-            "resolved: inputs must map every model to its files and their SHA-256; the resolved "
-            "recipe is damaged. Take `resolved` out of it, or --force merges what is there."
-        )
-    found = _inputs(sources, hashes.result())
-    changed = [ref for ref, files in expected.items() if found.get(ref, files) != files]
-    if changed:
-        raise UserError(
-            f"{len(changed)} inputs are not those that the resolved recipe names: {changed[:5]}. "
-            "--force merges what is there."
-        )
-
-
-def _inputs(sources: list, hashes: dict[str, str]) -> dict[str, dict[str, str]]:
-    return {s.ref: {f.name: hashes[str(f)] for f in s.files} for s in sources}
-
-
-def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -> dict[str, Any]:
-    """What a resolved recipe notes besides the recipe."""
-    import numpy
-
-    return {
-        "versions": {
-            "jaxmerge": jaxmerge.__version__,
-            "jax": jax.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-        },
-        "backend": jax.default_backend(),
-        "seed": plan.seed,
-        "digest": digest,
-        "inputs": _inputs(sources, hashes),
-    }
-
-
-def notes(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
-    """How the output was made: the resolved recipe and the model card."""
-    recipe = yaml.safe_dump(
-        {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
-    )
-    return {RESOLVED: recipe.encode(), "README.md": card(plan, report, note).encode()}
+    with BytesBar(quiet) as bar:
+        return execute(
+            plan, out, shard_size=size, devices=devices, resume=resume, force=force,
+            stage=not last, overflow=document.overflow or OVERFLOW[0],
+            expected=(document.resolved or {}).get("inputs"), recipe=recipe, progress=bar,
+        )  # fmt: skip
 
 
 def _print_done(reports: list[dict[str, Any]], json: bool, quiet: bool) -> None:

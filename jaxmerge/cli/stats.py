@@ -144,7 +144,7 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
     With a function from a checkpoint's keys to the table of its layout, and one that tells which
     rows of a batch are data (`jaxmerge.statistics.gram`).
     """
-    from jaxmerge.data.text import Texts
+    from jaxmerge.data.sources import Texts
     from jaxmerge.models import bert, clip
     from jaxmerge.models.bert.checkpoint import layout_of as bert_layout
     from jaxmerge.models.clip.checkpoint import layout_of as clip_layout

@@ -8,6 +8,7 @@ and ``state/`` with the checkpoints of what is under way.  A sweep that was kill
 from __future__ import annotations
 
 import functools
+import itertools
 import json as jsonlib
 import shutil
 import sys
@@ -23,7 +24,7 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
 from jaxmerge.report import swept
 from jaxmerge.studies import cells as store
-from jaxmerge.studies import sweep
+from jaxmerge.studies import resident, sweep
 from jaxmerge.studies.config import changed, restored
 from jaxmerge.studies.results import to_plain
 from jaxmerge.studies.seed import run_seed, steps_of
@@ -112,15 +113,46 @@ def here(
 ) -> list[tuple[sweep.Unit, Exception]]:
     """Run units one after the other in this process."""
     failed = []
+    trained: dict[str, dict[str, Any]] = {}
     with Bars(quiet) as bars:
         for k, unit in enumerate(units):
             bars.prefix = f"run {k + 1}/{len(units)}"
             bars.reach(0)
             try:
-                work(file, to_plain(unit.experiment), folder, unit.name, bars)
+                if unit.name not in trained and not (folder / "state" / unit.name).exists():
+                    trained |= together(file, units[k:], quiet)
+                models = trained.pop(unit.name, {})
+                work(file, to_plain(unit.experiment), folder, unit.name, bars, models)
             except (ValueError, OSError, FloatingPointError) as error:
                 failed.append((unit, error))
     return failed
+
+
+def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, dict[str, Any]]:
+    """Unit -> stream -> its models, for the next units that differ in their seed only.
+
+    What fits on the device is trained as one program, and said so; the rest is left to `work`.
+    """
+    plain = lambda u: {**to_plain(u.experiment), "seed": 0}
+    units = list(itertools.takewhile(lambda u: plain(u) == plain(units[0]), units))
+    found: dict[str, dict[str, Any]] = {u.name: {} for u in units}
+    if len(units) < 2:
+        return found
+    scenarios = [u.experiment.tasks_of(u.experiment.seed) for u in units]
+    shared = _parts(file, units[0].experiment, scenarios[0])
+    seeds = [u.experiment.seed for u in units]
+    for plan in shared["plans"]:
+        why = resident.obstacle(plan, scenarios[0], shared["learner"])
+        if not quiet:
+            how = f"trained one by one, for {why}" if why else "trained in one program"
+            print(f"{len(units)} seeds of {plan.name!r}: {how}.", file=sys.stderr)
+        if why:
+            continue
+        for unit, made in zip(
+            units, resident.train(plan, scenarios, shared["learner"], seeds), strict=True
+        ):
+            found[unit.name][plan.name] = made
+    return found
 
 
 def on_ray(
@@ -157,20 +189,25 @@ def on_ray(
     return failed
 
 
-def work(file: Path, settings: dict[str, Any], folder: Path, name: str, bars: Any) -> None:
+def work(
+    file: Path, settings: dict[str, Any], folder: Path, name: str, bars: Any,
+    models: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """One unit: learn, merge, evaluate, and leave its cells in the store.
 
     Args:
         settings: of the experiment, with one seed.
         name: of the unit's files.
         bars: progress, or None.
+        models: stream -> models that are trained already, or why they are not.
     """
-    experiment = restored(load(file), settings)
+    experiment, models = restored(load(file), settings), models or {}
+    diverged = [m for m in models.values() if isinstance(m, Exception)]
+    if diverged:
+        raise diverged[0]
     scenario = experiment.tasks_of(experiment.seed)
-    shared = _shared(file, jsonlib.dumps({**settings, "seed": 0}, sort_keys=True))
-    if not shared:
-        shared["plans"], shared["learner"] = experiment.plans(), experiment.learner(scenario)
-    plans = shared["plans"]
+    shared = _parts(file, experiment, scenario)
+    plans = [p._replace(models=models.get(p.name, p.models)) for p in shared["plans"]]
     if bars is not None:
         bars.batch = experiment.how().batch
         bars.total(steps_of(scenario, plans, experiment.how, experiment.baselines))
@@ -180,9 +217,21 @@ def work(file: Path, settings: dict[str, Any], folder: Path, name: str, bars: An
         baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
         watch=bars.step if bars is not None else None,
     )  # fmt: skip
+    for stream, made in models.items():
+        run.streams[stream]["training"] = made.seconds
+        run.seconds["training"] = run.seconds.get("training", 0.0) + made.seconds
     found = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
     store.write(folder, store.cells(found), name)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def _parts(file: Path, experiment: Any, scenario: Any) -> dict[str, Any]:
+    """Plans and learner of an experiment, the same objects for all its seeds."""
+    settings = {**to_plain(experiment), "seed": 0}
+    shared = _shared(file, jsonlib.dumps(settings, sort_keys=True))
+    if not shared:
+        shared["plans"], shared["learner"] = experiment.plans(), experiment.learner(scenario)
+    return shared
 
 
 @functools.lru_cache(maxsize=1)

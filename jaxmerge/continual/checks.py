@@ -62,6 +62,12 @@ def _setup(setup: Setup, traced: bool) -> list[str]:
     if setup.start not in ("last", "base", *setup.merges):
         known = ("last", "base", *setup.merges)
         wrong.append(f"no start is named {setup.start!r}: {closest(str(setup.start), known)}")
+    wrong += [
+        f"{m.factory.__name__} chooses examples before the batches of a stream are drawn, and "
+        "these are: use `jaxmerge.studies.loop.Stream`"
+        for m in setup.methods
+        if m.build().examples
+    ]
     if traced:
         wrong += [
             f"{m.factory.__name__} needs the host at the borders of tasks: use `run`"

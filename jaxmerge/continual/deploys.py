@@ -29,14 +29,14 @@ class Deploy(NamedTuple):
             ``jm.magmax(0.5)``, which then has no factors to try; None deploys the last model.
         factors: tried on the validation examples of the tasks seen so far; the best is deployed
             (the smallest of equals, nearest to the pretrained model).  One factor is not tried;
-            without one the method is called without argument.
+            without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
     """
 
     label: str
     method: Callable[..., Merge] | Merge | str | None = None
-    factors: tuple[float, ...] = (1.0,)
+    factors: tuple[float, ...] = ()
     always: bool = True
     each: bool = False
 
@@ -88,9 +88,15 @@ def deploy(what: Deploy | Merge | str) -> Deploy:
     return Deploy(what, what, ())
 
 
-def merged_many(deploy: Deploy, state: Any, base: Leaves) -> Leaves:
-    """The merges under all factors of a deployment, stacked: name -> [F, ...]."""
-    one = lambda factor: memory.merged(deploy.merge(factor), state, base)
+def merged_many(
+    deploy: Deploy, state: Any, base: Leaves, put: Callable[[Leaves], Leaves] = dict
+) -> Leaves:
+    """The merges under all factors of a deployment, stacked: name -> [F, ...].
+
+    Args:
+        put: what is made of each merge, see `Model.put`.
+    """
+    one = lambda factor: put(memory.merged(deploy.merge(factor), state, base))
     return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,13 @@ compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, stages.score)}
 
 
 def program(
-    setup: Setup, stream: Stream, key: Array, *, score_every: int = 1, anytime: int = 1
+    setup: Setup,
+    stream: Stream,
+    key: Array,
+    *,
+    score_every: int = 1,
+    anytime: int = 1,
+    models: bool = False,
 ) -> Result:
     """A whole stream as one pure function of the floats of the setup, of data and key.
 
@@ -29,7 +36,8 @@ def program(
     the rows of a stream, not over its weight: skipped steps would be computed.
 
     Args:
-        score_every: score after every so many tasks, and after the last one.
+        score_every: score after every so many tasks, and after the last one; 0: never.
+        models: give the weights after every task, what merges fold, ``[T, ...]``.
         anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  Merges
             fold whole tasks.
 
@@ -42,18 +50,15 @@ def program(
     if steps % anytime:
         raise ValueError(f"anytime={anytime} does not divide the {steps} steps of a task.")
     last = stream.tasks - 1
-    shapes = jax.eval_shape(
-        lambda: stages.score(setup, stream, stages.create(setup, stream, key), 0)
-    )
-    unscored = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
     def scored(state: State, t: Array) -> dict:
+        score = lambda s: stages.score(setup, stream, s, t)
+        if score_every == 0:
+            return {}
         if score_every == 1:
-            return stages.score(setup, stream, state, t)
+            return score(state)
         due = ((t + 1) % score_every == 0) | (t == last)
-        return jax.lax.cond(
-            due, lambda s: stages.score(setup, stream, s, t), lambda s: unscored, state
-        )
+        return jax.lax.cond(due, score, lambda s: unscored(score, s), state)
 
     def whole(state: State, t: Array):
         state, losses = stages.train(setup, stream, state, t)
@@ -76,11 +81,19 @@ def program(
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)
         state, (R, losses) = (whole if anytime == 1 else in_parts)(state, t)
-        return state, (R, losses, is_finite(state, losses))
+        model = stages.build(setup, stream.tasks).model
+        after = dict(model.weights(state.params, t)) if models else {}
+        return state, (R, losses, is_finite(state, losses), after)
 
     state = stages.create(setup, stream, key)
-    state, (R, losses, finite) = jax.lax.scan(task, state, jnp.arange(stream.tasks))
-    return Result(state, R, losses, finite)
+    state, rest = jax.lax.scan(task, state, jnp.arange(stream.tasks))
+    return Result(state, *rest)
+
+
+def unscored(score: Callable[[State], dict], state: State) -> dict:
+    """NaN in the form of figures."""
+    shapes = jax.eval_shape(score, state)
+    return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
 
 def is_finite(state: State, losses: Array) -> Array:
@@ -125,12 +138,9 @@ def run(
         state = compiled[stages.fold](setup, stream, state, index)
         losses.append(found)
         finite.append(is_finite(state, found))
+        score = partial(compiled[stages.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
-        if due:
-            figures.append(compiled[stages.score](setup, stream, state, index))
-        else:
-            like = jax.eval_shape(compiled[stages.score], setup, stream, state, index)
-            figures.append(jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), like))
+        figures.append(score(state) if due else unscored(score, state))
         watch(t, state, figures[-1])
     pile = lambda *x: jnp.stack(x)
     return Result(state, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))

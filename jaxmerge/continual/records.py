@@ -195,6 +195,9 @@ class Method(NamedTuple):
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         observe: ``(model, step) -> memory``, after every step.
+        examples: ``(t, tasks, seed) -> [(s, positions), ...]``: what task t trains on besides its
+            own examples, chosen on the host before its batches are drawn: positions in the
+            training examples of tasks s. `tasks` are `TaskLabels`.
         host: `begin` and `end` need concrete arrays (numpy, files); then only `run` serves.
     """
 
@@ -208,7 +211,20 @@ class Method(NamedTuple):
     update: Callable[..., tuple[Any, Any]] | None = None
     observe: Callable[..., Any] | None = None
     end: Callable[..., tuple[Leaves, Any]] | None = None
+    examples: Callable[..., list] | None = None
     host: bool = False
+
+
+class TaskLabels(NamedTuple):
+    """What is known of a task when its examples are chosen.
+
+    Attributes:
+        labels: int [N], the column of every training example.
+        columns: int [K], those of the task, in its order.
+    """
+
+    labels: Array
+    columns: Array
 
 
 class Evaluator(NamedTuple):
@@ -358,9 +374,11 @@ class Result(NamedTuple):
         R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
         losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
         finite: bool ``[T]``: the losses of the task and the weights after it are finite.
+        models: where asked for, name -> ``[T, ...]``: the weights after each task.
     """
 
     state: State
     R: dict
     losses: Array
     finite: Array
+    models: dict = {}  # noqa: RUF012

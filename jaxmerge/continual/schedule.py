@@ -1,7 +1,7 @@
 """Schedules: where the training of a task starts, and what is deployed after it.
 
 Two independent functions of the `Position` in the stream: a `Start`, and a deployment
-(`jaxmerge.continual.loop.Deploy`), which is the last model or a merge of all models so far.  With
+(`jaxmerge.studies.loop.Deploy`), which is the last model or a merge of all models so far.  With
 them named, published systems are pairs, and new ones are new pairs:
 
 ========================  =======  =======================  ======================================

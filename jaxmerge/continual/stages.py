@@ -79,6 +79,13 @@ def objective_of(parts: Parts, info: Any, t: Array) -> Callable[..., Array]:
 # ------------------------------------------------------------------ reading the data
 
 
+class Fed(NamedTuple):
+    """Inputs of a batch whose view the host has made (packed sentences); `stored` as in `Step`."""
+
+    stored: Any
+    inputs: Any
+
+
 def stored(stream: Stream, rows: Array, origin: Array, weight: Array) -> Batch:
     """Examples as they are stored."""
     take = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
@@ -152,8 +159,12 @@ def create_from(
         label: merging.init(spec.build(), parts.model.weights(base, 0), key=key)
         for label, spec in setup.merges.items()
     }
-    read = batch._replace(inputs=parts.problem.view(batch.inputs, info, batch.task, None))
-    memory = tuple(m.init(parts.model, base, read, batch.inputs) for m in parts.methods)
+    if isinstance(batch.inputs, Fed):
+        kept, inputs = batch.inputs
+    else:
+        kept, inputs = batch.inputs, parts.problem.view(batch.inputs, info, batch.task, None)
+    read = batch._replace(inputs=inputs)
+    memory = tuple(m.init(parts.model, base, read, kept) for m in parts.methods)
     moments = transform(setup, 1).init(trained_leaves(parts.model, base, 0))
     return State(base, base, memory, folds, moments, jnp.int32(0), key)
 
@@ -165,19 +176,17 @@ def transform(setup: Setup, total: Any) -> optax.GradientTransformation:
 
 
 def border(
-    setup: Setup, parts: Parts, stream: Stream, state: State, t: Array, which: str,
-    read: Callable[[int], Batch] | None = None,
-) -> State:  # fmt: skip
+    parts: Parts, info: Any, state: State, t: Array, which: str, read: Callable[[int], Batch]
+) -> State:
     """The hooks `begin` or `end` of all methods."""
     params, memory = state.params, list(state.memory)
-    read = read or reader(parts, stream, t)
-    objective = objective_of(parts, stream.info, t)
+    objective = objective_of(parts, info, t)
     for i, (method, name) in enumerate(zip(parts.methods, parts.names, strict=True)):
         hook = getattr(method, which)
         if hook is None:
             continue
         key = named_key(jax.random.fold_in(state.key, t), f"{which} {name}")
-        place = Border(t, state.base, stream.info, key, read, objective)
+        place = Border(t, state.base, info, key, read, objective)
         params, after = hook(parts.model, params, memory[i], place)
         memory[i] = same_form(memory[i], after, f"{name}: `{which}`")
         params = same_form(dict(state.params), dict(params), f"{name}: `{which}`", "the params")
@@ -195,7 +204,7 @@ def begin(setup: Setup, stream: Stream, state: State, t: Array) -> State:
         merged = merged_params(setup, parts.model, state, setup.start)
         before = {n: jnp.where(enough, p, state.params[n]) for n, p in merged.items()}
         state = state._replace(params=before)
-    state = border(setup, parts, stream, state, t, "begin")
+    state = border(parts, stream.info, state, t, "begin", reader(parts, stream, t))
     moments = transform(setup, steps_of(stream, t)).init(
         trained_leaves(parts.model, state.params, t)
     )
@@ -208,9 +217,8 @@ def train(
     """All steps of a task in one scan, or those of a part of it.
 
     Args:
-        part: None; or ``(rows, origin, weight)``, each ``[steps, B]``; or a `Batch` of stored
-            inputs that the host has read, its leaves ``[steps, accumulate, B / accumulate, ...]``.
-        total: the steps of the whole task, where the host has read them.
+        part: None, or ``(rows, origin, weight)`` of the part, each ``[steps, B]``.
+        total: the steps of the whole task, where a part does not hold them all.
 
     Returns:
         The state, and the total loss of every step (0 where it was skipped).
@@ -219,24 +227,38 @@ def train(
     total = steps_of(stream, t) if total is None else total
     if part is None:
         part = tuple(jnp.asarray(x)[t] for x in (stream.rows, stream.origin, stream.weight))
-    weight = part.weight if isinstance(part, Batch) else part[2]
-    active = jnp.any(weight.reshape(weight.shape[0], -1) > 0, axis=1)
     split = lambda x: x.reshape(setup.accumulate, -1, *x.shape[1:])
-
-    def step(fit, x):
-        batch, on = x
-        if not isinstance(batch, Batch):
-            batch = jax.tree.map(split, stored(stream, *batch))
-        take = lambda f: one_step(setup, parts, stream.info, state, t, total, f, batch)
-        return jax.lax.cond(on, take, lambda f: (f, jnp.zeros_like(weight[0].sum())), fit)
-
+    read = lambda x: jax.tree.map(split, stored(stream, *x))
     fit = fit_of(parts, state, t)
-    fit, losses = jax.lax.scan(step, fit, (part, active))
+    active = jnp.any(part[2] > 0, axis=1)
+    fit, losses = steps(setup, parts, stream.info, state, t, total, fit, (part, active), read)
     params = {**state.params, **fit.statistics}
     params = with_trained(parts.model, params, fit.trained, t)
     return state._replace(
         params=params, moments=fit.moments, memory=fit.memory, count=fit.count
     ), losses
+
+
+def steps(
+    setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, fit: Fit,
+    part: tuple[Any, Array], read: Callable[[Any], Batch] = lambda batch: batch,
+) -> tuple[Fit, Array]:  # fmt: skip
+    """Several steps in one scan.
+
+    Args:
+        state: its base and key, and of its params what does not train.
+        part: ``(what read reads, active [steps])``; nothing is computed where not active.
+        read: gives a `Batch` of stored inputs, leaves ``[accumulate, B / accumulate, ...]``.
+
+    Returns:
+        What the steps change, and the total loss of each, 0 where it was skipped.
+    """
+
+    def step(fit, x):
+        take = lambda f: one_step(setup, parts, info, state, t, total, f, read(x[0]))
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.float32(0)), fit)
+
+    return jax.lax.scan(step, fit, part)
 
 
 class Fit(NamedTuple):
@@ -269,9 +291,12 @@ def one_step(
     before = {**state.params, **fit.statistics}
 
     def look(raw: Batch, key: Array) -> Step:
-        inputs = view(raw.inputs, raw.task, named_key(key, "view"))
+        if isinstance(raw.inputs, Fed):
+            kept, inputs = raw.inputs
+        else:
+            kept, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
         return Step(
-            None, state.base, raw._replace(inputs=inputs), raw.inputs, view, None, None, info, t,
+            None, state.base, raw._replace(inputs=inputs), kept, view, None, None, info, t,
             fit.count, total, key, objective,
         )  # fmt: skip
 
@@ -337,16 +362,22 @@ def one_step(
         found = jax.lax.map(each, (batches, jnp.arange(setup.accumulate)))
         return jax.tree.map(lambda x: jnp.mean(x, 0), found)
 
-    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+    def joined() -> Step:
+        """The step as hooks see it, with the parts of the batch as one."""
+        whole, inputs = batches, batches.inputs
+        if setup.accumulate > 1 and isinstance(inputs, Fed):
+            whole = batches._replace(inputs=inputs.stored)
+        return look(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole), root)
+
     start = fit.trained
     for i, (m, _) in enumerate(hooks):
         if m.perturb is not None:
-            step = look(joined, root)._replace(params=with_trained(model, before, start, t))
+            step = joined()._replace(params=with_trained(model, before, start, t))
             start = m.perturb(model, seen(i, step, fit.memory), start, objective_at)
     (loss, grads, plain), (params, out, statistics) = over_parts(start)
     memory = list(fit.memory)
     if watched:
-        step = look(joined, root)._replace(params=params, outputs=out, grads=plain)
+        step = joined()._replace(params=params, outputs=out, grads=plain)
     grad_at = lambda trained: over_parts(trained)[0][1]
     for i, (m, _) in enumerate(hooks):
         if m.gradient is not None:
@@ -360,13 +391,20 @@ def one_step(
         if m.observe is not None:
             after = m.observe(model, seen(i, step, memory, updates=updates))
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
+<<<<<<< HEAD
     trained = optax.apply_updates(start, updates)
     return Fit(trained, statistics, moments, tuple(memory), fit.count + 1), loss
+=======
+    trained = optax.apply_updates(fit.trained, updates)
+    fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)
+    return fit, loss.astype(jnp.float32)
+>>>>>>> main
 
 
 def end(setup: Setup, stream: Stream, state: State, t: Array) -> State:
     """What methods do after the last step of a task."""
-    return border(setup, build(setup, stream.tasks), stream, state, t, "end")
+    parts = build(setup, stream.tasks)
+    return border(parts, stream.info, state, t, "end", reader(parts, stream, t))
 
 
 def fold(setup: Setup, stream: Stream, state: State, t: Array) -> State:

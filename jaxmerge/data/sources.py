@@ -18,6 +18,19 @@ from jaxmerge.errors import closest, listed
 SPLITS = ("train", "val", "test")
 
 
+class Texts:
+    """Random access to texts: ``texts[rows]`` gives a list of strings."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> list[str]:
+        return [self.texts[int(r)] for r in rows]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """Labelled examples.
@@ -47,8 +60,6 @@ class Source:
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
         if isinstance(self.inputs, list | tuple):
-            from jaxmerge.data.text import Texts
-
             texts = all(isinstance(x, str) for x in self.inputs)
             object.__setattr__(
                 self, "inputs", Texts(self.inputs) if texts else np.asarray(self.inputs)

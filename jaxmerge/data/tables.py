@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.folders import NAMES, tidy
-from jaxmerge.data.sources import SPLITS, Source, complete, renamed
-from jaxmerge.data.text import TEMPLATES, Texts
+from jaxmerge.data.sources import SPLITS, Source, Texts, complete, renamed
+from jaxmerge.data.text import TEMPLATES
 from jaxmerge.errors import UserError, closest
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}

@@ -14,25 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, hold_out
+from jaxmerge.data.sources import Source, Texts, hold_out
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.untrusted import read_bytes, read_json, read_text
 
 MOST = 1 << 30  # bytes of a file of sentences
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
-
-
-class Texts:
-    """Random access to texts: ``texts[rows]`` gives a list of strings."""
-
-    def __init__(self, texts: Sequence[str]):
-        self.texts = list(texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, rows: Sequence[int]) -> list[str]:
-        return [self.texts[int(r)] for r in rows]
 
 
 def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:

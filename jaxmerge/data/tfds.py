@@ -21,8 +21,7 @@ import numpy as np
 
 from jaxmerge.data.folders import TEMPLATES, tidy
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, complete
-from jaxmerge.data.text import Texts
+from jaxmerge.data.sources import SPLITS, Source, Texts, complete
 from jaxmerge.errors import UserError
 from jaxmerge.io.hashes import cache_folder
 

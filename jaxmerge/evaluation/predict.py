@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual import stages
+from jaxmerge.continual.records import Setup
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
 from jaxmerge.data.streams.scenario import Scenario
@@ -102,16 +104,58 @@ def _logits(models, inputs, head, scale, features):
     return jax.vmap(lambda params: _one(params, inputs, head, scale, features))(models)
 
 
-def accuracies(found: np.ndarray, data: Probe) -> tuple[np.ndarray, np.ndarray]:
+def wrapped_logits(
+    setup: Setup, models: Leaves, data: Probe, seen: int, tasks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [F, N, columns] of models whose network methods have changed.
+
+    Args:
+        setup: of the stream.
+        models: stacked params.
+        data: tasks in a row; every batch passes once, and once more for each task in it.
+        seen: the last task that was learnt.
+
+    Returns:
+        Without the task, and with it: of each example under its own task.
+    """
+    batches = data.index // data.batch
+    free, own = [], []
+    for i in range(len(next(iter(models.values())))):
+        fixed = everywhere((setup, {n: x[i] for n, x in models.items()}))
+        call = lambda chunk, task, aware, fixed=fixed: whole(
+            _answer(fixed, chunk, np.int32(task), aware, tasks)
+        )
+        parts = [call(chunk, seen, False) for chunk in data.chunks]
+        free.append(np.concatenate(parts)[data.index])
+        told = np.empty_like(free[-1])
+        for k, chunk in enumerate(data.chunks):
+            for task in np.unique(data.task[batches == k]):
+                at = (batches == k) & (data.task == task)
+                told[at] = call(chunk, task, True)[data.index[at] % data.batch]
+        own.append(told)
+    return np.stack(free), np.stack(own)
+
+
+@partial(jax.jit, static_argnames=("aware", "tasks"))
+def _answer(fixed, inputs, task, aware, tasks):
+    setup, params = fixed
+    model = stages.build(setup, tasks).model
+    return (model.apply if aware else model.answer)(params, inputs, task).logits
+
+
+def accuracies(
+    found: np.ndarray, data: Probe, aware: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy on each task: (task-agnostic, task-aware), each [F, T]; NaN without examples.
 
     Args:
         found: logits [F, N, columns].
+        aware: those with the task, where they differ.
     """
     free = found.argmax(-1) == data.columns
     own = data.own[data.task]
-    aware = np.where(own, found, -np.inf).argmax(-1) == data.columns
-    return _by_task(free, data), _by_task(aware, data)
+    masked = np.where(own, found if aware is None else aware, -np.inf)
+    return _by_task(free, data), _by_task(masked.argmax(-1) == data.columns, data)
 
 
 def _by_task(right: np.ndarray, data: Probe) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 import jaxmerge as jm
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
+from jaxmerge.core.registry import Spec, Static, spec_of
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
@@ -36,6 +37,8 @@ def build(method: Any, models: int, like: Any, what: str = "method") -> Merge:
         UserError: an unknown name or argument (with the closest known one), a value that its
             factory refuses.
     """
+    if isinstance(method, Merge):
+        return method
     like = like if isinstance(like, Architecture) else architecture(like)
     if isinstance(method, list):
         stages = [_stage(m, models, like, f"{what}[{i}]") for i, m in enumerate(method)]
@@ -50,6 +53,40 @@ def build(method: Any, models: int, like: Any, what: str = "method") -> Merge:
             f"[{method!r}, add]."
         )
     return made
+
+
+def as_data(method: Merge | Transform | Spec) -> Any:
+    """A made method as recipes write it; what data cannot say (functions, arrays) as it prints.
+
+    >>> as_data(jm.chain(jm.trim(0.2), jm.disjoint_mean(), jm.scale(0.4)))
+    [{'trim': {'density': 0.2}}, 'disjoint_mean', {'scale': {'factor': 0.4}}]
+    """
+    spec = method if isinstance(method, Spec) else getattr(method, "spec", None) or spec_of(method)
+    name = getattr(spec.factory, "__name__", "")
+    try:
+        if name not in jm.REGISTRY:
+            raise TypeError
+        if name == "chain":
+            return [as_data(s) for s in spec.arguments["stages"]]
+        defaults = {k: p.default for k, p in inspect.signature(spec.factory).parameters.items()}
+        plain = {k: _plain(v) for k, v in spec.arguments.items()}
+        given = {k: v for k, v in plain.items() if v != _plain(defaults[k])}
+    except TypeError:
+        return str(method)
+    return {name: given} if given else name
+
+
+def _plain(value: Any) -> Any:
+    value = value.value if isinstance(value, Static) else value
+    if isinstance(value, Spec | Merge | Transform):
+        return as_data(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if value is inspect.Parameter.empty:
+        return value
+    raise TypeError("no plain data")
 
 
 def route(rules: Any, default: Merge | None, models: int, like: Any) -> Merge:

@@ -33,7 +33,7 @@ from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.adapters import AdapterRecipe
-from jaxmerge.recipes.method_spec import build, route
+from jaxmerge.recipes.method_spec import as_data, build, route
 from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
 from jaxmerge.recipes.plan import (
     Models,
@@ -92,13 +92,14 @@ class Recipe:
 
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""
-        check_kinds(vars(self), KINDS)
+        given = isinstance(self.method, Merge)
+        check_kinds({k: v for k, v in vars(self).items() if k != "method" or not given}, KINDS)
         if not isinstance(self.models, list) or not all(isinstance(m, str) for m in self.models):
             raise UserError(f"models must be a list of references, got {self.models!r}.")
         if not self.models:
             raise UserError("models is an empty list.")
         if self.nonfinite not in ("raise", "zero"):
-            raise UserError(f"nonfinite must be raise or zero, got {self.nonfinite!r}.")
+            raise UserError(f'nonfinite must be "raise" or "zero", got {self.nonfinite!r}.')
         bases = [] if self.base in (None, NO_BASE) else [self.base]
         models.rename = check_rename(self.rename, [*bases, *self.models])
         first, *others = opened = models.family([*bases, *self.models])
@@ -124,7 +125,8 @@ class Recipe:
         sides = by_model(extras, len(rest))
         job = Job(method, rest, base, mergekit.key_of(method, seed), sides)
         check_axes(extras, job.grid)
-        resolved = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, [])}
+        resolved = {k: v for k, v in vars(self).items() if not (v is None or v == [])}
+        resolved["method"] = as_data(self.method) if given else self.method
         if self.rename:
             resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
@@ -142,7 +144,9 @@ class Recipe:
             out_dtype=dtype_of(self.out_dtype or self.dtype, "out_dtype"),
             seed=seed,
             resolved=resolved,
-            method=repr(self.method if self.rules is None else (self.rules, self.method)),
+            method=str(self.method)
+            if given
+            else repr(self.method if self.rules is None else (self.rules, self.method)),
             nonfinite=self.nonfinite,
             config=vocabulary.config if vocabulary else {},
             files=vocabulary.files if vocabulary else {},

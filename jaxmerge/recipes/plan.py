@@ -20,6 +20,7 @@ from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
+from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import Source, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
@@ -80,7 +81,12 @@ class Models:
         self.rename: dict[str, dict[str, str]] = {}
 
     def open(self, ref: Any) -> Source:
-        """The source of a reference."""
+        """The source of a reference, or of leaves that are open already."""
+        if isinstance(ref, Leaves):
+            name = getattr(ref, "ref", "") or f"leaves in memory {len(self.opened)}"
+            source = ref if isinstance(ref, Source) else Source(ref, name, None, (), {})
+            known = [s for s in self.opened.values() if s is source or s.source is ref]
+            return known[0] if known else self.opened.setdefault(name, source)
         if not isinstance(ref, str) or not ref:
             raise UserError(f"a model must be a path or org/name@revision, got {ref!r}.")
         if ref not in self.opened:
@@ -102,9 +108,11 @@ class Models:
         """The reference in a form that means the same anywhere."""
         return self.open(ref).ref
 
-    def close(self) -> None:
+    def close(self, given: Sequence[Any] = ()) -> None:
+        """Close what was opened here, not what was `given` open."""
         for source in self.opened.values():
-            source.close()
+            if not any(source is g or source.source is g for g in given):
+                source.close()
 
 
 def check_rename(setting: Any, refs: Collection[str]) -> dict[str, dict[str, str]]:

@@ -27,7 +27,8 @@ class Input(NamedTuple):
     """What meets one kernel.
 
     Attributes:
-        x: activations, [N, in], every position of every example a row.
+        x: activations, [N, in], every position of every example a row; of a kernel [L, in, out]
+            that a scan cuts into its layers [L, N, in].
         axis: where the kernel meets x: 0 for [in, out], 1 for [out, in]. Each may be several axes
             in a row, as in a patch embedding [height, width, 3, out] or a query [in, heads, size].
     """
@@ -53,17 +54,19 @@ class View(NamedTuple):
 
 
 def dense_inputs(
-    apply: Callable[..., Any], params: Leaves, *args: Any
+    apply: Callable[..., Any], params: Leaves, *args: Any, every: bool = False
 ) -> tuple[Any, dict[str, Input]]:
     """Run ``apply(params, *args)`` and catch the input of every dense kernel.
 
     Args:
         apply: a function of a flat mapping of parameters and of data.
         params: name -> array; the leaves with two axes or more are looked for.
+        every: also kernels inside ``scan``, and those of convolutions: the patches under a kernel
+            are its rows, their entries in the order in which the kernel is stored.
 
     Returns:
         What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
-        sharing) has all their rows.  Kernels inside `scan` or `while` are not seen.
+        sharing) has all their rows.  Kernels inside ``while`` are not seen.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
@@ -80,7 +83,7 @@ def dense_inputs(
         for n, shape in ((n, params[n].shape) for n in names)
     ]
     views += [None] * (len(leaves) - len(names))
-    flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen)
+    flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen, every)
     out = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return out, {n: _join(found) for n, found in seen.items()}
 
@@ -89,7 +92,7 @@ def _join(found: list[Input]) -> Input:
     axes = {f.axis for f in found}
     if len(axes) > 1:  # a tied embedding used from both sides: keep the side it is stored for
         found = [f for f in found if f.axis == min(axes)]
-    return Input(jnp.concatenate([f.x for f in found]), found[0].axis)
+    return Input(jnp.concatenate([f.x for f in found], axis=-2), found[0].axis)
 
 
 INLINED = {
@@ -105,7 +108,7 @@ INLINED = {
 }
 
 
-def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | None]]:
+def _run(jaxpr, consts, values, views, seen, every) -> tuple[list[Any], list[View | None]]:
     """Evaluate a jaxpr, following which arrays are kernels."""
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
@@ -123,10 +126,15 @@ def _run(jaxpr, consts, values, views, seen) -> tuple[list[Any], list[View | Non
         if name in INLINED and INLINED[name] in eqn.params:
             inner = eqn.params[INLINED[name]]
             inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            outs, out_views = _run(inner, const, ins, seen_as, seen)
+            outs, out_views = _run(inner, const, ins, seen_as, seen, every)
+        elif every and name == "scan" and any(seen_as):
+            outs = _scan(eqn.params, ins, seen_as, seen)
+            out_views = [None] * len(outs)
         else:
             if name == "dot_general" and any(seen_as):
                 _catch(eqn.params, ins, seen_as, seen)
+            if every and name == "conv_general_dilated" and seen_as[1] and not seen_as[0]:
+                _catch_patches(eqn.params, ins, seen_as[1], seen)
             outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
             outs = outs if eqn.primitive.multiple_results else [outs]
             moved = _move(name, eqn, seen_as) if any(seen_as) else None
@@ -157,6 +165,62 @@ def _catch(params, ins, views, seen) -> None:
     rows = jnp.moveaxis(x, [d for _, d in pairs], range(-len(pairs), 0)).reshape(-1, size)
     for name in view.kernels:
         seen.setdefault(name, []).append(Input(rows, int(met != first)))
+
+
+def _catch_patches(params, ins, view, seen) -> None:
+    """Record what lies under the kernel of a convolution, at every place."""
+    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        return
+    numbers, whole = params["dimension_numbers"], tuple((i,) for i in range(len(view.sizes)))
+    out, into, *space = numbers.rhs_spec
+    if len(view.kernels) != 1 or view.axes != whole or out != len(view.sizes) - 1:
+        return
+    x, sizes = ins[0], [view.sizes[i] for i in space]
+    rows = jax.lax.conv_general_dilated_patches(
+        x, sizes, params["window_strides"], params["padding"], params["lhs_dilation"],
+        params["rhs_dilation"], numbers, precision=params["precision"],
+    )  # fmt: skip
+    rows = jnp.moveaxis(rows, numbers.out_spec[1], -1)  # [.., in x space]
+    rows = rows.reshape(-1, view.sizes[into], *sizes)
+    place = {axis: k + 1 for k, axis in enumerate([into, *space])}
+    rows = rows.transpose(0, *(place[i] for i in range(len(view.sizes) - 1)))
+    rows = rows.reshape(len(rows), -1)
+    seen.setdefault(view.kernels[0], []).append(Input(rows, 0))
+
+
+def _scan(params, ins, views, seen) -> list[Any]:
+    """Run a scan; kernels that it closes over or cuts into layers are looked for in its body."""
+    consts, carry = params["num_consts"], params["num_carry"]
+    inner, first = params["jaxpr"], consts + carry
+    axes: dict[str, int] = {}
+
+    def layer(view):
+        whole = view and view.axes == tuple((i,) for i in range(len(view.sizes)))
+        if not whole or len(view.sizes) < 3:
+            return None
+        sizes = view.sizes[1:]
+        return View(view.kernels, tuple((i,) for i in range(len(sizes))), sizes)
+
+    cut = [layer(v) for v in views[first:]]
+    stacked = {n for v in cut if v for n in v.kernels}
+
+    def body(state, xs):
+        found: dict[str, list[Input]] = {}
+        values = [*ins[:consts], *state, *xs]
+        known = [*views[:consts], *[None] * carry, *cut]
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, found, True)
+        joined = {n: _join(x) for n, x in found.items()}
+        axes.update({n: x.axis for n, x in joined.items()})
+        return outs[:carry], (outs[carry:], {n: x.x for n, x in joined.items()})
+
+    state, (outs, caught) = jax.lax.scan(
+        body, ins[consts:first], ins[first:], params["length"], params["reverse"],
+        unroll=params["unroll"],
+    )  # fmt: skip
+    for n, x in caught.items():
+        rows = x if n in stacked else x.reshape(-1, x.shape[-1])
+        seen.setdefault(n, []).append(Input(rows, axes[n]))
+    return [*state, *outs]
 
 
 SAME = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "mul", "div", "neg"}

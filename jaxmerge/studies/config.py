@@ -11,7 +11,7 @@ paper is one experiment with several *streams*, each a pass over the same tasks:
     streams = {                         # how the tasks are learnt, and what is made of the models
         "sequential": {"start": "last", "deploys": ["last model", "MagMax", "TIES"]},
         "independent": {"start": "base", "deploys": ["MagMax", "TIES"]},
-        "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
+        "LwF": {"methods": {"lwf": {"strength": 0.3}}},
     }
     baselines = ["zero-shot", "joint"]
 
@@ -21,8 +21,8 @@ The keys of a stream (all optional) are those of `Plan`:
 start       "base", "last" or "running", see `jaxmerge.continual.schedule`      "last"
 deploys     labels of `merges`, or "last model"                                 ["last model"]
 running     the merge that ``start: running`` reads                             the first merge
-strategy    a name of `jaxmerge.continual.strategies`                           "finetune"
-settings    of the strategy                                                     {}
+methods     what is added to fine-tuning: names of `jaxmerge.continual.methods`  {}
+            with their settings, or a list of names
 training    fields of `Training` that differ in this stream                     {}
 models      folder of fine-tuned models, one a task, that are not trained anew  none
 vectors     describe its task vectors (keeps every model of the stream on disk) False
@@ -33,7 +33,7 @@ be a list, whose values are tried on the validation split, or with ``each: True`
 table; ``always: False`` merges and evaluates after the last task only.
 
 The settings are plain JSON values, kept in the run folder, so that a run can be resumed, and
-refused when they changed.  On the command line: ``--set streams.LwF.settings.strength=0.5``, and
+refused when they changed.  On the command line: ``--set streams.LwF.methods.lwf.strength=0.5``, and
 ``--set streams.LwF=null`` takes a stream out.
 """
 
@@ -43,15 +43,18 @@ import abc
 import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import jaxmerge as jm
+from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
 from jaxmerge.continual.deploys import LAST, Deploy, running_merge
+from jaxmerge.continual.registry import methods
 from jaxmerge.continual.schedule import STARTS
-from jaxmerge.continual.strategies import strategy
+from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed
@@ -63,7 +66,8 @@ from jaxmerge.training.learner import Learner
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
-    "start", "deploys", "running", "strategy", "settings", "training", "models", "vectors",
+    "start", "deploys", "running", "methods", "strategy", "settings", "training", "models",
+    "vectors",
 )  # fmt: skip
 TYPES = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text",
@@ -184,8 +188,8 @@ class Experiment(abc.ABC):
             raise ValueError(f"nothing is deployed; {closest('', known)}")
         deploys = tuple(d for label in labels for d in known[label].split())
         running_merge(STARTS[start], deploys, options.get("running"))
-        adapt = strategy(options.get("strategy", "finetune"), **options.get("settings", {}))
-        if options.get("models") and (start != "base" or adapt.terms):
+        added = methods_of(options)
+        if options.get("models") and (start != "base" or added):
             raise ValueError("models at hand are those of plain fine-tuning from start: base.")
         changes = options.get("training", {})
         only(changes, [f.name for f in dataclasses.fields(Training)], "training has")
@@ -198,7 +202,7 @@ class Experiment(abc.ABC):
             start=STARTS[start],
             deploys=deploys,
             running=options.get("running"),
-            strategy=adapt,
+            methods=added,
             training=how,
             models=Finetuned(options["models"], self.read) if options.get("models") else None,
             vectors=options.get("vectors", False),
@@ -279,6 +283,55 @@ def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], An
     return found
 
 
+OLD = {"feature": "feat_kd", "probe": "train_only"}  # names of 0.1 for methods
+
+
+def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
+    """The methods of a stream's settings.
+
+    ``strategy`` and ``settings`` are the spelling of version 0.1 for one method; they give a
+    warning and will go with the next release.
+
+    Raises:
+        ValueError: unknown methods or settings, values out of range, all of them named.
+
+    >>> methods_of({"methods": {"si": {}, "er": {"size": 50}}})
+    (si(), er(size=50))
+    """
+    asked = options.get("methods", [])
+    if isinstance(asked, Mapping) and "method" not in asked:
+        asked = [{"method": name, **_settings(name, x)} for name, x in asked.items()]
+    if isinstance(asked, str | Mapping):
+        asked = [asked]
+    if not isinstance(asked, list | tuple):
+        raise ValueError(f"methods are names with their settings, or a list, got {asked!r}.")
+    if "strategy" in options or "settings" in options:
+        if asked:
+            raise ValueError("strategy is the old spelling of methods; give methods only.")
+        name = options.get("strategy", "finetune")
+        settings = dict(options.get("settings", {}))
+        name = OLD.get(name, name) if isinstance(name, str) else name
+        asked = [] if name == "finetune" and not settings else [{"method": name, **settings}]
+        warnings.warn(
+            f"strategy and settings are now methods: {asked}", DeprecationWarning, stacklevel=2
+        )
+    found, wrong = [], []
+    for one in asked:
+        try:
+            found.append(methods.from_settings(one))
+        except (ValueError, TypeError) as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(listed(wrong))
+    return tuple(found)
+
+
+def _settings(name: str, settings: Any) -> Mapping[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"the settings of {name} are key: value pairs, got {settings!r}.")
+    return settings or {}
+
+
 def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merge:
     """A merge from settings: a registered name with its arguments, or a list of stages.
 
@@ -342,7 +395,7 @@ def changed(experiment: AnyExperiment, settings: Mapping[str, Any]) -> AnyExperi
     >>> from jaxmerge.cli.quickstart import Quickstart
     >>> changed(Quickstart(), {"epochs": 5}).epochs
     5
-    >>> streams = {"independent": None, "EWC": {"strategy": "ewc"}}
+    >>> streams = {"independent": None, "EWC": {"methods": ["ewc"]}}
     >>> list(changed(Quickstart(), {"streams": streams}).streams)
     ['sequential', 'EWC']
     >>> changed(Quickstart(), {"epoch": 5})

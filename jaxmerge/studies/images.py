@@ -125,10 +125,9 @@ MAGMAX_MERGES = {
 MAGMAX_STREAMS = {
     "sequential": {"start": "last", "deploys": ["last model", *MAGMAX_MERGES]},
     "independent": {"start": "base", "deploys": [*MAGMAX_MERGES]},
-    "LwF": {"strategy": "lwf", "settings": {"strength": 0.3, "temperature": 2.0}},
+    "LwF": {"methods": {"lwf": {"strength": 0.3, "heads": "joined"}}},
     "EWC": {
-        "strategy": "ewc",
-        "settings": {"strength": 1e6, "kind": "released", "decay": 0.5, "examples": 10**9},
+        "methods": {"ewc_magmax": {"strength": 1e6, "decay": 0.5}},
     },
 }
 

@@ -28,8 +28,10 @@ BOTH = ["MagMax", "average", "RandMix", "TIES", "task arithmetic"]
 STREAMS: dict[str, Any] = {
     "sequential": {"start": "last", "deploys": ["last model", *BOTH]},
     "independent": {"start": "base", "deploys": [*BOTH, "continual TIES", "OPCM"]},
-    "LwF": {"strategy": "lwf", "settings": {"strength": 0.3}},
-    "EWC": {"strategy": "ewc", "settings": {"strength": 1e6, "kind": "sampled", "examples": 32}},
+    "LwF": {"methods": {"lwf": {"strength": 0.3, "heads": "joined"}}},
+    "EWC": {
+        "methods": {"ewc_magmax": {"labels": "sampled", "running": False, "examples": 32}},
+    },
 }
 
 

@@ -117,7 +117,7 @@ class Vectors:
 @dataclasses.dataclass
 class SeedRun:
     """One seed: `order` is the class order, `seconds` the time of each phase over all streams, and
-    `streams` the same for each of them: the budget of a strategy is its "training"."""
+    `streams` the same for each of them: the budget of a method is its "training"."""
 
     seed: int
     order: list[int]

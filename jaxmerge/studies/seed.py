@@ -19,15 +19,15 @@ import numpy as np
 
 from jaxmerge.continual import schedule
 from jaxmerge.continual.deploys import LAST, Deploy
-from jaxmerge.continual.loop import Measured, Outcome, Stream, measure
 from jaxmerge.continual.schedule import Start
-from jaxmerge.continual.strategy import Strategy, finetune
+from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.predict import Probe, probe
 from jaxmerge.studies import vectors
 from jaxmerge.studies.finetuned import Finetuned
+from jaxmerge.studies.loop import Measured, Outcome, Stream, measure
 from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
 from jaxmerge.training import checkpoint
 from jaxmerge.training.fit import Training, fit
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
         start: where the training of each task starts.
         deploys: what is deployed.
         running: label of the merge that `schedule.from_running` reads.
-        strategy: what is added to plain fine-tuning.
+        methods: specs of what is added to plain fine-tuning, in order.
         training: ``task -> Training``; None stands for all tasks at once.
         models: fine-tuned models at hand, or None; what is not there is trained and kept there.
         vectors: describe the task vectors; keeps all models (T x the model, on disk too).
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     start: Start = schedule.from_last
     deploys: tuple[Deploy, ...] = (LAST,)
     running: str | None = None
-    strategy: Strategy = finetune
+    methods: tuple[Spec, ...] = ()
     training: Callable[..., Training] = lambda task=None: Training()
     models: Finetuned | None = None
     vectors: bool = False
@@ -98,7 +98,7 @@ def run_seed(
     first: dict[str, Leaves] = {}  # models of the first task that other streams need
     for plan in plans:
         stream = Stream(
-            scenario, learner, start=plan.start, strategy=plan.strategy, training=plan.training,
+            scenario, learner, start=plan.start, methods=plan.methods, training=plan.training,
             seed=seed, deploys=plan.deploys, running=plan.running, probes=(val, test),
             store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
             keep=plan.vectors or int(plan.name in donors.values()),
@@ -164,15 +164,15 @@ def steps_of(
 def _donors(scenario: Scenario, plans: Sequence[Plan]) -> dict[str, str]:
     """Stream -> an earlier one whose model of the first task is the same.
 
-    Every stream starts from theta_0; without terms that remember, equal leaves and equal training
-    give one and the same model.
+    Every stream starts from theta_0; plain fine-tuning with equal training gives one and the same
+    model.
     """
     seen: dict[Any, str] = {}
     found = {}
     for plan in plans:
-        if plan.strategy.terms:
+        if plan.methods:
             continue
-        key = (plan.strategy.trainable, plan.training(scenario[0]))
+        key = plan.training(scenario[0])
         if key in seen:
             found[plan.name] = seen[key]
         else:
@@ -183,10 +183,10 @@ def _donors(scenario: Scenario, plans: Sequence[Plan]) -> dict[str, str]:
 def individual(plans: Sequence[Plan], outcomes: dict[str, dict[str, Outcome]]) -> np.ndarray | None:
     """[T], task-aware accuracy on each task of the model fine-tuned on it alone.
 
-    Measured where a stream without terms starts from theta_0 and deploys its last model.
+    Measured where plain fine-tuning starts from theta_0 and deploys its last model.
     """
     for plan in plans:
-        if plan.start is schedule.from_base and not plan.strategy.terms and LAST in plan.deploys:
+        if plan.start is schedule.from_base and not plan.methods and LAST in plan.deploys:
             return np.diag(np.array(outcomes[plan.name][LAST.label].aware, float))
     return None
 

@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual.records import Model, Outputs
+from jaxmerge.continual.registry import models
+from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.streams.scenario import Scenario
 
@@ -68,9 +71,47 @@ class Learner(NamedTuple):
                 "from_clip(model, scenario)."
             )
 
+    def model(self, dtype: str = "float32", params: bool = False) -> Spec:
+        """The model as `jaxmerge.continual` has it.
+
+        Args:
+            params: theta_0 is part of it; else the driver has it.
+
+        Raises:
+            ValueError: bfloat16 asked of a model without that form.
+        """
+        features = self.features if dtype == "float32" else self.half
+        if features is None:
+            raise ValueError("This learner has no bfloat16 form; train with dtype float32.")
+        own = dict(self.params) if params else None
+        return frozen_head(features, self.head, self.scale, own)
+
     def logits(self, params: Leaves, inputs: Array) -> Array:
         """[B, columns]; inside or outside compiled code."""
         return head_logits(self.features(params, inputs), self.head, self.scale)
+
+
+@models.register
+def frozen_head(features: Callable, head: Any, scale: Any, params: Any = None) -> Model:
+    """Features under a frozen head.
+
+    Args:
+        features, head, scale: of a `Learner`.
+        params: theta_0; None where the driver has it.
+    """
+
+    def init(key):
+        if params is None:
+            raise ValueError("This model has no weights of its own: give it params.")
+        return dict(params)
+
+    def from_features(weights, found, task):
+        return Outputs(head_logits(found, head, scale), found)
+
+    def apply(weights, inputs, task):
+        return from_features(weights, features(weights, inputs), task)
+
+    return Model(init, apply, from_features=from_features)
 
 
 def head_logits(features: Array, head: Array, scale: Array) -> Array:

@@ -3,13 +3,14 @@
 ==============================  =========================================
 what it does                    methods
 ==============================  =========================================
-holds weights                   `l2`, `ewc`, `si`, `mas`
+holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
-replays examples                `er`, `der`, `derpp`
+replays examples                `er`, `der`, `derpp`, `replay`
 unlearns before it learns       `refresh`
 projects what is learnt         `gpm`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
+trains a part                   `train_only`
 ==============================  =========================================
 """
 
@@ -17,6 +18,7 @@ from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
+from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
@@ -27,9 +29,11 @@ from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.osft import osft
 from jaxmerge.continual.methods.pred_kd import pred_kd
 from jaxmerge.continual.methods.refresh import refresh
+from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
+from jaxmerge.continual.methods.train_only import train_only
 
 __all__ = [
     "coso",
@@ -37,6 +41,7 @@ __all__ = [
     "derpp",
     "er",
     "ewc",
+    "ewc_magmax",
     "feat_kd",
     "gpm",
     "l2",
@@ -47,7 +52,9 @@ __all__ = [
     "osft",
     "pred_kd",
     "refresh",
+    "replay",
     "si",
     "slca",
     "supsup",
+    "train_only",
 ]

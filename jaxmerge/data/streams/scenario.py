@@ -1,6 +1,7 @@
 """Scenarios: which data arrive, in which order, under which columns of the head.
 
-A `Scenario` is a sequence of `Task`; it can be indexed, iterated, printed and drawn.  All tasks
+A `Scenario` is a sequence of `Task`; it can be indexed, iterated, printed, and drawn
+(`jaxmerge.report.streams`).  All tasks
 share one frozen head whose columns are the classes of all sources in turn; a task trains its own
 columns and is evaluated both among all columns (task-agnostic) and among its own (task-aware).
 
@@ -15,7 +16,6 @@ import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,18 +113,6 @@ class Scenario:
             counts = ", ".join(f"{s} {len(task.rows[s])}" for s in SPLITS)
             lines.append(f"  {t + 1}. {shortened(task.name)} ({counts})")
         return "\n".join(lines)
-
-    def draw(self, path: str | Path, examples: int = 8, seed: int = 0) -> None:
-        """Write a picture of the stream: a few training examples of every task in a row.
-
-        Args:
-            path: of the file, such as "stream.png" or ".svg".
-            examples: of every task.
-            seed: which.
-        """
-        from jaxmerge.report.streams import draw
-
-        draw(self, path, examples, seed)
 
     @property
     def classes(self) -> tuple[str, ...]:

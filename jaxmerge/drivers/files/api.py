@@ -16,7 +16,6 @@ The writer's journal makes an interrupted merge resumable.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -24,15 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxmerge.core import names
-from jaxmerge.core.types import Merge, check_choice
+from jaxmerge.core.types import check_choice
 from jaxmerge.core.validation import check_choice as check_nonfinite
 from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
 from jaxmerge.drivers.files.worker import Run
 from jaxmerge.errors import UserError
-from jaxmerge.io.safetensors import Leaves, Like, changed
+from jaxmerge.io.safetensors import changed
 from jaxmerge.io.writer import Group, Writer
 
 OVERFLOW = ("raise", "clip", "allow")
@@ -117,78 +113,3 @@ def process_group() -> Group:
     from jax.experimental.multihost_utils import sync_global_devices
 
     return Group(jax.process_index(), jax.process_count(), sync_global_devices)
-
-
-def merge_files(
-    method: Merge,
-    *,
-    models: Sequence[Any],
-    out: str | os.PathLike,
-    base: Any = None,
-    dtype: Any = None,
-    key: Any = None,
-    **options: Any,
-) -> Report:
-    """Merge checkpoints from files into a folder, leaf by leaf.
-
-    Args:
-        method: any registered method, or a chain of stages.
-        models: references (see `jaxmerge.io.sources`), or lazy mappings of leaves.
-        out: the folder to write; config and tokenizer come from the base or the first model.
-        base: theta_0, likewise; None stands for zeros.
-        dtype: of floating leaves; by default each keeps the base's.
-        key: PRNG key, for methods that draw.
-        options: of `merge_jobs`: resume, force, shard_size, nonfinite, overflow, devices, progress.
-
-    Returns:
-        A `Report`.
-
-    Example:
-        >>> import tempfile, jaxmerge as jm
-        >>> from safetensors.numpy import load_file, save_file
-        >>> folder = tempfile.mkdtemp()
-        >>> for name, value in (("base", 0), ("a", 1), ("b", -3)):
-        ...     save_file({"w": np.full(2, value, np.float32)}, f"{folder}/{name}.safetensors")
-        >>> models = [f"{folder}/a.safetensors", f"{folder}/b.safetensors"]
-        >>> report = jm.merge_files(
-        ...     jm.magmax(), base=f"{folder}/base.safetensors", models=models, out=f"{folder}/out"
-        ... )
-        >>> load_file(f"{folder}/out/model.safetensors")["w"]
-        array([-1.5, -1.5], dtype=float32)
-    """
-    from jaxmerge.io.model_folder import output_belongings
-    from jaxmerge.io.sources import Source, keep_apart, open_source
-
-    if isinstance(models, str | os.PathLike):
-        raise ValueError(
-            f"models must be a list of references, got {models!r}: write [{models!r}]."
-        )
-    opened = lambda ref: ref if isinstance(ref, Leaves) else open_source(ref)
-    theta = None if base is None else opened(base)
-    rows = [opened(m) for m in models]
-    for source in (theta, *rows):
-        keep_apart(out, source.files if isinstance(source, Source) else ())
-    first = rows[0] if theta is None else theta
-    job = Job(method, rows, theta, key)
-    kind = None if dtype is None else _floating(dtype)
-    files = output_belongings(first, kind)
-    options.setdefault("metadata", {"format": "pt"})
-    options.setdefault("digest", _digest(job, kind))
-    return merge_jobs([job], out, out_dtype=kind, files=lambda report: files, **options)
-
-
-def _digest(job: Job, dtype: Any) -> str:
-    from jaxmerge.io.sources import Source
-
-    stamps = [s.stamp() if isinstance(s, Source) else s.like for s in (job.base, *job.models) if s]
-    text = repr((job.method, stamps, dtype, job.key))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _floating(dtype: Any) -> np.dtype:
-    import ml_dtypes  # noqa: F401 - makes numpy know bfloat16
-
-    found = np.dtype(dtype)
-    if not names.is_float(Like((), found)):
-        raise ValueError(f"dtype must be a floating one, got {found}.")
-    return found

@@ -23,6 +23,7 @@ from jaxmerge.io.untrusted import open_regular
 
 MAX_HEADER = 512 << 20  # bytes before the data; a vocabulary of a million tokens fits
 MAX_STRING = 64 << 20
+MAX_NAME = 1000  # bytes of a key, and of a tensor's name
 MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 16
 
@@ -88,9 +89,9 @@ class _Cursor:
         kind = np.dtype(code)
         return np.frombuffer(self.take(kind.itemsize, what), kind)[0].item()
 
-    def text(self, what: str) -> str:
+    def text(self, what: str, most: int = MAX_STRING) -> str:
         length = struct.unpack("<Q", self.take(8, what))[0]
-        if length > MAX_STRING:
+        if length > most:
             raise HeaderError(f"{what} is a text of {length:,} bytes")
         return self.take(length, what).decode("utf-8", "replace")
 
@@ -142,7 +143,7 @@ def _parse(cursor: _Cursor, size: int) -> Contents:
         raise HeaderError(f"it announces {tensors:,} tensors and {entries:,} entries")
     metadata: dict[str, Any] = {}
     for index in range(entries):
-        key = cursor.text(f"the key of entry {index}")
+        key = cursor.text(f"the key of entry {index}", MAX_NAME)
         if key in metadata:
             raise HeaderError(f"the key {key!r} occurs twice")
         metadata[key] = cursor.value(cursor.number("<u4", f"{key!r}"), f"{key!r}")
@@ -171,7 +172,7 @@ def _parse(cursor: _Cursor, size: int) -> Contents:
 
 
 def _tensor(cursor: _Cursor, index: int) -> tuple[str, int, tuple[int, ...], int, int]:
-    name = cursor.text(f"the name of tensor {index}")
+    name = cursor.text(f"the name of tensor {index}", MAX_NAME)
     axes = cursor.number("<u4", f"the tensor {name!r}")
     if axes > 4:
         raise HeaderError(f"the tensor {name!r} has {axes} axes, expected at most 4")

@@ -3,7 +3,7 @@
 One pass over a scenario trains one model per task and serves any number of *deployments* at once:
 each is a fold over the same fine-tuned models (or the last model itself), so ten merges cost one
 training.  What is remembered between tasks is constant however many tasks arrive: the last model,
-the cells of the folds, the memory of the strategy.
+the cells of the folds, the memory of the methods.
 
     stream = Stream(scenario, learner, start=from_last, deploys=(Deploy("MagMax", jm.magmax, ...),))
     for t in stream.tasks_left():
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import schedule
+from jaxmerge.continual import schedule, stages
 from jaxmerge.continual.deploys import (
     LAST,
     Deploy,
@@ -34,17 +35,20 @@ from jaxmerge.continual.deploys import (
     merged_many,
     running_merge,
 )
+from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
+from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
-from jaxmerge.continual.strategy import Strategy, finetune
 from jaxmerge.core.composition import stochastic
+from jaxmerge.core.registry import Spec
 from jaxmerge.core.types import Leaves, Merge
-from jaxmerge.data.pipeline import Examples, examples
+from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
 from jaxmerge.evaluation.metrics import over_time, per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, stack
+from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, stack, wrapped_logits
 from jaxmerge.training import checkpoint
-from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.data_parallel import everywhere
+from jaxmerge.training.fit import Data, Training, begin_state, fit_task, setup_of
 from jaxmerge.training.learner import Learner
 from jaxmerge.training.mid_task import EVERY, Halfway
 
@@ -78,7 +82,7 @@ class Stream:
         scenario: the tasks.
         learner: the model.
         start: where the training of each task starts, or its name: "last", "base", "running".
-        strategy: what is added to plain fine-tuning.
+        methods: specs of what is added to plain fine-tuning, in order; names are taken too.
         training: how a task is trained, or a function of the task that says it.
         deploys: what is deployed; merges and names of methods are taken too.
         running: label of the merge that `from_running` reads; by default the first merge.
@@ -102,7 +106,7 @@ class Stream:
         learner: Learner,
         *,
         start: Start | str = from_last,
-        strategy: Strategy = finetune,
+        methods: Sequence[Spec | str] = (),
         training: Training | Callable[[Task], Training] = Training(),
         deploys: Sequence[Deploy | Merge | str] = (LAST,),
         running: str | None = None,
@@ -115,7 +119,8 @@ class Stream:
         batch: int = 128,
     ):
         start = schedule.start(start)
-        self.scenario, self.learner, self.start, self.strategy = scenario, learner, start, strategy
+        self.scenario, self.learner, self.start = scenario, learner, start
+        self.methods = tuple(map(registered.from_settings, methods))
         self.training = training if callable(training) else lambda task: training
         self.deploys, self.seed = tuple(map(deploy, deploys)), seed
         self.running = running_merge(start, self.deploys, running)
@@ -127,10 +132,19 @@ class Stream:
             probe(learner, scenario, split, batch) for split in ("val", "test")
         )
         self.done = 0
-        self.last = learner.params
-        self.memory = tuple(term.start(learner) for term in strategy.terms)
+        self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
+        self.setup = setup_of(learner, self.training(scenario[0]), self.methods)
+        parts = stages.build(self.setup, len(scenario))
+        self.model, wrapped = parts.model, any(m.wrap for m in parts.methods)
+        self.predict = self.model if wrapped else None
+        state = begin_state(
+            self.setup, self.info, self._base(), self._examples(0), learner.collate,
+            jax.random.key(seed),
+        )  # fmt: skip
+        self.base, self.last, self.memory = state.base, state.params, state.memory
+        self.folded = self.model.weights(self.base, 0)  # what merges see of theta_0
         self.states = {
-            d.label: memory.init(d.merge(), learner.params, key=self._key(d))
+            d.label: memory.init(d.merge(), self.folded, key=self._key(d))
             for d in self.deploys
             if d.method is not None
         }
@@ -171,15 +185,15 @@ class Stream:
         """
         if t != self.done:
             raise ValueError(f"Task {self.done} comes next, got {t}.")
-        model = self._train(t) if known is None else known
+        self._train(t, known)
         began = time.perf_counter()
-        self.last = model
+        model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
         for d in self.deploys:
             if d.method is not None:
                 self.states[d.label] = memory.update(
-                    d.merge(), self.states[d.label], self.learner.params, model
+                    d.merge(), self.states[d.label], self.folded, model
                 )
         self._clock("merging", began)
         for d in self.deploys:
@@ -191,40 +205,84 @@ class Stream:
         self._save(t)
         self._clock("checkpoints", began)
 
-    def _train(self, t: int) -> Leaves:
+    def _train(self, t: int, known: Leaves | None) -> None:
+        """Learn task t; a model that is at hand takes the place of the steps, not of the hooks."""
         began = time.perf_counter()
-        task = self.scenario[t]
-        inputs, columns, own = self._examples(t)
+        data, training = self._examples(t), self.training(self.scenario[t])
         self._halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
-        position = Position(self.learner.params, self.last, self._running)
-        model, losses = fit(
-            self.learner, self.start.at(position), inputs, columns, own, self.training(task),
-            strategy=self.strategy, memory=self.memory, seed=(self.seed, t),
-            watch=lambda steps, loss: self.watch("training", steps, loss), halfway=self._halfway,
+        position = Position(self.base, self.last, self._running)
+        state = State(
+            self.base, self.start.at(position), self.memory, {}, (), jnp.int32(0),
+            jax.random.key(self.seed),
         )  # fmt: skip
-        self.memory = tuple(
-            term.end(m, self.learner, model, task, (inputs, columns))
-            for term, m in zip(self.strategy.terms, self.memory, strict=True)
-        )
-        self.losses.append(losses)
-        self._clock("training", began - (self._halfway.before if self._halfway else 0))
-        return model
+        setup = setup_of(self.learner, training, self.methods)
+        state = self._border(setup, state, t, "begin", data)
+        if known is None:
+            state, losses = fit_task(
+                setup, self.info, state, t, data, training, collate=self.learner.collate,
+                seed=(self.seed, t), halfway=self._halfway,
+                watch=lambda steps, loss: self.watch("training", steps, loss),
+            )  # fmt: skip
+            self.losses.append(losses)
+        else:
+            state = state._replace(params=self.model.put(state.params, known))
+        state = self._border(setup, state, t, "end", data)
+        self.last, self.memory = dict(state.params), state.memory
+        if known is None:
+            self._clock("training", began - (self._halfway.before if self._halfway else 0))
 
-    def _examples(self, t: int) -> tuple[np.ndarray | Examples, np.ndarray, np.ndarray]:
-        """Training inputs and columns of a task, replayed ones too, and the columns in the loss."""
-        parts = [(self.scenario[t], self.scenario[t].rows["train"])]
-        own = self.scenario.mask(t)
-        if self.strategy.replay:
-            for s in range(t):
-                own = own | self.scenario.mask(s)
-                old = self.scenario[s]
-                rng = np.random.default_rng((self.seed, s))
-                for c in old.classes:
-                    rows = old.rows["train"][old.source.labels[old.rows["train"]] == c]
-                    parts.append((old, rng.permutation(rows)[: self.strategy.replay]))
-        inputs = examples([(k.source.inputs, rows) for k, rows in parts], self.learner.prepare)
-        columns = [k.offset + k.source.labels[rows] for k, rows in parts]
-        return inputs, np.concatenate(columns).astype(np.int32), own
+    def _border(self, setup: Setup, state: State, t: int, which: str, data: Data) -> State:
+        """The hooks at a border, compiled once for all tasks where they need not the host."""
+        parts = stages.build(setup, len(self.scenario))
+        hooks = [m for m in parts.methods if getattr(m, which) is not None]
+        if not hooks:
+            return state
+        if any(m.host for m in hooks):
+            read = lambda count: self._sample(data, t, min(count, len(data.columns)))
+            return stages.border(parts, self.info, state, np.int32(t), which, read)
+        asked, one = [0], self._sample(data, t, 1)
+
+        def ask(state):
+            def read(count):
+                asked.append(count)
+                many = min(count, len(data.columns))
+                return jax.tree.map(lambda x: jnp.zeros((many, *x.shape[1:]), x.dtype), one)
+
+            return stages.border(parts, self.info, state, jnp.int32(t), which, read)
+
+        jax.eval_shape(ask, state)
+        largest = max(len(task.rows["train"]) for task in self.scenario)
+        sample = self._sample(data, t, min(max(asked), largest)) if max(asked) else None
+        fixed = everywhere((setup, self.info, state, sample))
+        return at_border(fixed, np.int32(t), which, len(self.scenario))
+
+    def _sample(self, data: Data, t: int, count: int) -> Batch:
+        """Examples of a task, drawn where not all are asked for; filled up with weight 0."""
+        own = np.flatnonzero(data.task == t)
+        if len(own) > count:
+            own = own[np.random.default_rng(0).permutation(len(own))[:count]]
+        rows = np.resize(own, count)
+        weight = (np.arange(count) < len(own)).astype(np.float32)
+        return Batch(data.inputs[rows], data.columns[rows], data.task[rows], weight)
+
+    def _base(self) -> Leaves:
+        """theta_0 with the leaves that methods add."""
+        own = dataclasses.replace(self.setup, model=self.learner.model(params=True))
+        return stages.build(own, len(self.scenario)).model.init(jax.random.key(self.seed))
+
+    def _examples(self, t: int) -> Data:
+        """The training examples of a task, with those of earlier tasks that methods add."""
+        chosen = [(t, np.arange(len(self.scenario[t].rows["train"])))]
+        for spec in self.methods:
+            choose = spec.build().examples
+            if choose is not None:
+                tasks = [TaskLabels(k.labels("train"), k.columns) for k in self.scenario]
+                chosen += choose(t, tasks, self.seed)
+        parts = [(self.scenario[s], self.scenario[s].rows["train"][at], s) for s, at in chosen]
+        inputs = examples([(k.source.inputs, rows) for k, rows, _ in parts], self.learner.prepare)
+        columns = [k.offset + k.source.labels[rows] for k, rows, _ in parts]
+        task = [np.full(len(rows), s, np.int32) for _, rows, s in parts]
+        return Data(inputs, np.concatenate(columns).astype(np.int32), np.concatenate(task))
 
     def _running(self) -> Leaves:
         if self.running is None:
@@ -235,7 +293,8 @@ class Stream:
         return self._merged(self.running, outcome.factors[self.done - 1])
 
     def _merged(self, d: Deploy, factor: float | None) -> Leaves:
-        return memory.merged(d.merge(factor), self.states[d.label], self.learner.params)
+        found = memory.merged(d.merge(factor), self.states[d.label], self.folded)
+        return self.model.put(self.last, found)
 
     def _deploy(self, d: Deploy, t: int) -> None:
         """Merge, choose a factor if asked to, evaluate; many merged models at once."""
@@ -247,7 +306,8 @@ class Stream:
             one = self.last if d.method is None else self._merged(d, rows[0][1])
             models = stack(one)
         else:
-            models = merged_many(d, self.states[d.label], self.learner.params)
+            put = partial(self.model.put, self.last)
+            models = merged_many(d, self.states[d.label], self.folded, put)
             if not d.each:
                 sweep = self._choose(d, models, t)
                 best = d.factors.index(sweep["chosen"])
@@ -255,8 +315,8 @@ class Stream:
                 rows = [(d.label, sweep["chosen"])]
         self._clock("merging", began)
         began = time.perf_counter()
-        found = logits(self.learner, models, self.test)
-        free, aware = accuracies(found, self.test)
+        found, own = self._logits(models, self.test, t)
+        free, aware = accuracies(found, self.test, own)
         columns = self.test.columns
         for k, (row, factor) in enumerate(rows):
             outcome = self.outcomes[row]
@@ -273,10 +333,16 @@ class Stream:
     def _choose(self, d: Deploy, models: Leaves, t: int) -> dict:
         """Accuracy of every factor on the validation examples of the tasks so far."""
         seen = self.val.upto(t + 1)
-        right, _ = accuracies(logits(self.learner, models, seen), seen)
+        right, _ = accuracies(*self._logits(models, seen, t)[:1], seen)
         means = right[:, : t + 1].mean(axis=1)
         chosen = d.factors[int(np.argmax(means))]
         return {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": chosen}
+
+    def _logits(self, models: Leaves, data: Probe, t: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits [F, N, columns] without the task, and with it where methods change the network."""
+        if self.predict is None:
+            return logits(self.learner, models, data), None
+        return wrapped_logits(self.setup, models, data, t, len(self.scenario))
 
     def measure(self, params: Leaves, data: Probe) -> tuple[np.ndarray, np.ndarray]:
         """Task-agnostic and task-aware accuracy of one model on every task, each [T]."""
@@ -333,6 +399,14 @@ class Stream:
             outcome = self.outcomes[d.label]
             if outcome.matrix[self.done - 1][0] is not None:
                 self.deployed[d.label] = self._merged(d, outcome.factors[self.done - 1])
+
+
+@partial(jax.jit, static_argnames=("which", "tasks"))
+def at_border(fixed: Any, t: Any, which: str, tasks: int) -> State:
+    """The hooks `begin` or `end`, reading a sample of the task's examples."""
+    setup, info, state, sample = fixed
+    read = lambda count: jax.tree.map(lambda x: jnp.asarray(x)[:count], sample)
+    return stages.border(stages.build(setup, tasks), info, state, t, which, read)
 
 
 class Measured(NamedTuple):

@@ -1,0 +1,189 @@
+"""The laws that every registered continual method obeys, on a tiny stream of ten short tasks.
+
+A method added later is checked by being registered: its arguments, where the defaults are too
+large for the toy, are in `EXAMPLES`; those that are fine-tuning at strength 0 are found by their
+signature (a `strength`), save those that change the network or are named in `OTHERWISE`, with why.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_streams import KEY, setup, split
+
+import jaxmerge as jm
+from jaxmerge.continual import methods as package
+from jaxmerge.continual import stages
+from jaxmerge.continual.drivers import compiled, program, run
+from jaxmerge.continual.records import LAST, Method
+from jaxmerge.continual.registry import methods
+
+EXAMPLES = {
+    "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "der": {"size": 20},
+    "derpp": {"size": 20},
+    "er": {"size": 20},
+    "ewc": {"examples": 8},
+    "ewc_magmax": {"examples": 8, "strength": 1.0},
+    "gpm": {"examples": 8},
+    "mas": {"examples": 8},
+    "refresh": {"examples": 8},
+    "train_only": {"pattern": "^head/"},
+    "slca": {"epochs": 1, "per_class": 4},
+}
+OTHERWISE = {
+    "er": "strength is a form of ours beside the authors' joint mean, which has none",
+}
+
+
+def names() -> list[str]:
+    """The methods of the package that a drawn stream takes, not those that tests register."""
+    return sorted(n for n in package.__all__ if of(n).build().examples is None)
+
+
+def arguments(name: str) -> dict:
+    known = inspect.signature(methods.get(name)).parameters
+    return {k: v for k, v in EXAMPLES.get(name, {}).items() if k in known}
+
+
+def of(name: str, **more):
+    return methods.get(name)(**{**arguments(name), **more})
+
+
+def figures(result):
+    return result.R, result.losses, result.state.params, result.state.memory
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@functools.cache
+def stream():
+    return split(tasks=3, steps=4)
+
+
+@functools.cache
+def ran(name: str):
+    return run(setup(of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
+
+
+QUICK = ("er", "ewc", "gpm", "supsup")  # one of each kind; the others are slow
+slow = lambda n: n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+some = lambda found: pytest.mark.parametrize("name", [slow(n) for n in found])
+every = some(names())
+
+
+@pytest.mark.parametrize("name", sorted(set(package.__all__) - set(names())))
+def test_what_chooses_examples_is_refused_on_a_drawn_stream(name):
+    with pytest.raises(ValueError, match=rf"{name} chooses examples before the batches"):
+        program(setup(of(name)), stream(), KEY)
+
+
+@every
+def test_a_program_is_a_run_and_its_memory_keeps_shapes_and_dtypes(name):
+    """To the last bit where XLA compiles both alike; fusions differ in the last one or two."""
+    config = setup(of(name), merges={"MagMax": jm.magmax()})
+    if any(m.host for m in stages.build(config, 3).methods):
+        with pytest.raises(ValueError, match="needs the host"):
+            program(config, stream(), KEY)
+        return
+    found, other = jax.jit(program)(config, stream(), KEY), ran(name)
+    before = jax.eval_shape(lambda: stages.create(config, stream(), KEY)).memory
+    form = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+    assert form(found.state.memory) == form(before)
+    assert found.finite.all()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found.state.params, other.state.params)
+    jax.tree.map(close, found.losses, other.losses)
+
+
+@every
+def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
+    """After the first step of the second task: through numpy, then the rest of it."""
+    config = setup(of(name), merges={"MagMax": jm.magmax()})
+    s, t = jax.tree.map(jnp.asarray, stream()), jnp.int32(1)
+    part = lambda a, b: tuple(x[1, a:b] for x in (s.rows, s.origin, s.weight))
+    host = any(m.host for m in stages.build(config, 3).methods)
+    begin = stages.begin if host else compiled[stages.begin]
+    state = begin(config, s, compiled[stages.create](config, s, KEY), t)
+    train, total = compiled[stages.train], jnp.int32(4)
+    whole = state
+    for k in range(4):
+        whole, _ = train(config, s, whole, t, part(k, k + 1), total)
+    first, _ = train(config, s, state, t, part(0, 1), total)
+    plain = first._replace(key=jax.random.key_data(first.key), merges={})
+    saved = jax.tree.map(np.asarray, plain)
+    again = jax.tree.map(jnp.asarray, saved)._replace(key=first.key, merges=first.merges)
+    for k in range(1, 4):
+        again, _ = train(config, s, again, t, part(k, k + 1), total)
+    same((whole.params, whole.memory, whole.moments), (again.params, again.memory, again.moments))
+
+
+@every
+def test_ten_tasks_compile_every_stage_once(name):
+    config, ten = setup(of(name)), split(tasks=10, steps=1, classes=20)
+    from tiny_streams import tiny
+
+    config = jax.tree.map(lambda x: x, config)
+    object.__setattr__(config, "model", tiny(classes=20))
+    sizes = lambda: {f: compiled[f]._cache_size() for f in compiled}
+    before = sizes()
+    run(config, ten, KEY, score_every=5)
+    host = any(m.host for m in stages.build(config, 10).methods)
+    for stage, count in sizes().items():
+        new = count - before[stage]
+        assert new <= 1, (name, stage.__name__, new)
+        assert new == 1 or (host and stage in (stages.begin, stages.end))
+
+
+@methods.register
+def bystander():
+    """Draws much, and changes nothing."""
+
+    def init(model, params, batch, stored):
+        return jnp.zeros(())
+
+    def observe(model, step):
+        return step.memory + jax.random.uniform(step.key)
+
+    return Method(init=init, observe=observe)
+
+
+@every
+def test_a_method_placed_beside_another_changes_none_of_its_draws(name):
+    other = run(setup(bystander(), of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, other.state.params, ran(name).state.params)
+    jax.tree.map(close, other.state.memory[1], ran(name).state.memory[0])
+
+
+@every
+def test_prediction_without_the_task_never_reads_it(name):
+    """Groups that are said to be of other tasks have the same task-agnostic figures."""
+    s = stream()
+    wrong = s._replace(groups=s.groups._replace(task=s.groups.task[::-1].copy()))
+    state = ran(name).state
+    config = setup(of(name), merges={"MagMax": jm.magmax()})
+    score = lambda s: compiled[stages.score](config, s, state, jnp.int32(2))[LAST]["accuracy"]
+    np.testing.assert_array_equal(score(s), score(wrong))
+
+
+def with_strength() -> list[str]:
+    has = lambda n: "strength" in inspect.signature(methods.get(n)).parameters
+    same = lambda n: of(n).build().wrap is None  # a wrap's strength weighs a term, as in O-LoRA
+    return [n for n in names() if has(n) and n not in OTHERWISE and same(n)]
+
+
+@some(with_strength())
+def test_with_strength_0_it_is_fine_tuning(name):
+    config = setup(of(name, strength=0.0))
+    plain = run(setup(), stream(), KEY).state.params
+    found = run(config, stream(), KEY).state.params
+    for n, p in plain.items():
+        np.testing.assert_allclose(found[n], p, rtol=1e-5, atol=1e-6, err_msg=n)
