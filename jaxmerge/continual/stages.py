@@ -391,14 +391,9 @@ def one_step(
         if m.observe is not None:
             after = m.observe(model, seen(i, step, memory, updates=updates))
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
-<<<<<<< HEAD
     trained = optax.apply_updates(start, updates)
-    return Fit(trained, statistics, moments, tuple(memory), fit.count + 1), loss
-=======
-    trained = optax.apply_updates(fit.trained, updates)
     fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)
-    return fit, loss.astype(jnp.float32)
->>>>>>> main
+    return fit, loss.astype(batches.weight.dtype)
 
 
 def end(setup: Setup, stream: Stream, state: State, t: Array) -> State:
