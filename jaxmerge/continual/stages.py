@@ -256,7 +256,8 @@ def steps(
 
     def step(fit, x):
         take = lambda f: one_step(setup, parts, info, state, t, total, f, read(x[0]))
-        return jax.lax.cond(x[1], take, lambda f: (f, jnp.float32(0)), fit)
+        kind = jax.eval_shape(read, x[0]).weight.dtype
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), kind)), fit)
 
     return jax.lax.scan(step, fit, part)
 
