@@ -54,10 +54,26 @@ def test_all_leaves_that_do_not_fit_are_named_with_both_shapes():
         jm.update(jm.mean(), state, BASE, wrong)
 
 
-def test_hundreds_of_misfits_are_all_named():
+def test_hundreds_of_misfits_are_counted():
+    """A message is never more than a screen."""
     base = {f"layer_{i}": np.zeros(2, np.float32) for i in range(200)}
-    with refused(*(f"missing leaf 'layer_{i}' " for i in range(200))):
+    first = [f"missing leaf 'layer_{i}' " for i in range(6)]
+    with refused(*first, "and 194 more lines like these"):
         jm.merge(jm.mean(), base, [{}])
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        jm.merge(jm.mean(), base, [{}] * 20)
+    assert str(caught.value).count("\n") < 40
+    bad = {n: np.full(2, np.nan, np.float32) for n in base}
+    with pytest.raises(ValueError, match="NaN or Inf") as caught:
+        jm.merge(jm.mean(), base, [bad])
+    assert "and 188 more" in str(caught.value)
+
+
+def test_names_that_differ_by_a_prefix():
+    base = {f"layer_{i}/w": np.zeros(2, np.float32) for i in range(9)}
+    model = {f"params/{n}": x for n, x in base.items()}
+    with refused("its names begin with 'params/' where the base's have ''"):
+        jm.merge(jm.mean(), base, [model])
 
 
 def test_integer_leaves_must_fit_too_but_come_from_the_base():

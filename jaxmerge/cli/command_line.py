@@ -227,6 +227,9 @@ def merge(
 def inspect(
     ref: Annotated[str, Argument(help="The model.")],
     norms: Annotated[bool, Option("--norms", help="Read the weights too: norms, NaN.")] = False,
+    architecture: Annotated[
+        bool, Option("--architecture", help="What is taken for what: layers, roles, ties.")
+    ] = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:

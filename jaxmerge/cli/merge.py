@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxmerge.cli.cost import cost, show
 from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.errors import UserError, about, closest
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.execute import RESOLVED, execute
@@ -70,6 +72,8 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
+            if not (quiet or json) and jax.process_index() == 0:
+                say_what_is_guessed(plan)
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
@@ -89,6 +93,13 @@ def run(
             raise UserError("the models do not fit together, see above.")
     elif jax.process_index() == 0:
         _print_done(reports, json, quiet)
+
+
+def say_what_is_guessed(plan: Plan) -> None:
+    """Where the family is not known: what was taken for what, on the error stream."""
+    made_of = architecture(plan.source) if plan.source else None
+    if made_of is not None and made_of.known is None and made_of.stacks:
+        print("\n  ".join(made_of.describe()), file=sys.stderr)
 
 
 def distribute() -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Leaves
+from jaxmerge.errors import screen
 
 
 def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
@@ -48,7 +49,7 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
             wrong.append(f"leaf {name!r} is a {type(leaf).__name__}, not an array; leave it out")
         flat[name], seen[name] = leaf, path
     if wrong:
-        raise ValueError("This is no model:\n  " + "\n  ".join(wrong))
+        raise ValueError("This is no model:\n  " + "\n  ".join(screen(wrong)))
     order = list(flat)
     return flat, lambda new: jax.tree_util.tree_unflatten(treedef, [new[n] for n in order])
 
@@ -92,7 +93,8 @@ class Zeros(Mapping):
 
 
 def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int = 0) -> None:
-    """Raise one ValueError that names every leaf of every model that does not fit the base.
+    """Raise one ValueError that says of every model what does not fit the base: the first leaves
+    of each kind and how many more, and the prefix if names differ by one.
 
     Example:
         >>> base = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
@@ -107,10 +109,18 @@ def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int 
     for t, model in enumerate(models, first):
         wrong = mismatches(base, model)
         if wrong:
-            found += [f"{who.format(t)} does not fit the base:", *(f"  {line}" for line in wrong)]
+            kinds = [[w for w in wrong if w.startswith(k)] for k in ("missing", "extra", "leaf")]
+            lines = [line for some in kinds for line in screen(some, 6)]
+            missing, extra = (
+                [n for n in a if n not in b] for a, b in ((base, model), (model, base))
+            )
+            pair = other_prefix(extra, missing) if missing and extra else None
+            if pair is not None:
+                lines.append(f"its names begin with {pair[0]!r} where the base's have {pair[1]!r}")
+            found += [f"{who.format(t)} does not fit the base:", *(f"  {x}" for x in lines)]
     if found:
         raise ValueError(
-            "\n".join(found)
+            "\n".join(screen(found, 30))
             + "\nGive every model the leaves of the base, in its shapes and dtypes."
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
 from jaxmerge.core.types import Leaves, Merge, Transform, concrete, working_dtype
+from jaxmerge.errors import screen
 
 
 def grid_of(method: Merge, base: Leaves) -> dict[str, Pipeline]:
@@ -77,7 +78,9 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
     wrong += [f"a cell for {n!r}, which the base lacks" for n in cells if n not in grid]
     if wrong:
         raise ValueError(
-            "The state was made for another base:\n  " + "\n  ".join(wrong) + "\nMake it by "
+            "The state was made for another base:\n  "
+            + "\n  ".join(screen(wrong))
+            + "\nMake it by "
             "jm.init(method, base) with the base that is passed to update and merged."
         )
 
@@ -103,7 +106,7 @@ def flat_extra(
     if wrong:
         raise ValueError(
             f"The side information about {who} does not fit the base:\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(screen(wrong))
             + "\nName its leaves as the base does; a leaf may be left out."
         )
     return flat
@@ -143,7 +146,7 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     ]
     if wrong:
         raise ValueError(
-            "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
+            "NaN or Inf in\n  " + "\n  ".join(screen(wrong)) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
 

@@ -164,7 +164,8 @@ class Vocabulary:
         """Whether a leaf has a row for every token: embeddings and output heads."""
         like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        return architecture(source).vocabulary(name) and like.shape[0] >= need
+        made_of = architecture(source)
+        return made_of.vocabulary(name) and like.shape[made_of.token_axis(name)] >= need
 
 
 class Reindexed(Whole):
@@ -178,9 +179,17 @@ class Reindexed(Whole):
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
         self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
         self.like = {
-            n: like._replace(shape=(vocabulary.size, *like.shape[1:])) if n in self.mapped else like
+            n: like._replace(shape=self._shape(n, like.shape)) if n in self.mapped else like
             for n, like in self.source.like.items()
         }
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axis = self.made_of.token_axis(name)
+        return (*shape[:axis], self.vocabulary.size, *shape[axis + 1 :])
+
+    def _rows(self, source: Leaves, name: str) -> np.ndarray:
+        """A leaf with tokens along its first axis."""
+        return np.moveaxis(source[name], self.made_of.token_axis(name), 0)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         if name not in self.mapped:
@@ -197,26 +206,28 @@ class Reindexed(Whole):
         v, like = self.vocabulary, self.like[name]
         own = v.own[self.k]
         take = (own >= 0) & ~v.force
-        out = np.zeros(like.shape, like.dtype)
-        out[take] = self.source[name][own[take]]
+        whole = np.zeros(like.shape, like.dtype)
+        out = np.moveaxis(whole, self.made_of.token_axis(name), 0)
+        out[take] = self._rows(self.source, name)[own[take]]
         todo = np.flatnonzero(~take)
         for k, other in enumerate(v.sources):
             here = todo[v.fill_source[todo] == k]
             if here.size:
                 rows = v.fill_row[here]
                 self._has(other, name, rows)
-                out[here] = other[name][rows]
+                out[here] = self._rows(other, name)[rows]
         mean = todo[v.fill_source[todo] == MEAN]
         if mean.size:
-            total, count = np.zeros((mean.size, *like.shape[1:]), np.float32), 0
+            total, count = np.zeros((mean.size, *out.shape[1:]), np.float32), 0
             for k, other in enumerate(v.sources):
                 there = v.own[k, mean] >= 0
                 if there.any():
-                    total[there] += other[name][v.own[k, mean[there]]].astype(np.float32)
+                    rows = self._rows(other, name)[v.own[k, mean[there]]]
+                    total[there] += rows.astype(np.float32)
                 count = count + there
             shape = (-1,) + (1,) * (len(like.shape) - 1)
             out[mean] = (total / np.maximum(count, 1).reshape(shape)).astype(like.dtype)
-        return out
+        return whole
 
     def _has(self, other: Leaves, name: str, rows: np.ndarray) -> None:
         if name not in other:
