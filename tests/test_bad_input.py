@@ -44,7 +44,7 @@ def test_all_leaves_that_do_not_fit_are_named_with_both_shapes():
         "extra leaf 'extra/kernel' (float32[2,5])",
         "leaf 'block_0/query/kernel': found float32[4,6], expected float32[6,4]",
         "leaf 'logit_scale': found float16[], expected float32[]",
-        "Give every model the leaves of the base, in its shapes and dtypes.",
+        "Give every model the leaves of the base, in its shapes, floats for floats.",
     )
     others = ("model 1 does not fit the base", "model 2 does not fit the base")
     with refused(*others, *lines):
@@ -198,10 +198,10 @@ def test_more_models_than_a_counter_holds():
         jm.update(jm.ties(), full, tiny, tiny)
 
 
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan"), 0, 2])
+@pytest.mark.parametrize("density", [-0.1, 1.5, float("nan"), 2])
 @pytest.mark.parametrize("name", ["trim", "ties", "dare", "della", "breadcrumbs", "drop_random"])
 def test_densities_outside_the_unit_interval(name, density):
-    with refused("density must be in (0, 1]"):
+    with refused("density must be in [0, 1]"):
         jm.get(name)(density=density)
 
 

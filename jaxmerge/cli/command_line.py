@@ -213,6 +213,15 @@ def merge(
     allow_import: Annotated[
         bool, Option("--allow-import", help="Run the Python files that a YAML recipe imports.")
     ] = False,
+    strict: Annotated[
+        bool, Option("--strict", help="Refuse keys of mergekit's YAML that nothing reads.")
+    ] = False,
+    tensor_union: Annotated[
+        bool, Option("--tensor-union", help="Merge each leaf among the models that have it.")
+    ] = False,
+    tensor_intersection: Annotated[
+        bool, Option("--tensor-intersection", help="Merge the leaves that all models have.")
+    ] = False,
     overflow: Annotated[
         str | None,
         Option(help="Values beyond the output's dtype: raise, clip or allow.  Default: raise."),

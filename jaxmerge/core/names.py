@@ -75,6 +75,47 @@ def is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def rows_of(models: Any, base: Any = None) -> list[Leaves]:
+    """The models one by one, flat: of a list of trees, or of one tree of leaves [T, *leaf].
+
+    Args:
+        base: one model, flat; a tree that has its leaves with an axis more is one of stacked ones.
+
+    >>> base = {"w": np.zeros(2)}
+    >>> [x["w"].shape for x in rows_of({"w": np.ones((3, 2))}, base)]
+    [(2,), (2,), (2,)]
+
+    Raises:
+        ValueError: stacked leaves of different lengths.
+    """
+    if isinstance(models, list | tuple) or not is_stacked(models, base):
+        many = models.values() if isinstance(models, Mapping) else models
+        return [flatten(m)[0] for m in many]
+    flat = flatten(models)[0]
+    lengths = {n: x.shape[0] if x.ndim else None for n, x in flat.items()}
+    length = next(iter(lengths.values()), None)
+    if length is None or set(lengths.values()) != {length}:
+        raise ValueError(
+            "Stacked models need one leading axis of one length in every leaf, found "
+            f"{dict(list(lengths.items())[:6])}."
+        )
+    return [{n: x[t] for n, x in flat.items()} for t in range(length)]
+
+
+def is_stacked(models: Any, base: Any) -> bool:
+    """Whether this is one tree of the base's leaves with an axis for the models before theirs."""
+    if base is None or hasattr(models, "__next__"):
+        return False
+    try:
+        flat = flatten(models)[0]
+    except ValueError:
+        return False
+    if hasattr(flat, "like") or set(flat) != set(base):
+        return False
+    shapes = [(tuple(x.shape), tuple(base[n].shape)) for n, x in flat.items()]
+    return all(len(a) > len(b) and a[1:] == b for a, b in shapes)
+
+
 class Zeros(Mapping):
     """The base of a merge without a base: zeros like one model, made leaf by leaf when asked."""
 
@@ -103,7 +144,7 @@ def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int 
         ValueError: model 1 does not fit the base:
           missing leaf 'b' (base: float32[3])
           leaf 'w': found float32[3,2], expected float32[2,3]
-        Give every model the leaves of the base, in its shapes and dtypes.
+        Give every model the leaves of the base, in its shapes, floats for floats.
     """
     found = []
     for t, model in enumerate(models, first):
@@ -121,18 +162,21 @@ def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int 
     if found:
         raise ValueError(
             "\n".join(screen(found, 30))
-            + "\nGive every model the leaves of the base, in its shapes and dtypes."
+            + "\nGive every model the leaves of the base, in its shapes, floats for floats."
         )
 
 
 def mismatches(base: Leaves, model: Leaves) -> list[str]:
-    """A line for each leaf of `model` that is missing, extra, or of another shape or dtype."""
+    """A line for each leaf of `model` that is missing, extra, or of another shape or kind.
+
+    Floating dtypes may differ: a change is computed in float32 and cast to the base's dtype.
+    """
     wrong = [f"missing leaf {n!r} (base: {kind(base[n])})" for n in base if n not in model]
     wrong += [f"extra leaf {n!r} ({kind(model[n])})" for n in model if n not in base]
     for n in base:
         if n in model:
             found, expected = model[n], base[n]
-            if found.shape != expected.shape or found.dtype != expected.dtype:
+            if found.shape != expected.shape or is_float(found) != is_float(expected):
                 wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
     return wrong
 

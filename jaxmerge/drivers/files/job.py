@@ -187,6 +187,6 @@ def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
     return [m for m in (*models, *sides) if isinstance(m, Leaves)]
 
 
-def piece_key(job: Job, name: str, start: int) -> Piece | None:
-    """The key of the piece of a leaf that begins at entry `start`."""
-    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
+def piece_key(job: Job, name: str, start: int) -> Piece:
+    """The key of the piece of a leaf that begins at entry `start`, and where that is."""
+    return Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
