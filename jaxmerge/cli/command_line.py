@@ -240,6 +240,10 @@ def inspect(
         bool, Option("--architecture", help="What is taken for what: layers, roles, ties.")
     ] = False,
     allow_pickle: AllowPickle = False,
+    stored: Annotated[
+        bool,
+        Option("--stored", help="Leaves as in the files, packed ones of quantised models too."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the leaves of a model: names, shapes, dtypes, sizes."""
