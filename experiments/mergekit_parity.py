@@ -774,7 +774,7 @@ def write_pages(result: dict) -> None:
     page = "\n".join(
         [
             f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']})",
-            "and through jaxmerge, from the same files (`experiments/mergekit_parity.py`): the shapes",
+            "and through jaxmerge, from the same files (`experiments/mergekit_parity.py`): shapes",
             f'of published recipes{methods}. "In law": random masks, compared by',
             "share and size of the changes.",
             "",
