@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.io.architectures import architecture, part_of, role_of
+from jaxmerge.io.architectures import ROLES, architecture, part_of, role_of, table
 from jaxmerge.io.architectures.configs import changed
 from jaxmerge.io.architectures.stacks import find_stacks
 from jaxmerge.recipes.method_spec import of_family
@@ -144,3 +144,27 @@ def test_kernels_stored_in_out_give_methods_their_axis():
     assert of_family("regmean", signature, gpt2)["axis"] == dict.fromkeys(kernels, 0)
     llama = architecture(leaves(decoder()), {"model_type": "llama", "vocab_size": 12})
     assert set(of_family("regmean", signature, llama)["axis"].values()) == {1}
+
+
+def test_the_table_is_sound():
+    assert len(table.families()) > 400
+    for family in table.families():
+        found = table.known(family)
+        assert found is not None
+        assert set(found.roles.values()) <= set(ROLES)
+        assert all(len(group) > 1 for group in found.ties)
+        for path, count in found.stacks.items():
+            assert path, family
+            assert all(count.split(".")), family
+
+
+def test_names_of_modules_become_names_of_a_checkpoint():
+    shapes = {f"visual.blocks.{i}.attn.qkv.weight": (4, 4) for i in range(2)} | decoder()
+    found = architecture(leaves(shapes), {"model_type": "qwen2_vl", "vocab_size": 12})
+    stored = {
+        "model.visual.blocks.1.attn.qkv.weight": "visual.blocks.1.attn.qkv.weight",
+        "model.language_model.layers.2.self_attn.q_proj.weight":
+            "model.layers.2.self_attn.q_proj.weight",
+        "lm_head.weight": "lm_head.weight", "no.such.weight": "no.such.weight",
+    }  # fmt: skip
+    assert {n: found.stored(n) for n in stored} == stored

@@ -59,7 +59,9 @@ def test_own_images_run_with_the_module_beside(finished):
 def test_the_merged_model_is_a_folder_that_load_and_transformers_read(finished):
     _, out = finished
     model = clip.load(out / "merged")
-    assert model.tokenizer is not None
+    said = json.loads((out / "merged" / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"  # mini's is no BPE of CLIP
+    assert model.tokenizer(["a cat"]).tolist() == clip.load(MINI).tokenizer(["a cat"]).tolist()
     base = clip.load(MINI)
     name = "vision/block_00/mlp/up/kernel"
     assert not np.array_equal(model.params[name], base.params[name])
@@ -68,11 +70,15 @@ def test_the_merged_model_is_a_folder_that_load_and_transformers_read(finished):
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_transformers_reads_the_merged_model(finished):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.CLIPModel.from_pretrained(finished[1] / "merged")
-    ours = clip.load(finished[1] / "merged").params["logit_scale"]
-    assert float(theirs.logit_scale) == pytest.approx(float(ours))
+    ours = clip.load(finished[1] / "merged")
+    assert float(theirs.logit_scale) == pytest.approx(float(ours.params["logit_scale"]))
+    words = transformers.AutoTokenizer.from_pretrained(finished[1] / "merged")
+    found = words(["a photo of a cat"])["input_ids"][0]
+    assert ours.tokenizer(["a photo of a cat"])[0][: len(found)].tolist() == found
 
 
 @pytest.mark.slow

@@ -121,6 +121,25 @@ def test_a_variance_that_a_merge_made_negative_counts_as_zero():
     assert np.isfinite(resnet.features(SMALL, params, jnp.ones((1, 8, 8, 3)))).all()
 
 
+def test_statistics_are_measured_anew_as_the_mean_over_batches():
+    params = resnet.init(SMALL, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(4, 8, 8, 3)).astype(np.float32) + k for k in range(2)]
+    found = resnet.recalibrated(SMALL, params, batches)
+    conv = [
+        resnet.forward(SMALL, params, x, inputs=True).inputs["stem/conv/kernel"] for x in batches
+    ]
+    kernel = params["stem/conv/kernel"]
+    each = [np.asarray(rows @ kernel.reshape(-1, kernel.shape[-1])) for rows in conv]
+    mean = np.mean([x.mean((0, 1, 2)) for x in each], 0)
+    variance = np.mean([x.reshape(-1, x.shape[-1]).var(0, ddof=1) for x in each], 0)
+    np.testing.assert_allclose(found["stem/norm/mean"], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["stem/norm/variance"], variance, rtol=1e-4)
+    assert found["stem/norm/scale"] is params["stem/norm/scale"]
+    with pytest.raises(ValueError, match="found no batch"):
+        resnet.recalibrated(SMALL, params, [])
+
+
 @pytest.mark.parametrize("layout", ["hf", "torchvision"])
 def test_a_folder_comes_back_bit_for_bit(tmp_path, layout):
     config = resnet.Config(width=4, blocks=(1, 2))

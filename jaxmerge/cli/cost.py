@@ -19,6 +19,7 @@ from jaxmerge.drivers.files.memory_budget import (
     row_bytes,
 )
 from jaxmerge.drivers.files.worker import Run
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
@@ -44,6 +45,7 @@ def cost(plan: Plan, name: str | None) -> dict[str, Any]:
         "passes": passes,
         "write": sum(nbytes(*t) for t in tensors.values()),
         "memory": PROCESS + (0 if wrong else _memory(plan)),
+        "architecture": architecture(plan.source).describe() if plan.source else [],
         "mismatches": wrong,
     }
 
@@ -93,8 +95,8 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
     if n in cut_grid(job, run, {n: measured})[0]:
         return need, run.needs_of(job, n, measured, closing)[0]
     like = run.base_like(job, n)._replace(shape=(LONGEST,))
-    # the piece before is given back when the next one is read
-    return need, 2 * needs(job, n, like, measured, closing, run.zero)[0]
+    # the piece before is given back when the next one is read, and the allocator keeps as much
+    return need, 3 * needs(job, n, like, measured, closing, run.zero)[0]
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:
@@ -109,6 +111,8 @@ def show(reports: list[dict[str, Any]], json: bool) -> None:
         print(f"  read        {names_of(r['read'])} in {r['passes']} passes")
         print(f"  write       {names_of(r['write'])}")
         print(f"  memory      about {names_of(r['memory'])} at most")
+        for line in r["architecture"]:
+            print(f"  made of     {line}")
         for line in r["mismatches"]:
             print(f"  mismatch    {line}")
         if "note" in r:

@@ -9,15 +9,33 @@ import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.drivers.files.chunks import pieces
+from jaxmerge.io import architectures
+from jaxmerge.io.architectures.names import template
 from jaxmerge.io.sources import Source, open_source
 
 BLOCK = 1 << 22  # entries
 
 
-def run(ref: str, *, norms: bool = False, allow_pickle: bool = False, json: bool = False) -> None:
-    """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are."""
-    source = open_source(ref, allow_pickle=allow_pickle)
+def run(
+    ref: str,
+    *,
+    norms: bool = False,
+    architecture: bool = False,
+    allow_pickle: bool = False,
+    stored: bool = False,
+    json: bool = False,
+) -> None:
+    """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are.
+
+    Args:
+        stored: the leaves as they are in the files, also of a quantised checkpoint.
+        architecture: print instead what every leaf is taken for (`jaxmerge.io.architectures`).
+    """
+    source = open_source(ref, allow_pickle=allow_pickle, stored=stored)
     try:
+        if architecture:
+            _print_architecture(architectures.architecture(source), json)
+            return
         table = describe(source, norms, quiet=json)
     finally:
         source.close()
@@ -75,6 +93,28 @@ def values_of(source: Source, name: str) -> dict[str, Any]:
         "max": high if size > broken else None,
         "nonfinite": broken,
     }
+
+
+def _print_architecture(made_of: architectures.Architecture, json: bool) -> None:
+    from rich.table import Column, Table
+
+    from jaxmerge.cli import terminal
+
+    table = made_of.table()
+    if json:
+        print(jsonlib.dumps(table, indent=2))
+        return
+    shown = Table(Column("leaves", overflow="fold"), "count", "role", "layers", "stored", box=None)
+    kinds: dict[tuple, list[str]] = {}
+    for name, row in table["leaves"].items():
+        key = template(name), row["role"], (row["layer"] or [""])[0], row["orientation"] or ""
+        kinds.setdefault(key, []).append(name)
+    for (name, role, stack, stored), some in kinds.items():
+        shown.add_row(name, str(len(some)), role, stack, stored)
+    console = terminal.console()
+    console.print(shown)
+    for line in made_of.describe():
+        console.print(line, markup=False, highlight=False)
 
 
 def _print(table: dict[str, Any], norms: bool) -> None:

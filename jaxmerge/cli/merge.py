@@ -5,7 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import re
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jaxmerge.cli.cost import cost, show
 from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.errors import UserError, about, closest
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.execute import RESOLVED, execute
@@ -36,12 +39,18 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    strict: bool = False,
+    tensor_union: bool = False,
+    tensor_intersection: bool = False,
     allow_import: bool = False,
     overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
     """Run a recipe; see ``jaxmerge merge --help``."""
+    if tensor_union and tensor_intersection:
+        raise UserError("Choose one of --tensor-union and --tensor-intersection.")
+    leaves = "union" if tensor_union else "intersection" if tensor_intersection else "same"
     size = parse_size(shard_size)
     if out is None and not check:
         raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
@@ -51,16 +60,21 @@ def run(
     compile_cache()
     keep_memory()
     found = load(recipe, allow_import)
+    ignored = [line for document in found for line in document.ignored]
+    if strict and ignored:
+        raise UserError(f"{recipe}:\n  " + "\n  ".join(ignored))
+    warn(ignored)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
         document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
-        models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
+        models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
         try:
             with about(recipe):
                 plan = document.plan(models)
+            warn(plan.warnings)
             if document.overflow != OVERFLOW[0]:
                 plan.resolved["overflow"] = document.overflow
             if check or out is None:
@@ -70,6 +84,8 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
+            if not (quiet or json) and jax.process_index() == 0:
+                say_what_is_guessed(plan)
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
@@ -89,6 +105,21 @@ def run(
             raise UserError("the models do not fit together, see above.")
     elif jax.process_index() == 0:
         _print_done(reports, json, quiet)
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Say what the user should know, not more than a screen of it."""
+    for line in lines[:20]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(lines) > 20:
+        print(f"warning: and {len(lines) - 20} more of the kind", file=sys.stderr)
+
+
+def say_what_is_guessed(plan: Plan) -> None:
+    """Where the family is not known: what was taken for what, on the error stream."""
+    made_of = architecture(plan.source) if plan.source else None
+    if made_of is not None and made_of.known is None and made_of.stacks:
+        print("\n  ".join(made_of.describe()), file=sys.stderr)
 
 
 def distribute() -> None:

@@ -2,6 +2,7 @@
 
     config, tokenizer, templates    *.json, *.txt, *.model, *.jinja, *.tiktoken, *.spm, *.bpe
     chat templates                  additional_chat_templates/
+    model_index.json                sub-folders of a pipeline, without weights (diffusers)
     modules.json                    the sub-folders that it names, whole (sentence-transformers)
     auto_map                        the folder's *.py, which config.json names as remote code
     licences                        LICENSE*, NOTICE*, USE_POLICY*
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.architectures import configs
+from jaxmerge.io.pipelines import WEIGHTS, components
 from jaxmerge.io.untrusted import check_inside, read_text
 
 TAKEN = (
@@ -52,6 +54,9 @@ def belongings(folder: Path | None) -> dict[str, Path]:
         code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MOST}
         check_inside(folder, code)
         out |= code
+    for name in components(folder):
+        files = [p for p in _inside(folder, folder / name) if not p.name.endswith(WEIGHTS)]
+        out |= {str(p.relative_to(folder)): p for p in files}
     for name in [*SUBFOLDERS, *module_folders(folder)]:
         out |= {str(p.relative_to(folder)): p for p in _inside(folder, folder / name)}
     return out

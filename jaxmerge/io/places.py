@@ -47,7 +47,15 @@ class Place:
             raise
 
     def open(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-        """A file of the folder; one that was planted (a link, a second name) is refused."""
+        """A file of the folder, or ("a/b") of a folder in it; one that was planted (a link, a
+        second name) is refused."""
+        first, slash, rest = name.partition("/")
+        if slash:
+            inner = Place(self.path / plain(first), self.fd)
+            try:
+                return inner.open(rest, flags)
+            finally:
+                inner.close()
         plain(name)
         try:
             fd = os.open(

@@ -2,6 +2,7 @@
 
     folder                    model.safetensors, or shards with an index; a run folder of jaxmerge
     file.safetensors          one file, or an index of shards (.safetensors.index.json)
+    diffusers/pipeline        model_index.json and components in sub-folders, as one model
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
     file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
@@ -30,6 +31,7 @@ from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
+from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
 from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
@@ -122,6 +124,11 @@ class Source(View):
         out.like = {new: self.like[old] for new, old in names.items()}
         out.ref = self.ref if ref is None else ref
         return out
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Component -> the file that holds it, for a pipeline of several models."""
+        return getattr(self.source, "parts", {})
 
     def config(self) -> dict[str, Any]:
         """The config of these leaves: config.json, changed where the leaves are not the stored
@@ -253,6 +260,9 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         raise UserError(
             f"{path}: expected a folder, a .safetensors or .gguf file or an Orbax checkpoint."
         )
+    if (path / PIPELINE).is_file():
+        leaves, files, config = open_components(path, lambda part: _local(part, allow_pickle))
+        return Source(leaves, str(path), path, files, config)
     weights = weights_file(path)
     if weights is not None and weights.suffix == ".json":
         return _sharded(path, weights, File)

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import header
-from jaxmerge.io.places import Lock, Place, boot, delete, plain, working, write_all
+from jaxmerge.io.places import Lock, Place, boot, delete, working, write_all
 from jaxmerge.io.safetensors import pack
 
 SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
@@ -37,7 +37,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shap
 
 
 def plan_shards(
-    tensors: Tensors, shard_size: int, single: str = "model.safetensors"
+    tensors: Tensors, shard_size: int, single: str = "model.safetensors", stem: str = "model"
 ) -> dict[str, list[str]]:
     """File name -> leaves, in order; a shard is closed before it would exceed `shard_size` bytes.
 
@@ -56,7 +56,22 @@ def plan_shards(
     if len(groups) == 1:
         return {single: groups[0]}
     n = len(groups)
-    return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+    return {f"{stem}-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def plan_parts(tensors: Tensors, shard_size: int, parts: Mapping[str, str]) -> dict[str, list[str]]:
+    """The same for a pipeline: the leaves of every component in a sub-folder of its own.
+
+    >>> plan_parts({"vae/a": ("U8", (6,))}, 10, {"vae": "model.safetensors"})
+    {'vae/model.safetensors': ['vae/a']}
+    """
+    out: dict[str, list[str]] = {}
+    for part, single in parts.items():
+        some = {n: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+        stem = single.removesuffix(".safetensors")
+        files = plan_shards(some, shard_size, single, stem) if some else {}
+        out |= {f"{part}/{file}": leaves for file, leaves in files.items()}
+    return out
 
 
 def partial_folder(out: Path) -> Path:
@@ -95,6 +110,7 @@ class Writer:
         once: there is no going on: what an interrupted one left is discarded.
         single: name of the file where one is enough.
         group: of processes; the first of them prepares the folder and commits.
+        parts: component -> name of its file, for a pipeline (`jaxmerge.io.pipelines`).
 
     Attributes:
         done: names of leaves that are written already, by this process.
@@ -118,10 +134,16 @@ class Writer:
         once: bool = False,
         single: str = "model.safetensors",
         group: Group = Group(),
+        parts: Mapping[str, str] | None = None,
     ):
         self.out, self.tensors, self.force = Path(os.path.abspath(out)), dict(tensors), force
         self.folder = partial_folder(self.out)
-        self.shards = plan_shards(self.tensors, shard_size, single)
+        self.parts = dict(parts or {})
+        self.shards = (
+            plan_parts(self.tensors, shard_size, self.parts)
+            if self.parts
+            else plan_shards(self.tensors, shard_size, single)
+        )
         self._digest, self._guard = digest, threading.Lock()
         self._fds: dict[str, int] = {}
         self._journal, self.group = -1, group
@@ -229,13 +251,15 @@ class Writer:
         self.group.barrier("committed")
 
     def _finish(self, files: dict[str, bytes | Path]) -> None:
-        if len(self.shards) > 1:
-            total = sum(header.nbytes(*t) for t in self.tensors.values())
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": dict(sorted(self.where.items())),
-            }
-            files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        for part in self.parts or ("",):
+            at = f"{part}/" if part else ""
+            here = {n: f for n, f in self.where.items() if n.startswith(at)}
+            if len(set(here.values())) > 1:
+                total = sum(header.nbytes(*self.tensors[n]) for n in here)
+                table = {n[len(at) :]: f[len(at) :] for n, f in sorted(here.items())}
+                index = {"metadata": {"total_size": total}, "weight_map": table}
+                single = self.parts.get(part, "model.safetensors")
+                files[f"{at}{single}.index.json"] = (json.dumps(index, indent=2) + "\n").encode()
         for name, content in files.items():
             self.place.write(name, content)
         self.place.sync()
@@ -322,12 +346,15 @@ class Writer:
         self.entries: dict[str, header.Entry] = {}
         heads = {}
         for file, some in self.shards.items():
-            heads[file], entries = header.build({n: self.tensors[n] for n in some}, metadata)
-            self.entries |= entries
+            part, slash, _ = file.rpartition("/")
+            at = len(part + slash)  # a component's file does not name it
+            here = {n[at:]: self.tensors[n] for n in some}
+            heads[file], entries = header.build(here, metadata)
+            self.entries |= {n: entries[n[at:]] for n in some}
         sizes = {f: len(heads[f]) for f in self.shards}
         for n, e in self.entries.items():
             sizes[self.where[n]] = max(sizes[self.where[n]], e.stop)
-        there = [p.lstat() for f in sizes if (p := self.folder / plain(f)).is_file()]
+        there = [p.lstat() for f in sizes if (p := self.folder / f).is_file()]
         need = sum(sizes.values()) - sum(stat.st_blocks * 512 for stat in there)
         free = shutil.disk_usage(self.folder).free
         if need > free:

@@ -8,6 +8,7 @@
     clip, bert    config, modeling, params (their tables), tokens, pictures, checkpoints
     convolution   dense layers, convolutions, batch norm, and the inputs of kernels as rows
     mlp, resnet   the perceptron of permuted MNIST, ResNet-18; `learner`: models of streams
+    alexnet       the small AlexNet of GPM and its relatives
     trained_head  linear, cosine and sigmoid heads on any tower
 
 How near they are to transformers and OpenCLIP (every block, features, bfloat16, and checkpoints

@@ -28,11 +28,20 @@ class Mode(NamedTuple):
       train: batch norm reads the batch and moves its running statistics; else it reads those.
       weight: `[batch]`, 0 for an example that only fills up the batch and enters no statistics.
       inputs: a list to which layers append themselves and their inputs, for `layer_inputs`.
+      key: of dropout; None drops nothing.
     """
 
     train: bool = False
     weight: jax.Array | None = None
     inputs: list[tuple[nnx.Module, jax.Array]] | None = None
+    key: jax.Array | None = None
+
+    def drop(self, x: jax.Array, rate: float, layer: int) -> jax.Array:
+        """In training each entry is zero with probability `rate`, or else divided by 1 - rate."""
+        if not self.train or self.key is None:
+            return x
+        kept = jax.random.bernoulli(jax.random.fold_in(self.key, layer), 1 - rate, x.shape)
+        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
     def note(self, layer: nnx.Module, x: jax.Array) -> None:
         """Keeps the input of a layer, where inputs are asked for."""
@@ -120,27 +129,31 @@ class BatchNorm(nnx.Module):
         running <- 0.9 running + 0.1 of the batch          (its variance divided by n - 1)
 
     A running variance that a merge made negative (MagMax and task arithmetic may) counts as 0.
+    With ``running=False`` there are no running statistics (torch: ``track_running_stats=False``):
+    evaluation, too, reads the batch.
 
     Source: Ioffe and Szegedy, Batch Normalization, ICML 2015, algorithms 1 and 2; momentum and
     the two divisors as in torch.
     """
 
-    def __init__(self, width: int, eps: float, momentum: float):
+    def __init__(self, width: int, eps: float, momentum: float, running: bool = True):
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
-        self.mean = nnx.BatchStat(jnp.zeros(width))
-        self.variance = nnx.BatchStat(jnp.ones(width))
+        if running:
+            self.mean = nnx.BatchStat(jnp.zeros(width))
+            self.variance = nnx.BatchStat(jnp.ones(width))
         self.eps, self.momentum = eps, momentum
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        if mode.train:
+        wide, running = x.astype(jnp.float32), hasattr(self, "mean")
+        if mode.train or not running:
             mean, variance, count = moments(wide, mode.weight)
+        if mode.train and running:
             unbiased = variance * count / jnp.maximum(count - 1, 1)
-            for running, now in ((self.mean, mean), (self.variance, unbiased)):
-                moved = (1 - self.momentum) * running[...] + self.momentum * now
-                running[...] = jnp.where(count > 0, moved, running[...])
-        else:
+            for kept, now in ((self.mean, mean), (self.variance, unbiased)):
+                moved = (1 - self.momentum) * kept[...] + self.momentum * now
+                kept[...] = jnp.where(count > 0, moved, kept[...])
+        elif running:
             mean, variance = self.mean[...], jnp.maximum(self.variance[...], 0)
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
         spread = (1,) * (x.ndim - 1) + (-1,)

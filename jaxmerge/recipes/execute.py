@@ -92,7 +92,7 @@ def execute(
             plan.jobs, out, out_dtype=plan.out_dtype, digest=digest, metadata={"format": "pt"},
             shard_size=size, resume=resume, force=force, nonfinite=plan.nonfinite,
             overflow=overflow, devices=devices, files=files, progress=progress, group=group,
-            single=plan.single or "model.safetensors",
+            single=plan.single or "model.safetensors", parts=getattr(plan.source, "parts", None),
         )  # fmt: skip
     except BaseException as error:
         hashes.stop()

@@ -114,10 +114,12 @@ class Layout:
             return
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
+        stacks = {id(a): moved for a, moved in self._all()}
         wrong = [
             (i, j)
             for i, (a, j) in enumerate(self.placed)
-            if i in here and kinds[id(a)].get(j) != here[i]
+            if (i in here and kinds[id(a)].get(j) != here[i])
+            or first.kind(stack, i) != a.kind(stacks[id(a)], j)
         ]
         if wrong:
             i, j = wrong[0]

@@ -50,6 +50,7 @@ def merge_jobs(
     files: Callable[[Report], Mapping[str, bytes | Path]] = lambda report: {},
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     group: Group = Group(),
+    parts: Mapping[str, str] | None = None,
     single: str = "model.safetensors",
 ) -> Report:
     """Run jobs into one checkpoint folder.
@@ -64,6 +65,7 @@ def merge_jobs(
         files: further files of the output, asked for when all leaves are written.
         progress: called with a phase, bytes done and bytes in all.
         group: of processes that write one output, each its own shards; see `process_group`.
+        parts: component -> name of its file, where the output is a pipeline of several models.
         single: name of the file, where one is enough.
 
     Raises:
@@ -79,7 +81,7 @@ def merge_jobs(
     tensors = tensors_of(jobs, out_dtype)
     writer = Writer(
         out, tensors, digest=digest, metadata=metadata, shard_size=shard_size,
-        resume=resume, force=force, group=group, single=single,
+        resume=resume, force=force, group=group, single=single, parts=parts,
     )  # fmt: skip
     report = Report(str(writer.out), parameters=sum(math.prod(s) for _, s in tensors.values()))
     try:

@@ -100,6 +100,7 @@ class _Applied:
 
     def _leaf(self, leaf: str) -> str | None:
         """The leaf of the base under a name; a tied head that is not stored is its embedding."""
+        leaf = self.arch.stored(leaf)
         if leaf in self.base:
             return leaf
         bare = leaf.removesuffix(".weight")
@@ -110,6 +111,7 @@ class _Applied:
     def _add(self, leaf: str, found: str, shape: tuple[int, ...], load: Load) -> None:
         like = self.base.like[found]
         wide = np.dtype(np.float64 if like.dtype == np.float64 else np.float32)
+        leaf = self.arch.stored(leaf)
         tied = found not in (leaf, leaf.removesuffix(".weight"))
         name = leaf if tied else found
         self.untied |= tied

@@ -107,6 +107,10 @@ class Architecture:
         known = self._facts.grows
         return [n for n in self.like if any(_ends(template(n), k) for k in known)] if known else []
 
+    def kind(self, stack: Stack, layer: int) -> tuple:
+        """What the config's periods make of a layer: equal for layers made of the same leaves."""
+        return configs.kind_of(configs.get(self.config, stack.count[:-1], {}), layer)
+
     def listed(self, stack: Stack) -> bool:
         """Whether the config says of every layer what it is made of."""
         return bool(
@@ -158,6 +162,28 @@ class Architecture:
     def vocabulary(self, name: str) -> bool:
         """Whether a leaf has a row for every token."""
         return self.role(name) in ("embedding", "head")
+
+    def token_axis(self, name: str) -> int:
+        """The axis along which tokens lie: 0, but in a bias of one row."""
+        shape = self._shapes[name]
+        return 1 if len(shape) == 2 and shape[0] == 1 else 0
+
+    def stored(self, name: str) -> str:
+        """The name in this checkpoint of what transformers' module calls `name`."""
+        if name in self._names:
+            return name
+        prefixes = [p for p in self._facts.renames if p == "" or _begins(template(name), p)]
+        for prefix in sorted(prefixes, key=len, reverse=True):
+            parts, count = name.split("."), len(prefix.split(".")) if prefix else 0
+            new = iter(
+                self._facts.renames[prefix].split(".") if self._facts.renames[prefix] else []
+            )
+            digits = iter(p for p in parts[:count] if p.isdigit())
+            head = [next(digits, "") if p == "*" else p for p in new]
+            found = ".".join([*head, *parts[count:]])
+            if found in self._names:
+                return found
+        return name
 
     def merged(self, name: str) -> bool:
         """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
@@ -233,7 +259,7 @@ class Architecture:
 
         Every key that says how many rows the embedding of tokens has, at any depth.
         """
-        rows = {self._shapes[n][0] for n in self.like if self.vocabulary(n)}
+        rows = {self._shapes[n][self.token_axis(n)] for n in self.like if self.vocabulary(n)}
         rows |= {v for p, v in self.vocabularies.items() if len(self.vocabularies) == 1}
         return {p: size for p, v in self.vocabularies.items() if v in rows and v != size}
 
@@ -274,7 +300,10 @@ class Architecture:
 
     def describe(self) -> list[str]:
         """What was taken for what, a line for each kind."""
-        out = [
+        family = f"model_type {self.family!r}" if self.family else "a config without model_type"
+        source = "known" if self.known else "taken from names, shapes and config"
+        out = [f"{family}: {source}"]
+        out += [
             f"{s.path}: {s.layers} layers"
             + (f" ({'.'.join(map(str, s.count))})" if s.count else " (no key in config.json)")
             + (f" and {len(s.extra)} beyond" if s.extra else "")
@@ -353,6 +382,10 @@ def _ends(path: str, known: str) -> bool:
         return True
     long, short = (path, known) if len(path) > len(known) else (known, path)
     return long.endswith(short) and long[-len(short) - 1] in "./"
+
+
+def _begins(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
 
 
 def _is_head(name: str) -> bool:

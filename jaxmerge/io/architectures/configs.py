@@ -18,6 +18,10 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
            "num_routed_experts")  # fmt: skip
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 DTYPES = ("dtype", "torch_dtype")
+PERIODS = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq",
+           "interleave_moe_layer_step", "full_attention_interval", "encoder_sparse_step",
+           "moe_layer_interval", "moe_every_n_layers")  # fmt: skip
+DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 INDICES = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "full_attn_idxs",
            "full_attention_layers", "global_attn_layers", "kv_share_layers")  # fmt: skip
 
@@ -81,6 +85,22 @@ def count_path(
     fitting = [p for p, v in keys.items() if v in (count, count - further(config))]
     order = lambda p: (-near(p), COUNTS.index(p[-1]), len(p))
     return min(fitting, key=order, default=())
+
+
+def kind_of(config: Any, layer: int) -> tuple:
+    """Where a layer stands in every period of the config that gives layers other leaves.
+
+    >>> kind_of({"first_k_dense_replace": 2}, 1) == kind_of({"first_k_dense_replace": 2}, 0)
+    True
+    >>> kind_of({"attn_layer_period": 4}, 1) == kind_of({"attn_layer_period": 4}, 5)
+    True
+    """
+    if not isinstance(config, Mapping):
+        return ()
+    period = lambda k: config[k] if type(config.get(k)) is int and config[k] > 0 else 1
+    out: list[Any] = [layer % period(k) for k in PERIODS]
+    dense = [config.get(k) for k in DENSE if type(config.get(k)) is int]
+    return (*out, *(layer < k for k in dense))
 
 
 def further(config: Mapping[str, Any]) -> int:

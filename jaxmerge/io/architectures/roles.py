@@ -32,7 +32,7 @@ HEADS = re.compile(
     r"(^|[./_])(lm_head|embed_out|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
     r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
 )
-SURE_HEADS = re.compile(r"(^|[./])(lm_head|embed_out)[./](weight|kernel|bias)$")
+SURE_HEADS = re.compile(r"(^|[./])((lm_head|embed_out)[./](weight|kernel|bias)|final_logits_bias)$")
 TOKENS = re.compile(
     r"embed_tokens|tok_embeddings|(^|[./])tokens?([./]|$)|wte|word_embed|(^|[./])shared([./]|$)"
     r"|token_embed|embed_in([./]|$)|text_embed|word_token"
@@ -47,7 +47,9 @@ NORMS = re.compile(
 )
 BUFFERS = re.compile(
     r"(^|[./_])(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|causal_mask"
-    r"|relative_position_index|cached?_(sin|cos)|(sin|cos)_cached|initialized)$"
+    r"|relative_position_index|cached?_(sin|cos)|(sin|cos)_cached|initialized"
+    r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?(betas|alphas_cumprod(_prev)?)"
+    r"|posterior_\w+)$"
 )
 STATISTICS = re.compile(r"(^|[./])(running_(mean|var)|batch_stats[./].*)$")
 ROUTERS = re.compile(r"(^|[./_])(gate|router|wg|classifier)([./](weight|wg|kernel|classifier).*)?$")

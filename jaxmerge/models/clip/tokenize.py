@@ -76,11 +76,13 @@ class Tokenizer:
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
         names = {which: self.backend.id_to_token(getattr(self, which)) for which in _SPECIAL}
+        model = json.loads(self.backend.to_str())["model"]
+        pairs = model["type"] == "BPE"  # CLIP's own; transformers would read others as that
         config = {
-            "tokenizer_class": "CLIPTokenizer",
+            "tokenizer_class": "CLIPTokenizer" if pairs else "PreTrainedTokenizerFast",
             "model_max_length": self.context,
             **{theirs: names[ours] for ours, theirs in _SPECIAL.items()},
-            "unk_token": names["end"],
+            "unk_token": names["end"] if pairs else model.get("unk_token") or names["end"],
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 

@@ -10,7 +10,14 @@
 
 from jaxmerge.models.resnet.checkpoint import Model, load, save
 from jaxmerge.models.resnet.config import Config
-from jaxmerge.models.resnet.modeling import Forward, features, forward, init, param_shapes
+from jaxmerge.models.resnet.modeling import (
+    Forward,
+    features,
+    forward,
+    init,
+    param_shapes,
+    recalibrated,
+)
 
 __all__ = [
     "Config",
@@ -21,5 +28,6 @@ __all__ = [
     "init",
     "load",
     "param_shapes",
+    "recalibrated",
     "save",
 ]

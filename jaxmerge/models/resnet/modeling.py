@@ -14,8 +14,9 @@ continual learning have it (Lopez-Paz and Ranzato, NeurIPS 2017, section 4: "a r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,28 @@ def forward(
     mode = Mode(train, weight, [] if inputs else None)
     found = module(images.astype(dtype), mode)
     return Forward(found, statistics(module) if train else {}, layer_inputs(module, mode))
+
+
+def recalibrated(
+    config: Config, params: Mapping[str, jax.Array], batches: Iterable[jax.Array]
+) -> dict[str, jax.Array]:
+    """The parameters with running statistics measured anew, as the mean over batches.
+
+    A merged network's activations have other means and variances than those of its models, so the
+    merged statistics fit them badly; a few batches without labels mend that.
+
+    Source: Izmailov et al., Averaging Weights Leads to Wider Optima, UAI 2018, section 3.2; Jordan
+    et al., REPAIR, ICLR 2023, section 5.
+
+    Raises:
+      ValueError: no batch.
+    """
+    whole = dataclasses.replace(config, momentum=1.0)
+    found = [forward(whole, params, images, train=True).statistics for images in batches]
+    if not found:
+        raise ValueError("recalibrated: found no batch, expected images to measure on")
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    return {**params, **mean}
 
 
 def features(config: Config, params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
