@@ -81,13 +81,31 @@ def described(setup: Setup) -> str:
     return " + ".join([repr(setup.optimiser), *map(repr, setup.methods)])
 
 
+def alike(stream: Stream, other: Stream) -> Stream:
+    """The stream, its groups filled up to the shapes of another: one compilation serves both."""
+    one, two = stream.groups, other.groups
+    examples = max(len(one.targets), len(two.targets))
+    rows = max(one.rows.shape[1], two.rows.shape[1])
+
+    def fill(x, size, axis):
+        room = [(0, 0)] * x.ndim
+        room[axis] = (0, size - x.shape[axis])
+        return np.pad(x, room)
+
+    groups = one._replace(
+        inputs=fill(one.inputs, examples, 0), targets=fill(one.targets, examples, 0),
+        rows=fill(one.rows, rows, 1), weight=fill(one.weight, rows, 1),
+    )  # fmt: skip
+    return stream._replace(groups=groups)
+
+
 def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
     """Choose the setting of a cell, run it with all seeds, and say what it cost."""
     wall, processor = time.perf_counter(), time.process_time()
     compiled: dict[Any, Callable] = {}
 
     def accuracy(setup: Setup, seed: int, validation: bool) -> float:
-        stream = cell.stream(seed, validation)
+        stream = alike(cell.stream(seed, validation), cell.stream(seed, not validation))
         one = compiled.setdefault(
             jax.tree.structure(setup),
             jax.jit(lambda s, x, k: program(s, x, k, score_every=x.tasks)),

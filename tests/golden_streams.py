@@ -100,10 +100,14 @@ def close(found, expected, tolerance):
 
 
 def store():
-    """Write the largest differences where JAXMERGE_ORACLES says so."""
+    """Add the largest differences to the file that JAXMERGE_ORACLES names."""
+    path = Path(os.environ["JAXMERGE_ORACLES"])
+    known = json.loads(path.read_text())["systems"] if path.exists() else {}
+    for system, files in compared["systems"].items():
+        known.setdefault(system, {}).update(files)
     command = "JAXMERGE_ORACLES=... pytest tests/test_golden_*.py"
-    said = {"schema": "jaxmerge.oracles/1", "command": command, "systems": compared["systems"]}
-    Path(os.environ["JAXMERGE_ORACLES"]).write_text(json.dumps(said, indent=1) + "\n")
+    said = {"schema": "jaxmerge.oracles/1", "command": command, "systems": known}
+    path.write_text(json.dumps(said, indent=1) + "\n")
 
 
 if os.environ.get("JAXMERGE_ORACLES"):

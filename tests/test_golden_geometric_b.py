@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,8 @@ import jaxmerge as jm
 
 
 @pytest.fixture(scope="module")
-def qwen(shared):
-    folder = shared / "golden" / "mergekit"
-    if not folder.is_dir():
-        pytest.skip(f"no golden files at {folder}")
+def qwen():
+    folder = Path(__file__).parent / "golden" / "mergekit"
     model = lambda name: load_file(folder / "models" / name / "model.safetensors")
     return folder / "expected", model("base"), [model(f"ft{t}") for t in range(4)]
 

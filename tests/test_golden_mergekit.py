@@ -37,10 +37,8 @@ FEWER = {"nearswap": 1}
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    folder = shared / "golden" / "mergekit"
-    if not folder.is_dir():
-        pytest.skip(f"no golden files at {folder}")
+def golden():
+    folder = Path(__file__).parent / "golden" / "mergekit"
     names = ("base", "ft0", "ft1", "ft2", "ft3")
     base, *models = (load_file(folder / "models" / n / "model.safetensors") for n in names)
     return base, models, lambda name: load_file(folder / "expected" / f"{name}.safetensors")

@@ -8,6 +8,8 @@ quirk on top of jaxmerge's own state, and then every leaf agrees to 1e-12.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -18,10 +20,8 @@ BARE = "embeddings.class_embedding"
 
 
 @pytest.fixture(scope="module")
-def clip(shared):
-    folder = shared / "golden" / "clip_vision"
-    if not folder.is_dir():
-        pytest.skip(f"no golden files at {folder}")
+def clip():
+    folder = Path(__file__).parent / "golden" / "clip_vision"
     models = [load_file(folder / f"ft{t}.safetensors") for t in range(4)]
     return folder / "expected", load_file(folder / "base.safetensors"), models
 

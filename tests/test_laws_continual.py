@@ -24,6 +24,7 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
     "der": {"size": 20},
     "derpp": {"size": 20},
     "er": {"size": 20},
@@ -31,6 +32,7 @@ EXAMPLES = {
     "ewc_magmax": {"examples": 8, "strength": 1.0},
     "gpm": {"examples": 8},
     "mas": {"examples": 8},
+    "refresh": {"examples": 8},
     "train_only": {"pattern": "^head/"},
     "slca": {"epochs": 1, "per_class": 4},
 }

@@ -130,7 +130,7 @@ def test_one_model_beside_the_base(method):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: jm.sce(density=0.0),
+        lambda: jm.sce(density=-0.1),
         lambda: jm.sce(floor=-1.0),
         lambda: jm.ram(epsilon=-1e-5),
         lambda: jm.ram_plus(scope="layer"),

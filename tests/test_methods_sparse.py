@@ -253,14 +253,14 @@ def test_randmix_picks_every_model_equally_often():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: jm.ties(density=0.0),
+        lambda: jm.ties(density=-0.1),
         lambda: jm.ties(density=1.5),
         lambda: jm.ties(density=[0.5, -0.1]),
         lambda: jm.ties(scope="layer"),
         lambda: jm.ties(merge="median"),
         lambda: jm.ties(elect="vote"),
         lambda: jm.ties(tie="minus"),
-        lambda: jm.dare(density=0.0),
+        lambda: jm.dare(density=-0.1),
         lambda: jm.dare(rescale="l2"),
         lambda: jm.dare_ties(density=2),
         lambda: jm.della(density=0.1, epsilon=0.5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -24,10 +26,8 @@ DEPARTS = {"breadcrumbs": 6 * 16, "breadcrumbs_ties": 6 * 16, "arcee_fusion": 4}
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    folder = shared / "golden" / "mergekit"
-    if not folder.is_dir():
-        pytest.skip(f"no golden files at {folder}")
+def golden():
+    folder = Path(__file__).parent / "golden" / "mergekit"
     return folder
 
 

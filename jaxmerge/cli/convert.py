@@ -8,6 +8,7 @@ Orbax checkpoint, an output that ends in .gguf a GGUF file.
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import os
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
     partial = partial_folder(out)
     with working(out):
         delete(partial)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # else its words come before ours
         try:
             with ocp.StandardCheckpointer() as writer:
                 writer.save(partial, nested(source.source, tree))

@@ -95,8 +95,8 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
     if n in cut_grid(job, run, {n: measured})[0]:
         return need, run.needs_of(job, n, measured, closing)[0]
     like = run.base_like(job, n)._replace(shape=(LONGEST,))
-    # the piece before is given back when the next one is read
-    return need, 2 * needs(job, n, like, measured, closing, run.zero)[0]
+    # the piece before is given back when the next one is read, and the allocator keeps as much
+    return need, 3 * needs(job, n, like, measured, closing, run.zero)[0]
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ def run(
     device: str | None = None,
     devices: int | None = None,
     allow_pickle: bool = False,
+    strict: bool = False,
+    tensor_union: bool = False,
+    tensor_intersection: bool = False,
     allow_import: bool = False,
     overflow: str | None = None,
     quiet: bool = False,
     json: bool = False,
 ) -> None:
     """Run a recipe; see ``jaxmerge merge --help``."""
+    if tensor_union and tensor_intersection:
+        raise UserError("Choose one of --tensor-union and --tensor-intersection.")
+    leaves = "union" if tensor_union else "intersection" if tensor_intersection else "same"
     size = parse_size(shard_size)
     if out is None and not check:
         raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
@@ -53,16 +60,21 @@ def run(
     compile_cache()
     keep_memory()
     found = load(recipe, allow_import)
+    ignored = [line for document in found for line in document.ignored]
+    if strict and ignored:
+        raise UserError(f"{recipe}:\n  " + "\n  ".join(ignored))
+    warn(ignored)
     stages: dict[str, Path] = {}
     reports = []
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
         document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
-        models = Models([Path(recipe).resolve().parent], allow_pickle, stages)
+        models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
         try:
             with about(recipe):
                 plan = document.plan(models)
+            warn(plan.warnings)
             if document.overflow != OVERFLOW[0]:
                 plan.resolved["overflow"] = document.overflow
             if check or out is None:
@@ -93,6 +105,14 @@ def run(
             raise UserError("the models do not fit together, see above.")
     elif jax.process_index() == 0:
         _print_done(reports, json, quiet)
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Say what the user should know, not more than a screen of it."""
+    for line in lines[:20]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(lines) > 20:
+        print(f"warning: and {len(lines) - 20} more of the kind", file=sys.stderr)
 
 
 def say_what_is_guessed(plan: Plan) -> None:

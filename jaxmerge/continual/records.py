@@ -189,6 +189,8 @@ class Method(NamedTuple):
         begin, end: ``(model, params, memory, border) -> (params, memory)``.
         objective: ``(outputs, batch, info, task) -> [B]``, in place of the task's own.
         loss: ``(model, step) -> scalar`` that is added.
+        perturb: ``(model, step, trained, objective_at) -> trained``: moves the weights before the
+            step looks at them; ``objective_at(trained)`` is the gradient of the objective alone.
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
@@ -204,6 +206,7 @@ class Method(NamedTuple):
     begin: Callable[..., tuple[Leaves, Any]] | None = None
     objective: Callable[..., Array] | None = None
     loss: Callable[..., Array] | None = None
+    perturb: Callable[..., Any] | None = None
     gradient: Callable[..., Any] | None = None
     update: Callable[..., tuple[Any, Any]] | None = None
     observe: Callable[..., Any] | None = None

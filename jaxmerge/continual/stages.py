@@ -256,7 +256,8 @@ def steps(
 
     def step(fit, x):
         take = lambda f: one_step(setup, parts, info, state, t, total, f, read(x[0]))
-        return jax.lax.cond(x[1], take, lambda f: (f, jnp.float32(0)), fit)
+        kind = jax.eval_shape(read, x[0]).weight.dtype
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), kind)), fit)
 
     return jax.lax.scan(step, fit, part)
 
@@ -354,19 +355,35 @@ def one_step(
         found = found if apart else (*found, found[1])
         return found, (with_trained(model, before, trained, t), out, new)
 
-    (loss, grads, plain), (params, out, statistics) = over_parts(fit.trained)
+    def objective_at(trained):
+        alone = lambda raw, key: jax.grad(lambda x: losses(x, raw, key)[0][0])(trained)
+        if setup.accumulate == 1:
+            return alone(jax.tree.map(lambda x: x[0], batches), root)
+        each = lambda x: alone(x[0], jax.random.fold_in(root, x[1]))
+        found = jax.lax.map(each, (batches, jnp.arange(setup.accumulate)))
+        return jax.tree.map(lambda x: jnp.mean(x, 0), found)
+
+    def joined() -> Step:
+        """The step as hooks see it, with the parts of the batch as one."""
+        whole, inputs = batches, batches.inputs
+        if setup.accumulate > 1 and isinstance(inputs, Fed):
+            whole = batches._replace(inputs=inputs.stored)
+        return look(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole), root)
+
+    start = fit.trained
+    for i, (m, _) in enumerate(hooks):
+        if m.perturb is not None:
+            step = joined()._replace(params=with_trained(model, before, start, t))
+            start = m.perturb(model, seen(i, step, fit.memory), start, objective_at)
+    (loss, grads, plain), (params, out, statistics) = over_parts(start)
     memory = list(fit.memory)
     if watched:
-        inputs = batches.inputs
-        if setup.accumulate > 1 and isinstance(inputs, Fed):
-            batches = batches._replace(inputs=inputs.stored)
-        joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
-        step = look(joined, root)._replace(params=params, outputs=out, grads=plain)
+        step = joined()._replace(params=params, outputs=out, grads=plain)
     grad_at = lambda trained: over_parts(trained)[0][1]
     for i, (m, _) in enumerate(hooks):
         if m.gradient is not None:
             grads = m.gradient(model, seen(i, step, memory), grads, grad_at)
-    updates, moments = transform(setup, total).update(grads, fit.moments, fit.trained)
+    updates, moments = transform(setup, total).update(grads, fit.moments, start)
     for i, (m, name) in enumerate(hooks):
         if m.update is not None:
             updates, after = m.update(model, seen(i, step, memory), updates)
@@ -375,9 +392,9 @@ def one_step(
         if m.observe is not None:
             after = m.observe(model, seen(i, step, memory, updates=updates))
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
-    trained = optax.apply_updates(fit.trained, updates)
+    trained = optax.apply_updates(start, updates)
     fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)
-    return fit, loss.astype(jnp.float32)
+    return fit, loss.astype(batches.weight.dtype)
 
 
 def end(setup: Setup, stream: Stream, state: State, t: Array) -> State:

@@ -46,7 +46,10 @@ def chain(*stages: Transform | Merge) -> Merge:
             "one number, or put it before the merge."
         )
     models = fold.models[0], _least([fold.models[1], *(t.models for t in before)])
-    return fold._replace(before=before + fold.before, after=fold.after + after, models=models)
+    needs = tuple(dict.fromkeys((*fold.needs, *(n for t in before for n in t.needs))))
+    return fold._replace(
+        before=before + fold.before, after=fold.after + after, models=models, needs=needs
+    )
 
 
 @register

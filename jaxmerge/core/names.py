@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Leaves
+from jaxmerge.errors import screen
 
 
 def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
@@ -48,7 +49,7 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
             wrong.append(f"leaf {name!r} is a {type(leaf).__name__}, not an array; leave it out")
         flat[name], seen[name] = leaf, path
     if wrong:
-        raise ValueError("This is no model:\n  " + "\n  ".join(wrong))
+        raise ValueError("This is no model:\n  " + "\n  ".join(screen(wrong)))
     order = list(flat)
     return flat, lambda new: jax.tree_util.tree_unflatten(treedef, [new[n] for n in order])
 
@@ -74,6 +75,47 @@ def is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def rows_of(models: Any, base: Any = None) -> list[Leaves]:
+    """The models one by one, flat: of a list of trees, or of one tree of leaves [T, *leaf].
+
+    Args:
+        base: one model, flat; a tree that has its leaves with an axis more is one of stacked ones.
+
+    >>> base = {"w": np.zeros(2)}
+    >>> [x["w"].shape for x in rows_of({"w": np.ones((3, 2))}, base)]
+    [(2,), (2,), (2,)]
+
+    Raises:
+        ValueError: stacked leaves of different lengths.
+    """
+    if isinstance(models, list | tuple) or not is_stacked(models, base):
+        many = models.values() if isinstance(models, Mapping) else models
+        return [flatten(m)[0] for m in many]
+    flat = flatten(models)[0]
+    lengths = {n: x.shape[0] if x.ndim else None for n, x in flat.items()}
+    length = next(iter(lengths.values()), None)
+    if length is None or set(lengths.values()) != {length}:
+        raise ValueError(
+            "Stacked models need one leading axis of one length in every leaf, found "
+            f"{dict(list(lengths.items())[:6])}."
+        )
+    return [{n: x[t] for n, x in flat.items()} for t in range(length)]
+
+
+def is_stacked(models: Any, base: Any) -> bool:
+    """Whether this is one tree of the base's leaves with an axis for the models before theirs."""
+    if base is None or hasattr(models, "__next__"):
+        return False
+    try:
+        flat = flatten(models)[0]
+    except ValueError:
+        return False
+    if hasattr(flat, "like") or set(flat) != set(base):
+        return False
+    shapes = [(tuple(x.shape), tuple(base[n].shape)) for n, x in flat.items()]
+    return all(len(a) > len(b) and a[1:] == b for a, b in shapes)
+
+
 class Zeros(Mapping):
     """The base of a merge without a base: zeros like one model, made leaf by leaf when asked."""
 
@@ -92,7 +134,8 @@ class Zeros(Mapping):
 
 
 def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int = 0) -> None:
-    """Raise one ValueError that names every leaf of every model that does not fit the base.
+    """Raise one ValueError that says of every model what does not fit the base: the first leaves
+    of each kind and how many more, and the prefix if names differ by one.
 
     Example:
         >>> base = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
@@ -101,28 +144,39 @@ def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int 
         ValueError: model 1 does not fit the base:
           missing leaf 'b' (base: float32[3])
           leaf 'w': found float32[3,2], expected float32[2,3]
-        Give every model the leaves of the base, in its shapes and dtypes.
+        Give every model the leaves of the base, in its shapes, floats for floats.
     """
     found = []
     for t, model in enumerate(models, first):
         wrong = mismatches(base, model)
         if wrong:
-            found += [f"{who.format(t)} does not fit the base:", *(f"  {line}" for line in wrong)]
+            kinds = [[w for w in wrong if w.startswith(k)] for k in ("missing", "extra", "leaf")]
+            lines = [line for some in kinds for line in screen(some, 6)]
+            missing, extra = (
+                [n for n in a if n not in b] for a, b in ((base, model), (model, base))
+            )
+            pair = other_prefix(extra, missing) if missing and extra else None
+            if pair is not None:
+                lines.append(f"its names begin with {pair[0]!r} where the base's have {pair[1]!r}")
+            found += [f"{who.format(t)} does not fit the base:", *(f"  {x}" for x in lines)]
     if found:
         raise ValueError(
-            "\n".join(found)
-            + "\nGive every model the leaves of the base, in its shapes and dtypes."
+            "\n".join(screen(found, 30))
+            + "\nGive every model the leaves of the base, in its shapes, floats for floats."
         )
 
 
 def mismatches(base: Leaves, model: Leaves) -> list[str]:
-    """A line for each leaf of `model` that is missing, extra, or of another shape or dtype."""
+    """A line for each leaf of `model` that is missing, extra, or of another shape or kind.
+
+    Floating dtypes may differ: a change is computed in float32 and cast to the base's dtype.
+    """
     wrong = [f"missing leaf {n!r} (base: {kind(base[n])})" for n in base if n not in model]
     wrong += [f"extra leaf {n!r} ({kind(model[n])})" for n in model if n not in base]
     for n in base:
         if n in model:
             found, expected = model[n], base[n]
-            if found.shape != expected.shape or found.dtype != expected.dtype:
+            if found.shape != expected.shape or is_float(found) != is_float(expected):
                 wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
     return wrong
 

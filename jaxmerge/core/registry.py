@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmerge.core.types import Merge, Transform
+from jaxmerge.core.types import DECLARED, Merge, Transform
 from jaxmerge.errors import closest
 
 REGISTRY: dict[str, Callable[..., Merge | Transform]] = {}
@@ -74,8 +74,14 @@ class Spec:
         return ours[1] == theirs[1] and all(map(_same, ours[0], theirs[0]))
 
     def __hash__(self) -> int:
-        numbers = tuple(x for x in jax.tree.leaves(self) if isinstance(x, float))
-        return hash((self.factory, tuple(self.arguments), numbers))
+        numbers = jax.tree.leaves(self)
+        if any(isinstance(x, jax.core.Tracer) for x in numbers):
+            raise TypeError(
+                f"{self} has numbers that are being traced, so it cannot be a static argument: "
+                "pass it as an ordinary one."
+            )
+        plain = tuple(float(x) for x in numbers if np.size(x) == 1)
+        return hash((self.factory, tuple(self.arguments), plain))
 
     def __repr__(self) -> str:
         if isinstance(self.factory, Merge | Transform):
@@ -90,19 +96,23 @@ class Spec:
         return f"{self.factory.__name__}({', '.join(shown)})"
 
 
-def register(factory: Callable | None = None, *, static: Iterable[str] = ()) -> Callable:
+def register(
+    factory: Callable | None = None, *, static: Iterable[str] = (), shapes: Iterable[str] = ()
+) -> Callable:
     """Register a factory of a `Merge` or a `Transform`; see the module's docstring.
 
     Args:
-        static: names of numeric arguments that must stay Python numbers inside compiled code
-            (a density that decides a count exactly); other floats are traced.
+        static: names of numeric arguments that stay Python numbers inside compiled code (a density
+            that decides a count exactly) unless the caller traces them; other floats are traced.
+        shapes: names of those that decide a shape: a caller cannot trace them.
 
     Raises:
         ValueError: the name is taken by another factory.
     """
     if factory is None:
-        return functools.partial(register, static=static)
-    name, static = factory.__name__, frozenset(static)
+        return functools.partial(register, static=static, shapes=shapes)
+    name, shapes = factory.__name__, frozenset(shapes)
+    static = frozenset(static) | shapes
     signature = inspect.signature(factory)
     if name in REGISTRY and inspect.unwrap(REGISTRY[name]).__module__ != factory.__module__:
         raise ValueError(f"A method named {name!r} is registered already; choose another name.")
@@ -116,16 +126,65 @@ def register(factory: Callable | None = None, *, static: Iterable[str] = ()) -> 
             wrong = [k for k in kwargs if k not in known]
             hint = "; ".join(f"{k!r}: {closest(k, known)}" for k in wrong) or f"it takes {known}"
             raise TypeError(f"{name}(): {error} ({hint})") from None
-        made = factory(*args, **kwargs)
         bound.apply_defaults()
+        for k in static & set(bound.arguments):
+            bound.arguments[k] = _plain(name, k, bound.arguments[k], k in shapes)
+        made = factory(*bound.args, **bound.kwargs)
         arguments = {k: frozen(v, k in static) for k, v in bound.arguments.items()}
-        spec = Spec(factory, arguments)
-        if isinstance(made, Merge) and not (made.before or made.after or made.route):
-            made = made._replace(core=spec)
-        return made._replace(spec=spec)
+        return _noted(made, Spec(factory, arguments))
 
     REGISTRY[name] = build
     return build
+
+
+def _noted(made: Merge | Transform, spec: Spec) -> Merge | Transform:
+    """A stage with the record of how it was built."""
+    if isinstance(made, Merge) and not (made.before or made.after or made.route):
+        made = made._replace(core=spec)
+    return made._replace(spec=spec)
+
+
+def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
+    """A static argument as a Python number; raise TypeError where one that must be is traced."""
+    if isinstance(value, jax.core.Tracer):
+        if shape:
+            raise TypeError(
+                f"{name}(): {argument} decides a shape, so it must be a number, and here it is "
+                "traced by jit, vmap or grad. Build the method outside of the transformation, "
+                f"once for every {argument}."
+            )
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+class _Hollow:
+    """The functions of a method whose numbers are none yet: jax's placeholders, or stacks."""
+
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError("This method has no plain numbers; map over it, or index its leaves.")
+
+
+def _flatten(stage: Merge | Transform) -> tuple[tuple, Any]:
+    if stage.spec is None:
+        return (), stage
+    declared = DECLARED if isinstance(stage, Merge) else ("stochastic", "models")
+    return (stage.spec,), (type(stage), tuple((f, getattr(stage, f)) for f in declared))
+
+
+def _unflatten(aux: Any, children: tuple) -> Merge | Transform:
+    if not children:
+        return aux
+    (spec,), (kind, declared) = children, aux
+    try:
+        made = _noted(spec.build(), spec)
+    except (AttributeError, TypeError, ValueError):  # placeholders, or numbers of many at once
+        made = kind(*[_Hollow()] * (2 if kind is Merge else 1))
+    return made._replace(spec=spec, **dict(declared))
+
+
+# A method is a pytree of its numbers: an argument of jit, something to map or differentiate over.
+jax.tree_util.register_pytree_node(Merge, _flatten, _unflatten)
+jax.tree_util.register_pytree_node(Transform, _flatten, _unflatten)
 
 
 def get(name: str) -> Callable[..., Merge | Transform]:

@@ -96,6 +96,7 @@ class Transform(NamedTuple):
     `route(name, like) -> Transform`, if given, chooses another transform for each leaf by its
     name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
     the length of a hyperparameter with a number for each model: that many models may come.
+    `needs` names the `extra` side information that the kernel reads.
     """
 
     kernel: Callable[[Array, Context], Array]
@@ -104,9 +105,16 @@ class Transform(NamedTuple):
     route: Callable[[str, Leaves], Transform] | None = None
     spec: Any = None
     models: int | None = None
+    needs: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"
+
+    def __eq__(self, other: Any) -> bool:
+        return _equal(self, other, ("stochastic", "models"))
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self.spec is None else hash(self.spec)
 
 
 def result(cell: Cell, ctx: Context) -> Array:
@@ -132,6 +140,8 @@ class Merge(NamedTuple):
         stochastic: the fold draws random numbers and needs a key.
         elementwise: every entry is treated on its own, so leaves may be cut into blocks.
         needs: names of the `extra` side information that `update` reads.
+        keeps_rows: the cell is a tuple of all rows so far, so it grows with every model; see
+            `Slots` for one that does not.
         route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
         core: spec of the fold without `before` and `after`.
         spec: how the whole was built, for printing, recipes and compilation caches.
@@ -150,12 +160,35 @@ class Merge(NamedTuple):
     stochastic: bool = False
     elementwise: bool = False
     needs: tuple[str, ...] = ()
+    keeps_rows: bool = False
     route: Callable[[str, Leaves], Merge] | None = None
     core: Any = None
     spec: Any = None
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Merge(...)"
+
+    def __eq__(self, other: Any) -> bool:
+        return _equal(self, other, DECLARED)
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self.spec is None else hash(self.spec)
+
+
+DECLARED = ("models", "stochastic", "elementwise", "needs")  # plain facts about a merge
+
+
+def _equal(one: Any, other: Any, declared: tuple[str, ...]) -> bool:
+    """Stages are equal if they were built by one call; those without a spec only if they are one.
+
+    A stage that was changed after it was built (``_replace``) is equal where it declares the same.
+    """
+    if type(one) is not type(other):
+        return NotImplemented
+    if one.spec is None or other.spec is None:
+        return tuple.__eq__(one, other)
+    same = all(getattr(one, f) == getattr(other, f) for f in declared)
+    return same and bool(one.spec == other.spec)
 
 
 def zeros(leaf: Array, dtype: Any = None) -> Array:
@@ -195,12 +228,29 @@ def collected(
     """
     return Merge(
         init=lambda leaf: (),
-        update=lambda rows, x, ctx: (*rows, x),
+        update=lambda rows, x, ctx: rows.put(ctx, x) if isinstance(rows, Slots) else (*rows, x),
         finalize=reduce,
         combine=lambda a, b: (*a, *b),
         models=models,
+        keeps_rows=True,
         **fields,
     )
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Slots(tuple):
+    """All rows of a leaf, with room for a number of models known before: its form stays."""
+
+    def put(self, ctx: Context, x: Array) -> Slots:
+        """The same with the row of this model in its place."""
+        return Slots(jnp.where(ctx.step == t, x, row) for t, row in enumerate(self))
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.SequenceKey(t), row) for t, row in enumerate(self)], None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(children)
 
 
 def leaf_key(key: Any, name: str) -> Any:
@@ -222,7 +272,7 @@ class Piece(NamedTuple):
     the whole leaf would.
 
     Attributes:
-        key: of the leaf, the model and the stage.
+        key: of the leaf, the model and the stage; None where nothing is drawn.
         start: uint32 scalar, the number of the piece's first entry in the flattened leaf.
     """
 
@@ -244,13 +294,27 @@ def leaf_sum(x: Array) -> Array:
 def per_model(value: Any, ctx: Context) -> Any:
     """A hyperparameter at this model: a number as it is, a list over models at ``ctx.step``.
 
+    Lists come in the dtype in which the leaf is merged, float32 or float64.
+
     >>> ctx = Context(base=None, step=jnp.int32(1))
     >>> float(per_model(0.5, ctx)), float(per_model((0.1, 0.25), ctx))
     (0.5, 0.25)
     """
     if isinstance(value, tuple | list):
-        value = jnp.stack([jnp.asarray(v, jnp.float32) for v in value])
+        dtype = jnp.float32 if ctx.base is None else working_dtype(ctx.base)
+        value = jnp.stack([jnp.asarray(v, dtype) for v in value])
     return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
+
+
+def beside(kind: str, x: Array, ctx: Context) -> Array | None:
+    """The side information of this leaf, entry by entry; None if it was left out."""
+    found = ctx.extra.get(kind)
+    if found is not None and found.shape != x.shape:
+        raise ValueError(
+            f"The {kind} of a leaf has shape {list(found.shape)}, but the leaf has shape "
+            f"{list(x.shape)}. Was it measured on another model?"
+        )
+    return found
 
 
 def model_count(*values: Any) -> int | None:

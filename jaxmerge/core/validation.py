@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
+from jaxmerge.core.registry import spec_of
 from jaxmerge.core.types import Leaves, Merge, Transform, concrete, working_dtype
+from jaxmerge.errors import screen
 
 
 def grid_of(method: Merge, base: Leaves) -> dict[str, Pipeline]:
@@ -38,9 +40,48 @@ def check_method(method: Merge, key: Any) -> None:
             f"one, for example jm.chain({method}, jm.add())."
         )
     if not isinstance(method, Merge):
-        raise TypeError(f"Expected a Merge such as jm.magmax(0.5), got {method!r}.")
+        raise TypeError(
+            f"Expected a Merge such as jm.magmax(0.5), got {_short(method)}. The method comes "
+            "first: jm.merge(method, base, models), jm.update(method, state, base, model), "
+            "jm.merged(method, state, base)."
+        )
+    if key is not None and not _is_key(key):
+        raise TypeError(f"key must be jax.random.key(seed), got {_short(key)}.")
     if stochastic(method) and key is None:
         raise ValueError(f"{method} draws random numbers: pass key=jax.random.key(seed).")
+
+
+def _is_key(key: Any) -> bool:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None:
+        return False
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return typed or (dtype == jnp.uint32 and getattr(key, "ndim", 0) > 0)
+
+
+def _short(value: Any) -> str:
+    """A value in few words."""
+    if isinstance(value, bool | int | float | str) or value is None:
+        return repr(value)[:80]
+    if isinstance(value, Mapping | list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def check_base(base: Any, models: Any) -> None:
+    """Raise ValueError where the models stand in the place of the base."""
+    several = isinstance(base, list | tuple) and all(isinstance(b, Mapping) for b in base)
+    if several and isinstance(models, Mapping) and len(base):
+        try:
+            one = set(names.flatten(models)[0])
+            many = [set(names.flatten(b)[0]) for b in base]
+        except ValueError:
+            return
+        if all(m == one for m in many):
+            raise ValueError(
+                f"The base is a list of {len(base)} models and the models are one: the order is "
+                "jm.merge(method, base, models)."
+            )
 
 
 def check_count(method: Merge, count: int, least: bool = True) -> None:
@@ -71,13 +112,38 @@ def check_choice(nonfinite: str) -> bool:
     return nonfinite == "zero"
 
 
+def folds_of(grid: Mapping[str, Pipeline]) -> tuple[str, ...]:
+    """The names of the folds, by which a state knows whose it is."""
+    made = (spec_of(p.fold).factory for p in grid.values())
+    return tuple(sorted({getattr(f, "__name__", "a fold without a name") for f in made}))
+
+
+def check_state(method: Any, grid: Mapping[str, Pipeline], state: Any, base: Leaves) -> None:
+    """Raise unless the state was made by this method for this base."""
+    found = folds_of(grid)
+    if state.folds and state.folds != found:
+        raise ValueError(
+            f"The state was made by another method: its folds are {', '.join(state.folds)}, those "
+            f"of {method} are {', '.join(found)}. Use one method for jm.init, update and merged."
+        )
+    check_cells(grid, state.cells)
+
+
+def check_order(state: Any, kind: type, call: str) -> None:
+    """Raise TypeError unless the state stands where it belongs."""
+    if not isinstance(state, kind):
+        raise TypeError(f"Expected the state of jm.init, got {_short(state)}: the order is {call}.")
+
+
 def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
     """Raise unless the state has a cell for every leaf of the base, and no other."""
     wrong = [f"no cell for leaf {n!r}" for n in grid if n not in cells]
     wrong += [f"a cell for {n!r}, which the base lacks" for n in cells if n not in grid]
     if wrong:
         raise ValueError(
-            "The state was made for another base:\n  " + "\n  ".join(wrong) + "\nMake it by "
+            "The state was made for another base:\n  "
+            + "\n  ".join(screen(wrong))
+            + "\nMake it by "
             "jm.init(method, base) with the base that is passed to update and merged."
         )
 
@@ -103,7 +169,7 @@ def flat_extra(
     if wrong:
         raise ValueError(
             f"The side information about {who} does not fit the base:\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(screen(wrong))
             + "\nName its leaves as the base does; a leaf may be left out."
         )
     return flat
@@ -143,7 +209,7 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     ]
     if wrong:
         raise ValueError(
-            "NaN or Inf in\n  " + "\n  ".join(wrong) + "\nMend the checkpoint, or pass "
+            "NaN or Inf in\n  " + "\n  ".join(screen(wrong)) + "\nMend the checkpoint, or pass "
             'nonfinite="zero" to count such entries as no change.'
         )
 

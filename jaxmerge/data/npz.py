@@ -27,7 +27,7 @@ from jaxmerge.io.untrusted import open_regular
 MOST_UNPACKED = 1 << 30  # bytes that any file may unpack to; a larger one to RATIO times its size
 RATIO = 64  # images pack to a twentieth at best
 DAMAGED = (
-    zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, OSError, SyntaxError
+    zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OSError, SyntaxError
 )  # fmt: skip
 PARTS = {"images", "jpeg", "offsets", "domains"}
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")

@@ -17,6 +17,7 @@ does not fit.  Sharded leaves stay sharded.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,14 +27,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxmerge.core import names
-from jaxmerge.core.types import Array, Cell, Leaves, Merge, concrete
+from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
 from jaxmerge.core.validation import (
-    check_cells,
+    check_base,
     check_choice,
     check_count,
     check_joinable,
     check_method,
+    check_order,
+    check_state,
     flat_extra,
+    folds_of,
     grid_of,
     refuse_nonfinite,
 )
@@ -60,6 +64,7 @@ class MergeState:
         step: int32, how many models were merged.
         key: the root PRNG key, or None.
         cells: leaf name -> the method's cell.
+        folds: names of the folds that made the cells; static, () where it is not known.
 
     The base is passed to every call instead of being kept here, so donating the state never
     deletes the caller's copy of the pretrained weights.
@@ -68,12 +73,33 @@ class MergeState:
     step: Array
     key: Any
     cells: dict[str, Cell]
+    folds: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
-def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
+def init(method: Merge, base: Any, *, key: Any = None, models: int | None = None) -> MergeState:
     """The state before any model was merged, sharded as the base is.
 
+    Args:
+        method: any registered method, or a chain of stages.
+        base: theta_0, a pytree.
+        key: PRNG key, needed by stochastic methods.
+        models: how many models will come.  Methods that keep all rows then have room for them from
+            the start, so that the state keeps its form and `jax.lax.scan` can run over `update`.
+
     Memory: the method's cells.
+
+    Raises:
+        ValueError: no leaf; or, with `models`, a fold whose cell takes its form from the first
+            model (RegMean's, from the Gram matrix).
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base, method = {"w": jnp.zeros(2)}, jm.karcher()
+        >>> stacked = {"w": jnp.array([[2.0, 0.0], [0.0, 2.0]])}
+        >>> state = jm.init(method, base, models=2)
+        >>> step = lambda state, model: (jm.update(method, state, base, model), None)
+        >>> jm.merged(method, jax.lax.scan(step, state, stacked)[0], base)["w"].round(3)
+        Array([1.414, 1.414], dtype=float32)
     """
     check_method(method, key)
     flat = implicit(names.flatten(base)[0])
@@ -82,11 +108,33 @@ def init(method: Merge, base: Any, *, key: Any = None) -> MergeState:
             "init needs the base, found no leaf in it; to merge weights instead of changes, "
             "pass zeros: jax.tree.map(jnp.zeros_like, model)."
         )
+    grid = grid_of(method, flat)
     cells = {
         n: (start_alike if _spread(flat[n]) else start_leaf)(p.specs, flat[n])
-        for n, p in grid_of(method, flat).items()
+        for n, p in grid.items()
     }
-    return MergeState(jnp.zeros((), jnp.int32), key, cells)
+    if models is not None:
+        cells = _with_room(grid, flat, cells, models)
+    return MergeState(jnp.zeros((), jnp.int32), key, cells, folds_of(grid))
+
+
+def _with_room(grid, base: Leaves, cells: dict[str, Cell], models: int) -> dict[str, Cell]:
+    """The cells in the form that they have after that many models."""
+    late = {repr(p.fold): n for n, p in grid.items() if p.fold.needs and cells[n] == ()}
+    if late:
+        raise ValueError(
+            "; ".join(f"{fold} (for example on leaf {n!r})" for fold, n in late.items())
+            + " takes the form of its cell from the first model: update once before lax.scan, "
+            "and leave models= out."
+        )
+    none = lambda c: isinstance(c, tuple) and not c
+    room = lambda n, c: Slots(zeros(base[n]) for _ in range(models)) if none(c) else c
+    return {
+        n: jax.tree.map(lambda c, n=n: room(n, c), cell, is_leaf=none)
+        if grid[n].fold.keeps_rows
+        else cell
+        for n, cell in cells.items()
+    }
 
 
 def _spread(leaf: Any) -> bool:
@@ -118,18 +166,26 @@ def update(
     Raises:
         ValueError: as `merge`; or the state belongs to another base or method.
     """
+    check_method(method, getattr(state, "key", None))
+    check_order(state, MergeState, "jm.update(method, state, base, model)")
     zero = check_choice(nonfinite)
     base, model = (implicit(names.flatten(x)[0]) for x in (base, model))
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
-    check_cells(grid, state.cells)
+    check_state(method, grid, state, base)
     extra = flat_extra(method, base, extra, "this model")
     if concrete(state.step):
         check_count(method, int(state.step) + 1, least=False)
+        full = [n for n, c in state.cells.items() if _room(c) <= int(state.step)]
+        if full:
+            raise ValueError(
+                f"The state was made for {int(state.step)} models and has no room for one more: "
+                "jm.init(method, base, models=...) with their number, or without it."
+            )
     if not zero:
         refuse_nonfinite(grid, base, [model])
     cells = _absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
-    return MergeState(state.step + 1, state.key, cells)
+    return MergeState(state.step + 1, state.key, cells, state.folds)
 
 
 def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
@@ -147,18 +203,35 @@ def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]
 
 def merged(method: Merge, state: MergeState, base: Any) -> Any:
     """The merged model so far, in the form and the dtypes of the base."""
+    check_method(method, getattr(state, "key", None))
+    check_order(state, MergeState, "jm.merged(method, state, base)")
     like, rebuild = names.flatten(base)
     flat = implicit(like)
     grid = grid_of(method, flat)
-    check_cells(grid, state.cells)
+    check_state(method, grid, state, flat)
+    cells = state.cells
     if concrete(state.step):
         check_count(method, int(state.step))
-    found = measure_cells(grid, flat, state.cells, state.key, state.step)
+        cells = _filled(cells, int(state.step))
+    found = measure_cells(grid, flat, cells, state.key, state.step)
     out = {
-        n: finish_leaf(p.specs, state.cells[n], flat[n], p.key(state.key, n), state.step, found[n])
+        n: finish_leaf(p.specs, cells[n], flat[n], p.key(state.key, n), state.step, found[n])
         for n, p in grid.items()
     }
     return rebuild(_like(like, out))
+
+
+def _room(cell: Cell) -> float:
+    """For how many models a cell has room."""
+    slots = lambda c: isinstance(c, Slots)
+    found = [len(c) for c in jax.tree.leaves(cell, is_leaf=slots) if slots(c)]
+    return min(found, default=math.inf)
+
+
+def _filled(cells: dict[str, Cell], count: int) -> dict[str, Cell]:
+    """The cells without the room that is still empty."""
+    slots = lambda c: isinstance(c, Slots)
+    return jax.tree.map(lambda c: c[:count] if slots(c) else c, cells, is_leaf=slots)
 
 
 def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> MergeState:
@@ -174,10 +247,11 @@ def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> Mer
     flat = implicit(names.flatten(base)[0])
     grid = grid_of(method, flat)
     check_joinable(method, grid)
-    check_cells(grid, first.cells)
-    check_cells(grid, second.cells)
+    for state in (first, second):
+        check_order(state, MergeState, "jm.join(method, first, second, base)")
+        check_state(method, grid, state, flat)
     cells = {n: combine_leaf(p.specs, first.cells[n], second.cells[n]) for n, p in grid.items()}
-    return MergeState(first.step + second.step, first.key, cells)
+    return MergeState(first.step + second.step, first.key, cells, first.folds)
 
 
 def merge(
@@ -194,7 +268,9 @@ def merge(
     Args:
         method: any registered method, or a chain of stages.
         base: theta_0, a pytree; None stands for zeros, so that task vectors are the weights.
-        models: pytrees with the leaves of the base; integer leaves come from the base.
+        models: pytrees with the leaves of the base, as a list or a mapping of names to models, or
+            one pytree of leaves [T, *leaf]; floating dtypes may differ from the base's, and integer
+            leaves come from the base.
         key: PRNG key, needed by stochastic methods.  Random masks depend on the leaf's name and
             the model's position, not on the order of leaves or the devices.
         extras: per model, side information such as ``{"fisher": tree}``.
@@ -216,6 +292,9 @@ def merge(
     """
     check_method(method, key)
     zero = check_choice(nonfinite)
+    check_base(base, models)
+    if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):
+        models = names.rows_of(models, flat)
     models = list(models.values()) if isinstance(models, Mapping) else list(models)
     check_count(method, len(models))
     if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):

@@ -249,7 +249,7 @@ def toward_mean(
 
     def update(cell, x, ctx):
         if whole:
-            length = jnp.sqrt(ctx.measured).astype(x.dtype)
+            length = vectors.root(ctx.measured).astype(x.dtype)
             unit = x / jnp.where(length > 0, length, 1)
         else:
             unit, length = vectors.unit(x, per)

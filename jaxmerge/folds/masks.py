@@ -34,15 +34,15 @@ __all__ = ["balance", "consensus_sum", "localized_sum", "modulated_unified"]
 
 
 def tall_mask(row: Array, total: Array, tall: Any) -> Array:
-    """Where a task's change is large against those of the others: |tau| >= tall |sum - tau|."""
-    return jnp.abs(row) >= tall * jnp.abs(total - row)
+    """Where a task's change is large against those of the others: |tau| > tall |sum - tau|."""
+    return jnp.abs(row) > tall * jnp.abs(total - row)
 
 
 @register
 def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
     """The sum of the task vectors where at least some number of TALL masks are active, else zero.
 
-    Formula: m_t = [|tau_t| >= tall_t |tau - tau_t|] with tau = sum_t tau_t; tau [sum_t m_t >= k].
+    Formula: m_t = [|tau_t| > tall_t |tau - tau_t|] with tau = sum_t tau_t; tau [sum_t m_t >= k].
 
     Args:
         tall: lambda of the masks, at least 0: the larger, the fewer entries a task claims; a
@@ -53,7 +53,8 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
     Memory: T x the leaf: masks need the sum of all.
 
     Source: Wang et al., Localizing Task Information for Improved Model Merging and Compression,
-    ICML 2024, equations 3 and 6.
+    ICML 2024, equations 3 and 6.  Differs: a mask counts where the change is larger, as in the
+    authors' code; the paper writes "at least".
     """
     check_range("tall", tall, 0, float("inf"))
     if at_least < 0:
@@ -73,7 +74,7 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
 def localized_sum(task: int = 0, tall: Any = 0.4) -> Merge:
     """The sum of the task vectors under the TALL mask of one task: that task's model, recovered.
 
-    Formula: m_t tau, m_t = [|tau_t| >= tall |tau - tau_t|], tau = sum_t tau_t.
+    Formula: m_t tau, m_t = [|tau_t| > tall |tau - tau_t|], tau = sum_t tau_t.
 
     Args:
         task: the position of the task among the models, from 0.

@@ -116,7 +116,7 @@ def absorb_ties(
     return Merge(zeros, update, measure=ranked_magnitude(ranks), opening=ranked_magnitude(ranks))
 
 
-@register(static=("steps", "epsilon"))
+@register(static=("epsilon",), shapes=("steps",))
 def balance_projections(
     alpha: Any = 0.8,
     steps: int = 200,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
@@ -20,15 +21,16 @@ from jaxmerge.core.types import (
     check_choice,
     check_range,
     collected,
+    concrete,
     zeros,
 )
-from jaxmerge.numerics.measures import ranked_magnitudes
+from jaxmerge.numerics.measures import largest
 
 __all__ = ["select_calculate_erase", "unique_or_mean", "unique_or_mean_rescaled"]
 
 
 @register(static=("density",))
-def select_calculate_erase(density: float = 1.0, floor: Any = 0.0) -> Merge:
+def select_calculate_erase(density: Any = 1.0, floor: Any = 0.0, exact: bool = False) -> Merge:
     """Keep the entries where models differ most, weight models by energy, drop the minority sign.
 
     Formula: with var[p] the variance of tau_t[p] over the models, keep the floor(density m) entries
@@ -37,26 +39,26 @@ def select_calculate_erase(density: float = 1.0, floor: Any = 0.0) -> Merge:
     agree with the sign of sum_t tau_t[p].
 
     Args:
-        density: share of entries selected, in (0, 1]; entries that tie with the last are kept too.
+        density: share of entries selected, in [0, 1]; entries that tie with the last are kept too.
         floor: where the sum over models of the mean of tau^2 is below it, all models weigh the
             same.
+        exact: select no more entries than the density says: of equal ones the first in the leaf.
 
     Memory: T x the leaf.
 
     Source: Wan et al., FuseChat, 2024, section 3.2 (SCE).  Differs: tensor-wise toolkits use
     ``floor=1e-6``, by which ordinary fine-tunes are averaged with equal weights.
     """
-    check_range("density", density, 0, 1, open_low=True, one=True)
+    check_range("density", density, 0, 1, one=True)
     check_range("floor", floor, 0, one=True)
 
     def reduce(rows, ctx):
         many = len(rows)
-        if density < 1:
+        if not concrete(density) or density < 1:
             middle = sum(rows) / many
-            spread = sum(jnp.square(x - middle) for x in rows) / many
-            rank = share_of(density, jnp.count_nonzero(spread))
-            least = ranked_magnitudes(spread, jnp.maximum(rank, 1))
-            selected = (spread >= least) & (rank > 0)
+            spread = jax.lax.stop_gradient(sum(jnp.square(x - middle) for x in rows) / many)
+            count = share_of(density, jnp.count_nonzero(spread))
+            selected = largest(spread, count, exact) | (jnp.asarray(density) >= 1)
             rows = [jnp.where(selected, x, 0) for x in rows]
         energy = jnp.stack([jnp.mean(jnp.square(x)) for x in rows])
         total = jnp.sum(energy)
@@ -149,8 +151,10 @@ def unique_or_mean_rescaled(
     return collected(reduce, models=(1, 255), closing=closing)
 
 
-def share_of(density: float, count: Array) -> Array:
-    """floor(density * count) in integers, exact beyond 2^24 (density to four digits or so)."""
+def share_of(density: Any, count: Array) -> Array:
+    """floor(density * count); in integers, exact beyond 2^24, unless the density is traced."""
+    if not concrete(density):
+        return jnp.floor(density * count + 1e-6).astype(jnp.int32)
     part = Fraction(density).limit_denominator(40000)
     a, b = part.numerator, part.denominator
     return (count // b) * a + (count % b) * a // b

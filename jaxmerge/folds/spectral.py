@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Merge, check_choice, check_range, stacked, zeros
-from jaxmerge.numerics.linalg import check_matrix, polar, thin_svd
+from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
 
 __all__ = ["least_interference", "share_ranks", "split_subspaces"]
 
@@ -45,7 +45,7 @@ def share_ranks() -> Merge:
     return stacked(reduce)
 
 
-@register(static=("common",))
+@register(shapes=("common",))
 def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
     """A common subspace and one for every model, all directions equally strong (Iso-CTS).
 
@@ -55,7 +55,8 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
     min / T), the common part takes what is left of min = min(m, n).
 
     Args:
-        common: share of the rank for the common subspace, in [0, 1].
+        common: share of the rank for the common subspace, in [0, 1]; decides shapes, so it cannot
+            be traced.
         output_axis: which axis counts output units; 1 for [in, out], 0 for [out, in].
 
     Memory: T x the model, one leaf at a time.
@@ -70,9 +71,10 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
         count, rank = len(rows), min(rows.shape[1:])
         each = round((rank - int(rank * common)) / count)
         shared = rank - each * count
+        if each == 0:  # no room for any model's own: Iso-C
+            turned, s = polar_and_values(jnp.sum(rows, 0))
+            return jnp.mean(s) * turned
         u, s, vt = thin_svd(jnp.sum(rows, 0))
-        if each == 0:
-            return jnp.mean(s) * (u @ vt)  # no room for any model's own: Iso-C
         u, s, vt = u[:, :shared], s[:shared], vt[:shared]
         residual = rows - (rows @ vt.T @ vt if output_axis == 1 else u @ (u.T @ rows))
         own_u, own_s, own_vt = jax.vmap(thin_svd)(residual)
@@ -99,7 +101,7 @@ class Interference(NamedTuple):
     wanted: Array
 
 
-@register(static=("steps",))
+@register(shapes=("steps",))
 def least_interference(
     steps: int | None = 300, learning_rate: Any = 1e-5, output_axis: Axis = 1
 ) -> Merge:

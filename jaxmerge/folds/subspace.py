@@ -23,6 +23,7 @@ from jaxmerge.core.types import (
     working_dtype,
     zeros,
 )
+from jaxmerge.folds.vectors import root
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
 from jaxmerge.numerics.measures import square_norm
 
@@ -142,11 +143,11 @@ def keep_mean_norm(inner: Merge) -> Merge:
         return Normed(inner.init(leaf), norms, jnp.zeros((), jnp.int32))
 
     def update(cell, x, ctx):
-        norm = jnp.sqrt(ctx.measured).astype(cell.norms.dtype)
+        norm = root(ctx.measured).astype(cell.norms.dtype)
         return Normed(inner.update(cell.inner, x, ctx), cell.norms + norm, cell.count + 1)
 
     def finalize(cell, ctx):
-        size = jnp.sqrt(ctx.measured)
+        size = root(ctx.measured)
         factor = jnp.where(size > 0, cell.norms / cell.count / jnp.where(size > 0, size, 1), 0)
         merged = inner.finalize(cell.inner, ctx)
         return factor.astype(merged.dtype) * merged
@@ -160,6 +161,7 @@ def keep_mean_norm(inner: Merge) -> Merge:
         init, update, finalize, combine,
         measure=square_norm(), closing=_cells_norm(inner), models=inner.models,
         stochastic=inner.stochastic, elementwise=inner.elementwise, needs=inner.needs,
+        keeps_rows=inner.keeps_rows,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ MAX_PROGRAM = 16 << 20  # bytes of data.pkl; 100 000 tensors take 13 MB
 MAX_ENTRIES = 200_000  # files in the archive, and values in its mappings
 MAX_DEPTH = 16  # mappings inside mappings
 MAX_AXES = 32
+BROKEN = (zipfile.BadZipFile, EOFError, RuntimeError)  # RuntimeError: said to be encrypted
 
 STORAGES = {
     "DoubleStorage": np.float64,
@@ -109,7 +110,7 @@ class Pickle(Whole):
         try:
             self._zip = zipfile.ZipFile(self._file)
             infos = {i.filename: i for i in self._zip.infolist()}
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        except (*BROKEN, ValueError, OSError):
             raise PickleRefused(
                 f"{self.path} is no torch archive (torch before 1.6, or no checkpoint). Save it "
                 "again as safetensors."
@@ -136,7 +137,7 @@ class Pickle(Whole):
             tree = Machine(self._zip.read(programs[0])).run()
         except PickleRefused as error:
             raise PickleRefused(f"{self.path}: {error}") from None
-        except (zipfile.BadZipFile, ValueError, LookupError, TypeError, OSError) as error:
+        except (*BROKEN, ValueError, LookupError, TypeError, OSError) as error:
             reason = "" if isinstance(error, LookupError) else f" ({error})"
             raise PickleRefused(f"{self.path}: its data.pkl is damaged{reason}.") from None
         views = dict(self._tensors(_state_dict(tree), "", 0, [0]))
@@ -188,7 +189,7 @@ class Pickle(Whole):
             with self._lock, self._zip.open(f"{self._root}data/{view.storage.key}") as file:
                 file.seek(view.offset * dtype.itemsize)
                 data = file.read(need)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except BROKEN as error:
             raise PickleRefused(f"{self.path}: tensor {name!r} is damaged ({error}).") from None
         if len(data) < need:
             raise PickleRefused(f"{self.path}: tensor {name!r} ends after {len(data)} bytes.")

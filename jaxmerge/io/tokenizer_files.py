@@ -28,7 +28,7 @@ def _match(name: str, patterns: Sequence[str]) -> bool:
 
 def tokenizer_files(
     base: Path | None, keeper: Path | None, added: Sequence[Mapping[str, Any]] = (),
-    content: bytes | None = None,
+    content: bytes | None = None, removed: Sequence[str] = (),
 ) -> dict[str, bytes | Path | None]:  # fmt: skip
     """Name -> file of the output's tokenizer; None for files of the base that must not stay.
 
@@ -36,7 +36,8 @@ def tokenizer_files(
         base: the folder whose files the output has anyway.
         keeper: the folder whose tokenizer it gets.
         added: tokens beyond the keeper's, as tokenizer.json's `added_tokens` lists them.
-        content: tokenizer.json with them.
+        content: tokenizer.json with them, where it is not the keeper's.
+        removed: tokens of the keeper's that it lacks.
     """
     names = [*SLOW, *FAST] if base != keeper else ()
     out: dict[str, bytes | Path | None] = {n: None for n in belongings(base) if _match(n, names)}
@@ -44,7 +45,7 @@ def tokenizer_files(
     template = keeper / "chat_template.jinja" if keeper else None
     if template is not None and template.is_file():
         out[template.name] = template
-    if added and content is not None:
+    if content is not None:
         out |= {n: None for n in out if _match(n, SLOW)}
         out["tokenizer.json"] = content
         config = read_json(keeper / "tokenizer_config.json") if keeper else None
@@ -52,7 +53,8 @@ def tokenizer_files(
         if isinstance(config, dict) and isinstance(known, dict):
             fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
             more = {str(t["id"]): {f: t[f] for f in fields} for t in added}
-            config["added_tokens_decoder"] = {**known, **more}
+            kept = {i: t for i, t in known.items() if t.get("content") not in removed}
+            config["added_tokens_decoder"] = {**kept, **more}
             text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
             out["tokenizer_config.json"] = text.encode()
     return out

@@ -64,7 +64,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
 def localize_and_stitch(density: float = 0.1, factor: Any = 1.0) -> Merge:
     """Dataless Localize-and-Stitch: each task vector's largest entries, averaged where they meet.
 
-    Formula: m_t = the `density` share of largest |tau_t| over the whole model;
+    Formula: m_t = the floor(density n) entries of largest |tau_t| over the whole model, n in all;
     theta_0 + factor * sum_t m_t tau_t / max(1, sum_t m_t).
 
     Args:
@@ -75,7 +75,7 @@ def localize_and_stitch(density: float = 0.1, factor: Any = 1.0) -> Merge:
     Source: He et al., Localize-and-Stitch: Efficient Model Merging via Sparse Task Arithmetic,
     TMLR 2025.  With learned masks: `jaxmerge.solvers.localize` and `stitch`.
     """
-    return chain(trim(density), overlap_mean(), scale(factor))
+    return chain(trim(density, inclusive=False), overlap_mean(), scale(factor))
 
 
 @register

@@ -32,7 +32,7 @@ def consensus(tall: Any = 0.4, at_least: int = 2, factor: Any = 0.3) -> Merge:
     """Consensus Task Arithmetic: drop from the sum what only one task, or none, has use for.
 
     Formula: theta_0 + factor * tau [sum_t m_t >= k], tau = sum_t tau_t, m_t the TALL masks
-    [|tau_t| >= tall |tau - tau_t|].
+    [|tau_t| > tall |tau - tau_t|].
 
     Args:
         tall: lambda of the TALL masks, at least 0 (the paper searches 0.2 to 0.6); a number, or one
@@ -44,7 +44,8 @@ def consensus(tall: Any = 0.4, at_least: int = 2, factor: Any = 0.3) -> Merge:
 
     Source: Wang et al., Localizing Task Information for Improved Model Merging and Compression,
     ICML 2024.  Differs: masks compare task vectors with task vectors, as the paper's equation does;
-    some code compares weights of the base with them.
+    some code compares weights of the base with them.  The comparison is strict, as in the authors'
+    code; the paper writes "at least".
 
     Example:
         >>> import jaxmerge as jm, numpy as np

@@ -16,21 +16,21 @@ __all__ = ["arcee_fusion", "nearswap", "ram", "ram_plus", "sce"]
 
 
 @register(static=("density",))
-def sce(density: float = 1.0, factor: Any = 1.0, floor: Any = 0.0) -> Merge:
+def sce(density: Any = 1.0, factor: Any = 1.0, floor: Any = 0.0, exact: bool = False) -> Merge:
     """SCE: select the entries that vary most, calculate a weight for each model, erase minorities.
 
     Formula: theta_0 + factor * tau*, tau* of `select_calculate_erase`.
 
     Args:
-        density: share of entries selected in each leaf (the paper's tau, "select_topk"), in (0, 1].
+        density: share of entries selected in each leaf (the paper's tau, "select_topk"), in [0, 1].
         factor: scaling of the merged task vector.
-        floor: energy below which models weigh the same; see `select_calculate_erase`.
+        floor, exact: see `select_calculate_erase`.
 
     Memory: T x the leaf.
 
     Source: Wan et al., FuseChat, 2024, section 3.2.
     """
-    return chain(select_calculate_erase(density, floor), scale(factor))
+    return chain(select_calculate_erase(density, floor, exact), scale(factor))
 
 
 @register

@@ -41,6 +41,7 @@ def ties(
     tie: Tie = "majority",
     inclusive: bool | None = None,
     rescale: Literal["l1"] | None = None,
+    exact: bool = False,
 ) -> Merge:
     """TIES-Merging: trim each task vector, elect a sign for every entry, merge what agrees.
 
@@ -48,7 +49,7 @@ def ties(
     `disjoint_mean` for the arguments that are not listed here.
 
     Args:
-        density: share of entries kept, in (0, 1]; a number, or one for each model.
+        density: share of entries kept, in [0, 1]; a number, or one for each model.
         factor: lambda of the paper, 1 for the mean.
         scope: "global" trims over the whole flattened model, as the official code; "leaf" trims
             each leaf on its own.
@@ -60,7 +61,8 @@ def ties(
     Source: Yadav et al., TIES-Merging, NeurIPS 2023.
 
     Differs: merge toolkits that work tensor by tensor mean ``ties(density, factor, scope="leaf",
-    weights=[...], tie="positive")``.
+    weights=[...], tie="positive", exact=True)``; the authors' threshold keeps all entries that tie
+    with the last one, and so does the default here.
 
     Example:
         >>> import jaxmerge as jm, numpy as np
@@ -69,7 +71,7 @@ def ties(
         array([3. , 0.2, 5. , 3. ])
     """
     fold = disjoint_mean(merge, weights, elect, tie)
-    return chain(trim(density, scope, inclusive, rescale), fold, scale(factor))
+    return chain(trim(density, scope, inclusive, rescale, exact), fold, scale(factor))
 
 
 @register
@@ -79,17 +81,19 @@ def dare(
     rescale: Rescale = "inverse",
     weights: Any = None,
     normalize: bool = False,
+    masked: bool = False,
 ) -> Merge:
     """DARE with task arithmetic: drop changes at random, rescale, add up; needs a key.
 
     Formula: theta_0 + factor * sum_t w_t m_t tau_t / density, m_t ~ Bernoulli(density).
 
     Args:
-        density: share of entries kept (the paper's 1 - p), in (0, 1]; or one for each model.
+        density: share of entries kept (the paper's 1 - p), in [0, 1]; or one for each model.
         factor: scaling of the sum.
         rescale: "inverse" (the paper, unbiased), "l1" keeps the L1 norm of each leaf, None.
         weights: a number for each model; None for 1 each.
         normalize: divide by the sum of the weights.
+        masked: take the masks from ``extras=[{"mask": tree}, ...]``, see `drop_random`.
 
     Memory: 1 x the model.
 
@@ -98,7 +102,7 @@ def dare(
     Differs: merge toolkits that keep the norm mean ``rescale="l1"``.
     """
     fold = weighted_sum(weights, normalize)
-    return chain(drop_random(density, rescale), fold, scale(factor))
+    return chain(drop_random(density, rescale, masked), fold, scale(factor))
 
 
 @register
@@ -117,7 +121,7 @@ def dare_ties(
     Formula: theta_0 + factor * disjoint_mean(m_t tau_t / density), m_t ~ Bernoulli(density).
 
     Args:
-        density: share of entries kept at random, in (0, 1]; or one for each model.
+        density: share of entries kept at random, in [0, 1]; or one for each model.
         factor: scaling of the merged task vector.
         rescale: "inverse" (the paper), "l1" keeps the L1 norm of each leaf, None.
         merge, weights, elect, tie: of `disjoint_mean`.
@@ -155,7 +159,7 @@ def della(
     `drop_by_rank`.  Needs a key.
 
     Args:
-        density: mean share of entries kept, in (0, 1]; or one for each model.
+        density: mean share of entries kept, in [0, 1]; or one for each model.
         epsilon: width of the window of probabilities around the density.
         factor: scaling of the merged task vector.
         rescale: "inverse" (the paper), "l1" keeps the L1 norm of each leaf, None.
@@ -205,13 +209,14 @@ def breadcrumbs(
     weights: Any = None,
     normalize: bool = False,
     rescale: Literal["l1"] | None = None,
+    exact: bool = False,
 ) -> Merge:
     """Model Breadcrumbs: drop the largest and the small changes of each layer, add up the rest.
 
     Formula: theta_0 + factor * sum_t w_t m_t tau_t, m_t of `drop_outliers`.
 
     Args:
-        density: share of entries kept, in (0, 1]; or one for each model.
+        density: share of entries kept, in [0, 1]; or one for each model.
         gamma: share of the largest that is dropped, in [0, 1]; or one for each model.  The paper
             masks the smallest beta = 85 % and the largest 0.7 %: density 0.143, gamma 0.007.
         factor: alpha of the paper, 0.3.
@@ -219,13 +224,14 @@ def breadcrumbs(
         weights: a number for each model; None for 1 each.
         normalize: divide by the sum of the weights.
         rescale: "l1" keeps the L1 norm of each leaf.
+        exact: keep no more entries than the density says, as in `drop_outliers`.
 
     Memory: 1 x the model.
 
     Source: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024.
     """
     fold = weighted_sum(weights, normalize)
-    return chain(drop_outliers(density, gamma, scope, rescale), fold, scale(factor))
+    return chain(drop_outliers(density, gamma, scope, rescale, exact), fold, scale(factor))
 
 
 @register

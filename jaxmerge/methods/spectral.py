@@ -56,7 +56,7 @@ def iso_c(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
     return _kernels(chain(add(), isotropic()), factor, leaves)
 
 
-@register(static=("common",))
+@register(shapes=("common",))
 def iso_cts(
     factor: Any = 1.0, common: float = 0.8, output_axis: Axis = 1, leaves: Any = by_kernel
 ) -> Merge:
@@ -95,7 +95,7 @@ def tsv_m(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
     return _kernels(share_ranks(), factor, leaves)
 
 
-@register(static=("tasks",))
+@register(shapes=("tasks",))
 def tsv_c(tasks: int, leaves: Any = by_kernel) -> Merge:
     """TSV-Compress: one model's task vector at 1 / `tasks` of its rank.
 
@@ -124,7 +124,7 @@ def tsv_c(tasks: int, leaves: Any = by_kernel) -> Merge:
     return partition(folds, leaves)._replace(models=(1, 1))
 
 
-@register(static=("steps",))
+@register(shapes=("steps",))
 def wudi(
     steps: int | None = 300,
     learning_rate: Any = 1e-5,

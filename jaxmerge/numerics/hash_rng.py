@@ -43,6 +43,15 @@ def coin(key: Any, probability: Any, shape: tuple[int, ...]) -> Array:
     return uniform(key, shape) < probability
 
 
+def entry_numbers(key: Any, shape: tuple[int, ...]) -> Array:
+    """The number of every entry in its leaf, where the key of the cell says which piece it is of.
+
+    >>> entry_numbers(None, (2, 3)).tolist()
+    [[0, 1, 2], [3, 4, 5]]
+    """
+    return entry_index(key.start if isinstance(key, Piece) else jnp.uint32(0), shape)
+
+
 @partial(jax.jit, static_argnums=1)
 def entry_index(start: Array, shape: tuple[int, ...]) -> Array:
     """The number of every entry in row-major order, modulo 2^32, without a reshape; the first is

@@ -138,7 +138,13 @@ def guess(
     place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
     low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
     shift = DIGIT * (digits() - 1)
-    return tuple((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+    found = ((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+    return tuple(x if r else (above_all(), above_all()) for x, r in zip(found, ranks, strict=True))
+
+
+def above_all() -> int:
+    """A bound that no magnitude reaches: what holds rank 0."""
+    return (1 << DIGIT * digits()) - 1
 
 
 def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
@@ -247,6 +253,9 @@ def narrow(
     for (low, high), rank, n, tally in zip(
         intervals, ranks, counts["not_below"], counts["inside"], strict=True
     ):
+        if low == high:
+            new.append((low, high))
+            continue
         histogram = tally.histogram()
         above = n - histogram.sum()
         if rank <= above:
@@ -266,23 +275,58 @@ def settled(intervals: tuple[Interval, ...]) -> bool:
     return all(low == high for low, high in intervals)
 
 
-def in_one_leaf(row: Row, ranks: np.ndarray) -> np.ndarray:
-    """The values of these ranks in one leaf."""
+def in_one_leaf(row: Row, ranks: np.ndarray, exact: bool = False) -> tuple[np.ndarray, Any]:
+    """The values of these ranks in one leaf; if `exact` also the places of the entries there.
+
+    Entries of equal magnitude rank in the order in which they stand; a place of 2^32 - 1 says that
+    all of them are in.
+    """
+    flat = ranks.reshape(-1)
+    found, equal, left = _in_one_leaf(row, np.maximum(flat, 1))
+    bits = np.array(found, f"uint{DIGIT * digits()}")
+    bits[flat == 0] = above_all()
+    if not exact:
+        return bits.reshape(ranks.shape), None
+    last = [
+        (1 << 32) - 1 if r == 0 or n == e else _nth(row, v, n)
+        for v, e, n, r in zip(bits, equal, left, flat, strict=True)
+    ]
+    return bits.reshape(ranks.shape), np.array(last, np.uint32).reshape(ranks.shape)
+
+
+def _in_one_leaf(row: Row, flat: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+    """Of every rank the value, how many entries have it, and which of them holds the rank."""
     if row.size <= SMALL:
         (bits,) = row.bits()
-        at = row.size - ranks
-        return np.partition(bits, np.unique(at))[at]
-    flat = ranks.reshape(-1)
+        at = row.size - flat
+        found = np.partition(bits, np.unique(at))[at]
+        equal = [int(np.count_nonzero(bits == v)) for v in found]
+        left = [int(r - np.count_nonzero(bits > v)) for r, v in zip(flat, found, strict=True)]
+        return found.tolist(), equal, left
     intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
-    not_below, inside = gather(row, intervals)
-    at = not_below - flat  # places from the smallest of those inside, where the guess was right
-    if inside and all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
-        found = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
-        settle = [low + int(x) for (low, _), x in zip(intervals, found, strict=True)]
-        return values(tuple((x, x) for x in settle)).reshape(ranks.shape)
-    while not settled(intervals):
+    while True:
+        not_below, inside = gather(row, intervals)
+        at = not_below - flat  # places from the smallest of those inside, if the guess was right
+        if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
+            some = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
+            equal = [int(np.count_nonzero(x == v)) for x, v in zip(inside, some, strict=True)]
+            above = [int(np.count_nonzero(x > v)) for x, v in zip(inside, some, strict=True)]
+            ranks = zip(flat, not_below, inside, above, strict=True)
+            left = [int(r - (n - x.size) - a) for r, n, x, a in ranks]
+            found = [low + int(x) for (low, _), x in zip(intervals, some, strict=True)]
+            return found, equal, left
         intervals = narrow(intervals, flat, count(row, intervals))
-    return values(intervals).reshape(ranks.shape)
+
+
+def _nth(row: Row, value: Any, n: int) -> int:
+    """Where the n-th entry of that magnitude stands (n = 1 for the first)."""
+    start = 0
+    for bits in row.bits():
+        at = np.flatnonzero(bits == value)
+        if n <= at.size:
+            return start + int(at[n - 1])
+        n, start = n - at.size, start + bits.size
+    raise AssertionError("the counts of equal entries disagree")
 
 
 def values(intervals: tuple[Interval, ...]) -> np.ndarray:

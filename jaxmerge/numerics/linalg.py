@@ -78,15 +78,33 @@ def thin_svd(
     if x.shape[0] > x.shape[1]:
         v, s, ut = thin_svd(x.T, double, vectors)
         return ut.T, s, v.T
-    if x.dtype == jnp.float64:
-        return _by_svd(x, vectors)
-    return _by_gram(double, vectors)(x)
+    return _triples(double, vectors)(x)
 
 
 def polar(x: Array) -> Array:
     """The nearest matrix with orthonormal rows or columns, u @ vt of the SVD."""
-    u, _, vt = thin_svd(x)
-    return u @ vt
+    return polar_and_values(x)[0]
+
+
+@jax.custom_jvp
+def polar_and_values(x: Array) -> tuple[Array, Array]:
+    """`polar` and the singular values, falling, by one decomposition.
+
+    Its derivative has no differences of singular values in it, so equal ones do no harm.
+    """
+    u, s, vt = thin_svd(x)
+    return u @ vt, s
+
+
+@polar_and_values.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    u, s, vt = _by_svd(x, None)
+    inner, one = u.T @ dx @ vt.T, _inverse(s, x)
+    turn = (inner - inner.T) * _inverse(s[:, None] + s[None, :], x)
+    left = (dx @ vt.T - u @ inner) * one[None, :]
+    right = one[:, None] * (u.T @ dx - inner @ vt)
+    return (u @ vt, s), ((u @ turn + left) @ vt + u @ right, jnp.diagonal(inner))
 
 
 def _by_svd(x: Array, vectors: int | None) -> tuple[Array, Array, Array]:
@@ -97,15 +115,17 @@ def _by_svd(x: Array, vectors: int | None) -> tuple[Array, Array, Array]:
 
 
 @functools.cache
-def _by_gram(double: bool, vectors: int | None) -> Callable:
-    """The decomposition of a wide float32 matrix; vmap walks through it one by one.
+def _triples(double: bool, vectors: int | None) -> Callable:
+    """The decomposition of a wide matrix; vmap walks through float32 ones one by one.
 
-    Its derivative is that of the SVD in float32: transformations replay compiled code outside of
-    the context in which float64 exists.
+    Its derivative is that of the SVD in the matrix's own dtype: transformations replay compiled
+    code outside of the context in which float64 exists.  Where it does not exist, in directions
+    without a singular value and among equal ones, it is 0: so a task vector of zeros, such as that
+    of a frozen leaf, has the gradient 0.
     """
 
     @jax.custom_batching.sequential_vmap
-    def decompose(x):
+    def by_gram(x):
         with jax.enable_x64(double):
             y = x.astype(jnp.float64 if double else jnp.float32)
             squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
@@ -116,13 +136,28 @@ def _by_gram(double: bool, vectors: int | None) -> Callable:
             vt = (u.T @ y) / s[:vectors, None]
             return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
 
-    found = jax.custom_jvp(lambda x: decompose(x))
+    found = jax.custom_jvp(lambda x: _by_svd(x, vectors) if x.dtype == jnp.float64 else by_gram(x))
 
     @found.defjvp
     def derivative(primals, tangents):
-        return jax.jvp(lambda x: _by_svd(x, vectors), primals, tangents)
+        (x,), (dx,) = primals, tangents
+        u, s, vt = _by_svd(x, None)
+        inner, one = u.T @ dx @ vt.T, _inverse(s, x)
+        apart = _inverse(jnp.square(s)[None, :] - jnp.square(s)[:, None], x)
+        du = u @ (apart * (inner * s[None, :] + s[:, None] * inner.T))
+        dv = vt.T @ (apart * (s[:, None] * inner + inner.T * s[None, :]))
+        du += (dx @ vt.T - u @ inner) * one[None, :]
+        dv += (dx.T @ u - vt.T @ inner.T) * one[None, :]
+        cut = slice(vectors)
+        return (u[:, cut], s, vt[cut]), (du[:, cut], jnp.diagonal(inner), dv.T[cut])
 
     return found
+
+
+def _inverse(values: Array, x: Array) -> Array:
+    """1 / values, and 0 where they are noise beside the largest that belongs to the matrix."""
+    known = jnp.abs(values) > _noise(x, x.dtype) * jnp.max(jnp.abs(values))
+    return jnp.where(known, 1 / jnp.where(known, values, 1), 0)
 
 
 def _noise(x: Array, dtype: Any) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxmerge.core.types import Array, Measure, concrete, numpy_of
 from jaxmerge.numerics import host_order_statistics, order_statistics
 
-__all__ = ["keep_count", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
+__all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
 
 
 def square_norm(scope: str = "row") -> Measure:
@@ -35,35 +35,47 @@ def keep_count(density: Any, size: Any) -> Any:
     return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
 
 
-def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure:
+def ranked_magnitude(
+    ranks: Callable[[Any], Any], scope: str = "row", exact: bool = False
+) -> Measure:
     """The magnitudes that hold given ranks, exactly, as `order_statistics.magnitude_bits`.
 
     Args:
-        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest; a number or an
-            array, put into [1, size].
+        ranks: ``size -> ranks``, 1 for the largest entry, `size` for the smallest, 0 for a bound
+            above all of them; a number or an array, put into [0, size].
         scope: "row" ranks all leaves that share this measure together, "leaf" each on its own.
+        exact: find the entry that holds a rank, where entries of equal magnitude rank in the order
+            in which they stand in the leaf ("leaf" only); see `order_statistics.up_to`.
 
-    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks.
+    The summary is ``{"value": bits, "rank": None}``, the bits in the shape of the ranks; with
+    `exact` also ``"place"``, the number of the entry in the leaf.
     """
+    assert scope == "leaf" or not exact  # places are numbers in one leaf
     traced = not concrete(ranks(1))
 
     def ranks_of(size):
         sought = ranks(size)
         xp = numpy_of(sought, size)
-        return xp.clip(xp.asarray(sought), 1, size)
+        return xp.clip(xp.asarray(sought), 0, size)
 
     def init():
         return {"value": np.zeros(0, np.uint32), "rank": np.zeros(0, np.int32)}
 
     def observe(x, summary, turn):
         if turn >= order_statistics.digits():
-            return {}
+            if not exact or turn >= order_statistics.digits() + order_statistics.PLACES:
+                return {}
+            known = (summary[k].reshape(-1) for k in ("value", "place"))
+            return {
+                "hist": order_statistics.place_count(x, *known, turn - order_statistics.digits())
+            }
         hist = order_statistics.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 
     def host(row, summary, turn):
         if scope == "leaf":
-            return {"value": host_order_statistics.in_one_leaf(row, ranks_of(row.size))}
+            value, place = host_order_statistics.in_one_leaf(row, ranks_of(row.size), exact)
+            return {"value": value, "place": place} if exact else {"value": value}
         if turn == 0:
             return {"sample": host_order_statistics.sample(row), "size": np.int64(row.size)}
         return host_order_statistics.count(row, summary["intervals"])
@@ -76,13 +88,24 @@ def ranked_magnitude(ranks: Callable[[Any], Any], scope: str = "row") -> Measure
             return total | {"rank": None} if total else summary
         if "hist" not in total:
             return refine_bracket(summary, total)
+        if turn >= order_statistics.digits():
+            return refine_place(summary, total, turn - order_statistics.digits())
         rank = ranks_of(total["size"]) if turn == 0 else summary["rank"]
         value = summary["value"] if turn else np.zeros(rank.shape, np.uint32)
         flat = order_statistics.radix_refine(
             value.reshape(-1), rank.reshape(-1), total["hist"], turn
         )
         value, left = (a.reshape(rank.shape) for a in flat)
+        if exact:
+            return {"value": value, "rank": left, "place": np.zeros(rank.shape, np.uint32)}
         return {"value": value, "rank": None if turn == order_statistics.digits() - 1 else left}
+
+    def refine_place(summary, total, turn):
+        rank = summary["rank"]
+        flat = (summary["place"].reshape(-1), rank.reshape(-1), total["hist"], turn)
+        place, left = (a.reshape(rank.shape) for a in order_statistics.place_refine(*flat))
+        last = turn == order_statistics.PLACES - 1
+        return summary | {"place": place, "rank": None if last else left}
 
     def refine_bracket(summary, total):
         if "sample" in total:
@@ -109,8 +132,26 @@ def ranked_magnitudes(x: Array, ranks: Any) -> Array:
     >>> ranked_magnitudes(jnp.array([3.0, -1.0, 2.0]), np.array([1, 3])).tolist()
     [3.0, 1.0]
     """
-    measure = ranked_magnitude(lambda size: ranks, "leaf")
+    found = _in_compiled(x, ranks, False)
+    return order_statistics.bits_to_magnitude(found["value"]).astype(x.dtype)
+
+
+def largest(x: Array, count: Any, exact: bool) -> Array:
+    """A mask of the `count` entries of one array of largest magnitude, in compiled code.
+
+    Args:
+        exact: of equal entries the first stay; else all that tie with the last are in too.
+
+    >>> largest(jnp.array([3.0, -1.0, 2.0, 1.0]), 3, True).tolist()
+    [True, True, True, False]
+    """
+    found = _in_compiled(x, count, exact)
+    return order_statistics.up_to(x, found["value"], found.get("place"))
+
+
+def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
+    measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
-    for turn in range(order_statistics.digits()):
+    for turn in range(order_statistics.digits() + (order_statistics.PLACES if exact else 0)):
         summary = measure.refine(summary, measure.observe(x, summary, turn), turn)
-    return order_statistics.bits_to_magnitude(summary["value"]).astype(x.dtype)
+    return summary

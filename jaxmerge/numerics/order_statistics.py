@@ -8,13 +8,18 @@ order.  `jaxmerge.numerics.host_order_statistics` does the same for arrays that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.core.types import Array, numpy_of
+from jaxmerge.numerics.hash_rng import entry_numbers
 
 DIGIT = 16
 BINS = 1 << DIGIT
+PLACES = 2  # digits of the number of an entry in its leaf
 
 
 def magnitude_bits(x: Array) -> Array:
@@ -65,6 +70,48 @@ def radix_count(x: Array, value: Array, turn: int) -> Array:
         inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
         rows.append(_histogram(digit, inside))
     return jnp.stack(rows)
+
+
+def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
+    """The entries that rank no lower than the one of magnitude `value` at `place`.
+
+    Larger magnitudes rank first; equal ones in the order of the leaf, or alike without a place.
+
+    Args:
+        value: as `magnitude_bits`, a scalar.
+        place: the number of the entry in the leaf, a uint32 scalar.
+        key: ``ctx.key`` of the cell, which knows where a piece of a leaf begins.
+    """
+    bits = magnitude_bits(x)
+    if place is None:
+        return bits >= value
+    return (bits > value) | ((bits == value) & (entry_numbers(key, x.shape) <= place))
+
+
+def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
+    """Histograms of digit `turn` of the places of entries of these magnitudes, [R, 2^16]."""
+    bits = magnitude_bits(x).reshape(-1)
+    number = entry_numbers(None, x.shape).reshape(-1)
+    shift = number.dtype.type(DIGIT * (PLACES - 1 - turn))
+    digit = (number >> shift) & number.dtype.type(BINS - 1)
+    rows = []
+    for v, p in zip(value, place, strict=True):
+        inside = bits == v
+        if turn:
+            above = number.dtype.type(DIGIT * (PLACES - turn))
+            inside &= (number >> above) == (p >> above)
+        rows.append(_histogram(digit, inside.astype(jnp.int32)))
+    return jnp.stack(rows)
+
+
+def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
+    """One digit more of every place sought (rank 1 = the first), and the rank left in its bin."""
+    xp = numpy_of(place, rank, hist)
+    upto = xp.cumsum(hist, axis=1)
+    b = xp.minimum(xp.sum(upto < rank[:, None], axis=1), BINS - 1)
+    before = xp.take_along_axis(upto - hist, b[:, None], axis=1)[:, 0]
+    digit = xp.asarray(b, np.uint32) << np.uint32(DIGIT * (PLACES - 1 - turn))
+    return xp.asarray(place, np.uint32) | digit, rank - before
 
 
 def _histogram(digit: Array, weight: Array | int) -> Array:

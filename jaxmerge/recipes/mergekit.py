@@ -7,26 +7,34 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
 
     ===================  ==========================================================================
     arithmetic           float32 whatever `dtype` says; `dtype` and `out_dtype` say what is stored
-    unknown keys         refused, also misspelt parameters; mergekit ignores them
-    random methods       other random numbers (seed 0 by default), whatever the order of models
-    breadcrumbs          where gamma keeps no entry at the top, nothing is dropped there; mergekit
-                         then drops the whole tensor
+    unknown keys         ignored as there, but named in a warning; refused with --strict
+    random methods       other random numbers (seed 0 by default); as there, masks belong to a
+                         model's place in the list
+    ties, breadcrumbs    of equal magnitudes the first in the tensor stay, there whichever the sort
+                         puts first; as many of them
+    breadcrumbs          keeps at least one entry of a tensor; there none where density n < 1
     sce                  models weigh by their energy also where it is below 1e-6
     model_stock          no floor of 1e-6 under the product of norms, which shrinks small changes
     slerp, its relatives the angle from half chords; mergekit's arccos loses half the digits
+    nuslerp by rows      what is a row of a tensor with more than two axes: all axes but the first
+                         (the last by columns) together; there one axis alone
     arcee_fusion         exact quantiles and divergence, no subsample above a million entries
-    ties                 at least one entry is kept; mergekit stops where density n < 1
     della                rows of one entry are kept with probability density; mergekit stops
     vocabularies         of different sizes are refused without a tokenizer choice, not truncated
+    padding rows         beyond the last token (`pad_to_multiple_of`) are zero; there the mean of
+                         all rows
+    chat templates       of a name are written from the formats' descriptions, not copied: white
+                         space may differ; the output gets chat_template.jinja besides the config
     LoRA                 adapters are applied leaf by leaf in float32, nothing on disk
     ===================  ==========================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,10 +44,11 @@ from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import architecture, tower_of
-from jaxmerge.io.sources import Source
+from jaxmerge.io.safetensors import Leaves
+from jaxmerge.io.sources import Source, View
 from jaxmerge.recipes.layers import Layout, ref_of
 from jaxmerge.recipes.mergekit_methods import READINGS, REQUIRED, Reading
-from jaxmerge.recipes.parse import check_kinds, mapping, number
+from jaxmerge.recipes.parse import check_kinds, mapping, number_of
 from jaxmerge.recipes.plan import (
     Models,
     Plan,
@@ -77,14 +86,25 @@ def key_of(method: Merge, seed: int) -> Any:
     return jax.random.key(seed) if stochastic(method) else None
 
 
+@contextlib.contextmanager
+def naming(ignored: Sequence[str]) -> Iterator[None]:
+    """Add to a refusal the keys that nothing reads: as a rule the one that is missing, misspelt."""
+    try:
+        yield
+    except UserError as error:
+        more = "".join(f"\n  {line}" for line in ignored[:5])
+        raise UserError(f"{error}{more}") from None
+
+
 @dataclasses.dataclass
 class Config:
     """One document of mergekit's.
 
     Attributes:
-        content: as it was read.
-        name: by which later documents refer to its output.
+        content: as it was read, without what is ignored.
+        name: by which other documents refer to its output.
         seed: not part of the format; from the command line, or of a resolved recipe.
+        ignored: a line for every key that nothing reads.
     """
 
     content: dict[str, Any]
@@ -92,30 +112,45 @@ class Config:
     seed: int = 0
     out_dtype: str | None = None
     resolved: dict[str, Any] | None = None
+    ignored: list[str] = dataclasses.field(default_factory=list)
     overflow: str | None = None
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Config:
-        """Check the document's keys."""
-        content = mapping(content, "the recipe", KEYS)
-        check_kinds(content, KINDS)
+        """Check the document, and put aside the keys that nothing reads, as mergekit does."""
         method = content["merge_method"] or ""
-        if method not in READINGS:
+        if not isinstance(method, str) or method not in READINGS:
             raise UserError(f"merge_method {method!r}: {closest(str(method), READINGS)}")
+        content, ignored = read_keys(content, READINGS[method])
+        check_kinds(content, KINDS)
         shapes = [k for k in ("models", "slices", "modules") if content.get(k) is not None]
         if len(shapes) != 1:
             raise UserError(f"the recipe needs one of models, slices, modules; it has {shapes}.")
+        if content.get("tokenizer") and content.get("tokenizer_source"):
+            raise UserError("the recipe has tokenizer and tokenizer_source: write one of them.")
         resolved = content.pop("resolved", None) or {}
         overflow = content.pop("overflow", None)
         seed = seed_of(resolved.get("seed", 0))
-        return cls(content, content.get("name"), seed, None, resolved, overflow)
+        made = cls(content, content.get("name"), seed, None, resolved, ignored, overflow)
+        with naming(ignored):
+            made.references()
+        return made
+
+    def references(self) -> list[str]:
+        """Every model that the document names, the names of other documents among them."""
+        refs = [ref_of(r) for r in _references(self.content)]
+        base = self.content.get("base_model")
+        return [*([ref_of(base)] if base else []), *refs]
 
     def plan(self, models: Models) -> Plan:
         """Open the models, place the layers, look up the parameters of every leaf."""
+        with naming(self.ignored):
+            return self._plan(models)
+
+    def _plan(self, models: Models) -> Plan:
         content = self.content
         reading = READINGS[content["merge_method"]]
         what = content["merge_method"]
-        _check_parameters(content.get("parameters"), reading, "parameters")
         modules = _modules(content)
         jobs: list[Job] = []
         changes: dict[Any, Any] = {}
@@ -128,7 +163,9 @@ class Config:
         sources = dict(zip(dict.fromkeys([base_ref or refs[0], *refs]), family, strict=True))
         setting = content.get("tokenizer") or content.get("tokenizer_source")
         template = content.get("chat_template")
-        vocabulary = Vocabulary.of(setting, template, models, list(sources.values()))
+        vocabulary = Vocabulary.of(
+            setting, template, models, list(sources.values()), based=base_ref is not None
+        )
         if vocabulary is None:
             check_vocabulary(list(sources.values()))
         else:
@@ -137,13 +174,13 @@ class Config:
         for inside, slices, levels in modules:
             layout = Layout(sources, slices, base_ref, inside)
             changes |= layout.changes()
-            for number_, piece in enumerate(slices):
-                views, base = layout.views(number_)
-                depth = functools.partial(layout.depth, number_)
-                jobs.append(
-                    _job(what, reading, piece, views, base, base_ref, depth, levels,
-                         self.seed)
-                )  # fmt: skip
+            for i, piece in enumerate(slices):
+                views, base = layout.views(i)
+                depth = functools.partial(layout.depth, i)
+                for some, theta in by_presence(views, base, models.leaves):
+                    jobs.append(
+                        _job(what, reading, piece, some, theta, base_ref, depth, levels, self.seed)
+                    )
         first = sources[base_ref or refs[0]]
         made_of = architecture(first)
         for job in (jobs := [j for j in jobs if j.like]):
@@ -160,6 +197,7 @@ class Config:
             method=what,
             config=changes | (vocabulary.config if vocabulary else {}),
             files=vocabulary.files if vocabulary else {},
+            warnings=vocabulary.warnings if vocabulary else [],
         )
 
 
@@ -176,7 +214,7 @@ def _modules(content: Mapping[str, Any]) -> list[Module]:
     elsewhere = {t for m in modules for t in MODULES.get(m, ())}
     out: list[Module] = []
     for name, module in modules.items():
-        module = mapping(module, f"modules.{name}", ("models", "slices", "parameters"))
+        module = mapping(module, f"modules.{name}", MODULE)
         if name in MODULES:
             inside = lambda n, towers=MODULES[name]: tower_of(n) in towers
         elif name in _TEXT:
@@ -201,19 +239,17 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     if content.get("slices") is None:
         if not isinstance(content.get("models"), list) or not content["models"]:
             raise UserError(f"models must be a list, got {content.get('models')!r}.")
-        some = [mapping(m, "a model", ("model", "parameters")) for m in content["models"]]
+        some = [mapping(m, "a model", MODEL) for m in content["models"]]
         return [{"sources": some}]
     out = []
     if not isinstance(content["slices"], list) or not content["slices"]:
         raise UserError(f"slices must be a list, got {content['slices']!r}.")
     for i, piece in enumerate(content["slices"]):
-        known = ("sources", "base_model", "parameters", "residual_weight")
-        piece = mapping(piece, f"slices[{i}]", known)
+        piece = mapping(piece, f"slices[{i}]", SLICE)
         where = f"slices[{i}].sources"
         if not isinstance(piece.get("sources"), list) or not piece["sources"]:
             raise UserError(f"{where} must be a list.")
-        known = ("model", "layer_range", "parameters")
-        piece["sources"] = [mapping(s, where, known) for s in piece["sources"]]
+        piece["sources"] = [mapping(s, where, SOURCE) for s in piece["sources"]]
         for s in piece["sources"]:
             span = s.get("layer_range")
             if not (
@@ -241,21 +277,52 @@ def _references(content: Mapping[str, Any]) -> list[Any]:
     return out
 
 
+def by_presence(views, base, leaves: str) -> list[tuple[list, Leaves | None]]:
+    """Views of the leaves that the same models have; one set of views unless `leaves` says more.
+
+    Args:
+        views: of the sources, each with its entry in the recipe.
+        leaves: "same" leaves all as they are, "intersection" takes what all have, "union" one set
+            for every set of models that have a leaf.
+    """
+    if leaves == "same":
+        return [(views, base)]
+    everyone = [v for _, v in views] + ([base] if base is not None else [])
+    names = dict.fromkeys(n for v in everyone for n in v)
+    have = {n: tuple(n in v for v in everyone) for n in names}
+    if leaves == "intersection":
+        have = {n: h for n, h in have.items() if all(h)}
+        if not have:
+            raise UserError("--tensor-intersection: the models have no leaf in common.")
+    out = []
+    for kind in dict.fromkeys(have.values()):
+        some = [n for n in have if have[n] == kind]
+        pick = lambda v, some=some: View(v, {n: n for n in some}, v.ref)
+        there = [(s, pick(v)) for (s, v), has in zip(views, kind, strict=False) if has]
+        theta = pick(base) if base is not None and kind[-1] else None
+        out.append((there, theta))
+    return out
+
+
 def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Job:
     base_ref = ref_of(piece["base_model"]) if piece.get("base_model") else base_ref
-    _check_parameters(piece.get("parameters"), reading, "slice parameters")
-    for s, _ in views:
-        _check_parameters(s.get("parameters"), reading, f"parameters of {s['model']}")
     levels = [piece.get("parameters") or {}, *levels]
+    alone = [v for v in (*(v for _, v in views), base) if v is not None]
+    if len(alone) == 1 and base_ref is not None:  # of a union: nothing to merge it with
+        return Job(keep_base(), alone, alone[0])
     if reading.base in ("needed", "model") and base is None:
-        raise UserError(f"{what} needs base_model.")
+        lacks = f": {base_ref} lacks leaf {next(iter(alone[0]))!r}" if base_ref else ""
+        raise UserError(f"{what} needs base_model{lacks}.")
     if reading.base == "model":
         others = [v for v in views if ref_of(v[0]["model"]) != base_ref]
         mine = [v for v in views if ref_of(v[0]["model"]) == base_ref]
         merged = [*(mine[:1] or [({"model": base_ref}, base)]), *others]
         base = None
-    elif reading.base == "none":
-        merged, base = views, None
+    elif reading.base in ("none", "joins"):
+        given = [ref_of(s["model"]) for s, _ in views]
+        whole = all("layer_range" not in s for s, _ in views)
+        joins = reading.base == "joins" and whole and base is not None and base_ref not in given
+        merged, base = [*views, *([({"model": base_ref}, base)] if joins else [])], None
     else:
         merged = [v for v in views if base is None or ref_of(v[0]["model"]) != base_ref]
     low, high = reading.count
@@ -266,10 +333,13 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
     built: dict[Any, Merge] = {}
     made: dict[str, Merge] = {}
     for n in like:
-        look = lambda key, default, own, n=n: _look(key, default, [own, *levels], n, depth, what)
-        world = {k: look(k, d, {}) for k, d in reading.world.items()}
+        t = depth(n)
+        look = lambda key, default, own, name, t=t: _look(
+            key, default, [own, *levels], name, t, what
+        )
+        world = {k: look(k, d, {}, n) for k, d in reading.world.items()}
         each = {
-            k: tuple(look(k, d, s.get("parameters") or {}) for s, _ in merged)
+            k: tuple(look(k, d, s.get("parameters") or {}, name_in(v, n)) for s, v in merged)
             for k, d in reading.model.items()
         }
         code = tuple(world.values()), tuple(each.values())
@@ -292,10 +362,17 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
     return Job(method, models, base, key_of(method, seed))
 
 
-def _look(key: str, default: Any, levels: Sequence[Mapping], name: str, depth: Callable, what: str):
+def name_in(view: Any, name: str) -> str:
+    """What a leaf of the output is called in the file of one model: filters match that."""
+    while type(view) is View and name in view.names:
+        name, view = view.names[name], view.source
+    return name
+
+
+def _look(key: str, default: Any, levels: Sequence[Mapping], name: str, t: float, what: str):
     for parameters in levels:
         if key in parameters:
-            value = _value(parameters[key], name, depth, f"{what}: {key}")
+            value = _value(parameters[key], name, t, f"{what}: {key}")
             if value is not None:
                 return value
     if default is REQUIRED:
@@ -306,26 +383,73 @@ def _look(key: str, default: Any, levels: Sequence[Mapping], name: str, depth: C
     return default
 
 
-def _value(value: Any, name: str, depth: Callable, what: str) -> Any:
+def _value(value: Any, name: str, t: float, what: str) -> Any:
+    if isinstance(value, Mapping):
+        value = [value]
     if isinstance(value, list):
         if value and all(isinstance(v, Mapping) for v in value):
             for entry in value:
                 entry = mapping(entry, what, ("filter", "value"))
                 text = entry.get("filter")
                 if text in (None, "*") or str(text) in name:
-                    return _value(entry.get("value"), name, depth, what)
+                    return _value(entry.get("value"), name, t, what)
             return None
         if not value:
             raise UserError(f"{what}: an empty list.")
-        return gradient([float(number(v, what)) for v in value], depth(name))
+        return gradient([float(number_of(v, what)) for v in value], t)
     if isinstance(value, bool) or value is None:
         return value
-    return float(number(value, what))
+    return float(number_of(value, what))
 
 
-def _check_parameters(parameters: Any, reading: Reading, what: str) -> None:
-    if parameters is not None:
-        mapping(parameters, what, sorted({*reading.world, *reading.model}))
+def read_keys(content: Mapping[str, Any], reading: Reading) -> tuple[dict[str, Any], list[str]]:
+    """The document without the keys that nothing reads, and a line for each of those."""
+    ignored: list[str] = []
+    parameters = sorted({*reading.world, *reading.model})
+
+    def take(value: Any, where: str, known: Sequence[str]) -> Any:
+        if not isinstance(value, Mapping):
+            return value  # refused, with what was expected, where it is used
+        for k in value:
+            if k not in known:
+                hint = f" ({closest(str(k), known)})" if known else ""
+                ignored.append(f"{where}: nothing reads {k!r}{hint}")
+        return {
+            k: take(v, f"{where}: parameters", parameters) if k == "parameters" else v
+            for k, v in value.items()
+            if k in known
+        }
+
+    def entries(value: Any, where: str, known: Sequence[str]) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [take(v, f"{where}[{i}]", known) for i, v in enumerate(value)]
+
+    def shapes(value: dict[str, Any], where: str) -> dict[str, Any]:
+        if "models" in value:
+            value["models"] = entries(value["models"], f"{where}models", MODEL)
+        if "slices" in value:
+            value["slices"] = entries(value["slices"], f"{where}slices", SLICE)
+            for i, piece in enumerate(value["slices"] or ()):
+                if isinstance(piece, Mapping) and "sources" in piece:
+                    place = f"{where}slices[{i}].sources"
+                    piece["sources"] = entries(piece["sources"], place, SOURCE)
+        return value
+
+    out = shapes(take(content, "the recipe", KEYS), "")
+    if isinstance(out.get("modules"), Mapping):
+        out["modules"] = {
+            name: shapes(read, f"modules.{name}.") if isinstance(read, dict) else read
+            for name, module in out["modules"].items()
+            for read in [take(module, f"modules.{name}", MODULE)]
+        }
+    return out, list(dict.fromkeys(ignored))
+
+
+MODEL = ("model", "parameters")
+SOURCE = ("model", "layer_range", "parameters")
+SLICE = ("sources", "base_model", "parameters", "residual_weight")
+MODULE = ("models", "slices", "parameters")
 
 
 def _resolved(content: Mapping[str, Any], models: Models) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Reading(NamedTuple):
         build: ``(global parameters, per-model parameters) -> Merge``.
         world: global parameters with their defaults.
         model: per-model parameters with their defaults.
-        base: "needed" (task vectors), "model" (the base is one of the merged), "may", "none".
+        base: "needed" (task vectors), "model" (the base is one of the merged), "may", "joins" (a
+            base that is not among the models enters as one more), "none".
         count: least and greatest number of merged models.
     """
 
@@ -39,12 +40,18 @@ def even(values: tuple) -> Any:
     return values[0] if len(set(values)) == 1 else values
 
 
+def density_of(q: P) -> Any:
+    """The densities; from 1 on all is kept, from 0 down nothing."""
+    return even(tuple(min(1.0, max(0.0, d)) for d in q["density"]))
+
+
 def _linear(p, q):
     return jm.linear(q["weight"], normalize=bool(p["normalize"]))
 
 
 def _sum(p, q):
-    return jm.task_arithmetic(p["lambda"], q["weight"], bool(p["normalize"]))
+    normalize = bool(p["normalize"]) and abs(sum(q["weight"])) >= 1e-8
+    return jm.task_arithmetic(p["lambda"], q["weight"], normalize)
 
 
 def _elect(p, q, *before):
@@ -62,12 +69,12 @@ def _dense(q):
 
 
 def _ties(p, q):
-    trim = jm.trim(even(q["density"]), "leaf", rescale=_rescale(p))
+    trim = jm.trim(density_of(q), "leaf", rescale=_rescale(p), exact=True)
     return _elect(p, q, *(() if _dense(q) else (trim,)))
 
 
 def _dare(p, q):
-    return jm.drop_random(even(q["density"]), _rescale(p))
+    return jm.drop_random(density_of(q), _rescale(p))
 
 
 def _dare_linear(p, q):
@@ -81,13 +88,14 @@ def _dare_ties(p, q):
 
 
 def _outliers(p, q):
-    return jm.drop_outliers(even(q["density"]), even(q["gamma"]), rescale=_rescale(p))
+    density, gamma = density_of(q), even(q["gamma"])
+    return jm.drop_outliers(density, gamma, rescale=_rescale(p), exact=True)
 
 
 def _breadcrumbs(p, q):
     return jm.breadcrumbs(
-        even(q["density"]), even(q["gamma"]), p["lambda"], weights=q["weight"],
-        normalize=bool(p["normalize"]), rescale=_rescale(p),
+        density_of(q), even(q["gamma"]), p["lambda"], weights=q["weight"],
+        normalize=bool(p["normalize"]), rescale=_rescale(p), exact=True,
     )  # fmt: skip
 
 
@@ -96,24 +104,30 @@ def _breadcrumbs_ties(p, q):
 
 
 def _window(q):
-    return even(tuple(2 * e for e in q["epsilon"]))
+    """The width of every model's window of probabilities: none where all or nothing is kept."""
+    pairs = list(zip(q["density"], q["epsilon"], strict=True))
+    wrong = [f"density {d}, epsilon {e}" for d, e in pairs if 0 < d < 1 and not e <= d <= 1 - e]
+    if wrong:
+        raise ValueError(f"density +/- epsilon must stay within [0, 1]: {'; '.join(wrong)}.")
+    return even(tuple(2 * e if 0 < d < 1 else 0.0 for d, e in pairs))
 
 
 def _della(p, q):
-    return _elect(p, q, jm.drop_by_rank(even(q["density"]), _window(q), _rescale(p)))
+    return _elect(p, q, jm.drop_by_rank(density_of(q), _window(q), _rescale(p)))
 
 
 def _della_linear(p, q):
     return jm.della_linear(
-        even(q["density"]), _window(q), p["lambda"], _rescale(p), q["weight"],
+        density_of(q), _window(q), p["lambda"], _rescale(p), q["weight"],
         bool(p["normalize"]),
     )  # fmt: skip
 
 
 def _nuslerp(p, q):
+    weights = q["weight"] if abs(sum(q["weight"])) >= 1e-6 else (0.5, 0.5)
     if p["nuslerp_flatten"]:
-        return jm.nuslerp(q["weight"])
-    return jm.nuslerp(q["weight"], per="column" if p["nuslerp_row_wise"] else "row")
+        return jm.nuslerp(weights)
+    return jm.nuslerp(weights, per="column" if p["nuslerp_row_wise"] else "row")
 
 
 def _passthrough(p, q):
@@ -126,7 +140,7 @@ WEIGHT = {"weight": REQUIRED}
 DENSE = {**WEIGHT, "density": 1.0}
 
 READINGS: dict[str, Reading] = {
-    "linear": Reading(_linear, {"normalize": True}, WEIGHT, "none"),
+    "linear": Reading(_linear, {"normalize": True}, WEIGHT, "joins"),
     "slerp": Reading(lambda p, q: jm.slerp(p["t"]), {"t": REQUIRED}, {}, "model", (2, 2)),
     "nuslerp": Reading(
         _nuslerp, {"nuslerp_row_wise": False, "nuslerp_flatten": True}, WEIGHT, "may", (2, 2)
@@ -137,7 +151,7 @@ READINGS: dict[str, Reading] = {
     ),
     "karcher": Reading(
         lambda p, q: jm.karcher(int(p["max_iter"]), float(p["tol"])),
-        {"max_iter": 10, "tol": 1e-5}, {}, "none",
+        {"max_iter": 10, "tol": 1e-5}, {}, "joins",
     ),
     "task_arithmetic": Reading(_sum, GTA, DENSE),
     "ties": Reading(_ties, {**GTA, "normalize": True}, DENSE),
@@ -154,7 +168,7 @@ READINGS: dict[str, Reading] = {
         {"filter_wise": False}, {}, "needed", (2, None),
     ),
     "sce": Reading(
-        lambda p, q: jm.sce(density=float(p["select_topk"])),
+        lambda p, q: jm.sce(density=min(1.0, max(0.0, p["select_topk"])), exact=True),
         {"select_topk": 1.0, "int8_mask": False},
     ),
     "ram": Reading(lambda p, q: jm.ram(p["epsilon"]), {"epsilon": 1e-5}),

@@ -22,6 +22,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ class Recipe:
     stages: list[Any] = dataclasses.field(default_factory=list)
     resolved: dict[str, Any] | None = None
 
+    @property
+    def ignored(self) -> list[str]:
+        """Keys that nothing reads: none, they are refused."""
+        return []
+
+    def references(self) -> list[str]:
+        """Every model that the recipe names, the names of other recipes among them."""
+        return [r for r in (self.base, *self.models) if isinstance(r, str)]
+
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""
         given = isinstance(self.method, Merge)
@@ -102,14 +112,21 @@ class Recipe:
             raise UserError(f'nonfinite must be "raise" or "zero", got {self.nonfinite!r}.')
         bases = [] if self.base in (None, NO_BASE) else [self.base]
         models.rename = check_rename(self.rename, [*bases, *self.models])
+        if models.leaves == "union":
+            raise UserError("--tensor-union needs a recipe in mergekit's form (merge_method).")
         first, *others = opened = models.family([*bases, *self.models])
         base, merged = (first, others) if bases else (None, opened)
-        vocabulary = Vocabulary.of(self.tokenizer, self.chat_template, models, opened)
+        vocabulary = Vocabulary.of(
+            self.tokenizer, self.chat_template, models, opened, based=bool(bases)
+        )
         rest: list[Any] = merged
         if vocabulary is None:
             check_vocabulary(opened)
         else:
             base, *rest = vocabulary.apply([base, *merged])
+        if models.leaves == "intersection":
+            ((some, base),) = mergekit.by_presence([({}, m) for m in rest], base, models.leaves)
+            rest = [m for _, m in some]
         like = (base or rest[0]).like
         made_of = architecture(base or rest[0])
         method = None if self.method is None else build(self.method, len(rest), made_of)
@@ -151,6 +168,7 @@ class Recipe:
             config=vocabulary.config if vocabulary else {},
             files=vocabulary.files if vocabulary else {},
             extras=extras,
+            warnings=vocabulary.warnings if vocabulary else [],
         )
 
 
@@ -261,10 +279,39 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
             out += documents(content)
     if not out:
         raise UserError(f"{path} is empty.")
-    unnamed = [i for i, d in enumerate(out[:-1]) if not d.name]
-    if unnamed:
-        raise UserError(f"{path}: every merge but the last needs a name; {len(unnamed)} have none.")
-    return out
+    try:
+        return in_order(out)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def in_order(found: list[Document]) -> list[Document]:
+    """Documents in the order in which they can be run; the last is the result.
+
+    That is the one without a name; if all have one, the last of those that no other asks for.
+
+    Raises:
+        UserError: two have the same name or none, or they refer to each other in a circle.
+    """
+    unnamed = [d for d in found if not d.name]
+    if len(unnamed) > 1:
+        raise UserError(f"every merge but one needs a name; {len(unnamed)} have none.")
+    by_name = {d.name: i for i, d in enumerate(found) if d.name}
+    if len(by_name) < len(found) - len(unnamed):
+        raise UserError(f"two merges have one name; the names are {[d.name for d in found]}.")
+    asked = [
+        [by_name[n] for n in (r.partition("+")[0] for r in d.references()) if n in by_name]
+        for d in found
+    ]
+    free = [i for i in range(len(found)) if not any(i in some for some in asked)]
+    result = found.index(unnamed[0]) if unnamed else free[-1] if free else 0
+    graph = TopologicalSorter(dict(enumerate(asked)))
+    try:
+        order = [i for i in graph.static_order() if i != result]
+    except CycleError as error:
+        circle = " -> ".join(found[i].name or "the one without a name" for i in error.args[1])
+        raise UserError(f"the merges wait for each other: {circle}.") from None
+    return [found[i] for i in (*order, result)]
 
 
 def documents(content: Any) -> list[Document]:
@@ -275,6 +322,12 @@ def documents(content: Any) -> list[Document]:
     """
     if isinstance(content, Recipe):
         recipe = content
+    elif isinstance(content, Mapping) and {"experts", "gate_mode"} & set(content):
+        raise UserError(
+            "this is a recipe of mergekit-moe (experts, gate_mode), which builds a mixture of "
+            "experts; that is not there yet: merge the experts by a merge_method, or run "
+            "mergekit-moe."
+        )
     elif isinstance(content, Mapping) and "merge_method" in content:
         return [mergekit.Config.read(content)]
     elif isinstance(content, Mapping) and "adapters" in content:

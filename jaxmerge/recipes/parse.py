@@ -8,6 +8,7 @@ are refused, each with the line.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]
         if not isinstance(value, kinds[key]) or (isinstance(value, bool)):
             expected = " or ".join(words[k] for k in kinds[key])
             raise UserError(f"{key} must be {expected}, got {value!r}.")
+
+
+def number_of(value: Any, what: str) -> float | int:
+    """A finite number that may be written as text: YAML takes 1e-10, without a point, for text.
+
+    >>> number_of("1e-10", "tol"), number_of(" 0.3", "weight")
+    (1e-10, 0.3)
+    """
+    if isinstance(value, str) and re.fullmatch(
+        r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", value, re.I
+    ):
+        value = float(value)
+    return number(int(value) if isinstance(value, bool) else value, what)
 
 
 def number(value: Any, what: str) -> float | int:

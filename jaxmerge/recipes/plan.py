@@ -43,6 +43,7 @@ class Plan:
         nonfinite: "raise" or "zero".
         single: name of the file of weights, which then is one whatever its size.
         extras: files of side information, to be checked against their models before the merge.
+        warnings: a line for everything that the user should know before the merge.
     """
 
     jobs: list[Job]
@@ -56,6 +57,7 @@ class Plan:
     files: dict[str, bytes | Path | None] = dataclasses.field(default_factory=dict)
     nonfinite: str = "raise"
     extras: Sequence[Extra] = ()
+    warnings: Sequence[str] = ()
     single: str | None = None
 
 
@@ -65,6 +67,8 @@ class Models:
     Args:
         near: folders against which relative paths are tried after the working directory.
         stages: names of earlier merges -> their outputs.
+        leaves: "same" asks all models for the same leaves, "union" merges every leaf among the
+            models that have it, "intersection" merges the leaves that all have.
 
     Attributes:
         rename: reference -> prefix of its names -> what stands there in the base.
@@ -75,8 +79,10 @@ class Models:
         near: Sequence[Path] = (),
         allow_pickle: bool = False,
         stages: Mapping[str, Path] | None = None,
+        leaves: str = "same",
     ):
         self.near, self.allow_pickle, self.stages = near, allow_pickle, stages or {}
+        self.leaves = leaves
         self.opened: dict[str, Source] = {}
         self.rename: dict[str, dict[str, str]] = {}
 

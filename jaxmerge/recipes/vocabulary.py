@@ -13,7 +13,8 @@
 
 A model that has a token brings its own row.  For one that has not: what `tokens` says, else the
 base's row, else the only owner's, else the mean of the owners' rows.  With ``force`` every model
-gets what `tokens` says.  Tokens come from tokenizer.json.
+gets what `tokens` says.  Tokens come from tokenizer.json; a token that `tokens` names and no
+tokenizer has is added, one whose number lies beyond the rows of a model is not that model's.
 """
 
 from __future__ import annotations
@@ -43,14 +44,22 @@ class Vocabulary:
     """The output's vocabulary, and where every row of every model comes from."""
 
     @classmethod
-    def of(cls, setting: Any, template: Any, models: Any, sources: Sequence[Source | None]):
-        """The vocabulary that a recipe asks for; None if it says nothing about it."""
+    def of(
+        cls, setting: Any, template: Any, models: Any, sources: Sequence[Source | None],
+        based: bool = True,
+    ):  # fmt: skip
+        """The vocabulary that a recipe asks for; None if it says nothing about it.
+
+        Args:
+            based: the first source is a base, whose rows stand in before those of others.
+        """
         if setting is None and template is None:
             return None
-        return cls(setting, template, models, [s for s in sources if s is not None])
+        return cls(setting, template, models, [s for s in sources if s is not None], based)
 
-    def __init__(self, setting: Any, template: Any, models: Any, sources: Sequence[Source]):
-        self.sources = list(dict.fromkeys(sources))
+    def __init__(self, setting, template, models: Any, sources: Sequence[Source], based: bool):
+        self.sources, self.based = list(dict.fromkeys(sources)), based
+        self.warnings: list[str] = []
         self.config: dict[str, Any] = {}
         self.files: dict[str, bytes | Path | None] = {}  # None: left out
         self.active = setting is not None
@@ -65,7 +74,7 @@ class Vocabulary:
         setting = mapping(
             {"source": setting} if isinstance(setting, str) else setting, "tokenizer", known
         )
-        self.tables = [token_table(s) for s in self.sources]
+        self.tables = [self._table(s) for s in self.sources]
         source, base = setting.get("source", "union"), self.sources[0]
         if source == "union":
             keeper, tokens = base, list(_in_order(self.tables[0]))
@@ -77,11 +86,19 @@ class Vocabulary:
             rows = {t: i for t, i in self.tables[0].items()}
             after = max(rows.values(), default=-1) + 1
             rows |= {t: after + i for i, (t, _) in enumerate(new)}
-            if new:
-                self.files |= add_tokens(base, new, rows)
         else:
-            keeper = base if source == "base" else self._source(source, models)
-            rows = token_table(keeper)
+            keeper, new = base if source == "base" else self._source(source, models), []
+            rows = dict(self._table(keeper))
+        wishes = setting.get("tokens") or {}
+        if not isinstance(wishes, Mapping):
+            raise UserError(f"tokenizer: tokens must map tokens to settings, got {wishes!r}.")
+        after = max(rows.values(), default=-1) + 1
+        named = [t for t in map(str, wishes) if t not in rows]
+        rows |= {t: after + i for i, t in enumerate(named)}
+        new += [(t, keeper) for t in named]
+        beyond = [t for t in token_table(keeper) if t not in rows]
+        if new or beyond:
+            self.files |= add_tokens(keeper, new, rows, beyond)
         self.files = tokenizer_files(base.folder, keeper.folder) | self.files
         pad = setting.get("pad_to_multiple_of") or 1
         if type(pad) is not int or not 1 <= pad <= MOST_PAD:
@@ -92,8 +109,21 @@ class Vocabulary:
         self.size = -(-size // pad) * pad
         self.rows = rows
         self.config |= architecture(base).vocabulary_changes(self.size)
-        self._fill(setting.get("tokens") or {}, models)
+        self._fill(wishes, models)
         return keeper
+
+    def _table(self, source: Source) -> dict[str, int]:
+        """The tokens of a model that have a row."""
+        table = token_table(source)
+        made = architecture(source)
+        rows = [s.shape[0] for n, s in source.like.items() if s.shape and made.vocabulary(n)]
+        beyond = [t for t, i in table.items() if rows and i >= min(rows)]
+        if beyond:
+            self.warnings.append(
+                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {min(rows)} "
+                f"rows; {len(beyond)} tokens such as {beyond[0]!r} count as not its own"
+            )
+        return {t: i for t, i in table.items() if t not in set(beyond)}
 
     def _source(self, ref: str, models: Any) -> Source:
         opened = models.open(ref)
@@ -110,19 +140,17 @@ class Vocabulary:
                 self.own[k, new] = old
         owners = (self.own >= 0).sum(0)
         first = np.argmax(self.own >= 0, axis=0)
-        lone = (self.own[0] >= 0) | (owners == 1)
+        lone = (owners == 1) | ((self.own[0] >= 0) & self.based)
         self.fill_source = np.where(lone, first, np.where(owners == 0, ZERO, MEAN))
         self.fill_row = self.own[first, np.arange(n)]
         self.force = np.zeros(n, bool)
-        if not isinstance(wishes, Mapping):
-            raise UserError(f"tokenizer: tokens must map tokens to settings, got {wishes!r}.")
         for token, wish in wishes.items():
-            wish = mapping(wish, f"tokenizer: tokens: {token!r}", ("source", "force"))
-            if token not in self.rows:
-                raise UserError(f"tokenizer: tokens: {token!r} is not in the output's vocabulary.")
-            i = self.rows[token]
+            wish = mapping(wish or {}, f"tokenizer: tokens: {token!r}", ("source", "force"))
+            i = self.rows[str(token)]
             self.force[i] = bool(wish.get("force", False))
-            self.fill_source[i], self.fill_row[i] = self._wish(token, wish.get("source"), models)
+            if wish.get("source") is not None or self.force[i]:
+                chosen = self._wish(str(token), wish.get("source"), models)
+                self.fill_source[i], self.fill_row[i] = chosen
 
     def _wish(self, token: str, source: Any, models: Any) -> tuple[int, int]:
         what = f"tokenizer: tokens: {token!r}"
@@ -282,10 +310,17 @@ def _tokenizer_json(source: Source) -> dict[str, Any]:
 
 
 def add_tokens(
-    base: Source, new: Sequence[tuple[str, Source]], rows: Mapping[str, int]
+    base: Source,
+    new: Sequence[tuple[str, Source]],
+    rows: Mapping[str, int],
+    beyond: Sequence[str] = (),
 ) -> dict[str, bytes | Path | None]:
-    """The base's tokenizer with more added tokens, with the flags that their owners give."""
-    content = _tokenizer_json(base)
+    """The base's tokenizer with more added tokens, with the flags that their owners give.
+
+    Args:
+        beyond: tokens of the base that have no row: left out.
+    """
+    content = _without(_tokenizer_json(base), set(beyond))
     flags: dict[str, dict[str, Any]] = {}
     for owner in dict.fromkeys(s for _, s in new):
         for added in added_tokens(_tokenizer_json(owner), owner.ref):
@@ -297,7 +332,19 @@ def add_tokens(
     more = [plain | flags.get(t, {}) | {"id": rows[t], "content": t} for t, _ in new]
     content["added_tokens"] = [*content.get("added_tokens", []), *more]
     text = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-    return tokenizer_files(base.folder, base.folder, more, text)
+    return tokenizer_files(base.folder, base.folder, more, text, beyond)
+
+
+def _without(content: dict[str, Any], tokens: set[str]) -> dict[str, Any]:
+    """A tokenizer.json without some of its tokens, and without the merges that need them."""
+    model = dict(content.get("model") or {})
+    added = [t for t in content.get("added_tokens") or [] if t["content"] not in tokens]
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in tokens}
+    if tokens and isinstance(model.get("merges"), list):
+        pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        model["merges"] = [m for m, p in pairs if not tokens & {*p, "".join(p)}]
+    return content | {"added_tokens": added} | ({"model": model} if model else {})
 
 
 def _in_order(table: Mapping[str, int]) -> list[str]:

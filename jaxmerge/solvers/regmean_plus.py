@@ -2,20 +2,22 @@
 
 RegMean measures the inputs of every kernel in each single model; but in the merged model the
 inputs have been through merged layers already.  Here the kernels are solved in the order in which
-data meet them, each from inputs that have passed through the merged kernels before it.
+data meet them, each from inputs that have passed through the merged kernels before it; or, as
+published, block by block, each from what its own model makes of the merged blocks before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.names import check_same, is_float
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.patterns import compile_pattern
+from jaxmerge.core.types import Leaves, check_choice
 from jaxmerge.drivers import memory
 from jaxmerge.folds.elementwise import mean
 from jaxmerge.folds.weighted import gram_mean
@@ -33,6 +35,9 @@ def regmean_plus(
     off_diagonal: float = 0.9,
     ridge: float = 0.0,
     keep: Keep | None = None,
+    blocks: str | None = None,
+    leave: str | None = None,
+    per: Literal["example", "token"] = "example",
 ) -> Leaves:
     """Merge with RegMean++.
 
@@ -45,12 +50,21 @@ def regmean_plus(
         batches: for each model, batches of inputs of its task.
         keep: as in `jaxmerge.statistics.gram`: rows that are data, not padding.
         off_diagonal, ridge: as in `jm.regmean`; MergeBench takes 0.1 for off_diagonal here.
+        blocks: a regex, such as ``r"layers[./]\\d+"``: leaves in which it finds the same text are
+            one block, whose kernels are solved together, from inputs that have passed through the
+            merged blocks before it and, inside, through the model's own leaves.
+        leave: a regex; leaves in which it finds something stay the base's.
+        per: what a Gram matrix is divided by, the number of examples or that of tokens (rows that
+            are data): it weighs the tasks where these differ.
 
     Memory: T models, the inputs of one batch, the Gram matrices of one group of kernels.
 
-    Source: Nguyen et al., RegMean++, 2025.  Differs: merged activations reach every kernel, also
-    inside a transformer block; the paper propagates them from block to block.
+    Source: Nguyen et al., RegMean++, 2025; its released form is ``blocks=..., per="token"`` with
+    ``leave="embed"``.  Differs: by default merged activations reach every kernel, also inside a
+    block.
     """
+    check_choice("per", per, ("example", "token"))
+    in_block, stays = (None if x is None else compile_pattern(x) for x in (blocks, leave))
     if len(batches) != len(models):
         raise ValueError(f"Found data for {len(batches)} tasks and {len(models)} models; one each.")
     data = [[b[0] if isinstance(b, tuple) else b for b in some] for some in batches]
@@ -58,42 +72,56 @@ def regmean_plus(
     if empty := [t for t, some in enumerate(data) if not sum(map(size, some))]:
         raise ValueError(f"Tasks {empty} have no data.")
     check_same(base, *models)
-    floats = {n: jnp.asarray(x) for n, x in base.items() if is_float(x)}
+    floats = {
+        n: jnp.asarray(x)
+        for n, x in base.items()
+        if is_float(x) and not (stays and stays.search(n))
+    }
+    fixed = {n: jnp.asarray(x) for n, x in base.items() if is_float(x) and n not in floats}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
-    merged = dict(memory.merge(mean(), floats, rows))
+    merged = fixed | dict(memory.merge(mean(), floats, rows))
     axes: dict[str, int] = {}
-    groups: list[list[str]] = []
+    groups: dict[Any, list[str]] = {}
+
+    def block_of(name: str) -> str | None:
+        match = in_block.search(name) if in_block else None
+        return match.group() if match else None
 
     def grams(params, inputs, some):
         _, found = dense_inputs(apply, params, inputs)
         if not groups:
-            inputs_of: dict[int, list[str]] = {}
             for n, f in found.items():
-                axes[n] = f.axis
-                inputs_of.setdefault(id(f.x), []).append(n)
-            groups.extend(inputs_of.values())
+                if n in floats:
+                    axes[n] = f.axis
+                    groups.setdefault(block_of(n) or id(f.x), []).append(n)
         kept = None if keep is None else keep(inputs)
-        rows = {n: without(found[n].x, kept) for n in some}
-        return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
+        data = {n: without(found[n].x, kept) for n in some}
+        counts = {n: size(inputs) if per == "example" else tokens(x, kept) for n, x in data.items()}
+        return {n: jnp.matmul(x.T, x, precision="highest") for n, x in data.items()}, counts
 
-    jax.eval_shape(lambda p, x: grams(p, x, ()), merged, data[0][0])
+    def tokens(x, kept):
+        return len(x) if kept is None or len(kept) != len(x) else jnp.sum(kept)
+
+    jax.eval_shape(lambda p, x: grams(p, x, ())[0], merged, data[0][0])
     if not groups:
         raise ValueError("No leaf with two axes meets the data in a matrix product.")
     jitted = jax.jit(grams, static_argnums=2)
-    for group in groups:
+    for where, group in groups.items():
+        block = isinstance(where, str)
+        some = tuple(group if block else group[:1])  # the others have the same input
         extras = []
-        for some in data:
-            total, count = None, 0
-            for x in some:
-                part = jitted(merged, x, (group[0],))
-                total = part if total is None else jax.tree.map(jnp.add, total, part)
-                count += size(x)
-            assert total is not None  # no batch is empty: checked above
+        for own, batches_of in zip(rows, data, strict=True):
+            inside = {n: own[n] for n in floats if block and block_of(n) == where}
+            total, count = dict.fromkeys(some, 0.0), dict.fromkeys(some, 0)
+            for x in batches_of:
+                part, seen = jitted(merged | inside, x, some)
+                total = {n: total[n] + np.asarray(part[n], np.float64) for n in some}
+                count = {n: count[n] + int(seen[n]) for n in some}
             refuse_nonfinite(total, "the Gram matrices")
-            shared = total[group[0]] / np.float32(count)
-            extras.append({"gram": dict.fromkeys(group, shared)})
+            shared = {n: (total[n] / count[n]).astype(floats[n].dtype) for n in some}
+            extras.append({n: shared.get(n, shared[some[0]]) for n in group})
         for n in group:
             method = gram_mean(off_diagonal, ridge, axes[n])
-            one = [{"gram": {n: e["gram"][n]}} for e in extras]
-            merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=one)
+            sides = [{"gram": {n: e[n]}} for e in extras]
+            merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
     return {n: merged.get(n, x) for n, x in base.items()}

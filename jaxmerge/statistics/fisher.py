@@ -97,11 +97,11 @@ def _add(apply, kind, chunk, total, params, inputs, labels, key):
     logits = apply(params, inputs)
     count, classes = logits.shape
     if kind == "true":  # every example with every label, weighted by its probability
-        weight = jax.nn.softmax(logits).ravel()
+        weight = jax.nn.softmax(logits).ravel().astype(jnp.float32)
         which = jnp.repeat(jnp.arange(count), classes)
         labels = jnp.tile(jnp.arange(classes), count)
     else:
-        weight, which = jnp.ones(count), jnp.arange(count)
+        weight, which = jnp.ones(count, jnp.float32), jnp.arange(count)
         if kind == "sampled":
             labels = jax.random.categorical(key, logits)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.names import is_float
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, working_dtype
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.store import Statistic, weights_hash
@@ -42,7 +42,8 @@ def gram(
             does nothing.
 
     Returns:
-        A `Statistic` of kernel name -> [in, in] float32, symmetric and positive semidefinite;
+        A `Statistic` of kernel name -> [in, in], symmetric and positive semidefinite, float32
+        (float64 where the activations are), summed over batches in float64;
         ``about["axis"]`` says which axis of the kernel is "in".
 
     Raises:
@@ -66,21 +67,23 @@ def gram(
         _, found = dense_inputs(apply, params, inputs)
         axes.update({n: f.axis for n, f in found.items()})
         kept = None if keep is None else keep(inputs)
-        rows = {n: without(f.x.astype(jnp.float32), kept) for n, f in found.items()}
+        rows = {n: without(f.x.astype(working_dtype(f.x)), kept) for n, f in found.items()}
         return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
 
-    total, samples = None, 0
+    total, samples, kinds = None, 0, {}
     for batch in batches:
         inputs = batch[0] if isinstance(batch, tuple) else batch
         found = products(params, inputs)
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        kinds = {n: x.dtype for n, x in found.items()}
+        found = {n: np.asarray(x, np.float64) for n, x in found.items()}
+        total = found if total is None else {n: total[n] + x for n, x in found.items()}
         samples += jax.tree.leaves(inputs)[0].shape[0]
     if not samples:
         raise ValueError("Gram matrices need data, got no batch.")
     if not total:
         raise ValueError("No leaf with two axes meets the data in a matrix product.")
     refuse_nonfinite(total, "the Gram matrices")
-    values = {n: np.asarray(x) / samples for n, x in total.items()}
+    values = {n: (x / samples).astype(kinds[n]) for n, x in total.items()}
     weights = weights_hash({n: params[n] for n in values})
     return Statistic("gram", values, samples, weights, {"axis": axes, **(about or {})})
 

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Transform, check_choice, check_range, model_count, per_model
+from jaxmerge.core.types import (
+    Array,
+    Transform,
+    beside,
+    check_choice,
+    check_range,
+    model_count,
+    per_model,
+)
 from jaxmerge.numerics import hash_rng
 from jaxmerge.transforms.sparsify import keep
 
@@ -18,29 +26,36 @@ Rescale = Literal["inverse", "l1"] | None
 
 
 @register
-def drop_random(density: Any, rescale: Rescale = "inverse") -> Transform:
+def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False) -> Transform:
     """Drop entries at random and rescale the survivors (the drop and rescale of DARE); needs a key.
 
     Formula: m[p] ~ Bernoulli(density), tau[p] <- m[p] tau[p] / density.
 
     Args:
-        density: share kept, in (0, 1]; a number, or one for each model.
+        density: share kept, in [0, 1], 0 for nothing; a number, or one for each model.
         rescale: "inverse" divides by the density, which is unbiased (the paper); "l1" multiplies
             each leaf so that its L1 norm stays, a random factor near 1 / density; None does not.
+        masked: take the masks from the side information ``extras=[{"mask": tree}, ...]`` (1 where
+            an entry is kept) instead of drawing them, so that another program's draw is repeated;
+            no key is needed then.  Leaves without a mask keep all.
 
     Memory: 0.
 
     Source: Yu et al., Language Models are Super Mario, ICML 2024, equation 1.  Differs: the random
     numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_choice("rescale", rescale, ("inverse", "l1", None))
 
     def kernel(x, ctx):
         share = per_model(density, ctx)
-        return _survive(x, hash_rng.coin(ctx.key, share, x.shape), share, rescale)
+        if not masked:
+            return _survive(x, hash_rng.coin(ctx.key, share, x.shape), share, rescale)
+        mask = beside("mask", x, ctx)
+        return x if mask is None else _survive(x, mask.astype(bool), share, rescale)
 
-    return Transform(kernel, stochastic=True, models=model_count(density))
+    needs = ("mask",) if masked else ()
+    return Transform(kernel, stochastic=not masked, models=model_count(density), needs=needs)
 
 
 @register
@@ -52,8 +67,11 @@ def drop_by_rank(
     Formula: with r[p] in 0..n-1 the rank of |tau[p]| in its row of n entries, keep with probability
     q[p] = density - epsilon / 2 + epsilon r[p] / (n - 1); tau[p] <- m[p] tau[p] / q[p].
 
+    Gradients go through 1 / q for the mask that was drawn, as in `drop_random`: the mask itself
+    jumps, so they are not the slope of the expectation, which does not depend on the density.
+
     Args:
-        density: mean share kept, in (0, 1]; a number, or one for each model.
+        density: mean share kept, in [0, 1]; a number, or one for each model.
         epsilon: width of the window of probabilities, which must lie in [0, 1]; a number, or one
             for each model.
         rescale: "inverse" divides by the probability, which is unbiased (the paper); "l1"
@@ -67,7 +85,7 @@ def drop_by_rank(
     Source: Deep et al., DELLA-Merging, 2024, section 3.1.  Differs: ranks are divided by n - 1, not
     n, so that the mean probability is the density; a row of one entry has probability `density`.
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_range("epsilon", epsilon, 0, 1)
     check_choice("rescale", rescale, ("inverse", "l1", None))
     _check_window(density, epsilon)
@@ -86,7 +104,8 @@ def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:
     kept = keep(x, mask, "l1" if rescale == "l1" else None)
     if rescale != "inverse":
         return kept
-    return jnp.where(mask, x / jnp.asarray(chance, x.dtype), 0)
+    chance = jnp.asarray(chance, x.dtype)  # 0 where nothing is kept: divide by anything else
+    return jnp.where(mask, x / jnp.where(chance > 0, chance, 1), 0)
 
 
 def _ranks(x: Array, axis: int) -> Array:

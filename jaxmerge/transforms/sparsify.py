@@ -25,7 +25,7 @@ from jaxmerge.core.types import (
     per_model,
 )
 from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
-from jaxmerge.numerics.order_statistics import magnitude_bits
+from jaxmerge.numerics.order_statistics import magnitude_bits, up_to
 
 __all__ = ["drop_outliers", "keep_important", "trim"]
 
@@ -38,18 +38,21 @@ def trim(
     scope: Scope = "global",
     inclusive: bool | None = None,
     rescale: Literal["l1"] | None = None,
+    exact: bool = False,
 ) -> Transform:
     """Keep the `density` share of entries of largest magnitude, all that tie with the last one too.
 
     Formula: keep tau[p] where |tau[p]| >= the k-th largest |tau|.
 
     Args:
-        density: share kept, in (0, 1]; a number, or one for each model.
+        density: share kept, in [0, 1], 0 for nothing; a number, or one for each model.
         scope: "global" ranks the whole task vector (the paper), "leaf" each leaf on its own.
         inclusive: k = floor(density n) + 1 if True, as the official code, whose threshold is the
             entry just outside; k = floor(density n) if False, as per-tensor implementations.  At
             least 1 and at most n.  By default True for "global" and False for "leaf".
         rescale: "l1" multiplies what is kept of a leaf so that its L1 norm stays.
+        exact: keep k entries and no more: of equal ones the first in the leaf (row-major), as the
+            checkpoint stores it; for scope "leaf".  bfloat16 checkpoints have many equal changes.
 
     Memory: 0; one pass over the model for "leaf", as a rule two for "global".
 
@@ -61,16 +64,22 @@ def trim(
         >>> jm.merge(method, {"w": np.zeros(4)}, [{"w": np.array([1.0, -4.0, 3.0, -2.0])}])["w"]
         array([ 0., -4.,  3.,  0.])
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_choice("scope", scope, ("global", "leaf"))
     check_choice("rescale", rescale, (None, "l1"))
+    _check_exact(exact, scope)
     more = (scope == "global") if inclusive is None else inclusive
 
-    def kernel(x, ctx):
-        least = per_model(ctx.measured["value"], ctx)
-        return keep(x, magnitude_bits(x) >= least, rescale)
+    def ranks(n):
+        count = keep_count(density, n) + more
+        xp = numpy_of(count)
+        return xp.where(_over_models(density) > 0, xp.maximum(count, 1), 0)
 
-    measure = ranked_magnitude(lambda n: keep_count(density, n) + more, _axis(scope))
+    def kernel(x, ctx):
+        least, place = (_mine(ctx.measured.get(k), ctx) for k in ("value", "place"))
+        return keep(x, up_to(x, least, place, ctx.key), rescale)
+
+    measure = ranked_magnitude(ranks, _axis(scope), exact)
     return Transform(kernel, measure, models=model_count(density))
 
 
@@ -80,6 +89,7 @@ def drop_outliers(
     gamma: Any = 0.01,
     scope: Scope = "leaf",
     rescale: Literal["l1"] | None = None,
+    exact: bool = False,
 ) -> Transform:
     """Drop the `gamma` share of largest magnitude, then keep the largest of the rest (breadcrumbs).
 
@@ -87,10 +97,11 @@ def drop_outliers(
     of rank g + 1 to g + m in |tau|, and what ties with the first or the last of them.
 
     Args:
-        density: share kept, in (0, 1]; the paper's beta is 1 - density - gamma.
+        density: share kept, in [0, 1], 0 for nothing; the paper's beta is 1 - density - gamma.
         gamma: share of the largest that is dropped, in [0, 1]; cut to 1 - density.
         scope: "leaf" ranks each leaf on its own (the paper), "global" the whole task vector.
         rescale: "l1" multiplies what is kept of a leaf so that its L1 norm stays.
+        exact: keep m entries and no more, as in `trim`.
 
     Memory: 0.
 
@@ -103,25 +114,32 @@ def drop_outliers(
         >>> jm.merge(method, {"w": np.zeros(4)}, [{"w": np.array([1.0, -4.0, 3.0, -2.0])}])["w"]
         array([ 0.,  0.,  3., -2.])
     """
-    check_range("density", density, 0, 1, open_low=True)
+    check_range("density", density, 0, 1)
     check_range("gamma", gamma, 0, 1)
     check_choice("scope", scope, ("global", "leaf"))
     check_choice("rescale", rescale, (None, "l1"))
+    _check_exact(exact, scope)
 
     def ranks(n):
         kept, dropped = keep_count(density, n), keep_count(gamma, n)
         xp = numpy_of(kept, dropped)
         kept = xp.maximum(kept, 1)
         dropped = xp.minimum(dropped, n - kept)
-        first, last = xp.broadcast_arrays(dropped + 1, dropped + kept)
+        # not exact: what ties with the first one kept is kept; exact: nothing up to the one before
+        first, last = xp.broadcast_arrays(dropped + (not exact), dropped + kept)
         return xp.stack([first, last])
 
     def kernel(x, ctx):
-        most, least = (per_model(bound, ctx) for bound in ctx.measured["value"])
-        bits = magnitude_bits(x)
-        return keep(x, (least <= bits) & (bits <= most), rescale)
+        places = ctx.measured.get("place")
+        most, least = (
+            (_mine(value, ctx), None if places is None else _mine(places[i], ctx))
+            for i, value in enumerate(ctx.measured["value"])
+        )
+        below = ~up_to(x, *most, ctx.key) if exact else magnitude_bits(x) <= most[0]
+        kept = below & up_to(x, *least, ctx.key) & (per_model(density, ctx) > 0)
+        return keep(x, kept, rescale)
 
-    measure = ranked_magnitude(ranks, _axis(scope))
+    measure = ranked_magnitude(ranks, _axis(scope), exact)
     return Transform(kernel, measure, models=model_count(density, gamma))
 
 
@@ -174,6 +192,23 @@ def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
         return kept
     left = leaf_sum(jnp.abs(kept))
     return kept * jnp.where(left > 0, leaf_sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
+
+
+def _over_models(value: Any) -> Any:
+    """A number, or an array of one for each model."""
+    if isinstance(value, tuple | list):
+        return numpy_of(*value).stack([numpy_of(*value).asarray(v) for v in value])
+    return value
+
+
+def _mine(found: Any, ctx: Any) -> Any:
+    """What was measured for this model, of one number or a number for each model."""
+    return None if found is None else per_model(found, ctx)
+
+
+def _check_exact(exact: bool, scope: str) -> None:
+    if exact and scope != "leaf":
+        raise ValueError('exact=True ranks equal entries within a leaf: give scope="leaf" too.')
 
 
 def _axis(scope: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Transform, check_range
-from jaxmerge.numerics.linalg import check_matrix, thin_svd
+from jaxmerge.core.types import Transform, check_range, concrete
+from jaxmerge.numerics.linalg import check_matrix, polar_and_values, thin_svd
 
 __all__ = ["isotropic", "low_rank"]
 
@@ -35,8 +35,8 @@ def isotropic() -> Transform:
 
     def kernel(x, ctx):
         check_matrix(x, "isotropic()")
-        u, s, vt = thin_svd(x)
-        return jnp.mean(s) * (u @ vt)
+        turned, s = polar_and_values(x)
+        return jnp.mean(s) * turned
 
     return Transform(kernel)
 
@@ -67,6 +67,9 @@ def low_rank(share: float) -> Transform:
     def kernel(x, ctx):
         check_matrix(x, "low_rank()")
         u, s, vt = thin_svd(x)
+        if not concrete(share):
+            k = jnp.maximum(1, jnp.floor(share * s.size + 1e-6))
+            return (u * jnp.where(jnp.arange(s.size) < k, s, 0)[None, :]) @ vt
         k = max(1, int(share * s.size + 1e-9))  # 1/T of k T values are k, whatever the rounding
         return (u[:, :k] * s[None, :k]) @ vt[:k]
 

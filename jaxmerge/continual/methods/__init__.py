@@ -6,13 +6,15 @@ what it does                    methods
 holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
 replays examples                `er`, `der`, `derpp`, `replay`
-projects what is learnt         `gpm`
+unlearns before it learns       `refresh`
+projects what is learnt         `gpm`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
 trains a part                   `train_only`
 ==============================  =========================================
 """
 
+from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
@@ -24,7 +26,9 @@ from jaxmerge.continual.methods.lora import lora
 from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
+from jaxmerge.continual.methods.osft import osft
 from jaxmerge.continual.methods.pred_kd import pred_kd
+from jaxmerge.continual.methods.refresh import refresh
 from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
@@ -32,6 +36,7 @@ from jaxmerge.continual.methods.supsup import supsup
 from jaxmerge.continual.methods.train_only import train_only
 
 __all__ = [
+    "coso",
     "der",
     "derpp",
     "er",
@@ -44,7 +49,9 @@ __all__ = [
     "lwf",
     "mas",
     "olora",
+    "osft",
     "pred_kd",
+    "refresh",
     "replay",
     "si",
     "slca",

@@ -13,6 +13,7 @@ from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, keep_base, resolve
 from jaxmerge.core.types import Merge, Piece, leaf_key
 from jaxmerge.core.validation import check_count, check_method, grid_of
+from jaxmerge.errors import screen
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves, Like
 
@@ -158,7 +159,9 @@ def check_job(job: Job) -> None:
     wrong = mismatches(job)
     if wrong:
         raise ValueError(
-            "The models do not fit together:\n  " + "\n  ".join(wrong) + "\nGive every model the "
+            "The models do not fit together:\n  "
+            + "\n  ".join(screen(wrong))
+            + "\nGive every model the "
             "leaves of the base in its shapes, or merge only those that fit: rules: {only: regex} "
             "leaves the rest as in the base."
         )
@@ -184,6 +187,6 @@ def sources_of(jobs: Sequence[Job]) -> list[Leaves]:
     return [m for m in (*models, *sides) if isinstance(m, Leaves)]
 
 
-def piece_key(job: Job, name: str, start: int) -> Piece | None:
-    """The key of the piece of a leaf that begins at entry `start`."""
-    return None if job.key is None else Piece(leaf_key(job.key, name), np.uint32(start % 2**32))
+def piece_key(job: Job, name: str, start: int) -> Piece:
+    """The key of the piece of a leaf that begins at entry `start`, and where that is."""
+    return Piece(leaf_key(job.key, name), np.uint32(start % 2**32))

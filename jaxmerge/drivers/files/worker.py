@@ -45,6 +45,7 @@ from jaxmerge.drivers.files.memory_budget import (
 )
 from jaxmerge.drivers.leaf import finish_leaf, start_leaf
 from jaxmerge.drivers.measuring import side
+from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Like, aligned
 
 
@@ -311,7 +312,7 @@ class Run:
     def check_finite(self, job: Job, name: str, i: int, block: np.ndarray) -> None:
         if not self.zero and not all_finite(block):
             with self.refusing:  # one thread looks through all leaves, the others use its list
-                self.refusal = self.refusal or "\n  ".join(self.nonfinite())
+                self.refusal = self.refusal or "\n  ".join(screen(list(self.nonfinite())))
             raise ValueError(
                 f"NaN or Inf in\n  {self.refusal}\nMend the checkpoint, or pass "
                 'nonfinite="zero" to count such entries as no change.'
