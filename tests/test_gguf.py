@@ -161,7 +161,7 @@ HOSTILE = {
     "tensors": (put(8, "<Q", 1 << 60), "announces 1,152,921,504,606,846,976 tensors"),
     "entries": (put(16, "<Q", 1 << 62), "announces"),
     "key": (put(24, "<Q", 1 << 40), "the key of entry 0 is a text of"),
-    "long key": (put(24, "<Q", 1 << 20), "needs 1,048,576 bytes"),
+    "long key": (put(24, "<Q", 1 << 20), "1,048,576 bytes"),
     "array": (
         lambda data: struct.pack_into("<Q", data, at(data, b"tokenizer.ggml.tokens") + 4, 1 << 61),
         "more than the file has room for",

@@ -340,6 +340,19 @@ def test_other_schemes_are_refused_by_name_with_a_way_out(tmp_path, setting, wor
     assert set(open_source(folder, stored=True)) == {"w.codes", "model.norm.weight"}
 
 
+def test_inspect_shows_what_is_stored_or_what_it_stands_for(tmp_path, capsys):
+    from jaxmerge.cli import inspect
+
+    tensors, want = gptq(4)
+    folder = checkpoint(tmp_path / "m", tensors, {"quant_method": "gptq"})
+    for stored, names in ((False, {"model.layers.0.up.weight"}), (True, set(tensors))):
+        inspect.run(str(folder), stored=stored, json=True)
+        found = json.loads(capsys.readouterr().out)["leaves"]
+        assert {x["name"] for x in found} == names | {"model.norm.weight"}
+    assert found[0]["name"] in tensors
+    assert want.shape == (32, 64)
+
+
 def test_what_does_not_fit_its_scheme_is_refused(tmp_path):
     n = "model.layers.0.up"
     good, _ = gptq(4)

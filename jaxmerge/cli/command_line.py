@@ -240,6 +240,10 @@ def inspect(
         bool, Option("--architecture", help="What is taken for what: layers, roles, ties.")
     ] = False,
     allow_pickle: AllowPickle = False,
+    stored: Annotated[
+        bool,
+        Option("--stored", help="Leaves as in the files, packed ones of quantised models too."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the leaves of a model: names, shapes, dtypes, sizes."""
@@ -312,6 +316,46 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a model in another form: shards, a dtype, with its adapter applied, Orbax, GGUF."""
+
+
+@command("generate")
+def generate(
+    ref: Annotated[str, Argument(help="A decoder: folder, .gguf file, org/name.")],
+    prompts: Annotated[
+        list[str] | None, Argument(help="Texts to go on behind, or turns of a conversation.")
+    ] = None,
+    chat: Annotated[bool, Option("--chat", help="Hold a conversation.")] = False,
+    system: Annotated[str | None, Option(help="What the conversation begins with.")] = None,
+    most: Annotated[int, Option(help="Tokens to write.")] = 256,
+    temperature: Annotated[float, Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, Option(help="Only so many most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, Option(help="Only tokens that together have this probability.")] = 1.0,
+    repetition_penalty: Annotated[float, Option(help="Above 1 against repetition.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, Option("--stop", help="Text before which to end; repeatable.")
+    ] = None,
+    seed: Annotated[int, Option(help="Of the draws.")] = 0,
+    dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
+    json: Json = False,
+) -> None:
+    """Let a language model write: behind a prompt, or in a conversation."""
+
+
+@command("evaluate")
+def evaluate(
+    ref: Annotated[str, Argument(help="A decoder: folder, .gguf file, org/name.")],
+    tasks: Annotated[
+        str, Option(help="Tasks of lm-evaluation-harness, or YAML files of such; by commas.")
+    ],
+    limit: Annotated[int | None, Option(help="Examples of each task.", min=1)] = None,
+    fewshot: Annotated[int | None, Option(help="Solved examples in front.", min=0)] = None,
+    batch: Annotated[int, Option(help="Rows at once.", min=1)] = 16,
+    chat: Annotated[bool, Option("--chat", help="Ask through the chat template.")] = False,
+    dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[Path | None, Option(help="JSON file for the figures.")] = None,
+    json: Json = False,
+) -> None:
+    """Score a language model on tasks of lm-evaluation-harness (pip install jaxmerge[eval])."""
 
 
 @command("stats")

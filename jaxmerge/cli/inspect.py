@@ -22,14 +22,16 @@ def run(
     norms: bool = False,
     architecture: bool = False,
     allow_pickle: bool = False,
+    stored: bool = False,
     json: bool = False,
 ) -> None:
     """Print the leaves: names, shapes, dtypes, bytes; with `norms` also what their values are.
 
     Args:
+        stored: the leaves as they are in the files, also of a quantised checkpoint.
         architecture: print instead what every leaf is taken for (`jaxmerge.io.architectures`).
     """
-    source = open_source(ref, allow_pickle=allow_pickle)
+    source = open_source(ref, allow_pickle=allow_pickle, stored=stored)
     try:
         if architecture:
             _print_architecture(architectures.architecture(source), json)

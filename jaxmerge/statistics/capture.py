@@ -61,12 +61,14 @@ def dense_inputs(
     Args:
         apply: a function of a flat mapping of parameters and of data.
         params: name -> array; the leaves with two axes or more are looked for.
-        every: also kernels inside ``scan``, and those of convolutions: the patches under a kernel
-            are its rows, their entries in the order in which the kernel is stored.
+        every: also kernels [L, in, out] that a ``scan`` cuts into layers, and of convolutions:
+            the patches under a kernel are its rows, their entries in the order in which the kernel
+            is stored.
 
     Returns:
         What `apply` returns, and name -> `Input`.  A kernel that meets several inputs (weight
-        sharing) has all their rows.  Kernels inside ``while`` are not seen.
+        sharing) has all their rows.  A ``scan`` over kernels that were stacked for it is followed
+        step by step.  Kernels inside ``while`` are not seen.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
@@ -127,6 +129,9 @@ def _run(jaxpr, consts, values, views, seen, every) -> tuple[list[Any], list[Vie
             inner = eqn.params[INLINED[name]]
             inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outs, out_views = _run(inner, const, ins, seen_as, seen, every)
+        elif name == "scan" and any(_stacked(v, eqn.params["length"]) for v in seen_as):
+            outs = _unrolled(eqn.params, ins, seen_as, seen, every)
+            out_views = [None] * len(outs)
         elif every and name == "scan" and any(seen_as):
             outs = _scan(eqn.params, ins, seen_as, seen)
             out_views = [None] * len(outs)
@@ -152,6 +157,8 @@ def _catch(params, ins, views, seen) -> None:
     contract, batch = params["dimension_numbers"]
     kernel, x, view = ins[side], ins[1 - side], views[side]
     if any(view.axes[k] for k in batch[side]):  # many kernels in one leaf, an input for each
+        return
+    if len(view.kernels) > 1 and batch[side]:  # stacked kernels, an input for each
         return
     pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
     met = tuple(dict.fromkeys(axis for k, _ in pairs for axis in view.axes[k]))
@@ -186,6 +193,34 @@ def _catch_patches(params, ins, view, seen) -> None:
     rows = rows.transpose(0, *(place[i] for i in range(len(view.sizes) - 1)))
     rows = rows.reshape(len(rows), -1)
     seen.setdefault(view.kernels[0], []).append(Input(rows, 0))
+
+
+def _stacked(view: View | None, length: int) -> bool:
+    """Whether an array is so many kernels on its first axis, a step of a scan each."""
+    return view is not None and not view.axes[0] and len(view.kernels) == length
+
+
+def _unrolled(params, ins, views, seen, every) -> list[Any]:
+    """A scan step by step: the kernels that were stacked for it meet an input each."""
+    consts, carries = params["num_consts"], params["num_carry"]
+    fixed, carry, over = ins[:consts], ins[consts : consts + carries], ins[consts + carries :]
+    length, inner = params["length"], params["jaxpr"]
+    order = range(length - 1, -1, -1) if params["reverse"] else range(length)
+
+    def step(view, i):
+        if not _stacked(view, length):
+            return None
+        return view._replace(kernels=view.kernels[i : i + 1], axes=view.axes[1:])
+
+    given: dict[int, list[Any]] = {}
+    for i in order:
+        mine = [step(v, i) for v in views[consts + carries :]]
+        known = [*views[:consts], *[None] * carries, *mine]
+        values = [*fixed, *carry, *(x[i] for x in over)]
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, seen, every)
+        carry, given[i] = outs[:carries], outs[carries:]
+    stacked = [jnp.stack([given[i][k] for i in range(length)]) for k in range(len(given[0]))]
+    return [*carry, *stacked]
 
 
 def _scan(params, ins, views, seen) -> list[Any]:
@@ -236,10 +271,13 @@ def _move(name, eqn, views) -> View | None:
         return first if all(size == 1 for size in others) and shape == shape_in else None
     if name == "transpose":
         return first._replace(axes=tuple(first.axes[i] for i in eqn.params["permutation"]))
-    if name == "concatenate":
+    if name in ("concatenate", "stack"):
         if not all(views) or len({v.axes for v in views}) > 1:
             return None
-        return first._replace(kernels=tuple(k for v in views for k in v.kernels))
+        axes = first.axes
+        if name == "stack":
+            axes = (*axes[: eqn.params["axis"]], (), *axes[eqn.params["axis"] :])
+        return first._replace(kernels=tuple(k for v in views for k in v.kernels), axes=axes)
     if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
         if math.prod(shape) != math.prod(shape_in):
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, Positive, methods
 from jaxmerge.continual.wraps.lora import Use, with_lora
@@ -14,6 +16,10 @@ def lora(
     target: str = ".*",
     use: Use = "own",
     train: str | None = None,
+    ranks: Any = (),
+    alphas: Any = (),
+    rslora: bool = False,
+    dora: bool = False,
 ) -> Method:
     """LoRA: the network is frozen, every task trains a low-rank change of its kernels.
 
@@ -27,6 +33,10 @@ def lora(
             it the last pair answers); "sum": the pairs of all tasks so far are summed; "shared":
             sequential LoRA, one pair that all tasks train.
         train: regular expression of leaves that train as well, such as ``"^head/"``.
+        ranks, alphas: of some kernels, ``[(regular expression, value), ...]``; the first that is
+            found in a kernel's name counts.
+        rslora: alpha / sqrt(rank) in the place of alpha / rank (arXiv 2312.03732).
+        dora: the lengths of the kernels' columns train too (arXiv 2402.09353).
 
     Memory: tasks x rank x (in + out) numbers a kernel.
 
@@ -38,6 +48,7 @@ def lora(
     """
 
     def wrap(model, tasks):
-        return with_lora(model, tasks, rank, alpha, target, use, train)
+        more = {"ranks": ranks, "alphas": alphas, "rslora": rslora, "dora": dora}
+        return with_lora(model, tasks, rank, alpha, target, use, train, **more)
 
     return Method(wrap=wrap)

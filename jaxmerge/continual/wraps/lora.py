@@ -1,7 +1,11 @@
-"""Low-rank changes of frozen kernels, W + (alpha / rank) A B: a pair for every task or for all.
+"""Low-rank changes of frozen kernels, W + s A B: a pair for every task or for all.
 
 A is ``<kernel>/lora_a`` [tasks, in, rank], B is ``<kernel>/lora_b`` [tasks, rank, out]; B starts at
-zero, so that a new pair changes nothing.
+zero, so that a new pair changes nothing. s is alpha / rank, or alpha / sqrt(rank) for
+rank-stabilised LoRA. DoRA (Liu et al. 2024, arXiv 2402.09353) trains the length of every column
+besides, ``<kernel>/lora_m`` [tasks, out]:
+
+    V = W + s A B,   W' = m V / |V|    (norms over the inputs; no gradient passes through |V|)
 
 Memory: tasks x rank x (in + out) numbers a kernel; gradients and moments of one task's pair only.
 """
@@ -9,7 +13,7 @@ Memory: tasks x rank x (in + out) numbers a kernel; gradients and moments of one
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -19,18 +23,38 @@ from jaxmerge.continual.records import Model
 from jaxmerge.continual.wraps.kernels import chosen, fan_in
 from jaxmerge.core.types import Array, Leaves
 
-A, B = "/lora_a", "/lora_b"
+A, B, M = "/lora_a", "/lora_b", "/lora_m"
+Patterns = Sequence[tuple[str, float]]
 Use = Literal["own", "sum", "shared"]
 
 
 def adapter(name: str) -> bool:
     """Whether a leaf is part of a pair."""
-    return name.endswith((A, B))
+    return name.endswith((A, B, M))
+
+
+def pattern(table: Patterns, name: str, default: float) -> float:
+    """What the first regular expression that is found in a name says.
+
+    >>> pattern([("mlp/", 4), (".*", 2)], "block_00/mlp/up/kernel", 8)
+    4
+    """
+    return next((value for regex, value in table if re.search(regex, name)), default)
+
+
+def changed(params: Leaves, name: str, slot: Array | int, scale: float) -> Array:
+    """A kernel with the pair of a slot on it, DoRA where it has lengths."""
+    v = params[name] + scale * (params[name + A][slot] @ params[name + B][slot])
+    if name + M not in params:
+        return v
+    length = jax.lax.stop_gradient(jnp.linalg.norm(v, axis=0))
+    return v * (params[name + M][slot] / length)[None]
 
 
 def with_lora(
-    model: Model, tasks: int, rank: int, alpha: float, target: str, use: Use, train: str | None
-) -> Model:
+    model: Model, tasks: int, rank: int, alpha: float, target: str, use: Use, train: str | None,
+    *, ranks: Patterns = (), alphas: Patterns = (), rslora: bool = False, dora: bool = False,
+) -> Model:  # fmt: skip
     """The model with pairs at its kernels.
 
     Args:
@@ -40,8 +64,23 @@ def with_lora(
         use: "own": a task uses its own pair; "sum": those of all tasks up to it; "shared": there
             is one pair, which all tasks train.
         train: regular expression of other leaves that train (a head), or None.
+        ranks, alphas: of kernels in whose names a regular expression is found; the first counts.
+        rslora: alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        dora: the lengths of columns train too; not with "sum".
+
+    Raises:
+        ValueError: DoRA of sums.
     """
     many = 1 if use == "shared" else tasks
+    if dora and use == "sum":
+        raise ValueError("dora: lengths of columns belong to one pair, use='own' or 'shared'")
+
+    def rank_of(name: str) -> int:
+        return int(pattern(ranks, name, rank))
+
+    def scale_of(name: str) -> float:
+        r = rank_of(name)
+        return pattern(alphas, name, alpha) / (r**0.5 if rslora else r)
 
     def init(key: Array) -> Leaves:
         params = dict(model.init(key))
@@ -51,8 +90,11 @@ def with_lora(
         ):
             w = params[n]
             bound = fan_in(w) ** -0.5  # Kaiming uniform with a = sqrt 5, as torch's Linear
-            params[n + A] = jax.random.uniform(k, (many, w.shape[0], rank), w.dtype, -bound, bound)
-            params[n + B] = jnp.zeros((many, rank, w.shape[1]), w.dtype)
+            r = rank_of(n)
+            params[n + A] = jax.random.uniform(k, (many, w.shape[0], r), w.dtype, -bound, bound)
+            params[n + B] = jnp.zeros((many, r, w.shape[1]), w.dtype)
+            if dora:
+                params[n + M] = jnp.tile(jnp.linalg.norm(w, axis=0)[None], (many, 1))
         return params
 
     def weights(params: Leaves, task: Array) -> Leaves:
@@ -60,18 +102,18 @@ def with_lora(
         for n in own:
             if n + A not in params:
                 continue
-            a, b = params[n + A], params[n + B]
             if use == "sum":
-                on = (jnp.arange(many) <= task).astype(a.dtype)
-                change = jnp.einsum("t,tdr,tro->do", on, a, b)
+                on = (jnp.arange(many) <= task).astype(own[n].dtype)
+                change = jnp.einsum("t,tdr,tro->do", on, params[n + A], params[n + B])
+                own[n] = own[n] + scale_of(n) * change
             else:
-                slot = 0 if use == "shared" else task
-                change = a[slot] @ b[slot]
-            own[n] = own[n] + (alpha / rank) * change
+                own[n] = changed(params, n, 0 if use == "shared" else task, scale_of(n))
         return own
 
     def put(params: Leaves, merged: Leaves) -> Leaves:
         off = {n: jnp.zeros_like(p) for n, p in params.items() if n.endswith(B)}
+        for n in (n for n in params if n.endswith(M)):
+            off[n] = jnp.zeros_like(params[n]) + jnp.linalg.norm(merged[n.removesuffix(M)], axis=0)
         return {**params, **model.put(params, merged), **off}
 
     def answer(call: Callable | None):

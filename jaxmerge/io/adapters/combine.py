@@ -286,7 +286,7 @@ class Combination:
         lists = [a.config.get("target_modules") for a in self.adapters]
         plain = all(isinstance(t, list) for t in lists)
         plain = plain and not any(a.config.get(k) for a in self.adapters for k in limits)
-        wanted = {t for some in lists for t in some} if plain else set(self.modules)
+        wanted = {t for some in lists for t in some or ()} if plain else set(self.modules)
         whole = {m for a in self.adapters for m in a.config.get("modules_to_save") or []}
         return out | {
             "r": most, "lora_alpha": most, "rank_pattern": short, "alpha_pattern": short,

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmerge.io.quantised.found import Found, as_scale
 from jaxmerge.io.safetensors import Leaves
 
-VALUES = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 VALUES = np.concatenate([VALUES, -VALUES])
 BYTES = ("uint8", "int8")
 

@@ -76,9 +76,9 @@ def _block_size(setting: Mapping[str, Any]) -> tuple[int, int] | None:
         weights = group.get("weights") if isinstance(group, Mapping) else None
         sizes.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
     for size in sizes:
-        pair = isinstance(size, list | tuple) and len(size) == 2
-        if pair and all(type(v) is int and v > 0 for v in size):
-            return size[0], size[1]
+        pair = size if isinstance(size, list | tuple) and len(size) == 2 else (0, 0)
+        if all(type(v) is int and v > 0 for v in pair):
+            return pair[0], pair[1]
     return None
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.gguf import tokenizer_problem
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.sources import Source, open_source
@@ -89,6 +90,15 @@ def read(source: Source, dtype: str | None = None) -> Model:
         for name, leaf in absorb([entry], {entry.key: tensors[entry.key]}, shapes).items():
             params[name] = _place(leaf, dtype)
     return Model(config, dict(sorted(params.items())), load_tokenizer(source.folder, config.vocab))
+
+
+def why_no_tokenizer(ref: str | os.PathLike) -> str:
+    """Why a model was loaded without tokenizer, as the rest of a sentence."""
+    here = packaged(os.fspath(ref)) or Path(ref)
+    reason = (
+        tokenizer_problem(here) if here.suffix == ".gguf" else "no tokenizer.json in its folder"
+    )
+    return f": {reason}" if reason else ""
 
 
 def _place(leaf: np.ndarray, dtype: str | None) -> jax.Array:

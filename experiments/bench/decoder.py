@@ -1,0 +1,171 @@
+"""A decoder against transformers on one machine: training, scoring and generating, tokens a second.
+
+    python experiments/bench/decoder.py                           # SmolLM2-135M, float32
+    python experiments/bench/decoder.py --small --out out.json    # a tiny one, to try the script
+
+Both sides have the same weights (ours are written to a folder that transformers reads), run the
+same batches, and the first call of each shape is not counted. torch runs eager in its default
+attention, once compiled with --compile. Each figure is the best of --repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxmerge.continual import optimisers
+from jaxmerge.continual.methods.lora import lora
+from jaxmerge.data.language import windows
+from jaxmerge.models import decoder
+from jaxmerge.training.language import finetune
+
+SMALL = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 2048, "tie_word_embeddings": True,
+}  # fmt: skip
+LORA = {"rank": 8, "alpha": 16.0, "target": "attn/(query|value)", "use": "shared"}
+
+
+def best(repeat: int, call) -> float:
+    """The shortest of several runs, seconds; one more in front is not counted."""
+    call()
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def ours(model, ids, options) -> dict[str, float]:
+    """Tokens a second of this library."""
+    rows, length = ids.shape
+    found = {}
+    score = lambda: np.asarray(
+        decoder.token_scores(
+            model.config, model.params, ids[:, :-1], ids[:, 1:],
+            decoder.positions_of(np.ones((rows, length - 1))),
+        )[0]
+    )  # fmt: skip
+    found["scoring"] = rows * length / best(options.repeat, score)
+    for batch in (1, 16):
+        prompts = [row[:16].tolist() for row in np.resize(ids, (batch, length))]
+        write = lambda prompts=prompts: decoder.generate(
+            decoder.Model(model.config, model.params), prompts, most=options.new
+        )
+        found[f"generation {batch}"] = batch * options.new / best(options.repeat, write)
+    data = windows([(row.tolist(), [True] * length) for row in ids], length)
+    for name, methods in (("training", []), ("training LoRA", [lora(**LORA)])):
+        seconds: list[float] = []
+        began = [0.0]
+
+        def tick(done, total, loss, seconds=seconds, began=began):
+            seconds.append(time.perf_counter() - began[0])
+            began[0] = time.perf_counter()
+
+        began[0] = time.perf_counter()
+        finetune(
+            model, data, epochs=1 + options.repeat, batch=rows, chunk=1, methods=methods,
+            optimiser=optimisers.adamw(rate=1e-4), on_chunk=tick,
+        )  # fmt: skip
+        found[name] = rows * length / min(seconds[1:])
+    return found
+
+
+def theirs(folder: Path, ids, options) -> dict[str, float]:
+    """Tokens a second of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(options.threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    forward = torch.compile(model) if options.compile else model
+    tokens, (rows, length) = torch.tensor(ids), ids.shape
+    found = {}
+
+    def score():
+        with torch.no_grad():
+            log_p = forward(tokens).logits[:, :-1].log_softmax(-1)
+            log_p.gather(2, tokens[:, 1:, None]).sum().item()
+
+    found["scoring"] = rows * length / best(options.repeat, score)
+    for batch in (1, 16):
+        prompts = torch.tensor(np.resize(ids, (batch, length))[:, :16])
+        write = lambda prompts=prompts: model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=options.new,
+            min_new_tokens=options.new, do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        found[f"generation {batch}"] = batch * options.new / best(options.repeat, write)
+
+    def trained(module) -> float:
+        weights = [p for p in module.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(weights, lr=1e-4)
+
+        def step():
+            optimiser.zero_grad(set_to_none=True)
+            module(tokens, labels=tokens).loss.backward()
+            optimiser.step()
+
+        return rows * length / best(options.repeat, step)
+
+    found["training"] = trained(forward.train())
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        return found
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    found["training LoRA"] = trained(get_peft_model(model, settings).train())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--small", action="store_true", help="a tiny random model")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--new", type=int, default=32, help="tokens to generate")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.small:
+        config = decoder.Config.from_hf(SMALL)
+        model = decoder.Model(config, decoder.init(config, jax.random.key(0)))
+    else:
+        model = decoder.load(options.model, dtype="float32")
+    shape = (options.rows, options.length)
+    ids = np.random.default_rng(0).integers(3, model.config.vocab, shape)
+    with tempfile.TemporaryDirectory() as folder:
+        decoder.save(decoder.Model(model.config, model.params), folder)
+        mine, other = ours(model, ids, options), theirs(Path(folder), ids, options)
+    table = {name: {"jaxmerge": mine[name], "transformers": other.get(name)} for name in mine}
+    load = os.getloadavg()[0]
+    about = {"machine": platform.machine(), "cores": os.cpu_count(), "load": load}
+    about |= {"device": jax.devices()[0].device_kind, "rows": options.rows}
+    about |= {"length": options.length, "new": options.new, "compiled": options.compile}
+    if options.out:
+        options.out.write_text(json.dumps({"about": about, "tokens_per_second": table}, indent=1))
+    print(f"tokens/s on {about['device']}, {about['cores']} cores, load {load:.1f}")
+    for name, row in table.items():
+        if row["transformers"] is None:
+            print(f"{name:16} {row['jaxmerge']:9.1f}")
+            continue
+        ratio = row["jaxmerge"] / row["transformers"]
+        print(f"{name:16} {row['jaxmerge']:9.1f} {row['transformers']:9.1f} {ratio:6.2f}x")
+
+
+if __name__ == "__main__":
+    main()
