@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,11 +111,12 @@ def write_models(folder: Path) -> None:
 
 def commands() -> dict[str, Command]:
     """Every command that writes."""
+    mini = resources.files("jaxmerge") / "assets" / "mini"
     merge = ["merge", "r.yaml", "out", "-q", "--shard-size", "8MB"]
     convert = ["convert", "a", "out", "-q", "--dtype", "bfloat16"]
     orbax = ["convert", "a", "out", "-q", "--to", "orbax"]
     lora = ["extract-lora", "base", "a", "out", "--rank", "16", "-q"]
-    stats = ["stats", "mini", "--data", "digits", "--kind", "fisher", "--samples", "64",
+    stats = ["stats", str(mini), "--data", "digits", "--kind", "fisher", "--samples", "64",
              "--out", "out.safetensors"]  # fmt: skip
     quickstart = ["quickstart", "--quick", "--quiet"]
     run = ["run", "toy.py", "--quiet"]

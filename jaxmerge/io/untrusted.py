@@ -9,10 +9,11 @@ names the file, what was found and what was expected.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,30 @@ def check_inside(folder: Path, names: Iterable[str]) -> None:
             f"{folder / outside[0]} is a link out of its folder, to {where}; copy the file there, "
             "or name the file itself."
         )
+
+
+@contextlib.contextmanager
+def memory_at_most(more: int) -> Iterator[None]:
+    """Inside, this process may take so many bytes more than it has; a MemoryError says otherwise.
+
+    For readers that unpack what they are given without a bound of their own.  Does nothing where
+    the system has no such limit.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        old = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError):
+        yield
+        return
+    most = pages * resource.getpagesize() + more
+    top = most if old[1] == resource.RLIM_INFINITY else min(most, old[1])
+    resource.setrlimit(resource.RLIMIT_AS, (top, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
 
 
 def printable(text: object) -> str:

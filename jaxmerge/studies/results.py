@@ -210,6 +210,10 @@ class Results:
 
     def check(self, where: str) -> None:
         """Raise UserError where matrices are not square, or entries do not fit their tasks."""
+        for key in ("streams", "merges"):
+            table = self.recipe.get(key, {})
+            if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
+                raise UserError(f"{where}: recipe.{key} must map names to settings.")
         for i, run in enumerate(self.seeds):
             for e in run.entries:
                 at, tasks = f"{where}: seeds[{i}], {e.label!r}", len(e.over_time)
