@@ -61,6 +61,10 @@ class AdapterRecipe:
             raise UserError(f"a recipe of adapters needs a method: {', '.join(WAYS)}.")
         return cls(**content)
 
+    def references(self) -> list[str]:
+        """Every adapter that the recipe names."""
+        return [r for r in self.adapters if isinstance(r, str)]
+
     def plan(self, models: Models) -> Plan:
         """Open the adapters and say how every leaf of the result comes about."""
         refs = self.adapters
