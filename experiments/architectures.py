@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import yaml
 import zoo
+from architecture_table import token_leaves
 from safetensors.numpy import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -84,8 +85,10 @@ def main() -> None:
 
 
 def results(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results."""
-    return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a file of results, of each type the last, by name."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = {r["type"]: r for r in map(json.loads, lines)}
+    return [found[t] for t in sorted(found)]
 
 
 def tried(model_type: str) -> dict[str, Any]:
@@ -128,6 +131,7 @@ class Case:
 
     def __init__(self, model_type: str, config: dict, folder: Path):
         self.type, self.folder, self.loaded = model_type, folder, zoo.class_of(model_type)
+        self.small = config
         torch.manual_seed(0)
         self.model = zoo.build(model_type, config, "cpu").eval()
         self.model.save_pretrained(folder / "a", max_shard_size="1TB")
@@ -192,7 +196,8 @@ class Case:
 
     def union(self) -> None:
         size = next((v for p, v in zoo.ints(self.config) if p[-1] == "vocab_size"), 0)
-        rows = [n for n, x in self.a.items() if x.ndim == 2 and len(x) == size]
+        shapes = {n: x.shape for n, x in self.a.items()}
+        rows = token_leaves(self.type, self.small, shapes)  # by the modules, of one token more
         if not size or not rows:
             raise Skipped("no vocabulary")
         shared, own = size - 4, 4
@@ -217,7 +222,7 @@ class Case:
         second = {n: x[0] if n in flat else x for n, x in self.b.items()}
         grown = {n for n in got if got[n].shape != first[n].shape}
         if not grown:
-            raise Wrong(f"no leaf grew, {rows} have {size} rows")
+            raise Wrong(f"no leaf grew, {sorted(rows)[:3]} should")
         for n in grown:
             a, b = first[n].astype(np.float32), second[n].astype(np.float32)
             want = np.concatenate([(a + b)[:shared] / 2, a[shared:size], b[shared:size]])

@@ -75,7 +75,8 @@ def accuracy_table(name: str) -> list[str]:
         f"{protocols}. Mean accuracy over tasks after the last one in percent, mean and standard "
         f"deviation of {len(found['seeds'])} seeds; settings chosen on validation images of seed "
         f"{found['tuning_seed']}. `{found['command']}`, {seconds:.0f} processor seconds in all on "
-        f"{found['machine']['cpus']} shared CPU cores.",
+        f"{found['machine']['cpus']} shared CPU cores. Methods of the script that are missing here "
+        "have not been run yet: the command goes on where it stopped.",
         "",
     ]
     chosen = [

@@ -158,7 +158,8 @@ def adam(gradient: Callable, x: Array, memory: Any, steps: int, rate: Any) -> Ar
     """
     import optax  # here: merges from files start without it
 
-    optimiser = optax.adam(jnp.asarray(rate, x.dtype))
+    # a root with a slope at 0, where a frozen leaf is, and no other value (1e-19 beside 1e-8)
+    optimiser = optax.adam(jnp.asarray(rate, x.dtype), eps_root=float(jnp.finfo(x.dtype).tiny))
 
     def step(i, state):
         x, memory, moments = state

@@ -52,6 +52,11 @@ class AdapterRecipe:
     overflow: str | None = None
     resolved: dict[str, Any] | None = None
 
+    @property
+    def ignored(self) -> list[str]:
+        """Keys that nothing reads: none, they are refused."""
+        return []
+
     @classmethod
     def read(cls, content: Any) -> AdapterRecipe:
         """Check the document's keys."""
@@ -60,6 +65,10 @@ class AdapterRecipe:
         if not content.get("method"):
             raise UserError(f"a recipe of adapters needs a method: {', '.join(WAYS)}.")
         return cls(**content)
+
+    def references(self) -> list[str]:
+        """Every adapter that the recipe names."""
+        return [r for r in self.adapters if isinstance(r, str)]
 
     def plan(self, models: Models) -> Plan:
         """Open the adapters and say how every leaf of the result comes about."""

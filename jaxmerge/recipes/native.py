@@ -300,7 +300,7 @@ def in_order(found: list[Document]) -> list[Document]:
     if len(by_name) < len(found) - len(unnamed):
         raise UserError(f"two merges have one name; the names are {[d.name for d in found]}.")
     asked = [
-        [by_name[n] for n in (r.partition("+")[0] for r in d.references()) if n in by_name]
+        [by_name[n] for n in (p for r in d.references() for p in r.split("+")) if n in by_name]
         for d in found
     ]
     free = [i for i in range(len(found)) if not any(i in some for some in asked)]

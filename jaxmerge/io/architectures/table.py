@@ -54,16 +54,18 @@ def _tables() -> list[dict[str, Any]]:
 def known(model_type: str) -> Known | None:
     """What is known of a model type (config.json's ``model_type``), or None."""
     found: dict[str, Any] = {}
+    there = False
     for table in _tables():
         entry = table.get("families", {}).get(model_type)
         if entry is not None:
+            there = True
             entry = table["entries"][entry] if isinstance(entry, int) else entry
             for key, value in entry.items():
                 if isinstance(value, dict):
                     found[key] = {**found.get(key, {}), **value}
                 else:
                     found[key] = (*found.get(key, ()), *map(_frozen, value))
-    return Known(**found) if found else None
+    return Known(**found) if there else None
 
 
 def families() -> list[str]:
