@@ -178,6 +178,18 @@ def test_sampling_is_what_its_definition_says():
         decoder.Sampling(temperature=-1, top_p=2)
 
 
+def test_a_conversation_at_the_command_line(capsys):
+    from jaxmerge.cli import generate
+
+    where = str(GOLDEN / "gguf_tiny" / "tiny_llama.gguf")
+    generate.run(where, ["the man", "and then"], chat=True, most=4, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [row["prompt"] for row in found] == ["the man", "and then"]
+    assert all(1 <= len(row["tokens"]) <= 4 for row in found)
+    with pytest.raises(UserError, match="--system is for conversations"):
+        generate.run(where, ["the"], system="x")
+
+
 def test_prompts_that_cannot_be_read(tiny):
     with pytest.raises(ValueError, match="prompt 0 has 64 tokens, the model's context 64"):
         decoder.generate(tiny, [[3] * 64])

@@ -69,7 +69,8 @@ def run(
     for i, document in enumerate(found):
         last = i == len(found) - 1
         _override(document, dtype if last else None, seed)
-        document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
+        with about(recipe):
+            document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
         models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
         try:
             with about(recipe):

@@ -5,6 +5,8 @@
     folders       what is written beside the weights, and how
     tokens        what the tokenizers of all models share
     heads         class names as frozen linear heads
+    attention     the attention of all transformers: shared heads, rotations, windows, caches
+    decoder       language models: Llama, Mistral, Qwen, Gemma, Phi-3, Mixtral
     clip, bert    config, modeling, params (their tables), tokens, pictures, checkpoints
     convolution   dense layers, convolutions, batch norm, and the inputs of kernels as rows
     mlp, resnet   the perceptron of permuted MNIST, ResNet-18; `learner`: models of streams

@@ -52,6 +52,11 @@ class AdapterRecipe:
     overflow: str | None = None
     resolved: dict[str, Any] | None = None
 
+    @property
+    def ignored(self) -> list[str]:
+        """Keys that nothing reads: none, they are refused."""
+        return []
+
     @classmethod
     def read(cls, content: Any) -> AdapterRecipe:
         """Check the document's keys."""

@@ -100,6 +100,9 @@ def execute(
             raise UserError(
                 f"{reason(error)} What was done is kept beside {out}; --resume goes on with it."
             ) from None
+        if isinstance(error, ValueError) and recipe is not None:
+            with about(recipe):
+                raise
         raise
     return {"finished_before": False, **vars(report)}
 

@@ -255,7 +255,9 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             if not (
                 isinstance(span, list) and len(span) == 2 and all(type(v) is int for v in span)
             ):
-                raise UserError(f"{where}: layer_range must be [first, behind the last]: {span!r}.")
+                raise UserError(
+                    f"{where}: layer_range must be [first, behind the last]: {str(span)[:60]}."
+                )
         if len({b - a for a, b in (s["layer_range"] for s in piece["sources"])}) > 1:
             raise UserError(f"{where}: the layer ranges have different lengths.")
         out.append(piece)
