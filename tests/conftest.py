@@ -37,7 +37,8 @@ os.environ["PYTHONWARNINGS"] = f"{said},{HALF_WRITTEN}" if said else HALF_WRITTE
 def pytest_cmdline_main(config):
     """All tests run in as many processes as there are cores, those of one file in this one."""
     chosen = getattr(config.option, "numprocesses", 0)  # 0 where xdist is not there
-    if chosen is None and config.args_source is config.ArgsSource.TESTPATHS:
+    first = not hasattr(config, "workerinput")  # the workers start none
+    if first and chosen is None and config.args_source is config.ArgsSource.TESTPATHS:
         config.option.numprocesses, config.option.dist = "auto", "loadfile"
 
 
