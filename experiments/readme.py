@@ -7,6 +7,7 @@ A section stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; NAME is a fun
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -53,11 +54,21 @@ def quickstart() -> str:
         [
             "What it prints (`jaxmerge quickstart`, accuracy on the test split, mean and standard "
             f"deviation over {len(results.seeds)} class orders):",
-            tables.markdown(results).strip(),
-            words.headline(results),
-            "![Accuracy of every method after the last task](docs/images/quickstart.png)",
+            tables.markdown(shortened(results)).strip(),
+            words.lesson(results),
+            "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
+            "All methods: [docs/results.md](docs/results.md).",
         ]
     )
+
+
+def shortened(results: Results) -> Results:
+    """The rows that answer a reader's question, at most eight."""
+    chosen = {("MagMax", "independent")}
+    chosen |= {(m, "sequential") for m in ("last model", "MagMax", "average", "RandMix", "TIES")}
+    chosen |= {("last model", "LwF"), ("zero-shot", "none"), ("joint", "joint")}
+    rows = [s for s in results.summary if (s.label, s.finetunes) in chosen]
+    return dataclasses.replace(results, summary=rows)
 
 
 def clinc150() -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -167,3 +168,13 @@ def printable(text: object) -> str:
         c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
         for c in str(text)
     )
+
+
+def plain_line(text: str) -> str:
+    """Text that stays on its line: a heading, a comment of LaTeX, a line of a terminal."""
+    return printable(re.sub(r"\s+", " ", text))
+
+
+def plain_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", plain_line(text))

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from jaxmerge.io.sources import HUB
-from jaxmerge.report.tables import plain_line, plain_markdown
+from jaxmerge.io.untrusted import plain_line, plain_markdown
 
 
 def card(plan: Any, report: Any, note: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxmerge.evaluation.definitions import DEFINITIONS
-from jaxmerge.io.untrusted import printable
+from jaxmerge.io.untrusted import plain_line, plain_markdown
 from jaxmerge.report.numbers import CONSTANT, clean
 from jaxmerge.studies.results import Results, Stat
 
@@ -109,16 +109,6 @@ def markdown(results: Results, lower: Collection[str] = LOWER) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def plain_line(text: str) -> str:
-    """Text that stays on its line: a heading, a comment of LaTeX, a line of a terminal."""
-    return printable(re.sub(r"\s+", " ", text))
-
-
-def plain_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", plain_line(text))
 
 
 def _md_cell(cell: Cell) -> str:
