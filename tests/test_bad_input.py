@@ -37,13 +37,13 @@ def test_all_leaves_that_do_not_fit_are_named_with_both_shapes():
     wrong = without(MODELS[0], "norm/scale") | {
         "extra/kernel": np.zeros((2, 5), np.float32),
         "block_0/query/kernel": np.zeros((4, 6), np.float32),
-        "logit_scale": np.zeros((), np.float16),
+        "logit_scale": np.zeros((), np.int32),
     }
     lines = (
         "missing leaf 'norm/scale' (base: float32[4])",
         "extra leaf 'extra/kernel' (float32[2,5])",
         "leaf 'block_0/query/kernel': found float32[4,6], expected float32[6,4]",
-        "leaf 'logit_scale': found float16[], expected float32[]",
+        "leaf 'logit_scale': found int32[], expected float32[]",
         "Give every model the leaves of the base, in its shapes, floats for floats.",
     )
     others = ("model 1 does not fit the base", "model 2 does not fit the base")

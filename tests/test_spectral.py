@@ -268,15 +268,16 @@ def test_lines():
         "vision/patch/kernel",
         *(f"vision/block_{i:02d}/attn/kernel" for i in range(3)),
         *(f"text/block_{i:02d}/attn/kernel" for i in range(2)),
-        "encoder.layers.10.fc.layer1.weight",
+        "encoder.layers.0.fc.layer1.weight",
+        "encoder.layers.1.fc.layer1.weight",
         "vision/projection/kernel",
     ]
     model = {n: np.ones(2, np.float32) for n in names}
     found = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.6)), None, [model])
-    factors = [0.2, 0.2, 0.5, 0.8, 0.2, 0.8, 0.8, 0.2]
+    factors = [0.2, 0.2, 0.5, 0.8, 0.2, 0.8, 0.2, 0.8, 0.2]
     np.testing.assert_allclose([found[n][0] for n in names], factors, rtol=1e-6)
     mine = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.6, block=r"block_(\d+)")), None, [model])
-    assert mine["encoder.layers.10.fc.layer1.weight"][0] == np.float32(0.2)
+    assert mine["encoder.layers.1.fc.layer1.weight"][0] == np.float32(0.2)
     for wrong in ("block", "("):
         with pytest.raises(ValueError, match="block"):
             jm.lines(block=wrong)
