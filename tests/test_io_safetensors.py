@@ -106,7 +106,7 @@ BROKEN = {
     "duplicate": (b'{"a":' + json.dumps(entry()).encode() + b',"a":{}}', 8, "twice"),
     "no object": (b"[1]", 0, "not a JSON object"),
     "no JSON": (b"{nonsense", 0, "not JSON"),
-    "not UTF-8": (b'{"\xff": 1}', 0, "not JSON"),
+    "not UTF-8": (b'{"\xff": 1}', 0, "not UTF-8 text"),
     "deep": (b'{"a":' + b"[" * 100_000, 0, "not JSON"),
     "long number": (b'{"a":' + b"9" * 100_000 + b"}", 0, "not JSON"),
 }
