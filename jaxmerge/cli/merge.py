@@ -85,8 +85,6 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
-            if not (quiet or json) and jax.process_index() == 0:
-                say_what_is_guessed(plan)
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
@@ -96,6 +94,8 @@ def run(
                     resume or not last, force, quiet, last,
                 )
             )  # fmt: skip
+            if not (quiet or json) and jax.process_index() == 0:
+                say_what_is_guessed(plan)
             if document.name:
                 stages[document.name] = where
         finally:
