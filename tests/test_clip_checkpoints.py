@@ -218,9 +218,9 @@ def test_configs_survive_hugging_face_and_are_checked():
     with pytest.raises(KeyError, match="did you mean ViT-B/32"):
         clip.variant("ViT-B-32")
     with pytest.raises(
-        ValueError, match=r"width 30 is not a multiple of 4 heads.*image 20.*'relu'"
+        ValueError, match=r"width 30 is not a multiple of 4 heads.*image 20.*'mish'"
     ):
-        clip.Config(clip.Vision(image=20, patch=8, width=30, heads=4), None, activation="relu")
+        clip.Config(clip.Vision(image=20, patch=8, width=30, heads=4), None, activation="mish")
 
 
 def large(name: str, millions: float):

@@ -232,7 +232,7 @@ def test_text_files_say_what_is_wrong(tmp_path):
             read()
     (tmp_path / "domains.json").write_text(json.dumps({"x": ["pto"]}))
     for text, message in (
-        ("<html>", "data_full.json is not the published file"),
+        ("<html>", r"data_full\.json is not JSON"),
         ('{"train": []}', "data_full.json lacks val, test; it holds train"),
         ('{"train": [["a", "oil"]], "val": [], "test": []}', "1 unknown labels, such as 'oil'"),
     ):

@@ -279,9 +279,13 @@ def test_gradients_are_finite(case):
 
 
 def _arguments(name: str) -> dict | None:
+    """The arguments of a case, and the axis that a recipe would else take from the family."""
     factory, _, number = name.partition("-")
     example = laws.EXAMPLES.get(factory, [{}])[int(number or 0)]
-    return None if callable(example) else example
+    if callable(example):
+        return None
+    axis = inspect.signature(jm.get(factory)).parameters.get("axis")
+    return example if axis is None else {"axis": axis.default} | example
 
 
 @those(lambda name: _arguments(name) is not None and not laws.case_of(name).extras)
