@@ -34,7 +34,8 @@ def refused(drive, config, stream, words, caplog):
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert not compiled
     said = str(found.value)
-    assert "\n" not in said and len(said) < 300, said
+    assert "\n" not in said
+    assert len(said) < 300
 
 
 def of(**fields):
