@@ -64,8 +64,10 @@ class Layout:
         self.offsets: list[int] = []
         self.depths: list[dict[str, float]] = [{} for _ in slices]
         self.moved: dict[str, Stack] = {}
+        self.begin = 0  # the number of the output's first layer
         if self.moves:
             self.moved = {ref: self._moved(ref) for ref in sources}
+            self.begin = next(iter(self.moved.values())).order[0][0]
             for piece in slices:
                 self.offsets.append(len(self.placed))
                 source = piece["sources"][0]
@@ -172,7 +174,7 @@ class Layout:
             start, stop = span
             if not start <= place.layer < stop:
                 return None, 0.0
-            new = self.offsets[i] + place.layer - start + moved.order[0][0]
+            new = self.begin + self.offsets[i] + place.layer - start
             t = (place.layer - start) / (stop - start - 1) if stop - start > 1 else 1.0
             return renumber(name, place.number, new), t
         depth = 0.0 if place is None else place.depth if place.stack.layers > 1 else 1.0
@@ -183,7 +185,7 @@ class Layout:
         for number in numbers(name) if moved else ():
             if number.container == moved.path and (number.value,) in moved.extra:
                 behind = moved.extra.index((number.value,))
-                return renumber(name, number, len(self.placed) + behind), 0.0
+                return renumber(name, number, self.begin + len(self.placed) + behind), 0.0
         return name, depth
 
     def changes(self) -> dict[tuple, Any]:

@@ -116,11 +116,12 @@ class Vocabulary:
         """The tokens of a model that have a row."""
         table = token_table(source)
         made = architecture(source)
-        rows = [s.shape[0] for n, s in source.like.items() if s.shape and made.vocabulary(n)]
-        beyond = [t for t, i in table.items() if rows and i >= min(rows)]
+        sizes = {made.rows(n) for n in source.like if made.vocabulary(n)}
+        most = max(sizes, default=len(table))  # smaller ones are other vocabularies (codebooks)
+        beyond = [t for t, i in table.items() if i >= most]
         if beyond:
             self.warnings.append(
-                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {min(rows)} "
+                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {most} "
                 f"rows; {len(beyond)} tokens such as {beyond[0]!r} count as not its own"
             )
         return {t: i for t, i in table.items() if t not in set(beyond)}
@@ -190,10 +191,9 @@ class Vocabulary:
 
     def indexed(self, name: str, source: Source) -> bool:
         """Whether a leaf has a row for every token: embeddings and output heads."""
-        like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
         made_of = architecture(source)
-        return made_of.vocabulary(name) and like.shape[made_of.token_axis(name)] >= need
+        return made_of.vocabulary(name) and made_of.rows(name) >= need
 
 
 class Reindexed(Whole):

@@ -168,6 +168,10 @@ class Architecture:
         shape = self._shapes[name]
         return 1 if len(shape) == 2 and shape[0] == 1 else 0
 
+    def rows(self, name: str) -> int:
+        """How many tokens a leaf has something for."""
+        return self._shapes[name][self.token_axis(name)]
+
     def stored(self, name: str) -> str:
         """The name in this checkpoint of what transformers' module calls `name`."""
         if name in self._names:
@@ -259,7 +263,7 @@ class Architecture:
 
         Every key that says how many rows the embedding of tokens has, at any depth.
         """
-        rows = {self._shapes[n][self.token_axis(n)] for n in self.like if self.vocabulary(n)}
+        rows = {self.rows(n) for n in self.like if self.vocabulary(n)}
         rows |= {v for p, v in self.vocabularies.items() if len(self.vocabularies) == 1}
         return {p: size for p, v in self.vocabularies.items() if v in rows and v != size}
 
