@@ -108,9 +108,23 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
+        self._check_rows(base)
         self.config |= architecture(base).vocabulary_changes(self.size)
         self._fill(wishes, models)
         return keeper
+
+    def _check_rows(self, base: Source) -> None:
+        """Raise where a table of tokens has rows that config.json counts as something else."""
+        made = architecture(base)
+        size = max(made.vocabularies.values(), default=0)
+        tables = [n for n in base.like if made.vocabulary(n) and self.indexed(n, base)]
+        odd = [n for n in tables if size and made.rows(n) > size]
+        if odd:
+            raise UserError(
+                f"tokenizer: {base.ref}: {odd[0]!r} has {made.rows(odd[0])} rows, config.json says "
+                f"vocab_size {size}: what the other rows are for is "
+                "not known. Merge without a tokenizer choice, or mend vocab_size in config.json."
+            )
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""

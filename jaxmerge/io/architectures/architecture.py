@@ -43,10 +43,10 @@ class Architecture:
     def _stacks(self) -> dict[str, Stack]:
         here = {c.container for n in self.like for c in numbers(n)}
         match = {c: self._nearest(c, self._facts.stacks) for c in here}
-        layers = {c for c, known in match.items() if known}
-        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
+        layers = {c for c, known in match.items() if known and c not in self._facts.others}
         if len({match[c] for c in layers}) < len(layers):  # two containers for one known stack
             layers = {c for c in layers if c == match[c]} or layers
+        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
         found = find_stacks(self._shapes, layers, others)
         return {s.path: self._counted(s, match.get(s.path)) for s in found}
 
