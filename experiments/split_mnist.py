@@ -98,9 +98,9 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
              (coso(15, 50, 50, rate=r, target=HEAD),)) for r in (1e-3, 3e-3)
         ],
         "SupSup": [(adam(r), (supsup(),)) for r in (1e-3, 1e-2, 1e-1)],
-        "LoRA a task": [(adam(r), (lora(8, 8.0, use=use),)) for r in (1e-3, 3e-3, 1e-2)],
+        "LoRA a task": [(adam(r), (lora(8, 8.0, use=use),)) for r in (1e-4, 1e-3, 3e-3)],
         "O-LoRA": [
-            (adam(r), (olora(s, rank=8, alpha=8.0),)) for r in (1e-3, 3e-3) for s in (0.005, 0.05)
+            (adam(r), (olora(s, rank=8, alpha=8.0),)) for r in (3e-4, 1e-3) for s in (0.05, 0.5)
         ],
     }  # fmt: skip
     if scenario != "domain":  # these tell old classes from new ones
