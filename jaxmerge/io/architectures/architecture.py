@@ -169,7 +169,7 @@ class Architecture:
         return self.role(name) in ("embedding", "head")
 
     def token_axis(self, name: str) -> int:
-        """The axis along which tokens lie: 0, but in a bias of one row and in a kernel from them."""
+        """The axis along which tokens lie: 1 in a bias of one row and in a kernel from them."""
         shape, sizes = self._shapes[name], set(self.vocabularies.values())
         if len(shape) != 2 or shape[0] in sizes:
             return 0
