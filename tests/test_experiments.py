@@ -116,7 +116,7 @@ class Table(Toy):
     merges: dict = setting({
         "MagMax": {"method": "magmax", "factor": [0.3, 0.6]},
         "OPCM": {"method": "opcm", "always": False},
-        "EMA": {"method": "running_ema", "decay": 0.5},
+        "EMA": {"method": "ema", "decay": 0.5},
         "interpolation": {"method": [{"ema": 0.0}], "factor": 0.5},
         "C. TIES": {"method": "continual_ties", "factor": 0.3, "always": False},
     })

@@ -18,7 +18,8 @@ from typing import Any
 from jaxmerge import folds, methods, transforms  # noqa: F401, a recipe may name theirs
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
-from jaxmerge.core.registry import REGISTRY, Spec, Static, get, spec_of
+from jaxmerge.core.registry import REGISTRY, get, spec_of
+from jaxmerge.core.specs import Spec, Static
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
