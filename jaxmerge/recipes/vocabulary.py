@@ -108,19 +108,34 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
+        self._check_rows(base)
         self.config |= architecture(base).vocabulary_changes(self.size)
         self._fill(wishes, models)
         return keeper
+
+    def _check_rows(self, base: Source) -> None:
+        """Raise where a table of tokens has rows that config.json counts as something else."""
+        made = architecture(base)
+        size = max(made.vocabularies.values(), default=0)
+        tables = [n for n in base.like if made.vocabulary(n) and self.indexed(n, base)]
+        odd = [n for n in tables if size and made.rows(n) > size]
+        if odd:
+            raise UserError(
+                f"tokenizer: {base.ref}: {odd[0]!r} has {made.rows(odd[0])} rows, config.json says "
+                f"vocab_size {size}: what the other rows are for is "
+                "not known. Merge without a tokenizer choice, or mend vocab_size in config.json."
+            )
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""
         table = token_table(source)
         made = architecture(source)
-        rows = [s.shape[0] for n, s in source.like.items() if s.shape and made.vocabulary(n)]
-        beyond = [t for t, i in table.items() if rows and i >= min(rows)]
+        sizes = {made.rows(n) for n in source.like if made.vocabulary(n)}
+        most = max(sizes, default=len(table))  # smaller ones are other vocabularies (codebooks)
+        beyond = [t for t, i in table.items() if i >= most]
         if beyond:
             self.warnings.append(
-                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {min(rows)} "
+                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {most} "
                 f"rows; {len(beyond)} tokens such as {beyond[0]!r} count as not its own"
             )
         return {t: i for t, i in table.items() if t not in set(beyond)}
@@ -190,10 +205,9 @@ class Vocabulary:
 
     def indexed(self, name: str, source: Source) -> bool:
         """Whether a leaf has a row for every token: embeddings and output heads."""
-        like = source.like[name]
         need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
         made_of = architecture(source)
-        return made_of.vocabulary(name) and like.shape[made_of.token_axis(name)] >= need
+        return made_of.vocabulary(name) and made_of.rows(name) >= need
 
 
 class Reindexed(Whole):

@@ -43,10 +43,10 @@ class Architecture:
     def _stacks(self) -> dict[str, Stack]:
         here = {c.container for n in self.like for c in numbers(n)}
         match = {c: self._nearest(c, self._facts.stacks) for c in here}
-        layers = {c for c, known in match.items() if known}
-        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
+        layers = {c for c, known in match.items() if known and c not in self._facts.others}
         if len({match[c] for c in layers}) < len(layers):  # two containers for one known stack
             layers = {c for c in layers if c == match[c]} or layers
+        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
         found = find_stacks(self._shapes, layers, others)
         return {s.path: self._counted(s, match.get(s.path)) for s in found}
 
@@ -168,6 +168,10 @@ class Architecture:
         shape = self._shapes[name]
         return 1 if len(shape) == 2 and shape[0] == 1 else 0
 
+    def rows(self, name: str) -> int:
+        """How many tokens a leaf has something for."""
+        return self._shapes[name][self.token_axis(name)]
+
     def stored(self, name: str) -> str:
         """The name in this checkpoint of what transformers' module calls `name`."""
         if name in self._names:
@@ -259,7 +263,7 @@ class Architecture:
 
         Every key that says how many rows the embedding of tokens has, at any depth.
         """
-        rows = {self._shapes[n][self.token_axis(n)] for n in self.like if self.vocabulary(n)}
+        rows = {self.rows(n) for n in self.like if self.vocabulary(n)}
         rows |= {v for p, v in self.vocabularies.items() if len(self.vocabularies) == 1}
         return {p: size for p, v in self.vocabularies.items() if v in rows and v != size}
 
