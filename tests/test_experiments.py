@@ -217,7 +217,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
         (["streams.LwF.methods=[lfw]"], "stream 'LwF': No method is named 'lfw'.*lwf"),
         (["streams.sequential.deploys=[MagMx]"], "no merge is named 'MagMx': did you mean MagMax"),
         (["merges.MagMax.method=magmx"], "No method is named 'magmx': did you mean magmax"),
-        (["merges.MagMax.faktor=1"], "unexpected keyword argument 'faktor'"),
+        (["merges.MagMax.faktor=1"], "no setting 'faktor': did you mean factor"),
         (
             ["merges.X.method=trim", "merges.X.density=0.2"],
             "merge 'X': trim changes one task vector",
