@@ -116,9 +116,10 @@ def continual_ties(
         density: share of the entries that are kept, in (0, 1].
         factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
         scope: "global" ranks entries over the whole model (the paper), "leaf" within each leaf.
+            For "global" the models before it are read again before every model: from files,
+            T (T - 1) reads more for T models.
 
-    Memory: 1 x the model.  For "global", those before it are read again before every model: from
-    files, T (T - 1) reads more for T models.
+    Memory: 1 x the model.
 
     Source: baseline of Tang et al., OPCM, NeurIPS 2025.
     """

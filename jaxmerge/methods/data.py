@@ -46,7 +46,7 @@ def fisher_merging(weights: Any = 1.0, factor: Any = 1.0, floor: float = 1e-10) 
 
     Side information: ``extras=[{"fisher": tree}, ...]``.  Leaves without one are averaged.
 
-    Memory: 2 x the model, and one Fisher at a time.
+    Memory: 2 x the model.
 
     Source: Matena & Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022,
     eq. 4.

@@ -35,7 +35,7 @@ def pcb(
         factor: lambda of the paper.
         scope: "global" compares entries over the whole model (the paper), "leaf" in each leaf.
 
-    Memory: T x the model; T x the leaf for "leaf".  Each pass forms T (T + 1) / 2 products.
+    Memory: T x the model; T x the leaf for "leaf".
 
     Source: Du et al., Parameter Competition Balancing for Model Merging, NeurIPS 2024, equations
     1 to 5.  Differs: the formula of the paper; its released code clips outliers and uses tanh.
