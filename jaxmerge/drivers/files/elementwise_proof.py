@@ -201,7 +201,8 @@ def _rowwise(eqn, shape) -> bool:
     if any(many in s[1:] for s in shapes) or any(many not in s for s in out):
         return False  # rows on another axis, or all of them in one number
     if name in ELEMENTWISE or name == "bitcast_convert_type":
-        return all(s in ((), out[0]) for s in shapes)
+        spread = lambda s: all(a in (1, b) for a, b in zip(s, out[0], strict=True))
+        return all(len(s) == 0 or (len(s) == len(out[0]) and spread(s)) for s in shapes)
     first = shapes[0][:1] == (many,)
     if name == "iota":
         return get("dimension") != 0
