@@ -101,9 +101,12 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
 
 def _cells(run: Run, job: Job, n: str, measure: Any, measured: tuple, closing: Any) -> int:
     """Bytes that folding one leaf for facts about the cells takes."""
-    if job.like[n].size <= LONGEST or not cuts_cells(job, run, n, measure, measured):
+    row = cuts_cells(job, run, n, measure, measured) if job.like[n].size > LONGEST else 0
+    if not row:
         return run.needs_of(job, n, measured, closing)[0]
-    like = run.base_like(job, n)._replace(shape=(LONGEST,))
+    like = run.base_like(job, n)
+    shape = (max(1, LONGEST // row), *like.shape[1:]) if row > 1 else (LONGEST,)
+    like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
     return 3 * needs(job, n, like, measured, closing, run.zero)[0]
 

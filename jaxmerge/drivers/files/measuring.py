@@ -7,6 +7,7 @@ gives the same facts: where they are counts over entries that do not mix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxmerge.core.composition import Pipeline
 from jaxmerge.core.types import Measure, leaf_key
 from jaxmerge.drivers.files.chunks import cast, each, pieces
-from jaxmerge.drivers.files.elementwise_proof import elementwise
+from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import fold_leaf
@@ -166,7 +167,7 @@ class Cells(Mapping):
 
     def __getitem__(self, n: str) -> Any:
         run, job = self.facts.run, self.facts.job
-        name, start, _ = _span(n, job)
+        name, start, *_ = _span(n, job)
         key = leaf_key(job.key, name) if n == name else piece_key(job, name, start)
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
         models = tuple(m[n] for m in self.models)
@@ -212,10 +213,10 @@ class Checked(Mapping):
         self.run, self.job, self.i = run, job, i
 
     def __getitem__(self, n: str) -> np.ndarray:
-        name, start, stop = _span(n, self.job)
+        name, start, stop, row = _span(n, self.job)
         leaf = Unread(self.run, self.job, self.i, name)
-        block = leaf[start:stop]
-        return block if block.size < leaf.size else block.reshape(leaf.shape)
+        shape = leaf.shape if row == 0 else (-1, *leaf.shape[1:]) if row > 1 else (-1,)
+        return leaf[start:stop].reshape(shape)
 
     def __iter__(self):
         return iter(self.job.like)
@@ -226,42 +227,44 @@ class Checked(Mapping):
 
 # ---------------------------------------------------------------- cutting leaves for facts
 
-CUT, LONGEST = "\0", 1 << 22  # entries of a piece
+CUT, LONGEST = "\0", 1 << 20  # entries of a piece
 
 
-def cut_grid(job: Job, run: Any, cuts: Callable[[str], bool]):
+def cut_grid(job: Job, run: Any, cuts: Callable[[str], int]):
     """The grid with those large leaves cut into pieces of which `cuts` says that this gives the
-    same facts.  Returns it with the base and the models under the same names."""
+    same facts: 1 for any pieces, more for whole rows of so many entries, 0 for none.  Returns it
+    with the base and the models under the same names."""
     grid: dict[str, Pipeline] = {}
     for n, p in job.grid.items():
         size = job.like[n].size
-        if size > LONGEST and cuts(n):
-            for start, stop in pieces(size, LONGEST):
-                grid[f"{n}{CUT}{start}{CUT}{stop}"] = p
+        row = cuts(n) if size > LONGEST else 0
+        if row:
+            for start, stop in pieces(size, max(1, LONGEST // row) * row):
+                grid[CUT.join((n, str(start), str(stop), str(row)))] = p
         else:
             grid[n] = p
     return grid, Checked(run, job, 0), [Checked(run, job, t + 1) for t in range(len(job.models))]
 
 
-def cuts_row(job: Job, n: str) -> bool:
+def cuts_row(job: Job, n: str) -> int:
     """Whether the facts about a row may be gathered piece by piece: there is one, about the plain
     task vector, and it adds up over entries.  Sums of floats are cut only where they must be."""
     p = job.grid[n]
     first, *others = [*(t.measure for t in p.before), p.fold.measure]
     if first is None or any(others) or first.scope != "row" or not (p.before or p.fold.measure):
-        return False
-    return first.host is not None or (first.by_entry and row_bytes(job, n) > ROOM)
+        return 0
+    return int(first.host is not None or (first.by_entry and row_bytes(job, n) > ROOM))
 
 
-def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tuple) -> bool:
+def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tuple) -> int:
     """Whether a fact about the folded cells may be gathered piece by piece: it adds up over
     entries, and the fold treats them on their own.  Sums of floats are cut only where they must
     be."""
     p, like = job.grid[n], run.base_like(job, n)
     if job.extras or measure is None or measure.scope != "row":
-        return False
+        return 0
     if any(t.measure for t in p.after) or not (measure.by_entry or measure.host):
-        return False
+        return 0
     kinds = tuple(m.like[n].dtype for m in job.models[: len(measured)])
     code = run.code(job, n, measured, None), kinds, id(measure)
     if code not in run.proofs:
@@ -272,9 +275,16 @@ def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tu
 
         models = tuple(Like(like.shape, k) for k in kinds)
         counts = measure.host is not None or _integers(measure, fold, like, models)
-        run.proofs[code] = counts, elementwise(fold, like, models)
-    counts, apart = run.proofs[code]
-    return apart and (counts or input_bytes(job, n) > ROOM // 2)
+        run.proofs[code] = counts, _apart(fold, like, models)
+    counts, row = run.proofs[code]
+    return row if (row == 1 and counts) or input_bytes(job, n) > ROOM // 2 else 0
+
+
+def _apart(fold: Callable, like: Like, models: tuple[Like, ...]) -> int:
+    """How long the pieces of a leaf are that a fold treats on their own; 0 if it mixes more."""
+    if elementwise(fold, like, models):
+        return 1
+    return math.prod(like.shape[1:]) if by_rows(fold, like, models) == () else 0
 
 
 def _integers(measure: Measure, fold: Callable, like: Like, models: Sequence[Like]) -> bool:
@@ -292,6 +302,7 @@ def _uncut(n: str) -> str:
     return n.partition(CUT)[0]
 
 
-def _span(n: str, job: Job) -> tuple[str, int, int]:
+def _span(n: str, job: Job) -> tuple[str, int, int, int]:
     name, *span = n.split(CUT)
-    return (name, int(span[0]), int(span[1])) if span else (name, 0, job.like[name].size)
+    start, stop, row = map(int, span) if span else (0, job.like[name].size, 0)
+    return name, start, stop, row

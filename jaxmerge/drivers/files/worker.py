@@ -48,6 +48,7 @@ from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Leaves, Like, aligned
 
 LONGEST_ROW = 1 << 22  # entries; leaves of longer rows are not cut into rows
+PROGRAM = 12 << 20  # bytes that compiling one more program for the pieces of a leaf takes
 SORTED = 8  # bytes that mixing the entries of a row takes for every byte of its inputs
 
 
@@ -188,7 +189,8 @@ class Run:
             return "pieces", CUT
         together, apart = self.needs_of(job, name, measured, closing)
         if cut is not None and min(together, apart) > ROOM:
-            return "pieces", max(CUT, SORTED * cut.row * _width(job, name))
+            programs = max(cut.rounds, default=0) + 3 * bool(cut.row)
+            return "pieces", CUT + PROGRAM * programs + SORTED * cut.row * _width(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
     def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
