@@ -7,7 +7,7 @@ Every command of `experiments/kill_trials.py` that writes is tried
 
     two at once     started twice for one output: one makes what a single one makes, the other ends
     another host    a lock that a process of another machine left: refused; made once it is deleted
-    read-only       the folder of the output may not be written to (as a user who is not root)
+    read-only       the folder of the output may not be written to (root without its right to)
     vanished        its input is deleted as soon as it has begun to write
 
 and each refusal must be exit code 2 with one line that names a file or a process, without a
@@ -27,25 +27,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kill_trials import JAXMERGE, RESULTS, Command, commands, environment, started, write_models
 
-NOBODY = 65534
+# root writes wherever it likes, unless it is without these rights
+PLAIN = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 INPUTS = {"merge": "b", "convert": "a", "convert --to orbax": "a", "extract-lora": "a"}
 FOREIGN = {"host": "elsewhere.example", "pid": 4242, "boot": "another"}
 
 
-def start(folder: Path, args, user: int | None = None) -> subprocess.Popen:
-    def before() -> None:
-        if user is not None and os.geteuid() == 0:
-            os.setgid(user)
-            os.setuid(user)
-
+def start(folder: Path, args: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen:
     return subprocess.Popen(
-        [*JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, env=environment(), preexec_fn=before,
+        [*prefix, *JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
 
 
@@ -87,7 +84,7 @@ def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
 
 def read_only(command: Command, folder: Path, want: Any) -> dict[str, Any]:
     folder.chmod(0o555)
-    end = ended(start(folder, command.first, NOBODY))
+    end = ended(start(folder, command.first, PLAIN))
     folder.chmod(0o755)
     return {"held": end["well"] and as_wanted(command, folder, want), "said": end["said"]}
 
