@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jaxmerge as jm
+from jaxmerge import folds, methods, transforms  # noqa: F401, what is listed
+from jaxmerge.core.registry import REGISTRY, get
 
 Entry = dict[str, Any]
 
@@ -26,7 +27,7 @@ def run(name: str | None = None, *, json: bool = False) -> None:
         entry = describe(name)
         print(jsonlib.dumps(entry, indent=2) if json else page(entry))
         return
-    entries = [describe(n) for n in sorted(jm.REGISTRY)]
+    entries = [describe(n) for n in sorted(REGISTRY)]
     if json:
         print(jsonlib.dumps(entries, indent=2))
         return
@@ -52,7 +53,7 @@ def describe(name: str) -> Entry:
         >>> entry["kind"], entry["signature"], entry["memory"]
         ('method', 'magmax(factor=0.5)', '1 x the model, however many models')
     """
-    factory = jm.get(name)
+    factory = get(name)
     doc = inspect.getdoc(factory) or ""
     memory = re.search(r"^Memory: (.*?)(?:\.?\n\n|\.?\Z)", doc, re.MULTILINE | re.DOTALL)
     return {
@@ -69,6 +70,7 @@ def settings(factory: Callable) -> list[str]:
     """The arguments of a factory with their defaults; a default that is a function by its name.
 
     Example:
+        >>> import jaxmerge as jm
         >>> settings(jm.ties)[:2], settings(jm.iso_c)[-1]
         (['density=0.2', 'factor=1.0'], 'leaves=by_kernel')
     """

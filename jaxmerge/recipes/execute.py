@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import yaml
 
-import jaxmerge
+from jaxmerge import __version__
 from jaxmerge.drivers.files.api import merge_jobs, process_group
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, about, reason
@@ -148,7 +148,7 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
     """What a resolved recipe notes besides the recipe."""
     return {
         "versions": {
-            "jaxmerge": jaxmerge.__version__,
+            "jaxmerge": __version__,
             "jax": jax.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jaxmerge as jm
+from jaxmerge import folds, methods, transforms
+from jaxmerge.core.composition import chain
 
 REQUIRED = object()
 P = Mapping[str, Any]
@@ -46,18 +47,18 @@ def density_of(q: P) -> Any:
 
 
 def _linear(p, q):
-    return jm.linear(q["weight"], normalize=bool(p["normalize"]))
+    return folds.linear(q["weight"], normalize=bool(p["normalize"]))
 
 
 def _sum(p, q):
     normalize = bool(p["normalize"]) and abs(sum(q["weight"])) >= 1e-8
-    return jm.task_arithmetic(p["lambda"], q["weight"], normalize)
+    return methods.task_arithmetic(p["lambda"], q["weight"], normalize)
 
 
 def _elect(p, q, *before):
     kind = "mean" if p["normalize"] else "sum"
-    fold = jm.disjoint_mean(kind, weights=q["weight"], tie="positive")
-    return jm.chain(*before, fold, jm.scale(p["lambda"]))
+    fold = folds.disjoint_mean(kind, weights=q["weight"], tie="positive")
+    return chain(*before, fold, transforms.scale(p["lambda"]))
 
 
 def _rescale(p):
@@ -69,18 +70,18 @@ def _dense(q):
 
 
 def _ties(p, q):
-    trim = jm.trim(density_of(q), "leaf", rescale=_rescale(p), exact=True)
+    trim = transforms.trim(density_of(q), "leaf", rescale=_rescale(p), exact=True)
     return _elect(p, q, *(() if _dense(q) else (trim,)))
 
 
 def _dare(p, q):
-    return jm.drop_random(density_of(q), _rescale(p))
+    return transforms.drop_random(density_of(q), _rescale(p))
 
 
 def _dare_linear(p, q):
     if _dense(q):
         return _sum(p, q)
-    return jm.chain(_dare(p, q), _sum(p, q))
+    return chain(_dare(p, q), _sum(p, q))
 
 
 def _dare_ties(p, q):
@@ -89,11 +90,11 @@ def _dare_ties(p, q):
 
 def _outliers(p, q):
     density, gamma = density_of(q), even(q["gamma"])
-    return jm.drop_outliers(density, gamma, rescale=_rescale(p), exact=True)
+    return transforms.drop_outliers(density, gamma, rescale=_rescale(p), exact=True)
 
 
 def _breadcrumbs(p, q):
-    return jm.breadcrumbs(
+    return methods.breadcrumbs(
         density_of(q), even(q["gamma"]), p["lambda"], weights=q["weight"],
         normalize=bool(p["normalize"]), rescale=_rescale(p), exact=True,
     )  # fmt: skip
@@ -113,11 +114,11 @@ def _window(q):
 
 
 def _della(p, q):
-    return _elect(p, q, jm.drop_by_rank(density_of(q), _window(q), _rescale(p)))
+    return _elect(p, q, transforms.drop_by_rank(density_of(q), _window(q), _rescale(p)))
 
 
 def _della_linear(p, q):
-    return jm.della_linear(
+    return methods.della_linear(
         density_of(q), _window(q), p["lambda"], _rescale(p), q["weight"],
         bool(p["normalize"]),
     )  # fmt: skip
@@ -126,13 +127,13 @@ def _della_linear(p, q):
 def _nuslerp(p, q):
     weights = q["weight"] if abs(sum(q["weight"])) >= 1e-6 else (0.5, 0.5)
     if p["nuslerp_flatten"]:
-        return jm.nuslerp(weights)
-    return jm.nuslerp(weights, per="column" if p["nuslerp_row_wise"] else "row")
+        return methods.nuslerp(weights)
+    return methods.nuslerp(weights, per="column" if p["nuslerp_row_wise"] else "row")
 
 
 def _passthrough(p, q):
     (scale,) = q["scale"]
-    return jm.linear((1.0 if scale is None else scale,))
+    return folds.linear((1.0 if scale is None else scale,))
 
 
 GTA = {"normalize": False, "rescale": False, "lambda": 1.0, "int8_mask": False}
@@ -141,16 +142,16 @@ DENSE = {**WEIGHT, "density": 1.0}
 
 READINGS: dict[str, Reading] = {
     "linear": Reading(_linear, {"normalize": True}, WEIGHT, "joins"),
-    "slerp": Reading(lambda p, q: jm.slerp(p["t"]), {"t": REQUIRED}, {}, "model", (2, 2)),
+    "slerp": Reading(lambda p, q: methods.slerp(p["t"]), {"t": REQUIRED}, {}, "model", (2, 2)),
     "nuslerp": Reading(
         _nuslerp, {"nuslerp_row_wise": False, "nuslerp_flatten": True}, WEIGHT, "may", (2, 2)
     ),
     "multislerp": Reading(
-        lambda p, q: jm.multislerp(q["weight"], normalize=bool(p["normalize_weights"])),
+        lambda p, q: methods.multislerp(q["weight"], normalize=bool(p["normalize_weights"])),
         {"normalize_weights": True, "eps": 1e-8}, WEIGHT, "may", (2, None),
     ),
     "karcher": Reading(
-        lambda p, q: jm.karcher(int(p["max_iter"]), float(p["tol"])),
+        lambda p, q: methods.karcher(int(p["max_iter"]), float(p["tol"])),
         {"max_iter": 10, "tol": 1e-5}, {}, "joins",
     ),
     "task_arithmetic": Reading(_sum, GTA, DENSE),
@@ -164,19 +165,21 @@ READINGS: dict[str, Reading] = {
     ),
     "della_linear": Reading(_della_linear, {**GTA, "rescale": True}, {**DENSE, "epsilon": 0.15}),
     "model_stock": Reading(
-        lambda p, q: jm.model_stock(per="row" if p["filter_wise"] else "leaf"),
+        lambda p, q: methods.model_stock(per="row" if p["filter_wise"] else "leaf"),
         {"filter_wise": False}, {}, "needed", (2, None),
     ),
     "sce": Reading(
-        lambda p, q: jm.sce(density=min(1.0, max(0.0, p["select_topk"])), exact=True),
+        lambda p, q: methods.sce(density=min(1.0, max(0.0, p["select_topk"])), exact=True),
         {"select_topk": 1.0, "int8_mask": False},
     ),
-    "ram": Reading(lambda p, q: jm.ram(p["epsilon"]), {"epsilon": 1e-5}),
+    "ram": Reading(lambda p, q: methods.ram(p["epsilon"]), {"epsilon": 1e-5}),
     "ramplus_tl": Reading(
-        lambda p, q: jm.ram_plus(p["r"], p["alpha"], p["epsilon"], scope="leaf"),
+        lambda p, q: methods.ram_plus(p["r"], p["alpha"], p["epsilon"], scope="leaf"),
         {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
     ),
-    "nearswap": Reading(lambda p, q: jm.nearswap(p["t"]), {"t": REQUIRED}, {}, "needed", (1, 1)),
-    "arcee_fusion": Reading(lambda p, q: jm.arcee_fusion(), {}, {}, "needed", (1, 1)),
+    "nearswap": Reading(
+        lambda p, q: methods.nearswap(p["t"]), {"t": REQUIRED}, {}, "needed", (1, 1)
+    ),
+    "arcee_fusion": Reading(lambda p, q: methods.arcee_fusion(), {}, {}, "needed", (1, 1)),
     "passthrough": Reading(_passthrough, {}, {"scale": None}, "none", (1, 1)),
 }  # fmt: skip

@@ -15,10 +15,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jaxmerge as jm
+from jaxmerge import folds, methods, transforms  # noqa: F401, a recipe may name theirs
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
-from jaxmerge.core.registry import Spec, Static, spec_of
+from jaxmerge.core.registry import REGISTRY, Spec, Static, get, spec_of
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
@@ -58,13 +58,14 @@ def build(method: Any, models: int, like: Any, what: str = "method") -> Merge:
 def as_data(method: Merge | Transform | Spec) -> Any:
     """A made method as recipes write it; what data cannot say (functions, arrays) as it prints.
 
+    >>> import jaxmerge as jm
     >>> as_data(jm.chain(jm.trim(0.2), jm.disjoint_mean(), jm.scale(0.4)))
     [{'trim': {'density': 0.2}}, 'disjoint_mean', {'scale': {'factor': 0.4}}]
     """
     spec = method if isinstance(method, Spec) else getattr(method, "spec", None) or spec_of(method)
     name = getattr(spec.factory, "__name__", "")
     try:
-        if name not in jm.REGISTRY:
+        if name not in REGISTRY:
             raise TypeError
         if name == "chain":
             return [as_data(s) for s in spec.arguments["stages"]]
@@ -139,11 +140,9 @@ def _regex(pattern: Any) -> str:
 def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge | Transform:
     name, arguments, first = _parts(method, what)
     try:
-        factory = jm.get(name)
+        factory = get(name)
     except KeyError:
-        raise UserError(
-            f"{what}: no method is named {name!r}: {closest(name, jm.REGISTRY)}"
-        ) from None
+        raise UserError(f"{what}: no method is named {name!r}: {closest(name, REGISTRY)}") from None
     signature = inspect.signature(factory).parameters
     if name in ("by_leaf", "chain", "partition"):
         raise UserError(f"{what}: write a list for a chain, and rules for {name}.")

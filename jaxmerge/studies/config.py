@@ -49,12 +49,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import jaxmerge as jm
+from jaxmerge import __version__
 from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
 from jaxmerge.continual.deploys import LAST, Deploy, running_merge
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.schedule import STARTS
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import Spec, get
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed
@@ -62,6 +63,7 @@ from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import Learner
+from jaxmerge.transforms.scaling import scale
 
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
@@ -134,7 +136,7 @@ class Experiment(abc.ABC):
     streams: dict[str, Any] = setting(STREAMS)
     baselines: list[str] = setting(list(BASELINES))
     evaluation_batch: int = 128
-    version: str = jm.__version__
+    version: str = __version__
 
     @abc.abstractmethod
     def scenario(self, seed: int) -> Scenario:
@@ -344,11 +346,11 @@ def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merg
         if arguments:
             raise ValueError(f"a list of stages takes no arguments beside it, got {[*arguments]}.")
         made = build(method, 1, {})
-        return made if factor is None else jm.chain(made, jm.scale(factor))
+        return made if factor is None else chain(made, scale(factor))
     if not isinstance(method, str):
         raise ValueError(f"a merge needs a method: a name or a list of stages, got {method!r}.")
     arguments = dict(arguments) if factor is None else {**arguments, "factor": factor}
-    made = jm.get(method)(**arguments)
+    made = get(method)(**arguments)
     if not isinstance(made, Merge):
         raise ValueError(f"{method} changes one task vector; write [{method}, add] for a merge.")
     return made

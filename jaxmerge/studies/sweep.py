@@ -20,8 +20,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jaxmerge as jm
 from jaxmerge.continual.deploys import LAST
+from jaxmerge.core.registry import REGISTRY, get
 from jaxmerge.errors import closest
 from jaxmerge.studies import cells as store
 from jaxmerge.studies.config import Experiment, changed, parsed, restored
@@ -135,7 +135,7 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
         streams = {k: v for k, v in streams.items() if k in axes["stream"]}
         baselines = [b for b in baselines if b in axes["stream"]]
     if "method" in axes:
-        known = [*merges, *jm.REGISTRY]
+        known = [*merges, *REGISTRY]
         for name in axes["method"]:
             if name not in known:
                 raise ValueError(f"no method is named {name!r}: {closest(str(name), known)}")
@@ -173,7 +173,7 @@ def _takes_factor(options: Mapping[str, Any]) -> bool:
     method = options.get("method")
     if isinstance(method, list):
         return True
-    return method in jm.REGISTRY and "factor" in inspect.signature(jm.get(method)).parameters
+    return method in REGISTRY and "factor" in inspect.signature(get(method)).parameters
 
 
 def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]:

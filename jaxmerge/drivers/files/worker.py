@@ -18,6 +18,7 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.core.types import leaf_key, working_dtype
 from jaxmerge.drivers.files.chunks import (
+    HOT,
     MIN_PIECE,
     Room,
     all_finite,
@@ -332,12 +333,15 @@ class Run:
         host = isinstance(values, np.ndarray)
         out = cast(values, target) if host else np.asarray(convert(values, target))
         out = out.reshape(-1)[:count]
-        if self.overflow != "allow" and names.is_float(Like((), target)) and not all_finite(out):
-            was = np.asarray(base).reshape(-1)[: out.size]
-            wrong = infinite(out) & ~infinite(was)
-            if wrong.any():
-                raise Overflow(self._overflowed(name, np.asarray(values), wrong, target))
-        self.writer.write(name, out, start)
+        looked_at = self.overflow != "allow" and names.is_float(Like((), target))
+        for i, j in pieces(out.size, HOT):  # looked at and written while it is in the cache
+            if looked_at and not all_finite(out[i:j]):
+                was = np.asarray(base).reshape(-1)[: out.size]
+                wrong = infinite(out) & ~infinite(was)
+                if wrong.any():
+                    raise Overflow(self._overflowed(name, np.asarray(values), wrong, target))
+                looked_at = False
+            self.writer.write(name, out[i:j], start + i)
 
     def _overflowed(self, name: str, values: np.ndarray, wrong: np.ndarray, target) -> str:
         kind, limits = np.dtype(target).name, bounds(target)
