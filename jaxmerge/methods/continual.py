@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -141,8 +140,7 @@ def continual_ties(
         )
 
     def update(total, x, ctx):
-        first = lambda total, x, *_: x
-        change = jax.lax.cond(ctx.step == 0, first, later, total, x, *least(ctx, x, total))
+        change = jnp.where(ctx.step == 0, x, later(total, x, *least(ctx, x, total)))
         return total + jnp.asarray(factor, x.dtype) * change
 
     if scope == "leaf":

@@ -67,7 +67,7 @@ def emr_task(task: int = 0) -> Merge:
         update=update,
         finalize=finalize,
         combine=lambda a, b: (unify.combine(a[0], b[0]), a[1] + b[1]),
-        closing=Measure(lambda: None, observe),
+        closing=Measure(lambda: None, observe, by_entry=True),
         models=(task + 1, 255),
     )
 

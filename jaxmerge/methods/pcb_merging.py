@@ -121,5 +121,6 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         done=lambda summary: summary.get("rank", 0) is None,
         scope="row" if scope == "global" else "leaf",
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,
+        by_entry=True,
     )
     return collected(reduce, closing=closing)
