@@ -156,9 +156,7 @@ def _wide(x: Any) -> Any:
 def _host_row(before: tuple, inputs: LeafInputs, zero: bool) -> Row:
     """A row behind the transforms `before`, for a measure on the host."""
     if not before:
-        return Row(
-            inputs.models[0], inputs.base, zero
-        )  # the difference, formed as it is read
+        return Row(inputs.models[0], inputs.base, zero)  # the difference, formed as it is read
     with jax.ensure_compile_time_eval():  # the caller may be inside jit
         return Row(row_leaf(before, _read(inputs), zero))
 
