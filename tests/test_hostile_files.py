@@ -452,6 +452,22 @@ def test_models_of_another_kind_are_one_line(two, models):
         command.run(recipe(two, models=models), None, check=True)
 
 
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"rules": {"only": [None]}, "method": "average"}, "regular expression must be text"),
+        ({"rules": [{"match": 3, "method": "average"}]}, "regular expression must be text"),
+        ({"merge_method": "slerp", "slices": 7}, "slices must be a list"),
+        ({"merge_method": "linear", "slices": "x"}, "slices must be a list"),
+    ],
+)
+def test_parts_of_another_kind_are_one_line(two, wrong, says):
+    both = {"base": "base", "models": ["a"]} if "rules" in wrong else {"base_model": "base"}
+    (two / "r.yaml").write_text(yaml.safe_dump(both | wrong))
+    with pytest.raises(UserError, match=f"r.yaml: .*{says}"):
+        command.run(two / "r.yaml", None, check=True)
+
+
 @pytest.mark.parametrize("samples", ["NaN", "", "-1", "9" * 40, None])
 def test_a_statistics_header_is_checked(tmp_path, samples):
     from safetensors import safe_open
