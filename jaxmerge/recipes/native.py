@@ -176,9 +176,8 @@ class Recipe:
 NO_BASE = "none"
 OF_WEIGHTS = frozenset(
     [
-        "mean", "linear", "interpolation", "ema", "running_ema", "running_mean", "three_way_ema",
-        "ema_with_reference", "slerp", "arc", "nuslerp", "multislerp", "mean_direction", "karcher",
-        "karcher_mean", "fisher_mean", "regmean", "gram_mean", "random_mix", "scale", "keep_base",
+        "mean", "linear", "interpolation", "ema", "three_way_ema", "slerp", "arc", "nuslerp",
+        "multislerp", "karcher", "fisher_mean", "regmean", "random_mix", "scale", "keep_base",
     ]
 )  # fmt: skip
 
