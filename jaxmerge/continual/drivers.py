@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
-from jaxmerge.core.registry import Static
+from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)

@@ -117,19 +117,23 @@ class Layout:
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
         stacks = {id(a): moved for a, moved in self._all()}
-        due = lambda i: here[i] if i < stack.layers else following(list(here.values()), i)
+        said = {first.kind(stack, i): kind for i, kind in here.items()}
+        explained = all(said[first.kind(stack, i)] == kind for i, kind in here.items())
+        due = lambda i: (
+            here.get(i)
+            or (said.get(first.kind(stack, i)) if explained else following(list(here.values()), i))
+        )
         wrong = [
             (i, j)
             for i, (a, j) in enumerate(self.placed)
-            if due(i) not in (None, kinds[id(a)].get(j))
-            or first.kind(stack, i) != a.kind(stacks[id(a)], j)
+            if due(i) != kinds[id(a)].get(j) or first.kind(stack, i) != a.kind(stacks[id(a)], j)
         ]
         if wrong:
             i, j = wrong[0]
             raise UserError(
                 f"layer_range: layer {i} of the output would be made of a layer {j} with other "
-                f"leaves than config.json gives to layer {i} ({len(wrong)} such layers); choose "
-                "ranges that keep the order in which kinds of layers follow each other."
+                f"leaves than a layer {i} has there, as far as that is known ({len(wrong)} such "
+                "layers); choose ranges that keep the order in which kinds of layers follow."
             )
 
     def _all(self) -> list[tuple[Architecture, Stack]]:

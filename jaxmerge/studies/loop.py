@@ -39,7 +39,7 @@ from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.core.composition import stochastic
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario, Task

@@ -23,7 +23,7 @@ from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Batch, Setup, State
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
 from jaxmerge.training.data_parallel import everywhere, spread, whole

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.records import Groups, Setup, State, Stream
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.language import Windows
 from jaxmerge.models.decoder.checkpoint import Model

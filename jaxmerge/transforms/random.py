@@ -12,7 +12,6 @@ from jaxmerge.core.types import (
     Array,
     Transform,
     beside,
-    check_choice,
     check_range,
     model_count,
     per_model,
@@ -45,7 +44,6 @@ def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False
     numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
     """
     check_range("density", density, 0, 1)
-    check_choice("rescale", rescale, ("inverse", "l1", None))
 
     def kernel(x, ctx):
         share = per_model(density, ctx)
@@ -87,7 +85,6 @@ def drop_by_rank(
     """
     check_range("density", density, 0, 1)
     check_range("epsilon", epsilon, 0, 1)
-    check_choice("rescale", rescale, ("inverse", "l1", None))
     _check_window(density, epsilon)
 
     def kernel(x, ctx):
@@ -125,8 +122,12 @@ def _ranks(x: Array, axis: int) -> Array:
             place = jax.lax.broadcasted_iota(jnp.uint64, x.shape, axis % x.ndim)
             words = jnp.sort(bits << jnp.uint64(32) | place, axis=axis)
             order = words.astype(jnp.uint32).astype(jnp.int32)
-    rank = jax.lax.broadcasted_iota(x.dtype, x.shape, axis % x.ndim)
-    return jnp.put_along_axis(jnp.zeros_like(x), order, rank, axis, inplace=False)
+    # row by row, so that the file driver sees that rows do not mix
+    rank = jnp.arange(x.shape[axis], dtype=x.dtype)
+    invert = lambda order: jnp.zeros_like(rank).at[order].set(rank, unique_indices=True)
+    for _ in range(x.ndim - 1):
+        invert = jax.vmap(invert)
+    return jnp.moveaxis(invert(jnp.moveaxis(order, axis, -1)), -1, axis)
 
 
 def _check_window(density: Any, epsilon: Any) -> None:

@@ -14,7 +14,14 @@ Path = tuple[str | int, ...]
 
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "depth",
           "encoder_layers", "decoder_layers", "num_encoder_layers", "depths")  # fmt: skip
-VOCABULARIES = ("vocab_size", "padded_vocab_size", "n_vocab", "vocabulary_size", "text_vocab_size")
+VOCABULARIES = (
+    "vocab_size",
+    "padded_vocab_size",
+    "n_vocab",
+    "vocabulary_size",
+    "text_vocab_size",
+    "vocab_size_per_layer_input",
+)
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts",
            "num_routed_experts")  # fmt: skip
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
@@ -25,6 +32,7 @@ PERIODS = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "m
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 INDICES = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "full_attn_idxs",
            "full_attention_layers", "global_attn_layers", "kv_share_layers")  # fmt: skip
+STAGES = re.compile(r"stage|stride|kernel|channel|conv|pool|ratio|patch|^out_")  # lists by stage
 NUMBERS = re.compile(r"ind(ex|ic)es$|_(idx|ids|index)s?$")  # lists of numbers, of layers or others
 
 
@@ -118,7 +126,7 @@ def by_layer(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
     return [
         (*path[:-1], k)
         for k, v in here.items()
-        if isinstance(v, list) and len(v) == count and not NUMBERS.search(k)
+        if isinstance(v, list) and len(v) == count and not (NUMBERS.search(k) or STAGES.search(k))
     ]
 
 
