@@ -90,6 +90,11 @@ def _width(job: Job, name: str) -> int:
     return max(1, input_bytes(job, name) // job.like[name].size)
 
 
+def row_programs(job: Job) -> int:
+    """Bytes that compiling a program of sorts and reductions by row takes."""
+    return PROGRAM * (2 * len(job.models) + 1)
+
+
 class Cut(NamedTuple):
     """How a leaf may be cut into pieces.
 
@@ -190,8 +195,9 @@ class Run:
             return "pieces", CUT
         together, apart = self.needs_of(job, name, measured, closing)
         if cut is not None and min(together, apart) > ROOM:
-            programs = max(cut.rounds, default=0) + 3 * bool(cut.row)
-            return "pieces", CUT + PROGRAM * programs + SORTED * cut.row * _width(job, name)
+            more = row_programs(job) if cut.row else 0
+            rounds = PROGRAM * max(cut.rounds, default=0)
+            return "pieces", CUT + rounds + more + SORTED * cut.row * _width(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
     def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
