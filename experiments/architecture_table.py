@@ -236,6 +236,10 @@ def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, st
     names, roles, transposed = zoo.stored(model), {}, set()
     for at, module in model.named_modules():
         kind = type(module).__name__
+        for part, _ in module.named_buffers(recurse=False):  # of integers: a row for every token
+            name = names.get(f"{at}.{part}" if at else part)
+            if name in tokens:
+                roles[name] = "embedding"
         for part, _ in module.named_parameters(recurse=False):
             name = names.get(f"{at}.{part}" if at else part)
             if name is None:

@@ -3,7 +3,8 @@
 A method's settings are chosen on validation data (the last 5,000 training images, which never
 train) of another seed, then it runs on the test images with the seeds of the table.  Every stream
 is the pure `program`, compiled once for a method and called for every setting and seed, since
-settings are traced.  Finished cells are in the result file: a run that is killed goes on.
+settings are traced.  Finished cells are in the result file: a run that is killed goes on, and a
+cell whose settings or protocol have changed runs anew.
 """
 
 from __future__ import annotations
@@ -130,15 +131,31 @@ def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def table(experiment: str, cells: list[Cell], seeds: list[int], out: str, arguments: str) -> None:
-    """Run what is not in the result file yet."""
+def finished(cell: Cell, row: dict[str, Any], seeds: list[int]) -> bool:
+    """Whether a stored row is this cell: its settings, its protocol and as many seeds."""
+    settings = [described(s) for s in cell.setups]
+    stored = list(row["tried"]) if len(settings) > 1 else [row["setting"]]
+    same = stored == settings and row["protocol"] == cell.protocol
+    return same and len(row["accuracy"]) == len(seeds)
+
+
+def table(
+    experiment: str, cells: list[Cell], seeds: list[int], out: str, arguments: str,
+    reasons: dict[str, dict[str, str]] | None = None,
+) -> None:  # fmt: skip
+    """Run what is not in the result file yet.
+
+    Args:
+        reasons: scenario -> method -> why it has no cell there, for the page.
+    """
     path = Path(out)
     stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    done = {(r["scenario"], r["method"]) for r in stored["rows"]}
+    rows = {(r["scenario"], r["method"]): r for r in stored["rows"]}
     for cell in cells:
-        if (cell.scenario, cell.method) in done:
+        at = cell.scenario, cell.method
+        if at in rows and finished(cell, rows[at], seeds):
             continue
-        row = run(cell, seeds)
+        rows[at] = row = run(cell, seeds)
         stored |= {
             "schema": SCHEMA,
             "experiment": experiment,
@@ -149,9 +166,12 @@ def table(experiment: str, cells: list[Cell], seeds: list[int], out: str, argume
             "tuning_seed": TUNING_SEED,
             "machine": machine(),
             "versions": versions(),
+            "reasons": reasons or {},
+            "rows": list(rows.values()),
         }
-        stored["rows"].append(row)
-        path.write_text(json.dumps(stored, indent=1) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(stored, indent=1) + "\n")
+        partial.replace(path)  # a kill leaves the old file or the new one
         mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
         print(
             f"{row['scenario']:8} {row['method']:14} {mean:5.1f} +- {spread:4.1f}  "

@@ -16,7 +16,7 @@ it.  The outcome is one of
     memory       more than `MOST` bytes beyond what the process had
     crash        the process died
 
-of which the last six are defects.  Inputs run in worker processes, some hundred in each, so that a
+of which the last six are defects.  Inputs run in worker processes, a hundred in each, so that a
 crash costs one input.  Prints every defect with the seed that makes it again; writes
 `experiments/results/fuzz.json`, from which docs/reliability.md is made.
 """
@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_formats import FORMATS, Format, Wrong
 
 RESULTS = Path(__file__).parent / "results"
-SLOW, MOST, BATCH = 30.0, 1 << 30, 400
+SLOW, MOST, BATCH = 30.0, 1 << 30, 100
 SCREEN = 4000  # characters of a message
 DEFECTS = ("poor", "traceback", "wrong", "slow", "memory", "crash")
 PYTHON = re.compile(
@@ -227,7 +227,7 @@ def in_a_process(name: str, seeds: range, until: float) -> list[dict[str, Any]]:
         str(until),
     ]
     try:
-        done = subprocess.run(code, capture_output=True, text=True, timeout=30 + 3 * len(seeds))
+        done = subprocess.run(code, capture_output=True, text=True, timeout=60 + 10 * len(seeds))
         lines = done.stdout.splitlines()
         ended = f"exit {done.returncode}: {done.stderr[-200:]}" if done.returncode else ""
     except subprocess.TimeoutExpired as error:

@@ -17,45 +17,76 @@ from continual_table import Cell, mnist, options, table
 
 from jaxmerge.continual.drivers import joint
 from jaxmerge.continual.methods import (
+    coso,
     der,
     derpp,
     er,
     ewc,
+    ewc_magmax,
+    feat_kd,
     gpm,
     l2,
     lora,
     lwf,
     mas,
     olora,
+    osft,
+    refresh,
     si,
     supsup,
+    train_only,
 )
-from jaxmerge.continual.optimisers import adam, sgd
+from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Setup
 from jaxmerge.continual.streams import permuted, pixels
 from jaxmerge.models.mlp.learner import mlp
 
+REASONS = {
+    "replay": "it chooses stored examples where a stream is planned (`jaxmerge run`); batches are "
+    "drawn here, and ER is its like",
+    "PredKD": "it distils the columns of old classes, and all tasks share theirs here",
+    "SLCA": "it keeps one Gaussian a class, and every class returns with other pixels",
+}  # fmt: skip
+BELOW = "^(?!head/)"  # all leaves but the head's
+
 
 def methods() -> dict[str, list[tuple]]:
     """label -> settings to choose from: optimiser and methods."""
-    rates = [sgd(0.03), sgd(0.1)]
+    rates = [sgd(r) for r in (0.03, 0.1, 0.3)]
     steady = sgd(0.1, clip=1.0)
     return {
         "fine-tuning": [(r, ()) for r in rates],
+        "head only": [(r, (train_only("^head/"),)) for r in rates],
+        "L2": [(steady, (l2(s, first=False),)) for s in (0.001, 0.01, 0.1)],
+        "EWC": [(steady, (ewc(s, examples=512),)) for s in (1.0, 10.0, 100.0, 1e3)],
+        "EWC (MagMax's)": [
+            (steady, (ewc_magmax(s, examples=512),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)
+        ],
+        "SI": [(steady, (si(s),)) for s in (0.01, 0.1, 1.0, 10.0)],
+        "MAS": [
+            (steady, (mas(s, outputs="all", examples=512),)) for s in (0.001, 0.01, 0.1, 1.0)
+        ],
+        "LwF": [(steady, (lwf(s, heads="joined"),)) for s in (0.1, 0.3, 1.0)],
+        "FeatKD": [(steady, (feat_kd(s, first=False),)) for s in (0.01, 0.1, 1.0, 10.0)],
         "ER 500": [(r, (er(500),)) for r in rates],
-        "DER++ 500": [(r, (derpp(500, 1.0, 1.0),)) for r in rates],
-        "DER 500": [(r, (der(500, 1.0),)) for r in rates],
-        "GPM": [(sgd(0.1), (gpm(e),)) for e in ((0.95, 0.99, 0.99), 0.9)],
-        "SI": [(steady, (si(s),)) for s in (0.1, 1.0, 10.0)],
-        "EWC": [(steady, (ewc(s, examples=512),)) for s in (1.0, 10.0, 100.0)],
-        "MAS": [(steady, (mas(s, outputs="all", examples=512),)) for s in (0.01, 0.1)],
-        "L2": [(steady, (l2(s, first=False),)) for s in (0.01, 0.1)],
-        "LwF": [(steady, (lwf(s, heads="joined"),)) for s in (0.3, 1.0)],
-        "SupSup": [(adam(r), (supsup(),)) for r in (1e-3, 1e-2)],
-        "O-LoRA": [(adam(3e-3), (olora(s, rank=8, alpha=8.0),)) for s in (0.005, 0.05)],
-        "LoRA a task": [(adam(r), (lora(8, 8.0, use="sum"),)) for r in (1e-3, 1e-2)],
-    }
+        "DER 500": [(r, (der(500, a),)) for r in rates[1:] for a in (1.0, 3.0)],
+        "DER++ 500": [(r, (derpp(500, a, 1.0),)) for r in rates[1:] for a in (1.0, 3.0)],
+        "refresh + DER++ 500": [
+            (sgd(0.1), (refresh(s, examples=512), derpp(500, 1.0, 1.0))) for s in (1e-5, 1e-4, 1e-3)
+        ],
+        "GPM": [(sgd(0.1), (gpm(e),)) for e in ((0.95, 0.99, 0.99), (0.9, 0.95, 0.95))],
+        "OSFT": [(sgd(0.1), (osft(r, BELOW),)) for r in (0.25, 0.5, 0.75)],
+        "CoSO": [
+            (by_name((("layer_.*kernel", sgd(1.0)), (".*", sgd(0.1)))),
+             (coso(15, 50, 10, rate=r, target=BELOW),)) for r in (1e-3, 3e-3)
+        ],
+        "SupSup": [(adam(r), (supsup(),)) for r in (1e-3, 1e-2, 1e-1)],
+        "LoRA a task": [(adam(r), (lora(8, 8.0, use="sum"),)) for r in (1e-3, 3e-3, 1e-2)],
+        "O-LoRA": [
+            (adam(r), (olora(s, rank=8, alpha=8.0),)) for r in (1e-3, 3e-3) for s in (0.005, 0.05)
+        ],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -83,13 +114,14 @@ def main() -> None:
         protocol,
     )  # fmt: skip
     rows = [make(label, settings, stream) for label, settings in methods().items()]
-    rows.append(make("joint", [(sgd(0.1),)], mixed))
+    rows.append(make("joint", [(sgd(r),) for r in (0.03, 0.1, 0.3)], mixed))
     table(
         "permuted_mnist",
         [r for r in rows if not chosen["methods"] or r.method in chosen["methods"]],
         list(range(chosen["seeds"])),
         chosen["out"],
         f"tasks={chosen['tasks']} examples={chosen['examples']} batch={chosen['batch']}",
+        {"domain": REASONS},
     )
 
 

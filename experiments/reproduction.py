@@ -1,16 +1,20 @@
 """Writes docs/reproduction.md from result files and from what was published.
 
     JAXMERGE_ORACLES=experiments/results/oracles.json pytest tests/test_golden_*.py
+    python experiments/golden.py
     python experiments/split_mnist.py data=FOLDER
     python experiments/permuted_mnist.py data=FOLDER
+    python experiments/published_mnist.py data=FOLDER
     python experiments/reproduction.py
 
-`published.json` holds the published figures with their sources; `results/oracles.json` the largest
-differences from the authors' own code, file by file; the other two the accuracy tables.
+`published.json` and `published_merges.json` hold the published figures with their sources, an entry
+at least for every registered method; `results/oracles.json` and `results/golden.json` the largest
+differences from the authors' own code; the others the accuracy tables.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from pathlib import Path
 
@@ -24,20 +28,33 @@ SCENARIOS = {
     "task": "task-incremental",
 }
 ORACLES = {  # golden files: methods, the tolerance to which tests hold them, the test
-    "coso": ("`coso`", "1e-8", "subspaces"),
-    "der": ("`er`, `der`, `derpp`, both buffers", "1e-12", "der"),
-    "gpm": ("`gpm`", "1e-12", "gpm"),
-    "mas": ("`mas`", "1e-12", "regularisers"),
-    "olora": ("`lora`, `olora`", "1e-12", "olora"),
-    "osft": ("`osft`", "1e-10", "subspaces"),
-    "refresh": ("`refresh`", "1e-12", "refresh"),
+    "coso": (("coso",), "1e-8", "subspaces"),
+    "der": (("er", "der", "derpp"), "1e-12", "der"),
+    "gpm": (("gpm",), "1e-12", "gpm"),
+    "mas": (("mas",), "1e-12", "regularisers"),
+    "olora": (("lora", "olora"), "1e-12", "olora"),
+    "osft": (("osft",), "1e-10", "subspaces"),
+    "refresh": (("refresh",), "1e-12", "refresh"),
     "rehearsal_free": (
-        "`l2`, `ewc`, `si`, `mas`, `pred_kd`, `feat_kd`",
+        ("l2", "ewc", "si", "mas", "pred_kd", "feat_kd"),
         "1e-12, importances 1e-11",
         "regularisers",
     ),
-    "slca": ("`slca`", "1e-9", "slca"),
-    "supsup": ("`supsup`", "1e-11", "supsup"),
+    "slca": (("slca",), "1e-9", "slca"),
+    "supsup": (("supsup",), "1e-11", "supsup"),
+}  # fmt: skip
+ELSEWHERE = {  # methods without golden files of their authors
+    "ewc_magmax": "none; a transcription in `test_continual_strategies.py`",
+    "lwf": "none; the paper's equations in `test_golden_regularisers.py`",
+    "replay": "none; a form of ours, the laws in `test_continual_strategies.py`",
+    "train_only": "none; the laws in `test_laws_continual.py`",
+}
+LABELS = {  # rows of the accuracy tables
+    "coso": "CoSO", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500", "ewc": "EWC",
+    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
+    "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",
+    "pred_kd": "PredKD", "refresh": "refresh + DER++ 500", "replay": "replay", "si": "SI",
+    "slca": "SLCA", "supsup": "SupSup", "train_only": "head only",
 }  # fmt: skip
 
 
@@ -64,19 +81,31 @@ def accuracy_table(name: str) -> list[str]:
     if found is None:
         return [f"`{name}`: no result file in this version.", ""]
     rows = [r for r in found["rows"] if r["scenario"] in SCENARIOS]
+    reasons = found.get("reasons", {})
     scenarios = [s for s in SCENARIOS if any(r["scenario"] == s for r in rows)]
     methods = list(dict.fromkeys(r["method"] for r in rows))
+    methods += [
+        m for m in {m: 0 for s in scenarios for m in reasons.get(s, {})} if m not in methods
+    ]
     at = {(r["method"], r["scenario"]): r for r in rows}
-    cell = lambda m, s: percent(at[m, s]) if (m, s) in at else "–"
+    notes = {r: i + 1 for i, r in enumerate(dict.fromkeys(
+        r for s in scenarios for r in reasons.get(s, {}).values()))}  # fmt: skip
+
+    def cell(m, s):
+        if (m, s) in at:
+            return percent(at[m, s])
+        return f"– ({notes[reasons[s][m]]})" if m in reasons.get(s, {}) else "–"
+
     body = [[m, *(cell(m, s) for s in scenarios)] for m in methods]
     protocols = "; ".join(dict.fromkeys(r["protocol"] for r in rows))
     seconds = sum(r["processor_seconds"] for r in rows)
+    missing = any(cell(m, s) == "–" for m in methods for s in scenarios)
     said = [
         f"{protocols}. Mean accuracy over tasks after the last one in percent, mean and standard "
         f"deviation of {len(found['seeds'])} seeds; settings chosen on validation images of seed "
         f"{found['tuning_seed']}. `{found['command']}`, {seconds:.0f} processor seconds in all on "
-        f"{found['machine']['cpus']} shared CPU cores. Methods of the script that are missing here "
-        "have not been run yet: the command goes on where it stopped.",
+        f"{found['machine']['cpus']} shared CPU cores."
+        + (" A dash has not been run yet: the command goes on where it stopped." * missing),
         "",
     ]
     chosen = [
@@ -84,65 +113,144 @@ def accuracy_table(name: str) -> list[str]:
             SCENARIOS[r["scenario"]],
             r["method"],
             f"`{r['setting']}`",
+            str(len(r["tried"]) or 1),
             f"{r['processor_seconds']:.0f}",
         ]
         for r in rows
     ]
+    below = [f"({i}) {reason}." for reason, i in notes.items()]
     fold = ['<details markdown="1"><summary>Settings and costs</summary>', ""]
-    fold += grid(["Scenario", "Method", "Setting", "Processor s"], chosen)
+    fold += grid(["Scenario", "Method", "Setting", "Of so many", "Processor s"], chosen)
     fold += ["</details>", ""]
-    return [*said, *grid(["Method", *(SCENARIOS[s] for s in scenarios)], body), *fold]
+    table = grid(["Method", *(SCENARIOS[s] for s in scenarios)], body)
+    return [*said, *table, *([" ".join(below), ""] if below else []), *fold]
 
 
-def published() -> list[str]:
-    """Published figures beside ours, or why there is none."""
-    rows = []
-    for p in json.loads((ROOT / "published.json").read_text(encoding="utf-8")):
-        ours, cost = None, "–"
-        if p["ours"]:
-            name, scenario, method = p["ours"]
-            stored = (read(name) or {"rows": []})["rows"]
-            hit = [r for r in stored if (r["scenario"], r["method"]) == (scenario, method)]
-            if hit:
-                ours = f"{percent(hit[0])} ({len(hit[0]['accuracy'])} seeds)"
-                cost = f"`{name}.py scenarios={scenario}`, {hit[0]['processor_seconds']:.0f} s"
-        reason = p.get("because", "it has not been run in this version")
-        rows.append(
-            [p["method"], p["protocol"], p["published"] or "–", p["note"],
-             ours or f"not reproduced, because {reason}", cost]
-        )  # fmt: skip
-    return grid(["Method", "Protocol", "Published", "Source", "Ours", "Command, processor s"], rows)
+def row_of(name: str, scenario: str, method: str) -> dict | None:
+    """A row of a result file."""
+    rows = (read(name) or {"rows": []})["rows"]
+    return next((r for r in rows if (r["scenario"], r["method"]) == (scenario, method)), None)
 
 
 def oracles() -> list[str]:
     """What each golden file holds to, and the largest difference where it was measured."""
     found = (read("oracles") or {"systems": {}})["systems"]
     rows = []
-    for system, (methods, tolerance, test) in ORACLES.items():
-        most = max((most for most, _ in found.get(system, {}).values()), default=None)
+    for system, (names, tolerance, test) in ORACLES.items():
+        files = found.get(system, {})
+        most = max((most for most, _ in files.values()), default=None)
+        count = str(sum(count for _, count in files.values())) if files else "–"
+        methods = ", ".join(f"`{n}`" for n in names)
         measured = "–" if most is None else f"{most:.1e}"
         where = f"`tests/test_golden_{test}.py`"
-        rows.append([methods, f"`{system}`", tolerance, measured, where])
-    return grid(["Methods", "Golden files", "Held to", "Largest difference", "Test"], rows)
+        rows.append([methods, f"`{system}`", tolerance, measured, count, where])
+    head = ["Methods", "Golden files", "Held to", "Largest difference", "Comparisons", "Test"]
+    return grid(head, rows)
+
+
+def oracle(name: str) -> str:
+    """The largest difference from the authors' code, of a continual method."""
+    found, said = (read("oracles") or {"systems": {}})["systems"], []
+    for system, (names, _, _) in ORACLES.items():
+        if name in names:
+            most = max((most for most, _ in found.get(system, {}).values()), default=None)
+            said.append(f"{'–' if most is None else f'{most:.1e}'} (`{system}`)")
+    return ", ".join(said) or ELSEWHERE[name]
+
+
+def continual() -> list[str]:
+    """A row for every registered continual method and published figure."""
+    rows = []
+    for p in json.loads((ROOT / "published.json").read_text(encoding="utf-8")):
+        hit = row_of(*p["ours"]) if p["ours"] else None
+        command = seeds = cost = "–"
+        if hit:
+            name, scenario, _ = p["ours"]
+            key = "protocols" if name == "published_mnist" else "scenarios"
+            command = f'`{name}.py {key}={scenario} methods="{hit["method"]}"`'
+            ours, seeds = percent(hit), str(len(hit["accuracy"]))
+            cost = f"{hit['processor_seconds']:.0f}"
+        else:
+            reason = p.get("because", "it has not been run in this version")
+            ours = f"not reproduced, because {reason}"
+        said = ": ".join(x for x in (p["method"], p["protocol"]) if x != "–")
+        own = [row_of("split_mnist", s, LABELS[p["name"]]) for s in SCENARIOS]
+        table = " / ".join(percent(r) if r else "–" for r in own)
+        rows.append(
+            [f"`{p['name']}`", oracle(p["name"]), said, p["published"] or "–", p["note"],
+             ours, command, seeds, cost, table]
+        )  # fmt: skip
+    rows.sort(key=lambda r: r[0])
+    for above, row in zip(rows[-2::-1], rows[:0:-1], strict=True):  # said once a method
+        if above[0] == row[0]:
+            row[0], row[1], row[-1] = "", "", ""
+    head = ["Method", "Largest difference from the authors' code", "Protocol", "Published"]
+    head += ["Source", "Ours", "Command", "Seeds", "Processor s"]
+    return grid([*head, "Table below: class / domain / task"], rows)
+
+
+def merges() -> list[str]:
+    """A row for every registered merging method."""
+    gaps: dict[str, float] = {}
+    for r in (read("golden") or {"rows": []})["rows"]:
+        most = max(r["memory"] or 0, r["files"] or 0)
+        gaps[f"{r['file']}, {r['dtype']}"] = most
+    for system, files in (read("oracles") or {"systems": {}})["systems"].items():
+        gaps |= {f"{system}/{file}, float64": most for file, (most, _) in files.items()}
+    suite = (read("mini_suite") or {"rows": {}})["rows"]
+    driven = {r["method"]: r for r in (read("data_driven") or {"rows": []})["rows"]}
+    rows = []
+    for p in json.loads((ROOT / "published_merges.json").read_text(encoding="utf-8")):
+        test = f"`test_{p['test']}.py`"
+        hits = {k: g for k, g in gaps.items() for o in p["oracle"] if fnmatch.fnmatch(k, f"{o}, *")}
+        kinds = {k.rpartition(", ")[2] for k in hits}
+        most = [
+            f"{max(g for k, g in hits.items() if k.endswith(kind)):.1e} in {kind}"
+            for kind in sorted(kinds)
+        ]
+        of = sorted({k.partition("/")[0] for k in hits})
+        held = "not run; a transcription of the formula" if not p["oracle"] else "not measured"
+        if hits:
+            held = f"{', '.join(most)} ({', '.join(of)})"
+        ours, command, cost, seeds = "– (it is no merge of eight models)", "–", "–", "–"
+        label = p.get("ours", p["name"])
+        if label in suite and "each" in suite[label]:
+            ours = f"{100 * np.mean(suite[label]['each']):.1f} (eight tasks on `mini`)"
+            command, seeds = "`mini_suite.py`", "1"
+            cost = f"{suite[label]['seconds']:.0f}" if "seconds" in suite[label] else "–"
+        elif label in driven:
+            ours = f"{100 * driven[label]['accuracy']:.1f} (five tasks on `mini`)"
+            command, cost, seeds = "`data_driven.py`", f"{driven[label]['seconds']:.0f}", "1"
+        said = p.get("published", "–") + (f": {p['protocol']}" if "protocol" in p else "")
+        rows.append(
+            [f"`{p['name']}`", f"{held}; {test}", said, p["note"],
+             f"not reproduced, because {p['because']}", ours, command, seeds, cost]
+        )  # fmt: skip
+    head = ["Method", "Largest difference from the original code", "Published", "Source"]
+    return grid([*head, "Under that protocol", "Ours", "Command", "Seeds", "Seconds"], rows)
 
 
 def page() -> str:
     """The whole page."""
     parts = [
-        "# Reproduction of continual-learning methods",
+        "---\nhide: [toc]\n---",
         "",
-        "Written by `python experiments/reproduction.py`; change the results, not this page.",
+        "# Reproduction",
         "",
-        "## Against the authors' code",
+        "Written by `python experiments/reproduction.py`; change the results, not this page. "
+        "Commands are of `experiments/`.",
         "",
-        "Absolute differences of weights, losses, gradients and importances in float64, through "
-        "the public driver where the file is a stream; `JAXMERGE_ORACLES=FILE pytest "
-        "tests/test_golden_*.py` measures the largest.",
+        "## Continual-learning methods",
+        "",
+        "Differences are absolute, of weights, losses, gradients and importances in float64, "
+        "through the public driver where the file is a stream; `JAXMERGE_ORACLES=FILE pytest "
+        "tests/test_golden_*.py` measures the largest. Ranks, masks, buffer slots and chosen tasks "
+        "are compared exactly and are equal.",
         "",
         *oracles(),
-        "Ranks, masks, buffer slots and chosen tasks are compared exactly and are equal. LwF has "
-        "no oracle here: it is held to the equations of its paper.",
+        "Every registered method; accuracies in percent, mean and standard deviation.",
         "",
+        *continual(),
         "## Split MNIST",
         "",
         *accuracy_table("split_mnist"),
@@ -150,11 +258,15 @@ def page() -> str:
         "",
         *accuracy_table("permuted_mnist"),
         "These streams are short: they rank methods under one protocol and are not comparable with "
-        "the published figures below.",
+        "the published figures above.",
         "",
-        "## Published figures",
+        "## Merging methods",
         "",
-        *published(),
+        "Every registered method. Differences are absolute, of merged weights of order 0.1. "
+        "[mergekit's recipes](mergekit.md) one by one; how the tasks on `mini` were merged: "
+        "[measured](measured.md), [data-driven](data-driven.md).",
+        "",
+        *merges(),
     ]
     return "\n".join(parts).rstrip() + "\n"
 

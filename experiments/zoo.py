@@ -136,7 +136,8 @@ def default(model_type: str) -> dict:
 
 
 def shrink(config: dict, factor: int, layers: int, experts: int, heads: int = 0) -> dict:
-    """Widths divided, layers and experts few; heads too, unless 0."""
+    """Widths divided, layers and experts few; heads too, unless 0; vocabularies stay apart."""
+    sizes = list(dict.fromkeys(v for p, v in ints(config) if "vocab" in word(p) and v > TOKENS))
 
     def small(key: Any, value: Any, here: dict) -> Any:
         key = str(key)
@@ -152,7 +153,7 @@ def shrink(config: dict, factor: int, layers: int, experts: int, heads: int = 0)
         if type(value) is not int or IDS.search(key):
             return min(value, TOKENS - 1) if type(value) is int and value >= TOKENS else value
         if "vocab" in key and value > TOKENS:
-            return TOKENS
+            return TOKENS + sizes.index(value)
         if COUNT.search(key) and layers < value <= 200:
             return layers
         if EXPERT.search(key) and value > experts:
@@ -188,7 +189,7 @@ def config_of(
         Exception: what the last try raised.
     """
     first, best = default(model_type), None
-    error: Exception = Empty()
+    error: Exception = Empty(f"every small config has more than {4 * most:,} parameters")
     for factor in factors:
         for few, heads in ((layers, 0), (layers, 4), (4, 0), (4, 4), (12, 0), (200, 0)):
             config = shrink(first, factor, few, experts, heads)

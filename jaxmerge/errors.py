@@ -10,11 +10,34 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+
+LONGEST_WORD, LONGEST = 300, 3500  # characters of a message: files may hold what fills a screen
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what was found, expected, and what to do."""
+    """Something the user can mend; the message says what was found, expected, and what to do.
+
+    What it quotes of a file is shortened where that has no end.
+
+    >>> str(UserError("no method is named '" + "a" * 5000 + "'."))[-30:]
+    " (5,003 characters) …aaaaaaa'."
+    """
+
+    def __init__(self, text: object = "", *more: object):
+        super().__init__(shortened(str(text)), *more)
+
+
+def shortened(text: str) -> str:
+    """A message without words of more than `LONGEST_WORD` characters, and with an end."""
+
+    def cut(match: re.Match) -> str:
+        word = match.group()
+        return f"{word[:100]}… ({len(word):,} characters) …{word[-9:]}"
+
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", cut, text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 @contextlib.contextmanager
@@ -45,6 +68,19 @@ def reason(error: OSError) -> str:
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return f"{where}{text}{'; free some space, then try again' if full else ''}."
+
+
+def said(error: Exception) -> str:
+    """What another library says of an input, in one line; where it stumbles over a form that it
+    does not expect, its words are about its own code, and not repeated.
+
+    >>> said(ValueError("bad magic\\nat 0")), said(AttributeError("'int' has no attribute 'get'"))
+    ('bad magic', 'not of the form that it takes')
+    """
+    stumbled = (AttributeError, TypeError, LookupError, AssertionError, NameError)
+    if isinstance(error, stumbled):
+        return "not of the form that it takes"
+    return (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
 
 
 def listed(wrong: Iterable[str]) -> str:

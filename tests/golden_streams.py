@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 
 from jaxmerge.continual.drivers import run
 from jaxmerge.continual.optimisers import sgd
@@ -18,7 +17,7 @@ from jaxmerge.continual.records import Groups, Model, Outputs, Setup, Stream
 from jaxmerge.continual.registry import models
 
 GOLDEN = Path(__file__).parent / "golden" / "continual"
-compared = {"now": ("", "", None), "systems": {}}  # the file that is open, and differences by file
+compared = {"now": ("", "", None)}  # system and file that are open, and the test that opened them
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
@@ -92,23 +91,6 @@ def close(found, expected, tolerance):
     """Equal within an absolute tolerance; the difference is noted for `oracles.json`."""
     system, name, test = compared["now"]
     if test and test == os.environ.get("PYTEST_CURRENT_TEST"):  # not a closed form after a file
-        files = compared["systems"].setdefault(system, {})
-        most, count = files.get(name, (0.0, 0))
         apart = np.abs(np.asarray(found, float) - np.asarray(expected, float)).max(initial=0.0)
-        files[name] = (max(most, float(apart)), count + 1)
+        oracles.note(system, name, apart)
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=tolerance)
-
-
-def store():
-    """Add the largest differences to the file that JAXMERGE_ORACLES names."""
-    path = Path(os.environ["JAXMERGE_ORACLES"])
-    known = json.loads(path.read_text())["systems"] if path.exists() else {}
-    for system, files in compared["systems"].items():
-        known.setdefault(system, {}).update(files)
-    command = "JAXMERGE_ORACLES=... pytest tests/test_golden_*.py"
-    said = {"schema": "jaxmerge.oracles/1", "command": command, "systems": known}
-    path.write_text(json.dumps(said, indent=1) + "\n")
-
-
-if os.environ.get("JAXMERGE_ORACLES"):
-    atexit.register(store)

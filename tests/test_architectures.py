@@ -84,7 +84,7 @@ def test_a_nested_config():
     }
     (main,) = found.main()
     changes = found.layer_changes(main, [(found, i) for i in (0, 1, 1, 2)])
-    changes |= found.vocabulary_changes(14) | found.dtype_changes("bfloat16")
+    changes |= found.vocabulary_changes(12, 14) | found.dtype_changes("bfloat16")
     assert changed(config, changes) == {
         "model_type": "never_seen",
         "dtype": "bfloat16",

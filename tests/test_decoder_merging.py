@@ -1,7 +1,6 @@
 """Statistics, data-driven merges and files of decoders: as for any other model."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -128,12 +127,14 @@ def test_solvers_and_searches_merge_decoders(models):
     assert best.coefficients.tolist() == [[0.0, 0.5, 1.0][int(np.argmax(scores))]]
 
 
-def test_two_gguf_files_merge_and_come_back(tmp_path, models):
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory, models):
+    """Two GGUF files merged by TIES at the command line: a folder, and a GGUF file beside it."""
     pytest.importorskip("gguf")
     from jaxmerge.cli import convert, merge
     from jaxmerge.io.gguf.writer import write
 
-    base, others = models
+    tmp_path, (base, others) = tmp_path_factory.mktemp("merged"), models
     for name, params in zip(("base", "a", "b"), (base, *others), strict=True):
         decoder.save((CONFIG, params), tmp_path / name)
         source = open_source(tmp_path / name)
@@ -141,16 +142,35 @@ def test_two_gguf_files_merge_and_come_back(tmp_path, models):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: {ties: {density: 0.2}}\nbase: base.gguf\nmodels: [a.gguf, b.gguf]\n")
     merge.run(recipe, tmp_path / "merged", quiet=True)
-    found = decoder.load(tmp_path / "merged")
+    convert.run(str(tmp_path / "merged"), tmp_path / "merged.gguf", dtype="f32", quiet=True)
+    return tmp_path
+
+
+def test_two_gguf_files_merge_and_come_back(merged, models):
+    base, others = models
+    found = decoder.load(merged / "merged")
     expected = jm.merge(jm.ties(density=0.2), base, others)
     for name, leaf in expected.items():
         np.testing.assert_allclose(found.params[name], leaf, atol=1e-6, err_msg=name)
-    convert.run(str(tmp_path / "merged"), tmp_path / "merged.gguf", dtype="f32", quiet=True)
-    again = decoder.load(tmp_path / "merged.gguf")
+    again = decoder.load(merged / "merged.gguf")
     tokens = BATCHES[0]
     np.testing.assert_allclose(
         decoder.logits(again.config, again.params, tokens),
         decoder.logits(found.config, found.params, tokens), atol=1e-5,
     )  # fmt: skip
-    config = json.loads((Path(tmp_path) / "merged" / "config.json").read_text())
+    config = json.loads((merged / "merged" / "config.json").read_text())
     assert config["model_type"] == "llama"
+
+
+@pytest.mark.parity
+def test_transformers_reads_what_was_merged_of_gguf_files(merged, models):
+    torch = pytest.importorskip("torch")
+    auto = pytest.importorskip("transformers").AutoModelForCausalLM
+    base, others = models
+    ours = decoder.logits(CONFIG, jm.merge(jm.ties(density=0.2), base, others), BATCHES[0])
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
+    for name, more in (("merged", {}), ("", {"gguf_file": "merged.gguf"})):
+        model = auto.from_pretrained(str(merged / name), **more, **options)
+        with torch.no_grad():
+            theirs = model(torch.tensor(BATCHES[0])).logits.numpy()
+        np.testing.assert_allclose(theirs, ours, atol=1e-5, err_msg=name)

@@ -102,7 +102,7 @@ def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkey
 
 @pytest.mark.parametrize("name", ["slerp", "karcher", "multislerp", "model_stock"])
 def test_a_giant_leaf_is_cut_around_sums_of_sums(tmp_path, small_pieces, monkeypatch, name):
-    monkeypatch.setattr(worker, "GIANT", 100)
+    monkeypatch.setattr(worker, "ROOM", 100)
     cut, whole = set(), worker.Run.in_pieces
 
     def noted(self, job, leaf, *rest):
@@ -124,12 +124,12 @@ def test_a_giant_leaf_is_cut_around_sums_of_sums(tmp_path, small_pieces, monkeyp
 @pytest.mark.parametrize("name", ["dare l1", "dare_ties l1"])
 def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch, name, dtype):
     """Sums over the leaf are added up piece by piece: the same draws, the same to rounding."""
-    monkeypatch.setattr(worker, "GIANT", 100)
+    monkeypatch.setattr(worker, "ROOM", 100)
     coupled, whole = {}, worker.Run.in_pieces
 
-    def noted(self, job, name, measured, closing, held, count):
-        coupled[name] = count
-        whole(self, job, name, measured, closing, held, count)
+    def noted(self, job, name, measured, closing, held, cut):
+        coupled[name] = cut.rounds
+        whole(self, job, name, measured, closing, held, cut)
 
     monkeypatch.setattr(worker.Run, "in_pieces", noted)
     models, key = family(dtype), jax.random.key(7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 
 import jaxmerge as jm
@@ -23,7 +24,8 @@ def test_task_arithmetic(x64, factor, kind):
     expected = leaves(kind)
     found = jm.merge(jm.task_arithmetic(factor), base, models)
     assert set(found) == set(expected)
-    assert max(np.abs(found[n] - expected[n]).max() for n in expected) < 1e-12
+    apart = lambda found: max(np.abs(found[n] - expected[n]).max() for n in expected)
+    assert oracles.note("finance_vector", f"task_arithmetic_{kind}", apart(found)) < 1e-12
     if factor == 1.0:  # the same as an analogy from the base
         again = jm.merge(jm.analogy(), base, [base, *models])
-        assert max(np.abs(again[n] - expected[n]).max() for n in expected) < 1e-12
+        assert oracles.note("finance_vector", "analogy", apart(again)) < 1e-12

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +289,53 @@ def test_leaves_that_some_models_lack(folder):
 def test_a_recipe_for_a_mixture_of_experts_is_recognised(folder):
     with pytest.raises(UserError, match="mergekit-moe"):
         run({"base_model": "base", "gate_mode": "hidden", "experts": [{"source_model": "a"}]})
+
+
+def rename(folder, table: dict, **config) -> None:
+    """Give the leaves of all models other names."""
+    for name in ("base", "a", "b", "c"):
+        file = folder / name / "model.safetensors"
+        old = load_file(file)
+        new = {}
+        for n, x in old.items():
+            for was, now in table.items():
+                n = n.replace(was, now)
+            new[n] = x
+        save_file(new, file)
+        old = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps({**old, **config}))
+
+
+def test_mlp_is_a_part_where_no_name_has_that_word(folder, capsys):
+    rename(folder, {"model.layers": "model.decoder.layers", "mlp.up_proj": "fc1"}, model_type="opt")
+    weight = [{"filter": "mlp", "value": 1.0}, {"value": 0.0}]
+    got = run({"merge_method": "linear", "models": [
+        {"model": "a", "parameters": {"weight": weight}},
+        {"model": "b", "parameters": {"weight": [{"filter": "mlp", "value": 0.0}, {"value": 1}]}},
+    ]})  # fmt: skip
+    for n, x in got.items():
+        np.testing.assert_array_equal(
+            x, load_file(f"{'a' if 'fc1' in n else 'b'}/model.safetensors")[n]
+        )
+    assert "taken as the mlp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_numbers_of_layers_that_do_not_begin_at_0(folder, first):
+    """The output counts from where its first model does, whatever the second one does."""
+    shift = {f"layers.{i}.": f"layers.{i + first}.@" for i in reversed(range(LAYERS))}
+    rename(folder, {**shift, "@": ""}, model_type="unknown")
+    b = load_file(folder / "b" / "model.safetensors")
+    back = lambda n: re.sub(r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) - first}", n)
+    save_file({back(n): x for n, x in b.items()}, folder / "b" / "model.safetensors")
+    piece = lambda m, *r: {"sources": [{"model": m, "layer_range": list(r)}]}
+    got = run({"merge_method": "passthrough", "slices": [piece("a", 0, 2), piece("b", 1, 4)]})
+    a = load_file(folder / "a" / "model.safetensors")
+    b = load_file(folder / "b" / "model.safetensors")
+    n = "model.layers.{}.mlp.up_proj.weight"
+    assert len(got) == 2 + 2 * 5
+    for i, want in enumerate(
+        [a[n.format(first)], a[n.format(first + 1)], *map(b.get, map(n.format, (1, 2, 3)))]
+    ):
+        np.testing.assert_array_equal(got[n.format(i + first)], want)
+    assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +106,43 @@ def test_the_bases_vocabulary_and_wishes(vocabularies):
         row(f, "base", "dog"), row(f, "a", "emu"),
     ]):  # fmt: skip
         np.testing.assert_allclose(embed[i], want, atol=1e-6)
+
+
+def test_a_bias_of_one_row_has_its_tokens_along_the_second_axis(vocabularies):
+    """BART's final_logits_bias is [1, tokens]."""
+    for name, tokens in TOKENS.items():
+        family = vocabularies[name] | {"final_logits_bias": np.arange(len(tokens), dtype="f")[None]}
+        save_file(family, f"{name}/model.safetensors")
+    got = run({"base": "base", "models": ["a", "b"], "method": "mean", "tokenizer": "union"})
+    order = list(json.loads(Path("out/tokenizer.json").read_text())["model"]["vocab"])
+    assert got["final_logits_bias"].shape == (1, len(got["model.embed_tokens.weight"]))
+    want = np.mean([TOKENS["a"].index("cat"), TOKENS["base"].index("cat")])  # b has no cat
+    assert got["final_logits_bias"][0, order.index("cat")] == pytest.approx(want)
+
+
+def test_rows_that_are_no_tokens_are_refused(vocabularies):
+    """CPM-Ant's table of tokens has rows for prompts behind them."""
+    for name in TOKENS:
+        config = json.loads(Path(f"{name}/config.json").read_text()) | {"vocab_size": 3}
+        Path(f"{name}/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has 5 rows, config\.json says vocab_size 3"):
+        run({"base": "base", "models": ["a", "b"], "method": "mean", "tokenizer": "union"})
+
+
+def test_another_vocabulary_stays_as_it_is(vocabularies):
+    """A table of codes of speech is no table of the tokenizer's tokens, longer or shorter."""
+    for i, name in enumerate(TOKENS):
+        config = json.loads(Path(f"{name}/config.json").read_text())
+        rows = len(TOKENS[name])
+        config |= {"vocab_size": rows, "decoder_config": {"vocab_size": 9, "x": {"vocab_size": 3}}}
+        Path(f"{name}/config.json").write_text(json.dumps(config))
+        more = {"decoder.embed_tokens.weight": (9, 4), "codes.embed_tokens.weight": (3, 4)}
+        vocabularies[name] |= model(20 + i, more)
+        save_file(vocabularies[name], f"{name}/model.safetensors")
+    got = run({"base": "base", "models": ["a", "b"], "method": "mean", "tokenizer": "union"})
+    a, b = vocabularies["a"], vocabularies["b"]
+    for n in ("decoder.embed_tokens.weight", "codes.embed_tokens.weight"):
+        np.testing.assert_allclose(got[n], (a[n] + b[n]) / 2, atol=1e-6)
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["vocab_size"] == len(got["model.embed_tokens.weight"]) == 8
+    assert config["decoder_config"] == {"vocab_size": 9, "x": {"vocab_size": 3}}

@@ -6,6 +6,12 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
+from jaxmerge import methods as merges
+from jaxmerge.continual import methods as continual
+from jaxmerge.core.registry import REGISTRY
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,20 +23,24 @@ def test_the_page_is_up_to_date():
     assert script()["page"]() == (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 
 
-def test_every_published_figure_has_ours_or_a_reason():
-    made = script()
-    lines = made["published"]()[2:-1]
-    assert len(lines) > 10
-    for line in lines:
-        ours = line.split(" | ")[4]
-        assert "seeds" in ours or "not reproduced, because" in ours
+@pytest.mark.parametrize("half", ["continual", "merges"])
+def test_every_registered_method_has_ours_or_a_reason(half):
+    registered = [n for n in merges.__all__ if n in REGISTRY]
+    names = continual.__all__ if half == "continual" else registered
+    split = lambda line: [cell.strip() for cell in line.split("|")[1:-1]]
+    lines = [split(line) for line in script()[half]()[2:-1]]
+    first = {cells[0] for cells in lines if cells[0]}
+    assert first == {f"`{n}`" for n in names}
+    for cells in lines:
+        said = " ".join(cells)
+        assert "+-" in said or "not reproduced, because" in said
 
 
 def test_a_missing_cell_is_a_dash(tmp_path):
     made = script()
     made["accuracy_table"].__globals__["RESULTS"] = tmp_path
     row = {
-        "scenario": "task", "method": "ER", "protocol": "one pass", "setting": "er()",
+        "scenario": "task", "method": "ER", "protocol": "one pass", "setting": "er()", "tried": {},
         "accuracy": [0.5, 0.7], "processor_seconds": 3.0,
     }  # fmt: skip
     found = {

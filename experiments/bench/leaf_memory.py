@@ -36,6 +36,8 @@ import yaml
 
 import jaxmerge as jm
 from jaxmerge.io.header import build
+from jaxmerge.io.safetensors import File
+from jaxmerge.statistics.store import FORMAT, weights_hash
 
 RESULTS = Path(__file__).parents[1] / "results"
 MODELS, WIDTH = 3, 4096
@@ -45,11 +47,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "tsv_c": {"tasks": MODELS},
     "wudi": {"steps": 2},
     "dop": {"steps": 1},
+    "regmean": {"axis": 1},
 }
 FEWER = {  # methods that take fewer models, and those that are merged without a base
     "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
 }  # fmt: skip
-SIDES = {"fisher": "fisher", "mask": "mask"}
+KINDS = {"mask": "BOOL", "fisher": "F32", "gram": "F32"}  # side information, and how it is stored
 # A decomposition or a sort of the whole leaf: minutes of processor time on a leaf of this size.
 MATRIX = ("dop", "iso_c", "iso_cts", "opcm", "regmean", "tsv_c", "tsv_m", "wudi")
 
@@ -60,19 +63,38 @@ def published() -> list[str]:
 
 
 def write_models(folder: Path, shape: tuple[int, int]) -> None:
-    """A base, models and side information with one leaf."""
+    """A base and models with one leaf."""
     rng = np.random.default_rng(0)
     block = 1 << 22
     base = rng.standard_normal(block, np.float32)
     for i in range(MODELS + 1):
         noise = base if i == 0 else base + 0.1 * rng.standard_normal(block, np.float32)
         _one(folder / f"m{i}" / "model.safetensors", "F32", shape, noise)
-        _one(folder / f"m{i}" / "mask.safetensors", "BOOL", shape, noise > 0)
 
 
-def _one(path: Path, code: str, shape: tuple[int, int], values: np.ndarray) -> None:
+def write_sides(folder: Path, kind: str, shape: tuple[int, int]) -> None:
+    """Side information about every model, as random as its leaf."""
+    shape = (WIDTH, WIDTH) if kind == "gram" else shape
+    for i in range(1, MODELS + 1):
+        path, about = folder / f"m{i}" / f"{kind}.safetensors", None
+        if path.exists():
+            continue
+        values = np.random.default_rng(i).random(1 << 22, np.float32)
+        if kind == "mask":
+            values = values > 0.5
+        else:
+            weights = weights_hash(File(folder / f"m{i}" / "model.safetensors"))
+            about = {"format": FORMAT, "kind": kind, "samples": "1", "weights": weights,
+                     "about": "{}"}  # fmt: skip
+        if kind == "gram":
+            square = values[: WIDTH * WIDTH].reshape(WIDTH, WIDTH) - 0.5
+            values = (square @ square.T).reshape(-1)
+        _one(path, KINDS[kind], shape, values, about)
+
+
+def _one(path: Path, code: str, shape: tuple[int, int], values: np.ndarray, about=None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    head, entries = build({"w": (code, shape)})
+    head, entries = build({"w": (code, shape)}, about or {})
     left = math.prod(shape)
     with open(path, "wb") as file:
         file.write(head)
@@ -98,13 +120,15 @@ def command(folder: Path, *options: str) -> tuple[int, int, float, str]:
     return child.returncode, usage.ru_maxrss * 1024, time.perf_counter() - began, text
 
 
-def measure(folder: Path, name: str) -> dict[str, Any]:
+def measure(folder: Path, name: str, shape: tuple[int, int]) -> dict[str, Any]:
     """One method: what --check says, what the merge takes."""
     arguments = ARGUMENTS.get(name, {})
     method = jm.get(name)(**arguments)
     count = FEWER.get(name, MODELS)
     models = [f"m{i + 1}" for i in range(count)]
     recipe: dict[str, Any] = {"base": "m0", "models": models, "method": {name: arguments}}
+    for kind in method.needs:
+        write_sides(folder, kind, shape)
     if method.needs:
         recipe["extras"] = {k: [f"{m}/{k}.safetensors" for m in models] for k in method.needs}
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
@@ -157,13 +181,13 @@ def main() -> None:
     path = given.out / "leaf_memory.json"
     old = json.loads(path.read_text()) if given.append and path.exists() else {"rows": []}
     rows = {r["method"]: r for r in old["rows"]}
-    rows_of = lambda size: int(size * 1e9 / 4 / WIDTH)
+    shape_of = lambda size: (max(1, int(size * 1e9 / 4 / WIDTH)), WIDTH)
     with tempfile.TemporaryDirectory(dir=given.work) as temporary:
         folders = {}
         for size in {0.0001, given.leaf, given.matrix}:
             folders[size] = Path(temporary) / f"{size}"
-            write_models(folders[size], (max(1, rows_of(size)), WIDTH))
-        nothing = measure(folders[0.0001], "task_arithmetic")["peak"]
+            write_models(folders[size], shape_of(size))
+        nothing = measure(folders[0.0001], "task_arithmetic", shape_of(0.0001))["peak"]
         report = {
             "command": " ".join(["python experiments/bench/leaf_memory.py", *sys.argv[1:]]),
             "leaf": given.leaf * 1e9, "nothing": nothing, "cores": os.cpu_count(),
@@ -171,7 +195,8 @@ def main() -> None:
         }  # fmt: skip
         for name in names:
             size = given.matrix if name in MATRIX else given.leaf
-            row = measure(folders[size], name) | {"leaf": rows_of(size) * WIDTH * 4}
+            row = measure(folders[size], name, shape_of(size))
+            row["leaf"] = 4 * math.prod(shape_of(size))
             rows[name] = row
             print(json.dumps(row), flush=True)
             report["rows"] = [rows[n] for n in sorted(rows)]

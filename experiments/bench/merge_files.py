@@ -1,6 +1,7 @@
 """Merging checkpoints from files: jaxmerge, mergekit and a plain copy, side by side in one run.
 
     python experiments/bench/merge_files.py FAMILY --mergekit ENV/bin/mergekit-yaml --out SCRATCH
+    python experiments/bench/merge_files.py FAMILY --before TREE --out SCRATCH --repeat 5
 
 FAMILY holds folders ``base``, ``ft0`` ... in bfloat16 (290 leaves, 387M parameters, 0.77 GB each,
 in the runs on record).  Every figure is a whole process, started anew: wall seconds, CPU seconds
@@ -11,6 +12,9 @@ cache.  Of --repeat runs the one of the least wall time counts, for every progra
 read once before each run, so that every program finds them in the page cache, and jaxmerge is
 byte-compiled as an installed package is: where PYTHONDONTWRITEBYTECODE is set, an edited module
 would be parsed again in every run.
+
+--before is another working tree of the repository (``git worktree add TREE COMMIT``): its runs and
+this tree's alternate, and the ratio of their wall times says whether a change cost anything.
 
 Expected (two idle cores): linear and task arithmetic at least 5 times as fast as mergekit,
 TIES 20 times, DARE-TIES 6 times; within 2.5 times the copy; under 1 GB.
@@ -36,6 +40,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import jaxmerge
@@ -104,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", type=Path)
     parser.add_argument("--mergekit", help="mergekit-yaml in an environment of its own")
+    parser.add_argument("--before", type=Path, help="another tree of the repository, to compare")
     parser.add_argument("--out", type=Path, help="scratch folder on the same disk")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--repeat", type=int, default=1, help="runs of each program, best counts")
@@ -113,21 +119,27 @@ def main() -> None:
     models = sorted(p.name for p in family.iterdir() if p.name.startswith("ft"))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    compileall.compile_dir(Path(jaxmerge.__file__).parent, quiet=1)
+    trees = {"jaxmerge": Path(jaxmerge.__file__).parents[1]}
+    if options.before:
+        trees["before"] = options.before.resolve()
+    for tree in trees.values():
+        compileall.compile_dir(tree / "jaxmerge", quiet=1)
     scratch = Path(tempfile.mkdtemp(dir=options.out))
-    env = os.environ | {"JAXMERGE_CACHE": str(scratch / "cache"), "HF_HUB_OFFLINE": "1"}
     inputs = [str(p) for d in ("base", *models) for p in sorted((family / d).glob("*.safetensors"))]
-    command = str(Path(sys.executable).parent / "jaxmerge")
 
-    def run(*command: str) -> dict[str, float]:
+    def run(*command: str, tree: str = "jaxmerge") -> dict[str, float]:
+        env = os.environ | {"JAXMERGE_CACHE": str(scratch / f"cache-{tree}"), "HF_HUB_OFFLINE": "1"}
+        env["PYTHONPATH"] = str(trees[tree])
         shutil.rmtree(scratch / "merged", ignore_errors=True)
         subprocess.run(["cat", *inputs], stdout=subprocess.DEVNULL, check=True)
         load = os.getloadavg()[0]
         return measure(list(command), family, env) | {"load_before": load}
 
-    def best(*command: str) -> dict[str, float]:
-        runs = [run(*command) for _ in range(options.repeat)]
+    def least(runs: list[dict[str, float]]) -> dict[str, float]:
         return min(runs, key=lambda r: r["wall"]) | {"runs": len(runs)}
+
+    def best(*command: str) -> dict[str, float]:
+        return least([run(*command) for _ in range(options.repeat)])
 
     try:
         plain = (sys.executable, "-c", COPY, *inputs, str(scratch / "copy"))
@@ -138,8 +150,13 @@ def main() -> None:
         for method in options.methods:
             path = scratch / f"{method}.yaml"
             path.write_text(recipe(method, family, models))
-            ours = (command, "merge", str(path), str(scratch / "merged"), "--quiet")
-            rows[method] = {"first": run(*ours), "jaxmerge": best(*ours)}
+            merge = ("merge", str(path), str(scratch / "merged"), "--quiet")
+            ours = {t: (*program(at), *merge) for t, at in trees.items()}
+            rows[method] = {"first": run(*ours["jaxmerge"])}
+            for t in ours.keys() - {"jaxmerge"}:
+                run(*ours[t], tree=t)
+            turns = [{t: run(*ours[t], tree=t) for t in ours} for _ in range(options.repeat)]
+            rows[method] |= {t: least([turn[t] for turn in turns]) for t in ours}
             if options.mergekit:
                 theirs = (options.mergekit, str(path), str(scratch / "merged"), "--quiet")
                 rows[method]["mergekit"] = best(*theirs)
@@ -147,6 +164,13 @@ def main() -> None:
             save(options.json, inputs, options.mergekit, copy, rows)
     finally:
         shutil.rmtree(scratch)
+
+
+def program(tree: Path) -> tuple[str, ...]:
+    """The command `jaxmerge` of a working tree."""
+    settings = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = settings["project"]["scripts"]["jaxmerge"].partition(":")
+    return sys.executable, "-c", f"from {module} import {function}; {function}()"
 
 
 def save(
@@ -176,13 +200,19 @@ def version(command: str | None) -> str | None:
 
 def show(method: str, row: dict, copy: dict) -> None:
     """One line a program."""
-    for who in ("first", "jaxmerge", "mergekit"):
+    for who in ("first", "jaxmerge", "before", "mergekit"):
         if who in row:
             r = row[who]
             print(
                 f"{method:16} {who:9} {r['wall']:7.1f} s wall {r['cpu']:7.1f} s CPU "
                 f"{r['wall'] / copy['wall']:6.1f} x copy  {r['peak'] / 1e9:5.2f} GB", flush=True,
             )  # fmt: skip
+    if "before" in row:
+        ours, old = row["jaxmerge"], row["before"]
+        print(
+            f"{method:16} jaxmerge / before: {ours['wall'] / old['wall']:.2f} in wall time, "
+            f"{ours['cpu'] / old['cpu']:.2f} in CPU time", flush=True,
+        )  # fmt: skip
     if "mergekit" in row:
         ours, theirs = row["jaxmerge"], row["mergekit"]
         print(

@@ -6,7 +6,7 @@ import itertools
 import json as jsonlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.diagnostics import Diagnosis, Pairs, diagnose
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.sources import open_source
 
 DENSITY = 0.1
@@ -51,11 +52,13 @@ def run(
         with BytesBar(json) as bar:
             step = lambda done, total: bar("compare", done, total)
             found = diagnose(opened[0], opened[1:], DENSITY, progress=step)
+        layers = by_layer(found.leaves, architecture(opened[0]))
     finally:
         for source in opened:
             source.close()
     labels = short_names([*models])
     facts = {"base": base, "models": list(models), "density": DENSITY} | as_numbers(found)
+    facts["layers"] = {label: _numbers(pairs) for label, pairs in layers.items()}
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,20 +69,39 @@ def run(
     if json:
         print(jsonlib.dumps(facts, indent=2))
     else:
-        _print(found, labels, base)
+        _print(found, layers, labels, base)
         if out is not None:
             print(f"Written to {out}: compare.json, {', '.join(drawn)}")
 
 
 def as_numbers(found: Diagnosis) -> dict[str, Any]:
     """A `Diagnosis` as JSON: None where a figure is not defined."""
+    ranks = {n: {"effective_rank": _plain(r)} for n, r in found.ranks.items()}
+    leaves = {n: _numbers(p) | ranks.get(n, {}) for n, p in found.leaves.items()}
+    return {"whole": _numbers(found.whole), "leaves": leaves}
 
-    def one(pairs: Pairs, ranks: np.ndarray | None) -> dict[str, Any]:
-        out = {view: _plain(getattr(pairs, view)) for view in ("norms", *VIEWS)}
-        return out | ({} if ranks is None else {"effective_rank": _plain(ranks)})
 
-    leaves = {n: one(p, found.ranks.get(n)) for n, p in found.leaves.items()}
-    return {"whole": one(found.whole, None), "leaves": leaves}
+def _numbers(pairs: Pairs) -> dict[str, Any]:
+    return {view: _plain(getattr(pairs, view)) for view in ("norms", *VIEWS)}
+
+
+def by_layer(leaves: Mapping[str, Pairs], made_of: Architecture) -> dict[str, Pairs]:
+    """What was counted in every layer, stack by stack, and outside of the layers by role.
+
+    Example:
+        >>> names = ["embed.weight", "layers.0.a.weight", "layers.0.b.weight", "layers.1.a.weight"]
+        >>> one = Pairs(*4 * [np.ones((1, 1))], size=4)
+        >>> like = {n: np.zeros((2, 2)) for n in names}
+        >>> found = by_layer(dict.fromkeys(names, one), architecture(like))
+        >>> {label: pairs.size for label, pairs in found.items()}
+        {'table': 4, 'layers 0': 8, 'layers 1': 4}
+    """
+    out: dict[str, Pairs] = {}
+    for n, pairs in leaves.items():
+        place = made_of.layer(n)
+        label = made_of.role(n) if place is None else f"{place.stack.path} {place.layer}"
+        out[label] = out[label] + pairs if label in out else pairs
+    return out
 
 
 def short_names(refs: Sequence[str]) -> list[str]:
@@ -168,7 +190,7 @@ def _layers(found: Diagnosis, numbered: str) -> Any:
     return figure
 
 
-def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
+def _print(found: Diagnosis, layers: Mapping[str, Pairs], labels: Sequence[str], base: str) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
@@ -187,20 +209,28 @@ def _print(found: Diagnosis, labels: Sequence[str], base: str) -> None:
         for i, values in enumerate(getattr(found.whole, view)):
             table.add_row(str(i + 1), *map(_figure, values))
         console.print(table)
+    pairs = np.triu_indices(len(labels), 1)
+    mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
+    cells = lambda some: [
+        f"{some.norms.mean():.4g}",
+        *(_figure(mean(getattr(some, view)[pairs])) for view in VIEWS),
+    ]
+    columns = ("norm", "cosine", "opposite", "shared")
+    made = lambda *more: Table(*columns, *more, box=SIMPLE, pad_edge=False)
+    if 1 < len(layers) < len(found.leaves):
+        console.print("\nLayers (means over models and pairs)", style="bold")
+        table = made(Column("layer", overflow="fold"))
+        for label, some in layers.items():
+            table.add_row(*cells(some), label)
+        console.print(table)
     order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
     title = "Leaves that change most" if len(order) > MOST else "Leaves"
     console.print(f"\n{title} (means over models and pairs)", style="bold")
-    columns = ("norm", "cosine", "opposite", "shared", "rank", Column("leaf", overflow="fold"))
-    table = Table(*columns, box=SIMPLE, pad_edge=False)
+    table = made("rank", Column("leaf", overflow="fold"))
     own = dict(zip(found.leaves, own_parts(list(found.leaves)), strict=True))
-    pairs = np.triu_indices(len(labels), 1)
-    mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
     for n in order[:MOST]:
-        leaf = found.leaves[n]
-        figures = [mean(getattr(leaf, view)[pairs]) for view in VIEWS]
         rank = mean(found.ranks[n]) if n in found.ranks else np.nan
-        cells = [f"{leaf.norms.mean():.4g}", *map(_figure, figures), _figure(rank, 1)]
-        table.add_row(*cells, own[n])
+        table.add_row(*cells(found.leaves[n]), _figure(rank, 1), own[n])
     console.print(table)
 
 

@@ -17,7 +17,7 @@ from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, said
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.places import delete, working
 from jaxmerge.io.sources import keep_apart
@@ -117,7 +117,6 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         except Exception as error:  # of TensorStore, in its own words
             if isinstance(error, UserError):
                 raise
-            text = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{out} could not be written by Orbax ({text}).") from None
+            raise UserError(f"{out} could not be written by Orbax ({said(error)}).") from None
         finally:
             delete(partial)

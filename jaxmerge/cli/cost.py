@@ -9,7 +9,7 @@ import jax
 
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.measuring import LONGEST, cut_grid, own_need
+from jaxmerge.drivers.files.measuring import LONGEST, cuts_cells, cuts_row, own_need
 from jaxmerge.drivers.files.memory_budget import (
     ROOM,
     SLICES,
@@ -81,22 +81,34 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
     facts about all cells, which is done one leaf at a time."""
     p = job.grid[n]
     measured, closing = facts_like(job, n, run.zero)
-    coupled = run.coupled(job, n, measured, closing)
-    need = run.way(job, n, coupled, measured, closing)[1]
+    cut = run.cut(job, n, measured, closing)
+    need = run.way(job, n, cut, measured, closing)[1]
     rows = [m for m in (*(t.measure for t in p.before), p.fold.measure) if m is not None]
     if rows and all(m.scope == "leaf" for m in rows):
         keep = input_bytes(job, n) <= ROOM // 2
         gather = own_need(job, n, keep)
         need = max(need + gather * keep, gather)
     elif rows:
-        need = max(need, row_bytes(job, n) if n in cut_grid(job, run)[0] else 2 * SLICES)
-    if closing is None:
-        return need, 0
-    if n in cut_grid(job, run, {n: measured})[0]:
-        return need, run.needs_of(job, n, measured, closing)[0]
-    like = run.base_like(job, n)._replace(shape=(LONGEST,))
+        small = job.like[n].size > LONGEST and cuts_row(job, n)
+        need = max(need, 2 * SLICES if small else row_bytes(job, n))
+    alone = [0]
+    if p.fold.opening is not None:
+        alone.append(_cells(run, job, n, p.fold.opening, measured, None))
+    if closing is not None:
+        alone.append(_cells(run, job, n, p.fold.closing, measured, closing))
+    return need, max(alone)
+
+
+def _cells(run: Run, job: Job, n: str, measure: Any, measured: tuple, closing: Any) -> int:
+    """Bytes that folding one leaf for facts about the cells takes."""
+    row = cuts_cells(job, run, n, measure, measured) if job.like[n].size > LONGEST else 0
+    if not row:
+        return run.needs_of(job, n, measured, closing)[0]
+    like = run.base_like(job, n)
+    shape = (max(1, LONGEST // row), *like.shape[1:]) if row > 1 else (LONGEST,)
+    like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
-    return need, 3 * needs(job, n, like, measured, closing, run.zero)[0]
+    return 3 * needs(job, n, like, measured, closing, run.zero)[0]
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

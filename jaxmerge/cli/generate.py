@@ -51,14 +51,13 @@ def run(
     if not prompts:
         prompts = [sys.stdin.read()]
     alone = len(prompts) == 1 and not json
-    show = (lambda _, text: _print(text)) if alone else None
-    if alone:
-        _print(prompts[0])
+    first = [prompts[0]]  # shown with the first token: a prompt that is refused is not
+    show = (lambda _, text: _print(first.pop() + text if first else text)) if alone else None
     written = decoder.generate(model, prompts, on_text=show, **options)
     if json:
         _json(prompts, written)
     elif alone:
-        print()
+        print(*first)
     else:
         for prompt, one in zip(prompts, written, strict=True):
             print(printable(prompt + one.text), end="\n\n")

@@ -107,16 +107,36 @@ def _plan(stream: Stream) -> list[str]:
                 f"(row {first}, {count[first]} times)"
             )
     if stream.promise.value == "epochs":
+        sample = stream.sample if stream.sample is not None and concrete(stream.sample) else None
         for t in range(len(rows)):
-            count = np.bincount(rows[t][used[t]], minlength=many)
-            count = count[count > 0]
-            if len(count) and count.max() - count.min() > 1:
-                wrong.append(
-                    f"the plan promises whole passes, but in task {t} one example comes "
-                    f"{count.max()} times and another {count.min()} times"
-                )
+            own = [] if sample is None else np.asarray(sample)[t]
+            said = _passes(rows[t][used[t]], np.asarray(own, int))
+            if said:
+                wrong.append(f"the plan promises whole passes, but in task {t} {said}")
                 break
     return wrong
+
+
+def _passes(plan: np.ndarray, sample: np.ndarray) -> str:
+    """How rows in the order of training are not passes over them and the sample; "" if they are."""
+    members, many = np.union1d(plan, sample[sample >= 0]), np.arange(len(plan))
+    order = np.argsort(plan, kind="stable")
+    new = np.r_[True, np.diff(plan[order]) != 0]
+    before = np.empty(len(plan), int)  # how often a row has come before this place
+    before[order] = many - np.maximum.accumulate(np.where(new, many, 0))
+    early = np.flatnonzero(before != many // len(members))
+    if len(early):
+        at = early[0]
+        began = len(members) * (before[at] - 1)
+        late = np.setdiff1d(members, plan[began:at])
+        return f"row {plan[at]} comes again before {_rows(late)}"
+    missing = np.setdiff1d(members, plan)
+    return f"{_rows(missing)} of its sample never come" if len(missing) else ""
+
+
+def _rows(rows: np.ndarray) -> str:
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{more}"
 
 
 def _groups(setup: Setup, stream: Stream) -> list[str]:

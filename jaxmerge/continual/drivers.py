@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
+from jaxmerge.core.registry import Static
 from jaxmerge.core.types import Array
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)
@@ -155,8 +156,9 @@ def joint(stream: Stream, key: Array) -> Stream:
     order = jax.random.permutation(key, tasks * steps * batch)
     mix = lambda x: jnp.asarray(x).reshape(-1)[order].reshape(1, tasks * steps, batch)
     return stream._replace(
-        rows=mix(stream.rows), origin=mix(stream.origin), weight=mix(stream.weight), sample=None
-    )
+        rows=mix(stream.rows), origin=mix(stream.origin), weight=mix(stream.weight), sample=None,
+        promise=Static("once" if stream.promise.value == "once" else "nothing"),
+    )  # fmt: skip
 
 
 def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:

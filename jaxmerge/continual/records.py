@@ -304,7 +304,8 @@ class Stream(NamedTuple):
         sample: int32 ``[tasks, K]``: rows that `Border.read` gives, in its order; None: the order
             of training.  -1 fills up.
         promise: what the index plan promises: "once" (each row at most once in the whole stream),
-            "epochs" (within a task no row comes again before all have come), or "nothing".
+            "epochs" (within a task no row comes again before all have come, and none of `sample`
+            is left out), or "nothing".
     """
 
     inputs: Any

@@ -77,7 +77,8 @@ class Measure(NamedTuple):
     `jaxmerge.numerics.host_order_statistics.Row` for the leaf, and its partials may differ in form
     if `refine` takes them.  `done(summary)`, if given, says that no further pass is needed: then
     `passes` is only the most there can be.
-    ``join(a, b, i)`` brings partials together where not by adding.
+    ``join(a, b, i)`` brings partials together where not by adding.  `by_entry` says that what a
+    leaf contributes is what its pieces contribute, joined: a large leaf may then be cut.
     """
 
     init: Callable[[], Any]
@@ -88,6 +89,7 @@ class Measure(NamedTuple):
     host: Callable[[Any, Any, int], Any] | None = None
     done: Callable[[Any], bool] = lambda summary: False
     join: Callable[[Array, Array, int], Array] = lambda a, b, i: a + b
+    by_entry: bool = False
 
 
 class Transform(NamedTuple):
@@ -289,6 +291,12 @@ def leaf_sum(x: Array) -> Array:
     (`jaxmerge.drivers.files.elementwise_proof`).
     """
     return jnp.sum(x)
+
+
+@jax.jit
+def leaf_size(x: Array) -> Array:
+    """The number of entries of a leaf, int32, for kernels that may be cut (see `leaf_sum`)."""
+    return jnp.int32(x.size)
 
 
 def per_model(value: Any, ctx: Context) -> Any:

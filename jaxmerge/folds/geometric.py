@@ -239,7 +239,7 @@ def toward_mean(
             share = _stock_share(len(rows), jnp.cos(angle)).astype(rows.dtype)
             return back(share * jnp.mean(flat, 1))
 
-        closing = Measure(init=lambda: None, observe=dots) if whole else None
+        closing = Measure(init=lambda: None, observe=dots, by_entry=True) if whole else None
         return stacked(reduce, models=(2, None), closing=closing)
 
     def init(leaf):
@@ -272,7 +272,9 @@ def toward_mean(
 def _units_norm() -> Measure:
     """The squared norm of the sum of the whole rows' directions."""
     return Measure(
-        init=lambda: None, observe=lambda cell, s, turn: jnp.vdot(cell.units, cell.units)
+        init=lambda: None,
+        observe=lambda cell, s, turn: jnp.vdot(cell.units, cell.units),
+        by_entry=True,
     )
 
 

@@ -134,7 +134,7 @@ def modulated_unified(task: int = 0) -> Merge:
         update=update,
         finalize=finalize,
         combine=lambda a, b: (unify.combine(a[0], b[0]), a[1] + b[1]),
-        closing=Measure(lambda: None, observe),
+        closing=Measure(lambda: None, observe, by_entry=True),
         models=(task + 1, 255),
     )
 
@@ -233,6 +233,7 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         done=lambda summary: summary.get("rank", 0) is None,
         scope="row" if scope == "global" else "leaf",
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,
+        by_entry=True,
     )
     return collected(reduce, closing=closing)
 

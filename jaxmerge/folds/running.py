@@ -107,8 +107,7 @@ def absorb_ties(
         )
 
     def update(total, x, ctx):
-        first = lambda total, x, *_: x
-        change = jax.lax.cond(ctx.step == 0, first, later, total, x, *least(ctx, x, total))
+        change = jnp.where(ctx.step == 0, x, later(total, x, *least(ctx, x, total)))
         return total + jnp.asarray(factor, x.dtype) * change
 
     if scope == "leaf":

@@ -22,6 +22,8 @@ from jaxmerge.core.types import (
     check_range,
     collected,
     concrete,
+    leaf_size,
+    leaf_sum,
     zeros,
 )
 from jaxmerge.numerics.measures import largest
@@ -57,10 +59,11 @@ def select_calculate_erase(density: Any = 1.0, floor: Any = 0.0, exact: bool = F
         if not concrete(density) or density < 1:
             middle = sum(rows) / many
             spread = jax.lax.stop_gradient(sum(jnp.square(x - middle) for x in rows) / many)
-            count = share_of(density, jnp.count_nonzero(spread))
+            count = share_of(density, leaf_sum((spread != 0).astype(jnp.int32)))
             selected = largest(spread, count, exact) | (jnp.asarray(density) >= 1)
             rows = [jnp.where(selected, x, 0) for x in rows]
-        energy = jnp.stack([jnp.mean(jnp.square(x)) for x in rows])
+        size = leaf_size(rows[0]).astype(rows[0].dtype)
+        energy = jnp.stack([leaf_sum(jnp.square(x)) / size for x in rows])
         total = jnp.sum(energy)
         small = (total < floor) | (total == 0)
         weight = jnp.where(small, 1 / many, energy / jnp.where(small, 1, total))
@@ -134,8 +137,10 @@ def unique_or_mean_rescaled(
 
     def count(rows, summary=None, turn=0):
         moved, alone = _moved(rows, epsilon)
-        sizes = [(jnp.sum(m & ~a), jnp.sum(a)) for m, a in zip(moved, alone, strict=True)]
-        return jnp.array(sizes, jnp.int32).T
+        number = lambda mask: leaf_sum(mask.astype(jnp.int32))
+        pairs = zip(moved, alone, strict=True)
+        shared, unique = zip(*((number(m & ~a), number(a)) for m, a in pairs), strict=True)
+        return jnp.stack([jnp.stack(shared), jnp.stack(unique)])
 
     def reduce(rows, ctx):
         moved, alone = _moved(rows, epsilon)
@@ -147,7 +152,7 @@ def unique_or_mean_rescaled(
         )
         return total / jnp.maximum(sum(m.astype(jnp.uint8) for m in moved), 1)
 
-    closing = Measure(lambda: None, count) if scope == "global" else None
+    closing = Measure(lambda: None, count, by_entry=True) if scope == "global" else None
     return collected(reduce, models=(1, 255), closing=closing)
 
 

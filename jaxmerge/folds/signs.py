@@ -157,4 +157,4 @@ def _majority() -> Measure:
     def observe(cell, summary, turn):
         return jnp.sum(jnp.sign(votes(cell)), dtype=jnp.int32)
 
-    return Measure(lambda: None, observe, lambda summary, total, turn: total >= 0)
+    return Measure(lambda: None, observe, lambda summary, total, turn: total >= 0, by_entry=True)

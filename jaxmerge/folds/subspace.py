@@ -174,7 +174,7 @@ def _cells_norm(inner: Merge) -> Measure:
         x = inner.finalize(cell.inner, Context(base=None, step=cell.count))
         return jnp.vdot(x, x)
 
-    return Measure(init=lambda: None, observe=observe)
+    return Measure(init=lambda: None, observe=observe, by_entry=inner.elementwise)
 
 
 def _wrap(inner: Merge, row: Measure, closing: Measure) -> Merge:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, said
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
@@ -126,5 +126,4 @@ def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
-    return UserError(f"{path}: {what} cannot be read by Orbax ({reason}); it is damaged.")
+    return UserError(f"{path}: {what} cannot be read by Orbax ({said(error)}); it is damaged.")

@@ -237,7 +237,7 @@ def _part(source: Source, part: str) -> Source:
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
     path = Path(ref).expanduser()
     tries = [path] if path.is_absolute() else [Path.cwd() / path, *(Path(d) / path for d in near)]
-    return next((Path(os.path.abspath(p)) for p in tries if p.exists()), None)
+    return next((Path(os.path.abspath(p)) for p in tries if os.path.exists(p)), None)
 
 
 def _neighbour(ref: str) -> str:

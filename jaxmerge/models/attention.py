@@ -24,7 +24,9 @@ class Cache(NamedTuple):
     """Keys and values of one layer, of fixed size.
 
     Attributes:
-      key, value: `[batch, kv_heads, slots, depth]`; keys are normalised and rotated already.
+      key, value: `[batch * kv_heads, slots, depth]`; keys are normalised and rotated already. With
+        batch and heads in one axis, as the matrix products have them, XLA writes new tokens in
+        place; with two axes it copied the cache for every token.
     """
 
     key: jax.Array
@@ -129,10 +131,10 @@ class Attention(nnx.Module):
             query, key = rotate(query), rotate(key)
         key, value = (t.transpose(0, 2, 1, 3) for t in (key, value))
         if cache is not None:
-            where = (0, 0, slot, 0)
-            new = (t.astype(old.dtype) for t, old in zip((key, value), cache, strict=True))
+            form, where = key.shape[:2], (0, slot, 0)
+            new = (t.reshape(-1, *t.shape[2:]).astype(cache.key.dtype) for t in (key, value))
             cache = Cache(*map(jax.lax.dynamic_update_slice, cache, new, (where, where)))
-            key, value = (t.astype(query.dtype) for t in cache)
+            key, value = (t.astype(query.dtype).reshape(*form, *t.shape[1:]) for t in cache)
         if prefix is not None:
             key, value = (_before(p, t) for p, t in zip(prefix, (key, value), strict=True))
             if mask is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.core.types import Array, Measure, concrete, numpy_of
+from jaxmerge.core.types import Array, Measure, concrete, leaf_size, numpy_of
 from jaxmerge.numerics import host_order_statistics, order_statistics
 
 __all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
@@ -21,7 +21,8 @@ __all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "sq
 
 def square_norm(scope: str = "row") -> Measure:
     """The squared Euclidean norm of the whole row, or of each leaf."""
-    return Measure(lambda: None, lambda x, summary, turn: jnp.vdot(x, x), scope=scope)
+    observe = lambda x, summary, turn: jnp.vdot(x, x)
+    return Measure(lambda: None, observe, scope=scope, by_entry=True)
 
 
 def keep_count(density: Any, size: Any) -> Any:
@@ -153,5 +154,7 @@ def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
     measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
     for turn in range(order_statistics.digits() + (order_statistics.PLACES if exact else 0)):
-        summary = measure.refine(summary, measure.observe(x, summary, turn), turn)
+        part = measure.observe(x, summary, turn)
+        part |= {"size": leaf_size(x)} if turn == 0 else {}
+        summary = measure.refine(summary, part, turn)
     return summary

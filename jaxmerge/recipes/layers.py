@@ -8,7 +8,7 @@ from the first slice if they stand before them (embeddings, other towers), else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxmerge.errors import UserError
@@ -64,8 +64,10 @@ class Layout:
         self.offsets: list[int] = []
         self.depths: list[dict[str, float]] = [{} for _ in slices]
         self.moved: dict[str, Stack] = {}
+        self.begin = 0  # the number of the output's first layer
         if self.moves:
             self.moved = {ref: self._moved(ref) for ref in sources}
+            self.begin = next(iter(self.moved.values())).order[0][0]
             for piece in slices:
                 self.offsets.append(len(self.placed))
                 source = piece["sources"][0]
@@ -115,18 +117,23 @@ class Layout:
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
         stacks = {id(a): moved for a, moved in self._all()}
+        said = {first.kind(stack, i): kind for i, kind in here.items()}
+        explained = all(said[first.kind(stack, i)] == kind for i, kind in here.items())
+        due = lambda i: (
+            here.get(i)
+            or (said.get(first.kind(stack, i)) if explained else following(list(here.values()), i))
+        )
         wrong = [
             (i, j)
             for i, (a, j) in enumerate(self.placed)
-            if (i in here and kinds[id(a)].get(j) != here[i])
-            or first.kind(stack, i) != a.kind(stacks[id(a)], j)
+            if due(i) != kinds[id(a)].get(j) or first.kind(stack, i) != a.kind(stacks[id(a)], j)
         ]
         if wrong:
             i, j = wrong[0]
             raise UserError(
                 f"layer_range: layer {i} of the output would be made of a layer {j} with other "
-                f"leaves than config.json gives to layer {i} ({len(wrong)} such layers); choose "
-                "ranges that keep the order in which kinds of layers follow each other."
+                f"leaves than a layer {i} has there, as far as that is known ({len(wrong)} such "
+                "layers); choose ranges that keep the order in which kinds of layers follow."
             )
 
     def _all(self) -> list[tuple[Architecture, Stack]]:
@@ -172,7 +179,7 @@ class Layout:
             start, stop = span
             if not start <= place.layer < stop:
                 return None, 0.0
-            new = self.offsets[i] + place.layer - start + moved.order[0][0]
+            new = self.begin + self.offsets[i] + place.layer - start
             t = (place.layer - start) / (stop - start - 1) if stop - start > 1 else 1.0
             return renumber(name, place.number, new), t
         depth = 0.0 if place is None else place.depth if place.stack.layers > 1 else 1.0
@@ -183,7 +190,7 @@ class Layout:
         for number in numbers(name) if moved else ():
             if number.container == moved.path and (number.value,) in moved.extra:
                 behind = moved.extra.index((number.value,))
-                return renumber(name, number, len(self.placed) + behind), 0.0
+                return renumber(name, number, self.begin + len(self.placed) + behind), 0.0
         return name, depth
 
     def changes(self) -> dict[tuple, Any]:
@@ -200,4 +207,19 @@ def _kinds(made_of: Architecture, stack: Stack) -> dict[int, frozenset]:
         place = made_of.layer(n)
         if place is not None and place.stack == stack:
             out.setdefault(place.layer, set()).add((template(n[place.number.stop :]), like.shape))
-    return {i: frozenset(kinds) for i, kinds in out.items()}
+    return {i: frozenset(out[i]) for i in sorted(out)}
+
+
+def following(kinds: Sequence[Any], i: int) -> Any:
+    """The kind of a layer behind the last one, None if that cannot be said.
+
+    Kinds that repeat go on repeating, and where the last ones are alike so is what follows.
+
+    >>> following("abab", 4), following("abbb", 6), following("aba", 3), following("aab", 3)
+    ('a', 'b', 'b', None)
+    """
+    n = len(kinds)
+    for period in range(1, n):
+        if all(kinds[k] == kinds[k - period] for k in range(period, n)):
+            return kinds[i % period]
+    return kinds[-1] if n == 1 or kinds[-1] == kinds[-2] else None

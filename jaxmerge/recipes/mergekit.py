@@ -10,6 +10,8 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
     unknown keys         ignored as there, but named in a warning; refused with --strict
     random methods       other random numbers (seed 0 by default); as there, masks belong to a
                          model's place in the list
+    filters              `self_attn` and `mlp` where a family has other words for attention and mlp:
+                         there they match nothing
     ties, breadcrumbs    of equal magnitudes the first in the tensor stay, there whichever the sort
                          puts first; as many of them
     breadcrumbs          keeps at least one entry of a tensor; there none where density n < 1
@@ -34,7 +36,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,7 +45,7 @@ from jaxmerge.core.composition import by_leaf, keep_base, stochastic
 from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
-from jaxmerge.io.architectures import architecture, tower_of
+from jaxmerge.io.architectures import architecture, part_of, tower_of
 from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import Source, View
 from jaxmerge.recipes.layers import Layout, ref_of
@@ -78,6 +80,7 @@ MODULES = {
     "encoder": ("encoder",),
     "decoder": ("decoder",),
 }  # name in a recipe -> towers
+PARTS = {"self_attn": "attention", "mlp": "mlp"}  # filters that name a part of a layer
 _TEXT = ("default", "text_decoder", "language_model", "text_model")
 
 
@@ -183,6 +186,11 @@ class Config:
                     )
         first = sources[base_ref or refs[0]]
         made_of = architecture(first)
+        taken = [
+            f"filter {f!r}: no leaf of {first.ref} has that in its name; taken as the {PARTS[f]}"
+            for f in absent(first)
+            if f in _filters(content)
+        ]
         for job in (jobs := [j for j in jobs if j.like]):
             job.method = exempt(job.method, job.like, made_of)
         return Plan(
@@ -197,7 +205,7 @@ class Config:
             method=what,
             config=changes | (vocabulary.config if vocabulary else {}),
             files=vocabulary.files if vocabulary else {},
-            warnings=vocabulary.warnings if vocabulary else [],
+            warnings=[*(vocabulary.warnings if vocabulary else []), *taken],
         )
 
 
@@ -331,7 +339,7 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
     if not low <= len(merged) <= (high or len(merged)):
         number_ = f"{low}" if low == high else f"at least {low}"
         raise UserError(f"{what} merges {number_} model(s) (besides the base); got {len(merged)}.")
-    like = (base or merged[0][1]).like
+    like, words = (base or merged[0][1]).like, absent(merged[0][1])
     built: dict[Any, Merge] = {}
     made: dict[str, Merge] = {}
     for n in like:
@@ -339,9 +347,12 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
         look = lambda key, default, own, name, t=t: _look(
             key, default, [own, *levels], name, t, what
         )
-        world = {k: look(k, d, {}, n) for k, d in reading.world.items()}
+        world = {k: look(k, d, {}, labelled(n, words)) for k, d in reading.world.items()}
         each = {
-            k: tuple(look(k, d, s.get("parameters") or {}, name_in(v, n)) for s, v in merged)
+            k: tuple(
+                look(k, d, s.get("parameters") or {}, labelled(name_in(v, n), words))
+                for s, v in merged
+            )
             for k, d in reading.model.items()
         }
         code = tuple(world.values()), tuple(each.values())
@@ -365,10 +376,32 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
 
 
 def name_in(view: Any, name: str) -> str:
-    """What a leaf of the output is called in the file of one model: filters match that."""
+    """What a leaf of the output is called in the file of one model."""
     while type(view) is View and name in view.names:
         name, view = view.names[name], view.source
     return name
+
+
+def absent(names: Iterable[str]) -> dict[str, str]:
+    """Filters that name a part of a layer and stand in none of these names, with the part."""
+    return {f: part for f, part in PARTS.items() if not any(f in n for n in names)}
+
+
+def labelled(name: str, words: Mapping[str, str]) -> str:
+    """What filters match: a name, and behind it the absent words for its part of a layer.
+
+    >>> labelled("transformer.h.0.attn.c_proj.weight", {"self_attn": "attention"})
+    'transformer.h.0.attn.c_proj.weight self_attn'
+    """
+    return " ".join((name, *(word for word, part in words.items() if part_of(name) == part)))
+
+
+def _filters(content: Any) -> set[str]:
+    """Every filter of a document."""
+    if isinstance(content, Mapping):
+        own = {str(content["filter"])} if "filter" in content else set()
+        return own.union(*map(_filters, content.values()))
+    return set().union(*map(_filters, content)) if isinstance(content, list) else set()
 
 
 def _look(key: str, default: Any, levels: Sequence[Mapping], name: str, t: float, what: str):
@@ -379,8 +412,8 @@ def _look(key: str, default: Any, levels: Sequence[Mapping], name: str, t: float
                 return value
     if default is REQUIRED:
         raise UserError(
-            f"{what}: no {key} for leaf {name!r}. Give every model a {key}, or add an entry "
-            f"without a filter."
+            f"{what}: no {key} for leaf {name.split()[0]!r}. Give every model a {key}, or add an "
+            f"entry without a filter."
         )
     return default
 

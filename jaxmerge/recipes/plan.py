@@ -199,7 +199,7 @@ def check_vocabulary(sources: Sequence[Source | None]) -> None:
             made_of = architecture(source)
             for n in filter(made_of.vocabulary, source):
                 if len(source.like[n].shape) == 2:
-                    sizes.setdefault(n, {}).setdefault(source.like[n].shape[0], source.ref)
+                    sizes.setdefault(n, {}).setdefault(made_of.rows(n), source.ref)
     for leaf, found in sizes.items():
         if len(found) > 1:
             listed = ", ".join(f"{size} rows in {ref}" for size, ref in found.items())

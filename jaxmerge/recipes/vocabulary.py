@@ -108,19 +108,33 @@ class Vocabulary:
         size = max(rows.values(), default=-1) + 1
         self.size = -(-size // pad) * pad
         self.rows = rows
-        self.config |= architecture(base).vocabulary_changes(self.size)
+        self._check_rows(base)
+        self.config |= architecture(base).vocabulary_changes(self.table_size(base), self.size)
         self._fill(wishes, models)
         return keeper
+
+    def _check_rows(self, base: Source) -> None:
+        """Raise where a table of tokens has rows that config.json counts as something else."""
+        made = architecture(base)
+        size = max(made.vocabularies.values(), default=0)
+        odd = [n for n in base if size and made.vocabulary(n) and made.rows(n) > size]
+        if odd:
+            raise UserError(
+                f"tokenizer: {base.ref}: {odd[0]!r} has {made.rows(odd[0])} rows, config.json says "
+                f"vocab_size {size}: what the other rows are for is not known. Merge without a "
+                "tokenizer choice, or mend vocab_size in config.json."
+            )
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""
         table = token_table(source)
         made = architecture(source)
-        rows = [s.shape[0] for n, s in source.like.items() if s.shape and made.vocabulary(n)]
-        beyond = [t for t, i in table.items() if rows and i >= min(rows)]
+        sizes = {made.rows(n) for n in source.like if made.vocabulary(n)}
+        most = max(sizes, default=len(table))  # smaller ones are other vocabularies (codebooks)
+        beyond = [t for t, i in table.items() if i >= most]
         if beyond:
             self.warnings.append(
-                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {min(rows)} "
+                f"{source.ref}: its tokenizer has {len(table)} tokens, its embedding {most} "
                 f"rows; {len(beyond)} tokens such as {beyond[0]!r} count as not its own"
             )
         return {t: i for t, i in table.items() if t not in set(beyond)}
@@ -188,12 +202,20 @@ class Vocabulary:
             return list(sources)
         return [None if s is None else Reindexed(self, self.sources.index(s)) for s in sources]
 
-    def indexed(self, name: str, source: Source) -> bool:
-        """Whether a leaf has a row for every token: embeddings and output heads."""
-        like = source.like[name]
-        need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
+    def table_size(self, source: Source) -> int:
+        """Rows of the tokenizer's own tables: of those long enough for its tokens the shortest.
+
+        Longer ones are other vocabularies, as of codes of speech, and so are shorter ones.
+        """
         made_of = architecture(source)
-        return made_of.vocabulary(name) and like.shape[made_of.token_axis(name)] >= need
+        need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
+        sizes = {made_of.rows(n) for n in source.like if made_of.vocabulary(n)}
+        return min((s for s in sizes if s >= need), default=0)
+
+    def indexed(self, source: Source) -> set[str]:
+        """The leaves with a row for every token: embeddings and output heads."""
+        made_of, size = architecture(source), self.table_size(source)
+        return {n for n in source if made_of.vocabulary(n) and made_of.rows(n) == size}
 
 
 class Reindexed(Whole):
@@ -205,7 +227,7 @@ class Reindexed(Whole):
         self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
         self.config, self.made_of = self.source.config, architecture(self.source)
         self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
-        self.mapped = {n for n in self.source if vocabulary.indexed(n, self.source)}
+        self.mapped = vocabulary.indexed(self.source)
         self.like = {
             n: like._replace(shape=self._shape(n, like.shape)) if n in self.mapped else like
             for n, like in self.source.like.items()

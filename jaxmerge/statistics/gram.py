@@ -84,7 +84,7 @@ def gram(
         raise ValueError("No leaf with two axes meets the data in a matrix product.")
     refuse_nonfinite(total, "the Gram matrices")
     values = {n: (x / samples).astype(kinds[n]) for n, x in total.items()}
-    weights = weights_hash({n: params[n] for n in values})
+    weights = weights_hash(params, values)
     return Statistic("gram", values, samples, weights, {"axis": axes, **(about or {})})
 
 

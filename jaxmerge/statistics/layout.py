@@ -38,7 +38,7 @@ def in_layout(statistic: Statistic, table: Iterable[Entry], leaves: Leaves) -> S
         about["axis"] = {e.key: turned.get(e.kind, int)(axis[e.names[0]]) for e in known}
     else:
         values = export(known, statistic.values)
-    weights = weights_hash({n: leaves[n] for n in values})
+    weights = weights_hash(leaves, values)
     return statistic._replace(values=values, weights=weights, about=about)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from jaxmerge.core.types import Leaves
 from jaxmerge.errors import UserError
 from jaxmerge.io.header import HeaderError
 from jaxmerge.io.safetensors import File, save_file
+from jaxmerge.io.safetensors import Leaves as LazyLeaves
+from jaxmerge.io.untrusted import parse_json
 
 FORMAT = "jaxmerge-statistic-1"
 
@@ -41,18 +44,25 @@ class Statistic(NamedTuple):
     about: dict[str, Any]
 
 
-def weights_hash(params: Leaves) -> str:
-    """A sha256 of all leaves, by name, dtype, shape and bytes.
+BLOCK = 1 << 22  # entries of a leaf that are read at once
+
+
+def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
+    """A sha256 of all leaves, or of those of these names, by name, dtype, shape and bytes.
 
     >>> a = weights_hash({"w": np.ones(2), "b": np.zeros(1)})
     >>> a == weights_hash({"b": np.zeros(1), "w": np.ones(2)})
     True
     """
     whole = hashlib.sha256()
-    for name in sorted(params):
-        leaf = np.ascontiguousarray(params[name])
-        whole.update(f"{name}:{leaf.dtype.name}:{leaf.shape};".encode())
-        whole.update(leaf.view(np.uint8).reshape(-1).data)
+    for name in sorted(params if names is None else names):
+        lazy = isinstance(params, LazyLeaves)
+        leaf = params.like[name] if lazy else np.asarray(params[name])
+        whole.update(f"{name}:{np.dtype(leaf.dtype).name}:{tuple(leaf.shape)};".encode())
+        for start in range(0, leaf.size, BLOCK):
+            some = slice(start, min(leaf.size, start + BLOCK))
+            part = params.read(name, some.start, some.stop) if lazy else leaf.reshape(-1)[some]
+            whole.update(np.ascontiguousarray(part).view(np.uint8).data)
     return whole.hexdigest()
 
 
@@ -98,11 +108,12 @@ def of_file(file: File) -> Statistic:
             f"{file.path} is no statistic of jaxmerge (format {meta.get('format')!r}, expected "
             f"{FORMAT!r}); make one with `jaxmerge stats`."
         )
-    try:
-        samples, about = int(meta["samples"]), json.loads(meta["about"])
-        return Statistic(meta["kind"], file, samples, meta["weights"], about)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{file.path}: the header of this statistic is damaged: {error}.") from None
+    missing = [k for k in ("samples", "about", "kind", "weights") if k not in meta]
+    if missing or not re.fullmatch("[0-9]{1,18}", meta["samples"]):
+        what = f"it lacks {', '.join(missing)}" if missing else f"samples is {meta['samples']!r}"
+        raise UserError(f"{file.path}: the header of this statistic is damaged: {what}.")
+    about = parse_json(meta["about"], f"{file.path}: about, in the header of this statistic,")
+    return Statistic(meta["kind"], file, int(meta["samples"]), meta["weights"], about)
 
 
 def check_weights(statistic: Statistic, params: Leaves, where: str = "the statistic") -> None:
@@ -111,7 +122,7 @@ def check_weights(statistic: Statistic, params: Leaves, where: str = "the statis
     Reads those leaves of `params` that the statistic is about, one at a time.
     """
     missing = [n for n in statistic.values if n not in params]
-    found = "none" if missing else weights_hash(Some(params, statistic.values))
+    found = "none" if missing else weights_hash(params, statistic.values)
     if statistic.weights != found:
         lacks = f" and lacks {len(missing)} of its leaves such as {missing[0]!r}" if missing else ""
         raise UserError(
@@ -119,22 +130,6 @@ def check_weights(statistic: Statistic, params: Leaves, where: str = "the statis
             f"{statistic.weights[:12]}, but the model to merge has {found[:12]}"
             f"{lacks}. Compute it again for this model with `jaxmerge stats`."
         )
-
-
-class Some(Mapping):
-    """Some leaves of a model, read when asked for."""
-
-    def __init__(self, leaves: Leaves, names: Iterable[str]):
-        self.leaves, self.names = leaves, list(names)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.leaves[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def normalised(statistic: Statistic) -> Statistic:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
@@ -66,7 +67,10 @@ def finetune(
 
     Args:
       model: a decoder; its parameters are trained in the dtype and on the devices that they have:
-        `jm.shard(params, mesh, rules)` cuts them, and the optimiser's moments follow.
+        `jm.shard(params, mesh, rules)` cuts them, and the optimiser's moments follow. The rows of
+        a batch are cut over all axes of that mesh, where they divide it: on one axis this is
+        FSDP, with rules that leave an axis out (`jm.mesh(models=2, params=4)`) the weights are
+        whole along it.
       windows: rows of tokens with their targets.
       epochs: passes over the rows, each in a new order; the last batch of an epoch is full.
       batch: rows a step.
@@ -91,6 +95,7 @@ def finetune(
         language(), optimiser or cosine(rate=1e-4), tuple(methods), accumulate=accumulate,
     )  # fmt: skip
     windows = Windows(*(jnp.asarray(x) for x in windows))
+    place = _placing(model.params, batch // accumulate)
     total, weight = len(rows), np.ones((chunk, batch), np.float32)
     stream = _stream(windows, rows[None])
     state = _start(setup, stream, model, seed)
@@ -102,9 +107,8 @@ def finetune(
         now = rows[first : first + chunk]
         part[: len(now)] = now
         on = weight * (np.arange(chunk) < len(now))[:, None]
-        state, found = _train(
-            setup, stream, state, jnp.int32(0), (part, np.zeros_like(part), on), jnp.int32(total)
-        )
+        steps = jax.tree.map(place, (part, np.zeros_like(part), on))
+        state, found = _train(setup, stream, state, jnp.int32(0), steps, jnp.int32(total))
         losses = np.concatenate([losses, np.asarray(found)[: len(now)]])
         if not np.isfinite(losses).all():
             step = int(np.argmin(np.isfinite(losses)))
@@ -182,6 +186,16 @@ def _added(init: Callable, key: Any, names: tuple[str, ...], params: Leaves) -> 
         if kernel is not None:
             made[n] = jnp.broadcast_to(jnp.linalg.norm(kernel, axis=0), made[n].shape)
     return made
+
+
+def _placing(params: Leaves, rows: int) -> Callable[[np.ndarray], Any]:
+    """Puts numbers of rows, `[steps, batch]`, on the mesh of the weights, cut over its axes."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in params.values()]
+    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    if mesh is None:
+        return lambda x: x
+    cut = PartitionSpec(None, mesh.axis_names) if rows % mesh.size == 0 else PartitionSpec()
+    return lambda x: jax.device_put(x, NamedSharding(mesh, cut))
 
 
 def _beside(moments: Any, params: Leaves) -> Any:

@@ -125,8 +125,12 @@ def _ranks(x: Array, axis: int) -> Array:
             place = jax.lax.broadcasted_iota(jnp.uint64, x.shape, axis % x.ndim)
             words = jnp.sort(bits << jnp.uint64(32) | place, axis=axis)
             order = words.astype(jnp.uint32).astype(jnp.int32)
-    rank = jax.lax.broadcasted_iota(x.dtype, x.shape, axis % x.ndim)
-    return jnp.put_along_axis(jnp.zeros_like(x), order, rank, axis, inplace=False)
+    # row by row, so that the file driver sees that rows do not mix
+    rank = jnp.arange(x.shape[axis], dtype=x.dtype)
+    invert = lambda order: jnp.zeros_like(rank).at[order].set(rank, unique_indices=True)
+    for _ in range(x.ndim - 1):
+        invert = jax.vmap(invert)
+    return jnp.moveaxis(invert(jnp.moveaxis(order, axis, -1)), -1, axis)
 
 
 def _check_window(density: Any, epsilon: Any) -> None:

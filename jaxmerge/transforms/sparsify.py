@@ -6,12 +6,10 @@ Which entries are the largest is found by counting, never by sorting
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import (
@@ -19,6 +17,7 @@ from jaxmerge.core.types import (
     Transform,
     check_choice,
     check_range,
+    leaf_size,
     leaf_sum,
     model_count,
     numpy_of,
@@ -162,8 +161,9 @@ def keep_important(axis: int = -1) -> Transform:
 
     def kernel(x, ctx):
         importance = jnp.abs(x) * _divergence(x, ctx.base.astype(x.dtype), axis)
-        ranks = np.array([x.size - math.floor(s * (x.size - 1)) for s in (0.25, 0.5, 0.75)])
-        low, middle, high = ranked_magnitudes(importance, ranks)
+        last = leaf_size(x) - 1
+        places = jnp.stack([last // 4, last // 2, last - (last + 3) // 4])  # floor(s (n - 1))
+        low, middle, high = ranked_magnitudes(importance, last + 1 - places)
         return jnp.where(importance >= middle + 1.5 * (high - low), x, 0)
 
     return Transform(kernel)

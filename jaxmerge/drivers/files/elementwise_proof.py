@@ -1,19 +1,22 @@
-"""Proof that a leaf's way through a merge treats every entry on its own.
+"""Proof that a leaf's way through a merge treats every entry, or every row, on its own.
 
 If it does, the leaf may be cut into pieces that are merged one by one, in bounded memory and with
 compiled code for a few lengths instead of one for every shape.  Nothing is declared: `elementwise`
 reads the program that the compiled leaf functions trace to.  Every operation that touches what has
 the leaf's shape must be elementwise, and the program traced for a flat piece must be the same one,
 operation by operation and constant by constant (a rule such as "matrices only" shows there).
+`by_rows` does the same for pieces of whole rows: operations may then mix the entries of a row.
 
-Two functions may be used besides: an entry may know its number in the leaf (`rng.entry_index`, from
-which random numbers are drawn), and `core.leaf_sum` may sum over the leaf (`sums`, `with_sums`).
-A sum may build on sums, as the angle of two vectors builds on their lengths: it is of a later
-round, and the pieces pass once for every round.
+A few functions may be used besides: an entry may know its number in the leaf (`rng.entry_index`,
+from which random numbers are drawn), and what adds up over pieces (`core.leaf_sum`, `leaf_size`,
+`leaf_histogram`) may be asked of the leaf (`sums`, `with_sums`).  A sum may build on sums, as the
+angle of two vectors builds on their lengths: it is of a later round, and the pieces pass once for
+every round.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,12 +31,16 @@ WORDS = """
     exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or
     pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
     shift_right_logical
-    sign sin sqrt square stop_gradient sub tanh xor
+    sign sin sqrt square stop_gradient sub tanh xor atan2
 """
 ELEMENTWISE = frozenset(WORDS.split())
+REDUCED = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"))
+RUNNING = frozenset(("cumsum", "cummax", "cummin", "cumlogsumexp"))
 
-
-OPAQUE = frozenset(("entry_index", "leaf_sum"))  # known by their names, not looked into
+# Functions that are known by their names, not looked into: what adds up over the pieces of a leaf,
+# and the number of an entry.
+ADDITIVE = frozenset(("leaf_sum", "leaf_size", "leaf_histogram"))
+OPAQUE = ADDITIVE | {"entry_index"}
 
 
 def elementwise(run: Callable, base: Any, models: tuple, *rest: Any) -> bool:
@@ -47,19 +54,36 @@ def sums(run: Callable, base: Any, models: tuple, *rest: Any) -> tuple[int, ...]
     Args:
         run: a compiled leaf function with its specs bound.
         base, models: what has the leaf's shape (arrays or anything with shape and dtype).
-        rest: further arguments, none of the leaf's shape.
+        rest: further arguments; what is of the leaf's shape in them is cut as the leaf is.
     """
     shape = tuple(base.shape)
     if int(np.prod(shape)) < PIECE:
         return None
-    whole = _signature(run, shape, base, models, rest)
-    if whole is None or whole != _signature(run, (PIECE,), base, models, rest):
+    return _same(run, base, models, rest, (PIECE,), (_flat, _flat))
+
+
+def by_rows(run: Callable, base: Any, models: tuple, *rest: Any) -> tuple[int, ...] | None:
+    """The same where pieces are whole rows, ``leaf[start:stop]``, whose entries may mix."""
+    shape = tuple(base.shape)
+    if len(shape) < 2 or shape[0] < 2 or PIECE in shape:
         return None
-    return tuple(entry[2] for entry in whole if entry[0] == "leaf_sum")
+    return _same(run, base, models, rest, (PIECE, *shape[1:]), (None, _rowwise))
 
 
-def with_sums(run: Callable, take: Callable[[Any], Any], *args: Any) -> Any:
-    """``run(*args)`` with ``take(x)`` in place of every ``leaf_sum(x)``, in order."""
+def _same(run, base, models, rest, piece, judges) -> tuple[int, ...] | None:
+    shape = tuple(base.shape)
+    whole = _signature(run, shape, base, models, rest, judges[0])
+    if whole is None or whole != _signature(run, piece, base, models, rest, judges[1]):
+        return None
+    return tuple(entry[2] for entry in whole if entry[0] in ADDITIVE)
+
+
+def with_sums(run: Callable, take: Callable[[Callable[[], Any]], Any], *args: Any) -> Any:
+    """``run(*args)`` with ``take(of this piece)`` in place of every sum over the leaf, in order.
+
+    Args:
+        take: is given a function that computes what these arguments add to the sum.
+    """
     closed, shape = jax.make_jaxpr(run, return_shape=True)(*args)
     out = _evaluate(closed, jax.tree.leaves(args), take)
     return jax.tree.unflatten(jax.tree.structure(shape), out)
@@ -71,8 +95,10 @@ def _evaluate(closed, args, take) -> list:
     read = lambda v: v.val if hasattr(v, "val") else values[v]
     for eqn in closed.jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
-        if eqn.params.get("name") == "leaf_sum":
-            out = [take(*inputs)]
+        if eqn.params.get("name") in ADDITIVE:
+            kind = eqn.outvars[0].aval.dtype
+            part = functools.partial(_evaluate, eqn.params["jaxpr"], inputs, take)
+            out = [take(lambda part=part: part()[0]).astype(kind)]
         elif eqn.primitive.name in CALLS and "jaxpr" in eqn.params:
             out = _evaluate(eqn.params["jaxpr"], inputs, take)
         else:
@@ -83,19 +109,22 @@ def _evaluate(closed, args, take) -> list:
     return [read(v) for v in closed.jaxpr.outvars]
 
 
-def _signature(run, shape, base, models, rest) -> list | None:
-    """The traced program without its shapes, or None if an operation mixes entries."""
+def _signature(run, shape, base, models, rest, judge) -> list | None:
+    """The traced program without its shapes, or None if an operation mixes what it must not."""
+    whole = tuple(base.shape)
     like = lambda x: jax.ShapeDtypeStruct(shape, x.dtype)
+    cut = lambda x: like(x) if np.shape(x) == whole and hasattr(x, "dtype") else x
+    rest = jax.tree.map(cut, rest, is_leaf=lambda x: hasattr(x, "dtype"))
     try:
         closed = jax.make_jaxpr(run)(like(base), tuple(map(like, models)), *rest)
     except jax.errors.JAXTypeError:
         return None
     seen: list = []
-    return None if _walk(closed.jaxpr, shape, seen, ()) is None else seen
+    return None if _walk(closed.jaxpr, shape, seen, (), judge) is None else seen
 
 
-def _walk(jaxpr, shape, seen: list, summed) -> list | None:
-    """Note every operation; None if one mixes entries.
+def _walk(jaxpr, shape, seen: list, summed, judge) -> list | None:
+    """Note every operation; None if the judge refuses one.
 
     Args:
         summed: for each input, how many rounds of sums over the leaf went into it.
@@ -114,19 +143,16 @@ def _walk(jaxpr, shape, seen: list, summed) -> list | None:
     for v in (*jaxpr.constvars, *jaxpr.invars):
         label(v)
     for eqn in jaxpr.eqns:
-        shapes = [tuple(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)]
         inner = [p for p in map(_jaxpr_of, eqn.params.values()) if p is not None]
         rounds = [0 if hasattr(v, "val") else after.get(v, 0) for v in eqn.invars]
         last = max(rounds, default=0)
         named = eqn.params.get("name") if eqn.params.get("name") in OPAQUE else None
-        touches = shape in shapes
-        if touches and not inner and not _harmless(eqn, shape, shapes):
-            return None
-        if touches and inner and eqn.primitive.name not in CALLS:
+        called = inner and eqn.primitive.name in CALLS
+        if judge and not named and not called and not judge(eqn, shape):
             return None
         names = [label(v) for v in eqn.invars]
         if named:
-            last += named == "leaf_sum"
+            last += named in ADDITIVE
             seen.append((named, names, last))
             out = [last] * len(eqn.outvars)
         else:
@@ -138,7 +164,7 @@ def _walk(jaxpr, shape, seen: list, summed) -> list | None:
             seen.append((eqn.primitive.name, names, facts))
             out = [last] * len(eqn.outvars)
             for p in inner:
-                found = _walk(p, shape, seen, rounds)
+                found = _walk(p, shape, seen, rounds, judge)
                 if found is None:
                     return None
                 out = found if len(inner) == 1 and len(found) == len(out) else out
@@ -150,13 +176,53 @@ def _walk(jaxpr, shape, seen: list, summed) -> list | None:
     return [0 if hasattr(v, "val") else after.get(v, 0) for v in jaxpr.outvars]
 
 
-def _harmless(eqn, shape, shapes) -> bool:
-    name = eqn.primitive.name
+def _shapes(variables) -> list[tuple[int, ...]]:
+    return [tuple(v.aval.shape) for v in variables]
+
+
+def _flat(eqn, shape) -> bool:
+    """Whether an operation leaves entries of what has the leaf's shape on their own."""
+    shapes, name = _shapes((*eqn.invars, *eqn.outvars)), eqn.primitive.name
+    if shape not in shapes:
+        return True
     if name == "broadcast_in_dim":
         return shapes[0] in ((), shape)
     if name == "bitcast_convert_type":
         return shapes[0] == shapes[-1]
     return name in ELEMENTWISE and all(s in ((), shape) for s in shapes)
+
+
+def _rowwise(eqn, shape) -> bool:
+    """Whether an operation leaves rows, `PIECE` of them on the first axis, on their own."""
+    many, name, get = shape[0], eqn.primitive.name, eqn.params.get
+    shapes, out = _shapes((*eqn.invars, *eqn.outvars)), _shapes(eqn.outvars)
+    if not any(many in s for s in shapes):
+        return True
+    if any(many in s[1:] for s in shapes) or any(many not in s for s in out):
+        return False  # rows on another axis, or all of them in one number
+    if name in ELEMENTWISE or name == "bitcast_convert_type":
+        spread = lambda s: all(a in (1, b) for a, b in zip(s, out[0], strict=True))
+        return all(len(s) == 0 or (len(s) == len(out[0]) and spread(s)) for s in shapes)
+    first = shapes[0][:1] == (many,)
+    if name == "iota":
+        return get("dimension") != 0
+    if name == "broadcast_in_dim":
+        return not first or next(iter(get("broadcast_dimensions"))) == 0
+    if name in REDUCED:
+        return 0 not in get("axes")
+    if name in RUNNING:
+        return get("axis") != 0
+    if name in ("sort", "concatenate"):
+        return get("dimension") != 0 and all(s[:1] == (many,) for s in shapes)
+    if name in ("reshape", "squeeze"):
+        return first and out[0][:1] == (many,)
+    if name == "transpose":
+        return get("permutation")[0] == 0
+    if name == "scatter":
+        numbers, all_cut = get("dimension_numbers"), all(s[:1] == (many,) for s in shapes)
+        both = numbers.operand_batching_dims[:1], numbers.scatter_indices_batching_dims[:1]
+        return all_cut and both == ((0,), (0,))
+    return False
 
 
 def _jaxpr_of(value: Any) -> Any:

@@ -11,7 +11,6 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.drivers.files.elementwise_proof import with_sums
@@ -34,29 +33,30 @@ def part_sums(
 
     Args:
         rounds: of every sum, in order.
-        turn: the round that is added up; totals of later ones are not looked at.
+        turn: the round that is added up.
+        totals: of the sums of earlier rounds, in order.
     """
     parts: list = []
-    places = itertools.count()
+    number, known = itertools.count(), iter(totals)
 
-    def take(x):
-        place = next(places)
-        if rounds[place] < turn:
-            return totals[place].astype(x.dtype)
-        found = jnp.sum(x)
-        if rounds[place] == turn:
+    def take(part):
+        at = rounds[next(number)]
+        if at < turn:
+            return next(known)
+        found = part()
+        if at == turn:
             parts.append(found)
         return found
 
     _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
-    return jnp.stack(parts)
+    return parts
 
 
 @functools.partial(jax.jit, static_argnums=5)
 def merge_part(specs, closing, key, measured, sides, zero, base, models, totals) -> Any:
     """A piece of a leaf, given every sum over the leaf."""
-    total = iter(totals)
-    take = lambda x: next(total).astype(x.dtype)
+    known = iter(totals)
+    take = lambda part: next(known)
     return _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
 
 

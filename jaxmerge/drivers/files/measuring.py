@@ -7,7 +7,8 @@ gives the same facts: where they are counts over entries that do not mix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import Pipeline
-from jaxmerge.core.types import leaf_key
-from jaxmerge.drivers.files.chunks import MIN_PIECE, cast, each, pieces
-from jaxmerge.drivers.files.elementwise_proof import elementwise
+from jaxmerge.core.types import Measure, leaf_key
+from jaxmerge.drivers.files.chunks import cast, each, pieces
+from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
-from jaxmerge.drivers.files.memory_budget import SLICES, input_bytes, row_bytes
+from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
@@ -108,7 +109,7 @@ class Facts:
         job, run = self.job, self.run
         run.phase, run.done_bytes = "measure", 0
         run.total = 2 * sum(_bytes(job, n) for n in job.grid)
-        grid, base, models = cut_grid(job, run)
+        grid, base, models = cut_grid(job, run, lambda n: cuts_row(job, n))
         rows: list[Any] = [None] * len(models)
 
         def one(t: int) -> None:
@@ -132,19 +133,26 @@ class Facts:
 
     def _openings(self) -> None:
         """Before every model, fold those before it once more for the facts about the cells."""
-        job = self.job
-        base, *models = (Checked(self.run, job, i) for i in range(len(job.models) + 1))
+        job, run = self.job, self.run
         for t, row in enumerate(self.rows):
-            cells = Cells(self, job.grid, base, models[:t])
-            self.rows[t] = measure_opening(job.grid, cells, row)
-            self.run.report.passes += 1
+
+            def cuts(n, rows=tuple(self.rows[:t])):
+                return cuts_cells(job, run, n, job.grid[n].fold.opening, tuple(r[n] for r in rows))
+
+            grid, base, models = cut_grid(job, run, cuts)
+            cells = Cells(self, grid, base, models[:t])
+            found = measure_opening(grid, cells, {n: row[_uncut(n)] for n in grid})
+            self.rows[t] = {_uncut(n): v for n, v in found.items()}
+            run.report.passes += 1
 
     def _cells(self) -> dict[str, tuple]:
         """Fold every leaf once more for the facts about the folded cells."""
         job, run = self.job, self.run
         run.phase, run.done_bytes = "close", 0
         run.total = sum(_bytes(job, n) for n in job.grid)
-        grid, base, models = cut_grid(job, run, self.known)
+        closing = lambda n: job.grid[n].fold.closing
+        cuts = lambda n: cuts_cells(job, run, n, closing(n), self.known[n])
+        grid, base, models = cut_grid(job, run, cuts)
         cells = Cells(self, grid, base, models)
         found = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
         run.report.passes += 1
@@ -159,7 +167,7 @@ class Cells(Mapping):
 
     def __getitem__(self, n: str) -> Any:
         run, job = self.facts.run, self.facts.job
-        name, start, _ = _span(n, job)
+        name, start, *_ = _span(n, job)
         key = leaf_key(job.key, name) if n == name else piece_key(job, name, start)
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
         models = tuple(m[n] for m in self.models)
@@ -205,10 +213,10 @@ class Checked(Mapping):
         self.run, self.job, self.i = run, job, i
 
     def __getitem__(self, n: str) -> np.ndarray:
-        name, start, stop = _span(n, self.job)
+        name, start, stop, row = _span(n, self.job)
         leaf = Unread(self.run, self.job, self.i, name)
-        block = leaf[start:stop]
-        return block if block.size < leaf.size else block.reshape(leaf.shape)
+        shape = leaf.shape if row == 0 else (-1, *leaf.shape[1:]) if row > 1 else (-1,)
+        return leaf[start:stop].reshape(shape)
 
     def __iter__(self):
         return iter(self.job.like)
@@ -219,52 +227,70 @@ class Checked(Mapping):
 
 # ---------------------------------------------------------------- cutting leaves for facts
 
-CUT, LONGEST = "\0", 1 << 22  # entries of a piece
+CUT, LONGEST = "\0", 1 << 20  # entries of a piece
 
 
-def cut_grid(job: Job, run: Any, measured: Mapping[str, tuple] | None = None):
-    """The grid with large leaves cut into pieces where that gives the same facts: sums of integers
-    over entries that do not mix.  Returns it with the base and the models under the same names."""
+def cut_grid(job: Job, run: Any, cuts: Callable[[str], int]):
+    """The grid with those large leaves cut into pieces of which `cuts` says that this gives the
+    same facts: 1 for any pieces, more for whole rows of so many entries, 0 for none.  Returns it
+    with the base and the models under the same names."""
     grid: dict[str, Pipeline] = {}
     for n, p in job.grid.items():
-        like = job.like[n]
-        if measured is None:
-            first, *others = [t.measure for t in p.before] or [None]
-            exact = first is not None and first.host is not None and first.scope == "row"
-            exact = exact and not any(others) and p.fold.measure is None
-        else:
-            exact = n in measured and _integer_closing(
-                p, run.base_like(job, n), job, measured[n], run
-            )
-        if exact and like.size > LONGEST:
-            for start, stop in pieces(like.size, LONGEST):
-                grid[f"{n}{CUT}{start}{CUT}{stop}"] = p
+        size = job.like[n].size
+        row = cuts(n) if size > LONGEST else 0
+        if row:
+            for start, stop in pieces(size, max(1, LONGEST // row) * row):
+                grid[CUT.join((n, str(start), str(stop), str(row)))] = p
         else:
             grid[n] = p
     return grid, Checked(run, job, 0), [Checked(run, job, t + 1) for t in range(len(job.models))]
 
 
-def _integer_closing(p: Pipeline, like: Like, job: Job, measured, run: Any) -> bool:
-    """Whether the closing facts are counts over entries that do not mix."""
-    closing = p.fold.closing
-    if job.extras or any(t.measure for t in p.after) or closing is None:
-        return False
-    if closing.scope != "row" or like.size < MIN_PIECE:
-        return False
+def cuts_row(job: Job, n: str) -> int:
+    """Whether the facts about a row may be gathered piece by piece: there is one, about the plain
+    task vector, and it adds up over entries.  Sums of floats are cut only where they must be."""
+    p = job.grid[n]
+    first, *others = [*(t.measure for t in p.before), p.fold.measure]
+    if first is None or any(others) or first.scope != "row" or not (p.before or p.fold.measure):
+        return 0
+    return int(first.host is not None or (first.by_entry and row_bytes(job, n) > ROOM))
 
-    name = next(n for n, q in job.grid.items() if q is p)
-    key = piece_key(job, name, 0)
 
-    def fold(base, models):
-        return fold_leaf(p.specs, base, models, key, measured, ({},) * len(models), run.zero)
+def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tuple) -> int:
+    """Whether a fact about the folded cells may be gathered piece by piece: it adds up over
+    entries, and the fold treats them on their own.  Sums of floats are cut only where they must
+    be."""
+    p, like = job.grid[n], run.base_like(job, n)
+    if job.extras or measure is None or measure.scope != "row":
+        return 0
+    if any(t.measure for t in p.after) or not (measure.by_entry or measure.host):
+        return 0
+    kinds = tuple(m.like[n].dtype for m in job.models[: len(measured)])
+    code = run.code(job, n, measured, None), kinds, id(measure)
+    if code not in run.proofs:
+        key = piece_key(job, n, 0)
 
-    def observe(base, models):
-        return closing.observe(fold(base, models), closing.init(), 0)
+        def fold(base, models):
+            return fold_leaf(p.specs, base, models, key, measured, ({},) * len(models), run.zero)
 
-    models = tuple(Like(like.shape, m.like[name].dtype) for m in job.models)
+        models = tuple(Like(like.shape, k) for k in kinds)
+        counts = measure.host is not None or _integers(measure, fold, like, models)
+        run.proofs[code] = counts, _apart(fold, like, models)
+    counts, row = run.proofs[code]
+    return row if (row == 1 and counts) or input_bytes(job, n) > ROOM // 2 else 0
+
+
+def _apart(fold: Callable, like: Like, models: tuple[Like, ...]) -> int:
+    """How long the pieces of a leaf are that a fold treats on their own; 0 if it mixes more."""
+    if elementwise(fold, like, models):
+        return 1
+    return math.prod(like.shape[1:]) if by_rows(fold, like, models) == () else 0
+
+
+def _integers(measure: Measure, fold: Callable, like: Like, models: Sequence[Like]) -> bool:
+    observe = lambda base, models: measure.observe(fold(base, models), measure.init(), 0)
     part = jax.eval_shape(observe, *_structs(like, models))
-    counts = all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(part))
-    return counts and elementwise(fold, like, models)
+    return all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(part))
 
 
 def _structs(like: Like, models: Sequence[Like]):
@@ -276,6 +302,7 @@ def _uncut(n: str) -> str:
     return n.partition(CUT)[0]
 
 
-def _span(n: str, job: Job) -> tuple[str, int, int]:
+def _span(n: str, job: Job) -> tuple[str, int, int, int]:
     name, *span = n.split(CUT)
-    return (name, int(span[0]), int(span[1])) if span else (name, 0, job.like[name].size)
+    start, stop, row = map(int, span) if span else (0, job.like[name].size, 0)
+    return name, start, stop, row

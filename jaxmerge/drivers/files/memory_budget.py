@@ -26,8 +26,9 @@ from jaxmerge.drivers.leaf import (
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like
 
-ROOM = 640 << 20  # bytes that leaves in work may take together, unless one alone takes more
-GIANT = 1 << 30  # bytes; a leaf that needs more is cut even where sums couple its entries
+# Bytes that leaves in work may take together.  A leaf that needs more alone is cut if it can be,
+# sums over it added up by pieces.
+ROOM = 640 << 20
 PIECES = 6 << 20  # bytes of one set of pieces, inputs and output: they stay in the cache
 CUT = 4 * PIECES  # bytes of a leaf that is merged in pieces, with what computing them takes
 SLICES = 96 << 20  # bytes of the blocks in which facts about one leaf are gathered as it is read

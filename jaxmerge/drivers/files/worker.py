@@ -6,11 +6,11 @@ written to its place and entered into the journal, on a few threads at a time.
 
 from __future__ import annotations
 
-import functools
+import math
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.core.types import leaf_key, working_dtype
 from jaxmerge.drivers.files.chunks import (
+    HOT,
     MIN_PIECE,
     Room,
     all_finite,
@@ -30,13 +31,12 @@ from jaxmerge.drivers.files.chunks import (
     piece_length,
     pieces,
 )
-from jaxmerge.drivers.files.elementwise_proof import sums
+from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
 from jaxmerge.drivers.files.measuring import Facts, own_need
 from jaxmerge.drivers.files.memory_budget import (
     CUT,
-    GIANT,
     PIECES,
     ROOM,
     input_bytes,
@@ -46,12 +46,60 @@ from jaxmerge.drivers.files.memory_budget import (
 from jaxmerge.drivers.leaf import finish_leaf, start_leaf
 from jaxmerge.drivers.measuring import side
 from jaxmerge.errors import screen
-from jaxmerge.io.safetensors import Like, aligned
+from jaxmerge.io.safetensors import Leaves, Like, aligned
+
+LONGEST_ROW = 1 << 22  # entries; leaves of longer rows are not cut into rows
+PROGRAM = 12 << 20  # bytes that compiling one more program for the pieces of a leaf takes
+SORTED = 8  # bytes that mixing the entries of a row takes for every byte of its inputs
 
 
 def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
     """The side information of every model about one leaf."""
     return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
+
+
+def piece_of_sides(job: Job, name: str, start: int, stop: int, shape: tuple[int, ...]) -> tuple:
+    """The same about entries start:stop, in the shape of the piece, zeros behind them; what does
+    not have the leaf's shape goes along whole."""
+    whole = job.like[name].shape
+
+    def piece(v):
+        if like_of(v, name).shape != whole:
+            return v[name]
+        some = (
+            v.read(name, start, stop) if isinstance(v, Leaves) else v[name].reshape(-1)[start:stop]
+        )
+        some = np.asarray(some)
+        more = np.zeros(math.prod(shape) - some.size, some.dtype)
+        return (np.concatenate([some, more]) if more.size else some).reshape(shape)
+
+    return tuple(
+        {k: piece(v) for k, v in e.items() if name in v}
+        for e in job.extras or ({},) * len(job.models)
+    )
+
+
+def like_of(side: Any, name: str) -> Like:
+    """What side information about one leaf is, without reading it from a file."""
+    found = getattr(side, "like", side)[name]
+    return Like(tuple(found.shape), np.dtype(found.dtype))
+
+
+def _width(job: Job, name: str) -> int:
+    """Bytes of all inputs of one entry."""
+    return max(1, input_bytes(job, name) // job.like[name].size)
+
+
+class Cut(NamedTuple):
+    """How a leaf may be cut into pieces.
+
+    Attributes:
+        rounds: of the sums over the leaf that couple its entries.
+        row: pieces are whole rows, of this many entries; 0 where any will do.
+    """
+
+    rounds: tuple[int, ...] = ()
+    row: int = 0
 
 
 class Overflow(ValueError):
@@ -66,7 +114,7 @@ class Run:
         self.overflow = overflow
         self.devices, self.out_dtype = list(devices) or [None], out_dtype
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
-        self.proofs: dict[Any, tuple[int, ...] | None] = {}
+        self.proofs: dict[Any, Any] = {}
         self.needs: dict[Any, tuple[int, int]] = {}
         self.refusing, self.refusal = threading.Lock(), ""
         self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
@@ -122,10 +170,10 @@ class Run:
         with self.room.take(own_need(job, name, keep) if local else 0):
             held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
             measured, closing = facts.of(name, held), facts.closing(name)
-            coupled = self.coupled(job, name, measured, closing)
-            way, need = self.way(job, name, coupled, measured, closing)
-            if way == "pieces":
-                self.in_pieces(job, name, measured, closing, held, coupled)
+            cut = self.cut(job, name, measured, closing)
+            way, need = self.way(job, name, cut, measured, closing)
+            if way == "pieces" and cut is not None:
+                self.in_pieces(job, name, measured, closing, held, cut)
         if way != "pieces":
             held = None
             with self.room.take(need):
@@ -135,14 +183,15 @@ class Run:
             self.report.merged += 1
 
     def way(
-        self, job: Job, name: str, coupled: tuple | None, measured: tuple, closing: tuple | None
+        self, job: Job, name: str, cut: Cut | None, measured: tuple, closing: tuple | None
     ) -> tuple[str, int]:
         """How one leaf is merged, and the bytes that it takes."""
-        if coupled == ():
+        if cut == Cut():
             return "pieces", CUT
         together, apart = self.needs_of(job, name, measured, closing)
-        if coupled is not None and min(together, apart) > GIANT:
-            return "pieces", CUT
+        if cut is not None and min(together, apart) > ROOM:
+            programs = max(cut.rounds, default=0) + 3 * bool(cut.row)
+            return "pieces", CUT + PROGRAM * programs + SORTED * cut.row * _width(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
     def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
@@ -157,23 +206,41 @@ class Run:
         """The same for leaves that the same programs merge."""
         kinds = tuple(m.like[name].dtype for m in job.models)
         form = jax.tree.structure((job.grid[name].specs, measured, closing))
-        return form, job.like[name], kinds, tuple(map(len, job.extras))
+        sides = [{k: like_of(v, name) for k, v in e.items() if name in v} for e in job.extras]
+        known = tuple(tuple((k, e[k].shape, e[k].dtype) for k in sorted(e)) for e in sides)
+        return form, job.like[name], kinds, known
 
-    def coupled(self, job, name, measured, closing) -> tuple[int, ...] | None:
-        """The rounds of the sums over the leaf that couple its entries; None if anything else does.
+    def cut(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Cut | None:
+        """How the leaf may be cut; None if its entries are coupled otherwise.
         Proven once for every pipeline, shape and dtype."""
-        like, pipeline = job.like[name], job.grid[name]
-        if job.extras or like.size < 2 * MIN_PIECE:
+        like = job.like[name]
+        if like.size < 2 * MIN_PIECE:
             return None
-        kinds = tuple(m.like[name].dtype for m in job.models)
-        specs = pipeline.specs
         code = self.code(job, name, measured, closing)
         if code not in self.proofs:
-            sides, key = ({},) * len(job.models), piece_key(job, name, 0)
-            run = functools.partial(merge_whole, specs, closing, key, measured, sides, self.zero)
-            models = tuple(Like(like.shape, k) for k in kinds)
-            self.proofs[code] = sums(run, self.base_like(job, name), models)
+            self.proofs[code] = self._proof(job, name, measured, closing)
         return self.proofs[code]
+
+    def _proof(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Cut | None:
+        like, specs = self.base_like(job, name), job.grid[name].specs
+        sides = tuple(
+            {k: jax.ShapeDtypeStruct(*like_of(v, name)[:2]) for k, v in e.items() if name in v}
+            for e in job.extras or ({},) * len(job.models)
+        )
+        key, models = (
+            piece_key(job, name, 0),
+            [Like(like.shape, m.like[name].dtype) for m in job.models],
+        )
+
+        def run(base, models, sides):
+            return merge_whole(specs, closing, key, measured, sides, self.zero, base, models)
+
+        rounds = sums(run, like, tuple(models), sides)
+        if rounds is not None:
+            return Cut(rounds)
+        row = math.prod(like.shape[1:])
+        rounds = by_rows(run, like, tuple(models), sides) if row <= LONGEST_ROW else None
+        return None if rounds is None else Cut(rounds, row)
 
     def base_like(self, job: Job, name: str) -> Like:
         """The base as the leaf functions see it: wide where the output keeps more than it has."""
@@ -182,36 +249,40 @@ class Run:
         wide = narrow or self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
-    def in_pieces(self, job, name, measured, closing, held, coupled: tuple = ()) -> None:
+    def in_pieces(self, job, name, measured, closing, held, cut: Cut) -> None:
         """The leaf in pieces: once for every round of sums over it, to add them up, and once to
         merge."""
         like, specs = job.like[name], job.grid[name].specs
         base_like, target = self.base_like(job, name), self.target(like)
-        width = base_like.dtype.itemsize + sum(m.like[name].dtype.itemsize for m in job.models)
-        longest = longest_piece(PIECES, width + target.itemsize)
-        sides, totals = ({},) * len(job.models), np.zeros(len(coupled), np.float32)
-        for turn in (*range(1, max(coupled, default=0) + 1), 0):
-            parts = []
+        longest = longest_piece(PIECES, _width(job, name) + base_like.dtype.itemsize)
+        longest = max(longest // cut.row, 1) * cut.row if cut.row else longest
+        totals: dict[int, np.ndarray] = {}
+        for turn in (*range(1, max(cut.rounds, default=0) + 1), 0):
+            mine = [i for i, at in enumerate(cut.rounds) if at == turn]
+            known = tuple(totals[i] for i in sorted(totals))
             for start, stop in pieces(like.size, longest):
                 if self.stop.is_set():
                     raise InterruptedError
                 count = stop - start
-                pad = count if coupled else piece_length(count, longest)
+                pad = count if cut.rounds or cut.row else piece_length(count, longest)
+                shape = (count // cut.row, *like.shape[1:]) if cut.row else (pad,)
                 blocks = self.read_blocks(job, name, start, stop, pad, held)
                 base, key = cast(blocks[0], base_like.dtype), piece_key(job, name, start)
+                rows = tuple(b.reshape(shape) for b in blocks[1:])
+                sides = piece_of_sides(job, name, start, stop, shape)
                 args = (
-                    specs, closing, key, measured, sides, self.zero, base, tuple(blocks[1:])
+                    specs, closing, key, measured, sides, self.zero, base.reshape(shape), rows
                 )  # fmt: skip
                 if turn:
-                    found = part_sums(*args, coupled, turn, totals)
-                    parts.append(np.asarray(found, np.float64))
+                    for i, part in zip(
+                        mine, part_sums(*args, cut.rounds, turn, known), strict=True
+                    ):
+                        wide = np.float64 if np.issubdtype(part.dtype, np.inexact) else np.int64
+                        totals[i] = totals.get(i, 0) + np.asarray(part, wide)
                     continue
-                out = merge_part(*args, totals) if coupled else merge_whole(*args)
+                out = merge_part(*args, known) if cut.rounds else merge_whole(*args)
                 self.store(name, out, target, base, start, count)
                 self.note(sum(b.itemsize for b in blocks) * count)
-            if turn:
-                totals = totals.copy()
-                totals[[r == turn for r in coupled]] = np.sum(parts, axis=0)
 
     def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
         """The whole leaf with all models in one compiled pass."""
@@ -262,12 +333,15 @@ class Run:
         host = isinstance(values, np.ndarray)
         out = cast(values, target) if host else np.asarray(convert(values, target))
         out = out.reshape(-1)[:count]
-        if self.overflow != "allow" and names.is_float(Like((), target)) and not all_finite(out):
-            was = np.asarray(base).reshape(-1)[: out.size]
-            wrong = infinite(out) & ~infinite(was)
-            if wrong.any():
-                raise Overflow(self._overflowed(name, np.asarray(values), wrong, target))
-        self.writer.write(name, out, start)
+        looked_at = self.overflow != "allow" and names.is_float(Like((), target))
+        for i, j in pieces(out.size, HOT):  # looked at and written while it is in the cache
+            if looked_at and not all_finite(out[i:j]):
+                was = np.asarray(base).reshape(-1)[: out.size]
+                wrong = infinite(out) & ~infinite(was)
+                if wrong.any():
+                    raise Overflow(self._overflowed(name, np.asarray(values), wrong, target))
+                looked_at = False
+            self.writer.write(name, out[i:j], start + i)
 
     def _overflowed(self, name: str, values: np.ndarray, wrong: np.ndarray, target) -> str:
         kind, limits = np.dtype(target).name, bounds(target)

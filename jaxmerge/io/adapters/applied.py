@@ -80,8 +80,9 @@ class _Applied:
         if self.untied:
             ties = [p for p, _ in keys.walk(config) if p[-1] == "tie_word_embeddings"]
             changes |= dict.fromkeys(ties or [("tie_word_embeddings",)], False)
-        for size in set(self.grown.values()):
-            changes |= self.arch.vocabulary_changes(size)
+        for n, size in self.grown.items():
+            rows = self.base.like[self._leaf(n) or n].shape[0]
+            changes |= self.arch.vocabulary_changes(rows, size)
         computed = Computed(self.base, self.computed)
         computed.stamps = self.base.stamps | self.adapter.file.stamps
         return computed, keys.changed(config, changes) if config else config

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmerge.io.architectures import configs, table
 from jaxmerge.io.architectures.names import alike, numbers, segments, template
 from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
-from jaxmerge.io.architectures.stacks import Place, Stack, find_stacks, place_of
+from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
 
 class Architecture:
@@ -43,10 +43,15 @@ class Architecture:
     def _stacks(self) -> dict[str, Stack]:
         here = {c.container for n in self.like for c in numbers(n)}
         match = {c: self._nearest(c, self._facts.stacks) for c in here}
-        layers = {c for c, known in match.items() if known}
-        others = {c for c in here if self._nearest(c, self._facts.others) and c not in layers}
+        layers = {
+            c for c, known in match.items() if known and (c == known or c not in self._facts.others)
+        }
         if len({match[c] for c in layers}) < len(layers):  # two containers for one known stack
             layers = {c for c in layers if c == match[c]} or layers
+        other = lambda c: (
+            self._nearest(c, self._facts.others) or (self.known and not LAYER.search(c))
+        )
+        others = {c for c in here if c not in layers and other(c)}
         found = find_stacks(self._shapes, layers, others)
         return {s.path: self._counted(s, match.get(s.path)) for s in found}
 
@@ -164,9 +169,15 @@ class Architecture:
         return self.role(name) in ("embedding", "head")
 
     def token_axis(self, name: str) -> int:
-        """The axis along which tokens lie: 0, but in a bias of one row."""
-        shape = self._shapes[name]
-        return 1 if len(shape) == 2 and shape[0] == 1 else 0
+        """The axis along which tokens lie: 1 in a bias of one row and in a kernel from them."""
+        shape, sizes = self._shapes[name], set(self.vocabularies.values())
+        if len(shape) != 2 or shape[0] in sizes:
+            return 0
+        return 1 if shape[0] == 1 or shape[1] in sizes else 0
+
+    def rows(self, name: str) -> int:
+        """How many tokens a leaf has something for."""
+        return self._shapes[name][self.token_axis(name)]
 
     def stored(self, name: str) -> str:
         """The name in this checkpoint of what transformers' module calls `name`."""
@@ -254,14 +265,13 @@ class Architecture:
 
     # ------------------------------------------------------------ config
 
-    def vocabulary_changes(self, size: int) -> dict[configs.Path, int]:
-        """What to change in the config where the vocabulary has that many rows.
+    def vocabulary_changes(self, rows: int, size: int) -> dict[configs.Path, int]:
+        """What to change in the config where a vocabulary of `rows` tokens has another size.
 
-        Every key that says how many rows the embedding of tokens has, at any depth.
+        Every key that says how many there are, at any depth.
         """
-        rows = {self._shapes[n][self.token_axis(n)] for n in self.like if self.vocabulary(n)}
-        rows |= {v for p, v in self.vocabularies.items() if len(self.vocabularies) == 1}
-        return {p: size for p, v in self.vocabularies.items() if v in rows and v != size}
+        sizes = self.vocabularies
+        return {p: size for p, v in sizes.items() if v != size and (v == rows or len(sizes) == 1)}
 
     def dtype_changes(self, dtype: str) -> dict[configs.Path, str]:
         """What to change in the config where the weights are stored in another dtype."""

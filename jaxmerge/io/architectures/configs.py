@@ -6,6 +6,7 @@ What is written into a config goes to the keys that it has; none is ever added.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,17 +14,26 @@ Path = tuple[str | int, ...]
 
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "depth",
           "encoder_layers", "decoder_layers", "num_encoder_layers", "depths")  # fmt: skip
-VOCABULARIES = ("vocab_size", "padded_vocab_size", "n_vocab", "vocabulary_size", "text_vocab_size")
+VOCABULARIES = (
+    "vocab_size",
+    "padded_vocab_size",
+    "n_vocab",
+    "vocabulary_size",
+    "text_vocab_size",
+    "vocab_size_per_layer_input",
+)
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts",
            "num_routed_experts")  # fmt: skip
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 DTYPES = ("dtype", "torch_dtype")
 PERIODS = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq",
            "interleave_moe_layer_step", "full_attention_interval", "encoder_sparse_step",
-           "moe_layer_interval", "moe_every_n_layers")  # fmt: skip
+           "moe_layer_interval", "moe_every_n_layers", "cross_attention_frequency")  # fmt: skip
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 INDICES = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "full_attn_idxs",
            "full_attention_layers", "global_attn_layers", "kv_share_layers")  # fmt: skip
+STAGES = re.compile(r"stage|stride|kernel|channel|conv|pool|ratio|patch|^out_")  # lists by stage
+NUMBERS = re.compile(r"ind(ex|ic)es$|_(idx|ids|index)s?$")  # lists of numbers, of layers or others
 
 
 def walk(config: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -113,7 +123,11 @@ def by_layer(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
     here = get(config, path[:-1], {})
     if not path or not isinstance(here, Mapping):
         return []
-    return [(*path[:-1], k) for k, v in here.items() if isinstance(v, list) and len(v) == count]
+    return [
+        (*path[:-1], k)
+        for k, v in here.items()
+        if isinstance(v, list) and len(v) == count and not (NUMBERS.search(k) or STAGES.search(k))
+    ]
 
 
 def of_layers(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
@@ -124,5 +138,7 @@ def of_layers(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
     return [
         (*path[:-1], k)
         for k in INDICES
-        if isinstance(v := here.get(k), list) and len(v) != count and all(type(i) is int for i in v)
+        if isinstance(v := here.get(k), list)
+        and all(type(i) is int for i in v)
+        and not (len(v) == count and not NUMBERS.search(k))
     ]

@@ -152,7 +152,8 @@ def _is_stack(path: str, members: Members, shapes: Mapping[str, tuple], depth: i
         rows.setdefault(values[:-1], []).append(values[-1])
     for outer, row in rows.items():
         row = sorted(row)
-        if len(row) > 1 and row[0] <= 1 and row[-1] - row[0] == len(row) - 1:
+        begins = row[0] <= 1 or LAYER.search(path) is not None
+        if len(row) > 1 and begins and row[-1] - row[0] == len(row) - 1:
             kinds = [_kinds(members[(*outer, i)], shapes) for i in row]
             if any(2 * len(a & b) >= min(len(a), len(b)) for a, b in pairwise(kinds)):
                 return True

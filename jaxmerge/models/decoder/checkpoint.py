@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys
 from jaxmerge.models.decoder.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import DTYPES, write_folder
 from jaxmerge.models.packaged import hint, packaged
+
+READERS = min(4, os.cpu_count() or 1)  # leaves that are read at a time
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool
       UserError (a ValueError): nothing to read at `ref`.
       ValueError: weights that do not fit the config, all offenders listed; an unknown family.
 
-    Memory: the model once, and a leaf.
+    Memory: the model once, and four leaves.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
@@ -85,10 +88,15 @@ def read(source: Source, dtype: str | None = None) -> Model:
         absorb(table, _Shapes(source, stored), shapes)
     except ValueError as error:
         raise ValueError(f"{source.ref}: {error}") from None
+
+    def placed(entry):
+        found = absorb([entry], {entry.key: tensors[entry.key]}, shapes)
+        return {name: _place(leaf, dtype) for name, leaf in found.items()}
+
     params = {}
-    for entry in table:  # a leaf at a time: what was read is given back before the next
-        for name, leaf in absorb([entry], {entry.key: tensors[entry.key]}, shapes).items():
-            params[name] = _place(leaf, dtype)
+    with ThreadPoolExecutor(READERS) as pool:  # reading, dequantising and turning at once
+        for leaves in pool.map(placed, table):
+            params |= leaves
     return Model(config, dict(sorted(params.items())), load_tokenizer(source.folder, config.vocab))
 
 

@@ -209,7 +209,7 @@ def generate(
 
     Raises:
       ValueError: no prompt, an empty one, ids outside of the vocabulary, a prompt that fills the
-        model's context, texts or stop strings without a tokenizer.
+        model's context, texts or stop strings without a tokenizer, logits that are not finite.
 
     Memory: the model, and a cache of `2 layers batch slots kv_heads depth` numbers.
     """
@@ -239,6 +239,11 @@ def generate(
     penalised, params = sampling.repetition_penalty != 1, dict(model.params)
     key = jax.random.key(seed)
     loop = _read(config, params, filled, slots, most, penalised, compute, key)
+    if not np.isfinite(np.asarray(loop.logits)).all():
+        raise ValueError(
+            "the model's logits are NaN or infinite: its weights hold such numbers, or are too "
+            f"large for {compute.dtype}; look whether the merge that made it is at fault"
+        )
     ends = () if model.tokenizer is None else model.tokenizer.ends
     texts = [_Text(model, stop) for _ in rows]
     looked_at = on_text is not None or bool(stop)

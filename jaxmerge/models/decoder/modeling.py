@@ -190,7 +190,7 @@ def empty_state(config: Config, batch: int, slots: int, dtype: str = "float32") 
 
     Memory: `2 layers batch slots kv_heads depth` numbers of `dtype`.
     """
-    empty = jnp.zeros((batch, config.kv_heads, slots, config.depth), dtype)
+    empty = jnp.zeros((batch * config.kv_heads, slots, config.depth), dtype)
     none = jnp.zeros((batch, slots), jnp.int32)
     layers = tuple(Cache(empty, empty) for _ in range(config.layers))
     return State(layers, Positions(none, none), jnp.zeros((), jnp.int32))

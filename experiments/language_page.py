@@ -1,0 +1,131 @@
+"""Fills docs/language-models.md from result files, and with a conversation held here.
+
+    python experiments/language_parity.py               # the table by family
+    python experiments/language_harness.py FOLDER       # beside the harness's own model
+    python experiments/bench/decoder.py --out experiments/results/decoder_cpu.json
+    python experiments/language_page.py [--talk]        # --talk holds the conversation anew
+
+A section of the page stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "language-models.md"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TALK = (
+    "jaxmerge", "generate", MODEL, "What is the capital of France?",
+    "Name two things to see there.", "--chat", "--most", "48",
+)  # fmt: skip
+
+
+def read(name: str) -> dict | None:
+    """A result file, or None where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers on the right."""
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    form = "|" + " :-- |" + " --: |" * (len(head) - 1)
+    return "\n".join([line(head), form, *map(line, rows)])
+
+
+def parity() -> str:
+    """Differences from transformers, family by family."""
+    found = read("language_parity")
+    if found is None:
+        return ""
+    head = ["Model", "parameters", "block", "logits", "bfloat16", "torch's bfloat16"]
+    head += ["greedy", "folder"]
+    rows = []
+    for name, row in found["families"].items():
+        numbers = [f"{row['parameters']:,}", *(f"{row[k]:.0e}" for k in ("block", "logits"))]
+        numbers += [f"{row[k]:.1e}" for k in ("bfloat16", "bfloat16_torch")]
+        same = ["equal" if row["written"] else "differs"]
+        same += ["bit for bit" if row["folder"] and row["again"] else "differs"]
+        rows.append([f"`{name}`", *numbers, *same])
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    return (
+        "Random weights through both, eager attention in float32 (`python experiments/"
+        f"language_parity.py`; {versions}). Block: the largest difference of a state behind a "
+        "layer, relative to the largest state; logits: the largest difference; bfloat16: the mean "
+        "difference of logits computed in bfloat16 from torch's in float32; greedy: eight tokens "
+        "written; folder: what we write has the tensors we read, and transformers computes the "
+        f"same of it.\n\n{grid(head, rows)}"
+    )
+
+
+def harness() -> str:
+    """Figures of the harness for our model and for its own."""
+    found = read("language_harness")
+    if found is None:
+        return ""
+    rows = [
+        [f"{task}, {figure}", str(row["count"]), f"{value:.6f}", f"{row['harness'][figure]:.6f}",
+         f"{row['apart']:.0e}"]
+        for task, row in found["tasks"].items()
+        for figure, value in row["jaxmerge"].items()
+    ]  # fmt: skip
+    about = found["about"]
+    head = ["Task, figure", "examples", "jaxmerge", "harness's own", "largest difference"]
+    return (
+        f"`python experiments/language_harness.py FOLDER` makes four tasks of local texts and runs "
+        f"them on {about['model']} (dequantised, context {about['context']}) with lm-evaluation-"
+        f"harness {about['lm_eval']}, as ours and as its `hf` model. The last column compares all "
+        "answers to its requests: log-likelihoods of a task's continuations; texts are equal.\n\n"
+        + grid(head, rows)
+    )
+
+
+def speed() -> str:
+    """Tokens a second beside transformers."""
+    found = read("decoder_cpu")
+    if found is None:
+        return ""
+    about, table = found["about"], found["tokens_per_second"]
+    rows = []
+    for name, row in table.items():
+        theirs = row["transformers"]
+        ratio = "–" if theirs is None else f"{row['jaxmerge'] / theirs:.2f}"
+        shown = "–" if theirs is None else f"{theirs:.1f}"
+        rows.append([name, f"{row['jaxmerge']:.1f}", shown, ratio])
+    return (
+        f"`experiments/bench/decoder.py`: SmolLM2-135M, float32, {about['device']} with "
+        f"{about['cores']} cores, {about['rows']} x {about['length']} tokens, tokens a second:\n\n"
+        + grid(["What", "jaxmerge", "transformers", "ratio"], rows)
+    )
+
+
+def conversation() -> str:
+    """What the command line prints, held by it."""
+    done = subprocess.run(TALK, capture_output=True, text=True, check=True)
+    lines = [textwrap.fill(line, 100) for line in done.stdout.strip().splitlines()]
+    return "```\n$ " + shlex.join(TALK) + "\n" + "\n".join(lines) + "\n```"
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    made = {"parity": parity, "harness": harness, "speed": speed}
+    if "--talk" in sys.argv:
+        made["conversation"] = conversation
+    for name, make in made.items():
+        if content := make():
+            pattern = rf"(?s)(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)"
+            assert re.search(pattern, text), name
+            whole = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+            text = re.sub(pattern, lambda _, whole=whole: whole, text)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

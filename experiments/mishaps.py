@@ -1,0 +1,140 @@
+"""What else goes wrong while a command writes: two at once, another machine, read-only, vanished.
+
+    python experiments/mishaps.py                          # every command
+    python experiments/mishaps.py --only merge,convert
+
+Every command of `experiments/kill_trials.py` that writes is tried
+
+    two at once     started twice for one output: one makes what a single one makes, the other ends
+    another host    a lock that a process of another machine left: refused; made once it is deleted
+    read-only       the folder of the output may not be written to (root without its right to)
+    vanished        its input is deleted as soon as it has begun to write
+
+and each refusal must be exit code 2 with one line that names a file or a process, without a
+traceback, and must not block the next try.  A command without an input of its own, and one that is
+through before its input is gone, are not counted as vanished.
+
+Writes `experiments/results/mishaps.json`, from which docs/reliability.md is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kill_trials import JAXMERGE, RESULTS, Command, commands, environment, started, write_models
+
+# root writes wherever it likes, unless it is without these rights
+PLAIN = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+INPUTS = {"merge": "b", "convert": "a", "convert --to orbax": "a", "extract-lora": "a"}
+FOREIGN = {"host": "elsewhere.example", "pid": 4242, "boot": "another"}
+
+
+def start(folder: Path, args: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*prefix, *JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def ended(child: subprocess.Popen) -> dict[str, Any]:
+    """How a command ended: its code, and whether it said one line about it."""
+    text = child.communicate()[1]
+    lines = [x for x in text.splitlines() if x.startswith("error:")]
+    well = child.returncode == 2 and len(lines) == 1 and "Traceback" not in text
+    return {"code": child.returncode, "well": well, "said": (lines or [text[-300:]])[-1][:300]}
+
+
+def as_wanted(command: Command, folder: Path, want: Any) -> bool:
+    """Whether the command, tried (again), gives what an undisturbed one gives."""
+    args = command.again if started(command, folder) else command.first
+    child = start(folder, args)
+    child.communicate()
+    return (folder / command.out).exists() and command.same(folder / command.out) == want
+
+
+def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any]:
+    ends = [ended(c) for c in [start(folder, command.first) for _ in range(2)]]
+    good = [e for e in ends if e["code"] == 0]
+    others = [e for e in ends if e["code"] != 0]
+    same = command.same(folder / command.out) == want if good else False
+    held = len(good) == 1 and same and all(e["well"] for e in others)
+    return {"held": held, "said": others[0]["said"] if others else "both made it"}
+
+
+def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
+    locks = [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
+    for lock in locks:
+        lock.write_text(json.dumps(FOREIGN))
+    end = ended(start(folder, command.first))
+    for lock in locks:
+        lock.unlink(missing_ok=True)
+    held = end["well"] and FOREIGN["host"] in end["said"] and as_wanted(command, folder, want)
+    return {"held": held, "said": end["said"]}
+
+
+def read_only(command: Command, folder: Path, want: Any) -> dict[str, Any]:
+    folder.chmod(0o555)
+    end = ended(start(folder, command.first, PLAIN))
+    folder.chmod(0o755)
+    return {"held": end["well"] and as_wanted(command, folder, want), "said": end["said"]}
+
+
+def vanished(command: Command, folder: Path, want: Any, name: str) -> dict[str, Any] | None:
+    child, gone = start(folder, command.first), folder / "gone"
+    while child.poll() is None and not started(command, folder):
+        time.sleep(0.002)
+    os.rename(folder / name, gone)
+    end = ended(child)
+    os.rename(gone, folder / name)
+    if end["code"] == 0:
+        return None
+    return {"held": end["well"] and as_wanted(command, folder, want), "said": end["said"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="commands, with commas between")
+    parser.add_argument("--out", type=Path, default=RESULTS / "mishaps.json")
+    parser.add_argument("--append", action="store_true", help="keep other commands on file")
+    given = parser.parse_args()
+    old = json.loads(given.out.read_text()) if given.append and given.out.exists() else {}
+    report: dict[str, Any] = {"commands": old.get("commands", {})}
+    report["command"] = " ".join(["python experiments/mishaps.py", *sys.argv[1:]])
+    known = commands()
+    with tempfile.TemporaryDirectory() as temporary:
+        os.chmod(temporary, 0o755)
+        sound = Path(temporary) / "sound"
+        write_models(sound)
+
+        def fresh(i: int) -> Path:
+            return Path(shutil.copytree(sound, Path(temporary) / f"work{i}", dirs_exist_ok=False))
+
+        for name in given.only.split(",") if given.only else known:
+            command, folder = known[name], fresh(0)
+            first = ended(start(folder, command.first))
+            if first["code"]:
+                sys.exit(f"{name}: {first['said']}")
+            want, found = command.same(folder / command.out), {}
+            for i, trial in enumerate((two_at_once, another_host, read_only), 1):
+                found[trial.__name__.replace("_", " ")] = trial(command, fresh(i), want)
+            if name in INPUTS:
+                found["vanished"] = vanished(command, fresh(4), want, INPUTS[name])
+            report["commands"][name] = found
+            print(name, json.dumps(found), flush=True)
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+            for i in range(5):
+                shutil.rmtree(Path(temporary) / f"work{i}", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

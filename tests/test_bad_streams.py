@@ -1,0 +1,175 @@
+"""Seven kinds of bad input of a stream: one clear error each, before anything is compiled."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_streams import KEY, setup, split
+
+from jaxmerge.continual.checks import check
+from jaxmerge.continual.drivers import joint, program, run
+from jaxmerge.continual.problems import classification
+from jaxmerge.continual.records import Evaluator, Method
+from jaxmerge.continual.registry import evaluators, methods
+from jaxmerge.continual.streams import permuted
+from jaxmerge.core.registry import Static
+
+
+@pytest.fixture(autouse=True)
+def warm():
+    """Keys and indices that the check itself makes are no part of a stream."""
+    check(setup(), split())
+
+
+def refused(drive, config, stream, words, caplog):
+    """The one line of the error; nothing was compiled on the way to it."""
+    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+        caplog.clear()
+        with pytest.raises(ValueError, match=words) as found:
+            drive(config, stream, KEY)
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert not compiled
+    said = str(found.value)
+    assert "\n" not in said
+    assert len(said) < 300
+
+
+def of(**fields):
+    def bad():
+        return Method(**fields)
+
+    return methods.register(bad)()
+
+
+two = lambda *_: jnp.zeros(2)
+ZERO = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)
+GROWS = {
+    "begin": lambda model, params, memory, border: (params, jnp.zeros(3)),
+    "observe": lambda model, step: jnp.zeros(3),
+    "end": lambda model, params, memory, border: (params, jnp.zeros(2, int)),
+}
+SHRINKS = lambda model, params, memory, border: ({n: p[:1] for n, p in params.items()}, memory)
+both = pytest.mark.parametrize("drive", [program, run])
+
+
+def test_a_good_stream_compiles_and_is_seen_to(caplog):
+    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+        jax.jit(lambda x: x + 1)(jnp.zeros(7))
+    assert any("Compiling" in r.getMessage() for r in caplog.records)
+
+
+@both
+def test_two_methods_claim_the_objective(drive, caplog):
+    words = "both replace the objective; use one of them in a stream"
+    refused(drive, setup(of(objective=ZERO), of(objective=ZERO)), split(), words, caplog)
+
+
+@both
+@pytest.mark.parametrize("hook", GROWS)
+def test_a_memory_changes_its_shape(drive, hook, caplog):
+    config = setup(
+        of(init=lambda model, params, batch, stored: jnp.zeros(2), **{hook: GROWS[hook]})
+    )
+    refused(drive, config, split(), rf"`{hook}` changes the form of its memory", caplog)
+
+
+@both
+def test_params_change_their_shape(drive, caplog):
+    refused(drive, setup(of(end=SHRINKS)), split(), "`end` changes the form of", caplog)
+
+
+def test_a_hook_needs_the_host_inside_a_program(caplog):
+    config = setup(of(host=True, end=lambda model, params, memory, border: (params, memory)))
+    refused(program, config, split(), "needs the host at the borders of tasks: use `run`", caplog)
+    assert np.isfinite(run(config, split(), KEY).losses).all()
+
+
+@both
+def test_slots_do_not_suffice(drive, caplog):
+    def wrap(model, tasks):
+        init = lambda key: {**model.init(key), "extra": jnp.zeros((2, 3))}
+        return model._replace(init=init, slots=lambda n: n == "extra")
+
+    refused(drive, setup(of(wrap=wrap)), split(), "3 tasks, but extra has 2 slots", caplog)
+
+
+@both
+def test_a_group_is_without_its_evaluator(drive, caplog):
+    stream = split()
+    with_metrics = lambda m: stream._replace(groups=stream.groups._replace(metrics=m))
+    none = np.array([[1, 1], [0, 0], [1, 0]], bool)
+    words = "group 1 chooses none of the evaluators accuracy, aware"
+    refused(drive, setup(), with_metrics(none), words, caplog)
+    words = r"metrics is bool \[groups, evaluators\] = \[3, 2\] .* got \[3, 1\]"
+    refused(drive, setup(), with_metrics(none[:, :1]), words, caplog)
+
+
+def planned(rows, promise, sample=None, base=None):
+    base = base or split(tasks=1, steps=3, batch=2)
+    rows = np.asarray(rows, np.int32).reshape(1, -1, 2)
+    like = {"origin": np.zeros_like(rows), "weight": np.ones(rows.shape, np.float32)}
+    sample = None if sample is None else np.int32([sample])
+    return base._replace(rows=rows, sample=sample, promise=Static(promise), **like)
+
+
+@both
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (planned([0, 1, 2, 0], "once"), r"at most once, 1 come again \(row 0, 2 times\)"),
+        (planned([0, 0, 1, 1], "epochs"), "in task 0 row 0 comes again before row 1"),
+        (planned([0, 1, 0, 1, 2, 2], "epochs"), "row 0 comes again before row 2"),
+        (planned([0, 1, 0, 1], "epochs", [0, 1, 2]), "row 0 comes again before row 2"),
+        (planned([0, 1, 2, 3], "epochs", [3, 1, 5, -1]), "row 5 of its sample never come"),
+        (planned([0, 1, 2, 999], "nothing"), "rows are 0 to 119, the plan has 0 to 999"),
+        (planned([0, 1, -1, 2], "nothing"), "the plan has -1 to 2"),
+    ],
+)
+def test_a_plan_repeats_or_drops_what_it_promises_not_to(drive, stream, words, caplog):
+    refused(drive, setup(), stream, words, caplog)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        planned([3, 1, 2, 0, 1, 3], "epochs"),  # a last pass may end early
+        planned([3, 1, 2, 0], "once", [0]),
+        planned([0, 0, 0, 0], "nothing"),
+    ],
+)
+def test_plans_that_hold_what_they_promise(stream):
+    check(setup(), stream)
+
+
+@pytest.mark.parametrize("batch", [3, 10])
+def test_drawn_streams_are_passes_and_joint_ones_need_not_be(batch):
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 255, (40, 6), np.uint8), np.arange(40, dtype=np.int32) % 6
+    stream = permuted(data, data, 3, batch=batch, epochs=2, examples=31)
+    view = lambda stored, info, task, key: stored.astype(jnp.float32)
+    config = setup()
+    object.__setattr__(config, "problem", classification(view=view))
+    check(config, stream)
+    check(config, joint(stream, KEY))
+
+
+@evaluators.register
+def whole_batch():
+    """A number for the batch, where one for each example is asked for."""
+    return Evaluator(lambda out, y, info: jnp.mean(out.logits))
+
+
+@both
+def test_a_metric_is_without_a_value(drive, caplog):
+    stream = split()
+    empty = stream.groups._replace(weight=stream.groups.weight * np.float32([[1], [0], [1]]))
+    words = "group 1 has no example, so its metrics have no value"
+    refused(drive, setup(), stream._replace(groups=empty), words, caplog)
+    config = setup()
+    object.__setattr__(config, "problem", classification(metrics=("accuracy", "whole_batch")))
+    words = r"An evaluator gives one float for each of 40 examples; whole_batch gives float32\[\]"
+    refused(drive, config, stream, words, caplog)

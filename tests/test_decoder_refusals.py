@@ -1,0 +1,148 @@
+"""What a decoder cannot do is said by the command line in one line, and nothing else happens."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxmerge.cli import main
+from jaxmerge.models import decoder
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = GOLDEN / "gguf_tiny" / "tiny_llama.gguf"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `jaxmerge ...`, which must be refused; what it says."""
+
+    def run(*words) -> str:
+        monkeypatch.setattr(sys, "argv", ["jaxmerge", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, said = capsys.readouterr()
+        said = "\n".join(line for line in said.splitlines() if not line.startswith("warning: "))
+        assert caught.value.code == 2, said
+        assert not out
+        assert said.startswith("error: ")
+        assert "\n" not in said.strip()
+        assert len(said) < 1500
+        return said
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The tiny model as a folder of Hugging Face, with its tokenizer."""
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("whole")
+    decoder.save(decoder.load(TINY), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of it to be spoilt."""
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def edit(path: Path, drop=(), **entries) -> None:
+    found = {**json.loads(path.read_text()), **entries}
+    path.write_text(json.dumps({k: v for k, v in found.items() if k not in drop}))
+
+
+def test_a_family_that_is_not_known(folder, command):
+    edit(folder / "config.json", model_type="jamba", mamba_d_state=16)
+    said = command("generate", folder, "the")
+    assert "'jamba'" in said
+    assert all(family in said for family in decoder.FAMILIES)
+    assert "no known family has 'mamba_d_state'" in said
+
+
+def test_weights_that_contradict_the_config(folder, command):
+    edit(folder / "config.json", intermediate_size=100, num_hidden_layers=3)
+    said = command("generate", folder, "the")
+    assert "model.layers.2." in said
+    assert "found (96, 64), expected (100, 64)" in said
+
+
+def test_a_prompt_longer_than_the_context(folder, command):
+    assert "has 76 tokens, the model's context 64: shorten it" in command(
+        "generate", folder, "7" * 76
+    )
+
+
+def test_a_tokenizer_of_another_vocabulary(folder, command):
+    edit(folder / "config.json", vocab_size=200)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:200].copy()
+    save_file(weights, folder / "model.safetensors")
+    said = command("generate", folder, "the")
+    assert "the tokenizer has 275 tokens, the embedding 200 rows" in said
+    assert "the tokenizer of another model" in said
+
+
+def test_no_tokenizer(folder, command):
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer.json in its folder" in command("generate", folder, "the")
+
+
+def test_a_file_that_was_cut(tmp_path, command):
+    cut = tmp_path / "cut.gguf"
+    for size in (0, 3, 20, 500, 3000, 70_000):
+        cut.write_bytes(TINY.read_bytes()[:size])
+        assert "cut.gguf" in command("generate", cut, "the")
+
+
+def test_an_adapter_for_other_shapes(folder, tmp_path, command):
+    said = command("generate", f"{folder}+{GOLDEN / 'peft_lora' / 'plain'}", "the")
+    assert "q_proj" in said
+
+
+def test_a_chat_without_a_template(folder, command):
+    edit(folder / "tokenizer_config.json", drop=["chat_template"])
+    said = command("generate", folder, "the", "--chat")
+    assert "no chat template" in said
+    assert "give it plain text" in said
+
+
+def test_tasks_that_are_not_there(folder, command):
+    pytest.importorskip("lm_eval")
+    assert "none.yaml" in command("evaluate", folder, "--tasks", "none.yaml")
+
+
+def test_settings_that_cannot_be(folder, command):
+    said = command("generate", folder, "the", "--temperature", "-1", "--top-p", "0")
+    assert "temperature is -1.0, expected 0 or more; top_p is 0.0" in said
+    assert "--most is 0" in command("generate", folder, "the", "--most", "0")
+    assert "dtype: found 'int8'" in command("generate", folder, "the", "--dtype", "int8")
+
+
+def test_a_type_that_gguf_files_are_not_written_in(folder, tmp_path, command):
+    said = command("convert", folder, tmp_path / "out.gguf", "--dtype", "q4_0")
+    assert "found 'q4_0', expected f32, f16, bf16, q8_0" in said
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_family_without_a_form_in_gguf(tmp_path, command):
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = decoder.Config.from_hf(
+        {"model_type": "llama", "num_attention_heads": 2, "max_position_embeddings": 8, **sizes}
+    )
+    decoder.save((config, decoder.init(config, jax.random.key(0))), tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", model_type="olmo2")
+    assert "olmo2" in command("convert", tmp_path / "m", tmp_path / "m.gguf")
+
+
+def test_values_that_are_not_finite(folder, command):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
+    save_file(weights, folder / "model.safetensors")
+    assert "NaN" in command("generate", folder, "the")
