@@ -112,12 +112,13 @@ def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
             jax.jit(lambda s, x, k: program(s, x, k, score_every=x.tasks)),
         )
         result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
-        return float(np.mean(result.R[LAST][cell.metric][-1]))
+        figure = float(np.mean(result.R[LAST][cell.metric][-1]))
+        return figure if np.all(result.finite) else float("nan")  # a run that diverged has none
 
     tried = []
     if len(cell.setups) > 1:
         tried = [accuracy(s, TUNING_SEED, True) for s in cell.setups]
-    best = cell.setups[int(np.nanargmax(tried)) if tried else 0]
+    best = cell.setups[int(np.argmax(np.nan_to_num(tried))) if tried else 0]
     found = [accuracy(best, seed, False) for seed in seeds]
     return {
         "scenario": cell.scenario,

@@ -70,7 +70,7 @@ class Schedules(ImageExperiment):
     model: str = "mini"
     merges: dict[str, Any] = setting(
         {
-            "mean": {"method": "running_mean"},
+            "mean": {"method": "mean"},
             "MagMax": {"method": "magmax", "factor": 0.5},
             "TIES": {"method": "ties", "density": 0.2, "factor": 1.0, "always": False},
         }
@@ -87,7 +87,7 @@ class Schedules(ImageExperiment):
     def plans(self) -> tuple[Plan, ...]:
         """The streams, with the merges that `weight` makes."""
         made = {
-            "EMA": {"method": "running_ema", "decay": 1 - self.weight},
+            "EMA": {"method": "ema", "decay": 1 - self.weight},
             "interpolation": {"method": [{"ema": {"decay": 0.0}}], "factor": self.weight},
         }
         return ImageExperiment.plans(dataclasses.replace(self, merges={**made, **self.merges}))

@@ -69,7 +69,7 @@ EVERY = {
 }  # fmt: skip
 MERGES = {
     "MagMax": {"method": "magmax", "factor": [0.3, 0.5, 1.0]},
-    "EMA": {"method": "running_ema", "decay": 0.5},
+    "EMA": {"method": "ema", "decay": 0.5},
     "TIES": {"method": "ties", "factor": [0.5, 1.0], "each": True},
     "RandMix": {"method": "randmix", "factor": 1.0},
     "OPCM": {"method": "opcm"},

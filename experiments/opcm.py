@@ -54,8 +54,8 @@ from jaxmerge.studies.seed import Plan
 
 MERGES = {
     "OPCM": {"method": "opcm", "alpha": 0.5},
-    "running average": {"method": "running_mean"},
-    "continual task arithmetic": {"method": "continual_task_arithmetic"},
+    "running average": {"method": "mean"},
+    "continual task arithmetic": {"method": "task_arithmetic"},
     "continual TIES": {"method": "continual_ties", "density": 0.2},
     "MagMax": {"method": "magmax", "factor": 0.5},
 }

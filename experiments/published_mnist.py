@@ -33,6 +33,7 @@ from jaxmerge.continual.streams import permuted, pixels, split
 from jaxmerge.models.mlp.learner import mlp
 
 ORDER = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+HELD_OUT = 6000  # images that GPM's authors leave for validation
 STRENGTHS = {  # of the benchmark's table: task, domain, class
     "L2": {"task": 0.01, "domain": 0.5, "class": 100.0},
     "EWC": {"task": 100.0, "domain": 100.0, "class": 600.0},
@@ -105,8 +106,8 @@ def notebook(data: dict) -> list[Cell]:
 
 
 def projected(data: dict) -> list[Cell]:
-    """GPM, TRGP and CUBER; the first 6,000 images are for validation and never train."""
-    train = tuple(x[6000:] for x in data["train"])
+    """GPM, TRGP and CUBER; the first images are for validation and never train."""
+    train = tuple(x[HELD_OUT:] for x in data["train"])
     problem = classification(columns="all", metrics=("accuracy", "aware"), view=normalised)
     stream = lambda seed, validation: permuted(
         train, data["test"], 10, batch=10, epochs=5, seed=seed

@@ -52,7 +52,7 @@ from jaxmerge.training.learner import Learner, from_clip
 
 MERGES = {
     "MagMax": {"method": "magmax", "factor": 0.5},
-    "EMA": {"method": "running_ema", "decay": 0.9},
+    "EMA": {"method": "ema", "decay": 0.9},
 }
 
 

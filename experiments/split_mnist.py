@@ -45,10 +45,10 @@ from jaxmerge.continual.methods import (
     trgp,
 )
 from jaxmerge.continual.optimisers import adam, by_name, sgd
+from jaxmerge.continual.parts import named_key
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Model, Setup
 from jaxmerge.continual.registry import models
-from jaxmerge.continual.stages import named_key
 from jaxmerge.continual.streams import pixels, split
 from jaxmerge.models.mlp.learner import mlp
 
@@ -93,18 +93,18 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
         "DER 500": [(r, (der(500, a),)) for r in rates[1:] for a in (0.2, 1.0, 3.0)],
         "DER++ 500": [(r, (derpp(500, a, 1.0),)) for r in rates[1:] for a in (0.2, 1.0, 3.0)],
         "refresh + DER++ 500": [
-            (sgd(0.1), (refresh(s), derpp(500, 1.0, 1.0))) for s in (1e-5, 1e-4, 1e-3)
+            (sgd(0.1), (refresh(s), derpp(500, 1.0, 1.0))) for s in (1e-4, 1e-3, 1e-2)
         ],
         "GPM": [(sgd(0.1), (gpm(e, **gpm_head),)) for e in (0.9, 0.95, 0.99)],
         "OSFT": [(sgd(0.1), (osft(r, HEAD),)) for r in (0.25, 0.5, 0.75)],
         "CoSO": [
             (by_name((("layer_.*kernel", sgd(1.0)), (".*", sgd(0.1)))),
-             (coso(15, 50, 5, rate=r, target=HEAD),)) for r in (1e-3, 3e-3, 1e-2)
+             (coso(15, 50, 50, rate=r, target=HEAD),)) for r in (1e-3, 3e-3)
         ],
         "SupSup": [(adam(r), (supsup(),)) for r in (1e-3, 1e-2, 1e-1)],
-        "LoRA a task": [(adam(r), (lora(8, 8.0, use=use),)) for r in (1e-3, 3e-3, 1e-2)],
+        "LoRA a task": [(adam(r), (lora(8, 8.0, use=use),)) for r in (1e-4, 1e-3, 3e-3)],
         "O-LoRA": [
-            (adam(r), (olora(s, rank=8, alpha=8.0),)) for r in (1e-3, 3e-3) for s in (0.005, 0.05)
+            (adam(r), (olora(s, rank=8, alpha=8.0),)) for r in (3e-4, 1e-3) for s in (0.05, 0.5)
         ],
     }  # fmt: skip
     if scenario == "task":  # these are given the task

@@ -36,7 +36,8 @@ def __getattr__(name: str) -> Any:
 
         hint = closest(name, api.__all__)
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}: {hint}") from None
-    globals()[name] = value
+    if name in vars(api):  # an old name warns at every use
+        globals()[name] = value
     return value
 
 

@@ -9,6 +9,8 @@
 """
 
 # ruff: noqa: F403
+from typing import Any
+
 from jaxmerge import folds, methods, transforms
 from jaxmerge.core.composition import by_leaf, by_ndim, chain, keep_base, partition
 from jaxmerge.core.registry import REGISTRY, get, register
@@ -56,3 +58,9 @@ __all__ = [
 __all__ += folds.__all__
 __all__ += methods.__all__
 __all__ += transforms.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name in REGISTRY.old:  # an old name, which warns
+        return get(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,17 +73,15 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
 # models, or that draws at random, is not asked).
 FIXED_POINT = {
     # a sum, a mean or a weighted mean of one
-    *("add", "average", "fisher_mean", "fisher_merging", "gram_mean", "linear-1", "mean"),
-    *("regmean", "running_mean"),
+    *("add", "average", "fisher_merging", "linear-1", "mean", "regmean"),
     # a mean direction with the mean length, both its own
-    *("karcher", "karcher_mean", "mean_direction", "multislerp"),
+    *("karcher", "multislerp"),
     # every entry is its own largest, of the elected sign, kept by its mask, moved by it alone
-    *("disjoint_mean", "emr", "emr_task", "localized_sum", "max_magnitude", "modulated_unified"),
-    *("overlap_mean", "ram", "ram_plus", "sce", "select_calculate_erase", "tall_task"),
-    *("unique_or_mean", "unique_or_mean_rescaled"),
+    *("disjoint_mean", "emr", "emr_task", "max_magnitude", "overlap_mean", "ram", "ram_plus"),
+    *("sce", "tall_task"),
     # nothing came before that it were projected off or averaged with
-    *("add_projected", "balance_projections", "dop", "ema", "ema_with_reference"),
-    *("keep_mean_norm", "opcm", "running_ema", "three_way_ema"),
+    *("add_projected", "balance_projections", "dop", "ema", "keep_mean_norm", "opcm"),
+    *("three_way_ema",),
     # all ranks are its own, no other task interferes
     *("least_interference", "share_ranks", "tsv_m", "wudi"),
 }
@@ -91,7 +89,6 @@ FIXED_POINT = {
 # The order of the models matters, and why; in all other cases it does not (but for rounding),
 # random draws apart.
 ORDERED = {
-    "absorb_ties": "a merged vector meets each new one",
     "add_projected": "each new kernel is projected off the sum so far",
     "analogy": "A, B and C have roles",
     "arc": "t runs from the first model to the second",
@@ -99,13 +96,9 @@ ORDERED = {
     "continual_ties": "a merged vector meets each new one",
     "dop": "each new kernel meets the merged one",
     "ema": "later models weigh more",
-    "ema_with_reference": "later models weigh more",
     "emr_task": "the task is given by its position",
     "linear": "weights are given by position",
-    "localized_sum": "the task is given by its position",
-    "modulated_unified": "the task is given by its position",
     "opcm": "each new kernel is projected off the sum so far",
-    "running_ema": "later models weigh more",
     "tall_task": "the task is given by its position",
     "three_way_ema": "later models weigh more",
 }

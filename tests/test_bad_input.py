@@ -180,7 +180,7 @@ def test_densities_that_are_no_numbers(value):
 
 
 def test_one_number_where_a_list_has_no_meaning():
-    for name, argument in (("slerp", "t"), ("interpolation", "t"), ("opcm", "alpha")):
+    for name, argument in (("slerp", "t"), ("interpolation", "t"), ("dop", "alpha")):
         with refused(f"{argument} must be one number for all models, got (0.2, 0.3)"):
             jm.get(name)(**{argument: (0.2, 0.3)})
     for method in (jm.slerp, jm.magmax):

@@ -16,7 +16,7 @@ from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Evaluator, Method
 from jaxmerge.continual.registry import evaluators, methods
 from jaxmerge.continual.streams import permuted
-from jaxmerge.core.registry import Static
+from jaxmerge.core.specs import Static
 
 
 @pytest.fixture(autouse=True)

@@ -58,10 +58,10 @@ def test_a_global_measure_spans_the_leaves_of_its_branch_alone():
 
 
 def test_partition_bounds_the_number_of_models_and_knows_what_it_needs():
-    method = jm.partition({"a": jm.slerp(), "b": jm.fisher_mean()}, [(".*", "a")])
+    method = jm.partition({"a": jm.slerp(), "b": jm.fisher_merging()}, [(".*", "a")])
     assert method.models == (2, 2)
     assert method.needs == ("fisher",)
-    assert jm.partition({"a": jm.random_mix(), "b": jm.add()}, jm.by_ndim).stochastic
+    assert jm.partition({"a": jm.randmix(), "b": jm.add()}, jm.by_ndim).stochastic
 
 
 def test_stages_around_a_partition_act_on_all_its_branches():

@@ -62,7 +62,7 @@ def test_a_number_that_decides_a_shape_says_so_where_it_is_traced(name):
         jax.vmap(lambda c: jm.get(name)(**{argument: c}).models[0])(jnp.array([0.5, 0.8]))
 
 
-@pytest.mark.parametrize("name", ["sce", "select_calculate_erase", "low_rank", "opcm"])
+@pytest.mark.parametrize("name", ["sce", "low_rank", "opcm"])
 def test_shares_may_be_traced(name):
     argument = {"low_rank": "share", "opcm": "alpha"}.get(name, "density")
     rng = np.random.default_rng(0)

@@ -171,13 +171,16 @@ def test_methods_from_settings():
     asked = ["si", {"method": "er", "size": 5}], {"si": {}, "er": {"size": 5}}
     for one in asked:
         assert methods_of({"methods": one}) == (methods.si(), methods.er(5))
-    with pytest.warns(DeprecationWarning, match="strategy and settings are now methods"):
+    with (
+        pytest.warns(DeprecationWarning, match="strategy and settings are now methods"),
+        pytest.warns(FutureWarning, match="feature is now feat_kd"),
+    ):
         found = methods_of({"strategy": "feature", "settings": {"strength": 2}})
     assert found == (methods.feat_kd(2.0),)
     for settings, message in (
         ({"methods": [{"method": "ewc", "strength": -1, "batch": 0}]}, "strength .* got -1.*batch"),
         ({"methods": [{"method": "ewc", "strength": "big"}]}, "a number from 0 on, got 'big'"),
-        ({"methods": [{"method": "lwf", "temperature": 0}]}, "temperature of lwf is a positive"),
+        ({"methods": [{"method": "lwf", "temperature": 0}]}, "lwf: temperature must be a positive"),
         (
             {"methods": [{"method": "replay", "per_class": 1.5}]},
             "a whole number from 1 on, got 1.5",

@@ -116,7 +116,7 @@ class Table(Toy):
     merges: dict = setting({
         "MagMax": {"method": "magmax", "factor": [0.3, 0.6]},
         "OPCM": {"method": "opcm", "always": False},
-        "EMA": {"method": "running_ema", "decay": 0.5},
+        "EMA": {"method": "ema", "decay": 0.5},
         "interpolation": {"method": [{"ema": 0.0}], "factor": 0.5},
         "C. TIES": {"method": "continual_ties", "factor": 0.3, "always": False},
     })
@@ -217,7 +217,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
         (["streams.LwF.methods=[lfw]"], "stream 'LwF': No method is named 'lfw'.*lwf"),
         (["streams.sequential.deploys=[MagMx]"], "no merge is named 'MagMx': did you mean MagMax"),
         (["merges.MagMax.method=magmx"], "No method is named 'magmx': did you mean magmax"),
-        (["merges.MagMax.faktor=1"], "unexpected keyword argument 'faktor'"),
+        (["merges.MagMax.faktor=1"], "no setting 'faktor': did you mean factor"),
         (
             ["merges.X.method=trim", "merges.X.density=0.2"],
             "merge 'X': trim changes one task vector",

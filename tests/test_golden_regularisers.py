@@ -250,8 +250,8 @@ def test_slots_of_two_tasks_are_one_parabola(x64):
     [
         (lambda: ewc(labels="expected", batch=4), "squares gradients of single examples: batch 4"),
         (lambda: ewc(loss="sigmoid"), "loss='sigmoid' has the data's labels"),
-        (lambda: ewc(labels="real"), "labels of ewc is one of 'predicted', 'data'"),
-        (lambda: lwf(temperature=0), "temperature of lwf is a positive number, got 0"),
+        (lambda: ewc(labels="real"), "ewc: labels must be one of 'predicted', 'data'"),
+        (lambda: lwf(temperature=0), "lwf: temperature must be a positive number, got 0"),
         (
             lambda: learn(*two_tasks()[:2], l2(leaves="trunk")),
             "matches 'trunk'; there are: layer_0",

@@ -19,7 +19,7 @@ from jaxmerge.continual.methods.supsup import (
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import optimisers
 from jaxmerge.continual.wraps.masks import SCORES, kept, mask, signed_constant
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 
 NAMES = ("layer_0/kernel", "layer_1/kernel", "head/kernel")
 

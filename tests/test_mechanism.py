@@ -15,7 +15,7 @@ from jaxmerge.continual.drivers import over, program, run, stacked
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
-from jaxmerge.core.registry import Static
+from jaxmerge.core.specs import Static
 
 
 @methods.register
@@ -64,7 +64,7 @@ def test_specs_are_compared_printed_and_read_from_settings():
     found = methods.from_settings({"method": "plain_replay", "size": 5})
     assert found == plain_replay(5)
     with pytest.raises(
-        ValueError, match=r"size of plain_replay is a whole number from 1 on.*strength"
+        ValueError, match=r"plain_replay: size must be a whole number from 1 on.*strength"
     ):
         plain_replay(0, -1.0)
     with pytest.raises(ValueError, match="did you mean plain_replay"):
@@ -200,7 +200,7 @@ def test_a_model_may_choose_the_slot_that_a_task_trains():
     def begin(model, params, memory, border):
         return {**params, "table": params["table"].at[border.index].set(0)}, memory
 
-    config = setup(hook(wrap=wrap, begin=begin), merges={"mean": jm.running_mean()})
+    config = setup(hook(wrap=wrap, begin=begin), merges={"mean": jm.mean()})
     params = jax.jit(program)(config, split(), KEY).state.params
     assert (params["shift"][0] != 0).any()
     assert (params["shift"][1:] == 0).all()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.folds.selective import share_of
+from jaxmerge.methods.selective import share_of
 from jaxmerge.transforms.sparsify import _divergence
 
 

@@ -38,12 +38,12 @@ def test_averages(x64):
         ema = {n: 0.7 * ema[n] + 0.3 * m[n] for n in m}
         three = {n: 0.9 * three[n] + 0.05 * m[n] + 0.05 * last[n] for n in m}
         last = m
-    close(merge(jm.running_ema(decay=0.7), models), ema)
-    close(merge(jm.running_ema(decay=[0.0, 0.7, 0.7, 0.7]), models), ema, 1e-7)  # float32 lists
+    close(merge(jm.ema(decay=0.7), models), ema)
+    close(merge(jm.ema(decay=[0.0, 0.7, 0.7, 0.7]), models), ema, 1e-7)  # float32 lists
     close(merge(jm.three_way_ema(momentum=0.9), models), three)
-    close(merge(jm.running_mean(), models), {n: np.mean([m[n] for m in models], 0) for n in last})
+    close(merge(jm.mean(), models), {n: np.mean([m[n] for m in models], 0) for n in last})
     close(
-        merge(jm.continual_task_arithmetic(factor=0.1), models),
+        merge(jm.task_arithmetic(factor=0.1), models),
         {n: 0.1 * sum(m[n] for m in models) for n in last},
     )
 
@@ -51,8 +51,8 @@ def test_averages(x64):
 def test_running_mean_is_an_ema_of_falling_weight(x64):
     models = draw(1)
     close(
-        merge(jm.running_ema([0, 1 / 2, 2 / 3, 3 / 4]), models),
-        merge(jm.running_mean(), models),
+        merge(jm.ema([0, 1 / 2, 2 / 3, 3 / 4]), models),
+        merge(jm.mean(), models),
         1e-7,
     )
 
@@ -171,7 +171,7 @@ def test_no_step_of_dop_is_the_mean_and_no_change_stays_finite():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: jm.running_ema(1.5), "decay"),
+        (lambda: jm.ema(1.5), "decay"),
         (lambda: jm.three_way_ema(-0.1), "momentum"),
         (lambda: jm.continual_ties(density=0.0), "density"),
         (lambda: jm.dop(alpha=2.0), "alpha"),

@@ -151,7 +151,7 @@ def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
         (["factor=1:0:0.1"], "range 1:0:0.1 is empty"),
         (["factor=a:b:c"], "--grid factor: 'a:b:c': no number; give numbers like"),
         (["seed=-1"], "seed must not be negative"),
-        (["merges.average.faktor=1"], "unexpected keyword argument 'faktor'"),
+        (["merges.average.faktor=1"], "no setting 'faktor': did you mean factor"),
     ],
 )
 def test_wrong_grids_are_refused_before_anything_runs(toy, tmp_path, grid, message):

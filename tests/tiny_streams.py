@@ -10,7 +10,7 @@ from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Groups, Model, Outputs, Setup, Stream
 from jaxmerge.continual.registry import models
-from jaxmerge.core.registry import Static
+from jaxmerge.core.specs import Static
 
 KEY = jax.random.key(0)
 

@@ -100,7 +100,7 @@ def _add_buffers(folder: Path) -> None:
     for i in range(4):
         at = f"gpt_neox.layers.{i}.attention."
         made[f"{at}bias"] = np.tril(np.ones((1, 1, 64, 64), bool))
-        made[f"{at}masked_bias"] = np.float32(-1e9)
+        made[f"{at}masked_bias"] = np.array(-1e9, np.float32)
         made[f"{at}rotary_emb.inv_freq"] = np.ones(2, np.float32)
     save_file(made, folder / "model.safetensors", {"format": "pt"})
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmerge.core.registry import Spec, Static, frozen
+from jaxmerge.core.specs import Spec, Static, frozen
 from jaxmerge.core.types import Array, Leaves
 
 LAST = "last model"  # the label of the deployment that is no merge

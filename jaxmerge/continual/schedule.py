@@ -15,11 +15,11 @@ MagMax independent        base     magmax                   the comparison in Ma
                                                             OPCM's tables; zs_paint of
                                                             FoMo-in-Flux with any merge
 OPCM                      base     opcm                     OPCM (Tang et al., NeurIPS 2025), with
-                                                            running_mean, continual_ties,
-                                                            continual_task_arithmetic beside it
+                                                            mean, continual_ties,
+                                                            task_arithmetic beside it
 interpolation             last     ema(0), scale(factor)    ft_paint of FoMo-in-Flux (Roth et al.,
                                                             NeurIPS 2024): theta_0 and the last
-running EMA               running  running_ema              ema_paint of FoMo-in-Flux
+running EMA               running  ema                      ema_paint of FoMo-in-Flux
 re-merge of all           base     any method over all      offline_merge of FoMo-in-Flux, the
                           or last  models (ties, linear)    deploy half of its double_merge
 re-initialise from the    running  any method over all      the init half of its double_merge (the
@@ -28,7 +28,7 @@ merge                              models                   follow-up TIME)
 
 As settings of an experiment (`jaxmerge.studies.config`)::
 
-    merges  = {"EMA": {"method": "running_ema", "decay": 0.9}, "MagMax": {"method": "magmax"}}
+    merges  = {"EMA": {"method": "ema", "decay": 0.9}, "MagMax": {"method": "magmax"}}
     streams = {"MagMax": {"start": "last", "deploys": ["MagMax"]},
                "running EMA": {"start": "running", "deploys": ["EMA"]}}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.records import Groups, Stream
-from jaxmerge.core.registry import Static
+from jaxmerge.core.specs import Static
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
 Scenario = Literal["class", "domain", "task"]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmerge.core.patterns import compile_pattern
-from jaxmerge.core.registry import Spec, register, spec_of
+from jaxmerge.core.registry import register, spec_of
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves, Measure, Merge, Transform, leaf_key, zeros
 
 

@@ -1,147 +1,218 @@
-"""How a method was built: its name, its signature as a schema, and a recipe to build it again.
+"""Things by name: merges, and all that continual learning is made of.
 
-`@register` does three things for a factory such as ``def ties(density=0.2, ...) -> Merge``:
+A `Registry` enters factories such as ``def ties(density=0.2, ...) -> Merge`` under their names, so
+that recipes, settings and the command line find them, and checks arguments against the signature:
+annotations say the range (see `jaxmerge.core.ranges`), and what does not fit is refused with all
+offenders and the closest names.  Every call is recorded as a `Spec`, so that
+``repr(ties(0.1)) == "ties(density=0.1)"``.  A registry of `jaxmerge.continual.registry` hands out
+that spec; the one of merges, here, what was built, with the spec on it:
 
-* enters it in `REGISTRY`, so that recipes and the command line find it by name and check its
-  arguments against its signature;
-* records the call on what it returns, so that ``repr(ties(0.1)) == "ties(density=0.1)"``;
-* makes that record, a `Spec`, a **pytree**: floats and arrays are leaves, all else is static
-  structure.  Compiled code takes specs as arguments and rebuilds the stage inside, so one
-  compilation serves every leaf of one shape and every value of a factor, and hyperparameters may
-  be traced: ``vmap`` over factors and ``grad`` through a merge just work.
+    @register
+    def median() -> Merge: ...
+
+    get("median")()                                    # as a recipe does
+    methods.from_settings({"method": "ewc", "strength": 3})    # as settings do
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
+from jaxmerge.core import old_names
+from jaxmerge.core.old_names import Now
+from jaxmerge.core.ranges import checked
+from jaxmerge.core.specs import Spec, frozen, thawed
 from jaxmerge.core.types import DECLARED, Merge, Transform
-from jaxmerge.errors import closest
-
-REGISTRY: dict[str, Callable[..., Merge | Transform]] = {}
+from jaxmerge.errors import closest, listed
 
 
-class Static:
-    """A value that belongs to the structure of a spec, compared by equality."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-    def __repr__(self) -> str:
-        return repr(self.value)
+class ArgumentError(TypeError, ValueError):
+    """Arguments that a factory does not take: unknown, missing or out of range."""
 
 
-jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)
+class UnknownNameError(KeyError, ValueError):
+    """A name under which nothing is registered."""
+
+    __str__ = Exception.__str__  # KeyError's quotes the message
 
 
-@jax.tree_util.register_pytree_node_class
-class Spec:
-    """A factory and its arguments; `build` calls it again."""
-
-    def __init__(self, factory: Callable | Merge | Transform, arguments: Mapping[str, Any]):
-        self.factory = factory
-        self.arguments = dict(arguments)
-
-    def tree_flatten(self):
-        return tuple(self.arguments.values()), (self.factory, tuple(self.arguments))
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(aux[0], dict(zip(aux[1], children, strict=True)))
-
-    def build(self) -> Merge | Transform:
-        """Call the factory again, perhaps with traced numbers."""
-        if isinstance(self.factory, Merge | Transform):
-            return self.factory  # never registered: stands for itself
-        return _call(self.factory, {k: _thaw(v) for k, v in self.arguments.items()})
-
-    def __eq__(self, other: Any) -> bool:
-        if not isinstance(other, Spec):
-            return NotImplemented
-        ours, theirs = jax.tree.flatten(self), jax.tree.flatten(other)
-        return ours[1] == theirs[1] and all(map(_same, ours[0], theirs[0]))
-
-    def __hash__(self) -> int:
-        numbers = jax.tree.leaves(self)
-        if any(isinstance(x, jax.core.Tracer) for x in numbers):
-            raise TypeError(
-                f"{self} has numbers that are being traced, so it cannot be a static argument: "
-                "pass it as an ordinary one."
-            )
-        plain = tuple(float(x) for x in numbers if np.size(x) == 1)
-        return hash((self.factory, tuple(self.arguments), plain))
-
-    def __repr__(self) -> str:
-        if isinstance(self.factory, Merge | Transform):
-            return f"{type(self.factory).__name__}(...)"
-        signature = inspect.signature(self.factory).parameters
-        shown = []
-        for k, v in self.arguments.items():
-            if signature[k].kind is inspect.Parameter.VAR_POSITIONAL:
-                shown += [repr(x) for x in v]
-            elif _thaw(v) is not signature[k].default:
-                shown.append(f"{k}={v!r}")
-        return f"{self.factory.__name__}({', '.join(shown)})"
-
-
-def register(
-    factory: Callable | None = None, *, static: Iterable[str] = (), shapes: Iterable[str] = ()
-) -> Callable:
-    """Register a factory of a `Merge` or a `Transform`; see the module's docstring.
+class Registry(Mapping[str, Callable]):
+    """Factories of one kind by name.
 
     Args:
-        static: names of numeric arguments that stay Python numbers inside compiled code (a density
-            that decides a count exactly) unless the caller traces them; other floats are traced.
-        shapes: names of those that decide a shape: a caller cannot trace them.
-
-    Raises:
-        ValueError: the name is taken by another factory.
+        kind: in messages and settings, such as "method".
+        made: ``(what a factory built, its spec) -> what a call returns``; the spec by default.
+        old: old names that still work, see `jaxmerge.core.old_names`.
     """
-    if factory is None:
-        return functools.partial(register, static=static, shapes=shapes)
-    name, shapes = factory.__name__, frozenset(shapes)
-    static = frozenset(static) | shapes
-    signature = inspect.signature(factory)
-    if name in REGISTRY and inspect.unwrap(REGISTRY[name]).__module__ != factory.__module__:
-        raise ValueError(f"A method named {name!r} is registered already; choose another name.")
 
-    @functools.wraps(factory)
-    def build(*args, **kwargs):
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            known = list(signature.parameters)
-            wrong = [k for k in kwargs if k not in known]
-            hint = "; ".join(f"{k!r}: {closest(k, known)}" for k in wrong) or f"it takes {known}"
-            raise TypeError(f"{name}(): {error} ({hint})") from None
-        bound.apply_defaults()
-        for k in static & set(bound.arguments):
-            bound.arguments[k] = _plain(name, k, bound.arguments[k], k in shapes)
-        made = factory(*bound.args, **bound.kwargs)
-        arguments = {k: frozen(v, k in static) for k, v in bound.arguments.items()}
-        return _noted(made, Spec(factory, arguments))
+    def __init__(
+        self,
+        kind: str,
+        made: Callable[[Any, Spec], Any] = lambda built, spec: spec,
+        old: Mapping[str, Now] | None = None,
+    ):
+        self.kind = kind
+        self.made = made
+        self.old = old or {}
+        self._factories: dict[str, Callable] = {}
 
-    REGISTRY[name] = build
-    return build
+    def __getitem__(self, name: str) -> Callable:
+        return self._factories[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._factories[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
+
+    def __len__(self) -> int:
+        return len(self._factories)
+
+    def register(self, factory: Callable | None = None, **kinds: Iterable[str]) -> Callable:
+        """Enter a factory under its name and `record` its calls.
+
+        Args:
+            kinds: ``static`` and ``shapes``, see `record`.
+
+        Raises:
+            ValueError: the name is taken by a factory of another module.
+        """
+        if factory is None:
+            return functools.partial(self.register, **kinds)
+        name = factory.__name__
+        known = self._factories.get(name)
+        if known is not None and inspect.unwrap(known).__module__ != factory.__module__:
+            raise ValueError(
+                f"A {self.kind} named {name!r} is registered already; choose another name."
+            )
+        self._factories[name] = self.record(factory, **kinds)
+        return self._factories[name]
+
+    def record(
+        self,
+        factory: Callable | None = None,
+        *,
+        static: Iterable[str] = (),
+        shapes: Iterable[str] = (),
+    ) -> Callable:
+        """A factory whose calls check their arguments and leave a spec; it has no name for users.
+
+        So are parts of one method, which compiled code must be able to build.
+
+        Args:
+            static: names of numeric arguments that stay Python numbers inside compiled code (a
+                density that decides a count exactly) unless the caller traces them; other floats
+                are traced.
+            shapes: names of those that decide a shape: a caller cannot trace them.
+        """
+        if factory is None:
+            return functools.partial(self.record, static=static, shapes=shapes)
+        name, shapes = factory.__name__, frozenset(shapes)
+        static = frozenset(static) | shapes
+        signature = inspect.signature(factory)
+        hints = typing.get_type_hints(factory, include_extras=True)
+
+        @functools.wraps(factory)
+        def build(*args, **kwargs):
+            bound = _bound(name, signature, hints, args, kwargs)
+            for k in static & set(bound.arguments):
+                bound.arguments[k] = _plain(name, k, bound.arguments[k], k in shapes)
+            spec = Spec(factory, {k: frozen(v, k in static) for k, v in bound.arguments.items()})
+            bound.arguments.update({k: thawed(v) for k, v in bound.arguments.items()})
+            return self.made(factory(*bound.args, **bound.kwargs), spec)
+
+        return build
+
+    def get(self, name: str) -> Callable:  # type: ignore[override]
+        """The registered factory of that name.
+
+        Raises:
+            UnknownNameError: there is none (a KeyError and a ValueError); the closest are given.
+
+        >>> import jaxmerge
+        >>> REGISTRY.get("magmx")
+        Traceback (most recent call last):
+        jaxmerge.core.registry.UnknownNameError: No method is named 'magmx': did you mean magmax?
+        """
+        if isinstance(name, str) and name in self.old and name not in self._factories:
+            return self._renamed(name)
+        if not isinstance(name, str) or name not in self._factories:
+            raise UnknownNameError(
+                f"No {self.kind} is named {name!r}: {closest(str(name), self._factories)}"
+            )
+        return self._factories[name]
+
+    def _renamed(self, name: str) -> Callable:
+        """The factory that an old name stands for, with the old arguments; warns."""
+        now = self.old[name]
+        factory = self._factories[now.name]
+        parameters = inspect.signature(factory).parameters
+        takes = [
+            parameters[k].replace(default=now.given.get(k, parameters[k].default))
+            for k in (parameters if now.takes is None else now.takes)
+        ]
+        signature = inspect.Signature(takes)
+        given = "".join(f", {k}={v!r}" for k, v in now.given.items()).removeprefix(", ")
+        warnings.warn(
+            f"{name} is now {now.name}{given and f'({given})'}; the old name goes with the next "
+            "release.",
+            FutureWarning,
+            stacklevel=3,
+        )
+
+        @functools.wraps(factory)
+        def build(*args, **kwargs):
+            bound = _bound(name, signature, {}, args, kwargs)
+            return factory(**{**now.given, **bound.arguments})
+
+        build.__name__, build.__signature__ = name, signature
+        return build
+
+    def from_settings(self, what: Any, settings: Mapping[str, Any] | None = None) -> Any:
+        """What a factory makes of plain values.
+
+        Args:
+            what: a name, or a mapping with the name under the registry's kind
+                (``{"method": "ewc", "strength": 3}``), or a spec, returned as it is.
+
+        Raises:
+            ValueError: an unknown name, unknown settings, values out of range.
+        """
+        if isinstance(what, Spec):
+            return what
+        if isinstance(what, Mapping):
+            settings = {**what, **(settings or {})}
+            what = settings.pop(self.kind, None)
+        return self.get(what)(**(settings or {}))
 
 
-def _noted(made: Merge | Transform, spec: Spec) -> Merge | Transform:
-    """A stage with the record of how it was built."""
-    if isinstance(made, Merge) and not (made.before or made.after or made.route):
-        made = made._replace(core=spec)
-    return made._replace(spec=spec)
+def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
+    """The arguments under their names, checked; ArgumentError says all that is wrong."""
+    known = list(signature.parameters)
+    wrong = [k for k in kwargs if k not in known]
+    if wrong:
+        raise ArgumentError(
+            listed(f"{name} has no setting {k!r}: {closest(k, known)}" for k in wrong)
+        )
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(f"{name}(): {error} (it takes {known})") from None
+    bound.apply_defaults()
+    for k, v in bound.arguments.items():
+        expected, bound.arguments[k] = checked(v, hints.get(k))
+        if expected:
+            wrong.append(f"{name}: {k} must be {expected}, got {v!r}")
+    if wrong:
+        raise ArgumentError(listed(wrong))
+    return bound
 
 
 def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
@@ -155,6 +226,23 @@ def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
             )
         return value
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _noted(made: Merge | Transform, spec: Spec) -> Merge | Transform:
+    """A stage with the record of how it was built."""
+    if isinstance(made, Merge) and not (made.before or made.after or made.route):
+        made = made._replace(core=spec)
+    return made._replace(spec=spec)
+
+
+REGISTRY = Registry("method", _noted, old_names.MERGES)
+register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.get
+
+
+def spec_of(stage: Merge | Transform) -> Spec:
+    """The spec that rebuilds a fold or a transform alone, without its neighbours in a chain."""
+    spec = stage.core if isinstance(stage, Merge) else stage.spec
+    return spec if spec is not None else Spec(stage, {})
 
 
 class _Hollow:
@@ -185,78 +273,3 @@ def _unflatten(aux: Any, children: tuple) -> Merge | Transform:
 # A method is a pytree of its numbers: an argument of jit, something to map or differentiate over.
 jax.tree_util.register_pytree_node(Merge, _flatten, _unflatten)
 jax.tree_util.register_pytree_node(Transform, _flatten, _unflatten)
-
-
-def get(name: str) -> Callable[..., Merge | Transform]:
-    """The registered factory of that name.
-
-    >>> import jaxmerge
-    >>> get("magmx")
-    Traceback (most recent call last):
-    KeyError: "No method is named 'magmx': did you mean magmax?"
-    """
-    try:
-        return REGISTRY[name]
-    except KeyError:
-        raise KeyError(f"No method is named {name!r}: {closest(name, REGISTRY)}") from None
-
-
-def spec_of(stage: Merge | Transform) -> Spec:
-    """The spec that rebuilds a fold or a transform alone, without its neighbours in a chain."""
-    spec = stage.core if isinstance(stage, Merge) else stage.spec
-    return spec if spec is not None else Spec(stage, {})
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two leaves of specs are equal; traced ones are where they are one."""
-    if one is other:
-        return True
-    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
-        return False
-    one, other = np.asarray(one), np.asarray(other)
-    return one.dtype == other.dtype and np.array_equal(one, other)
-
-
-def _call(factory: Callable, arguments: dict[str, Any]) -> Merge | Transform:
-    args, kwargs = [], {}
-    for name, parameter in inspect.signature(factory).parameters.items():
-        if name not in arguments:
-            continue
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            args += arguments[name]
-        elif parameter.kind is parameter.POSITIONAL_ONLY:
-            args.append(arguments[name])
-        elif args:
-            kwargs[name] = arguments[name]
-        else:
-            kwargs[name] = arguments[name]
-    return factory(*args, **kwargs)
-
-
-def frozen(value: Any, static: bool = False) -> Any:
-    """An argument as a pytree: floats and arrays are leaves, stages are specs, the rest static."""
-    if isinstance(value, Spec | Static):
-        return value
-    if isinstance(value, Merge | Transform):
-        if isinstance(value, Merge) and value.spec is not None:
-            return value.spec
-        return spec_of(value)
-    if isinstance(value, tuple | list):
-        return tuple(frozen(v, static) for v in value)
-    if isinstance(value, Mapping):
-        return {k: frozen(v, static) for k, v in value.items()}
-    if hasattr(value, "dtype") or (isinstance(value, float) and not static):
-        return value
-    return Static(value)
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, Static):
-        return value.value
-    if isinstance(value, Spec):
-        return value.build()
-    if isinstance(value, tuple):
-        return tuple(_thaw(v) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _thaw(v) for k, v in value.items()}
-    return value

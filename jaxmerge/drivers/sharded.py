@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
-from jaxmerge.core.registry import frozen
+from jaxmerge.core.specs import frozen
 from jaxmerge.core.types import Leaves, Merge, concrete
 from jaxmerge.core.validation import (
     check_choice,

@@ -3,31 +3,22 @@
 from jaxmerge.folds import (
     elementwise,
     geometric,
-    masks,
     running,
-    selective,
     signs,
     spectral,
     subspace,
-    weighted,
 )
 from jaxmerge.folds.elementwise import *  # noqa: F403
 from jaxmerge.folds.geometric import *  # noqa: F403
-from jaxmerge.folds.masks import *  # noqa: F403
 from jaxmerge.folds.running import *  # noqa: F403
-from jaxmerge.folds.selective import *  # noqa: F403
 from jaxmerge.folds.signs import *  # noqa: F403
 from jaxmerge.folds.spectral import *  # noqa: F403
 from jaxmerge.folds.subspace import *  # noqa: F403
-from jaxmerge.folds.weighted import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += elementwise.__all__
 __all__ += geometric.__all__
-__all__ += masks.__all__
 __all__ += running.__all__
-__all__ += selective.__all__
 __all__ += signs.__all__
 __all__ += spectral.__all__
 __all__ += subspace.__all__
-__all__ += weighted.__all__

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, concrete, model_count, per_model, zeros
-from jaxmerge.numerics import hash_rng
+from jaxmerge.core.types import Merge, beside, concrete, model_count, per_model, zeros
 
-__all__ = ["add", "linear", "max_magnitude", "mean", "random_mix"]
+__all__ = ["add", "linear", "max_magnitude", "mean", "overlap_mean"]
 
 
 def _plus(a, b):
@@ -115,18 +115,31 @@ def max_magnitude() -> Merge:
 
 
 @register
-def random_mix() -> Merge:
-    """Entry by entry a uniform pick among the models (RandMix).
+def overlap_mean(masked: bool = False) -> Merge:
+    """The mean over the models that touch an entry: those whose change there is not zero.
 
-    Formula: reservoir sampling, model t replaces the cell with probability 1/t; needs a key.
+    Formula: tau*[p] = sum_t m_t[p] tau_t[p] / max(1, sum_t m_t[p]), m_t = [tau_t != 0].
 
-    Memory: 1 x the model.
+    Args:
+        masked: take m_t from the side information ``extras=[{"mask": tree}, ...]`` instead;
+            leaves without one are treated as if it were not given.
 
-    Source: Marczak et al., MagMax, ECCV 2024, baseline "RandMix".  Differs: a stream, so the
-    number of models need not be known.
+    Memory: 1.25 x the model.
+
+    Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.3 (stitching).
     """
 
     def update(cell, x, ctx):
-        return jnp.where(hash_rng.coin(ctx.key, 1 / (ctx.step + 1), x.shape), x, cell)
+        mask = beside("mask", x, ctx) if masked else None
+        touched = x != 0 if mask is None else mask.astype(bool)
+        return cell[0] + jnp.where(touched, x, 0), cell[1] + touched
 
-    return Merge(zeros, update, stochastic=True)
+    return Merge(
+        init=lambda leaf: (zeros(leaf), zeros(leaf, jnp.uint8)),
+        update=update,
+        finalize=lambda cell, ctx: cell[0] / jnp.maximum(cell[1], 1),
+        combine=lambda a, b: jax.tree.map(jnp.add, a, b),
+        models=(1, 255),
+        elementwise=not masked,
+        needs=("mask",) if masked else (),
+    )

@@ -5,20 +5,17 @@ The cell is the merged task vector so far; the first model is taken as it is.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Merge, check_choice, check_range, per_model, zeros
+from jaxmerge.core.types import Array, Merge, check_range, per_model, zeros
 from jaxmerge.folds.spectral import adam
-from jaxmerge.numerics import order_statistics
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
-from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
 
-__all__ = ["absorb_ties", "balance_projections", "ema", "ema_with_reference"]
+__all__ = ["balance_projections", "ema"]
 
 
 @register
@@ -31,6 +28,9 @@ def ema(decay: Any = 0.99) -> Merge:
         decay: in [0, 1]; a list gives one for each model, whose first is not used.
 
     Memory: 1 x the model.
+
+    Source: Roth et al., A Practitioner's Guide to Continual Multimodal Pretraining, NeurIPS 2024
+    (there with training from the average: a schedule, not a merge).
 
     Example:
         >>> import jaxmerge as jm, numpy as np
@@ -45,74 +45,6 @@ def ema(decay: Any = 0.99) -> Merge:
         return jnp.where(ctx.step == 0, x, cell + (1 - d) * (x - cell))
 
     return Merge(zeros, update, elementwise=True)
-
-
-@register
-def ema_with_reference(momentum: Any = 0.9) -> Merge:
-    """The average of itself, the new model and the model before it (three-way EMA).
-
-    Formula: m <- momentum m + (1 - momentum) (tau_t + tau_{t-1}) / 2, from m = tau_1.
-
-    Args:
-        momentum: in [0, 1].
-
-    Memory: 2 x the model.
-    """
-    check_range("momentum", momentum, 0, 1)
-
-    def update(cell, x, ctx):
-        m, reference = cell
-        kept = jnp.asarray(momentum, x.dtype)
-        return jnp.where(ctx.step == 0, x, m + (1 - kept) * ((x + reference) / 2 - m)), x
-
-    return Merge(
-        lambda leaf: (zeros(leaf), zeros(leaf)), update, lambda cell, ctx: cell[0], elementwise=True
-    )
-
-
-@register(static=("density",))
-def absorb_ties(
-    density: float = 0.2, factor: Any = 0.3, scope: Literal["global", "leaf"] = "global"
-) -> Merge:
-    """Add the TIES merge of what is merged so far and the new model.
-
-    Formula: S <- S + factor * sum of {trim(S), trim(tau)} that agree with the sign of their sum;
-    S = factor * tau_1 after the first model; trim keeps the floor(density n) + 1 entries of largest
-    magnitude (as many as the official TIES) and what ties with the last of them.
-
-    Args:
-        density: share of the entries kept, in (0, 1].
-        factor: of every step.
-        scope: "global" ranks the whole of S and of tau, "leaf" each leaf on its own.
-
-    Memory: 1 x the model.  For "global", those before it are read again before every model: from
-    files, T (T - 1) reads more for T models.
-    """
-    check_range("density", density, 0, 1, open_low=True)
-    check_choice("scope", scope, ("global", "leaf"))
-    ranks = lambda n: keep_count(density, n) + 1
-
-    def least(ctx, *rows):
-        """The smallest magnitudes that are kept."""
-        if scope == "leaf":
-            return [ranked_magnitudes(x, np.array([ranks(x.size)]))[0] for x in rows]
-        return [order_statistics.bits_to_magnitude(found["value"]) for found in ctx.measured]
-
-    def later(total, x, least_x, least_total):
-        trim = lambda x, least: jnp.where(jnp.abs(x) >= least.astype(x.dtype), x, 0)
-        a, b = trim(total, least_total), trim(x, least_x)
-        up = a + b >= 0
-        return jnp.where(
-            up, jnp.maximum(a, 0) + jnp.maximum(b, 0), jnp.minimum(a, 0) + jnp.minimum(b, 0)
-        )
-
-    def update(total, x, ctx):
-        change = jnp.where(ctx.step == 0, x, later(total, x, *least(ctx, x, total)))
-        return total + jnp.asarray(factor, x.dtype) * change
-
-    if scope == "leaf":
-        return Merge(zeros, update)
-    return Merge(zeros, update, measure=ranked_magnitude(ranks), opening=ranked_magnitude(ranks))
 
 
 @register(static=("epsilon",), shapes=("steps",))

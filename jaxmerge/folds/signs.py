@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Measure, Merge, check_choice, model_count, per_model, zeros
+from jaxmerge.core.types import Array, Measure, Merge, model_count, per_model, zeros
 from jaxmerge.numerics.measures import square_norm
 
 __all__ = ["disjoint_mean"]
@@ -73,9 +73,6 @@ def disjoint_mean(
         >>> jm.merge(jm.disjoint_mean(), {"w": np.zeros(2)}, models)["w"]
         array([3. , 1.5])
     """
-    check_choice("merge", merge, ("mean", "sum", "max"))
-    check_choice("elect", elect, ("mass", "count", "fraction"))
-    check_choice("tie", tie, ("majority", "positive"))
     equal = weights is None
 
     def init(leaf):

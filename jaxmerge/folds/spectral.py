@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Merge, check_choice, check_range, stacked, zeros
+from jaxmerge.core.types import Array, Merge, check_range, stacked, zeros
 from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
 
 __all__ = ["least_interference", "share_ranks", "split_subspaces"]
@@ -64,7 +64,6 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
     Source: Marczak et al., No Task Left Behind, ICML 2025, algorithm 2.
     """
     check_range("common", common, 0, 1, one=True)
-    check_choice("output_axis", output_axis, (0, 1))
 
     def reduce(rows, ctx):
         check_matrix(rows[0], "split_subspaces()")
@@ -123,7 +122,6 @@ def least_interference(
 
     Differs: the minimum in closed form is ours; the paper stops early on purpose.
     """
-    check_choice("output_axis", output_axis, (0, 1))
     if steps is not None and not (isinstance(steps, int) and steps >= 0):
         raise ValueError(f"steps must be an integer >= 0 or None, got {steps!r}.")
     turn = (lambda x: x.T) if output_axis == 1 else (lambda x: x)

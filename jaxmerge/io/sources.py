@@ -19,7 +19,7 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ import numpy as np
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io import gguf
 from jaxmerge.io.adapters import Adapter, applied
+from jaxmerge.io.architectures import architecture
+from jaxmerge.io.fused import in_layout, layout_for
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
@@ -181,7 +183,11 @@ def open_source(
         source = open_source(base, near=near, allow_pickle=allow_pickle)
         where = adapter_folder(adapter, near)
         lora = Adapter(where)
-        leaves, config = applied(source, lora)
+        names = {f"{m.path}.weight" for m in lora.modules.values()}
+        laid = laid_out(source, layout_for(source, names))  # as the adapter's model had it
+        leaves, config = applied(laid, lora)
+        if laid is not source:
+            leaves = in_layout(leaves, architecture(source), set(source))
         files = [*source.files, *lora.files]
         return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
@@ -198,6 +204,14 @@ def open_source(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
         f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
     )
+
+
+def laid_out(source: Source, names: Collection[str]) -> Source:
+    """The model with fused leaves split, or split ones joined, where `names` has them so."""
+    leaves = in_layout(source, architecture(source), names)
+    if leaves is source:
+        return source
+    return Source(leaves, source.ref, source._folder, source.files, source.config())
 
 
 def _gguf(path: Path, stored: bool) -> Source:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxmerge.core.composition import chain
-from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge
-from jaxmerge.folds.elementwise import add, linear, max_magnitude, mean, random_mix
+from jaxmerge.core.registry import record, register
+from jaxmerge.core.types import Merge, zeros
+from jaxmerge.folds.elementwise import add, linear, max_magnitude, mean
+from jaxmerge.numerics import hash_rng
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["analogy", "average", "magmax", "randmix", "task_arithmetic"]
@@ -108,7 +111,8 @@ def randmix(factor: Any = 1.0) -> Merge:
 
     Memory: 1 x the model.
 
-    Source: the baseline of Marczak et al., MagMax, ECCV 2024.
+    Source: the baseline of Marczak et al., MagMax, ECCV 2024.  Differs: a reservoir, model t taken
+    with probability 1/t, so that the number of models need not be known.
     """
     return chain(random_mix(), scale(factor))
 
@@ -118,3 +122,13 @@ def weighted_sum(weights: Any, normalize: bool = False) -> Merge:
     if weights is None:
         return mean() if normalize else add()
     return linear(weights, normalize)
+
+
+@record
+def random_mix() -> Merge:
+    """Entry by entry a uniform pick: model t replaces the cell with probability 1/t."""
+
+    def update(cell, x, ctx):
+        return jnp.where(hash_rng.coin(ctx.key, 1 / (ctx.step + 1), x.shape), x, cell)
+
+    return Merge(zeros, update, stochastic=True)

@@ -1,27 +1,27 @@
-"""Published methods that merge models as they arrive: OPCM and what it is compared with."""
+"""Published methods that merge models as they arrive: OPCM and what it is compared with.
+
+Of the same comparisons are `task_arithmetic` (at factor 0.3), `mean` and `ema`, whose running and
+whose batch forms are one.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxmerge.core.composition import chain, keep_base, partition
-from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge
-from jaxmerge.folds.elementwise import add, mean
-from jaxmerge.folds.running import absorb_ties, balance_projections, ema, ema_with_reference
-from jaxmerge.folds.subspace import add_projected, keep_mean_norm
-from jaxmerge.numerics.linalg import by_kernel
-from jaxmerge.transforms.scaling import scale
+import jax.numpy as jnp
+import numpy as np
 
-__all__ = [
-    "continual_task_arithmetic",
-    "continual_ties",
-    "dop",
-    "opcm",
-    "running_ema",
-    "running_mean",
-    "three_way_ema",
-]
+from jaxmerge.core.composition import keep_base, partition
+from jaxmerge.core.registry import register
+from jaxmerge.core.types import Merge, check_range, zeros
+from jaxmerge.folds.elementwise import add
+from jaxmerge.folds.running import balance_projections, ema
+from jaxmerge.folds.subspace import add_projected, keep_mean_norm
+from jaxmerge.numerics import order_statistics
+from jaxmerge.numerics.linalg import by_kernel
+from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
+
+__all__ = ["continual_ties", "dop", "opcm", "three_way_ema"]
 
 
 @register(static=("alpha",))
@@ -101,70 +101,51 @@ def dop(
     return partition({"matrix": matrix, "rest": ema(0.5), "base": keep_base()}, leaves)
 
 
-@register
-def continual_task_arithmetic(factor: Any = 0.3) -> Merge:
-    """Continual task arithmetic: every model's scaled task vector is added as it comes.
-
-    Formula: theta_0 + factor * sum_t tau_t.
-
-    Args:
-        factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
-
-    Memory: 1 x the model.
-
-    Source: baseline of Tang et al., OPCM, NeurIPS 2025.  The same as `task_arithmetic`.
-    """
-    return chain(add(), scale(factor))
-
-
 @register(static=("density",))
 def continual_ties(
     density: float = 0.2, factor: Any = 0.3, scope: Literal["global", "leaf"] = "global"
 ) -> Merge:
     """Continual TIES: add the scaled TIES merge of the merged task vector and the new one.
 
-    Formula: S <- S + factor * TIES-sum(S, tau_t), see `absorb_ties`.
+    Formula: S <- S + factor * sum of {trim(S), trim(tau_t)} that agree with the sign of their sum;
+    S = factor * tau_1 after the first model; trim keeps the floor(density n) + 1 entries of largest
+    magnitude (as many as the official TIES) and what ties with the last of them.
 
     Args:
         density: share of the entries that are kept, in (0, 1].
         factor: 0.3 for 8 tasks, 0.1 for 14 and 20 in the OPCM paper.
         scope: "global" ranks entries over the whole model (the paper), "leaf" within each leaf.
+            For "global" the models before it are read again before every model: from files,
+            T (T - 1) reads more for T models.
 
     Memory: 1 x the model.
 
     Source: baseline of Tang et al., OPCM, NeurIPS 2025.
     """
-    return absorb_ties(density, factor, scope)
+    check_range("density", density, 0, 1, open_low=True)
+    ranks = lambda n: keep_count(density, n) + 1
 
+    def least(ctx, *rows):
+        """The smallest magnitudes that are kept."""
+        if scope == "leaf":
+            return [ranked_magnitudes(x, np.array([ranks(x.size)]))[0] for x in rows]
+        return [order_statistics.bits_to_magnitude(found["value"]) for found in ctx.measured]
 
-@register
-def running_mean() -> Merge:
-    """The mean of all models so far.
+    def later(total, x, least_x, least_total):
+        trim = lambda x, least: jnp.where(jnp.abs(x) >= least.astype(x.dtype), x, 0)
+        a, b = trim(total, least_total), trim(x, least_x)
+        up = a + b >= 0
+        return jnp.where(
+            up, jnp.maximum(a, 0) + jnp.maximum(b, 0), jnp.minimum(a, 0) + jnp.minimum(b, 0)
+        )
 
-    Formula: theta_0 + (1/t) sum_t tau_t.
+    def update(total, x, ctx):
+        change = jnp.where(ctx.step == 0, x, later(total, x, *least(ctx, x, total)))
+        return total + jnp.asarray(factor, x.dtype) * change
 
-    Memory: 1 x the model.
-
-    Source: baseline "Average" of Tang et al., OPCM, NeurIPS 2025.  The same as `mean`.
-    """
-    return mean()
-
-
-@register
-def running_ema(decay: Any = 0.99) -> Merge:
-    """The exponential moving average of the models, from the first.
-
-    Formula: theta <- decay theta + (1 - decay) theta_t.
-
-    Args:
-        decay: in [0, 1], or a list of one for each model, whose first is not used.
-
-    Memory: 1 x the model.
-
-    Source: Roth et al., A Practitioner's Guide to Continual Multimodal Pretraining, NeurIPS 2024
-    (there with training from the average: a schedule, not a merge).
-    """
-    return ema(decay)
+    if scope == "leaf":
+        return Merge(zeros, update)
+    return Merge(zeros, update, measure=ranked_magnitude(ranks), opening=ranked_magnitude(ranks))
 
 
 @register
@@ -184,4 +165,13 @@ def three_way_ema(momentum: Any = 0.9) -> Merge:
     Differs: one step for each model that arrives, there one for each training step, with an
     ordinary average during the first task.
     """
-    return ema_with_reference(momentum)
+    check_range("momentum", momentum, 0, 1)
+
+    def update(cell, x, ctx):
+        m, reference = cell
+        kept = jnp.asarray(momentum, x.dtype)
+        return jnp.where(ctx.step == 0, x, m + (1 - kept) * ((x + reference) / 2 - m)), x
+
+    return Merge(
+        lambda leaf: (zeros(leaf), zeros(leaf)), update, lambda cell, ctx: cell[0], elementwise=True
+    )

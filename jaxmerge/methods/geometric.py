@@ -1,18 +1,23 @@
-"""Published methods of arcs and angles: SLERP and its relatives, Karcher mean, Model Stock.
+"""Published methods of arcs and angles: SLERP and its relatives, the Karcher mean.
 
 With ``base=None`` they act on the weights themselves, with a base on the task vectors.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, check_range
-from jaxmerge.folds.elementwise import linear
-from jaxmerge.folds.geometric import Per, arc, karcher_mean, mean_direction, toward_mean
+from jaxmerge.core.types import Merge, check_range, collected, model_count, per_model, zeros
+from jaxmerge.folds import vectors
+from jaxmerge.folds.elementwise import check_total, linear
+from jaxmerge.folds.geometric import Per, arc
 
-__all__ = ["interpolation", "karcher", "model_stock", "multislerp", "nuslerp", "slerp"]
+__all__ = ["interpolation", "karcher", "multislerp", "nuslerp", "slerp"]
 
 
 @register
@@ -88,6 +93,13 @@ def nuslerp(weights: Any = (0.5, 0.5), per: Per = "leaf") -> Merge:
     return arc(_second_share(*weights), per)
 
 
+def _second_share(first: Any, second: Any) -> Any:
+    total = first + second
+    if isinstance(total, float | int) and total == 0:
+        raise ValueError(f"The weights of nuslerp() sum to zero: ({first}, {second}).")
+    return second / total
+
+
 @register
 def multislerp(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf") -> Merge:
     """SLERP of many models: the weighted mean direction with the weighted mean length.
@@ -103,60 +115,95 @@ def multislerp(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf") ->
 
     Source: mergekit's ``multislerp`` (barycentric interpolation on the sphere).  Differs: its
     correction in the tangent space at the mean direction is identically zero, and left out.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> one, two = {"w": np.array([4.0, 0.0])}, {"w": np.array([0.0, 2.0])}
+        >>> jm.merge(jm.multislerp(), None, [one, two])["w"].round(3)
+        array([2.121, 2.121])
     """
-    return mean_direction(weights, normalize, per)
+    if normalize:
+        check_total(weights)
+
+    def init(leaf):
+        total = zeros(leaf)
+        return total, vectors.scalars(leaf, per, total.dtype), jnp.zeros((), total.dtype)
+
+    def update(cell, x, ctx):
+        unit, length = vectors.unit(x, per)
+        w = jnp.asarray(per_model(weights, ctx), x.dtype)
+        return cell[0] + w * unit, cell[1] + w * length, cell[2] + w
+
+    def finalize(cell, ctx):
+        direction, _ = vectors.unit(cell[0], per)
+        return direction * (cell[1] / cell[2] if normalize else cell[1])
+
+    return Merge(
+        init, update, finalize, lambda a, b: jax.tree.map(jnp.add, a, b),
+        models=(1, model_count(weights)),
+    )  # fmt: skip
 
 
 @register
-def karcher(max_iter: int = 10, tol: float = 1e-5) -> Merge:
+def karcher(max_iter: int = 10, tol: float = 1e-5, per: Per = "leaf") -> Merge:
     """The Karcher (Riemannian) mean of the leaves' directions on the sphere, with the mean length.
 
-    Formula: see `karcher_mean`; all models count alike.
+    Formula: from the normalised mean of the directions u_t, repeat  d = mean_t log_u(u_t),
+    u <- cos|d| u + sin|d| d/|d|,  log_u(v) = w (v - cos w u) / sin w,  w the angle of u and v;
+    stop moving when |d| <= `tol`.  All models count alike, zero vectors neither for direction nor
+    for length.
+
+    Args:
+        max_iter: how many steps, at least 1.
+        tol: in radians.
+        per: what one vector is, see `nuslerp`.
 
     Memory: T x the model, one leaf at a time.
 
     Source: mergekit's ``karcher``; Karcher, Riemannian center of mass and mollifier smoothing,
     1977.
-    """
-    return karcher_mean(max_iter, tol)
-
-
-@register
-def model_stock(
-    average: Literal["cosine", "angle"] = "cosine",
-    per: Literal["leaf", "row", "column", "model"] = "leaf",
-) -> Merge:
-    """Model Stock: the mean of few models, pulled to the base as far as they disagree.
-
-    Formula: theta_0 + t mean_i(tau_i), t = T cos / (1 + (T-1) cos): the base at cosine 0, the mean
-    at cosine 1.
-
-    Args:
-        average: the cosine is the mean "cosine" of all pairs, or that of their mean "angle".
-        per: one cosine for every leaf (the paper's layer), row, column, or the whole "model".
-
-    Memory: 2 x the model; T x for ``average="angle"``.
-
-    Source: Jang et al., Model Stock: All we need is just a few fine-tuned models, ECCV 2024,
-    equation 4 (general T in the appendix).
-
-    Differs: the paper takes the angles between all pairs for equal; for more than two models one
-    has to average, and implementations do it in two ways.  Norms are not bounded from below, so
-    small changes keep their cosine.  A negative cosine gives a negative t, as the formula says.
 
     Example:
         >>> import jaxmerge as jm, numpy as np
-        >>> models = [{"w": np.array([2.0, 1.0])}, {"w": np.array([1.0, 2.0])}]
-        >>> jm.merge(jm.model_stock(), {"w": np.ones(2)}, [models[0], models[0]])["w"].round(3)
-        array([2., 1.])
-        >>> jm.merge(jm.model_stock(), {"w": np.ones(2)}, models)["w"].round(3)
-        array([1., 1.])
+        >>> models = [{"w": x} for x in np.eye(3)]
+        >>> jm.merge(jm.karcher(), None, models)["w"].round(3)
+        array([0.577, 0.577, 0.577])
     """
-    return toward_mean(average, per)
+    check_range("tol", tol, 0, one=True)
+    if not (isinstance(max_iter, int) and max_iter >= 1):
+        raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}.")
 
+    def reduce(rows, ctx):
+        # every step stays in the span of the models: coefficients of the directions, and their
+        # cosines, are all that moves; the leaves are read twice
+        dtype, whole = rows[0].dtype, len(vectors.axes(rows[0], per)) == rows[0].ndim
+        if whole:
+            lengths, cosines = vectors.from_dots(vectors.dots(rows))
+        else:
+            flat, back = vectors.split(jnp.stack(rows), per)
+            lengths, cosines = vectors.cosines(flat)
+        known = (lengths > 0).astype(dtype)
+        share = known / jnp.maximum(jnp.sum(known, 1, keepdims=True), 1)
 
-def _second_share(first: Any, second: Any) -> Any:
-    total = first + second
-    if isinstance(total, float | int) and total == 0:
-        raise ValueError(f"The weights of nuslerp() sum to zero: ({first}, {second}).")
-    return second / total
+        def step(_, c):
+            cos = jnp.einsum("vts,vs->vt", cosines, c)
+            angle = vectors.angle(cos)
+            sin = jnp.sin(angle)
+            near = sin < jnp.finfo(dtype).eps
+            pull = share * jnp.where(near, 1, angle / jnp.where(near, 1, sin))
+            d = pull - jnp.sum(pull * cos, 1, keepdims=True) * c
+            size = vectors.root(vectors.square(d, cosines))
+            stretch = jnp.where(size > 0, jnp.sin(size) / jnp.where(size > 0, size, 1), 1)
+            return jnp.where(size > tol, unit(jnp.cos(size) * c + stretch * d), c)
+
+        def unit(c):
+            size = vectors.root(vectors.square(c, cosines))
+            return c / jnp.where(size > 0, size, 1)
+
+        c = jax.lax.fori_loop(0, max_iter, step, unit(share))
+        c = c * jnp.sum(share * lengths, 1, keepdims=True) / jnp.where(known > 0, lengths, 1)
+        if whole:
+            return functools.reduce(jnp.add, [c[0, t] * x for t, x in enumerate(rows)])
+        return back(jnp.einsum("vt,vte->ve", c, flat))
+
+    return collected(reduce)

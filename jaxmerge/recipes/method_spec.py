@@ -12,13 +12,15 @@ the stage is built for every leaf with the leaf's own values, once for equal val
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxmerge import folds, methods, transforms  # noqa: F401, a recipe may name theirs
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
-from jaxmerge.core.registry import REGISTRY, Spec, Static, get, spec_of
+from jaxmerge.core.registry import REGISTRY, get, spec_of
+from jaxmerge.core.specs import Spec, Static
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
@@ -131,6 +133,8 @@ def _check_matches(patterns: list[tuple[str, str]], like: Any) -> None:
 
 
 def _regex(pattern: Any) -> str:
+    if not isinstance(pattern, str | re.Pattern):
+        raise UserError(f"rules: a regular expression must be text, got {pattern!r}.")
     try:
         return compile_pattern(pattern).pattern
     except (PatternError, TypeError) as error:
@@ -159,8 +163,10 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
             fixed[key] = build(value, models, made_of, where)
         elif isinstance(value, str) and annotation in ("Any", "float", "int", "bool"):
             raise UserError(f"{where} must be a number, got {value!r}.")
-        elif isinstance(signature[key].default, bool | str | int) or isinstance(value, str | bool):
+        elif annotation == "int" or isinstance(signature[key].default, bool | str | int):
             fixed[key] = value  # no number that could differ from leaf to leaf
+        elif isinstance(value, str | bool):
+            fixed[key] = value
         elif (read := reader(value, models, where, made_of.like)) is not None:
             varying[key] = read
         else:

@@ -98,7 +98,8 @@ class Recipe:
 
     def references(self) -> list[str]:
         """Every model that the recipe names, the names of other recipes among them."""
-        return [r for r in (self.base, *self.models) if isinstance(r, str)]
+        models = self.models if isinstance(self.models, list) else []  # `plan` says what is wrong
+        return [r for r in (self.base, *models) if isinstance(r, str)]
 
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""
@@ -175,9 +176,8 @@ class Recipe:
 NO_BASE = "none"
 OF_WEIGHTS = frozenset(
     [
-        "mean", "linear", "interpolation", "ema", "running_ema", "running_mean", "three_way_ema",
-        "ema_with_reference", "slerp", "arc", "nuslerp", "multislerp", "mean_direction", "karcher",
-        "karcher_mean", "fisher_mean", "regmean", "gram_mean", "random_mix", "scale", "keep_base",
+        "mean", "linear", "interpolation", "ema", "three_way_ema", "slerp", "arc", "nuslerp",
+        "multislerp", "karcher", "fisher_mean", "regmean", "random_mix", "scale", "keep_base",
     ]
 )  # fmt: skip
 

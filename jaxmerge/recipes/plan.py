@@ -21,7 +21,7 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.sources import Source, laid_out, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
 
@@ -160,8 +160,10 @@ def fit(first: Source, other: Source) -> Source:
     """`other` with the leaves of `first` as far as the same arrays are stored in other places.
 
     A copy of a tied array is added where `first` stores it and left out where it does not, if it is
-    equal to the other copy; buffers, which are constants, are left out where `first` lacks them.
+    equal to the other copy; buffers, which are constants, are left out where `first` lacks them;
+    fused leaves are split, or split ones joined, where `first` has them so.
     """
+    other = laid_out(other, set(first))
     ours, theirs = architecture(first), architecture(other)
     table = {n: n for n in other if n in first or theirs.merged(n)}
     for group in dict.fromkeys((*ours.tied, *theirs.tied)):

@@ -20,7 +20,7 @@ from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.core.types import Leaves, check_choice
 from jaxmerge.drivers import memory
 from jaxmerge.folds.elementwise import mean
-from jaxmerge.folds.weighted import gram_mean
+from jaxmerge.methods.data import regmean
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.gram import Keep, without
@@ -121,7 +121,7 @@ def regmean_plus(
             shared = {n: (total[n] / count[n]).astype(floats[n].dtype) for n in some}
             extras.append({n: shared.get(n, shared[some[0]]) for n in group})
         for n in group:
-            method = gram_mean(off_diagonal, ridge, axes[n])
+            method = regmean(off_diagonal, ridge, axes[n])
             sides = [{"gram": {n: e[n]}} for e in extras]
             merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
     return {n: merged.get(n, x) for n, x in base.items()}

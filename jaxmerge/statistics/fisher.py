@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxmerge.core.names import is_float
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.fisher import model_labels, sum_of_squares
 from jaxmerge.statistics.store import Statistic, weights_hash
 
 Kind = Literal["true", "sampled", "empirical"]
@@ -103,22 +104,15 @@ def _add(apply, kind, chunk, total, params, inputs, labels, key):
     else:
         weight, which = jnp.ones(count, jnp.float32), jnp.arange(count)
         if kind == "sampled":
-            labels = jax.random.categorical(key, logits)
+            labels = model_labels("sampled", logits, key)
 
-    def log_prob(params, i, label):
+    def gradient(item):
+        i, label = item
         example = jax.tree.map(lambda x: x[i][None], inputs)
-        return jax.nn.log_softmax(apply(params, example)[0])[label]
+        log_prob = lambda params: jax.nn.log_softmax(apply(params, example)[0])[label]
+        return jax.grad(log_prob)(params)
 
-    def add_chunk(total, part):
-        i, label, w = part
-        grads = jax.vmap(jax.grad(log_prob), (None, 0, 0))(params, i, label)
-        square = lambda t, g: t + jnp.tensordot(w, jnp.square(g.astype(jnp.float32)), 1)
-        return jax.tree.map(square, total, grads), None
-
-    rows = which.shape[0]
-    pad = -rows % chunk
-    parts = [jnp.pad(x, (0, pad)).reshape(-1, chunk) for x in (which, jnp.asarray(labels), weight)]
-    return jax.lax.scan(add_chunk, total, tuple(parts))[0]
+    return sum_of_squares(gradient, (which, jnp.asarray(labels)), weight, total, chunk=chunk)
 
 
 def pair(batch: Any) -> tuple[Any, Any]:

@@ -55,7 +55,8 @@ from jaxmerge.continual.deploys import LAST, Deploy, running_merge
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.schedule import STARTS
 from jaxmerge.core.composition import chain
-from jaxmerge.core.registry import Spec, get
+from jaxmerge.core.registry import get
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed
@@ -285,9 +286,6 @@ def _each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], An
     return found
 
 
-OLD = {"feature": "feat_kd", "probe": "train_only"}  # names of 0.1 for methods
-
-
 def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
     """The methods of a stream's settings.
 
@@ -312,7 +310,6 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
             raise ValueError("strategy is the old spelling of methods; give methods only.")
         name = options.get("strategy", "finetune")
         settings = dict(options.get("settings", {}))
-        name = OLD.get(name, name) if isinstance(name, str) else name
         asked = [] if name == "finetune" and not settings else [{"method": name, **settings}]
         warnings.warn(
             f"strategy and settings are now methods: {asked}", DeprecationWarning, stacklevel=2

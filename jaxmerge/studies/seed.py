@@ -20,7 +20,7 @@ import numpy as np
 from jaxmerge.continual import schedule
 from jaxmerge.continual.deploys import LAST, Deploy
 from jaxmerge.continual.schedule import Start
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.evaluation import metrics

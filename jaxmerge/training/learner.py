@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
-from jaxmerge.core.registry import Spec
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.streams.scenario import Scenario
 

@@ -12,7 +12,6 @@ from jaxmerge.core.types import (
     Array,
     Transform,
     beside,
-    check_choice,
     check_range,
     model_count,
     per_model,
@@ -45,7 +44,6 @@ def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False
     numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
     """
     check_range("density", density, 0, 1)
-    check_choice("rescale", rescale, ("inverse", "l1", None))
 
     def kernel(x, ctx):
         share = per_model(density, ctx)
@@ -87,7 +85,6 @@ def drop_by_rank(
     """
     check_range("density", density, 0, 1)
     check_range("epsilon", epsilon, 0, 1)
-    check_choice("rescale", rescale, ("inverse", "l1", None))
     _check_window(density, epsilon)
 
     def kernel(x, ctx):

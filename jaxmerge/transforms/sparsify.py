@@ -15,7 +15,6 @@ from jaxmerge.core.registry import register
 from jaxmerge.core.types import (
     Array,
     Transform,
-    check_choice,
     check_range,
     leaf_size,
     leaf_sum,
@@ -64,8 +63,6 @@ def trim(
         array([ 0., -4.,  3.,  0.])
     """
     check_range("density", density, 0, 1)
-    check_choice("scope", scope, ("global", "leaf"))
-    check_choice("rescale", rescale, (None, "l1"))
     _check_exact(exact, scope)
     more = (scope == "global") if inclusive is None else inclusive
 
@@ -115,8 +112,6 @@ def drop_outliers(
     """
     check_range("density", density, 0, 1)
     check_range("gamma", gamma, 0, 1)
-    check_choice("scope", scope, ("global", "leaf"))
-    check_choice("rescale", rescale, (None, "l1"))
     _check_exact(exact, scope)
 
     def ranks(n):

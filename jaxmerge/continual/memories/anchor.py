@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.fisher import batch_squares, in_batches
 
 
 class Anchor(NamedTuple):
@@ -77,45 +78,12 @@ def move(anchor: Anchor, importance: Leaves, params: Leaves) -> Anchor:
 # ------------------------------------------------------------------ importances, batch by batch
 
 
-def in_batches(data: Any, size: int) -> Any:
-    """Leaves ``[N, ...]`` as ``[ceil(N / size), size, ...]``, filled up with zeros (weight 0)."""
-
-    def cut(x):
-        short = -x.shape[0] % size
-        x = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(-1, size, *x.shape[1:])
-
-    return jax.tree.map(cut, data)
-
-
 def squares(gradient: Callable[[Any, Array], Leaves], data: Any, size: int, key: Array) -> Leaves:
     """Squared gradients of batch means, ``sum_b n_b g_b^2 / number of batches``.
 
-    With ``size=1`` this is the mean over examples of the squared gradient of each, the diagonal of
-    the Fisher information; larger batches square a mean, which is smaller.  Batches that hold no
-    example (weight 0 throughout) do not count.
-
-    Args:
-        gradient: ``(batch, key) -> leaves``, the gradient of the batch's mean loss.
-        data: a `Batch` with `weight`, leaves ``[N, ...]``.
-
-    Source: GT-RIPL/Continual-Learning-Benchmark, ``regularization.py`` (importance of EWC).
+    The arguments are those of `jaxmerge.numerics.fisher.batch_squares`.
     """
-
-    def one(carry, x):
-        total, batches = carry
-        batch, key = x
-        n = jnp.sum(batch.weight)
-        found = gradient(batch, key)
-        total = jax.tree.map(lambda t, g: t + jnp.where(n > 0, n * g**2, 0), total, found)
-        return (total, batches + (n > 0)), None
-
-    parts = in_batches(data, size)
-    many = parts.weight.shape[0]
-    keys = jax.random.split(key, many)
-    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts), keys[0])
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (total, batches), _ = jax.lax.scan(one, (zero, jnp.int32(0)), (parts, keys))
+    total, batches = batch_squares(gradient, data, size, key)
     return jax.tree.map(lambda t: t / jnp.maximum(batches, 1), total)
 
 

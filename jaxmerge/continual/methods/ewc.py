@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Batch, Border, Method, Model
 from jaxmerge.continual.registry import Count, NonNegative, methods
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.fisher import model_labels
 
 Labels = Literal["predicted", "data", "sampled", "expected"]
 
@@ -84,7 +86,7 @@ def ewc(
 
     def end(model, params, memory, border):
         own = {n: params[n] for n in memory.weight}
-        gradient = _gradient(model, params, own, border, labels, loss)
+        gradient = label_gradient(model, params, own, border, labels, loss)
         importance = anchor.squares(gradient, border.read(examples), batch, border.key)
         join = anchor.add if slots == "each" else anchor.move
         return params, join(memory, importance, params)
@@ -92,7 +94,14 @@ def ewc(
     return Method(init=init, loss=pull, end=end)
 
 
-def _gradient(model: Model, params: Leaves, own: Leaves, border: Border, labels: Labels, loss: str):
+def label_gradient(
+    model: Model,
+    params: Leaves,
+    own: Leaves,
+    border: Border,
+    labels: Labels,
+    loss: str = "objective",
+) -> Callable[[Batch, Array], Leaves]:
     """``(batch, key) -> gradient of the batch's mean loss`` with respect to the leaves `own`."""
 
     def outputs(own, batch):
@@ -114,7 +123,7 @@ def _gradient(model: Model, params: Leaves, own: Leaves, border: Border, labels:
             return jax.grad(mean)(own, batch)
         logs = log_probabilities(border.objective, outputs(own, batch), batch)  # [C, B]
         if labels != "expected":
-            drawn = jax.random.categorical(key, logs.T) if labels == "sampled" else logs.argmax(0)
+            drawn = model_labels(labels, logs.T, key)
             return jax.grad(mean)(own, batch._replace(targets=drawn.astype(batch.targets.dtype)))
         label = lambda c: batch._replace(targets=jnp.full_like(batch.targets, c))
         chance = jnp.exp(logs[:, 0])

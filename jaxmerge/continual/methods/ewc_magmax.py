@@ -7,11 +7,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.continual.memories.anchor import in_batches
 from jaxmerge.continual.memories.leaves import shared
-from jaxmerge.continual.methods.ewc import log_probabilities
+from jaxmerge.continual.methods.ewc import label_gradient
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Share, methods
+from jaxmerge.numerics.fisher import batch_squares
 
 
 @methods.register
@@ -60,33 +60,8 @@ def ewc_magmax(
 
     def end(model, params, memory, border):
         own = {n: params[n] for n in memory["anchor"]}
-        parts = in_batches(border.read(examples), size)
-        zero = jax.tree.map(jnp.zeros_like, own)
-
-        def gradient(part, key):
-            def mean(own):
-                out = model.apply({**params, **own}, part.inputs, border.index)
-                logs = jax.lax.stop_gradient(log_probabilities(border.objective, out, part))
-                drawn = (
-                    jax.random.categorical(key, logs.T) if labels == "sampled" else logs.argmax(0)
-                )
-                drawn = part._replace(targets=drawn.astype(part.targets.dtype))
-                each = -border.objective(out, drawn)
-                return jnp.sum(part.weight * each) / jnp.maximum(jnp.sum(part.weight), 1)
-
-            return jax.grad(mean)(own)
-
-        def add(carry, x):
-            total, sums, count = carry
-            part, key = x
-            on = jnp.any(part.weight > 0)
-            found = jax.tree.map(lambda g: jnp.where(on, g, 0), gradient(part, key))
-            sums = jax.tree.map(jnp.add, sums, found) if running else found
-            total = jax.tree.map(lambda t, r: t + jnp.where(on, r**2, 0), total, sums)
-            return (total, sums, count + on), None
-
-        keys = jax.random.split(border.key, parts.weight.shape[0])
-        (total, _, count), _ = jax.lax.scan(add, (zero, zero, jnp.int32(0)), (parts, keys))
+        gradient = label_gradient(model, params, own, border, labels)
+        total, count = batch_squares(gradient, border.read(examples), size, border.key, running)
         mix = lambda old, new: decay * old + (1 - decay) * new / jnp.maximum(count, 1)
         return params, {"anchor": own, "importance": jax.tree.map(mix, memory["importance"], total)}
 

@@ -1,0 +1,79 @@
+"""The cells of the tables on MNIST: every setup fits its stream, settings are chosen and stored."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmerge.continual.checks import check
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import continual_table
+import published_mnist
+import split_mnist
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    part = lambda n: (
+        rng.integers(0, 255, (n, 28, 28), np.uint8),
+        np.arange(n, dtype=np.int32) % 10,
+    )
+    return {"train": part(100), "validation": part(20), "test": part(30)}
+
+
+def accepted(cells):
+    for cell in cells:
+        check(cell.setups[0], cell.stream(0, False), traced=True)
+
+
+def test_protocols_of_papers(data, monkeypatch):
+    monkeypatch.setattr(published_mnist, "HELD_OUT", 50)
+    accepted(published_mnist.notebook(data))
+    accepted(published_mnist.projected(data))
+    accepted(published_mnist.benchmark(data, "domain")[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_all_cells(data, scenario):
+    accepted(published_mnist.benchmark(data, scenario))
+    accepted(split_mnist.cells(data, scenario, [], "protocol"))
+
+
+def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(cell, seeds):
+        calls.append(cell.method)
+        tried = {continual_table.described(s): 0.5 for s in cell.setups}
+        return {
+            "scenario": cell.scenario, "method": cell.method, "protocol": cell.protocol,
+            "setting": continual_table.described(cell.setups[0]),
+            "tried": tried if len(tried) > 1 else {}, "accuracy": [0.5] * len(seeds),
+            "seconds": 1.0, "processor_seconds": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(continual_table, "run", run)
+    out = str(tmp_path / "table.json")
+    cells = split_mnist.cells(data, "task", ["joint", "SI"], "protocol")
+    fill = lambda cells, seeds=(0, 1): continual_table.table(
+        "split_mnist", cells, list(seeds), out, "", {"task": {"replay": "a reason"}}
+    )
+    fill(cells)
+    fill(cells)
+    assert sorted(calls) == ["SI", "joint"]
+    fewer = [c._replace(setups=c.setups[:2]) if c.method == "SI" else c for c in cells]
+    fill(fewer)
+    fill([c._replace(protocol="another") for c in fewer if c.method == "joint"])
+    fill(fewer[:1], seeds=(0, 1, 2))
+    assert calls[2:] == ["SI", "joint", fewer[0].method]
+    stored = json.loads(Path(out).read_text())
+    assert len(stored["rows"]) == 2
+    assert stored["reasons"] == {"task": {"replay": "a reason"}}
+    assert not list(tmp_path.glob("*.partial"))
