@@ -89,7 +89,7 @@ def test_reservoir_slots(case):
 @functools.partial(jax.jit, static_argnames="classes")
 def write(buffer, rows, draws, classes):
     """One call of `buffers.balanced` as released, with given draws."""
-    with mock.patch.object(jax.random, "randint", lambda *a: draws):
+    with mock.patch.object(jax.random, "randint", return_value=draws):
         return buffers.balanced(
             buffer, rows, jnp.ones(len(rows["item"])), jax.random.key(0), rows["label"],
             buffer["rows"]["label"], classes, released=True,
