@@ -26,6 +26,7 @@ from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},
     "er": {"size": 20},
@@ -35,6 +36,7 @@ EXAMPLES = {
     "mas": {"examples": 8},
     "refresh": {"examples": 8},
     "train_only": {"pattern": "^head/"},
+    "trgp": {"examples": 8},
     "slca": {"epochs": 1, "per_class": 4},
 }
 OTHERWISE = {
