@@ -3,6 +3,7 @@
     python experiments/fuzz.py --seconds 3600                  # all formats for an hour
     python experiments/fuzz.py --inputs 200 --only recipe,npz  # so many inputs of each
     python experiments/fuzz.py --only npz --seed 17 --inputs 1 --show    # one input again
+    python experiments/fuzz.py --again                         # the defects on file, once mended
 
 A sound input of `experiments/fuzz_formats.py` is damaged by a seed and read as a command would read
 it.  The outcome is one of
@@ -37,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,10 @@ def peak() -> int:
 
 
 def some(
-    name: str, seeds: range, until: float = float("inf"), each: Callable[[dict], None] = print
+    name: str,
+    seeds: Iterable[int],
+    until: float = float("inf"),
+    each: Callable[[dict], None] = print,
 ) -> None:
     """Inputs of a format, in this process; `each` gets the outcome of every one."""
     form = FORMATS[name]
@@ -238,6 +242,29 @@ def in_a_process(name: str, seeds: range, until: float) -> list[dict[str, Any]]:
     return rows
 
 
+def again(out: Path) -> None:
+    """Run the inputs that were defects once more, and count them as they are now."""
+    report = json.loads(out.read_text())
+    left, done = [], 0
+    for name in dict.fromkeys(d["format"] for d in report["defects"]):
+        mine = [d for d in report["defects"] if d["format"] == name]
+        was = {d["seed"]: d["outcome"] for d in mine}
+        rows: list[dict[str, Any]] = []
+        some(name, was, each=rows.append)
+        counts = Counter(report["counts"][name])
+        for row in rows:
+            counts[was[row["seed"]]] -= 1
+            counts[row["outcome"]] += 1
+            if row["outcome"] in DEFECTS:
+                print(f"{name} --seed {row['seed']}: {row['outcome']}: {row['text']}", flush=True)
+                left.append({"format": name, **row})
+        done += len(rows)
+        report["counts"][name] = {k: v for k, v in counts.items() if v}
+    report["defects"], report["again"] = left, report.get("again", 0) + done - len(left)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{done} inputs again, {len(left)} of them defects")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", type=int, default=None, help="of each format")
@@ -247,6 +274,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every outcome")
     parser.add_argument("--out", type=Path, default=None, help="where to write the table")
     parser.add_argument("--append", action="store_true", help="keep the other formats on file")
+    parser.add_argument("--again", action="store_true", help="run the defects on file again")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -254,6 +282,8 @@ def main() -> None:
         seeds = range(int(first), int(first) + int(count))
         some(name, seeds, float(until), lambda row: print(json.dumps(row), flush=True))
         return
+    if given.again:
+        return again(given.out or RESULTS / "fuzz.json")
     names = given.only.split(",") if given.only else list(FORMATS)
     counts = {n: Counter() for n in names}
     began, defects, batch = time.time(), [], 0
@@ -276,7 +306,7 @@ def main() -> None:
         "command": " ".join(["python experiments/fuzz.py", *sys.argv[1:]]),
         "seconds": old.get("seconds", 0) + time.time() - began,
         "counts": {**old.get("counts", {}), **{n: dict(c) for n, c in counts.items()}},
-        "defects": [*old.get("defects", []), *defects][:200],
+        "defects": [*old.get("defects", []), *defects],
     }
     out.write_text(json.dumps(report, indent=1) + "\n")
     total = sum(counts.values(), Counter())

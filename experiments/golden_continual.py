@@ -39,8 +39,9 @@ import numpy as np
 
 from jaxmerge.cli.run import load
 from jaxmerge.data.sources import few
-from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.seed import run_seed
+from jaxmerge.studies.settings import changed
 from jaxmerge.training import checkpoint
 
 HERE = Path(__file__).parent

@@ -270,6 +270,12 @@ def leaf_memory() -> str:
 OUTCOMES = ("accepted", "refused", "poor", "traceback", "wrong", "slow", "memory", "crash")
 
 
+def again(found: dict) -> str:
+    """What became of the defects of a fuzz."""
+    count = found.get("again", 0)
+    return f" {count} were refused badly; mended, and counted as they are now." if count else ""
+
+
 def attack() -> str:
     """The fuzz by format, and kills and full disks by command."""
     parts = []
@@ -277,7 +283,7 @@ def attack() -> str:
         found = json.loads((RESULTS / "fuzz.json").read_text())
         total = sum(sum(c.values()) for c in found["counts"].values())
         lines = [
-            f"`{found['command']}`: {total:,} inputs in {found['seconds']:,.0f} s.",
+            f"`{found['command']}`: {total:,} inputs in {found['seconds']:,.0f} s.{again(found)}",
             "",
             f"| Format | Inputs | {' | '.join(o.capitalize() for o in OUTCOMES)} |",
             f"| :-- | {' | '.join(['--:'] * (1 + len(OUTCOMES)))} |",
@@ -302,11 +308,26 @@ def attack() -> str:
                 f"{full['lines']} | {'equal' if full['next'] else 'not equal'} |"
             )
         parts.append("\n".join(lines))
+    if (RESULTS / "mishaps.json").exists():
+        found = json.loads((RESULTS / "mishaps.json").read_text())
+        trials = ("two at once", "another host", "read only", "vanished")
+        lines = [
+            f"`{found['command']}`: two processes for one output, a lock of another machine, an "
+            "output that may not be written, an input that vanishes; each refused in one line, "
+            "and the next try as undisturbed.",
+            "",
+            f"| Command | {' | '.join(t.capitalize() for t in trials)} |",
+            f"| :-- | {' | '.join([':-:'] * len(trials))} |",
+        ]
+        for name, c in found["commands"].items():
+            held = [("yes" if c[t]["held"] else "no") if c.get(t) else "–" for t in trials]
+            lines.append(f"| `{name}` | {' | '.join(held)} |")
+        parts.append("\n".join(lines))
     if (RESULTS / "long_streams.json").exists():
         found = json.loads((RESULTS / "long_streams.json").read_text())
         lines = [
             f"`{found['command']}`, load average {found['load']:.0f}; resident memory and median "
-            "seconds a step early in the stream and at its end:",
+            "processor seconds a step early in the stream and at its end:",
             "",
             "| Stream | Memory early, MB | at the end | Seconds early | at the end |",
             "| :-- | --: | --: | --: | --: |",

@@ -436,3 +436,61 @@ def test_headings_and_cards_are_quoted():
     assert plain_markdown("# <b>[x](y)") == r"\# \<b\>\[x\](y)"
     assert _code("a``b") == "``` a``b ```"
     assert longest_run("x````y", "`") == 4
+
+
+def test_messages_do_not_repeat_what_fills_a_screen(two):
+    for more in ({"method": "a" * 5000}, {"models": ["b" * 5000]}, {"dtype": "c d " * 3000}):
+        with pytest.raises(UserError) as caught:
+            command.run(recipe(two, **more), None, check=True)
+        assert len(str(caught.value)) < 3600
+        assert "characters)" in str(caught.value)
+
+
+@pytest.mark.parametrize("models", [None, "a", 3, {"a": 1}, [["a"]], [None]])
+def test_models_of_another_kind_are_one_line(two, models):
+    with pytest.raises(UserError, match=r"r.yaml: models must be a list"):
+        command.run(recipe(two, models=models), None, check=True)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"rules": {"only": [None]}, "method": "average"}, "regular expression must be text"),
+        ({"rules": [{"match": 3, "method": "average"}]}, "regular expression must be text"),
+        ({"merge_method": "slerp", "slices": 7}, "slices must be a list"),
+        ({"merge_method": "linear", "slices": "x"}, "slices must be a list"),
+    ],
+)
+def test_parts_of_another_kind_are_one_line(two, wrong, says):
+    both = {"base": "base", "models": ["a"]} if "rules" in wrong else {"base_model": "base"}
+    (two / "r.yaml").write_text(yaml.safe_dump(both | wrong))
+    with pytest.raises(UserError, match=f"r.yaml: .*{says}"):
+        command.run(two / "r.yaml", None, check=True)
+
+
+@pytest.mark.parametrize("samples", ["NaN", "", "-1", "9" * 40, None])
+def test_a_statistics_header_is_checked(tmp_path, samples):
+    from safetensors import safe_open
+
+    from jaxmerge.statistics import store
+
+    store.save(store.Statistic("fisher", LEAVES, 4, "0", {}), tmp_path / "f.safetensors")
+    with safe_open(tmp_path / "f.safetensors", "np") as opened:
+        about = opened.metadata()
+    about.pop("samples")
+    save_file(LEAVES, tmp_path / "f.safetensors", about | ({"samples": samples} if samples else {}))
+    with pytest.raises(UserError, match="header of this statistic is damaged") as caught:
+        store.load(tmp_path / "f.safetensors")
+    assert "invalid literal" not in str(caught.value)
+
+
+def test_what_orbax_stumbles_over_is_not_repeated(tmp_path):
+    import orbax.checkpoint as ocp
+
+    ocp.PyTreeCheckpointer().save(tmp_path / "m", {"w": np.ones(4, np.float32)})
+    place = next((tmp_path / "m").rglob("_METADATA"))
+    for wrong in ("3", '"x"', "[]", '{"tree_metadata": 3}', '{"tree_metadata": {"w": null}}'):
+        place.write_text(wrong)
+        with pytest.raises(UserError) as caught:
+            open_source(tmp_path / "m")
+        assert "object" not in str(caught.value)

@@ -104,7 +104,7 @@ def methods(f: str) -> dict[str, Case]:
         "della_linear": recipe("della_linear", dense, base, {"epsilon": 0.1}),
     }
     for name, made in (task | spread).items():
-        why = ""
+        why = "buffers stay as they are, there they are merged like weights" * (f == "pythia")
         if name == "arcee_fusion":
             why = "the cancellation in a float32 divergence decides at the threshold there"
         out[f"{f}/{name}"] = Case([made], random=name in spread, why=why)

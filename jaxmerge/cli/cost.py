@@ -18,7 +18,7 @@ from jaxmerge.drivers.files.memory_budget import (
     needs,
     row_bytes,
 )
-from jaxmerge.drivers.files.worker import Run
+from jaxmerge.drivers.files.worker import PROGRAM, Run, row_programs
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
@@ -108,7 +108,9 @@ def _cells(run: Run, job: Job, n: str, measure: Any, measured: tuple, closing: A
     shape = (max(1, LONGEST // row), *like.shape[1:]) if row > 1 else (LONGEST,)
     like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
-    return 3 * needs(job, n, like, measured, closing, run.zero)[0]
+    passes = 0 if measure.host else 2 * PROGRAM * measure.passes  # each a program of its own
+    more = passes + (2 * row_programs(job) if row > 1 else 0)
+    return 3 * needs(job, n, like, measured, closing, run.zero)[0] + more
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

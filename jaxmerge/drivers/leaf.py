@@ -9,13 +9,38 @@ every value of a factor, and the memory, file and sharded drivers give the same 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
 
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, cell_key, working_dtype
+
+
+class LeafInputs(NamedTuple):
+    """What is computed with on one leaf, besides the stages and the cell: a pytree.
+
+    Attributes:
+        base: the leaf of the base.
+        models: the leaf in every model that is folded; none behind the fold.
+        key: of the leaf, None where nothing is drawn.
+        step: int32, the number of the first of the models, None for 0; behind the fold how many
+            models were folded.
+        measured: for every model, what each stage receives; behind the fold what each stage does.
+        extras: side information about the leaf, for every model.
+    """
+
+    base: Any
+    models: tuple = ()
+    key: Any = None
+    step: Any = None
+    measured: tuple = ()
+    extras: tuple = ()
+
+    def behind(self, count: Any, measured: tuple) -> LeafInputs:
+        """The inputs of what comes behind the fold of so many models."""
+        return LeafInputs(self.base, (), self.key, count, measured)
 
 
 def delta(model: Array, base: Array, zero: bool = False) -> Array:
@@ -42,13 +67,12 @@ def start_alike(specs, base):
 
 
 @functools.partial(jax.jit, static_argnames="zero")
-def update_leaf(specs, cell, base, models, key, step, measured, extras, zero=False):
-    """Fold models (a tuple of leaves) into the cell of one leaf, in one compiled pass."""
+def update_leaf(specs, cell, inputs, zero=False):
+    """Fold models into the cell of one leaf, in one compiled pass."""
     before, fold, _ = _build(specs)
-    for t, model in enumerate(models):
-        x = _enter(before, len(before), base, model, key, step + t, extras[t], measured[t], zero)
-        ctx = _context(base, step + t, key, len(before), extras[t], measured[t][-1])
-        cell = fold.update(cell, x, ctx)
+    for t in range(len(inputs.models)):
+        x = _enter(before, inputs, t, zero)
+        cell = fold.update(cell, x, _context(inputs, len(before), inputs.measured[t][-1], t))
     return cell
 
 
@@ -59,43 +83,40 @@ def combine_leaf(specs, first, second):
 
 
 @jax.jit
-def finish_leaf(specs, cell, base, key, step, measured):
+def finish_leaf(specs, cell, inputs):
     """The merged leaf of the model, in the dtype of the base."""
-    before, fold, after = _build(specs)
-    x = _leave(before, fold, after, len(after), cell, base, key, step, measured)
+    base, x = inputs.base, _leave(*_build(specs), cell, inputs)
     return (base.astype(x.dtype) + x).astype(base.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="zero")
-def fold_leaf(specs, base, models, key, measured, extras, zero=False):
+def fold_leaf(specs, inputs, zero=False):
     """All models folded: the cell of one leaf."""
-    step = jnp.zeros((), jnp.int32)
-    cell = _opaque(start_leaf(specs, base))
-    return update_leaf(specs, cell, base, models, key, step, measured, extras, zero)
+    cell = _opaque(start_leaf(specs, inputs.base))
+    return update_leaf(specs, cell, inputs._replace(step=jnp.zeros((), jnp.int32)), zero)
 
 
 @functools.partial(jax.jit, static_argnames="zero")
-def merge_leaf(specs, base, models, key, measured, extras, zero=False):
+def merge_leaf(specs, inputs, zero=False):
     """Fold and finish one leaf in one compiled pass over memory; no facts about the whole row."""
-    cell = fold_leaf(specs, base, models, key, measured, extras, zero)
+    cell = fold_leaf(specs, inputs, zero)
     none = (None,) * (1 + len(specs[2]))
     # A count that the compiler cannot see, as in a stream: else it would divide by a reciprocal.
-    count = jax.lax.optimization_barrier(jnp.int32(len(models)))
-    return finish_leaf(specs, cell, base, key, count, none)
+    count = jax.lax.optimization_barrier(jnp.int32(len(inputs.models)))
+    return finish_leaf(specs, cell, inputs.behind(count, none))
 
 
 @functools.partial(jax.jit, static_argnames="zero")
-def row_leaf(before, base, model, key, step, extra, measured, zero=False):
+def row_leaf(before, inputs, zero=False):
     """One leaf of a row behind the transforms `before` (their specs)."""
-    stages = [s.build() for s in before]
-    return _enter(stages, len(stages), base, model, key, step, extra, measured, zero)
+    return _enter([s.build() for s in before], inputs, 0, zero)
 
 
 @functools.partial(jax.jit, static_argnames=("i", "turn", "zero"))
-def observe_leaf(specs, i, summary, turn, base, model, key, step, extra, measured, zero=False):
+def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
     before, fold, _ = _build(specs)
-    x = _enter(before, i, base, model, key, step, extra, measured, zero)
+    x = _enter(before[:i], inputs, 0, zero)
     measure = before[i].measure if i < len(before) else fold.measure
     return _observe(measure, x, summary, turn)
 
@@ -107,20 +128,19 @@ def observe_opening(specs, summary, turn, cell):
 
 
 @functools.partial(jax.jit, static_argnames=("i", "turn"))
-def observe_cell(specs, i, summary, turn, cell, base, key, step, measured):
+def observe_cell(specs, i, summary, turn, cell, inputs):
     """What one leaf contributes to the closing measure (i = 0) or to that of transform i - 1."""
     before, fold, after = _build(specs)
     if i == 0:
         return _observe(fold.closing, cell, summary, turn)
-    x = _leave(before, fold, after, i - 1, cell, base, key, step, measured)
+    x = _leave(before, fold, after[: i - 1], cell, inputs)
     return _observe(after[i - 1].measure, x, summary, turn)
 
 
 @jax.jit
-def result_leaf(specs, cell, base, key, step, measured):
+def result_leaf(specs, cell, inputs):
     """The merged leaf behind all its transforms, still a task vector."""
-    before, fold, after = _build(specs)
-    return _leave(before, fold, after, len(after), cell, base, key, step, measured)
+    return _leave(*_build(specs), cell, inputs)
 
 
 def _opaque(cell):
@@ -144,20 +164,22 @@ def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:
     return [s.build() for s in before], fold.build(), [s.build() for s in after]
 
 
-def _context(base, step, key, stage, extra, measured) -> Context:
-    return Context(base, step, cell_key(key, step, stage), extra, measured)
+def _context(inputs: LeafInputs, stage: int, measured: Any, t: int | None = None) -> Context:
+    """What a stage may look at: of model t, or behind the fold."""
+    step = inputs.step if t is None else inputs.step + t
+    extra = {} if t is None else inputs.extras[t]
+    return Context(inputs.base, step, cell_key(inputs.key, step, stage), extra, measured)
 
 
-def _enter(before, upto, base, model, key, step, extra, measured, zero) -> Array:
-    x = delta(model, base, zero)
-    for i, t in enumerate(before[:upto]):
-        x = t.kernel(x, _context(base, step, key, i, extra, measured[i]))
+def _enter(before: list[Transform], inputs: LeafInputs, t: int, zero: bool) -> Array:
+    x = delta(inputs.models[t], inputs.base, zero)
+    for i, stage in enumerate(before):
+        x = stage.kernel(x, _context(inputs, i, inputs.measured[t][i], t))
     return x
 
 
-def _leave(before, fold, after, upto, cell, base, key, step, measured) -> Array:
-    x = fold.finalize(cell, _context(base, step, key, len(before) + 1, {}, measured[0]))
-    for j, t in enumerate(after[:upto]):
-        stage = len(before) + 2 + j
-        x = t.kernel(x, _context(base, step, key, stage, {}, measured[1 + j]))
+def _leave(before, fold, after, cell, inputs: LeafInputs) -> Array:
+    x = fold.finalize(cell, _context(inputs, len(before) + 1, inputs.measured[0]))
+    for j, stage in enumerate(after):
+        x = stage.kernel(x, _context(inputs, len(before) + 2 + j, inputs.measured[1 + j]))
     return x

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Measure, concrete
-from jaxmerge.drivers.leaf import observe_cell, observe_leaf, observe_opening, result_leaf, row_leaf
+from jaxmerge.drivers.leaf import (
+    LeafInputs,
+    observe_cell,
+    observe_leaf,
+    observe_opening,
+    result_leaf,
+    row_leaf,
+)
 from jaxmerge.numerics.host_order_statistics import Row, Sliced
 
 
@@ -42,12 +49,13 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
 
         def observe(measure, some, summary, turn, i=i):
             for n, b, m in walk(some):
-                args = (b, m, grid[n].key(key, n), step, side(extra, n), found[n], zero)
+                key_of_leaf, extras = grid[n].key(key, n), (side(extra, n),)
+                inputs = LeafInputs(b, (m,), key_of_leaf, step, (found[n],), extras)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
-                if _on_host(measure, m, (s, before, args)):
-                    yield n, measure.host(_host_row(before, args), s, turn)
+                if _on_host(measure, m, (s, before, inputs)):
+                    yield n, measure.host(_host_row(before, inputs, zero), s, turn)
                 else:
-                    yield n, observe_leaf(grid[n].specs, i, s, turn, *_read(args))
+                    yield n, observe_leaf(grid[n].specs, i, s, turn, _read(inputs), zero)
 
         for n, summary in _run_measures(here, observe).items():
             found[n] = (*found[n], summary)
@@ -83,7 +91,7 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
 
         def observe(measure, some, summary, turn, i=i):
             for n in some:
-                args = (cells[n], base[n], grid[n].key(key, n), step, found[n])
+                args = cells[n], LeafInputs(base[n], (), grid[n].key(key, n), step, found[n])
                 s, (before, fold, after) = summary_of(summary, n), grid[n].specs
                 upto = before, fold, after[: i - 1]
                 if i > 0 and _on_host(measure, base[n], (s, upto, args)):
@@ -145,18 +153,18 @@ def _wide(x: Any) -> Any:
     return x
 
 
-def _host_row(before: tuple, args: tuple) -> Row:
+def _host_row(before: tuple, inputs: LeafInputs, zero: bool) -> Row:
     """A row behind the transforms `before`, for a measure on the host."""
-    base, model, *_, zero = args
     if not before:
-        return Row(model, base, zero)  # the plain difference is formed as it is read
+        return Row(inputs.models[0], inputs.base, zero)  # the difference, formed as it is read
     with jax.ensure_compile_time_eval():  # the caller may be inside jit
-        return Row(row_leaf(before, *_read(args)))
+        return Row(row_leaf(before, _read(inputs), zero))
 
 
-def _read(args: tuple) -> tuple:
-    """Arguments of a leaf function, those that are read when sliced read whole."""
-    return tuple(x.whole() if isinstance(x, Sliced) else x for x in args)
+def _read(inputs: LeafInputs) -> LeafInputs:
+    """The same; leaves that are read when sliced are read whole."""
+    whole = lambda x: x.whole() if isinstance(x, Sliced) else x
+    return inputs._replace(base=whole(inputs.base), models=tuple(map(whole, inputs.models)))
 
 
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:

@@ -42,6 +42,7 @@ from jaxmerge.core.validation import (
     refuse_nonfinite,
 )
 from jaxmerge.drivers.leaf import (
+    LeafInputs,
     combine_leaf,
     finish_leaf,
     fold_leaf,
@@ -194,11 +195,13 @@ def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]
     found = measure_opening(grid, cells, found)
     return {
         n: update_leaf(
-            p.specs, cells[n], base[n], (model[n],), p.key(key, n), step, (found[n],),
-            (side(extra, n),), zero,
+            p.specs,
+            cells[n],
+            LeafInputs(base[n], (model[n],), p.key(key, n), step, (found[n],), (side(extra, n),)),
+            zero,
         )
         for n, p in grid.items()
-    }  # fmt: skip
+    }
 
 
 def merged(method: Merge, state: MergeState, base: Any) -> Any:
@@ -215,7 +218,11 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
         cells = _filled(cells, int(state.step))
     found = measure_cells(grid, flat, cells, state.key, state.step)
     out = {
-        n: finish_leaf(p.specs, cells[n], flat[n], p.key(state.key, n), state.step, found[n])
+        n: finish_leaf(
+            p.specs,
+            cells[n],
+            LeafInputs(flat[n], key=p.key(state.key, n), step=state.step, measured=found[n]),
+        )
         for n, p in grid.items()
     }
     return rebuild(_like(like, out))
@@ -316,7 +323,11 @@ def merge(
     def finish(cells: dict[str, Cell]) -> dict[str, Array]:
         closing = measure_cells(grid, flat, cells, key, count)
         return {
-            n: finish_leaf(p.specs, cells.pop(n), flat[n], p.key(key, n), count, closing[n])
+            n: finish_leaf(
+                p.specs,
+                cells.pop(n),
+                LeafInputs(flat[n], key=p.key(key, n), step=count, measured=closing[n]),
+            )
             for n, p in grid.items()
         }
 
@@ -329,10 +340,14 @@ def merge(
     found = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 
     def folded(n: str, run: Any) -> Any:
-        return run(
-            grid[n].specs, flat[n], tuple(r[n] for r in rows), grid[n].key(key, n),
-            tuple(f[n] for f in found), tuple(side(e, n) for e in sides), zero,
-        )  # fmt: skip
+        inputs = LeafInputs(
+            flat[n],
+            tuple(r[n] for r in rows),
+            grid[n].key(key, n),
+            measured=tuple(f[n] for f in found),
+            extras=tuple(side(e, n) for e in sides),
+        )
+        return run(grid[n].specs, inputs, zero)
 
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
         out = finish({n: folded(n, fold_leaf) for n in grid})

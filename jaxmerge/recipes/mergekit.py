@@ -465,7 +465,8 @@ def read_keys(content: Mapping[str, Any], reading: Reading) -> tuple[dict[str, A
             value["models"] = entries(value["models"], f"{where}models", MODEL)
         if "slices" in value:
             value["slices"] = entries(value["slices"], f"{where}slices", SLICE)
-            for i, piece in enumerate(value["slices"] or ()):
+            some = value["slices"]
+            for i, piece in enumerate(some if isinstance(some, list) else ()):
                 if isinstance(piece, Mapping) and "sources" in piece:
                     place = f"{where}slices[{i}].sources"
                     piece["sources"] = entries(piece["sources"], place, SOURCE)

@@ -12,6 +12,7 @@ the stage is built for every leaf with the leaf's own values, once for equal val
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,6 +133,8 @@ def _check_matches(patterns: list[tuple[str, str]], like: Any) -> None:
 
 
 def _regex(pattern: Any) -> str:
+    if not isinstance(pattern, str | re.Pattern):
+        raise UserError(f"rules: a regular expression must be text, got {pattern!r}.")
     try:
         return compile_pattern(pattern).pattern
     except (PatternError, TypeError) as error:

@@ -98,7 +98,8 @@ class Recipe:
 
     def references(self) -> list[str]:
         """Every model that the recipe names, the names of other recipes among them."""
-        return [r for r in (self.base, *self.models) if isinstance(r, str)]
+        models = self.models if isinstance(self.models, list) else []  # `plan` says what is wrong
+        return [r for r in (self.base, *models) if isinstance(r, str)]
 
     def plan(self, models: Models) -> Plan:
         """Open the models and build the method."""

@@ -14,21 +14,19 @@ import jax
 import numpy as np
 
 from jaxmerge.drivers.files.elementwise_proof import with_sums
-from jaxmerge.drivers.leaf import finish_leaf, fold_leaf, merge_leaf
+from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, fold_leaf, merge_leaf
 
 
-def merge_whole(specs, closing, key, measured, sides, zero, base, models) -> Any:
+def merge_whole(specs, closing, inputs: LeafInputs, zero: bool) -> Any:
     """One leaf, or a piece of it, through the compiled functions, as the in-memory driver does."""
     if closing is None:
-        return merge_leaf(specs, base, models, key, measured, sides, zero)
-    cell = fold_leaf(specs, base, models, key, measured, sides, zero)
-    return finish_leaf(specs, cell, base, key, np.int32(len(models)), closing)
+        return merge_leaf(specs, inputs, zero)
+    cell = fold_leaf(specs, inputs, zero)
+    return finish_leaf(specs, cell, inputs.behind(np.int32(len(inputs.models)), closing))
 
 
-@functools.partial(jax.jit, static_argnums=(5, 8, 9))
-def part_sums(
-    specs, closing, key, measured, sides, zero, base, models, rounds, turn, totals
-) -> Any:
+@functools.partial(jax.jit, static_argnames=("zero", "rounds", "turn"))
+def part_sums(specs, closing, inputs: LeafInputs, zero: bool, rounds, turn: int, totals) -> Any:
     """What a piece of a leaf adds to every sum of one round, the totals of those before given.
 
     Args:
@@ -48,20 +46,17 @@ def part_sums(
             parts.append(found)
         return found
 
-    _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
+    _with_sums(take, specs, closing, inputs, zero)
     return parts
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def merge_part(specs, closing, key, measured, sides, zero, base, models, totals) -> Any:
+@functools.partial(jax.jit, static_argnames="zero")
+def merge_part(specs, closing, inputs: LeafInputs, zero: bool, totals) -> Any:
     """A piece of a leaf, given every sum over the leaf."""
     known = iter(totals)
-    take = lambda part: next(known)
-    return _with_sums(take, specs, closing, key, measured, sides, zero, base, models)
+    return _with_sums(lambda part: next(known), specs, closing, inputs, zero)
 
 
-def _with_sums(take, specs, closing, key, measured, sides, zero, base, models) -> Any:
-    def run(specs, closing, key, measured, sides, base, models):
-        return merge_whole(specs, closing, key, measured, sides, zero, base, models)
-
-    return with_sums(run, take, specs, closing, key, measured, sides, base, models)
+def _with_sums(take, specs, closing, inputs: LeafInputs, zero: bool) -> Any:
+    run = lambda specs, closing, inputs: merge_whole(specs, closing, inputs, zero)
+    return with_sums(run, take, specs, closing, inputs)

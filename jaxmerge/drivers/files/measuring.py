@@ -21,7 +21,7 @@ from jaxmerge.drivers.files.chunks import cast, each, pieces
 from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, input_bytes, row_bytes
-from jaxmerge.drivers.leaf import fold_leaf
+from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
 from jaxmerge.numerics.host_order_statistics import Sliced
@@ -172,10 +172,9 @@ class Cells(Mapping):
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
         models = tuple(m[n] for m in self.models)
         run.note(sum(m.nbytes for m in models))
-        return fold_leaf(
-            self.grid[n].specs, self.base[n], models, key, self.facts.of(name, None), sides,
-            run.zero,
-        )  # fmt: skip
+        measured = self.facts.of(name, None)
+        inputs = LeafInputs(self.base[n], models, key, measured=measured, extras=sides)
+        return fold_leaf(self.grid[n].specs, inputs, run.zero)
 
     def __iter__(self):
         return iter(self.grid)
@@ -271,7 +270,9 @@ def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tu
         key = piece_key(job, n, 0)
 
         def fold(base, models):
-            return fold_leaf(p.specs, base, models, key, measured, ({},) * len(models), run.zero)
+            none = ({},) * len(models)
+            inputs = LeafInputs(base, models, key, measured=measured, extras=none)
+            return fold_leaf(p.specs, inputs, run.zero)
 
         models = tuple(Like(like.shape, k) for k in kinds)
         counts = measure.host is not None or _integers(measure, fold, like, models)

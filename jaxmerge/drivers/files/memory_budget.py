@@ -17,6 +17,7 @@ import numpy as np
 from jaxmerge.core.types import leaf_key
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.drivers.leaf import (
+    LeafInputs,
     finish_leaf,
     fold_leaf,
     merge_leaf,
@@ -35,7 +36,7 @@ SLICES = 96 << 20  # bytes of the blocks in which facts about one leaf are gathe
 ROUGH = 64 << 20  # bytes of a leaf's inputs up to which its need is not looked up
 TINY = 6  # entries an axis of the leaf on which the form of facts is found out
 
-update_donated = jax.jit(update_leaf, static_argnums=8, donate_argnums=1)
+update_donated = jax.jit(update_leaf, static_argnums=3, donate_argnums=1)
 
 
 def input_bytes(job: Job, name: str) -> int:
@@ -85,13 +86,13 @@ def _at_once(job, name, base, measured, closing, zero) -> int:
     like, models, sides = _shapes(job, name, base)
     specs, key = job.grid[name].specs, leaf_key(job.key, name)
     program = merge_leaf if closing is None else fold_leaf
-    args = specs, like, tuple(models), key, measured, tuple(sides), zero
-    first = _bytes(program.lower(*args))
+    inputs = LeafInputs(like, tuple(models), key, measured=measured, extras=tuple(sides))
+    first = _bytes(program.lower(specs, inputs, zero))
     if closing is None:
         return first
-    cell = jax.eval_shape(functools.partial(fold_leaf, zero=zero), *args[:-1])
-    count = np.int32(len(models))
-    last = _bytes(finish_leaf.lower(specs, cell, like, key, count, closing))
+    cell = jax.eval_shape(functools.partial(fold_leaf, zero=zero), specs, inputs)
+    behind = inputs.behind(np.int32(len(models)), closing)
+    last = _bytes(finish_leaf.lower(specs, cell, behind))
     return max(first, last + sum(_size(x) for x in models))
 
 
@@ -100,14 +101,15 @@ def _one_by_one(job, name, base, measured, closing, zero) -> int:
     pipeline, key = job.grid[name], leaf_key(job.key, name)
     cell, most = jax.eval_shape(start_leaf, pipeline.specs, like), 0
     for t, model in enumerate(models):
-        row, step, more = (model,), np.int32(t), ((measured[t],), (sides[t],))
-        args = (pipeline.specs, cell, like, row, key, step, *more, zero)
+        inputs = LeafInputs(like, (model,), key, np.int32(t), (measured[t],), (sides[t],))
         if t in (0, len(models) - 1):
-            most = max(most, _bytes(update_donated.lower(*args)))
-        cell = jax.eval_shape(functools.partial(update_leaf, zero=zero), *args[:-1])
+            most = max(most, _bytes(update_donated.lower(pipeline.specs, cell, inputs, zero)))
+        cell = jax.eval_shape(
+            functools.partial(update_leaf, zero=zero), pipeline.specs, cell, inputs
+        )
     none = (None,) * (1 + len(pipeline.after))
-    count = np.int32(len(models))
-    last = finish_leaf.lower(pipeline.specs, cell, like, key, count, closing or none)
+    behind = LeafInputs(like, key=key, step=np.int32(len(models)), measured=closing or none)
+    last = finish_leaf.lower(pipeline.specs, cell, behind)
     return max(most, _bytes(last))
 
 
@@ -145,8 +147,8 @@ def facts_like(job: Job, name: str, zero: bool = False) -> tuple[tuple, tuple | 
         row = measure_row(grid, {name: base}, {name: model}, job.key, np.int32(t), sides[t], zero)
         row = measure_opening(grid, {name: cell}, row)
         rows.append(row[name])
-        more = np.int32(t), (row[name],), flat[t : t + 1]
-        cell = update_leaf(p.specs, cell, base, (model,), key, *more, zero)
+        inputs = LeafInputs(base, (model,), key, np.int32(t), (row[name],), flat[t : t + 1])
+        cell = update_leaf(p.specs, cell, inputs, zero)
     if p.fold.closing is None and not any(t.measure for t in p.after):
         return tuple(rows), None
     count = np.int32(len(models))

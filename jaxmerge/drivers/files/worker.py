@@ -43,7 +43,7 @@ from jaxmerge.drivers.files.memory_budget import (
     needs,
     update_donated,
 )
-from jaxmerge.drivers.leaf import finish_leaf, start_leaf
+from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf
 from jaxmerge.drivers.measuring import side
 from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Leaves, Like, aligned
@@ -88,6 +88,11 @@ def like_of(side: Any, name: str) -> Like:
 def _width(job: Job, name: str) -> int:
     """Bytes of all inputs of one entry."""
     return max(1, input_bytes(job, name) // job.like[name].size)
+
+
+def row_programs(job: Job) -> int:
+    """Bytes that compiling a program of sorts and reductions by row takes."""
+    return PROGRAM * (2 * len(job.models) + 1)
 
 
 class Cut(NamedTuple):
@@ -190,8 +195,9 @@ class Run:
             return "pieces", CUT
         together, apart = self.needs_of(job, name, measured, closing)
         if cut is not None and min(together, apart) > ROOM:
-            programs = max(cut.rounds, default=0) + 3 * bool(cut.row)
-            return "pieces", CUT + PROGRAM * programs + SORTED * cut.row * _width(job, name)
+            more = row_programs(job) if cut.row else 0
+            rounds = PROGRAM * max(cut.rounds, default=0)
+            return "pieces", CUT + rounds + more + SORTED * cut.row * _width(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
     def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
@@ -233,7 +239,8 @@ class Run:
         )
 
         def run(base, models, sides):
-            return merge_whole(specs, closing, key, measured, sides, self.zero, base, models)
+            inputs = LeafInputs(base, models, key, measured=measured, extras=sides)
+            return merge_whole(specs, closing, inputs, self.zero)
 
         rounds = sums(run, like, tuple(models), sides)
         if rounds is not None:
@@ -270,9 +277,8 @@ class Run:
                 base, key = cast(blocks[0], base_like.dtype), piece_key(job, name, start)
                 rows = tuple(b.reshape(shape) for b in blocks[1:])
                 sides = piece_of_sides(job, name, start, stop, shape)
-                args = (
-                    specs, closing, key, measured, sides, self.zero, base.reshape(shape), rows
-                )  # fmt: skip
+                inputs = LeafInputs(base.reshape(shape), rows, key, measured=measured, extras=sides)
+                args = specs, closing, inputs, self.zero
                 if turn:
                     for i, part in zip(
                         mine, part_sums(*args, cut.rounds, turn, known), strict=True
@@ -286,11 +292,12 @@ class Run:
 
     def at_once(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
         """The whole leaf with all models in one compiled pass."""
-        like, specs, sides = job.like[name], job.grid[name].specs, sides_of(job, name)
+        like, sides = job.like[name], sides_of(job, name)
         base, *models = self.read_blocks(job, name, 0, like.size, like.size, None)
         base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
         rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
-        out = merge_whole(specs, closing, key, measured, sides, self.zero, base, rows)
+        inputs = LeafInputs(base, rows, key, measured=measured, extras=sides)
+        out = merge_whole(job.grid[name].specs, closing, inputs, self.zero)
         self.store(name, out, self.target(like), base)
         self.note(input_bytes(job, name))
 
@@ -305,16 +312,17 @@ class Run:
             if self.stop.is_set():
                 raise InterruptedError
             (row,) = self.read_blocks(job, name, 0, like.size, like.size, None, (t + 1,))
-            cell = update_donated(
-                pipeline.specs, cell, base, (row.reshape(like.shape),), key, np.int32(t),
-                (measured[t],), sides_of(job, name, slice(t, t + 1)), self.zero,
-            )  # fmt: skip
+            side_of_it = sides_of(job, name, slice(t, t + 1))
+            inputs = LeafInputs(
+                base, (row.reshape(like.shape),), key, np.int32(t), (measured[t],), side_of_it
+            )
+            cell = update_donated(pipeline.specs, cell, inputs, self.zero)
             jax.block_until_ready(cell)
             self.note(model.like[name].nbytes)
-            del row
+            del row, inputs
         none = (None,) * (1 + len(pipeline.after))
-        count = np.int32(len(job.models))
-        out = finish_leaf(pipeline.specs, cell, base, key, count, closing or none)
+        behind = LeafInputs(base, key=key, step=np.int32(len(job.models)), measured=closing or none)
+        out = finish_leaf(pipeline.specs, cell, behind)
         del cell
         self.store(name, out, self.target(like), base)
 
