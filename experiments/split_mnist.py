@@ -80,15 +80,15 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
     made = {
         "fine-tuning": [(r, ()) for r in rates],
         "head only": [(r, (train_only("^head/"),)) for r in rates],
-        "L2": [(steady, (l2(s, first=False, leaves=held),)) for s in (0.001, 0.01, 0.1)],
+        "L2": [(steady, (l2(s, first=False, leaves=held),)) for s in (0.001, 0.01, 0.1, 1.0)],
         "EWC": [(steady, (ewc(s, leaves=held),)) for s in (10.0, 100.0, 1e3, 1e4, 1e5)],
         "EWC (MagMax's)": [
             (steady, (ewc_magmax(s, leaves=held),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)
         ],
         "SI": [(steady, (si(s, leaves=held),)) for s in (1.0, 10.0, 100.0, 1e3, 1e4)],
-        "MAS": [(steady, (mas(s, leaves=held, **outputs),)) for s in (0.01, 0.1, 1.0)],
-        "LwF": [(steady, (lwf(s, **heads),)) for s in (0.3, 1.0, 3.0, 10.0)],
-        "FeatKD": [(steady, (feat_kd(s, first=False),)) for s in (0.1, 1.0, 10.0, 100.0)],
+        "MAS": [(steady, (mas(s, leaves=held, **outputs),)) for s in (0.01, 0.1, 1.0, 10.0)],
+        "LwF": [(steady, (lwf(s, **heads),)) for s in (0.3, 1.0, 3.0, 10.0, 30.0)],
+        "FeatKD": [(steady, (feat_kd(s, first=False),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)],
         "ER 500": [(r, (er(500),)) for r in rates],
         "DER 500": [(r, (der(500, a),)) for r in rates[1:] for a in (0.2, 1.0, 3.0)],
         "DER++ 500": [(r, (derpp(500, a, 1.0),)) for r in rates[1:] for a in (0.2, 1.0, 3.0)],
