@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
+from jaxmerge.continual.parts import build, stored
 from jaxmerge.continual.records import Groups, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
@@ -117,7 +118,7 @@ def finetune(
             said = [total, batch, seed, str(setup)]
             checkpoint.save(Path(folder) / "state.safetensors", _kept(state, losses), said)
         on_chunk(len(losses), total, float(np.mean(losses[first:])))
-    parts = stages.build(setup, 1)
+    parts = build(setup, 1)
     merged = parts.model.weights(state.params, jnp.int32(0))
     trained = {n: x.astype(model.params[n].dtype) for n, x in merged.items()}
     return Finetuned(model_with(model, trained), state.params, losses)
@@ -166,14 +167,14 @@ def _stream(windows: Windows, rows: np.ndarray) -> Stream:
 
 def _start(setup: Setup, stream: Stream, model: Model, seed: int) -> State:
     """The state at the model's own weights, with what methods add to it."""
-    parts = stages.build(setup, 1)
+    parts = build(setup, 1)
     key, rest = jax.random.split(jax.random.key(seed))
     shapes = jax.eval_shape(parts.model.init, key)
     added = [n for n in shapes if n not in model.params]
     made = _added(parts.model.init, key, tuple(added), dict(model.params)) if added else {}
     base = {**model.params, **made}
     take = lambda x: jnp.asarray(x)[0, 0]
-    batch = stages.stored(stream, *map(take, (stream.rows, stream.origin, stream.weight)))
+    batch = stored(stream, *map(take, (stream.rows, stream.origin, stream.weight)))
     state = stages.create_from(setup, parts, stream.info, base, batch, rest)
     return jax.tree.map(jnp.array, state)  # the model's own arrays are not given away
 
