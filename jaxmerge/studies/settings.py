@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
 from jaxmerge.continual.registry import methods
@@ -20,7 +20,10 @@ from jaxmerge.core.types import Merge
 from jaxmerge.errors import closest, listed
 from jaxmerge.transforms.scaling import scale
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 TYPES = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text",
     list: "a list", tuple: "a list", dict: "a mapping of key: value pairs",
