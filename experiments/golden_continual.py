@@ -18,6 +18,9 @@ What moving the loop onto the mechanism changed (``--only strategies``, two seed
   (5e-7), MagMax's EWC (4e-4 of losses up to 1e4: its strength is 1e6);
 * other definitions, so other figures: EWC by its authors' forms (no average over tasks), EWC with
   drawn labels (other draws).
+
+``--only scole fomo_schedules``, the loop as it was (d601a08) against this version: the same bits in
+R, factors, losses, last weights and all metrics that there were.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ import numpy as np
 
 from jaxmerge.cli.run import load
 from jaxmerge.data.sources import few
-from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.seed import run_seed
+from jaxmerge.studies.settings import changed
 from jaxmerge.training import checkpoint
 
 HERE = Path(__file__).parent
@@ -186,8 +190,8 @@ def figures(name: str, data: Path) -> dict:
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
     """Where two results differ, and by how much."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = [k for k in {**one, **other} if k in one and k in other]
-        lost = [f"{where}{k}: only in one" for k in {**one, **other} if (k in one) != (k in other)]
+        keys = [k for k in one if k in other]
+        lost = [f"{where}{k}: lost" for k in one if k not in other]  # a new metric is no difference
         return lost + [d for k in keys for d in differences(one[k], other[k], f"{where}{k} / ")]
     if one == other:
         return []

@@ -92,7 +92,7 @@ def speed() -> str:
     found = read("decoder_cpu")
     if found is None:
         return ""
-    about, table = found["about"], found["tokens_per_second"]
+    about, table, seconds = found["about"], found["tokens_per_second"], found["seconds"]
     rows = []
     for name, row in table.items():
         theirs = row["transformers"]
@@ -103,6 +103,10 @@ def speed() -> str:
         f"`experiments/bench/decoder.py`: SmolLM2-135M, float32, {about['device']} with "
         f"{about['cores']} cores, {about['rows']} x {about['length']} tokens, tokens a second:\n\n"
         + grid(["What", "jaxmerge", "transformers", "ratio"], rows)
+        + f"\n\nLoading takes {seconds['loading']:.2f} s, reading the bytes of the file "
+        f"{seconds['reading']:.2f} s. First calls, which compile 30 layers one by one: "
+        + ", ".join(f"{name} {x:.0f} s" for name, x in found["first"].items())
+        + "."
     )
 
 

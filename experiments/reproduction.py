@@ -29,6 +29,7 @@ SCENARIOS = {
 }
 ORACLES = {  # golden files: methods, the tolerance to which tests hold them, the test
     "coso": (("coso",), "1e-8", "subspaces"),
+    "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
     "gpm": (("gpm",), "1e-12", "gpm"),
     "mas": (("mas",), "1e-12", "regularisers"),
@@ -42,6 +43,7 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     ),
     "slca": (("slca",), "1e-9", "slca"),
     "supsup": (("supsup",), "1e-11", "supsup"),
+    "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
 ELSEWHERE = {  # methods without golden files of their authors
     "ewc_magmax": "none; a transcription in `test_continual_strategies.py`",
@@ -50,11 +52,12 @@ ELSEWHERE = {  # methods without golden files of their authors
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
-    "coso": "CoSO", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500", "ewc": "EWC",
-    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
+    "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
+    "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",
     "pred_kd": "PredKD", "refresh": "refresh + DER++ 500", "replay": "replay", "si": "SI",
     "slca": "SLCA", "supsup": "SupSup", "train_only": "head only",
+    "trgp": "TRGP",
 }  # fmt: skip
 
 

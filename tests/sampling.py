@@ -8,7 +8,8 @@ The others carry the marker ``more``, which the default expression leaves out:
     pytest                                              # the sample
     pytest -m "not slow and not parity and not bench"   # all of them, as CI does
 
-Seconds are those of a recorded run (``durations.json``; tests that are new there all run):
+Processor seconds are those of a recorded run (``durations.json``; tests that are new there
+all run):
 
     JAXMERGE_DURATIONS=tests/durations.json pytest -m "not slow and not parity and not bench"
 """
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
-FUNCTION = 1.0  # seconds of all cases of one function
+FUNCTION = 1.0  # processor seconds of all cases of one function
 SINGLE = 6.0
 LEAST = 0.1  # shorter tests are not recorded
 

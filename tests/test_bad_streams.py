@@ -42,7 +42,7 @@ def of(**fields):
     def bad():
         return Method(**fields)
 
-    return methods.register(bad)()
+    return methods.record(bad)()
 
 
 two = lambda *_: jnp.zeros(2)

@@ -11,8 +11,8 @@ import jaxmerge as jm
 from jaxmerge.continual import methods
 from jaxmerge.continual.records import Batch, Border, Method
 from jaxmerge.continual.registry import methods as registry
-from jaxmerge.studies.config import methods_of
 from jaxmerge.studies.loop import Deploy, Stream
+from jaxmerge.studies.settings import methods_of
 
 LAST = (Deploy("last model"),)
 

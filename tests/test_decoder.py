@@ -34,7 +34,7 @@ LOSSES = {
 
 
 def check(folder: Path, compute: decoder.Compute) -> None:
-    """States, logits, loss and gradients of one tiny model against its golden file."""
+    """States, logits, loss, gradients and texts of one tiny model against its golden file."""
     model, expected = decoder.load(folder, dtype="float32"), np.load(folder / "expected.npz")
     tokens, mask = expected["ids"], expected["mask"].astype(bool)
     positions = decoder.positions_of(expected["mask"])
@@ -57,6 +57,10 @@ def check(folder: Path, compute: decoder.Compute) -> None:
         difference = np.abs(layers - expected["hidden_states"]) * mask[None, :, :, None]
         scale = np.abs(expected["hidden_states"]).max()
         assert difference.max() < 1e-5 * max(1.0, scale)
+        if "greedy_ids" in expected.files:
+            rows = [row[on].tolist() for row, on in zip(tokens, mask, strict=True)]
+            written = decoder.generate(model, rows, most=expected["greedy_ids"].shape[1])
+            assert [one.tokens for one in written] == expected["greedy_ids"].tolist()
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -108,6 +112,17 @@ def test_folders_come_back_bit_for_bit(tmp_path, shard_size):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     before = json.loads((folder / "config.json").read_text())
     assert {key: written[key] for key in before} == before
+
+
+def test_a_decoder_goes_to_orbax_and_back(tmp_path):
+    from jaxmerge.cli import convert
+
+    convert.run(str(GOLDEN / "gemma3"), tmp_path / "orbax", to="orbax", quiet=True)
+    found, model = decoder.load(tmp_path / "orbax"), decoder.load(GOLDEN / "gemma3")
+    assert found.config == model.config
+    for name, leaf in model.params.items():
+        assert found.params[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(found.params[name], leaf, err_msg=name)
 
 
 def test_tied_weights_may_be_stored_twice_if_both_agree(tmp_path):

@@ -13,10 +13,11 @@ from jaxmerge.cli import runs
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import predict
-from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.images import ImageExperiment
 from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.seed import run_seed
+from jaxmerge.studies.settings import changed
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TOY = """

@@ -17,7 +17,7 @@ from jaxmerge.cli import run as command
 from jaxmerge.data import registry
 from jaxmerge.errors import UserError
 from jaxmerge.studies import images
-from jaxmerge.studies.config import changed
+from jaxmerge.studies.settings import changed
 
 pytest.importorskip("tensorflow_datasets")
 pytestmark = pytest.mark.filterwarnings("ignore:.*published are.*:UserWarning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from unittest import mock
 
 import jax
@@ -85,6 +86,16 @@ def test_reservoir_slots(case):
             close(buffer["rows"], stored, 0)
 
 
+@functools.partial(jax.jit, static_argnames="classes")
+def write(buffer, rows, draws, classes):
+    """One call of `buffers.balanced` as released, with given draws."""
+    with mock.patch.object(jax.random, "randint", return_value=draws):
+        return buffers.balanced(
+            buffer, rows, jnp.ones(len(rows["item"])), jax.random.key(0), rows["label"],
+            buffer["rows"]["label"], classes, released=True,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("case", range(2))
 @pytest.mark.parametrize("batch", [1, 7])
 def test_balanced_slots(case, batch):
@@ -95,15 +106,8 @@ def test_balanced_slots(case, batch):
     for first in range(0, len(labels), batch):
         part = slice(first, first + batch)
         count = len(labels[part])
-        with mock.patch.object(jax.random, "randint", lambda *a, d=draws[part]: jnp.asarray(d)):
-            rows = {
-                "item": jnp.arange(first, first + count) * 1.0,
-                "label": jnp.asarray(labels[part]),
-            }
-            buffer = buffers.balanced(
-                buffer, rows, jnp.ones(count), jax.random.key(0), rows["label"],
-                buffer["rows"]["label"], int(labels.max()) + 1, released=True,
-            )  # fmt: skip
+        rows = {"item": np.arange(first, first + count) * 1.0, "label": labels[part]}
+        buffer = write(buffer, rows, draws[part], int(labels.max()) + 1)
         used = np.arange(size) < int(buffer["met"])
         found = np.where(used, buffer["rows"]["item"], -1)
         close(found, z[f"b{case}_content"][first + count - 1], 0)
@@ -113,9 +117,9 @@ def test_balanced_shares_are_equal():
     """A long stream of class 0 and a short one of class 1 have equal shares (not as released)."""
     labels = jnp.asarray([0] * 200 + [1] * 40)
     buffer = buffers.empty(20, jnp.zeros((1,), int))
-    key = jax.random.key(1)
+    put = jax.jit(lambda b, x, key: buffers.balanced(b, x, jnp.ones(8), key, x, b["rows"], 2))
     for first in range(0, 240, 8):
-        part = labels[first : first + 8]
-        key, one = jax.random.split(key)
-        buffer = buffers.balanced(buffer, part, jnp.ones(8), one, part, buffer["rows"], 2)
+        buffer = put(
+            buffer, labels[first : first + 8], jax.random.fold_in(jax.random.key(1), first)
+        )
     assert abs(int(jnp.sum(buffer["rows"] == 1)) - 10) <= 1

@@ -20,6 +20,7 @@ from jaxmerge.models import decoder
 from jaxmerge.models.decoder.adapters import load_adapter, save_adapter
 from jaxmerge.models.decoder.generate import _Text, choose
 from jaxmerge.models.decoder.scoring import windows
+from jaxmerge.training import language as training
 from jaxmerge.training.language import _placing, finetune
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -239,7 +240,9 @@ def small():
 
 def test_all_weights_learn_and_a_killed_run_goes_on(small, rows, tmp_path):
     options = {"epochs": 3, "batch": 4, "chunk": 2, "optimiser": optimisers.adam(rate=2e-2)}
+    compiled = training._train._cache_size()
     whole = finetune(small, rows, **options)
+    assert training._train._cache_size() == compiled + 1
     assert whole.losses[-3:].mean() < whole.losses[:3].mean() - 0.3
     assert len(whole.losses) == 9
 

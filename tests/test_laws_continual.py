@@ -18,13 +18,15 @@ from tiny_streams import KEY, setup, split
 
 import jaxmerge as jm
 from jaxmerge.continual import methods as package
-from jaxmerge.continual import stages
+from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.drivers import compiled, program, run
+from jaxmerge.continual.parts import build
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},
     "er": {"size": 20},
@@ -34,6 +36,7 @@ EXAMPLES = {
     "mas": {"examples": 8},
     "refresh": {"examples": 8},
     "train_only": {"pattern": "^head/"},
+    "trgp": {"examples": 8},
     "slca": {"epochs": 1, "per_class": 4},
 }
 OTHERWISE = {
@@ -89,7 +92,7 @@ def test_what_chooses_examples_is_refused_on_a_drawn_stream(name):
 def test_a_program_is_a_run_and_its_memory_keeps_shapes_and_dtypes(name):
     """To the last bit where XLA compiles both alike; fusions differ in the last one or two."""
     config = setup(of(name), merges={"MagMax": jm.magmax()})
-    if any(m.host for m in stages.build(config, 3).methods):
+    if any(m.host for m in build(config, 3).methods):
         with pytest.raises(ValueError, match="needs the host"):
             program(config, stream(), KEY)
         return
@@ -109,7 +112,7 @@ def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
     config = setup(of(name), merges={"MagMax": jm.magmax()})
     s, t = jax.tree.map(jnp.asarray, stream()), jnp.int32(1)
     part = lambda a, b: tuple(x[1, a:b] for x in (s.rows, s.origin, s.weight))
-    host = any(m.host for m in stages.build(config, 3).methods)
+    host = any(m.host for m in build(config, 3).methods)
     begin = stages.begin if host else compiled[stages.begin]
     state = begin(config, s, compiled[stages.create](config, s, KEY), t)
     train, total = compiled[stages.train], jnp.int32(4)
@@ -135,7 +138,7 @@ def test_ten_tasks_compile_every_stage_once(name):
     sizes = lambda: {f: compiled[f]._cache_size() for f in compiled}
     before = sizes()
     run(config, ten, KEY, score_every=5)
-    host = any(m.host for m in stages.build(config, 10).methods)
+    host = any(m.host for m in build(config, 10).methods)
     for stage, count in sizes().items():
         new = count - before[stage]
         assert new <= 1, (name, stage.__name__, new)
@@ -170,7 +173,7 @@ def test_prediction_without_the_task_never_reads_it(name):
     wrong = s._replace(groups=s.groups._replace(task=s.groups.task[::-1].copy()))
     state = ran(name).state
     config = setup(of(name), merges={"MagMax": jm.magmax()})
-    score = lambda s: compiled[stages.score](config, s, state, jnp.int32(2))[LAST]["accuracy"]
+    score = lambda s: compiled[scoring.score](config, s, state, jnp.int32(2))[LAST]["accuracy"]
     np.testing.assert_array_equal(score(s), score(wrong))
 
 

@@ -124,7 +124,7 @@ def hook(**fields):
     def bad():
         return Method(**fields)
 
-    return methods.register(bad)()
+    return methods.record(bad)()
 
 
 zero = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)

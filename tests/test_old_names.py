@@ -11,7 +11,7 @@ import jaxmerge as jm
 from jaxmerge.continual.registry import methods
 from jaxmerge.core import old_names
 from jaxmerge.recipes.method_spec import build
-from jaxmerge.studies.config import built, methods_of
+from jaxmerge.studies.settings import built, methods_of
 
 BASE = {"w": np.zeros(4, np.float32)}
 MODELS = [{"w": np.float32([1, -2, 0, 3])}, {"w": np.float32([-3, 1, 0, 3])}]

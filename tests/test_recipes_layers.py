@@ -138,6 +138,13 @@ def test_tied_weights_stored_once_or_twice(family, in_base):
         np.testing.assert_array_equal(got["lm_head.weight"], got["model.embed_tokens.weight"])
 
 
+def test_a_head_of_its_own_where_the_base_ties_it(family):
+    family["a"]["lm_head.weight"] = family["a"]["model.embed_tokens.weight"] + 1
+    save_file(family["a"], "a/model.safetensors")
+    with pytest.raises(UserError, match=r"tied to 'model.embed_tokens.weight', here it has values"):
+        run({"base": "base", "models": ["a", "b"], "method": "mean"})
+
+
 def test_chat_templates(family):
     for name in NAMES:
         with open(f"{name}/tokenizer_config.json", "w") as file:

@@ -5,7 +5,8 @@
 
 Both sides have the same weights (ours are written to a folder that transformers reads), run the
 same batches, and the first call of each shape is not counted. torch runs eager in its default
-attention, once compiled with --compile. Each figure is the best of --repeat.
+attention, compiled with --compile. Each figure is the best of --repeat. Loading is compared with
+reading the bytes of the same file.
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ SMALL = {
 LORA = {"rank": 8, "alpha": 16.0, "target": "attn/(query|value)", "use": "shared"}
 
 
-def best(repeat: int, call) -> float:
+FIRST: dict[str, float] = {}  # seconds of our first calls, which compile
+
+
+def best(repeat: int, call, name: str = "") -> float:
     """The shortest of several runs, seconds; one more in front is not counted."""
-    call()
     times = []
-    for _ in range(repeat):
+    for _ in range(repeat + 1):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
-    return min(times)
+    if name:
+        FIRST[name] = times[0]
+    return min(times[1:])
 
 
 def ours(model, ids, options) -> dict[str, float]:
@@ -57,13 +62,14 @@ def ours(model, ids, options) -> dict[str, float]:
             decoder.positions_of(np.ones((rows, length - 1))),
         )[0]
     )  # fmt: skip
-    found["scoring"] = rows * length / best(options.repeat, score)
+    found["scoring"] = rows * length / best(options.repeat, score, "scoring")
     for batch in (1, 16):
         prompts = [row[:16].tolist() for row in np.resize(ids, (batch, length))]
         write = lambda prompts=prompts: decoder.generate(
             decoder.Model(model.config, model.params), prompts, most=options.new
         )
-        found[f"generation {batch}"] = batch * options.new / best(options.repeat, write)
+        name = f"generation {batch}"
+        found[name] = batch * options.new / best(options.repeat, write, name)
     data = windows([(row.tolist(), [True] * length) for row in ids], length)
     for name, methods in (("training", []), ("training LoRA", [lora(**LORA)])):
         seconds: list[float] = []
@@ -78,8 +84,15 @@ def ours(model, ids, options) -> dict[str, float]:
             model, data, epochs=1 + options.repeat, batch=rows, chunk=1, methods=methods,
             optimiser=optimisers.adamw(rate=1e-4), on_chunk=tick,
         )  # fmt: skip
-        found[name] = rows * length / min(seconds[1:])
+        found[name], FIRST[name] = rows * length / min(seconds[1:]), seconds[0]
     return found
+
+
+def loading(folder: Path, repeat: int) -> dict[str, float]:
+    """Seconds to read the weights' file, and to load the model from it (float32, turned)."""
+    read = lambda: np.fromfile(folder / "model.safetensors", np.uint8)
+    load = lambda: jax.block_until_ready(dict(decoder.load(folder).params))
+    return {"reading": best(repeat, read), "loading": best(repeat, load)}
 
 
 def theirs(folder: Path, ids, options) -> dict[str, float]:
@@ -150,14 +163,18 @@ def main() -> None:
     ids = np.random.default_rng(0).integers(3, model.config.vocab, shape)
     with tempfile.TemporaryDirectory() as folder:
         decoder.save(decoder.Model(model.config, model.params), folder)
-        mine, other = ours(model, ids, options), theirs(Path(folder), ids, options)
+        mine = ours(model, ids, options)
+        del model  # transformers needs the room
+        seconds = loading(Path(folder), options.repeat)
+        other = theirs(Path(folder), ids, options)
     table = {name: {"jaxmerge": mine[name], "transformers": other.get(name)} for name in mine}
     load = os.getloadavg()[0]
     about = {"machine": platform.machine(), "cores": os.cpu_count(), "load": load}
     about |= {"device": jax.devices()[0].device_kind, "rows": options.rows}
     about |= {"length": options.length, "new": options.new, "compiled": options.compile}
     if options.out:
-        options.out.write_text(json.dumps({"about": about, "tokens_per_second": table}, indent=1))
+        found = {"about": about, "tokens_per_second": table, "seconds": seconds, "first": FIRST}
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"tokens/s on {about['device']}, {about['cores']} cores, load {load:.1f}")
     for name, row in table.items():
         if row["transformers"] is None:
@@ -165,6 +182,9 @@ def main() -> None:
             continue
         ratio = row["jaxmerge"] / row["transformers"]
         print(f"{name:16} {row['jaxmerge']:9.1f} {row['transformers']:9.1f} {ratio:6.2f}x")
+    ratio = seconds["loading"] / seconds["reading"]
+    print("first calls, seconds: " + ", ".join(f"{n} {x:.1f}" for n, x in FIRST.items()))
+    print(f"loading {seconds['loading']:.2f} s, {ratio:.2f} x reading the file")
 
 
 if __name__ == "__main__":

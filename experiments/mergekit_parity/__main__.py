@@ -14,8 +14,8 @@ deviations.
 * `programs`: both programs on one recipe; `outputs`: two outputs compared; `pages`: what is written
 
 Writes `experiments/results/mergekit_parity.json` and the generated parts of docs/mergekit.md and of
-the README.  Takes some minutes; with ``--keep`` a run that was stopped goes on, and what mergekit
-made of a recipe that is still the same is not made again.
+the README, after every recipe; with ``--only`` the rows of others stay.  Takes some minutes; with
+``--keep`` what mergekit made of a recipe that is still the same is not made again.
 """
 
 from __future__ import annotations
@@ -58,17 +58,24 @@ def main() -> None:
         checkpoints(folder)
         chosen = {n: c for n, c in cases().items() if options.only in n}
         theirs = there(options.mergekit, chosen, folder)
-        rows = []
+        both, rows = versions(options.mergekit), []
         for name, case in chosen.items():
             verdict, seen = outcome(case, task(name, case, folder), theirs[name], folder)
             seen = seen.replace(str(folder), ".")
             rows.append({"recipe": name, "verdict": verdict, "seen": seen, "why": case.why})
             print(f"{verdict:20} {name}: {seen}", flush=True)
-    if not options.only:
-        RESULT.write_text(json.dumps(versions(options.mergekit) | {"rows": rows}, indent=1) + "\n")
-        write_pages(json.loads(RESULT.read_text()))
+            save(rows, both)
     if any(r["verdict"] in ("differs", "only mergekit") for r in rows):
         sys.exit("some recipes differ without a reason that is written down")
+
+
+def save(rows: list[dict], both: dict[str, str]) -> None:
+    """Write the result and the pages; of recipes that were not run now, earlier rows stay."""
+    old = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    known = {r["recipe"]: r for r in [*old, *rows]}
+    result = both | {"rows": [known[n] for n in cases() if n in known]}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_pages(result)
 
 
 def task(name: str, case: Case, folder: Path) -> dict:

@@ -10,17 +10,18 @@ from recipes import Case
 from safetensors.numpy import load_file
 
 TOLERANCE = 1e-6  # of entries of order 0.1
+BUFFERS = ("attention.bias", "masked_bias", "inv_freq")
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "vocab_size")
 
 
 def leaves_of(folder: Path) -> dict[str, np.ndarray]:
-    """All leaves of a folder, floating ones in float32."""
+    """All leaves of a folder, floating and boolean ones in float32."""
     import ml_dtypes  # noqa: F401 - safetensors then reads bfloat16
 
     out: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob("*.safetensors")):
         out |= load_file(path)
-    return {n: np.asarray(x, np.float32) if x.dtype.kind in "fV" else x for n, x in out.items()}
+    return {n: np.asarray(x, np.float32) if x.dtype.kind in "fVb" else x for n, x in out.items()}
 
 
 def compare(case: Case, theirs: Path, ours: Path, base: Path | None) -> tuple[str, str]:
@@ -51,6 +52,8 @@ def compare(case: Case, theirs: Path, ours: Path, base: Path | None) -> tuple[st
         start = leaves_of(base)
         if changed(a) != changed(b):
             return "differs", f"another number of changed entries; {seen}"
+    if case.why.startswith("buffers") and not all(n.endswith(BUFFERS) for n in off if off[n]):
+        return "differs", f"not buffers alone; {seen}"
     return ("differs on purpose" if case.why else "differs"), seen
 
 

@@ -19,7 +19,7 @@ from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError, said
 from jaxmerge.io.model_folder import output_belongings
-from jaxmerge.io.places import delete, working
+from jaxmerge.io.places import Place, delete, working
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.io.writer import install, partial_folder
 from jaxmerge.recipes.execute import digest_of
@@ -94,7 +94,8 @@ def _gguf(source, out: Path, dtype: str | None, force: bool, quiet: bool) -> int
 
 
 def _orbax(source, out: Path, kind, force: bool) -> None:
-    """An Orbax checkpoint, nested as the model came in; needs the model in memory."""
+    """An Orbax checkpoint, nested as the model came in, and what belongs to the model beside it;
+    needs the model in memory."""
     import orbax.checkpoint as ocp
 
     from jaxmerge.io.orbax import nested
@@ -111,6 +112,10 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         try:
             with ocp.StandardCheckpointer() as writer:
                 writer.save(partial, nested(source.source, tree))
+            place = Place(partial)
+            for name, content in output_belongings(source, kind).items():
+                place.write(name, content)
+            place.close()
             install(partial, out, force)
         except OSError:
             raise

@@ -11,8 +11,9 @@ from pathlib import Path
 from jaxmerge.cli import runs
 from jaxmerge.errors import UserError
 from jaxmerge.studies.cells import installed
-from jaxmerge.studies.config import Experiment, changed
+from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.results import Results
+from jaxmerge.studies.settings import changed
 from jaxmerge.training.mid_task import EVERY
 from jaxmerge.training.tracking import package
 

@@ -27,10 +27,11 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
 from jaxmerge.io.untrusted import read_json
 from jaxmerge.studies import cells, results
-from jaxmerge.studies.config import AnyExperiment, Experiment, parsed, restored
+from jaxmerge.studies.config import AnyExperiment, Experiment
 from jaxmerge.studies.provenance import Cost, machine, versions
 from jaxmerge.studies.results import Results, SeedRun, summarize
 from jaxmerge.studies.seed import Plan, Watch, run_seed, steps_of
+from jaxmerge.studies.settings import parsed, restored
 from jaxmerge.training import checkpoint, data_parallel
 from jaxmerge.training.learner import Learner
 from jaxmerge.training.mid_task import EVERY

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual import stages
+from jaxmerge.continual.parts import build
 from jaxmerge.continual.records import Groups, Setup, Stream
+from jaxmerge.continual.scoring import scores
 from jaxmerge.core.types import concrete
 from jaxmerge.errors import closest, listed
 
@@ -29,7 +31,7 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     wrong = [*_setup(setup, traced), *_plan(stream), *_groups(setup, stream)]
     if wrong:
         raise ValueError(listed(wrong))
-    parts = stages.build(setup, stream.tasks)
+    parts = build(setup, stream.tasks)
     key = jax.random.key(0)
     params = jax.eval_shape(parts.model.init, key)
     short = [
@@ -175,7 +177,7 @@ def _metrics(setup: Setup, stream: Stream, parts: stages.Parts) -> None:
         inputs = parts.problem.view(take(g.inputs), stream.info, given, None)
         info = jax.tree.map(lambda a: jnp.asarray(a)[given], g.info)
         targets, task = take(g.targets), jnp.int32(0)
-        return stages.scores(parts, params, inputs, targets, task, task, info)
+        return scores(parts, params, inputs, targets, task, task, info)
 
     for g in sets:
         found = jax.eval_shape(values, jax.random.key(0), g)

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmerge.continual import stages
+from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.checks import check
+from jaxmerge.continual.parts import build
 from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)
-compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, stages.score)}
+compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, scoring.score)}
 
 
 def program(
@@ -53,7 +54,7 @@ def program(
     last = stream.tasks - 1
 
     def scored(state: State, t: Array) -> dict:
-        score = lambda s: stages.score(setup, stream, s, t)
+        score = lambda s: scoring.score(setup, stream, s, t)
         if score_every == 0:
             return {}
         if score_every == 1:
@@ -82,7 +83,7 @@ def program(
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)
         state, (R, losses) = (whole if anytime == 1 else in_parts)(state, t)
-        model = stages.build(setup, stream.tasks).model
+        model = build(setup, stream.tasks).model
         after = dict(model.weights(state.params, t)) if models else {}
         return state, (R, losses, is_finite(state, losses), after)
 
@@ -139,7 +140,7 @@ def run(
         state = compiled[stages.fold](setup, stream, state, index)
         losses.append(found)
         finite.append(is_finite(state, found))
-        score = partial(compiled[stages.score], setup, stream, t=index)
+        score = partial(compiled[scoring.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
         figures.append(score(state) if due else unscored(score, state))
         watch(t, state, figures[-1])

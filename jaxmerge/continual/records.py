@@ -88,6 +88,8 @@ class Model(NamedTuple):
             that grows by novelty keeps the table in an untrained leaf, which its `begin` writes.
         statistics: whether a leaf of this name is not trained but rewritten by each training step,
             from ``aux["statistics"]`` of `train`, a mapping of names to new values.
+        taps: ``(params, inputs, task) -> {kernel: its inputs}``, of a wrap whose kernels are made
+            of several leaves. None: they are found, see `jaxmerge.continual.taps`.
         weights: ``(params, task) -> leaves``: what merges fold, by default every leaf.
         put: ``(params, merged) -> params``: brings a merge of `weights` back.
     """
@@ -101,6 +103,7 @@ class Model(NamedTuple):
     slots: Callable[[str], bool] = lambda name: False
     slot: Callable[..., Array] = lambda params, task: task
     statistics: Callable[[str], bool] = lambda name: False
+    taps: Callable[..., Mapping[str, Array]] | None = None
     weights: Callable[..., Leaves] = lambda params, task: params
     put: Callable[[Leaves, Leaves], Leaves] = lambda params, merged: {**params, **merged}
 

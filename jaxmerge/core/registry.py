@@ -172,7 +172,7 @@ class Registry(Mapping[str, Callable]):
             bound = _bound(name, signature, {}, args, kwargs)
             return factory(**{**now.given, **bound.arguments})
 
-        build.__name__, build.__signature__ = name, signature
+        build.__name__, build.__dict__["__signature__"] = name, signature
         return build
 
     def from_settings(self, what: Any, settings: Mapping[str, Any] | None = None) -> Any:

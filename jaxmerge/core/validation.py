@@ -105,7 +105,7 @@ def check_joinable(method: Merge, grid: Mapping[str, Pipeline]) -> None:
         )
 
 
-def check_choice(nonfinite: str) -> bool:
+def check_nonfinite(nonfinite: str) -> bool:
     """Whether non-finite entries count as no change (True) or are refused (False)."""
     if nonfinite not in ("raise", "zero"):
         raise ValueError(f'nonfinite must be "raise" or "zero", got {nonfinite!r}.')

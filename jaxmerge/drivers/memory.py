@@ -30,10 +30,10 @@ from jaxmerge.core import names
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
 from jaxmerge.core.validation import (
     check_base,
-    check_choice,
     check_count,
     check_joinable,
     check_method,
+    check_nonfinite,
     check_order,
     check_state,
     flat_extra,
@@ -169,7 +169,7 @@ def update(
     """
     check_method(method, getattr(state, "key", None))
     check_order(state, MergeState, "jm.update(method, state, base, model)")
-    zero = check_choice(nonfinite)
+    zero = check_nonfinite(nonfinite)
     base, model = (implicit(names.flatten(x)[0]) for x in (base, model))
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
@@ -298,7 +298,7 @@ def merge(
         array([-1.5, -1. ,  0. ], dtype=float32)
     """
     check_method(method, key)
-    zero = check_choice(nonfinite)
+    zero = check_nonfinite(nonfinite)
     check_base(base, models)
     if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):
         models = names.rows_of(models, flat)

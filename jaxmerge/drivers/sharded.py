@@ -31,10 +31,10 @@ from jaxmerge.core import names
 from jaxmerge.core.specs import frozen
 from jaxmerge.core.types import Leaves, Merge, concrete
 from jaxmerge.core.validation import (
-    check_choice,
     check_count,
     check_joinable,
     check_method,
+    check_nonfinite,
     flat_extra,
     grid_of,
     refuse_nonfinite,
@@ -124,7 +124,7 @@ def pmerge(
     method, mesh and number of models; runs inside jit too.
     """
     check_method(method, key)
-    zero = check_choice(nonfinite)
+    zero = check_nonfinite(nonfinite)
     if axis not in mesh.axis_names:
         raise ValueError(
             f"The mesh has the axes {mesh.axis_names}, none is named {axis!r}: name the one that "

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import stages
+from jaxmerge.continual.parts import build
 from jaxmerge.continual.records import Setup
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
@@ -139,7 +139,7 @@ def wrapped_logits(
 @partial(jax.jit, static_argnames=("aware", "tasks"))
 def _answer(fixed, inputs, task, aware, tasks):
     setup, params = fixed
-    model = stages.build(setup, tasks).model
+    model = build(setup, tasks).model
     return (model.apply if aware else model.answer)(params, inputs, task).logits
 
 

@@ -153,7 +153,7 @@ def select_calculate_erase(density: Any = 1.0, floor: Any = 0.0, exact: bool = F
         if not concrete(density) or density < 1:
             middle = sum(rows) / many
             spread = jax.lax.stop_gradient(sum(jnp.square(x - middle) for x in rows) / many)
-            count = share_of(density, leaf_sum((spread != 0).astype(jnp.int32)))
+            count = share_of(density, leaf_sum(jnp.not_equal(spread, 0).astype(jnp.int32)))
             selected = largest(spread, count, exact) | (jnp.asarray(density) >= 1)
             rows = [jnp.where(selected, x, 0) for x in rows]
         size = leaf_size(rows[0]).astype(rows[0].dtype)

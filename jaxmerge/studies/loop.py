@@ -35,6 +35,7 @@ from jaxmerge.continual.deploys import (
     merged_many,
     running_merge,
 )
+from jaxmerge.continual.parts import build
 from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
@@ -134,7 +135,7 @@ class Stream:
         self.done = 0
         self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
         self.setup = setup_of(learner, self.training(scenario[0]), self.methods)
-        parts = stages.build(self.setup, len(scenario))
+        parts = build(self.setup, len(scenario))
         self.model, wrapped = parts.model, any(m.wrap for m in parts.methods)
         self.predict = self.model if wrapped else None
         state = begin_state(
@@ -233,7 +234,7 @@ class Stream:
 
     def _border(self, setup: Setup, state: State, t: int, which: str, data: Data) -> State:
         """The hooks at a border, compiled once for all tasks where they need not the host."""
-        parts = stages.build(setup, len(self.scenario))
+        parts = build(setup, len(self.scenario))
         hooks = [m for m in parts.methods if getattr(m, which) is not None]
         if not hooks:
             return state
@@ -268,7 +269,7 @@ class Stream:
     def _base(self) -> Leaves:
         """theta_0 with the leaves that methods add."""
         own = dataclasses.replace(self.setup, model=self.learner.model(params=True))
-        return stages.build(own, len(self.scenario)).model.init(jax.random.key(self.seed))
+        return build(own, len(self.scenario)).model.init(jax.random.key(self.seed))
 
     def _examples(self, t: int) -> Data:
         """The training examples of a task, with those of earlier tasks that methods add."""
@@ -406,7 +407,7 @@ def at_border(fixed: Any, t: Any, which: str, tasks: int) -> State:
     """The hooks `begin` or `end`, reading a sample of the task's examples."""
     setup, info, state, sample = fixed
     read = lambda count: jax.tree.map(lambda x: jnp.asarray(x)[:count], sample)
-    return stages.border(stages.build(setup, tasks), info, state, t, which, read)
+    return stages.border(build(setup, tasks), info, state, t, which, read)
 
 
 class Measured(NamedTuple):

@@ -1,6 +1,6 @@
 """Learning one task with examples that the host reads, in chunks of steps, compiled once for all.
 
-The steps are those of `jaxmerge.continual.stages`, so every method of `jaxmerge.continual` can be
+The steps are those of `jaxmerge.continual.step`, so every method of `jaxmerge.continual` can be
 used.  They run in chunks under one `lax.scan`; a chunk that the task does not fill skips the rest,
 it does not pad with work.  While a chunk runs the host prepares the next one.
 
@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import stages
+from jaxmerge.continual import stages, step
 from jaxmerge.continual.optimisers import cosine
+from jaxmerge.continual.parts import Fed, build, trained_leaves, transform, with_trained
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Batch, Setup, State
+from jaxmerge.continual.step import fit_of
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
@@ -176,10 +178,10 @@ def fit_task(
     total = training.steps(len(data.columns))
     setup = dataclasses.replace(setup, optimiser=training.optimiser(total))
     tasks = len(jax.tree.leaves(info)[0])
-    parts = stages.build(setup, tasks)
-    trained = stages.trained_leaves(parts.model, state.params, t)
-    state = state._replace(moments=stages.transform(setup, total).init(trained), count=jnp.int32(0))
-    fit = stages.fit_of(parts, state, t)
+    parts = build(setup, tasks)
+    trained = trained_leaves(parts.model, state.params, t)
+    state = state._replace(moments=transform(setup, total).init(trained), count=jnp.int32(0))
+    fit = fit_of(parts, state, t)
     fit = everywhere(jax.tree.map(jnp.array, fit))  # it is donated
     rest = {
         n: p
@@ -230,7 +232,7 @@ def fit_task(
             f"The loss is {losses[wrong[0]]} at step {wrong[0]} of {total}: "
             f"lower the learning rate ({training.rate})."
         )
-    params = stages.with_trained(
+    params = with_trained(
         parts.model, {**state.params, **fit.statistics}, everywhere(fit.trained), t
     )
     return state._replace(
@@ -238,9 +240,9 @@ def fit_task(
     ), losses
 
 
-def _fed(collate: Callable, stored: np.ndarray) -> stages.Fed:
+def _fed(collate: Callable, stored: np.ndarray) -> Fed:
     """What the model reads beside what is stored; sent to worker processes."""
-    return stages.Fed(stored, collate(stored))
+    return Fed(stored, collate(stored))
 
 
 @partial(jax.jit, static_argnames="tasks", donate_argnames="fit")
@@ -248,7 +250,7 @@ def run_chunk(fixed, fit, part, t, total, tasks):
     """Several steps; where the part is not active nothing is computed."""
     setup, info, base, rest, key = fixed
     state = State(base, rest, (), {}, (), fit.count, key)
-    return stages.steps(setup, stages.build(setup, tasks), info, state, t, total, fit, part)
+    return step.steps(setup, build(setup, tasks), info, state, t, total, fit, part)
 
 
 def fit(
@@ -295,9 +297,9 @@ def begin_state(
     setup: Setup, info: Any, base: Leaves, data: Data, collate: Callable, key: Array
 ) -> State:
     """The state of a stream before its first task; of the data only the form counts."""
-    parts = stages.build(setup, len(jax.tree.leaves(info)[0]))
+    parts = build(setup, len(jax.tree.leaves(info)[0]))
     rows = np.zeros(2, int)
     stored = data.inputs[rows]
-    fed = stages.Fed(stored, collate(stored))
+    fed = Fed(stored, collate(stored))
     batch = Batch(fed, data.columns[rows], data.task[rows], np.ones(2, np.float32))
     return stages.create_from(setup, parts, info, base, batch, key)

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
+from jaxmerge.continual.parts import build, stored
 from jaxmerge.continual.records import Groups, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
@@ -100,7 +101,7 @@ def finetune(
     stream = _stream(windows, rows[None])
     state = _start(setup, stream, model, seed)
     state = _begin(setup, stream, state, jnp.int32(0))
-    state = state._replace(moments=_beside(state.moments, state.params))
+    state = _settled(state._replace(moments=_beside(state.moments, state.params)))
     state, losses = _resumed(folder, state, [total, batch, seed, str(setup)])
     for first in range(len(losses), total, chunk):
         part = np.full((chunk, batch), 0, np.int32)
@@ -117,7 +118,7 @@ def finetune(
             said = [total, batch, seed, str(setup)]
             checkpoint.save(Path(folder) / "state.safetensors", _kept(state, losses), said)
         on_chunk(len(losses), total, float(np.mean(losses[first:])))
-    parts = stages.build(setup, 1)
+    parts = build(setup, 1)
     merged = parts.model.weights(state.params, jnp.int32(0))
     trained = {n: x.astype(model.params[n].dtype) for n, x in merged.items()}
     return Finetuned(model_with(model, trained), state.params, losses)
@@ -166,14 +167,14 @@ def _stream(windows: Windows, rows: np.ndarray) -> Stream:
 
 def _start(setup: Setup, stream: Stream, model: Model, seed: int) -> State:
     """The state at the model's own weights, with what methods add to it."""
-    parts = stages.build(setup, 1)
+    parts = build(setup, 1)
     key, rest = jax.random.split(jax.random.key(seed))
     shapes = jax.eval_shape(parts.model.init, key)
     added = [n for n in shapes if n not in model.params]
     made = _added(parts.model.init, key, tuple(added), dict(model.params)) if added else {}
     base = {**model.params, **made}
     take = lambda x: jnp.asarray(x)[0, 0]
-    batch = stages.stored(stream, *map(take, (stream.rows, stream.origin, stream.weight)))
+    batch = stored(stream, *map(take, (stream.rows, stream.origin, stream.weight)))
     state = stages.create_from(setup, parts, stream.info, base, batch, rest)
     return jax.tree.map(jnp.array, state)  # the model's own arrays are not given away
 
@@ -188,10 +189,26 @@ def _added(init: Callable, key: Any, names: tuple[str, ...], params: Leaves) -> 
     return made
 
 
+def _mesh_of(params: Leaves) -> Mesh | None:
+    """The mesh that weights lie on, None for a single device."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in params.values()]
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+
+
+def _settled(state: State) -> State:
+    """Every leaf committed to where it lies, as steps return it, so that they are compiled once."""
+    mesh = _mesh_of(state.params)
+
+    def put(x):
+        away = mesh is not None and not isinstance(x.sharding, NamedSharding)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec()) if away else x.sharding)
+
+    return jax.tree.map(put, state)
+
+
 def _placing(params: Leaves, rows: int) -> Callable[[np.ndarray], Any]:
     """Puts numbers of rows, `[steps, batch]`, on the mesh of the weights, cut over its axes."""
-    shardings = [getattr(leaf, "sharding", None) for leaf in params.values()]
-    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    mesh = _mesh_of(params)
     if mesh is None:
         return lambda x: x
     cut = PartitionSpec(None, mesh.axis_names) if rows % mesh.size == 0 else PartitionSpec()

@@ -78,6 +78,45 @@ def grow(basis: Basis, inputs: Array, threshold: float | Array, below: bool | Ar
     return append(basis, v, jnp.sum(joins).astype(jnp.int32))
 
 
+def space(
+    basis: Basis, inputs: Array, threshold: float | Array, below: bool | Array, drop: bool | Array
+) -> tuple[Basis, Array]:
+    """The leading directions of a task's inputs, old and new: the grown basis, and S [d, capacity].
+
+    Energies |m' X'|^2 of the columns m of M and s_i^2 of R = X - X M M' = U S V' are sorted;
+    directions are taken from the largest on until their energies reach the threshold's share of
+    |X|^2. All taken ones are S, in that order; the new ones among them join M.
+
+    Args:
+        inputs: X [n, d]; rows of zeros change nothing.
+        threshold: in (0, 1].
+        below: take directions only while the share **with** them is strictly below the threshold.
+        drop: the strongest new direction is in S but does not join M (a slip of TRGP's code).
+
+    Source: Lin et al., TRGP, ICLR 2022, appendix; LYang-666/TRGP, ``update_GPM``.
+
+    >>> x = jnp.diag(jnp.array([3.0, 1.0, 0.1]))
+    >>> grown, own = space(empty(3), x, 0.95, False, False)
+    >>> int(grown.rank), own.shape
+    (2, (3, 3))
+    """
+    x = inputs.astype(basis.vectors.dtype)
+    old = jnp.sum((x @ basis.vectors) ** 2, 0)
+    room = old.size
+    old = jnp.where(jnp.arange(room) < basis.rank, old, -1)
+    _, s, v = jnp.linalg.svd(outside(basis, x.T).T, full_matrices=False)
+    energy = jnp.concatenate([old, s**2])
+    order = jnp.argsort(-energy, stable=True)
+    ranked, total = jnp.maximum(energy[order], 0), jnp.sum(x**2)
+    share = jnp.cumsum(ranked) / jnp.where(total > 0, total, 1)
+    before = jnp.concatenate([jnp.zeros(1, share.dtype), share[:-1]])
+    taken = jnp.where(below, share < threshold, before < threshold) & (ranked > 0)
+    own = jnp.concatenate([basis.vectors.T, v])[order] * taken[:, None].astype(x.dtype)
+    fresh = jnp.sum(taken & (order >= room)) - drop
+    grown = append(basis, jnp.where(drop, jnp.roll(v, -1, 0), v), jnp.maximum(fresh, 0))
+    return grown, own[:room].T
+
+
 def patches(images: Array, kernel: tuple[int, int], strides=(1, 1), padding="VALID") -> Array:
     """[positions, height * width * channels]: what a convolution's kernel meets, a row a position.
 

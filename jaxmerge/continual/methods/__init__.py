@@ -7,7 +7,7 @@ holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`
 replays examples                `er`, `der`, `derpp`, `replay`
 unlearns before it learns       `refresh`
-projects what is learnt         `gpm`, `coso`, `osft`
+projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`
 trains a part                   `train_only`
@@ -15,6 +15,7 @@ trains a part                   `train_only`
 """
 
 from jaxmerge.continual.methods.coso import coso
+from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
@@ -34,9 +35,11 @@ from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
 from jaxmerge.continual.methods.supsup import supsup
 from jaxmerge.continual.methods.train_only import train_only
+from jaxmerge.continual.methods.trgp import trgp
 
 __all__ = [
     "coso",
+    "cuber",
     "der",
     "derpp",
     "er",
@@ -57,4 +60,5 @@ __all__ = [
     "slca",
     "supsup",
     "train_only",
+    "trgp",
 ]

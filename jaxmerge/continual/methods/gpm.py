@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.records import Batch, Method, Model
+from jaxmerge.continual.records import Batch, Method, Model, Step
 from jaxmerge.continual.registry import Count, Share, methods
+from jaxmerge.continual.taps import layer_inputs
 from jaxmerge.core.types import Array, Leaves
-from jaxmerge.statistics.capture import dense_inputs
 
 
 @methods.register
@@ -58,71 +59,79 @@ def gpm(
     gpm(threshold=(0.95, 0.99, 0.99))
     """
 
-    def kernels(names) -> list[str]:
-        chosen = [n for n in names if re.search(project, n)]
-        if not chosen:
-            raise ValueError(f"gpm: no dense kernel matches {project!r}; there are {list(names)}.")
-        if isinstance(threshold, tuple) and len(threshold) != len(chosen):
-            raise ValueError(
-                f"gpm: threshold has {len(threshold)} numbers, for the {len(chosen)} kernels "
-                f"{', '.join(chosen)}."
-            )
-        return chosen
+    chosen = lambda names: projected("gpm", names, project, threshold)
 
     def init(model, params, batch, stored):
-        order = []
-
-        def look():
-            met = layer_inputs(model, params, batch, 0)
-            order.extend(met)  # a mapping comes back in alphabetical order
-            return met
-
-        met = jax.eval_shape(look)
-        make = lambda n: basis.empty(met[n].shape[1], capacity, params[n].dtype)
-        return {n: make(n) for n in kernels(order)}
+        return empty_bases(model, params, batch, chosen, capacity)
 
     def update(model, step, updates):
-        def own(n, u):
-            if n in step.memory:
-                m = step.memory[n]
-                flat = u.reshape(m.vectors.shape[0], -1)
-                return basis.outside(m, flat).reshape(u.shape)
-            if model.slots(n) or (free is not None and re.search(free, n)):
-                return u
-            return jnp.where(step.task == 0, u, 0)
-
-        return {n: own(n, u) for n, u in updates.items()}, step.memory
+        off = {n: m.vectors for n, m in step.memory.items()}
+        return outside_of(model, step, updates, off, free), step.memory
 
     def end(model, params, memory, border):
         met = layer_inputs(model, params, border.read(examples), border.index)
-        names = kernels(met)
-        each = threshold if isinstance(threshold, tuple) else (threshold,) * len(names)
         below = (border.index == 0) & (rule == "released")
         grown = {
             n: basis.grow(memory[n], met[n], e + growth * border.index, below)
-            for e, n in zip(each, names, strict=True)
+            for n, e in chosen(met).items()
         }
         return params, grown
 
     return Method(init=init, update=update, end=end)
 
 
-def layer_inputs(model: Model, params: Leaves, batch: Batch, task: Any) -> dict[str, Array]:
-    """Kernel -> [rows, in], what meets each kernel; rows of filled-up examples are 0.
+def projected(
+    who: str, names: Iterable[str], pattern: str, threshold: float | tuple[float, ...]
+) -> dict[str, float]:
+    """Kernel -> its threshold, for those that match, in the order of the network.
 
-    A model that gives ``aux["taps"]`` is asked (convolutions, layers inside a scan); of any other
-    the dense kernels are found in its trace.
+    Raises:
+        ValueError: none matches, or there is another number of thresholds.
     """
-    out = model.apply(params, batch.inputs, task)
-    taps = (out.aux or {}).get("taps")
-    if taps is None:
-        logits = lambda params, inputs: model.apply(params, inputs, task).logits
-        _, met = dense_inputs(logits, params, batch.inputs)
-        taps = {n: found.x for n, found in met.items() if found.axis == 0}
+    chosen = [n for n in names if re.search(pattern, n)]
+    if not chosen:
+        raise ValueError(f"{who}: no dense kernel matches {pattern!r}; there are {list(names)}.")
+    each = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
+    if len(each) != len(chosen):
+        raise ValueError(
+            f"{who}: threshold has {len(each)} numbers, for the {len(chosen)} kernels "
+            f"{', '.join(chosen)}."
+        )
+    return dict(zip(chosen, each, strict=True))
 
-    def rows(x):
-        x = x.reshape(-1, x.shape[-1])
-        weight = jnp.repeat(batch.weight, x.shape[0] // batch.weight.shape[0])
-        return x * (weight > 0)[:, None].astype(x.dtype)
 
-    return {n: rows(x) for n, x in taps.items()}
+def empty_bases(
+    model: Model, params: Leaves, batch: Batch, chosen: Callable, capacity: int | None
+) -> dict[str, basis.Basis]:
+    """Kernel -> a basis without a direction; nothing is computed."""
+    order = []
+
+    def look():
+        met = layer_inputs(model, params, batch, 0)
+        order.extend(met)  # a mapping comes back in alphabetical order
+        return met
+
+    met = jax.eval_shape(look)
+    make = lambda n: basis.empty(met[n].shape[1], capacity, params[n].dtype)
+    return {n: make(n) for n in chosen(order)}
+
+
+def outside_of(
+    model: Model, step: Step, updates: Leaves, off: Mapping[str, Array], free: str | None
+) -> dict[str, Array]:
+    """Updates of kernels without their part in a span; other shared leaves move in task 0 only.
+
+    Args:
+        off: kernel -> M [in, capacity], orthonormal columns and zeros.
+        free: regular expression of other shared leaves that go on learning.
+    """
+
+    def own(n, u):
+        if n in off:
+            flat = u.reshape(off[n].shape[0], -1)
+            return (flat - off[n] @ (off[n].T @ flat)).reshape(u.shape)
+        if model.slots(n) or (free is not None and re.search(free, n)):
+            return u
+        return jnp.where(step.task == 0, u, 0)
+
+    return {n: own(n, u) for n, u in updates.items()}

@@ -5,5 +5,6 @@ module  what it adds                                                     used by
 ======  ===============================================================  ==================
 lora    a low-rank change of chosen kernels, one slot a task             lora, olora
 masks   scores whose mask switches entries of chosen kernels off         supsup
+scales  small matrices that rescale kernels in earlier spaces            trgp, cuber
 ======  ===============================================================  ==================
 """

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Model
+from jaxmerge.continual.taps import taps
 from jaxmerge.continual.wraps.kernels import chosen, fan_in
 from jaxmerge.core.types import Array, Leaves
 
@@ -128,6 +129,7 @@ def with_lora(
         from_features=answer(model.from_features),
         trainable=lambda n: adapter(n) or also(n),
         slots=lambda n: (adapter(n) and use != "shared") or model.slots(n),
+        taps=lambda params, x, task: taps(model, weights(params, task), x, task),
         weights=lambda params, task: model.weights(weights(params, task), task),
         put=put,
     )

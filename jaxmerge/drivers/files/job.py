@@ -14,6 +14,7 @@ from jaxmerge.core.composition import Pipeline, keep_base, resolve
 from jaxmerge.core.types import Merge, Piece, leaf_key
 from jaxmerge.core.validation import check_count, check_method, grid_of
 from jaxmerge.errors import screen
+from jaxmerge.io.architectures import architecture
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves, Like
 
@@ -99,13 +100,25 @@ def mismatches(job: Job) -> list[str]:
         lines = (
             [f"missing leaf {n!r} ({names.kind(base[n])} in the base)" for n in missing],
             [f"leaf {n!r} is {kind[n]}, the base has {names.kind(base[n])}" for n in other],
-            [f"extra leaf {n!r} ({kind[n]}), which the base lacks" for n in extra],
+            [f"extra leaf {n!r} ({kind[n]}), which the base lacks{_tied(job, n)}" for n in extra],
         )
         for some in lines:
             more = f", and {len(some) - SHOWN} more such leaves" if len(some) > SHOWN else ""
             shown = some[:SHOWN]
             wrong += [f"{who}: {s}{more if s is shown[-1] else ''}" for s in shown]
     return wrong
+
+
+def _tied(job: Job, name: str) -> str:
+    """That a leaf is tied to another one in the base and has values of its own here."""
+    copies = () if job.base is None else architecture(job.base).copies(name)
+    stored = next((n for n in copies if n in job.like), None)
+    if stored is None:
+        return ""
+    return (
+        f": there it is tied to {stored!r}, here it has values of its own; store the base with "
+        "both leaves and tie_word_embeddings false"
+    )
 
 
 def _stays(method: Merge, name: str, like: Like) -> bool:

@@ -14,6 +14,7 @@ from jaxmerge.io.gguf.tensors import Tensors
 
 ENTRIES = {
     # key behind "<architecture>." -> entry of config.json
+    "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -166,6 +167,8 @@ def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
     said = {key: config[entry] for key, entry in ENTRIES.items() if config.get(entry) is not None}
     if config.get("use_sliding_window") is False:
         said.pop("attention.sliding_window", None)
+    usual = 1e-5 if family in ("phi3", "mixtral") else 1e-6  # transformers', where none is said
+    said.setdefault("attention.layer_norm_rms_epsilon", usual)
     heads = said["attention.head_count"]
     said.setdefault("attention.head_count_kv", heads)
     head = said.get("attention.key_length", said["embedding_length"] // heads)

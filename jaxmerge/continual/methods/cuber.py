@@ -1,0 +1,185 @@
+"""CUBER, from the paper's equations alone: no program of the authors could be found.
+
+Where the paper leaves a detail open, `trgp`, which it extends, decides; see *Differs*.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxmerge.continual.memories import basis
+from jaxmerge.continual.methods.gpm import empty_bases, outside_of, projected
+from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
+from jaxmerge.continual.records import Method
+from jaxmerge.continual.registry import Count, NonNegative, Share, methods
+from jaxmerge.continual.taps import layer_inputs
+from jaxmerge.continual.wraps.scales import SPACE, USED, with_scales, without
+from jaxmerge.core.types import Array
+
+
+class Kernel(NamedTuple):
+    """What is remembered of one kernel [in, out].
+
+    Attributes:
+        basis: M, all spaces together.
+        gradients: [tasks, in, out], G_j, that of task j's objective at its end.
+        before: [in, out], the kernel before the task.
+        positive: bool [2], which of the two used tasks are in regime 3.
+        off: [4, in, capacity], orthonormal: what the kernel may not move in, by which of the two
+            are in regime 3 (none, the second, the first, both).
+    """
+
+    basis: basis.Basis
+    gradients: Array
+    before: Array
+    positive: Array
+    off: Array
+
+
+@methods.register
+def cuber(
+    threshold: Share | tuple[Share, ...] = 0.97,
+    growth: float = 0.0,
+    trust: Share = 0.5,
+    correlation: float = 0.0,
+    strength: NonNegative = 1.0,
+    examples: Count = 300,
+    project: str = ".*",
+    free: str | None = None,
+    capacity: Count | None = None,
+) -> Method:
+    """CUBER: as TRGP, but a kernel may move inside the space of a related task that would gain.
+
+    Formula: S_j, M, Q and W_eff as in `trgp`; g is the gradient of task t at its start, G_j that
+    of task j at its end. For every kernel and earlier task j
+
+        regime 1:  |S_j' g| < trust |g|
+        regime 2:  not so, and <G_j, g> < correlation |G_j| |g|
+        regime 3:  neither
+
+    At most the two tasks with the largest |S_j' g| are in regimes 2 and 3, and are used in W_eff. W
+    moves outside the spaces of regimes 1 and 2; in those of regime 3 it is held back by a loss
+
+        strength * sum |S_j S_j' (W - W_before)|        (the norm, not its square)
+
+    A step at which <G_j, gradient> falls below the bound puts task j into regime 2 for good.
+
+    Args:
+        threshold, growth, trust, examples, project, free, capacity: as in `trgp`.
+        correlation: epsilon_2, in [-1, 1]; 0 in the paper.
+        strength: lambda.
+
+    Memory: tasks x in x out (gradients) + 5 x in x capacity a kernel, besides TRGP's.
+
+    Source: Lin et al., Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,
+    NeurIPS 2022, definitions 1 and 2, eq. 4 to 8.
+
+    Differs:
+        The spaces of regimes 1 and 2 are projected off together, by an orthonormal basis of their
+        sum; the paper's sum of projections takes directions that they share twice. G_j is the
+        gradient of the first `examples` of task j with its own scales. The paper does not give
+        lambda. What the optimiser proposes is projected, not the gradient, as in `gpm`.
+
+    >>> cuber((0.95, 0.99, 0.99), strength=2)
+    cuber(threshold=(0.95, 0.99, 0.99), strength=2.0)
+    """
+    chosen = lambda names: projected("cuber", names, project, threshold)
+
+    def wrap(model, tasks):
+        return with_scales(model, tasks, project, capacity)
+
+    def init(model, params, batch, stored):
+        def one(n, m):
+            w = params[n].reshape(m.vectors.shape[0], -1)
+            tasks = len(params[n + SPACE])
+            zero, four = jnp.zeros_like(w), jnp.zeros((4, *m.vectors.shape), w.dtype)
+            return Kernel(m, jnp.zeros((tasks, *w.shape), w.dtype), zero, jnp.zeros(2, bool), four)
+
+        empty = empty_bases(model, params, batch, chosen, capacity)
+        return {n: one(n, m) for n, m in empty.items()}
+
+    def begin(model, params, memory, border):
+        t = border.index
+        names, grads = task_gradient(model, without(params, t), border, examples)
+        used, new = {}, {}
+        for n in chosen(names):
+            m, spaces = memory[n], params[n + SPACE]
+            g = grads[n].reshape(m.before.shape)
+            near, inside = related(spaces, g, t, trust)
+            u = nearest(near, inside, t, released=False)
+            positive = (u >= 0) & (correlated(m.gradients[u], g) >= correlation)
+            old = jnp.arange(len(spaces)) < t
+            held = lambda a, b, old=old, u=u: old & ~one_of(old, u, (a, b))
+            off = [union(spaces, held(a, b), m.basis) for a in (False, True) for b in (False, True)]
+            used[n + USED] = params[n + USED].at[t].set(u)
+            before = params[n].reshape(m.before.shape)
+            new[n] = m._replace(before=before, positive=positive, off=jnp.stack(off))
+        return {**params, **used}, new
+
+    def loss(model, step):
+        total = 0.0
+        for n, m in step.memory.items():
+            change = step.params[n].reshape(m.before.shape) - m.before
+            spaces, used = step.params[n + SPACE], step.params[n + USED][step.task]
+            inside = [norm(spaces[used[a]].T @ change) for a in range(2)]
+            total = total + sum(jnp.where(m.positive[a], inside[a], 0) for a in range(2))
+        return strength * total
+
+    def update(model, step, updates):
+        new, off = {}, {}
+        for n, m in step.memory.items():
+            used = step.params[n + USED][step.task]
+            g = step.grads[n].reshape(m.before.shape)
+            positive = m.positive & (correlated(m.gradients[used], g) >= correlation)
+            new[n] = m._replace(positive=positive)
+            off[n] = m.off[2 * positive[0] + positive[1]]
+        return outside_of(model, step, updates, off, free), new
+
+    def end(model, params, memory, border):
+        t = border.index
+        met = layer_inputs(model, without(params, t), border.read(examples), t)
+        _, grads = task_gradient(model, params, border, examples)
+        spaces, new = {}, {}
+        for n, e in chosen(met).items():
+            grown, own = basis.space(memory[n].basis, met[n], e + growth * t, False, False)
+            spaces[n + SPACE] = params[n + SPACE].at[t].set(own)
+            g = grads[n].reshape(memory[n].before.shape)
+            stored = memory[n].gradients.at[t].set(g)
+            new[n] = memory[n]._replace(basis=grown, gradients=stored)
+        return {**params, **spaces}, new
+
+    return Method(wrap=wrap, init=init, begin=begin, loss=loss, update=update, end=end)
+
+
+def one_of(tasks: Array, used: Array, which: tuple[bool, bool]) -> Array:
+    """bool [tasks]: the chosen ones of two tasks; -1 is none."""
+    index = jnp.arange(len(tasks))
+    return sum(((index == used[a]) for a in range(2) if which[a]), jnp.zeros_like(tasks)) > 0
+
+
+def correlated(old: Array, gradient: Array) -> Array:
+    """<G, g> / (|G| |g|) of every G [..., in, out]; 0 where one is zero."""
+    product = jnp.sum(old * gradient, (-2, -1))
+    size = jnp.sqrt(jnp.sum(old**2, (-2, -1)) * jnp.sum(gradient**2))
+    return product / jnp.where(size > 0, size, 1)
+
+
+def norm(x: Array) -> Array:
+    """|x|, whose gradient at 0 is 0, as it is at the first step of every task."""
+    square = jnp.sum(x**2)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def union(spaces: Array, which: Array, all_: basis.Basis) -> Array:
+    """An orthonormal basis [in, capacity] of the sum of chosen spaces S [tasks, in, capacity].
+
+    All spaces lie in M, so their projectors are summed in its coordinates; directions whose
+    eigenvalue there is below 10 eps times the capacity are none.
+    """
+    inside = jnp.einsum("dm,tdr->tmr", all_.vectors, spaces)
+    inside = inside * which[:, None, None].astype(inside.dtype)
+    values, vectors = jnp.linalg.eigh(jnp.einsum("tmr,tnr->mn", inside, inside))
+    tiny = 10 * jnp.finfo(values.dtype).eps * values.size
+    return all_.vectors @ (vectors * (values > tiny).astype(values.dtype))

@@ -1,0 +1,133 @@
+"""A setup built: the model with its wraps, the methods, and what every stage reads of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmerge.continual.records import LAST, Batch, Method, Model, Problem, Setup, State, Stream
+from jaxmerge.core.types import Array, Leaves
+from jaxmerge.drivers import memory as merging
+
+
+class Parts(NamedTuple):
+    """A setup built: the wrapped model, methods with their names, the problem."""
+
+    model: Model
+    methods: tuple[Method, ...]
+    names: tuple[str, ...]
+    problem: Problem
+
+
+def build(setup: Setup, tasks: int) -> Parts:
+    """Build the specs of a setup; wraps are applied in order, the last is outermost.
+
+    Raises:
+        ValueError: two methods replace the objective.
+    """
+    model, methods = setup.model.build(), tuple(m.build() for m in setup.methods)
+    names, seen = [], {}
+    for spec, method in zip(setup.methods, methods, strict=True):
+        name = spec.factory.__name__
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+        if method.wrap is not None:
+            model = method.wrap(model, tasks)
+    own = [n for n, m in zip(names, methods, strict=True) if m.objective is not None]
+    if len(own) > 1:
+        raise ValueError(
+            f"{' and '.join(own)} both replace the objective; use one of them in a stream."
+        )
+    return Parts(model, methods, tuple(names), setup.problem.build())
+
+
+def named_key(key: Array, name: str) -> Array:
+    """A key by name, as in merges: a method placed beside another changes none of its draws."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def objective_of(parts: Parts, info: Any, t: Array) -> Callable[..., Array]:
+    """``(outputs, batch) -> [B]`` of task t."""
+    own = [m.objective for m in parts.methods if m.objective is not None]
+    function = own[0] if own else parts.problem.objective
+    return lambda outputs, batch: function(outputs, batch, info, t)
+
+
+def transform(setup: Setup, total: Any) -> optax.GradientTransformation:
+    """The optimiser of a task of `total` steps; a schedule may read them."""
+    made = setup.optimiser.build()
+    return made if hasattr(made, "update") else made(total)
+
+
+class Fed(NamedTuple):
+    """Inputs of a batch whose view the host has made (packed sentences); `stored` as in `Step`."""
+
+    stored: Any
+    inputs: Any
+
+
+def stored(stream: Stream, rows: Array, origin: Array, weight: Array) -> Batch:
+    """Examples as they are stored."""
+    take = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
+    return Batch(take(stream.inputs), take(stream.targets), origin, weight)
+
+
+def trained_leaves(model: Model, params: Leaves, t: Array) -> dict[str, Array]:
+    """The leaves that task t trains; of slots one only, so moments do not grow with the tasks."""
+    slot = model.slot(params, t)
+    own = lambda n, p: (
+        jax.lax.dynamic_index_in_dim(p, slot, keepdims=False) if model.slots(n) else p
+    )
+    return {n: own(n, p) for n, p in params.items() if model.trainable(n)}
+
+
+def with_trained(model: Model, params: Leaves, trained: Leaves, t: Array) -> dict[str, Array]:
+    """`params` with trained leaves put in their places."""
+    slot = model.slot(params, t)
+    put = lambda n, x: (
+        jax.lax.dynamic_update_index_in_dim(params[n], x, slot, 0) if model.slots(n) else x
+    )
+    return {**params, **{n: put(n, x) for n, x in trained.items()}}
+
+
+def merged_params(setup: Setup, model: Model, state: State, label: str) -> Leaves:
+    """The params of a deployment."""
+    if label == LAST:
+        return state.params
+    base = model.weights(state.base, 0)
+    return model.put(
+        state.params, merging.merged(setup.merges[label].build(), state.merges[label], base)
+    )
+
+
+def same_form(before: Any, after: Any, who: str, what: str = "its memory") -> Any:
+    """`after`, if its structure, shapes and dtypes are those of `before`.
+
+    Raises:
+        ValueError: they are not; compiled code needs one form for all tasks.
+    """
+    form = lambda tree: {
+        jax.tree_util.keystr(path): (tuple(jnp.shape(x)), jnp.result_type(x))
+        for path, x in jax.tree.leaves_with_path(tree)
+    }
+    one, other = form(before), form(after)
+    wrong = [
+        f"{k or 'it'} was {_said(one.get(k))}, is {_said(other.get(k))}"
+        for k in {**one, **other}
+        if one.get(k) != other.get(k)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{who} changes the form of {what}: {'; '.join(wrong[:3])}{more}.")
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(f"{who} changes the structure of {what}.")
+    return after
+
+
+def _said(form: tuple | None) -> str:
+    return "absent" if form is None else f"{form[1]}{list(form[0])}"

@@ -1,0 +1,181 @@
+"""One step of the optimiser with the hooks of all methods, and several in one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmerge.continual.parts import (
+    Fed,
+    Parts,
+    named_key,
+    objective_of,
+    same_form,
+    trained_leaves,
+    transform,
+    with_trained,
+)
+from jaxmerge.continual.records import Batch, Setup, State, Step
+from jaxmerge.core.types import Array
+
+
+class Fit(NamedTuple):
+    """What a step changes: the trained leaves, statistics, moments, memory, steps taken."""
+
+    trained: Any
+    statistics: Any
+    moments: Any
+    memory: tuple
+    count: Array
+
+
+def fit_of(parts: Parts, state: State, t: Array) -> Fit:
+    """The part of a state that the steps of task t change."""
+    statistics = {n: p for n, p in state.params.items() if parts.model.statistics(n)}
+    trained = trained_leaves(parts.model, state.params, t)
+    return Fit(trained, statistics, state.moments, state.memory, state.count)
+
+
+def steps(
+    setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, fit: Fit,
+    part: tuple[Any, Array], read: Callable[[Any], Batch] = lambda batch: batch,
+) -> tuple[Fit, Array]:  # fmt: skip
+    """Several steps in one scan.
+
+    Args:
+        state: its base and key, and of its params what does not train.
+        part: ``(what read reads, active [steps])``; nothing is computed where not active.
+        read: gives a `Batch` of stored inputs, leaves ``[accumulate, B / accumulate, ...]``.
+
+    Returns:
+        What the steps change, and the total loss of each, 0 where it was skipped.
+    """
+
+    def step(fit, x):
+        take = lambda f: one_step(setup, parts, info, state, t, total, f, read(x[0]))
+        kind = jax.eval_shape(read, x[0]).weight.dtype
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), kind)), fit)
+
+    return jax.lax.scan(step, fit, part)
+
+
+def one_step(
+    setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, fit: Fit,
+    batches: Batch,
+) -> tuple[Fit, Array]:  # fmt: skip
+    """One step of the optimiser on a batch in parts ``[accumulate, B, ...]`` of stored inputs."""
+    model, problem = parts.model, parts.problem
+    root = jax.random.fold_in(jax.random.fold_in(state.key, t), fit.count)
+    objective = objective_of(parts, info, t)
+    view = lambda x, task, key: problem.view(x, info, task, key)
+    hooks = tuple(zip(parts.methods, parts.names, strict=True))
+    before = {**state.params, **fit.statistics}
+
+    def look(raw: Batch, key: Array) -> Step:
+        if isinstance(raw.inputs, Fed):
+            kept, inputs = raw.inputs
+        else:
+            kept, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
+        return Step(
+            None, state.base, raw._replace(inputs=inputs), kept, view, None, None, info, t,
+            fit.count, total, key, objective,
+        )  # fmt: skip
+
+    def seen(i: int, step: Step, memory: Any, **more: Any) -> Step:
+        return step._replace(memory=memory[i], key=named_key(step.key, parts.names[i]), **more)
+
+    def losses(trained, raw: Batch, key: Array):
+        params = with_trained(model, before, trained, t)
+        step = look(raw, key)
+        out = model.learn(params, step.batch.inputs, t, named_key(key, "model"))
+        weight = step.batch.weight
+        each = jnp.sum(weight * objective(out, step.batch)) / jnp.sum(weight)
+        terms = [
+            m.loss(model, seen(i, step, fit.memory, params=params, outputs=out))
+            for i, (m, _) in enumerate(hooks)
+            if m.loss is not None
+        ]
+        new = dict(out.aux["statistics"]) if fit.statistics else {}
+        return (each, sum(terms, jnp.zeros_like(each))), (params, out, new)
+
+    def summed(trained, raw, key):
+        (each, terms), aux = losses(trained, raw, key)
+        return each + terms, aux
+
+    watched = any(m.gradient or m.update or m.observe for m, _ in hooks)
+    apart = watched and any(m.loss for m, _ in hooks)
+
+    def gradients(trained, raw, key):
+        """(loss, gradient of all, of the objective alone), (params, outputs, statistics)."""
+        if not apart:
+            (loss, aux), grads = jax.value_and_grad(summed, has_aux=True)(trained, raw, key)
+            return (loss, grads, grads), aux
+        (each, terms), pull, aux = jax.vjp(lambda x: losses(x, raw, key), trained, has_aux=True)
+        one, zero = jnp.ones_like(each), jnp.zeros_like(terms)
+        return (each + terms, pull((one, one))[0], pull((one, zero))[0]), aux
+
+    def over_parts(trained):
+        if setup.accumulate == 1:
+            return gradients(trained, jax.tree.map(lambda x: x[0], batches), root)
+
+        def add(sums, x):
+            raw, k = x
+            found, (_, out, new) = gradients(trained, raw, jax.random.fold_in(root, k))
+            return jax.tree.map(jnp.add, sums, found[: len(sums)]), (out, new)
+
+        like = jax.eval_shape(
+            lambda: gradients(trained, jax.tree.map(lambda x: x[0], batches), root)
+        )
+        kept = 3 if apart else 2
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like[0][:kept])
+        sums, (out, new) = jax.lax.scan(add, zeros, (batches, jnp.arange(setup.accumulate)))
+        new = jax.tree.map(lambda x: x[-1], new)
+        found = jax.tree.map(lambda x: x / setup.accumulate, sums)
+        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x, out)
+        found = found if apart else (*found, found[1])
+        return found, (with_trained(model, before, trained, t), out, new)
+
+    def objective_at(trained):
+        alone = lambda raw, key: jax.grad(lambda x: losses(x, raw, key)[0][0])(trained)
+        if setup.accumulate == 1:
+            return alone(jax.tree.map(lambda x: x[0], batches), root)
+        each = lambda x: alone(x[0], jax.random.fold_in(root, x[1]))
+        found = jax.lax.map(each, (batches, jnp.arange(setup.accumulate)))
+        return jax.tree.map(lambda x: jnp.mean(x, 0), found)
+
+    def joined() -> Step:
+        """The step as hooks see it, with the parts of the batch as one."""
+        whole, inputs = batches, batches.inputs
+        if setup.accumulate > 1 and isinstance(inputs, Fed):
+            whole = batches._replace(inputs=inputs.stored)
+        return look(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole), root)
+
+    start = fit.trained
+    for i, (m, _) in enumerate(hooks):
+        if m.perturb is not None:
+            step = joined()._replace(params=with_trained(model, before, start, t))
+            start = m.perturb(model, seen(i, step, fit.memory), start, objective_at)
+    (loss, grads, plain), (params, out, statistics) = over_parts(start)
+    memory = list(fit.memory)
+    if watched:
+        step = joined()._replace(params=params, outputs=out, grads=plain)
+    grad_at = lambda trained: over_parts(trained)[0][1]
+    for i, (m, _) in enumerate(hooks):
+        if m.gradient is not None:
+            grads = m.gradient(model, seen(i, step, memory), grads, grad_at)
+    updates, moments = transform(setup, total).update(grads, fit.moments, start)
+    for i, (m, name) in enumerate(hooks):
+        if m.update is not None:
+            updates, after = m.update(model, seen(i, step, memory), updates)
+            memory[i] = same_form(memory[i], after, f"{name}: `update`")
+    for i, (m, name) in enumerate(hooks):
+        if m.observe is not None:
+            after = m.observe(model, seen(i, step, memory, updates=updates))
+            memory[i] = same_form(memory[i], after, f"{name}: `observe`")
+    trained = optax.apply_updates(start, updates)
+    fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)
+    return fit, loss.astype(batches.weight.dtype)

@@ -1,0 +1,101 @@
+"""Kernels that a task rescales inside the input spaces of two earlier tasks.
+
+S_j [in, r_j] is an orthonormal basis of what task j fed to a kernel W [in, out], Q_a a small square
+matrix that starts as the identity; j(a), a = 0, 1, are the earlier tasks that a task uses:
+
+    W_eff = W + sum_a S_j(a) (Q_a - 1) S_j(a)' W
+
+Leaves beside each kernel: ``/space`` [tasks, in, capacity] (columns from r_j on are zero),
+``/scale`` [tasks, 2, capacity, capacity], which a task trains, and ``/used`` int32 [tasks, 2], -1
+for none.
+
+Memory: tasks x capacity x (in + 2 capacity) numbers a kernel; moments of one task's scales only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jaxmerge.continual.records import Model
+from jaxmerge.continual.taps import taps
+from jaxmerge.continual.wraps.kernels import chosen
+from jaxmerge.core.types import Array, Leaves
+
+SPACE, SCALE, USED = "/space", "/scale", "/used"
+
+
+def added(name: str) -> bool:
+    """Whether a leaf is one of the three."""
+    return name.endswith((SPACE, SCALE, USED))
+
+
+def rescaled(kernel: Array, spaces: Array, scales: Array, used: Array) -> Array:
+    """W_eff of one task.
+
+    Args:
+        kernel: W [in, out], or of a convolution [height, width, in, out].
+        spaces: S [tasks, in, capacity].
+        scales: Q [2, capacity, capacity]; used: int [2].
+    """
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    change = jnp.zeros_like(flat)
+    for a in range(2):
+        s = spaces[used[a]] * (used[a] >= 0).astype(flat.dtype)
+        change = change + s @ ((scales[a] - jnp.eye(s.shape[1], dtype=flat.dtype)) @ (s.T @ flat))
+    return kernel + change.reshape(kernel.shape)
+
+
+def without(params: Leaves, task: Array) -> dict[str, Array]:
+    """The params in which a task uses no scale, so that every W_eff is W."""
+    off = {n: p.at[task].set(-1) for n, p in params.items() if n.endswith(USED)}
+    return {**params, **off}
+
+
+def with_scales(model: Model, tasks: int, target: str, capacity: int | None) -> Model:
+    """The model with scales at its kernels.
+
+    Args:
+        target: regular expression of the kernels.
+        capacity: columns of a space; None: as many as inputs.
+    """
+
+    def init(key: Array) -> Leaves:
+        params = dict(model.init(key))
+        for n in chosen(params, target, axes=(2, 4)):
+            d, kind = math.prod(params[n].shape[:-1]), params[n].dtype
+            r = min(capacity or d, d)
+            params[n + SPACE] = jnp.zeros((tasks, d, r), kind)
+            params[n + SCALE] = jnp.tile(jnp.eye(r, dtype=kind), (tasks, 2, 1, 1))
+            params[n + USED] = jnp.full((tasks, 2), -1, jnp.int32)
+        return params
+
+    def weights(params: Leaves, task: Array) -> Leaves:
+        own = {n: p for n, p in params.items() if not added(n)}
+        for n in own:
+            if n + SPACE in params:
+                scale, used = params[n + SCALE][task], params[n + USED][task]
+                own[n] = rescaled(own[n], params[n + SPACE], scale, used)
+        return own
+
+    def put(params: Leaves, merged: Leaves) -> Leaves:
+        off = {n: jnp.full_like(p, -1) for n, p in params.items() if n.endswith(USED)}
+        return {**params, **model.put(params, merged), **off}
+
+    def answer(call: Callable | None):
+        return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
+
+    return model._replace(
+        init=init,
+        apply=answer(model.apply),
+        predict=answer(model.predict),
+        train=answer(model.train),
+        from_features=answer(model.from_features),
+        trainable=lambda n: n.endswith(SCALE) or (not added(n) and model.trainable(n)),
+        slots=lambda n: n.endswith(SCALE) or (not added(n) and model.slots(n)),
+        taps=lambda params, x, task: taps(model, weights(params, task), x, task),
+        weights=lambda params, task: model.weights(weights(params, task), task),
+        put=put,
+    )

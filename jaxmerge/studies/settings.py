@@ -1,0 +1,190 @@
+"""Plain settings read and changed: values of the command line, methods and merges by name.
+
+Whatever does not fit is refused with all offenders at once and the closest names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
+from jaxmerge.continual.registry import methods
+from jaxmerge.core.composition import chain
+from jaxmerge.core.registry import get
+from jaxmerge.core.specs import Spec
+from jaxmerge.core.types import Merge
+from jaxmerge.errors import closest, listed
+from jaxmerge.transforms.scaling import scale
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+TYPES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    list: "a list", tuple: "a list", dict: "a mapping of key: value pairs",
+}  # fmt: skip
+
+
+def changed(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
+    """The experiment with other settings; mappings are changed key by key, null takes one out.
+
+    Raises:
+        ValueError: an unknown setting (the closest names are shown) or one of another type.
+
+    >>> from jaxmerge.cli.quickstart import Quickstart
+    >>> changed(Quickstart(), {"epochs": 5}).epochs
+    5
+    >>> streams = {"independent": None, "EWC": {"methods": ["ewc"]}}
+    >>> list(changed(Quickstart(), {"streams": streams}).streams)
+    ['sequential', 'EWC']
+    >>> changed(Quickstart(), {"epoch": 5})
+    Traceback (most recent call last):
+    ValueError: No setting 'epoch': did you mean epochs?
+    """
+    merged = {
+        k: _deep(getattr(experiment, k), v) if hasattr(experiment, k) else v
+        for k, v in settings.items()
+    }
+    return restored(experiment, merged)
+
+
+def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
+    """The experiment with settings as they were kept: what is given replaces what is there."""
+    known = {f.name for f in dataclasses.fields(experiment)}
+    unknown = [k for k in settings if k not in known]
+    if unknown:
+        hints = [f"No setting {k!r}: {closest(k, known)}" for k in unknown]
+        raise ValueError("; ".join(hints))
+    typed, wrong = {}, []
+    for k, v in settings.items():
+        old = getattr(experiment, k)
+        if isinstance(old, float) and isinstance(v, int) and not isinstance(v, bool):
+            v = float(v)
+        if isinstance(old, tuple) and isinstance(v, list):
+            v = tuple(v)
+        if old is not None and type(v) is not type(old):
+            wrong.append(f"{k} is {TYPES.get(type(old), type(old).__name__)}, got {v!r}")
+        typed[k] = v
+    if wrong:
+        raise ValueError("; ".join(wrong) + ".")
+    return dataclasses.replace(experiment, **typed)
+
+
+def _deep(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, Mapping):
+        return new
+    found = {**old, **{k: _deep(old.get(k), v) for k, v in new.items()}}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def parsed(what: str, text: str) -> Any:
+    """A value on the command line, as YAML reads it.
+
+    >>> [parsed("--set x", text) for text in ("3", "1e-4", "[a, 2]", "null")]
+    [3, 0.0001, ['a', 2], None]
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{what}: {text!r} is not a value (YAML).") from None
+    if isinstance(value, str):  # YAML reads 1e-4 as a text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return value
+
+
+def only(found: Any, known: Iterable[str], what: str) -> None:
+    """Raise ValueError for keys that are not known, all of them named."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"expected key: value pairs, got {found!r}.")
+    unknown = [k for k in found if k not in known]
+    if unknown:
+        raise ValueError("; ".join(f"{what} no {k!r}: {closest(str(k), known)}" for k in unknown))
+
+
+def each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
+    """name -> what `build` makes of it; ValueError names everything that cannot be built."""
+    found, wrong = {}, []
+    for name, options in settings.items():
+        try:
+            found[name] = build(name, options)
+        except (ValueError, TypeError, KeyError) as error:
+            text = error.args[0] if isinstance(error, KeyError) else error
+            wrong.append(f"{what} {name!r}: {str(text).rstrip('.')}")
+    if wrong:
+        raise ValueError(listed(wrong))
+    return found
+
+
+def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
+    """The methods of a stream's settings.
+
+    ``strategy`` and ``settings`` are the spelling of version 0.1 for one method; they give a
+    warning and will go with the next release.
+
+    Raises:
+        ValueError: unknown methods or settings, values out of range, all of them named.
+
+    >>> methods_of({"methods": {"si": {}, "er": {"size": 50}}})
+    (si(), er(size=50))
+    """
+    asked = options.get("methods", [])
+    if isinstance(asked, Mapping) and "method" not in asked:
+        asked = [{"method": name, **_settings(name, x)} for name, x in asked.items()]
+    if isinstance(asked, str | Mapping):
+        asked = [asked]
+    if not isinstance(asked, list | tuple):
+        raise ValueError(f"methods are names with their settings, or a list, got {asked!r}.")
+    if "strategy" in options or "settings" in options:
+        if asked:
+            raise ValueError("strategy is the old spelling of methods; give methods only.")
+        name = options.get("strategy", "finetune")
+        settings = dict(options.get("settings", {}))
+        asked = [] if name == "finetune" and not settings else [{"method": name, **settings}]
+        warnings.warn(
+            f"strategy and settings are now methods: {asked}", DeprecationWarning, stacklevel=2
+        )
+    found, wrong = [], []
+    for one in asked:
+        try:
+            found.append(methods.from_settings(one))
+        except (ValueError, TypeError) as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(listed(wrong))
+    return tuple(found)
+
+
+def _settings(name: str, settings: Any) -> Mapping[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"the settings of {name} are key: value pairs, got {settings!r}.")
+    return settings or {}
+
+
+def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merge:
+    """A merge from settings: a registered name with its arguments, or a list of stages.
+
+    >>> built("ties", {"density": 0.1}, 0.5)
+    ties(density=0.1, factor=0.5)
+    """
+    if isinstance(method, list):
+        from jaxmerge.recipes.method_spec import build
+
+        if arguments:
+            raise ValueError(f"a list of stages takes no arguments beside it, got {[*arguments]}.")
+        made = build(method, 1, {})
+        return made if factor is None else chain(made, scale(factor))
+    if not isinstance(method, str):
+        raise ValueError(f"a merge needs a method: a name or a list of stages, got {method!r}.")
+    arguments = dict(arguments) if factor is None else {**arguments, "factor": factor}
+    made = get(method)(**arguments)
+    if not isinstance(made, Merge):
+        raise ValueError(f"{method} changes one task vector; write [{method}, add] for a merge.")
+    return made

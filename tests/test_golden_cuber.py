@@ -1,0 +1,83 @@
+"""CUBER against its equations, worked out with torch and by hand; and that old tasks may gain."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_streams import close, given, learn, load, stream
+
+from jaxmerge.continual.memories import basis
+from jaxmerge.continual.methods.cuber import correlated, cuber, norm, one_of, union
+from jaxmerge.continual.methods.trgp import nearest, related
+from jaxmerge.continual.wraps.scales import rescaled
+
+
+def test_one_layer(x64):
+    z = load("cuber", "one_layer_from_equations")
+    width, tasks = z["weight"].shape[1], 4
+    spaces = np.zeros((tasks, width, width))
+    for j in range(tasks):
+        spaces[j, :, : z[f"basis{j}"].shape[1]] = z[f"basis{j}"]
+    g, w = z["new_gradient"].T, z["weight"].T
+    stored = jnp.stack([z[f"stored_gradient{j}"].T for j in range(tasks)])
+    near, inside = related(jnp.asarray(spaces), g, tasks, float(z["epsilon1"]))
+    close(inside, z["projection_norms"], 1e-12)
+    close(correlated(stored, g), z["cosines"], 1e-12)
+    positive = correlated(stored, g) >= z["epsilon2"]
+    regime = jnp.where(near, jnp.where(positive, 3, 2), 1)
+    assert regime.tolist() == z["regime_by_the_two_conditions"].tolist()
+    used = nearest(near, inside, jnp.int32(tasks), released=False)
+    chosen = one_of(near, used, (True, True))
+    capped = jnp.where(chosen, regime, 1)
+    assert capped.tolist() == z["regime_with_at_most_two_tasks"].tolist()
+
+    def scale(j):
+        found = np.eye(width)
+        if f"scale{j}" in z:  # theirs is of W [out, in]
+            r = len(z[f"scale{j}"])
+            found[:r, :r] = z[f"scale{j}"].T
+        return found
+
+    scales = jnp.stack([scale(int(j)) for j in used])
+    close(rescaled(w, jnp.asarray(spaces), scales, used).T, z["effective_weight"], 1e-12)
+
+    def penalty(w):
+        of = [
+            norm(spaces[int(j)].T @ (w - z["weight_before_task"].T))
+            for j in np.flatnonzero(capped == 3)
+        ]
+        return z["penalty_weight"] * sum(of)
+
+    def task_loss(w, scales):
+        error = z["x"] @ rescaled(w, jnp.asarray(spaces), scales, used) - z["y"]
+        return 0.5 * jnp.mean(jnp.sum(error**2, 1))
+
+    close(task_loss(w, scales), z["task_loss"], 1e-12)
+    both = lambda w, scales: task_loss(w, scales) + penalty(w)
+    grads = jax.grad(both, (0, 1))(w, scales)
+    close(grads[0].T, z["gradient_of_loss_plus_penalty"], 1e-12)
+    for a, j in enumerate(used):
+        theirs = z[f"scale{int(j)}_gradient"]
+        close(grads[1][a][: len(theirs), : len(theirs)].T, theirs, 1e-12)
+    everything = basis.empty(width, dtype=jnp.float64)
+    for s in spaces:
+        everything = basis.grow(everything, s.T, 1 - 1e-13, False)
+    off = union(jnp.asarray(spaces), capped < 3, everything)
+    close((grads[0] - off @ off.T @ grads[0]).T, z["gradient_after_union_projection"], 1e-11)
+    assert float(jax.grad(lambda w: norm(w - w0))(w0 := jnp.asarray(w)).sum()) == 0
+
+
+@pytest.mark.parametrize("correlation", [-1.0, 1.0])
+def test_a_kernel_moves_in_an_old_space_only_where_the_gradients_agree(correlation, x64):
+    rng = np.random.default_rng(0)
+    model = given((rng.normal(size=(8, 12)), rng.normal(size=(4, 8))))
+    x = (rng.normal(size=(24, 3)) @ rng.normal(size=(3, 12))).reshape(6, 4, 12)
+    tasks = stream([x, x], rng.integers(0, 4, (2, 6, 4)), classes=4)
+    method = cuber(0.999999, trust=0.1, correlation=correlation, strength=0.01, examples=24)
+    _, (one, two) = learn(model, tasks, method)
+    for n in ("layer_0/kernel", "head/kernel"):
+        m = one.memory[0][n].basis.vectors
+        inside = float(jnp.linalg.norm(m.T @ (two.params[n] - one.params[n])))
+        assert inside > 1e-3 if correlation < 0 else inside < 1e-12, (n, inside)
