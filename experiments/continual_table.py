@@ -113,7 +113,8 @@ def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
         )
         result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
         figure = float(np.mean(result.R[LAST][cell.metric][-1]))
-        return figure if np.all(result.finite) else float("nan")  # a run that diverged has none
+        whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
+        return figure if whole else float("nan")  # a run that diverged has none
 
     tried = []
     if len(cell.setups) > 1:
