@@ -189,7 +189,7 @@ def config_of(
         Exception: what the last try raised.
     """
     first, best = default(model_type), None
-    error: Exception = Empty(f"every small config has more than {4 * most:,} parameters")
+    error: Exception = Empty(f"every small config has more than {8 * most:,} parameters")
     for factor in factors:
         for few, heads in ((layers, 0), (layers, 4), (4, 0), (4, 4), (12, 0), (200, 0)):
             config = shrink(first, factor, few, experts, heads)
@@ -205,7 +205,7 @@ def config_of(
                 return config
             if best is None or size < best[0]:
                 best = size, config
-    if best is not None and best[0] <= 4 * most:
+    if best is not None and best[0] <= 8 * most:
         return best[1]
     raise error
 

@@ -23,6 +23,13 @@ class Case(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+WHY = {
+    "arcee_fusion": "the cancellation in a float32 divergence decides at the threshold there",
+    "t5/linear-filter": "`mlp` is T5's DenseReluDense here; there it matches no name",
+    "pythia": "buffers stay as they are, there they are merged like weights",
+}  # of a method, of one recipe, of a family
+
+
 def recipe(method, models, base=None, parameters=None, **more) -> dict:
     """mergekit's YAML as data."""
     made = {"merge_method": method, "models": models, "dtype": "float32"}
@@ -104,8 +111,6 @@ def methods(f: str) -> dict[str, Case]:
         "della_linear": recipe("della_linear", dense, base, {"epsilon": 0.1}),
     }
     for name, made in (task | spread).items():
-        why = "buffers stay as they are, there they are merged like weights" * (f == "pythia")
-        if name == "arcee_fusion":
-            why = "the cancellation in a float32 divergence decides at the threshold there"
+        why = WHY.get(f"{f}/{name}") or WHY.get(name) or WHY.get(f, "")
         out[f"{f}/{name}"] = Case([made], random=name in spread, why=why)
     return out
