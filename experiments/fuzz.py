@@ -290,6 +290,8 @@ def main() -> None:
     until = began + given.seconds if given.inputs is None else float("inf")
     while time.time() < until and (given.inputs is None or batch * BATCH < given.inputs):
         for n in names:
+            if time.time() > until:
+                break  # a process that begins takes seconds
             first, last = given.seed + batch * BATCH, given.seed + (batch + 1) * BATCH
             if given.inputs is not None:
                 last = min(last, given.seed + given.inputs)

@@ -19,8 +19,8 @@ What moving the loop onto the mechanism changed (``--only strategies``, two seed
 * other definitions, so other figures: EWC by its authors' forms (no average over tasks), EWC with
   drawn labels (other draws).
 
-``--only scole``, the loop as it was (d601a08) against this version: the same bits in R, factors,
-losses, last weights and all metrics that there were.
+``--only scole fomo_schedules``, the loop as it was (d601a08) against this version: the same bits in
+R, factors, losses, last weights and all metrics that there were.
 """
 
 from __future__ import annotations

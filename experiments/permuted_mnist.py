@@ -46,6 +46,7 @@ REASONS = {
     "replay": "it chooses stored examples where a stream is planned (`jaxmerge run`); batches are "
     "drawn here, and ER is its like",
     "PredKD": "it distils the columns of old classes, and all tasks share theirs here",
+    "PredKD + FeatKD": "FeatKD has a row by itself; PredKD would have no columns to distil",
     "SLCA": "it keeps one Gaussian a class, and every class returns with other pixels",
 }  # fmt: skip
 BELOW = "^(?!head/)"  # all leaves but the head's

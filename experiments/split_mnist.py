@@ -63,6 +63,7 @@ REASONS = {
     "PredKD": "it distils the columns of old classes, and in this scenario all tasks share theirs",
     "TRGP": "its scales need the task",
     "CUBER": "its scales need the task",
+    "PredKD + FeatKD": "FeatKD has a row by itself; PredKD would have no columns to distil",
     "SLCA": "it keeps one Gaussian a class, and in this scenario a label returns with other images",
 }  # fmt: skip
 

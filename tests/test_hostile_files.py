@@ -459,6 +459,7 @@ def test_models_of_another_kind_are_one_line(two, models):
         ({"rules": [{"match": 3, "method": "average"}]}, "regular expression must be text"),
         ({"merge_method": "slerp", "slices": 7}, "slices must be a list"),
         ({"merge_method": "linear", "slices": "x"}, "slices must be a list"),
+        ({"rules": {"only": "mlp"}, "method": {"scale": {"factor": 10**400}}}, "must be a number"),
     ],
 )
 def test_parts_of_another_kind_are_one_line(two, wrong, says):

@@ -87,7 +87,7 @@ def test_against_literal_pmap():
 
 def test_what_cannot_be_merged_in_parallel_is_refused():
     on = jm.mesh(2, 1)
-    with pytest.raises(ValueError, match=r"cannot join states.*random_mix"):
+    with pytest.raises(ValueError, match=r"cannot join states.*randmix"):
         jm.pmerge(jm.randmix(), BASE, models(2), on, key=KEY)
     with pytest.raises(ValueError, match="model 1 does not fit"):
         jm.pmerge(jm.mean(), BASE, [BASE, {}], on)

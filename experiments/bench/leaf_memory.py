@@ -53,6 +53,8 @@ FEWER = {  # methods that take fewer models, and those that are merged without a
     "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
 }  # fmt: skip
 KINDS = {"mask": "BOOL", "fisher": "F32", "gram": "F32"}  # side information, and how it is stored
+# Without programs that an earlier run has left: compiling takes memory too.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
 # A decomposition or a sort of the whole leaf: minutes of processor time on a leaf of this size.
 MATRIX = ("dop", "iso_c", "iso_cts", "opcm", "regmean", "tsv_c", "tsv_m", "wudi")
 
@@ -111,7 +113,7 @@ def command(folder: Path, *options: str) -> tuple[int, int, float, str]:
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "jaxmerge.cli.command_line", "merge", "r.yaml", *options],
-            cwd=folder, stdout=out, stderr=subprocess.STDOUT,
+            cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=ENVIRONMENT,
         )  # fmt: skip
         _, status, usage = os.wait4(child.pid, 0)
         out.seek(0)

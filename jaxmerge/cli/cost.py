@@ -12,7 +12,7 @@ from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
 from jaxmerge.drivers.files.measuring import LONGEST, cuts_cells, cuts_row, own_need
 from jaxmerge.drivers.files.memory_budget import (
     ROOM,
-    SLICES,
+    WALK,
     facts_like,
     input_bytes,
     needs,
@@ -90,7 +90,7 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
         need = max(need + gather * keep, gather)
     elif rows:
         small = job.like[n].size > LONGEST and cuts_row(job, n)
-        need = max(need, 2 * SLICES if small else row_bytes(job, n))
+        need = max(need, 2 * WALK if small else row_bytes(job, n))
     alone = [0]
     if p.fold.opening is not None:
         alone.append(_cells(run, job, n, p.fold.opening, measured, None))

@@ -147,6 +147,13 @@ def number_of(value: Any, what: str) -> float | int:
 
 def number(value: Any, what: str) -> float | int:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise UserError(f"{what} must be a number, got {value!r}.")
     return value
+
+
+def _finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False

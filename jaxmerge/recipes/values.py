@@ -64,7 +64,8 @@ def constant(value: Any, models: int, what: str) -> Any:
 def _read(
     value: Any, models: int, what: str, names: Collection[str]
 ) -> tuple[Callable | None, Any]:
-    return None, float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    return None, float(number(value, what)) if plain else value
 
 
 @_read.register
@@ -76,7 +77,7 @@ def _(value: dict, models: int, what: str, names: Collection[str]):
     if not isinstance(items, list):
         raise UserError(f"{what}: {kind} must be a list, got {items!r}.")
     if kind == "gradient":
-        points = [number(v, what) for v in items]
+        points = [float(number(v, what)) for v in items]
         if not points:
             raise UserError(f"{what}: a gradient needs a number.")
         return (lambda leaf: gradient(points, leaf.depth)), None

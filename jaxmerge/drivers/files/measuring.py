@@ -20,7 +20,7 @@ from jaxmerge.core.types import Measure, leaf_key
 from jaxmerge.drivers.files.chunks import cast, each, pieces
 from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
-from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, input_bytes, row_bytes
+from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, WALK, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
@@ -117,7 +117,7 @@ class Facts:
                 for n in some:
                     if run.stop.is_set():
                         raise InterruptedError
-                    with run.room.take(row_bytes(job, n) if CUT not in n else SLICES // 2):
+                    with run.room.take(row_bytes(job, n) if CUT not in n else WALK):
                         b, m = base[n], models[t][n]
                         yield n, b, m
                     run.note(m.nbytes)

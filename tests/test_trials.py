@@ -1,0 +1,31 @@
+"""Kills, full disks and other mishaps of one command: a sample of what the tools try on all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def tried(tool: str, out: Path, *options: str) -> dict:
+    run = [sys.executable, str(EXPERIMENTS / f"{tool}.py"), "--only", "convert", "--out", str(out)]
+    subprocess.run([*run, *options], check=True)
+    return json.loads(out.read_text())["commands"]["convert"]
+
+
+@pytest.mark.slow
+def test_kills_and_a_full_disk(tmp_path):
+    found = tried("kill_trials", tmp_path / "k.json", "--kills", "2", "--trials", "1")
+    assert found["held"] == found["trials"] == 1
+    assert (found["full"]["code"], found["full"]["lines"], found["full"]["next"]) == (2, 1, True)
+
+
+@pytest.mark.slow
+def test_mishaps(tmp_path):
+    found = tried("mishaps", tmp_path / "m.json")
+    assert all(trial["held"] for trial in found.values() if trial is not None), found
