@@ -7,6 +7,7 @@ signature (a `strength`), save those that change the network or are named in `OT
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 
@@ -21,6 +22,7 @@ from jaxmerge.continual import methods as package
 from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.drivers import compiled, program, run
 from jaxmerge.continual.parts import build
+from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
@@ -39,6 +41,8 @@ EXAMPLES = {
     "trgp": {"examples": 8},
     "slca": {"epochs": 1, "per_class": 4},
 }
+SIGMOID = classification(columns="seen", loss="sigmoid")
+PLAIN = {"pred_kd": SIGMOID}  # what fine-tuning is under the objective of the method's own
 OTHERWISE = {
     "er": "strength is a form of ours beside the authors' joint mean, which has none",
 }
@@ -185,8 +189,9 @@ def with_strength() -> list[str]:
 
 @some(with_strength())
 def test_with_strength_0_it_is_fine_tuning(name):
-    config = setup(of(name, strength=0.0))
-    plain = run(setup(), stream(), KEY).state.params
+    config, fine = setup(of(name, strength=0.0)), setup()
+    fine = dataclasses.replace(fine, problem=PLAIN.get(name, fine.problem))
+    plain = run(fine, stream(), KEY).state.params
     found = run(config, stream(), KEY).state.params
     for n, p in plain.items():
         np.testing.assert_allclose(found[n], p, rtol=1e-5, atol=1e-6, err_msg=n)
