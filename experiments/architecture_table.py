@@ -28,7 +28,7 @@ import zoo
 from transformers.pytorch_utils import Conv1D
 
 from jaxmerge.io.architectures.architecture import Architecture
-from jaxmerge.io.architectures.names import numbers, template
+from jaxmerge.io.architectures.names import numbers, starred, template
 from jaxmerge.io.architectures.roles import POSITIONS
 from jaxmerge.io.safetensors import Like
 
@@ -299,7 +299,7 @@ def renames(model: torch.nn.Module) -> dict[str, str]:
     """Prefix in the module -> prefix in the checkpoint, where they differ."""
     out = {}
     for a, b in zoo.stored(model).items():
-        left, right = template(a).split("."), template(b).split(".")
+        left, right = starred(a).split("."), starred(b).split(".")
         while left and right and left[-1] == right[-1]:
             left.pop(), right.pop()
         if left != right:

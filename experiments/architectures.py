@@ -136,7 +136,9 @@ class Case:
         self.model = zoo.build(model_type, config, "cpu").eval()
         self.model.save_pretrained(folder / "a", max_shard_size="1TB")
         stored = load_file(folder / "a" / "model.safetensors")
-        whole = lambda x: np.nan_to_num(x) if x.dtype.kind == "f" else x  # what nobody initialises
+        whole = lambda x: (
+            np.asarray(np.nan_to_num(x)) if x.dtype.kind == "f" else x
+        )  # what nobody initialises
         first = {n: whole(x) for n, x in stored.items()}
         g = np.random.default_rng(1)
         fixed = constants(self.model)
@@ -241,7 +243,11 @@ class Case:
         names, g, factors, want = zoo.stored(self.model), np.random.default_rng(2), {}, dict(self.a)
         for at, module in self.model.named_modules():
             name = names.get(f"{at}.weight")
-            if isinstance(module, torch.nn.Linear | Conv1D) and name in self.a:
+            if (
+                isinstance(module, torch.nn.Linear | Conv1D)
+                and name in self.a
+                and self.a[name].size
+            ):
                 w = self.a[name].astype(np.float32)
                 out, into = w.T.shape if isinstance(module, Conv1D) else w.shape
                 down = g.normal(size=(2, into)).astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.io.architectures import configs, table
-from jaxmerge.io.architectures.names import alike, numbers, segments, template
+from jaxmerge.io.architectures.names import alike, numbers, segments, starred, template
 from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
 from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
@@ -183,7 +183,7 @@ class Architecture:
         """The name in this checkpoint of what transformers' module calls `name`."""
         if name in self._names:
             return name
-        prefixes = [p for p in self._facts.renames if p == "" or _begins(template(name), p)]
+        prefixes = [p for p in self._facts.renames if p == "" or _begins(starred(name), p)]
         for prefix in sorted(prefixes, key=len, reverse=True):
             parts, count = name.split("."), len(prefix.split(".")) if prefix else 0
             new = iter(
