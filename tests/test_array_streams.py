@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_streams import KEY, blobs, setup
 
+from jaxmerge.continual.drivers import program
 from jaxmerge.continual.streams import permuted, pixels, split
 
 X = np.arange(40, dtype=np.uint8).reshape(20, 2)
@@ -50,3 +53,12 @@ def test_permutations_are_those_of_the_task_an_example_is_from():
     stream = stream._replace(info={"permutation": np.array([[0, 1], [1, 0]])})
     found = pixels(jnp.asarray(X[:2]), stream.info, jnp.array([0, 1]), None) * 255
     np.testing.assert_allclose(found, [[0, 1], [3, 2]])
+
+
+def test_what_fills_a_short_batch_leaves_the_loss_finite():
+    """A filler of another task has no column of its own there: its loss is inf, its weight 0."""
+    data = blobs()
+    short = split(data, data, [[4, 5], [2, 3], [0, 1]], scenario="task", batch=7)
+    found = jax.jit(program)(setup(columns="own"), jax.tree.map(jnp.asarray, short), KEY)
+    assert found.finite.all()
+    assert np.isfinite(found.losses).all()

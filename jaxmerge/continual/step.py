@@ -93,7 +93,10 @@ def one_step(
         step = look(raw, key)
         out = model.learn(params, step.batch.inputs, t, named_key(key, "model"))
         weight = step.batch.weight
-        each = jnp.sum(weight * objective(out, step.batch)) / jnp.sum(weight)
+        each = jnp.where(
+            weight > 0, weight * objective(out, step.batch), 0
+        )  # a filler's may be inf
+        each = jnp.sum(each) / jnp.sum(weight)
         terms = [
             m.loss(model, seen(i, step, fit.memory, params=params, outputs=out))
             for i, (m, _) in enumerate(hooks)
