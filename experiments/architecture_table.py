@@ -215,7 +215,7 @@ def raised(model_type: str, config: dict, path: tuple, first: dict) -> dict | No
 
 
 def token_leaves(model_type: str, config: dict, first: dict) -> set[str]:
-    """Leaves with a row for every token of the (first) vocabulary."""
+    """Leaves with a row, or a column, for every token of a vocabulary."""
     out: set[str] = set()
     for path, value in zoo.ints(config):
         if "vocab" in zoo.word(path) and "type_vocab" not in zoo.word(path) and value > 1:
@@ -223,12 +223,16 @@ def token_leaves(model_type: str, config: dict, first: dict) -> set[str]:
                 second = zoo.shapes_of(model_type, zoo.put(config, path, value + 1))
             except Exception:
                 continue
-            out |= {
-                n
-                for n, s in first.items()
-                if n in second and s and second[n] and second[n][0] == s[0] + 1
-            }
+            out |= {n for n, s in first.items() if n in second and _one_more(s, second[n])}
     return out
+
+
+def _one_more(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether a row was added, or a column of a matrix."""
+    if not first or not second:
+        return False
+    column = len(first) == len(second) == 2 and min(first) > 1 and second[1] == first[1] + 1
+    return second[0] == first[0] + 1 or column
 
 
 def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, str], set[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
+from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import ROLES, architecture, part_of, role_of, table
 from jaxmerge.io.architectures.configs import changed
 from jaxmerge.io.architectures.stacks import find_stacks
@@ -144,6 +145,73 @@ def test_kernels_stored_in_out_give_methods_their_axis():
     assert of_family("regmean", signature, gpt2)["axis"] == dict.fromkeys(kernels, 0)
     llama = architecture(leaves(decoder()), {"model_type": "llama", "vocab_size": 12})
     assert set(of_family("regmean", signature, llama)["axis"].values()) == {1}
+
+
+def stacked(config: dict, at: str, layers: int, placed: list[int], **more: int) -> dict:
+    """What a config says once a stack is made of these of its layers."""
+    stacks = {at: layers, **more}
+    shapes = {
+        f"{p}.{i}.{n}.weight": (4, 4) for p, c in stacks.items() for i in range(c) for n in "qk"
+    }
+    found = architecture(leaves(shapes), config)
+    (stack,) = [s for s in found.stacks if s.path == at]
+    return changed(config, found.layer_changes(stack, [(found, i) for i in placed]))
+
+
+def test_lists_of_an_encoder_are_not_the_decoders():
+    config = {"encoder_layers": 2, "decoder_layers": 2, "window": [8, 4], "decoder_span": [1, 2]}
+    both = {"encoder.layers": 2, "decoder.layers": 2}
+    grown = {p: stacked(config, p, 2, [0, 1, 1], **{q: n for q, n in both.items() if q != p})
+             for p in both}  # fmt: skip
+    assert grown["encoder.layers"] == {**config, "encoder_layers": 3, "window": [8, 4, 4]}
+    assert grown["decoder.layers"] == {**config, "decoder_layers": 3, "decoder_span": [1, 2, 2]}
+
+
+def test_numbers_of_layers_are_told_from_a_value_for_each():
+    config = {"num_hidden_layers": 3, "moe_layers": [0, 1, 2], "no_rope_layers": [1, 1, 0]}
+    assert stacked(config, "layers", 3, [0, 1, 2, 2]) == {
+        "num_hidden_layers": 4, "moe_layers": [0, 1, 2, 3], "no_rope_layers": [1, 1, 0, 0],
+    }  # fmt: skip
+    config["moe_layers"] = [1]
+    assert stacked(config, "layers", 3, [1, 1, 2])["moe_layers"] == [0, 1]
+
+
+def test_a_layer_reads_the_cache_of_one_before_it():
+    config = {"num_hidden_layers": 4, "kv_source_layers": [0, 0, 2, 2]}
+    got = stacked(config, "layers", 4, [0, 1, 2, 3, 2, 3])
+    assert got == {"num_hidden_layers": 6, "kv_source_layers": [0, 0, 2, 2, 4, 4]}
+    with pytest.raises(UserError, match=r"layer 1 .* cache of layer 2 .*kv_source_layers"):
+        stacked(config, "layers", 4, [0, 3])
+
+
+def test_a_config_that_counts_one_more_goes_on_doing_so():
+    config = {"model_type": "mask2former", "decoder_layers": 4}
+    at = "transformer_module.decoder.layers"
+    assert stacked(config, at, 3, [0, 1, 2, 2])["decoder_layers"] == 5
+    assert stacked(config, at, 3, [0, 1, 2]) == config
+
+
+def test_what_lies_in_a_known_container_is_no_stack():
+    shapes = {f"model.decoder.layers.{i}.{n}.weight": (4, 4) for i in range(3) for n in "qk"}
+    shapes |= {
+        f"model.enc_out_bbox_embed.{g}.layers.{i}.weight": (4, 4)
+        for g in range(4) for i in range(3)
+    }  # fmt: skip
+    found = architecture(leaves(shapes), {"model_type": "lw_detr", "decoder_layers": 3})
+    assert list(stacks(found)) == ["model.decoder.layers"]
+    assert found.depth("model.enc_out_bbox_embed.3.layers.2.weight") == 0
+
+
+def test_a_head_whose_tokens_are_columns():
+    shapes = {
+        "mobilebert.embeddings.word_embeddings.weight": (9, 2),
+        "cls.predictions.dense.weight": (4, 9),
+        "cls.predictions.bias": (9,),
+    }
+    found = architecture(leaves(shapes), {"model_type": "mobilebert", "vocab_size": 9})
+    assert [(found.role(n), found.token_axis(n), found.rows(n)) for n in shapes] == [
+        ("embedding", 0, 9), ("head", 1, 9), ("head", 0, 9),
+    ]  # fmt: skip
 
 
 def test_the_table_is_sound():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import configs, table
 from jaxmerge.io.architectures.names import alike, numbers, segments, starred, template
 from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
@@ -52,6 +53,9 @@ class Architecture:
             self._nearest(c, self._facts.others) or (self.known and not LAYER.search(c))
         )
         others = {c for c in here if c not in layers and other(c)}
+        if self.known:  # what lies in them was never judged
+            inside = lambda c: any(c.startswith((f"{o}.*", f"{o}/*")) for o in others)
+            others |= {c for c in here if c not in layers and inside(c)}
         found = find_stacks(self._shapes, layers, others)
         return {s.path: self._counted(s, match.get(s.path)) for s in found}
 
@@ -69,7 +73,7 @@ class Architecture:
             if p
         )
         tower = tower_of(stack.path)
-        near = lambda p: sum(tower_of(str(key)) == tower for key in p)
+        near = lambda p: sum(tower_of(str(key).replace("_", ".")) == tower for key in p)
         path = configs.count_path(self.config, path, stack.layers, near)
         count = configs.get(self.config, path) if path else None
         more = configs.further(self.config)
@@ -288,12 +292,16 @@ class Architecture:
 
         Args:
             placed: for each layer of the output, whose it is and which one there.
+
+        Raises:
+            UserError: a layer that reads the cache of a layer which does not stand before it.
         """
         if not stack.count:
             return {}
         out: dict[configs.Path, Any] = {}
-        if configs.get(self.config, stack.count) != len(placed):
-            out[stack.count] = len(placed)
+        more = len(placed) - stack.layers  # some configs count a layer that has no leaves
+        if more:
+            out[stack.count] = configs.get(self.config, stack.count) + more
         for path in configs.by_layer(self.config, stack.count, stack.layers):
             values = [
                 configs.get(a.config, path, configs.get(self.config, path))[i] for a, i in placed
@@ -302,6 +310,10 @@ class Architecture:
                 out[path] = values
         for path in configs.of_layers(self.config, stack.count, stack.layers):
             values = [n for n, (a, i) in enumerate(placed) if i in configs.get(a.config, path, ())]
+            if values != configs.get(self.config, path):
+                out[path] = values
+        for path in configs.shared(self.config, stack.count, stack.layers):
+            values = _sources(path, placed)
             if values != configs.get(self.config, path):
                 out[path] = values
         return out
@@ -384,6 +396,22 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
         read = source.config()
         source.made_of = Architecture(like, read if isinstance(read, Mapping) else {})
     return source.made_of
+
+
+def _sources(path: configs.Path, placed: Sequence[tuple[Architecture, int]]) -> list[int]:
+    """By layer of the output the layer whose cache it reads: itself, or the last such before it."""
+    out: list[int] = []
+    for n, (made_of, i) in enumerate(placed):
+        source = configs.get(made_of.config, (*path, i), i)
+        before = [m for m in range(n) if placed[m][1] == source and out[m] == m]
+        if source != i and not before:
+            raise UserError(
+                f"layer_range: layer {n} of the output reads the cache of layer {source} of its "
+                f"model ({'.'.join(map(str, path))} in config.json), which does not stand before "
+                "it; choose ranges that have it."
+            )
+        out.append(n if source == i else before[-1])
+    return out
 
 
 def _ends(path: str, known: str) -> bool:

@@ -30,8 +30,12 @@ PERIODS = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "m
            "interleave_moe_layer_step", "full_attention_interval", "encoder_sparse_step",
            "moe_layer_interval", "moe_every_n_layers", "cross_attention_frequency")  # fmt: skip
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-INDICES = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "full_attn_idxs",
-           "full_attention_layers", "global_attn_layers", "kv_share_layers")  # fmt: skip
+INDICES = ("mlp_only_layers", "moe_layers", "cross_attention_layers", "attn_layer_indices",
+           "full_attn_idxs", "full_attention_layers", "global_attn_layers", "kv_share_layers",
+           "global_attn_indexes", "fullatt_block_indexes", "window_block_indices",
+           "global_attention_blocks", "residual_block_indices", "local_layer_ids",
+           "ple_layer_ids", "rope_scaling_layers")  # fmt: skip
+SHARED = ("kv_source_layers",)  # by layer, the number of the layer whose cache it reads
 STAGES = re.compile(r"stage|stride|kernel|channel|conv|pool|ratio|patch|^out_")  # lists by stage
 NUMBERS = re.compile(r"ind(ex|ic)es$|_(idx|ids|index)s?$")  # lists of numbers, of layers or others
 
@@ -119,19 +123,40 @@ def further(config: Mapping[str, Any]) -> int:
 
 
 def by_layer(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
-    """Lists with one entry for each layer, beside the key of the count."""
+    """Lists with one entry for each layer, beside the key of the count.
+
+    Where an encoder and a decoder have as many layers, a list that names neither is the encoder's,
+    as is ``num_hidden_layers`` in transformers.
+
+    >>> config = {"encoder_layers": 2, "decoder_layers": 2, "attention_window": [8, 4]}
+    >>> [by_layer(config, (k,), 2) for k in ("encoder_layers", "decoder_layers")]
+    [[('attention_window',)], []]
+    """
     here = get(config, path[:-1], {})
     if not path or not isinstance(here, Mapping):
         return []
+    side = lambda key: next((s for s in ("encoder", "decoder") if s in str(key)), "")
+    own = side(path[-1])
+    alike = any(side(k) not in ("", own) and here.get(k) == count for k in COUNTS)
+    its = lambda key: not (own and alike) or (side(key) or "encoder") == own
+    other = {*of_layers(config, path, count), *shared(config, path, count)}
     return [
         (*path[:-1], k)
         for k, v in here.items()
-        if isinstance(v, list) and len(v) == count and not (NUMBERS.search(k) or STAGES.search(k))
+        if isinstance(v, list)
+        and len(v) == count
+        and its(k)
+        and not (NUMBERS.search(k) or STAGES.search(k) or (*path[:-1], k) in other)
     ]
 
 
 def of_layers(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
-    """Lists of numbers of layers (the layers with experts, say), beside the key of the count."""
+    """Lists of numbers of layers (the layers with experts, say), beside the key of the count.
+
+    >>> config = {"num_hidden_layers": 3, "moe_layers": [0, 1, 2], "kv_share_layers": [1, 1, 0]}
+    >>> of_layers(config, ("num_hidden_layers",), 3)
+    [('moe_layers',)]
+    """
     here = get(config, path[:-1], {})
     if not path or not isinstance(here, Mapping):
         return []
@@ -140,5 +165,17 @@ def of_layers(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
         for k in INDICES
         if isinstance(v := here.get(k), list)
         and all(type(i) is int for i in v)
-        and not (len(v) == count and not NUMBERS.search(k))
+        and (len(set(v)) == len(v) or not (len(v) == count and not NUMBERS.search(k)))
+    ]
+
+
+def shared(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
+    """Lists that say of each layer which layer's cache it reads, beside the key of the count."""
+    here = get(config, path[:-1], {})
+    if not path or not isinstance(here, Mapping):
+        return []
+    return [
+        (*path[:-1], k)
+        for k in SHARED
+        if isinstance(v := here.get(k), list) and len(v) == count and all(type(i) is int for i in v)
     ]
