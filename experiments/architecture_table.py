@@ -17,6 +17,7 @@ NOTES.jsonl holds a line for each type, so a run that was stopped goes on; --wri
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import re
 from importlib import resources
@@ -28,7 +29,7 @@ import zoo
 from transformers.pytorch_utils import Conv1D
 
 from jaxmerge.io.architectures.architecture import Architecture
-from jaxmerge.io.architectures.names import numbers, starred, template
+from jaxmerge.io.architectures.names import numbers, template
 from jaxmerge.io.architectures.roles import POSITIONS
 from jaxmerge.io.safetensors import Like
 
@@ -300,15 +301,35 @@ def early(model: torch.nn.Module, guess: Architecture, stacks: dict) -> list[str
 
 
 def renames(model: torch.nn.Module) -> dict[str, str]:
-    """Prefix in the module -> prefix in the checkpoint, where they differ."""
-    out = {}
+    """Prefix in the module -> prefix in the checkpoint, where they differ.
+
+    Numbers that both have are stars, others stay (``mlp.layers.0`` is ``fc1``); where one prefix
+    becomes two, the second is written out further.
+    """
+    out: dict[str, str] = {}
     for a, b in zoo.stored(model).items():
-        left, right = starred(a).split("."), starred(b).split(".")
+        left, right = _starred(a, b)
+        behind = []
         while left and right and left[-1] == right[-1]:
-            left.pop(), right.pop()
-        if left != right:
-            out[".".join(left)] = ".".join(right)
+            behind.append(left.pop())
+            right.pop()
+        if left == right:
+            continue
+        while behind and out.get(".".join(left), ".".join(right)) != ".".join(right):
+            left, right = [*left, behind[-1]], [*right, behind.pop()]
+        out[".".join(left)] = ".".join(right)
     return dict(sorted(out.items()))
+
+
+def _starred(a: str, b: str) -> tuple[list[str], list[str]]:
+    """The segments of two names, with stars for the numbers that they share."""
+    parts = a.split("."), b.split(".")
+    at = [[i for i, part in enumerate(p) if part.isdigit()] for p in parts]
+    values = [[p[i] for i in some] for p, some in zip(parts, at, strict=True)]
+    for i, j, size in difflib.SequenceMatcher(None, *values, autojunk=False).get_matching_blocks():
+        for k in range(size):
+            parts[0][at[0][i + k]] = parts[1][at[1][j + k]] = "*"
+    return parts
 
 
 if __name__ == "__main__":

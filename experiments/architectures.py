@@ -340,8 +340,11 @@ def constants(model: torch.nn.Module) -> set[str]:
     """Stored buffers that training does not change: frequencies, as opposed to counts and means."""
     names = zoo.stored(model)
     buffers = {names.get(n, n): b for n, b in model.named_buffers() if b.is_floating_point()}
+    counts = lambda b: bool(((b == 0) | (b == 1)).all())
     return {
-        n for n, b in buffers.items() if n is not None and not bool(((b == 0) | (b == 1)).all())
+        n
+        for n, b in buffers.items()
+        if n is not None and (not counts(b) or n.endswith("inv_freq"))  # of two axes [1]
     }
 
 

@@ -184,6 +184,25 @@ def test_a_layer_reads_the_cache_of_one_before_it():
         stacked(config, "layers", 4, [0, 3])
 
 
+def test_a_layer_of_which_no_config_says_what_it_is():
+    small, large = (
+        architecture(
+            leaves({f"layers.{i}.{n}.weight": (4, 4) for i in range(c) for n in "qk"}), config
+        )
+        for c, config in (
+            (2, {"num_hidden_layers": 2, "layer_types": ["a", "b"], "moe_layers": [1]}),
+            (3, {"num_hidden_layers": 3, "moe_layers": 7}),
+        )
+    )
+    (stack,) = small.stacks
+    changes = small.layer_changes(stack, [(small, 1), (large, 1), (small, 0)])
+    assert changes == {
+        ("num_hidden_layers",): 3, ("layer_types",): ["b", "b", "a"], ("moe_layers",): [0],
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"layer_types of layer 1 of the output, layer 2"):
+        small.layer_changes(stack, [(small, 0), (large, 2)])
+
+
 def test_a_config_that_counts_one_more_goes_on_doing_so():
     config = {"model_type": "mask2former", "decoder_layers": 4}
     at = "transformer_module.decoder.layers"
@@ -235,4 +254,29 @@ def test_names_of_modules_become_names_of_a_checkpoint():
             "model.layers.2.self_attn.q_proj.weight",
         "lm_head.weight": "lm_head.weight", "no.such.weight": "no.such.weight",
     }  # fmt: skip
+    assert {n: found.stored(n) for n in stored} == stored
+
+
+@pytest.mark.parametrize(
+    ("family", "stored"),
+    [
+        ("d_fine", {  # a number of the module's is a word of the checkpoint's
+            "model.decoder.layers.1.mlp.layers.0.weight": "model.decoder.layers.1.fc1.weight",
+            "model.decoder.layers.0.mlp.layers.1.weight": "model.decoder.layers.0.fc2.weight",
+        }),
+        ("mistral_large4_text", {  # one prefix of the module's is two of the checkpoint's
+            "layers.0.mlp.down_proj.weight": "layers.0.feed_forward.down_proj.weight",
+            "layers.1.mlp.gate.weight": "layers.1.gate.weight",
+        }),
+        ("nemotron_h_omni", {  # numbers behind words
+            "multi_modal_projector.linear_1.weight": "mlp1.1.weight",
+            "multi_modal_projector.linear_2.weight": "mlp1.3.weight",
+        }),
+        ("sam3_tracker", {  # the checkpoint has a prefix more
+            "mask_decoder.conv_s0.weight": "tracker_model.mask_decoder.conv_s0.weight",
+        }),
+    ],
+)  # fmt: skip
+def test_modules_whose_names_differ(family, stored):
+    found = architecture(leaves(dict.fromkeys(stored.values(), (4, 4))), {"model_type": family})
     assert {n: found.stored(n) for n in stored} == stored

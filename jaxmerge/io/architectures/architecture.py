@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import configs, table
-from jaxmerge.io.architectures.names import alike, numbers, segments, starred, template
+from jaxmerge.io.architectures.names import alike, numbers, segments, template
 from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
 from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
@@ -187,15 +187,16 @@ class Architecture:
         """The name in this checkpoint of what transformers' module calls `name`."""
         if name in self._names:
             return name
-        prefixes = [p for p in self._facts.renames if p == "" or _begins(starred(name), p)]
-        for prefix in sorted(prefixes, key=len, reverse=True):
-            parts, count = name.split("."), len(prefix.split(".")) if prefix else 0
-            new = iter(
-                self._facts.renames[prefix].split(".") if self._facts.renames[prefix] else []
-            )
-            digits = iter(p for p in parts[:count] if p.isdigit())
+        parts, renames = name.split("."), self._facts.renames
+        for prefix in sorted(renames, key=len, reverse=True):
+            known = prefix.split(".") if prefix else []
+            here = parts[: len(known)]
+            if not (len(here) == len(known) and all(map(_matches, here, known))):
+                continue
+            digits = iter([p for p, k in zip(here, known, strict=True) if k == "*"])
+            new = renames[prefix].split(".") if renames[prefix] else []
             head = [next(digits, "") if p == "*" else p for p in new]
-            found = ".".join([*head, *parts[count:]])
+            found = ".".join([*head, *parts[len(known) :]])
             if found in self._names:
                 return found
         return name
@@ -294,7 +295,8 @@ class Architecture:
             placed: for each layer of the output, whose it is and which one there.
 
         Raises:
-            UserError: a layer that reads the cache of a layer which does not stand before it.
+            UserError: a layer of which no config has what a list by layer says; one that reads the
+                cache of a layer which does not stand before it.
         """
         if not stack.count:
             return {}
@@ -304,12 +306,24 @@ class Architecture:
             out[stack.count] = configs.get(self.config, stack.count) + more
         for path in configs.by_layer(self.config, stack.count, stack.layers):
             values = [
-                configs.get(a.config, path, configs.get(self.config, path))[i] for a, i in placed
+                configs.get(a.config, (*path, i), configs.get(self.config, (*path, i)))
+                for a, i in placed
             ]
+            if None in values:
+                n = values.index(None)
+                raise UserError(
+                    f"layer_range: no config.json says {'.'.join(map(str, path))} of layer {n} of "
+                    f"the output, layer {placed[n][1]} of its model."
+                )
             if values != configs.get(self.config, path):
                 out[path] = values
         for path in configs.of_layers(self.config, stack.count, stack.layers):
-            values = [n for n, (a, i) in enumerate(placed) if i in configs.get(a.config, path, ())]
+            its = {id(a): configs.get(a.config, path, []) for a, _ in placed}
+            values = [
+                n
+                for n, (a, i) in enumerate(placed)
+                if isinstance(its[id(a)], list) and i in its[id(a)]
+            ]
             if values != configs.get(self.config, path):
                 out[path] = values
         for path in configs.shared(self.config, stack.count, stack.layers):
@@ -422,8 +436,9 @@ def _ends(path: str, known: str) -> bool:
     return long.endswith(short) and long[-len(short) - 1] in "./"
 
 
-def _begins(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}.")
+def _matches(segment: str, known: str) -> bool:
+    """Whether a segment of a name is this one of a template."""
+    return segment == known or (known == "*" and segment.isdigit())
 
 
 def _is_head(name: str) -> bool:

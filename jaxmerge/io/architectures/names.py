@@ -58,15 +58,6 @@ def template(name: str) -> str:
     return NUMBER.sub(lambda m: m["word"] + "*", name)
 
 
-def starred(name: str) -> str:
-    """The name with a star for every segment that is a number; numbers behind words stay.
-
-    >>> starred("transformer.h.3.mlp.c_fc_0.weight")
-    'transformer.h.*.mlp.c_fc_0.weight'
-    """
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
 def renumber(name: str, number: Number, new: int) -> str:
     """The name with another number in that place, as wide as it was if it was padded with zeros.
 
