@@ -167,6 +167,15 @@ def test_lists_of_an_encoder_are_not_the_decoders():
     assert grown["decoder.layers"] == {**config, "decoder_layers": 3, "decoder_span": [1, 2, 2]}
 
 
+def test_lists_as_long_by_chance_stay():
+    config = {"num_hidden_layers": 3, "tubelet_size": [2, 16, 16], "video_size": [8, 32, 32],
+              "architectures": ["A", "B", "C"], "eos_token_id": [1, 2, 3],
+              "intermediate_size": [4, 5, 6]}  # fmt: skip
+    assert stacked(config, "layers", 3, [0, 1, 2, 2]) == {
+        **config, "num_hidden_layers": 4, "intermediate_size": [4, 5, 6, 6],
+    }  # fmt: skip
+
+
 def test_numbers_of_layers_are_told_from_a_value_for_each():
     config = {"num_hidden_layers": 3, "moe_layers": [0, 1, 2], "no_rope_layers": [1, 1, 0]}
     assert stacked(config, "layers", 3, [0, 1, 2, 2]) == {

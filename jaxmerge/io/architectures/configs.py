@@ -37,6 +37,9 @@ INDICES = ("mlp_only_layers", "moe_layers", "cross_attention_layers", "attn_laye
            "ple_layer_ids", "rope_scaling_layers")  # fmt: skip
 SHARED = ("kv_source_layers",)  # by layer, the number of the layer whose cache it reads
 STAGES = re.compile(r"stage|stride|kernel|channel|conv|pool|ratio|patch|^out_")  # lists by stage
+OTHERS = re.compile(  # lists by axis of the input, of names, of tokens
+    r"image|video|tubelet|window_size$|section|^architectures$|_to_|label|lang|token"
+)
 NUMBERS = re.compile(r"ind(ex|ic)es$|_(idx|ids|index)s?$")  # lists of numbers, of layers or others
 
 
@@ -146,7 +149,8 @@ def by_layer(config: Mapping[str, Any], path: Path, count: int) -> list[Path]:
         if isinstance(v, list)
         and len(v) == count
         and its(k)
-        and not (NUMBERS.search(k) or STAGES.search(k) or (*path[:-1], k) in other)
+        and not (NUMBERS.search(k) or STAGES.search(k) or OTHERS.search(k))
+        and (*path[:-1], k) not in other
     ]
 
 
