@@ -121,6 +121,19 @@ def test_layers_that_the_config_cannot_say_are_refused():
     assert config()["layer_types"] == ["full", "moe", "moe", "full"]
 
 
+@pytest.mark.parametrize("width", [2 * D, D])
+def test_a_layer_that_cannot_follow_itself(width):
+    shapes = {"head.convs.0.conv.weight": (D, width, 3, 3), "head.convs.0.norm.weight": (D,)}
+    save("a", draw(shapes, 0), {"model_type": "upernet", "auxiliary_num_convs": 1})
+    recipe = stack(("a", (0, 1)), ("a", (0, 1)))
+    if width == D:
+        run(recipe)
+        assert config()["auxiliary_num_convs"] == 2
+        return
+    with pytest.raises(UserError, match=r"one layer.* \[4, 8, 3, 3\].*cannot follow itself"):
+        run(recipe)
+
+
 PYTHIA = {
     "gpt_neox.embed_in.weight": (10, D), "embed_out.weight": (10, D),
     **layers("gpt_neox.layers", 2), "gpt_neox.layers.0.attention.rotary_emb.inv_freq": (2,),

@@ -112,6 +112,12 @@ class Layout:
                 f"layer_range: {len(grown)} leaves such as {grown[0]!r} have a size that follows "
                 f"from the number of layers, so {len(self.placed)} layers do not fit them."
             )
+        alone = _matrix(first, stack) if stack.layers == 1 and len(self.placed) > 1 else None
+        if alone and alone[0] != alone[1]:
+            raise UserError(
+                f"layer_range: {stack.path} has one layer, whose one matrix is {list(alone)}: it "
+                "cannot follow itself."
+            )
         if first.listed(stack):
             return
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
@@ -198,6 +204,13 @@ class Layout:
         if not self.moves:
             return {}
         return self.first.layer_changes(next(iter(self.moved.values())), self.placed)
+
+
+def _matrix(made_of: Architecture, stack: Stack) -> tuple[int, ...] | None:
+    """The shape of the only matrix or convolution in a stack, None if there are more or none."""
+    here = [n for n in made_of.like if (p := made_of.layer(n)) is not None and p.stack == stack]
+    shapes = [s for n in here if len(s := tuple(made_of.like[n].shape)) > 1]
+    return shapes[0] if len(shapes) == 1 else None
 
 
 def _kinds(made_of: Architecture, stack: Stack) -> dict[int, frozenset]:
