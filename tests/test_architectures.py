@@ -103,6 +103,7 @@ def test_a_nested_config():
         ("embed_out.weight", (11, 4), "head"),
         ("cls.predictions.bias", (11,), "head"),
         ("bert.embeddings.position_embeddings.weight", (8, 4), "position"),
+        ("encoder.rel_embeddings.weight", (11, 4), "position"),
         ("bert.embeddings.token_type_embeddings.weight", (2, 4), "table"),
         ("h.0.attn.bias", (1, 1, 8, 8), "buffer"),
         ("model.layers.0.self_attn.rotary_emb.inv_freq", (2,), "buffer"),

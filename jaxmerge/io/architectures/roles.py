@@ -39,7 +39,7 @@ TOKENS = re.compile(
 )
 POSITIONS = re.compile(
     r"(^|[./_])pos(ition(s|al)?)?([./_]|$)|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
-    r"|embed_positions|relative_attention_bias|rel_pos|relative_position|rel_h|rel_w|pe_layer"
+    r"|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
 )
 TABLES = re.compile(r"embed|codebook|(^|[./_])(wte|wpe|shared|tables?)([./_]|$)")
 NORMS = re.compile(
