@@ -403,11 +403,11 @@ def page(found: list[dict[str, Any]]) -> str:
                 number = notes.setdefault(said, len(notes) + 1)
                 cells.append(f"{'refused' if text.startswith('refused') else 'no'} [{number}]")
         rows.append(f"| `{r['type']}` | {' | '.join(cells)} |")
-    legend = [f"{i}. {text}" for text, i in notes.items()]
+    legend = [f"{i}. {text.replace('](', '] (')}" for text, i in notes.items()]
     reasons: dict[str, list[str]] = {}
     for r in sorted((r for r in found if "error" in r), key=lambda r: r["type"]):
         reasons.setdefault(general(r["error"]), []).append(f"`{r['type']}`")
-    unbuilt = [f"* {why}: {', '.join(types)}" for why, types in reasons.items()]
+    unbuilt = [f"* {why.replace('](', '] (')}: {', '.join(t)}" for why, t in reasons.items()]
     lines = [head, *counts, "", "## By family", "", f"| family | {' | '.join(STEPS)} |",
              "| :-- | :-: | :-: | :-: | :-: | :-: |", *rows, "", *legend, "",
              "## Not built", "", *unbuilt, ""]  # fmt: skip

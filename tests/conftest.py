@@ -66,7 +66,7 @@ def pytest_runtest_makereport():
 
 def pytest_runtest_logreport(report):
     """Add up the processor seconds of each test."""
-    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + report.seconds
+    SECONDS[report.nodeid] = SECONDS.get(report.nodeid, 0.0) + getattr(report, "seconds", 0.0)
 
 
 def pytest_sessionfinish(session):
