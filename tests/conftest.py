@@ -118,12 +118,12 @@ def room_for_code(request):
     """Forget compiled functions before there are too many of them.
 
     XLA maps each one into memory several times; the kernel allows a process 65,530 maps, and past
-    them a compilation crashes.  The count is looked at every 16 tests.
+    them a compilation crashes.  The count is looked at every 4 tests.
     """
     yield
     request.config.ran = getattr(request.config, "ran", 0) + 1
     maps = Path("/proc/self/maps")
-    if request.config.ran % 16 == 0 and maps.exists():
+    if request.config.ran % 4 == 0 and maps.exists():
         with maps.open() as lines:
             count = sum(1 for _ in lines)
         if count > 15_000:

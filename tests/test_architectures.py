@@ -171,6 +171,7 @@ def test_lists_of_an_encoder_are_not_the_decoders():
 def test_lists_as_long_by_chance_stay():
     config = {"num_hidden_layers": 3, "tubelet_size": [2, 16, 16], "video_size": [8, 32, 32],
               "architectures": ["A", "B", "C"], "eos_token_id": [1, 2, 3],
+              "norm_mean": [0.5, 0.4, 0.4], "norm_std": [0.3, 0.3, 0.3],
               "bias_args": [{"type": "1d"}, {"type": "2d"}, {"type": "3d"}],
               "intermediate_size": [4, 5, 6]}  # fmt: skip
     assert stacked(config, "layers", 3, [0, 1, 2, 2]) == {

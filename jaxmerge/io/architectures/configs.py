@@ -39,6 +39,7 @@ SHARED = ("kv_source_layers",)  # by layer, the number of the layer whose cache 
 STAGES = re.compile(r"stage|stride|kernel|channel|conv|pool|ratio|patch|^out_")  # lists by stage
 OTHERS = re.compile(  # lists by axis of the input, of names, of tokens
     r"image|video|tubelet|window_size$|section|^architectures$|_to_|_args$|label|lang|token"
+    r"|_mean$|_std$"
 )
 NUMBERS = re.compile(r"ind(ex|ic)es$|_(idx|ids|index)s?$")  # lists of numbers, of layers or others
 
