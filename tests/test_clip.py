@@ -146,11 +146,11 @@ def test_several_models_at_once_equal_each_alone():
     models = [{name: c * leaf for name, leaf in model.params.items()} for c in (0.5, 1.0, 2.0)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     together = jax.vmap(lambda params: clip.image_features(model.config, params, pixels))(stacked)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     for row, params in zip(together, models, strict=True):
         alone = clip.image_features(model.config, params, pixels)
-        # Under vmap float32 sums are grouped otherwise: 16 roundings of the largest feature.
-        least = 16 * np.finfo(np.float32).eps * np.abs(alone).max()
-        np.testing.assert_allclose(row, alone, atol=least, rtol=1e-5)
+        # Sums are grouped otherwise under vmap: features of length 1 differ by a few roundings.
+        np.testing.assert_allclose(unit(row), unit(alone), rtol=0, atol=1e-6)
 
 
 def test_regmean_sees_the_patch_kernel_in_both_layouts():

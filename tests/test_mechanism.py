@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_streams import KEY, blobs, setup, split
+from tiny_streams import KEY, blobs, setup, split, tiny
 
 import jaxmerge as jm
 from jaxmerge.continual import buffers
 from jaxmerge.continual.drivers import over, program, run, stacked
+from jaxmerge.continual.methods import lora, osft, supsup, trgp
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
@@ -231,3 +234,22 @@ def test_an_optimiser_by_name_must_cover_all_leaves():
     with pytest.raises(ValueError, match=r"no rule matches 2 leaves, such as 'hidden/"):
         run(setup(optimiser=by_name((("head/.*", sgd(0.1)),))), split(), KEY)
     assert isinstance(sgd(0.1).build(), optax.GradientTransformation)
+
+
+@pytest.mark.parametrize("method", [lora(2), osft(0.5), supsup(), trgp()])
+def test_a_wrap_reads_its_weights_in_training_and_from_features_too(method):
+    plain = tiny().build()
+    model = plain._replace(train=lambda params, x, task, key: plain.apply(params, x, task))
+    wrapped = method.build().wrap(model, 2)
+    key = lambda k: jax.random.fold_in(KEY, k)
+    params = wrapped.init(KEY)
+    params = {
+        n: p + 0.3 * jax.random.normal(key(k), p.shape) if wrapped.trainable(n) else p
+        for k, (n, p) in enumerate(params.items())
+    }
+    x = jax.random.normal(KEY, (5, 6))
+    found = wrapped.apply(params, x, 1)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+    close(wrapped.train(params, x, 1, KEY).logits, found.logits)
+    close(wrapped.from_features(params, found.features, 1).logits, found.logits)
+    assert float(jnp.abs(plain.apply(plain.init(KEY), x, 1).logits - found.logits).max()) > 1e-3

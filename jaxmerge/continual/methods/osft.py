@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.records import Method, Model
 from jaxmerge.continual.registry import Share, methods
-from jaxmerge.continual.wraps.kernels import chosen
+from jaxmerge.continual.wraps.kernels import chosen, reading
 from jaxmerge.core.types import Array, Leaves
 
 PARTS = ("left", "scale", "right")
@@ -54,17 +54,10 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
                 whole |= cut(n, whole.pop(n), ratio)
             return whole
 
-        below = lambda call: call and (lambda params, *rest: call(weights(params), *rest))
-        return model._replace(
-            init=init,
-            apply=below(model.apply),
-            predict=below(model.predict),
-            train=below(model.train),
-            from_features=below(model.from_features),
+        return reading(
+            model, lambda params, task: weights(params), init=init, put=put,
             trainable=lambda n: FREE in n or (HELD not in n and model.trainable(n)),
-            weights=lambda params, task: model.weights(weights(params), task),
-            put=put,
-        )
+        )  # fmt: skip
 
     def begin(model, params, memory, border):
         params = dict(params)

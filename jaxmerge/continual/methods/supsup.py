@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.records import Method, Model, Outputs
 from jaxmerge.continual.registry import Count, Share, methods
-from jaxmerge.continual.taps import taps
-from jaxmerge.continual.wraps.kernels import chosen, fan_in
+from jaxmerge.continual.wraps.kernels import chosen, fan_in, reading
 from jaxmerge.continual.wraps.masks import OFF, SCORES, mask, plain, signed_constant, through
 from jaxmerge.core.types import Array, Leaves
 
@@ -123,11 +122,9 @@ def supsup(
             return {**params, **model.put(params, merged), OFF: jnp.float32(1)}
 
         scores = lambda n: n.endswith(SCORES)
-        return model._replace(
-            init=init, apply=apply, predict=predict, trainable=scores, slots=scores, put=put,
-            taps=lambda params, x, task: taps(model, one(params, task), x, task),
-            weights=lambda params, task: model.weights(one(params, task), task),
-        )  # fmt: skip
+        return reading(
+            model, one, init=init, predict=predict, trainable=scores, slots=scores, put=put
+        )
 
     return Method(wrap=wrap)
 

@@ -1,10 +1,14 @@
-"""Which kernels of a model a wrap changes."""
+"""Which kernels of a model a wrap changes, and the model whose weights it makes."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
+from jaxmerge.continual.records import Model
+from jaxmerge.continual.taps import taps
 from jaxmerge.core.types import Array, Leaves
 
 
@@ -25,3 +29,26 @@ def chosen(params: Leaves, target: str, axes: tuple[int, ...] = (2,)) -> list[st
 def fan_in(kernel: Array) -> int:
     """Inputs of a kernel [in, out] or [height, width, in, out]."""
     return math.prod(kernel.shape[:-1])
+
+
+def reading(model: Model, weights: Callable[[Leaves, Array], Leaves], **fields: Any) -> Model:
+    """The model whose own weights are made of params, in all that it says and in what merges fold.
+
+    Args:
+        weights: ``(params, task) -> leaves`` of the model below.
+        fields: what else the wrap changes: `init`, `trainable`, `slots`, `put`, or one of those
+            that are made here.
+    """
+
+    def below(call: Callable | None):
+        return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
+
+    made = {
+        "apply": below(model.apply),
+        "predict": below(model.predict),
+        "train": below(model.train),
+        "from_features": below(model.from_features),
+        "taps": lambda params, x, task: taps(model, weights(params, task), x, task),
+        "weights": lambda params, task: model.weights(weights(params, task), task),
+    }
+    return model._replace(**made | fields)

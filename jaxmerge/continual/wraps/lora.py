@@ -13,15 +13,14 @@ Memory: tasks x rank x (in + out) numbers a kernel; gradients and moments of one
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Model
-from jaxmerge.continual.taps import taps
-from jaxmerge.continual.wraps.kernels import chosen, fan_in
+from jaxmerge.continual.wraps.kernels import chosen, fan_in, reading
 from jaxmerge.core.types import Array, Leaves
 
 A, B, M = "/lora_a", "/lora_b", "/lora_m"
@@ -117,19 +116,9 @@ def with_lora(
             off[n] = jnp.zeros_like(params[n]) + jnp.linalg.norm(merged[n.removesuffix(M)], axis=0)
         return {**params, **model.put(params, merged), **off}
 
-    def answer(call: Callable | None):
-        return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
-
     also = lambda n: train is not None and re.search(train, n) is not None and model.trainable(n)
-    return model._replace(
-        init=init,
-        apply=answer(model.apply),
-        predict=answer(model.predict),
-        train=answer(model.train),
-        from_features=answer(model.from_features),
+    return reading(
+        model, weights, init=init, put=put,
         trainable=lambda n: adapter(n) or also(n),
         slots=lambda n: (adapter(n) and use != "shared") or model.slots(n),
-        taps=lambda params, x, task: taps(model, weights(params, task), x, task),
-        weights=lambda params, task: model.weights(weights(params, task), task),
-        put=put,
-    )
+    )  # fmt: skip

@@ -15,13 +15,11 @@ Memory: tasks x capacity x (in + 2 capacity) numbers a kernel; moments of one ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Model
-from jaxmerge.continual.taps import taps
-from jaxmerge.continual.wraps.kernels import chosen
+from jaxmerge.continual.wraps.kernels import chosen, reading
 from jaxmerge.core.types import Array, Leaves
 
 SPACE, SCALE, USED = "/space", "/scale", "/used"
@@ -84,18 +82,8 @@ def with_scales(model: Model, tasks: int, target: str, capacity: int | None) -> 
         off = {n: jnp.full_like(p, -1) for n, p in params.items() if n.endswith(USED)}
         return {**params, **model.put(params, merged), **off}
 
-    def answer(call: Callable | None):
-        return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
-
-    return model._replace(
-        init=init,
-        apply=answer(model.apply),
-        predict=answer(model.predict),
-        train=answer(model.train),
-        from_features=answer(model.from_features),
+    return reading(
+        model, weights, init=init, put=put,
         trainable=lambda n: n.endswith(SCALE) or (not added(n) and model.trainable(n)),
         slots=lambda n: n.endswith(SCALE) or (not added(n) and model.slots(n)),
-        taps=lambda params, x, task: taps(model, weights(params, task), x, task),
-        weights=lambda params, task: model.weights(weights(params, task), task),
-        put=put,
-    )
+    )  # fmt: skip
