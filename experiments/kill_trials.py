@@ -200,7 +200,8 @@ def full_disk(command: Command, sound: Path, want: Any) -> dict[str, Any]:
         same = again.returncode == 0 and command.same(folder / command.out) == want
         return {
             "code": failed.returncode, "said": lines[-1][:300] if lines else failed.stderr[-300:],
-            "lines": len(lines), "traceback": "Traceback" in failed.stderr, "next": same,
+            "lines": len(failed.stderr.strip().splitlines()),
+            "traceback": "Traceback" in failed.stderr, "next": same,
             "next_said": "" if same else again.stderr[-300:],
         }  # fmt: skip
 

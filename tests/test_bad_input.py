@@ -259,3 +259,9 @@ def test_states_of_another_base():
         jm.merged(jm.mean(), jm.init(jm.mean(), BASE), without(BASE, "norm/scale"))
     with refused("init needs the base"):
         jm.init(jm.mean(), None)
+
+
+def test_a_leaf_of_less_precision_is_taken_and_the_base_says_the_dtype():
+    models = [{**m, "logit_scale": np.asarray(m["logit_scale"], np.float16)} for m in MODELS]
+    merged = jm.merge(jm.magmax(), BASE, models)
+    assert merged["logit_scale"].dtype == np.float32

@@ -1,6 +1,7 @@
 """Experiment files: each builds, runs a little on its real data, and refuses wrong settings."""
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.cli import run as command
 from jaxmerge.cli import runs
+from jaxmerge.cli.methods import describe, page
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation import predict
@@ -87,6 +89,16 @@ def test_a_strategy_from_the_command_line(toy, tmp_path):
     last = lambda r: np.array(r.entry("last model", "sequential").matrix)
     assert not np.array_equal(last(found)[1:], last(plain)[1:])
     np.testing.assert_array_equal(last(found)[0], last(plain)[0])
+
+
+def test_the_line_that_explains_a_method_runs(toy, tmp_path):
+    said = shlex.split(page(describe("l2")).splitlines()[-1])
+    assert said[:3] == ["jaxmerge", "run", "EXPERIMENT"]
+    option = said[-1].replace("STREAM", "sequential")
+    found = command.run(toy, set=["seeds=1", option], out=tmp_path / "run", quiet=True)
+    assert list(found.recipe["streams"]["sequential"]["methods"]) == ["l2"]
+    with pytest.raises(KeyError, match="No method is named 'trgpp': did you mean trgp"):
+        describe("trgpp")
 
 
 def test_wrong_settings_are_refused_before_anything_is_made(toy, tmp_path):

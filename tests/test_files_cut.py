@@ -64,7 +64,7 @@ def test_a_leaf_beyond_the_budget_is_cut_and_gives_the_same(tmp_path, cut, name)
     got = File(tmp_path / "out" / "model.safetensors")
     assert cut == {"w"}
     for n in want:
-        np.testing.assert_allclose(got[n], want[n], rtol=1e-5, atol=4e-7, err_msg=n)
+        np.testing.assert_allclose(got[n], want[n], rtol=6e-7, atol=2.5e-8, err_msg=n)
 
 
 @pytest.mark.parametrize("name", ["fisher", "mask"])
@@ -104,6 +104,8 @@ def test_rows_are_proven_from_the_program():
         lambda b, x: x / len(x),
         lambda b, x: x.reshape(-1).reshape(x.shape) * x.sum(),
         lambda b, x: (x @ x.T) @ b,
+        lambda b, x: x * np.ones((300, 1), np.float32),
+        lambda b, x: x * np.ones((300, 40), np.float32),
     ]
     assert [prove(f) for f in refused] == [None] * len(refused)
     assert sums(lambda b, m: m[0] - m[0].mean(-1, keepdims=True), leaf, (leaf,)) is None

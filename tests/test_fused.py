@@ -130,7 +130,27 @@ FAMILIES = {
     "falcon": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4},
     "falcon groups": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4,
                       "new_decoder_architecture": True, "num_kv_heads": 2},
+    "gpt_bigcode": {"n_embd": 16, "n_layer": 1, "n_head": 4},
+    "gpt_bigcode heads": {"n_embd": 16, "n_layer": 1, "n_head": 4, "multi_query": False},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "queries"),
+    [
+        ({"model_type": "gpt_bigcode", "multi_query": False}, [0, 1, 6, 7]),
+        ({"model_type": "gpt_bigcode", "multi_query": True}, [0, 1, 2, 3, 4, 5]),
+        ({"model_type": "chatglm", "multi_query_group_num": 1}, [0, 1, 6, 7]),
+        ({"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2},
+         [0, 1, 2, 3]),
+    ],
+)  # fmt: skip
+def test_queries_lie_by_groups_where_each_head_has_its_own_keys(config, queries):
+    """ChatGLM's code is not in transformers; its rule is that of its remote code."""
+    made_of = architecture({}, config | {"num_attention_heads": 2})
+    word = "c_attn" if config["model_type"] == "gpt_bigcode" else "query_key_value"
+    found = split_of(made_of, f"h.0.attn.{word}.weight", (12, 4))
+    assert found.places[0].tolist() == queries
 
 
 @pytest.mark.slow

@@ -134,7 +134,11 @@ def test_another_vocabulary_stays_as_it_is(vocabularies):
     for i, name in enumerate(TOKENS):
         config = json.loads(Path(f"{name}/config.json").read_text())
         rows = len(TOKENS[name])
-        config |= {"vocab_size": rows, "decoder_config": {"vocab_size": 9, "x": {"vocab_size": 3}}}
+        config |= {
+            "vocab_size": rows,
+            "decoder_config": {"vocab_size": 9, "x": {"vocab_size": 3}},
+            "audio_config": {"vocab_size": rows + 1},
+        }  # of no leaf
         Path(f"{name}/config.json").write_text(json.dumps(config))
         more = {"decoder.embed_tokens.weight": (9, 4), "codes.embed_tokens.weight": (3, 4)}
         vocabularies[name] |= model(20 + i, more)
@@ -146,3 +150,43 @@ def test_another_vocabulary_stays_as_it_is(vocabularies):
     config = json.loads(Path("out/config.json").read_text())
     assert config["vocab_size"] == len(got["model.embed_tokens.weight"]) == 8
     assert config["decoder_config"] == {"vocab_size": 9, "x": {"vocab_size": 3}}
+
+
+@pytest.mark.parametrize("padded", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_tables_padded_apart_go_by_tokens_both(family, padded):
+    """One table has a spare row that the other lacks: both have the output's tokens."""
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    tokens = {"base": ["<unk>", "the", "cat", "dog"], "a": ["<unk>", "dog", "the", "cat"]}
+    for i, (name, own) in enumerate(tokens.items()):
+        rows = {n: (len(own) + (n == padded), 4) for n in names}
+        family[name] = model(30 + i, SHAPES | rows)
+        save_file(family[name], f"{name}/model.safetensors")
+        config = {**read_json(f"{name}/config.json"), "vocab_size": len(own) + 1}
+        Path(name, "config.json").write_text(json.dumps(config))
+        with open(f"{name}/tokenizer.json", "w") as file:
+            json.dump(tokenizer(own), file)
+    got = run({"base": "base", "models": ["a"], "method": "mean", "tokenizer": "base"})
+    for n in names:
+        for i, token in enumerate(tokens["base"]):
+            want = family["a"][n][tokens["a"].index(token)]
+            np.testing.assert_allclose(got[n][i], want, atol=1e-6, err_msg=f"{n} {token}")
+
+
+def test_a_second_table_of_the_same_tokens_goes_by_them(family):
+    """As in Gemma 3n, whose second table has fewer spare rows."""
+    second = "model.embed_tokens_per_layer.weight"
+    tokens = {"base": ["<unk>", "the", "cat", "dog"], "a": ["<unk>", "dog", "the", "cat"]}
+    for i, (name, own) in enumerate(tokens.items()):
+        family[name] = model(40 + i, SHAPES | {"model.embed_tokens.weight": (6, 4), second: (4, 4)})
+        save_file(family[name], f"{name}/model.safetensors")
+        more = {"vocab_size": 6, "vocab_size_per_layer_input": 4}
+        config = {**read_json(f"{name}/config.json"), **more}
+        Path(name, "config.json").write_text(json.dumps(config))
+        with open(f"{name}/tokenizer.json", "w") as file:
+            json.dump(tokenizer(own), file)
+    got = run({"base": "base", "models": ["a"], "method": "mean", "tokenizer": "base"})
+    for n in ("model.embed_tokens.weight", second):
+        want = family["a"][n][[tokens["a"].index(t) for t in tokens["base"]]]
+        np.testing.assert_allclose(got[n][:4], want, atol=1e-6, err_msg=n)
+    config = read_json("out/config.json")
+    assert {config[k] for k in more} == {len(got[second])}

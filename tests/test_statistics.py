@@ -1,5 +1,7 @@
 """Fisher, Gram matrices, and the merges that read them, against closed forms and numpy."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -372,3 +374,11 @@ def test_kernels_in_a_scan_and_of_convolutions_are_seen():
     again = inputs["conv"].x @ params["conv"].reshape(-1, 5)
     np.testing.assert_allclose(again.reshape(plain[0].shape), plain[0], rtol=1e-4, atol=1e-5)
     assert "conv" not in dense_inputs(apply, params, images, x)[1]
+
+
+def test_hashes_of_weights_are_those_of_files_on_disk():
+    """A scalar counts as of shape (1,), as in all statistics written so far."""
+    text = b"scale:float32:(1,);" + np.float32(2).tobytes() + b"w:float32:(2,);"
+    digest = hashlib.sha256(text + np.ones(2, np.float32).tobytes()).hexdigest()
+    leaves = {"w": np.ones(2, np.float32), "scale": np.float32(2)}
+    assert statistics.weights_hash(leaves) == digest

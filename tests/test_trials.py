@@ -22,10 +22,13 @@ def tried(tool: str, out: Path, *options: str) -> dict:
 def test_kills_and_a_full_disk(tmp_path):
     found = tried("kill_trials", tmp_path / "k.json", "--kills", "2", "--trials", "1")
     assert found["held"] == found["trials"] == 1
+    assert found["kills"] > 0
+    assert not found["full"]["traceback"]
     assert (found["full"]["code"], found["full"]["lines"], found["full"]["next"]) == (2, 1, True)
 
 
 @pytest.mark.slow
 def test_mishaps(tmp_path):
     found = tried("mishaps", tmp_path / "m.json")
+    assert found["vanished"] is not None
     assert all(trial["held"] for trial in found.values() if trial is not None), found

@@ -355,7 +355,7 @@ def evaluate(
     out: Annotated[Path | None, Option(help="JSON file for the figures.")] = None,
     json: Json = False,
 ) -> None:
-    """Score a language model on tasks of lm-evaluation-harness (pip install jaxmerge[eval])."""
+    """Score a language model on tasks of lm-evaluation-harness (pip install jaxmerge\\[eval])."""
 
 
 @command("stats")

@@ -57,7 +57,7 @@ def run(
     if json:
         _json(prompts, written)
     elif alone:
-        print(*first)
+        print(printable("".join(first)))  # the prompt, where no token came
     else:
         for prompt, one in zip(prompts, written, strict=True):
             print(printable(prompt + one.text), end="\n\n")

@@ -1,4 +1,4 @@
-"""`jaxmerge methods [NAME]`: what can be written in a recipe."""
+"""`jaxmerge methods [NAME]`: what can be written in a recipe or in an experiment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmerge import folds, methods, transforms  # noqa: F401, what is listed
-from jaxmerge.core.registry import REGISTRY, get
+from jaxmerge.continual import methods as learning  # noqa: F401, likewise
+from jaxmerge.continual.registry import methods as LEARNING
+from jaxmerge.core.registry import REGISTRY, Registry, UnknownNameError
+from jaxmerge.errors import closest
 
 Entry = dict[str, Any]
 
@@ -18,6 +21,7 @@ KINDS = {
     "merge": "Merges: a chain takes exactly one",
     "transform": "Transforms: before the merge on every task vector, after it on the result",
     "composition": "Composition",
+    "learning": "Continual learning: what is added to fine-tuning",
 }
 
 
@@ -27,7 +31,7 @@ def run(name: str | None = None, *, json: bool = False) -> None:
         entry = describe(name)
         print(jsonlib.dumps(entry, indent=2) if json else page(entry))
         return
-    entries = [describe(n) for n in sorted(REGISTRY)]
+    entries = [describe(n) for registry in REGISTRIES for n in registry]
     if json:
         print(jsonlib.dumps(entries, indent=2))
         return
@@ -45,15 +49,34 @@ def run(name: str | None = None, *, json: bool = False) -> None:
     console.print("`jaxmerge methods NAME` explains one, with its arguments.")
 
 
+REGISTRIES = (REGISTRY, LEARNING)
+
+
+def registry_of(name: str) -> Registry:
+    """The registry that knows a name, old ones too.
+
+    Raises:
+        UnknownNameError: none does; the closest names of both are given.
+    """
+    for registry in REGISTRIES:
+        if name in registry or name in registry.old:
+            return registry
+    known = [n for registry in REGISTRIES for n in registry]
+    raise UnknownNameError(f"No method is named {name!r}: {closest(name, known)}")
+
+
 def describe(name: str) -> Entry:
-    """What the registry knows about a factory: kind, signature, summary, memory, docstring.
+    """What a registry knows about a factory: kind, signature, summary, memory, docstring.
+
+    Raises:
+        UnknownNameError: no method has that name.
 
     Example:
         >>> entry = describe("magmax")
         >>> entry["kind"], entry["signature"], entry["memory"]
         ('method', 'magmax(factor=0.5)', '1 x the model, however many models')
     """
-    factory = get(name)
+    factory = registry_of(name).get(name)
     doc = inspect.getdoc(factory) or ""
     memory = re.search(r"^Memory: (.*?)(?:\.?\n\n|\.?\Z)", doc, re.MULTILINE | re.DOTALL)
     return {
@@ -85,12 +108,16 @@ def settings(factory: Callable) -> list[str]:
 
 def _kind(factory: Callable) -> str:
     package = factory.__module__.removeprefix("jaxmerge.").split(".")[0]
-    by_package = {"methods": "method", "combine": "composition"}
+    by_package = {"methods": "method", "combine": "composition", "continual": "learning"}
     returns = str(inspect.signature(factory).return_annotation)
     plain = "merge" if returns.endswith("Merge") else "transform"
     return by_package.get(package, plain)
 
 
 def page(entry: Entry) -> str:
-    """One method for reading, with a line for a recipe."""
-    return f"{entry['signature']}\n\n{entry['doc']}\n\nIn a recipe:\n    method: {entry['name']}\n"
+    """One method for reading, with a line that uses it."""
+    use = f"In a recipe:\n    method: {entry['name']}"
+    if entry["kind"] == "learning":
+        given = f"'streams.STREAM.methods={{{entry['name']}: {{}}}}'"
+        use = f"In an experiment:\n    jaxmerge run EXPERIMENT --set {given}"
+    return f"{entry['signature']}\n\n{entry['doc']}\n\n{use}\n"

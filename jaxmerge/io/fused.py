@@ -6,7 +6,8 @@ fused leaf holds
 
     one behind the other    q of all heads, k of all heads, v of all heads; gate, up
     by groups               for every head of keys its queries, its key, its value (GPT-NeoX, BLOOM,
-                            Falcon, InternLM2)
+                            Falcon, InternLM2; without multi-query attention ChatGLM
+                            and GPT-BigCode)
 
 `in_layout` presents a model with the leaves that another one has: fused ones split, split ones
 joined, each computed when it is read.
@@ -31,7 +32,6 @@ FUSED = {
     "query_key_value": QKV, "wqkv": QKV, "gate_up_proj": GATED,
 }  # fmt: skip
 GROUPED = ("query_key_value", "wqkv")
-BEHIND = ("chatglm",)  # families that have such a name and no groups
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 
@@ -78,7 +78,7 @@ def split_of(made_of: Architecture, name: str, shape: tuple[int, ...]) -> Split 
             return None
         width = shape[axis] // (heads + 2 * keys)
         sizes = [heads * width, keys * width, keys * width]
-        groups = keys if word in GROUPED and made_of.family not in BEHIND else 1
+        groups = keys if _grouped(made_of, word) else 1
     return _split(axis, sizes, groups) if sum(sizes) == shape[axis] else None
 
 
@@ -149,6 +149,15 @@ def _word(name: str) -> str | None:
     return "in_proj" if end in ("in_proj_weight", "in_proj_bias") else None
 
 
+def _grouped(made_of: Architecture, word: str) -> bool:
+    """Whether queries, keys and values lie by groups."""
+    if made_of.family == "chatglm":
+        return not made_of.config.get("multi_query_attention")
+    if made_of.family == "gpt_bigcode":
+        return not made_of.config.get("multi_query", True)
+    return word in GROUPED
+
+
 def _heads(made_of: Architecture, name: str) -> tuple[int, int]:
     """Heads of queries and heads of keys in the layers where a leaf lies; 0 if it is not said."""
     place, config = made_of.layer(name) if name in made_of.like else None, made_of.config
@@ -158,6 +167,8 @@ def _heads(made_of: Architecture, name: str) -> tuple[int, int]:
     keys = next((v for c in texts for k in KEYS if (v := _number(c, k))), heads)
     if made_of.family == "falcon" and not config.get("new_decoder_architecture"):
         keys = 1 if config.get("multi_query", True) else heads
+    if made_of.family == "chatglm" and not config.get("multi_query_attention"):
+        keys = heads
     if made_of.family == "gpt_bigcode":
         keys = 1 if config.get("multi_query", True) else heads
     return heads, keys

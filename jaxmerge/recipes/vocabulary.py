@@ -109,7 +109,7 @@ class Vocabulary:
         self.size = -(-size // pad) * pad
         self.rows = rows
         self._check_rows(base)
-        self.config |= architecture(base).vocabulary_changes(self.table_size(base), self.size)
+        self.config |= architecture(base).vocabulary_changes(self._need(base), self.size)
         self._fill(wishes, models)
         return keeper
 
@@ -202,20 +202,20 @@ class Vocabulary:
             return list(sources)
         return [None if s is None else Reindexed(self, self.sources.index(s)) for s in sources]
 
-    def table_size(self, source: Source) -> int:
-        """Rows of the tokenizer's own tables: of those long enough for its tokens the shortest.
-
-        Longer ones are other vocabularies, as of codes of speech, and so are shorter ones.
-        """
-        made_of = architecture(source)
-        need = max(self.tables[self.sources.index(source)].values(), default=-1) + 1
-        sizes = {made_of.rows(n) for n in source.like if made_of.vocabulary(n)}
-        return min((s for s in sizes if s >= need), default=0)
+    def _need(self, source: Source) -> int:
+        """How many rows the tokens of a model need."""
+        return max(self.tables[self.sources.index(source)].values(), default=-1) + 1
 
     def indexed(self, source: Source) -> set[str]:
-        """The leaves with a row for every token: embeddings and output heads."""
-        made_of, size = architecture(source), self.table_size(source)
-        return {n for n in source if made_of.vocabulary(n) and made_of.rows(n) == size}
+        """The leaves with a row for every token: embeddings and output heads, padded or not.
+
+        Shorter ones are other vocabularies, and so are those of a size that the config states for
+        something else, as for codes of speech.
+        """
+        made_of, need = architecture(source), self._need(source)
+        others = made_of.other_vocabularies(need)
+        rows = {n: made_of.rows(n) for n in source if made_of.vocabulary(n)}
+        return {n for n, r in rows.items() if r >= need and r not in others}
 
 
 class Reindexed(Whole):

@@ -58,7 +58,8 @@ def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
     for name in sorted(params if names is None else names):
         lazy = isinstance(params, LazyLeaves)
         leaf = params.like[name] if lazy else np.asarray(params[name])
-        whole.update(f"{name}:{np.dtype(leaf.dtype).name}:{tuple(leaf.shape)};".encode())
+        shape = tuple(leaf.shape) or (1,)  # as files on disk have it for scalars
+        whole.update(f"{name}:{np.dtype(leaf.dtype).name}:{shape};".encode())
         for start in range(0, leaf.size, BLOCK):
             some = slice(start, min(leaf.size, start + BLOCK))
             part = params.read(name, some.start, some.stop) if lazy else leaf.reshape(-1)[some]

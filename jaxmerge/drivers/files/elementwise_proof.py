@@ -117,7 +117,7 @@ def _signature(run, shape, base, models, rest, judge) -> list | None:
     rest = jax.tree.map(cut, rest, is_leaf=lambda x: hasattr(x, "dtype"))
     try:
         closed = jax.make_jaxpr(run)(like(base), tuple(map(like, models)), *rest)
-    except jax.errors.JAXTypeError:
+    except (TypeError, ValueError):  # it reads the shape, or has arrays that fit no piece
         return None
     seen: list = []
     return None if _walk(closed.jaxpr, shape, seen, (), judge) is None else seen

@@ -71,7 +71,7 @@ def needs(
         return _at_once(job, name, base, measured, closing, zero), _one_by_one(
             job, name, base, measured, closing, zero
         )
-    except NotImplementedError:  # a backend that does not say
+    except Unsaid:
         return whole + work * count, whole // 2 + 2 * work
 
 
@@ -114,11 +114,15 @@ def _one_by_one(job, name, base, measured, closing, zero) -> int:
     return max(most, _bytes(last))
 
 
+class Unsaid(Exception):
+    """The backend does not say what a program takes."""
+
+
 def _bytes(lowered: Any) -> int:
     """Bytes of a program with its arguments, results and temporaries."""
     found = lowered.compile().memory_analysis()
     if found is None:
-        raise NotImplementedError
+        raise Unsaid
     return (
         found.argument_size_in_bytes
         + found.output_size_in_bytes

@@ -270,13 +270,38 @@ class Architecture:
 
     # ------------------------------------------------------------ config
 
-    def vocabulary_changes(self, rows: int, size: int) -> dict[configs.Path, int]:
-        """What to change in the config where a vocabulary of `rows` tokens has another size.
+    def token_sizes(self, need: int) -> dict[configs.Path, int]:
+        """Where the config says how many tokens the tokenizer has, of which it needs `need` rows.
 
-        Every key that says how many there are, at any depth.
+        That is one section of it: of those long enough and of the size of a leaf the shortest.
+        Others count other things, as the codes of speech.
         """
-        sizes = self.vocabularies
-        return {p: size for p, v in sizes.items() if v != size and (v == rows or len(sizes) == 1)}
+        sections: dict[configs.Path, dict[configs.Path, int]] = {}
+        for path, size in self.vocabularies.items():
+            sections.setdefault(path[:-1], {})[path] = size
+        enough = [s for s in sections.values() if max(s.values()) >= need]
+        rows = {self.rows(n) for n in self.like if self.vocabulary(n)}
+        enough = [s for s in enough if rows & set(s.values())] or enough
+        least = min((max(s.values()) for s in enough), default=0)
+        return {p: v for s in enough if max(s.values()) == least for p, v in s.items()}
+
+    def other_vocabularies(self, need: int) -> set[int]:
+        """Sizes of vocabularies that the config states beside the tokenizer's."""
+        own = self.token_sizes(need)
+        stated = {
+            v for p, v in configs.walk(self.config)
+            if type(v) is int and configs.OTHER_VOCABULARIES.search(str(p[-1])) and p not in own
+        }  # fmt: skip
+        return (stated | set(self.vocabularies.values())) - set(own.values())
+
+    def vocabulary_changes(self, need: int, size: int) -> dict[configs.Path, int]:
+        """What to change in the config where the tokenizer's vocabulary has another size.
+
+        Args:
+            need: rows that its tokens need.
+        """
+        own = self.token_sizes(need) or (self.vocabularies if len(self.vocabularies) == 1 else {})
+        return {p: size for p, v in own.items() if v != size}
 
     def dtype_changes(self, dtype: str) -> dict[configs.Path, str]:
         """What to change in the config where the weights are stored in another dtype."""

@@ -22,6 +22,7 @@ VOCABULARIES = (
     "text_vocab_size",
     "vocab_size_per_layer_input",
 )
+OTHER_VOCABULARIES = re.compile(r"vocab|codebook|num_codes|_tokens$|code_size")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts",
            "num_routed_experts")  # fmt: skip
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
