@@ -21,15 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
-FUNCTION = 1.0  # processor seconds of all cases of one function
-SINGLE = 6.0
+FUNCTION = 0.3  # processor seconds of all cases of one function
+SINGLE = 2.0
 LEAST = 0.1  # shorter tests are not recorded
 
 
 def left_out(names: Sequence[str], seconds: Mapping[str, float]) -> set[str]:
     """Node ids that do not run by default.
 
-    >>> sorted(left_out(["a::t[1]", "a::t[2]", "a::t[3]", "a::u"], {"a::t[1]": 2, "a::t[2]": 0.5}))
+    >>> sorted(left_out(["a::t[1]", "a::t[2]", "a::t[3]", "a::u"], {"a::t[1]": 2, "a::t[2]": 0.2}))
     ['a::t[1]']
     """
     functions: dict[str, list[str]] = {}

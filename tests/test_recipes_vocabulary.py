@@ -137,8 +137,7 @@ def test_another_vocabulary_stays_as_it_is(vocabularies):
         config |= {
             "vocab_size": rows,
             "decoder_config": {"vocab_size": 9, "x": {"vocab_size": 3}},
-            "audio_config": {"vocab_size": rows + 1},
-        }  # of no leaf
+        }
         Path(f"{name}/config.json").write_text(json.dumps(config))
         more = {"decoder.embed_tokens.weight": (9, 4), "codes.embed_tokens.weight": (3, 4)}
         vocabularies[name] |= model(20 + i, more)
