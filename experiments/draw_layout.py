@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "jaxmerge"
-MOST = 10  # modules in the root
+MAX_MODULES = 10  # modules in the root
 
 Graph = dict[str, set[str]]
 
@@ -164,7 +164,7 @@ def draw(sides: list[tuple[str, dict[str, str]]], path: Path) -> int:
         )
         axes.set_title(said.replace(": ", "\n"), fontsize=10)
         print(said, *(f"\n  circle: {', '.join(c)}" for c in rounds))
-        broken = (len(flat) > MOST) + len(rounds)
+        broken = (len(flat) > MAX_MODULES) + len(rounds)
     figure.savefig(path, metadata={"Date": None})
     return broken
 

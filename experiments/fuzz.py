@@ -14,7 +14,7 @@ it.  The outcome is one of
     traceback    an exception that the command line would not turn into a line
     wrong        accepted, but not what it should be
     slow         more than `SLOW` seconds
-    memory       more than `MOST` bytes beyond what the process had
+    memory       more than `MAX_MEMORY` bytes beyond what the process had
     crash        the process died
 
 of which the last six are defects.  Inputs run in worker processes, a hundred in each, so that a
@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_formats import FORMATS, Format, Wrong
 
 RESULTS = Path(__file__).parent / "results"
-SLOW, MOST, BATCH = 30.0, 1 << 30, 100
+SLOW, MAX_MEMORY, BATCH = 30.0, 1 << 30, 100
 SCREEN = 4000  # characters of a message
 DEFECTS = ("poor", "traceback", "wrong", "slow", "memory", "crash")
 PYTHON = re.compile(
@@ -180,7 +180,7 @@ def run_one(form: Format, sound: Path, work: Path, seed: int) -> tuple[str, str]
         outcome, text = "traceback", f"{type(error).__name__}: {error}"
     if time.perf_counter() - began > SLOW:
         outcome = "slow"
-    elif peak() - before > MOST:
+    elif peak() - before > MAX_MEMORY:
         outcome = "memory"
     return outcome, text
 
@@ -243,26 +243,25 @@ def in_a_process(name: str, seeds: range, until: float) -> list[dict[str, Any]]:
 
 
 def again(out: Path) -> None:
-    """Run the inputs that were defects once more, and count them as they are now."""
+    """Run the inputs that were defects once more; those that are none now are noted as mended.
+
+    The counts stay those of the run: they say what it met.
+    """
     report = json.loads(out.read_text())
-    left, done = [], 0
+    left, mended = [], report.get("mended", [])
     for name in dict.fromkeys(d["format"] for d in report["defects"]):
-        mine = [d for d in report["defects"] if d["format"] == name]
-        was = {d["seed"]: d["outcome"] for d in mine}
+        mine = {d["seed"]: d for d in report["defects"] if d["format"] == name}
         rows: list[dict[str, Any]] = []
-        some(name, was, each=rows.append)
-        counts = Counter(report["counts"][name])
+        some(name, mine, each=rows.append)
         for row in rows:
-            counts[was[row["seed"]]] -= 1
-            counts[row["outcome"]] += 1
             if row["outcome"] in DEFECTS:
                 print(f"{name} --seed {row['seed']}: {row['outcome']}: {row['text']}", flush=True)
                 left.append({"format": name, **row})
-        done += len(rows)
-        report["counts"][name] = {k: v for k, v in counts.items() if v}
-    report["defects"], report["again"] = left, report.get("again", 0) + done - len(left)
+            else:
+                mended.append(mine[row["seed"]] | {"now": row["outcome"]})
+    print(f"{len(report['defects'])} inputs again, {len(left)} of them defects")
+    report["defects"], report["mended"] = left, mended
     out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{done} inputs again, {len(left)} of them defects")
 
 
 def main() -> None:

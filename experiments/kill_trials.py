@@ -219,7 +219,7 @@ def main() -> None:
     rng = random.Random(given.seed)
     old = json.loads(given.out.read_text()) if given.append and given.out.exists() else {}
     report: dict[str, Any] = {"commands": old.get("commands", {})}
-    report["command"] = " ".join(["python experiments/kill_trials.py", *sys.argv[1:]])
+    words = [w for w in sys.argv[1:] if w != "--append"]
     with tempfile.TemporaryDirectory() as temporary:
         sound = Path(temporary) / "sound"
         write_models(sound)
@@ -237,10 +237,12 @@ def main() -> None:
             ]
             full = full_disk(command, sound, want)
             report["commands"][name] = {
+                "command": " ".join(["python experiments/kill_trials.py", *words]),
                 "trials": len(trials), "kills": sum(t["kills"] for t in trials),
                 "held": sum(t["held"] for t in trials), "seconds": seconds, "full": full,
                 "wrong": [t for t in trials if not t["held"]],
             }  # fmt: skip
+            report["not tried"] = [n for n in known if n not in report["commands"]]
             print(name, json.dumps(report["commands"][name]), flush=True)
             given.out.write_text(json.dumps(report, indent=1) + "\n")
 

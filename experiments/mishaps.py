@@ -5,7 +5,8 @@
 
 Every command of `experiments/kill_trials.py` that writes is tried
 
-    two at once     started twice for one output: one makes what a single one makes, the other ends
+    two at once     a second one for the same output while the first is stopped at its work: the
+                    second ends, the first goes on and makes what a single one makes
     another host    a lock that a process of another machine left: refused; made once it is deleted
     read-only       the folder of the output may not be written to (root without its right to)
     vanished        its input is deleted as soon as it has begun to write
@@ -23,6 +24,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,21 +64,30 @@ def as_wanted(command: Command, folder: Path, want: Any) -> bool:
     return (folder / command.out).exists() and command.same(folder / command.out) == want
 
 
-def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any]:
-    ends = [ended(c) for c in [start(folder, command.first) for _ in range(2)]]
-    good = [e for e in ends if e["code"] == 0]
-    others = [e for e in ends if e["code"] != 0]
-    same = command.same(folder / command.out) == want if good else False
-    held = len(good) == 1 and same and all(e["well"] for e in others)
-    return {"held": held, "said": others[0]["said"] if others else "both made it"}
+def locks(command: Command, folder: Path) -> list[Path]:
+    """Where a command notes that it works on its output."""
+    return [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
+
+
+def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any] | None:
+    one = start(folder, command.first)
+    while one.poll() is None and not any(p.exists() for p in locks(command, folder)):
+        time.sleep(0.002)
+    one.send_signal(signal.SIGSTOP)
+    if one.poll() is not None:
+        return None
+    other = ended(start(folder, command.first))
+    one.send_signal(signal.SIGCONT)
+    first = ended(one)
+    same = first["code"] == 0 and command.same(folder / command.out) == want
+    return {"held": same and other["well"], "said": other["said"] or first["said"]}
 
 
 def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
-    locks = [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
-    for lock in locks:
+    for lock in locks(command, folder):
         lock.write_text(json.dumps(FOREIGN))
     end = ended(start(folder, command.first))
-    for lock in locks:
+    for lock in locks(command, folder):
         lock.unlink(missing_ok=True)
     held = end["well"] and FOREIGN["host"] in end["said"] and as_wanted(command, folder, want)
     return {"held": held, "said": end["said"]}
@@ -109,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     old = json.loads(given.out.read_text()) if given.append and given.out.exists() else {}
     report: dict[str, Any] = {"commands": old.get("commands", {})}
-    report["command"] = " ".join(["python experiments/mishaps.py", *sys.argv[1:]])
+    words = [w for w in sys.argv[1:] if w != "--append"]
     known = commands()
     with tempfile.TemporaryDirectory() as temporary:
         os.chmod(temporary, 0o755)
@@ -124,12 +135,14 @@ def main() -> None:
             first = ended(start(folder, command.first))
             if first["code"]:
                 sys.exit(f"{name}: {first['said']}")
-            want, found = command.same(folder / command.out), {}
+            want: Any = command.same(folder / command.out)
+            found: dict[str, Any] = {"command": " ".join(["python experiments/mishaps.py", *words])}
             for i, trial in enumerate((two_at_once, another_host, read_only), 1):
                 found[trial.__name__.replace("_", " ")] = trial(command, fresh(i), want)
             if name in INPUTS:
                 found["vanished"] = vanished(command, fresh(4), want, INPUTS[name])
             report["commands"][name] = found
+            report["not tried"] = [n for n in known if n not in report["commands"]]
             print(name, json.dumps(found), flush=True)
             given.out.write_text(json.dumps(report, indent=1) + "\n")
             for i in range(5):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from reliability_page import attack
 
 from jaxmerge.report import claims, tables, words
 from jaxmerge.studies.results import Results
@@ -265,83 +266,6 @@ def leaf_memory() -> str:
     """Peak memory on one large leaf beside what --check says."""
     path = RESULTS / "leaf_memory.md"
     return path.read_text().strip() if path.exists() else "Not measured yet."
-
-
-OUTCOMES = ("accepted", "refused", "poor", "traceback", "wrong", "slow", "memory", "crash")
-
-
-def again(found: dict) -> str:
-    """What became of the defects of a fuzz."""
-    count = found.get("again", 0)
-    return f" {count} were refused badly; mended, and counted as they are now." if count else ""
-
-
-def attack() -> str:
-    """The fuzz by format, and kills and full disks by command."""
-    parts = []
-    if (RESULTS / "fuzz.json").exists():
-        found = json.loads((RESULTS / "fuzz.json").read_text())
-        total = sum(sum(c.values()) for c in found["counts"].values())
-        lines = [
-            f"`{found['command']}`: {total:,} inputs in {found['seconds']:,.0f} s.{again(found)}",
-            "",
-            f"| Format | Inputs | {' | '.join(o.capitalize() for o in OUTCOMES)} |",
-            f"| :-- | {' | '.join(['--:'] * (1 + len(OUTCOMES)))} |",
-        ]
-        for name, c in found["counts"].items():
-            figures = [str(c.get(o, 0)) for o in OUTCOMES]
-            lines.append(f"| {name} | {sum(c.values())} | {' | '.join(figures)} |")
-        parts.append("\n".join(lines))
-    if (RESULTS / "kills.json").exists():
-        found = json.loads((RESULTS / "kills.json").read_text())
-        lines = [
-            f"`{found['command']}`; on a full disk: the exit code, lines on standard error, and "
-            "whether the next try gave the same output.",
-            "",
-            "| Command | Outputs | Kills | As undisturbed | Full disk: code | Lines | Next try |",
-            "| :-- | --: | --: | --: | --: | --: | :-- |",
-        ]
-        for name, c in found["commands"].items():
-            full = c["full"]
-            lines.append(
-                f"| `{name}` | {c['trials']} | {c['kills']} | {c['held']} | {full['code']} | "
-                f"{full['lines']} | {'equal' if full['next'] else 'not equal'} |"
-            )
-        parts.append("\n".join(lines))
-    if (RESULTS / "mishaps.json").exists():
-        found = json.loads((RESULTS / "mishaps.json").read_text())
-        trials = ("two at once", "another host", "read only", "vanished")
-        lines = [
-            f"`{found['command']}`: two processes for one output, a lock of another machine, an "
-            "output that may not be written, an input that vanishes; each refused in one line, "
-            "and the next try as undisturbed.",
-            "",
-            f"| Command | {' | '.join(t.capitalize() for t in trials)} |",
-            f"| :-- | {' | '.join([':-:'] * len(trials))} |",
-        ]
-        for name, c in found["commands"].items():
-            held = [("yes" if c[t]["held"] else "no") if c.get(t) else "–" for t in trials]
-            lines.append(f"| `{name}` | {' | '.join(held)} |")
-        parts.append("\n".join(lines))
-    if (RESULTS / "long_streams.json").exists():
-        found = json.loads((RESULTS / "long_streams.json").read_text())
-        lines = [
-            f"`{found['command']}`, load average {found['load']:.0f}; resident memory and median "
-            "processor seconds a step early in the stream and at its end:",
-            "",
-            "| Stream | Memory early, MB | at the end | Seconds early | at the end |",
-            "| :-- | --: | --: | --: | --: |",
-        ]
-        names = {"loop": "300 tasks through the loop, a task", "updates": "10,000 models through "
-                 "`jm.update`, 20 models"}  # fmt: skip
-        for key, name in names.items():
-            c = found[key]
-            lines.append(
-                f"| {name} | {c['memory_first'] / 1e6:.0f} | {c['memory_last'] / 1e6:.0f} | "
-                f"{c['seconds_first']:.3f} | {c['seconds_last']:.3f} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "Not tried yet."
 
 
 SECTIONS = {

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-LONGEST_WORD, LONGEST = 300, 3500  # characters of a message: files may hold what fills a screen
+MAX_WORD, MAX_MESSAGE = 300, 3500  # characters of a message: files may hold what fills a screen
 
 
 class UserError(ValueError):
@@ -30,14 +30,14 @@ class UserError(ValueError):
 
 
 def shortened(text: str) -> str:
-    """A message without words of more than `LONGEST_WORD` characters, and with an end."""
+    """A message without words of more than `MAX_WORD` characters, and with an end."""
 
     def cut(match: re.Match) -> str:
         word = match.group()
         return f"{word[:100]}… ({len(word):,} characters) …{word[-9:]}"
 
-    text = re.sub(rf"\S{{{LONGEST_WORD},}}", cut, text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+    text = re.sub(rf"\S{{{MAX_WORD},}}", cut, text)
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}… ({len(text):,} characters)"
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def cut(monkeypatch):
         monkeypatch.setattr(module, "MIN_PIECE", 64)
     for module in (measuring, worker):
         monkeypatch.setattr(module, "ROOM", 100)
-    monkeypatch.setattr(measuring, "LONGEST", 512)
+    monkeypatch.setattr(measuring, "PIECE_ENTRIES", 512)
     monkeypatch.setattr(worker, "PIECES", 20_000)
     monkeypatch.setattr("jaxmerge.drivers.files.elementwise_proof.PIECE", 97)
     monkeypatch.setattr(worker.Run, "in_pieces", noted)

@@ -13,8 +13,8 @@ A method whose fold needs all entries of a leaf at once (a singular value decomp
 is bounded by its leaf; those that can be cut are bounded by the budget.  Matrix methods that take
 minutes at this size are measured on a smaller leaf (``--matrix``), which --check sees too.
 
-Writes `experiments/results/leaf_memory.json` and `.md` after every method.  `--append` keeps rows
-of an earlier run of which only some methods are measured again.
+Writes `experiments/results/leaf_memory.json` and `.md` after every method, each row with the
+command of its run and the load before it.  `--append` keeps rows that are not measured again.
 """
 
 from __future__ import annotations
@@ -150,9 +150,10 @@ def measure(folder: Path, name: str, shape: tuple[int, int]) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The rows as Markdown."""
+    commands = ", ".join(f"`{c}`" for c in dict.fromkeys(r["command"] for r in report["rows"]))
     lines = [
-        f"`experiments/bench/leaf_memory.py`: one float32 leaf of {report['leaf'] / 1e9:.2f} GB, a "
-        f"base and {MODELS} models; a merge of nothing takes {report['nothing'] / 1e9:.2f} GB.",
+        f"{commands}: one float32 leaf, a base and {MODELS} models (fewer where a method takes "
+        "fewer); `x leaf` is the peak beyond that of a merge of nothing in the same run.",
         "",
         "| Method | Models | leaf GB | --check GB | peak GB | peak / --check | x leaf | s |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
@@ -161,7 +162,7 @@ def table(report: dict[str, Any]) -> str:
         if "peak" not in r or "failed" in r:
             lines.append(f"| `{r['method']}` | {r['models']} | | | | | | |")
             continue
-        more = (r["peak"] - report["nothing"]) / r["leaf"]
+        more = (r["peak"] - r["nothing"]) / r["leaf"]
         lines.append(
             f"| `{r['method']}` | {r['models']} | {r['leaf'] / 1e9:.2f} | {r['bound'] / 1e9:.2f} | "
             f"{r['peak'] / 1e9:.2f} | {r['peak'] / r['bound']:.2f} | {more:.1f} | "
@@ -190,18 +191,17 @@ def main() -> None:
             folders[size] = Path(temporary) / f"{size}"
             write_models(folders[size], shape_of(size))
         nothing = measure(folders[0.0001], "task_arithmetic", shape_of(0.0001))["peak"]
-        report = {
-            "command": " ".join(["python experiments/bench/leaf_memory.py", *sys.argv[1:]]),
-            "leaf": given.leaf * 1e9, "nothing": nothing, "cores": os.cpu_count(),
-            "load": os.getloadavg()[0], "rows": [],
+        words = [w for w in sys.argv[1:] if w != "--append"]
+        run = {
+            "command": " ".join(["python experiments/bench/leaf_memory.py", *words]),
+            "nothing": nothing, "cores": os.cpu_count(),
         }  # fmt: skip
         for name in names:
-            size = given.matrix if name in MATRIX else given.leaf
+            size, load = given.matrix if name in MATRIX else given.leaf, os.getloadavg()[0]
             row = measure(folders[size], name, shape_of(size))
-            row["leaf"] = 4 * math.prod(shape_of(size))
-            rows[name] = row
-            print(json.dumps(row), flush=True)
-            report["rows"] = [rows[n] for n in sorted(rows)]
+            rows[name] = row | run | {"leaf": 4 * math.prod(shape_of(size)), "load": load}
+            print(json.dumps(rows[name]), flush=True)
+            report = {"rows": [rows[n] for n in sorted(rows)]}
             given.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(report, indent=1) + "\n")
             path.with_suffix(".md").write_text(table(report))

@@ -62,7 +62,8 @@ def main() -> None:
         for name, case in chosen.items():
             verdict, seen = outcome(case, task(name, case, folder), theirs[name], folder)
             seen = seen.replace(str(folder), ".")
-            rows.append({"recipe": name, "verdict": verdict, "seen": seen, "why": case.why})
+            why = case.differs.why if case.differs else ""
+            rows.append({"recipe": name, "verdict": verdict, "seen": seen, "why": why})
             print(f"{verdict:20} {name}: {seen}", flush=True)
             save(rows, both)
     if any(r["verdict"] in ("differs", "only mergekit") for r in rows):

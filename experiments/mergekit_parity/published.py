@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes import Case, model, names, one, recipe
+from recipes import TIED, Case, model, names, one, recipe
 
 
 def published() -> dict[str, Case]:
@@ -105,12 +105,12 @@ def published() -> dict[str, Case]:
             "ties",
             [model("llama/coarse1", weight=1.0, density=0.2)],
             "llama/coarse",
-        )._replace(why="of equal magnitudes the first stay here; as many there"),
+        )._replace(differs=TIED),
         "breadcrumbs on coarse changes": one(
             "breadcrumbs",
             [model("llama/coarse1", weight=1.0, density=0.5, gamma=0.1)],
             "llama/coarse",
-        )._replace(why="of equal magnitudes the first stay here; as many there"),
+        )._replace(differs=TIED),
         "unused weight under slerp": one(
             "slerp", [model(a, weight=1.0), model(b)], a, {"t": 0.5, "embed_slerp": True}
         ),

@@ -5,6 +5,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Difference(NamedTuple):
+    """What differs on purpose, and no more than that.
+
+    Attributes:
+        why: the reason, for the page.
+        leaves: parts of the names of the only leaves that may differ.
+        entries: how many entries may differ, where that is known.
+        counted: as many entries change from the base, leaf by leaf.
+    """
+
+    why: str
+    leaves: tuple[str, ...] = ("",)
+    entries: int | None = None
+    counted: bool = False
+
+
 class Case(NamedTuple):
     """One recipe.
 
@@ -12,22 +28,30 @@ class Case(NamedTuple):
         documents: mergekit's YAML as data, one or more documents.
         kind: "yaml", "multi" (several documents) or "raw" (`mergekit-pytorch`).
         random: draws random numbers.
-        why: what differs on purpose, where something does.
+        differs: what differs on purpose, where something does.
         options: of the command line, the same for both programs.
     """
 
     documents: list[dict]
     kind: str = "yaml"
     random: bool = False
-    why: str = ""
+    differs: Difference | None = None
     options: tuple[str, ...] = ()
 
 
-WHY = {
-    "arcee_fusion": "the cancellation in a float32 divergence decides at the threshold there",
-    "t5/linear-filter": "`mlp` is T5's DenseReluDense here; there it matches no name",
-    "pythia": "buffers stay as they are, there they are merged like weights",
+DIFFERS = {
+    "arcee_fusion": Difference(
+        "the cancellation in a float32 divergence decides at the threshold there", entries=3
+    ),
+    "t5/linear-filter": Difference(
+        "`mlp` is T5's DenseReluDense here; there it matches no name", ("DenseReluDense",)
+    ),
+    "pythia": Difference(
+        "buffers stay as they are, there they are merged like weights",
+        ("attention.bias", "masked_bias", "inv_freq"),
+    ),
 }  # of a method, of one recipe, of a family
+TIED = Difference("of equal magnitudes the first stay here; as many there", counted=True)
 
 
 def recipe(method, models, base=None, parameters=None, **more) -> dict:
@@ -111,6 +135,6 @@ def methods(f: str) -> dict[str, Case]:
         "della_linear": recipe("della_linear", dense, base, {"epsilon": 0.1}),
     }
     for name, made in (task | spread).items():
-        why = WHY.get(f"{f}/{name}") or WHY.get(name) or WHY.get(f, "")
-        out[f"{f}/{name}"] = Case([made], random=name in spread, why=why)
+        differs = DIFFERS.get(f"{f}/{name}") or DIFFERS.get(name) or DIFFERS.get(f)
+        out[f"{f}/{name}"] = Case([made], random=name in spread, differs=differs)
     return out

@@ -19,7 +19,7 @@ from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.sources import open_source
 
 DENSITY = 0.1
-MOST = 20  # leaves in the printed table
+MAX_ROWS = 20  # leaves in the printed table
 VIEWS = {
     "cosine": "Cosine of the task vectors",
     "conflict": "Share of entries with opposite signs",
@@ -224,11 +224,11 @@ def _print(found: Diagnosis, layers: Mapping[str, Pairs], labels: Sequence[str],
             table.add_row(*cells(some), label)
         console.print(table)
     order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
-    title = "Leaves that change most" if len(order) > MOST else "Leaves"
+    title = "Leaves that change most" if len(order) > MAX_ROWS else "Leaves"
     console.print(f"\n{title} (means over models and pairs)", style="bold")
     table = made("rank", Column("leaf", overflow="fold"))
     own = dict(zip(found.leaves, own_parts(list(found.leaves)), strict=True))
-    for n in order[:MOST]:
+    for n in order[:MAX_ROWS]:
         rank = mean(found.ranks[n]) if n in found.ranks else np.nan
         table.add_row(*cells(found.leaves[n]), _figure(rank, 1), own[n])
     console.print(table)

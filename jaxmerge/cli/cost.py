@@ -9,7 +9,7 @@ import jax
 
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.measuring import LONGEST, cuts_cells, cuts_row, own_need
+from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, cuts_cells, cuts_row, own_need
 from jaxmerge.drivers.files.memory_budget import (
     ROOM,
     WALK,
@@ -89,7 +89,7 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
         gather = own_need(job, n, keep)
         need = max(need + gather * keep, gather)
     elif rows:
-        small = job.like[n].size > LONGEST and cuts_row(job, n)
+        small = job.like[n].size > PIECE_ENTRIES and cuts_row(job, n)
         need = max(need, 2 * WALK if small else row_bytes(job, n))
     alone = [0]
     if p.fold.opening is not None:
@@ -101,11 +101,11 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
 
 def _cells(run: Run, job: Job, n: str, measure: Any, measured: tuple, closing: Any) -> int:
     """Bytes that folding one leaf for facts about the cells takes."""
-    row = cuts_cells(job, run, n, measure, measured) if job.like[n].size > LONGEST else 0
+    row = cuts_cells(job, run, n, measure, measured) if job.like[n].size > PIECE_ENTRIES else 0
     if not row:
         return run.needs_of(job, n, measured, closing)[0]
     like = run.base_like(job, n)
-    shape = (max(1, LONGEST // row), *like.shape[1:]) if row > 1 else (LONGEST,)
+    shape = (max(1, PIECE_ENTRIES // row), *like.shape[1:]) if row > 1 else (PIECE_ENTRIES,)
     like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
     passes = 0 if measure.host else 2 * PROGRAM * measure.passes  # each a program of its own

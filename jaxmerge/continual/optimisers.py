@@ -28,21 +28,20 @@ def _clipped(clip: Any, *rest: optax.GradientTransformation) -> optax.GradientTr
 @optimisers.register
 def sgd(
     rate: Positive = 0.1,
-    momentum: Momentum = 0.0,
-    weight_decay: NonNegative = 0.0,
+    momentum: Momentum | None = None,
+    weight_decay: NonNegative | None = None,
     clip: Positive | None = None,
 ):
     """SGD as in torch: decay enters the gradient, momentum is not dampened.
 
     Args:
+        momentum: None for none; a number, 0 included, may be traced and holds the moments.
+        weight_decay: None for none.
         clip: greatest norm of the gradient, None: not clipped.
     """
-    return _clipped(
-        clip,
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(rate),
-    )
+    parts = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
+    parts += [] if momentum is None else [optax.trace(momentum)]
+    return _clipped(clip, *parts, optax.scale_by_learning_rate(rate))
 
 
 @optimisers.register

@@ -15,7 +15,7 @@ import regex
 
 SECONDS = 1.0  # that the slow searches of a pattern may take together
 SLOW = 0.01  # seconds; an honest search over a leaf's name takes microseconds
-LONGEST = 2_000  # characters of a pattern
+MAX_LENGTH = 2_000  # characters of a pattern
 
 
 class PatternError(ValueError):
@@ -28,9 +28,9 @@ class Pattern:
     def __init__(self, text: str):
         if not isinstance(text, str):
             raise PatternError(f"{text!r} is no regular expression: expected text.")
-        if len(text) > LONGEST:
+        if len(text) > MAX_LENGTH:
             raise PatternError(
-                f"a regular expression of {len(text)} characters is refused; at most {LONGEST}."
+                f"a regular expression of {len(text)} characters is refused; at most {MAX_LENGTH}."
             )
         try:
             self.compiled = regex.compile(text)

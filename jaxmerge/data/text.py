@@ -18,7 +18,7 @@ from jaxmerge.data.sources import Source, Texts, hold_out
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.untrusted import read_bytes, read_json, read_text
 
-MOST = 1 << 30  # bytes of a file of sentences
+MAX_BYTES = 1 << 30  # bytes of a file of sentences
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
 
 
@@ -30,7 +30,7 @@ def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source
         ValueError: files that do not hold what they should.
     """
     paths = _there("clinc150", folder, ("data_full.json", "domains.json"))
-    data, domains = (read_json(path, most=MOST) for path in paths)
+    data, domains = (read_json(path, most=MAX_BYTES) for path in paths)
     lacking = [s for s in ("train", "val", "test") if s not in data]
     if lacking:
         raise UserError(
@@ -66,7 +66,7 @@ def banking77(
     """
     texts, names, counts = [], [], []
     for path in _there("banking77", folder, ("train.csv", "test.csv")):
-        reader = csv.DictReader(io.StringIO(read_text(path, MOST), newline=""))
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
         try:
             rows, columns = list(reader), reader.fieldnames or []
         except csv.Error as error:
@@ -144,7 +144,7 @@ def sentences(
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    data = read_bytes(path, MOST)
+    data = read_bytes(path, MAX_BYTES)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

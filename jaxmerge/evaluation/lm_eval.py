@@ -19,7 +19,7 @@ from jaxmerge.models.decoder.generate import Sampling, generate
 from jaxmerge.models.decoder.scoring import score
 from jaxmerge.models.transformer import Compute
 
-MOST = 256  # tokens of an answer where a task says nothing
+ANSWER_TOKENS = 256  # tokens of an answer where a task says nothing
 
 
 def adapter(model: Model, *, batch: int = 16, compute: Compute = Compute()):
@@ -82,7 +82,7 @@ def answers(
     tokenizer = tokenizer_of(model)
     for members in groups.values():
         settings = dict(asked[members[0]][1])
-        most = _first(settings, "max_gen_toks", "max_new_tokens", "max_tokens") or MOST
+        most = _first(settings, "max_gen_toks", "max_new_tokens", "max_tokens") or ANSWER_TOKENS
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
         drawn = settings.get("do_sample", settings.get("temperature", 0) > 0)

@@ -32,7 +32,7 @@ FUSED = {
     "query_key_value": QKV, "wqkv": QKV, "gate_up_proj": GATED,
 }  # fmt: skip
 GROUPED = ("query_key_value", "wqkv")
-HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 
 
@@ -163,7 +163,7 @@ def _heads(made_of: Architecture, name: str) -> tuple[int, int]:
     place, config = made_of.layer(name) if name in made_of.like else None, made_of.config
     near = configs.get(config, place.stack.count[:-1], {}) if place and place.stack.count else {}
     texts = (near, config, config.get("text_config") or {})
-    heads = next((v for c in texts for k in HEADS if (v := _number(c, k))), 0)
+    heads = next((v for c in texts for k in HEAD_COUNTS if (v := _number(c, k))), 0)
     keys = next((v for c in texts for k in KEYS if (v := _number(c, k))), heads)
     if made_of.family == "falcon" and not config.get("new_decoder_architecture"):
         keys = 1 if config.get("multi_query", True) else heads

@@ -32,7 +32,7 @@ LEFT = (
     "trainer_state.json", "requirements*.txt",
 )  # fmt: skip
 SUBFOLDERS = ("additional_chat_templates",)
-MOST = 64 << 20  # bytes of one file at the top; sub-folders of modules hold weights
+MAX_BYTES = 64 << 20  # bytes of one file at the top; sub-folders of modules hold weights
 FILES = 1000  # of one sub-folder
 
 
@@ -47,11 +47,11 @@ def belongings(folder: Path | None) -> dict[str, Path]:
     out = {
         p.name: p
         for p in sorted(folder.iterdir())
-        if p.is_file() and p.stat().st_size < MOST and _taken(p.name)
+        if p.is_file() and p.stat().st_size < MAX_BYTES and _taken(p.name)
     }
     check_inside(folder, out)
     if _remote_code(folder):
-        code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MOST}
+        code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MAX_BYTES}
         check_inside(folder, code)
         out |= code
     for name in components(folder):

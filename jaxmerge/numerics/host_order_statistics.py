@@ -25,7 +25,7 @@ STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matri
 FINE = 1 << 18  # counters of one pass inside a bracket
 BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
 PROCESSORS = min(8, os.cpu_count() or 1)
-MOST = 1 << 21  # entries inside a bracket that one thread keeps
+BRACKET_ENTRIES = 1 << 21  # entries inside a bracket that one thread keeps
 SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
 
 Interval = tuple[int, int]  # bits from low to high, both included
@@ -163,7 +163,7 @@ def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, .
 
 
 def gather(
-    row: Row, intervals: tuple[Interval, ...], most: int = MOST
+    row: Row, intervals: tuple[Interval, ...], most: int = BRACKET_ENTRIES
 ) -> tuple[np.ndarray, list[np.ndarray] | None]:
     """For each interval: how many entries are not below it, and those inside, less its low end.
 

@@ -11,7 +11,7 @@ from typing import Any
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.untrusted import member, read_json, read_text
 
-MOST = 1 << 20  # bytes of a template
+MAX_BYTES = 1 << 20  # bytes of a template
 
 TURN = "{{ %s + message['role'] + %s + message['content'] + %s }}"
 LOOP = "{%% for message in messages %%}%s{%% endfor %%}"
@@ -81,7 +81,7 @@ def template_of(folder: Path | None) -> str | None:
     if folder is None:
         return None
     if jinja := member(folder, "chat_template.jinja"):
-        return read_text(jinja, MOST, "a chat template")
+        return read_text(jinja, MAX_BYTES, "a chat template")
     config = member(folder, "tokenizer_config.json")
     found = read_json(config).get("chat_template") if config else None
     return found if isinstance(found, str) else None

@@ -36,7 +36,7 @@ from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
 
 MEAN, ZERO = -1, -2  # in place of a source's number
-MOST = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
+MAX_TOKENS = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
 MOST_PAD = 1 << 16  # rows that a vocabulary is padded to a multiple of
 
 
@@ -302,11 +302,11 @@ def token_table(source: Source) -> dict[str, int]:
         raise UserError(f"{where}: model.vocab must map tokens to numbers, or list them.")
     for added in added_tokens(content, where):
         table[added["content"]] = added["id"]
-    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < MOST]
+    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < MAX_TOKENS]
     if wrong:
         raise UserError(
             f"{where}: {wrong[0]!r} has the number {table[wrong[0]]!r}; expected an integer from 0 "
-            f"to {MOST - 1} ({len(wrong)} such tokens)."
+            f"to {MAX_TOKENS - 1} ({len(wrong)} such tokens)."
         )
     return table
 

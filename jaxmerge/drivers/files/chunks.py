@@ -20,7 +20,7 @@ from jaxmerge.numerics.order_statistics import double
 WORKERS = max(2, min(8, os.cpu_count() or 2))
 MIN_PIECE = 1 << 16  # entries; smaller leaves go through whole
 HOT = 1 << 19  # entries that stay in a core's cache from one pass over them to the next
-MOST = 800 << 20  # bytes that may be held before what is free is given back
+MAX_UNUSED = 800 << 20  # bytes that may be held before what is free is given back
 
 INFINITE = {  # bits of +Inf, with the integer types of that width
     np.dtype(np.float16): (0x7C00, np.int16, np.uint16),
@@ -170,7 +170,7 @@ class Room:
             self.used += need
         alone = need > self.size
         try:
-            if alone or held() + need > MOST:
+            if alone or held() + need > MAX_UNUSED:
                 give_back()
             yield
         finally:

@@ -117,7 +117,7 @@ class Facts:
                 for n in some:
                     if run.stop.is_set():
                         raise InterruptedError
-                    with run.room.take(row_bytes(job, n) if CUT not in n else WALK):
+                    with run.room.take(row_bytes(job, n) if SEPARATOR not in n else WALK):
                         b, m = base[n], models[t][n]
                         yield n, b, m
                     run.note(m.nbytes)
@@ -226,7 +226,7 @@ class Checked(Mapping):
 
 # ---------------------------------------------------------------- cutting leaves for facts
 
-CUT, LONGEST = "\0", 1 << 20  # entries of a piece
+SEPARATOR, PIECE_ENTRIES = "\0", 1 << 20  # entries of a piece
 
 
 def cut_grid(job: Job, run: Any, cuts: Callable[[str], int]):
@@ -236,10 +236,10 @@ def cut_grid(job: Job, run: Any, cuts: Callable[[str], int]):
     grid: dict[str, Pipeline] = {}
     for n, p in job.grid.items():
         size = job.like[n].size
-        row = cuts(n) if size > LONGEST else 0
+        row = cuts(n) if size > PIECE_ENTRIES else 0
         if row:
-            for start, stop in pieces(size, max(1, LONGEST // row) * row):
-                grid[CUT.join((n, str(start), str(stop), str(row)))] = p
+            for start, stop in pieces(size, max(1, PIECE_ENTRIES // row) * row):
+                grid[SEPARATOR.join((n, str(start), str(stop), str(row)))] = p
         else:
             grid[n] = p
     return grid, Checked(run, job, 0), [Checked(run, job, t + 1) for t in range(len(job.models))]
@@ -265,7 +265,7 @@ def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tu
     if any(t.measure for t in p.after) or not (measure.by_entry or measure.host):
         return 0
     kinds = tuple(m.like[n].dtype for m in job.models[: len(measured)])
-    code = run.code(job, n, measured, None), kinds, id(measure)
+    code = run.code(job, n, measured, None), kinds, measure
     if code not in run.proofs:
         key = piece_key(job, n, 0)
 
@@ -300,10 +300,10 @@ def _structs(like: Like, models: Sequence[Like]):
 
 
 def _uncut(n: str) -> str:
-    return n.partition(CUT)[0]
+    return n.partition(SEPARATOR)[0]
 
 
 def _span(n: str, job: Job) -> tuple[str, int, int, int]:
-    name, *span = n.split(CUT)
+    name, *span = n.split(SEPARATOR)
     start, stop, row = map(int, span) if span else (0, job.like[name].size, 0)
     return name, start, stop, row

@@ -31,7 +31,7 @@ from jaxmerge.io.safetensors import Like
 # sums over it added up by pieces.
 ROOM = 640 << 20
 PIECES = 6 << 20  # bytes of one set of pieces, inputs and output: they stay in the cache
-CUT = 4 * PIECES  # bytes of a leaf that is merged in pieces, with what computing them takes
+PIECEWISE = 4 * PIECES  # bytes of a leaf that is merged in pieces, with what computing them takes
 SLICES = 96 << 20  # bytes of the blocks in which facts about one leaf are gathered as it is read
 WALK = 24 << 20  # bytes of a piece of a row, and its counts, while facts about rows are gathered
 ROUGH = 64 << 20  # bytes of a leaf's inputs up to which its need is not looked up

@@ -36,8 +36,8 @@ from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
 from jaxmerge.drivers.files.measuring import Facts, own_need
 from jaxmerge.drivers.files.memory_budget import (
-    CUT,
     PIECES,
+    PIECEWISE,
     ROOM,
     input_bytes,
     needs,
@@ -192,12 +192,12 @@ class Run:
     ) -> tuple[str, int]:
         """How one leaf is merged, and the bytes that it takes."""
         if cut == Cut():
-            return "pieces", CUT
+            return "pieces", PIECEWISE
         together, apart = self.needs_of(job, name, measured, closing)
         if cut is not None and min(together, apart) > ROOM:
             more = row_programs(job) if cut.row else 0
             rounds = PROGRAM * max(cut.rounds, default=0)
-            return "pieces", CUT + rounds + more + SORTED * cut.row * _width(job, name)
+            return "pieces", PIECEWISE + rounds + more + SORTED * cut.row * _width(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
 
     def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:

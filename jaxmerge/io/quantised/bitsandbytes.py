@@ -23,7 +23,7 @@ from jaxmerge.io.quantised.found import FLOATS, Found
 from jaxmerge.io.safetensors import Leaves
 
 STATE = ".quant_state.bitsandbytes__"
-MOST = 1 << 16  # bytes of a quant_state
+MAX_BYTES = 1 << 16  # bytes of a quant_state
 
 
 def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
@@ -97,7 +97,7 @@ def _table(found: Found, stored: Leaves, name: str, state: str, dtype: np.dtype)
 
 
 def _state(stored: Leaves, state: str) -> dict[str, Any] | None:
-    if stored.like[state].size > MOST:
+    if stored.like[state].size > MAX_BYTES:
         return None
     try:
         about = json.loads(stored[state].tobytes().decode("utf-8"))
