@@ -17,7 +17,7 @@ from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
 from jaxmerge.errors import UserError
 from jaxmerge.studies import cells, resident, sweep
-from jaxmerge.studies.results import to_plain
+from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed
 
 pytest.importorskip("pyarrow", reason="the result store needs pyarrow")

@@ -26,8 +26,9 @@ from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
 from jaxmerge.io.untrusted import read_json
-from jaxmerge.studies import cells, results
+from jaxmerge.studies import cells
 from jaxmerge.studies.config import AnyExperiment, Experiment
+from jaxmerge.studies.conversion import from_plain, to_plain
 from jaxmerge.studies.provenance import Cost, machine, versions
 from jaxmerge.studies.results import Results, SeedRun, summarize
 from jaxmerge.studies.seed import Plan, Watch, run_seed, steps_of
@@ -73,7 +74,7 @@ def new_run(experiment: Experiment, out: str | Path | None, given: Sequence[str]
 
 
 def _note(folder: Path, experiment: Experiment, given: Sequence[str]) -> None:
-    settings = {NAME: experiment.name, SET: list(given), **results.to_plain(experiment)}
+    settings = {NAME: experiment.name, SET: list(given), **to_plain(experiment)}
     checkpoint.replace(folder / "config.json", jsonlib.dumps(settings, indent=1) + "\n")
 
 
@@ -122,7 +123,7 @@ def read_run(folder: str | Path, experiment: AnyExperiment) -> AnyExperiment:
 
 def refuse_changes(folder: str | Path, old: Experiment, now: Experiment) -> None:
     """Raise UserError that shows every setting that differs from the run's."""
-    differ = differences(results.to_plain(old), results.to_plain(now))
+    differ = differences(to_plain(old), to_plain(now))
     if differ:
         raise UserError(
             f"{folder} cannot go on with another configuration ({'; '.join(differ)}). "
@@ -177,7 +178,7 @@ def execute(experiment: Experiment, folder: Path, way: Way) -> None:
     quiet, log = (way.quiet, way.log) if data_parallel.first() else (True, None)
     with (
         Bars(quiet) as bars,
-        Curves(log, folder, results.to_plain(experiment)) as curves,
+        Curves(log, folder, to_plain(experiment)) as curves,
         Cost(folder / "state") as cost,
     ):
         seeds = range(experiment.seed, experiment.seed + experiment.seeds)
@@ -230,7 +231,7 @@ def collect(
         experiment=experiment.name,
         scenario=scenario.name,
         classes=list(scenario.classes),
-        recipe=results.to_plain(experiment),
+        recipe=to_plain(experiment),
         seeds=runs,
         summary=summarize(runs),
         versions=versions(),
@@ -247,7 +248,7 @@ def one_seed(
     """One seed, or its figures if it is finished already."""
     done = folder / "state" / f"seed_{seed}.json"
     if done.exists():
-        return results.from_plain(SeedRun, read_json(done), str(done))
+        return from_plain(SeedRun, read_json(done), str(done))
     state = folder / "state" / f"seed_{seed}"
     run, merged = run_seed(
         scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
@@ -255,7 +256,7 @@ def one_seed(
     )  # fmt: skip
     if seed == experiment.seed:
         experiment.save(merged, folder, learner)
-    checkpoint.replace(done, jsonlib.dumps(results.to_plain(run)))
+    checkpoint.replace(done, jsonlib.dumps(to_plain(run)))
     if data_parallel.first():
         shutil.rmtree(state, ignore_errors=True)
     return run

@@ -25,7 +25,7 @@ from jaxmerge.io.places import working
 from jaxmerge.report import swept
 from jaxmerge.studies import cells as store
 from jaxmerge.studies import resident, sweep
-from jaxmerge.studies.results import to_plain
+from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.seed import run_seed, steps_of
 from jaxmerge.studies.settings import changed, restored
 

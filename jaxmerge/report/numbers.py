@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmerge.studies.results import Entry, Results, Stat, from_plain, to_plain
+from jaxmerge.studies.conversion import from_plain, to_plain
+from jaxmerge.studies.results import Entry, Results, Stat
 
 Name = tuple[str, str]  # label, finetunes
 JOINT, ZERO, LAST = ("joint", "joint"), ("zero-shot", "none"), ("last model", "sequential")

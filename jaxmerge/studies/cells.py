@@ -42,7 +42,8 @@ from jaxmerge.errors import UserError
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.definitions import NAMES as METRICS
 from jaxmerge.io.untrusted import memory_at_most, parse_json, read_bytes
-from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize, to_plain
+from jaxmerge.studies.conversion import to_plain
+from jaxmerge.studies.results import Entry, Results, SeedRun, Sweep, Task, summarize
 from jaxmerge.training import checkpoint
 
 ELSEWHERE = ("seed", "seeds", "order", "merges", "streams", "baselines")  # in columns of their own

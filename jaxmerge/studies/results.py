@@ -24,18 +24,18 @@ import dataclasses
 import json
 import math
 import re
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.untrusted import KINDS, parse_json, read_json
+from jaxmerge.io.untrusted import parse_json, read_json
+from jaxmerge.studies.conversion import checked, from_plain, to_plain
 
 SCHEMA = "jaxmerge.results/1"
 Matrix = list[list[float | None]]  # [T][T]; a row that was not measured holds None
 
 
+@checked
 @dataclasses.dataclass
 class Task:
     """One task of the stream: its class names in the order of its labels, and image counts."""
@@ -47,6 +47,7 @@ class Task:
     test: int
 
 
+@checked
 @dataclasses.dataclass
 class Sweep:
     """How a merge factor was chosen: accuracy on the validation split for every factor tried."""
@@ -56,6 +57,7 @@ class Sweep:
     chosen: float
 
 
+@checked
 @dataclasses.dataclass
 class Entry:
     """One method on one set of fine-tuned models, in one seed.
@@ -88,6 +90,7 @@ class Entry:
     fixed: float | None = None
 
 
+@checked
 @dataclasses.dataclass
 class Vectors:
     """What the T task vectors (model minus base) of one set of fine-tunes look like.
@@ -114,6 +117,7 @@ class Vectors:
     magmax_share: list[float]
 
 
+@checked
 @dataclasses.dataclass
 class SeedRun:
     """One seed: `order` is the class order, `seconds` the time of each phase over all streams, and
@@ -128,6 +132,7 @@ class SeedRun:
     streams: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
+@checked
 @dataclasses.dataclass
 class Stat:
     """Mean and sample standard deviation over the `n` seeds that have the figure (std 0 at n=1)."""
@@ -137,6 +142,7 @@ class Stat:
     n: int
 
 
+@checked
 @dataclasses.dataclass
 class Summary:
     """One row of the final table: metric name -> `Stat` over seeds, None where nobody has it."""
@@ -146,6 +152,7 @@ class Summary:
     metrics: dict[str, Stat | None]
 
 
+@checked
 @dataclasses.dataclass
 class Results:
     """A whole experiment; see the module's picture.
@@ -258,60 +265,3 @@ def _stat(values: list[float]) -> Stat | None:
     mean = sum(values) / n
     spread = sum((v - mean) ** 2 for v in values)
     return Stat(mean, math.sqrt(spread / (n - 1)) if n > 1 else 0.0, n)
-
-
-def to_plain(x: Any) -> Any:
-    """Dataclasses become dicts, NaN None, arrays lists: what strict JSON can hold."""
-    if hasattr(x, "tolist"):
-        x = x.tolist()
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        x = dataclasses.asdict(x)
-    if isinstance(x, dict):
-        return {str(k): to_plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [to_plain(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-def from_plain(kind: Any, x: Any, where: str) -> Any:
-    """JSON back into the dataclass `kind`, every unknown and missing field named.
-
-    Raises:
-        UserError: fields that are missing, unknown, or of another kind.
-    """
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [k for k in typing.get_args(kind) if k is not type(None)]
-        return x if x is None or len(inner) > 1 else from_plain(inner[0], x, where)
-    if typing.get_origin(kind) is list:
-        _expect(x, list, where)
-        return [from_plain(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(x)]
-    if typing.get_origin(kind) is dict:
-        _expect(x, dict, where)
-        return {k: from_plain(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in x.items()}
-    if kind in (str, int, float, bool):
-        _expect(x, (int, float) if kind is float else kind, where)
-        if kind is not bool and isinstance(x, bool):
-            raise UserError(f"{where} is {x}, expected {KINDS[kind]}.")
-        if kind is float and not math.isfinite(x):
-            raise UserError(f"{where} is {x}, expected a finite number.")
-        return x
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return x
-    _expect(x, dict, where)
-    hints = typing.get_type_hints(kind)
-    required = {
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    wrong = [f"unknown {k!r}" for k in x if k not in hints]
-    wrong += [f"missing {k!r}" for k in required if k not in x]
-    if wrong:
-        raise UserError(f"{where} does not fit {kind.__name__}: {', '.join(sorted(wrong))}.")
-    return kind(**{k: from_plain(hints[k], v, f"{where}.{k}") for k, v in x.items()})
-
-
-def _expect(x: Any, kind: Any, where: str) -> None:
-    if not isinstance(x, kind):
-        first = kind[0] if isinstance(kind, tuple) else kind
-        raise UserError(f"{where} is {str(x)[:60]!r}, expected {KINDS.get(first, first.__name__)}.")

@@ -25,7 +25,7 @@ from jaxmerge.core.registry import REGISTRY, get
 from jaxmerge.errors import closest
 from jaxmerge.studies import cells as store
 from jaxmerge.studies.config import Experiment
-from jaxmerge.studies.results import to_plain
+from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed, parsed, restored
 
 MERGING = ("method", "factor", "stream")  # axes that change no training
