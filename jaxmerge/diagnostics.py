@@ -80,8 +80,8 @@ class Pairs(NamedTuple):
     @property
     def overlap(self) -> np.ndarray:
         """The share of the largest entries that two models have in common; by chance, density."""
-        kept = np.diag(self.shared)
-        return _ratio(self.shared, np.sqrt(np.outer(kept, kept)))
+        counts = np.diag(self.shared)
+        return _ratio(self.shared, np.sqrt(np.outer(counts, counts)))
 
 
 class Diagnosis(NamedTuple):
@@ -192,8 +192,8 @@ def effective_rank(x: Any) -> float:
 
 
 def _bound(grid: Any, base: Leaves, row: Leaves) -> float:
-    found = measure_row(grid, base, row, None, np.int32(0), {})
-    return float(bits_to_magnitude(next(iter(found.values()))[0]["value"]))
+    summaries = measure_row(grid, base, row, None, np.int32(0), {})
+    return float(bits_to_magnitude(next(iter(summaries.values()))[0]["value"]))
 
 
 def _count(x: np.ndarray) -> np.ndarray:

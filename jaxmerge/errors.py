@@ -70,12 +70,14 @@ def reason(error: OSError) -> str:
     return f"{where}{text}{'; free some space, then try again' if full else ''}."
 
 
-def said(error: Exception) -> str:
+def library_message(error: Exception) -> str:
     """What another library says of an input, in one line; where it stumbles over a form that it
     does not expect, its words are about its own code, and not repeated.
 
-    >>> said(ValueError("bad magic\\nat 0")), said(AttributeError("'int' has no attribute 'get'"))
-    ('bad magic', 'not of the form that it takes')
+    >>> library_message(ValueError("bad magic\\nat 0"))
+    'bad magic'
+    >>> library_message(AttributeError("'int' has no attribute 'get'"))
+    'not of the form that it takes'
     """
     stumbled = (AttributeError, TypeError, LookupError, AssertionError, NameError)
     if isinstance(error, stumbled):

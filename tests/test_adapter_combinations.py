@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from jaxmerge.cli import merge
 from jaxmerge.errors import UserError
 from jaxmerge.io.adapters import Adapter
-from jaxmerge.io.adapters.combine import WAYS, Combination
+from jaxmerge.io.adapters.combine import METHODS, Combination
 from jaxmerge.io.sources import open_source
 
 GOLDEN = Path(__file__).parent / "golden/peft_lora/combine.npz"
@@ -69,7 +69,7 @@ def test_peft_combines_the_same(tmp_path, golden, case):
             np.testing.assert_allclose(b, z[f"{m}/{case}/B"], atol=1e-6)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", METHODS)
 def test_a_recipe_writes_an_adapter(tmp_path, golden, way, monkeypatch):
     """What is written, put on a base, is what `Combination` computes; resolved it comes again."""
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ from jaxmerge.continual.methods.supsup import (
 )
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import optimisers
-from jaxmerge.continual.wraps.masks import SCORES, kept, mask, signed_constant
+from jaxmerge.continual.wraps.masks import SCORES, mask, signed_constant, top_count
 from jaxmerge.core.specs import Spec
 
 NAMES = ("layer_0/kernel", "layer_1/kernel", "head/kernel")
@@ -34,7 +34,7 @@ def test_masks(x64):
     for i in range(5):
         scores, density = jnp.asarray(z[f"topk{i}_scores"]), float(z[f"topk{i}_fraction"])
         close(mask(scores, density), z[f"topk{i}_mask"], 0)
-        assert kept(scores.size, density) == z[f"topk{i}_kept"]
+        assert top_count(scores.size, density) == z[f"topk{i}_kept"]
     ties = mask(jnp.asarray(z["ties_scores"]), float(z["ties_fraction"]))
     assert int(ties.sum()) == z["ties_mask_kept"]
     close(mask(jnp.asarray(z["threshold_scores"]), None), z["threshold_mask"], 0)

@@ -132,7 +132,7 @@ def test_many_entries_inside_a_bracket_become_counts():
     whole = tallies[0]
     for other in tallies[1:]:
         whole = whole.join(other)
-    assert whole.held <= 1 << 20
+    assert whole.stored <= 1 << 20
     counts = whole.histogram()
     assert {int(v): int(counts[v]) for v in np.flatnonzero(counts)} == {
         3: 1 << 19, 5: 1 << 20, 7: 1 << 19

@@ -51,34 +51,34 @@ def run(
         opened += [open_source(ref, allow_pickle=allow_pickle) for ref in (base, *models)]
         with BytesBar(json) as bar:
             step = lambda done, total: bar("compare", done, total)
-            found = diagnose(opened[0], opened[1:], DENSITY, progress=step)
-        layers = by_layer(found.leaves, architecture(opened[0]))
+            diagnosis = diagnose(opened[0], opened[1:], DENSITY, progress=step)
+        layers = by_layer(diagnosis.leaves, architecture(opened[0]))
     finally:
         for source in opened:
             source.close()
     labels = short_names([*models])
-    facts = {"base": base, "models": list(models), "density": DENSITY} | as_numbers(found)
+    facts = {"base": base, "models": list(models), "density": DENSITY} | as_numbers(diagnosis)
     facts["layers"] = {label: _numbers(pairs) for label, pairs in layers.items()}
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compare.json").write_text(jsonlib.dumps(facts, indent=2) + "\n")
-        drawn = pictures(found, labels)
+        drawn = pictures(diagnosis, labels)
         for name, picture in drawn.items():
             (folder / name).write_bytes(picture)
     if json:
         print(jsonlib.dumps(facts, indent=2))
     else:
-        _print(found, layers, labels, base)
+        _print(diagnosis, layers, labels, base)
         if out is not None:
             print(f"Written to {out}: compare.json, {', '.join(drawn)}")
 
 
-def as_numbers(found: Diagnosis) -> dict[str, Any]:
+def as_numbers(diagnosis: Diagnosis) -> dict[str, Any]:
     """A `Diagnosis` as JSON: None where a figure is not defined."""
-    ranks = {n: {"effective_rank": _plain(r)} for n, r in found.ranks.items()}
-    leaves = {n: _numbers(p) | ranks.get(n, {}) for n, p in found.leaves.items()}
-    return {"whole": _numbers(found.whole), "leaves": leaves}
+    ranks = {n: {"effective_rank": _plain(r)} for n, r in diagnosis.ranks.items()}
+    leaves = {n: _numbers(p) | ranks.get(n, {}) for n, p in diagnosis.leaves.items()}
+    return {"whole": _numbers(diagnosis.whole), "leaves": leaves}
 
 
 def _numbers(pairs: Pairs) -> dict[str, Any]:
@@ -130,15 +130,15 @@ def own_parts(names: Sequence[str]) -> list[str]:
     return ["".join(p[shared:]) or n for p, n in zip(parts, names, strict=True)]
 
 
-def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
+def pictures(diagnosis: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
     """Heat maps as PNG, by file name: the whole model pair by pair, and every leaf."""
     from jaxmerge.report.canvas import png
     from jaxmerge.report.heatmaps import heatmaps
 
     numbered = ", ".join(f"{i + 1}\N{NO-BREAK SPACE}{label}" for i, label in enumerate(labels))
-    out = {"layers.png": png(_layers(found, numbered))}
+    out = {"layers.png": png(_layers(diagnosis, numbered))}
     if len(labels) > 1:
-        show = lambda *views: {HEADINGS[v]: _plain(getattr(found.whole, v)) for v in views}
+        show = lambda *views: {HEADINGS[v]: _plain(getattr(diagnosis.whole, v)) for v in views}
         signed = {"low": -1, "high": 1, "percent": False, "diverging": True}
         out["cosines.png"] = png(heatmaps(show("cosine"), "Task vectors", numbered, **signed))
         entries = heatmaps(show("conflict", "overlap"), "Entries of task vectors, %", numbered)
@@ -146,24 +146,24 @@ def pictures(found: Diagnosis, labels: Sequence[str]) -> dict[str, bytes]:
     return out
 
 
-def _layers(found: Diagnosis, numbered: str) -> Any:
+def _layers(diagnosis: Diagnosis, numbered: str) -> Any:
     """Leaves from top to bottom: how far each model moved, and the cosine of every pair."""
     from jaxmerge.report.canvas import SMALL, WIDTH, axes, canvas, drawing, shorten, text_width
     from jaxmerge.report.style import LIGHT, ramp
 
-    count, models = len(found.leaves), len(found.whole.norms)
+    count, models = len(diagnosis.leaves), len(diagnosis.whole.norms)
     pairs = np.triu_indices(models, 1)
-    rms = [p.norms / math.sqrt(max(1, p.size)) for p in found.leaves.values()]
+    rms = [p.norms / math.sqrt(max(1, p.size)) for p in diagnosis.leaves.values()]
     moved = np.array(rms) / max(np.max(rms), np.finfo(float).tiny)
     panels: list[tuple[str, Any, int, bool, Sequence[Any]]] = [
         ("RMS change", moved, 0, False, range(1, models + 1))
     ]
     if models > 1:
-        cosines = np.array([p.cosine[pairs] for p in found.leaves.values()])
+        cosines = np.array([p.cosine[pairs] for p in diagnosis.leaves.values()])
         ticks = [f"{i + 1}·{j + 1}" for i, j in zip(*pairs, strict=True)]
         panels.append(("Cosine", cosines, -1, True, ticks))
     row = min(0.17, max(0.02, 6 / count))
-    leaves = own_parts(list(found.leaves))
+    leaves = own_parts(list(diagnosis.leaves))
     height, names = row * count, min(2.6, 0.2 + max(text_width(n, SMALL) for n in leaves))
     ending = lambda n: shorten(n[::-1], names - 0.15, SMALL)[::-1]  # what tells leaves apart
     width = (WIDTH - names - 0.1 - 0.2 * (len(panels) - 1)) / len(panels)
@@ -190,47 +190,49 @@ def _layers(found: Diagnosis, numbered: str) -> Any:
     return figure
 
 
-def _print(found: Diagnosis, layers: Mapping[str, Pairs], labels: Sequence[str], base: str) -> None:
+def _print(
+    diagnosis: Diagnosis, layers: Mapping[str, Pairs], labels: Sequence[str], base: str
+) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
     from jaxmerge.cli import terminal
 
     console = terminal.console()
-    console.print(f"Task vectors against {base}, {found.whole.size:,} entries", highlight=False)
+    console.print(f"Task vectors against {base}, {diagnosis.whole.size:,} entries", highlight=False)
     norms = Table("", "model", "norm")
-    for i, (label, norm) in enumerate(zip(labels, found.whole.norms, strict=True)):
+    for i, (label, norm) in enumerate(zip(labels, diagnosis.whole.norms, strict=True)):
         norms.add_row(str(i + 1), label, f"{norm:.4g}")
     console.print(norms)
     numbers = [str(i + 1) for i in range(len(labels))]
     for view, title in VIEWS.items() if len(labels) > 1 else ():
         console.print(f"\n{title}", style="bold")
         table = Table("", *numbers)
-        for i, values in enumerate(getattr(found.whole, view)):
+        for i, values in enumerate(getattr(diagnosis.whole, view)):
             table.add_row(str(i + 1), *map(_figure, values))
         console.print(table)
     pairs = np.triu_indices(len(labels), 1)
     mean = lambda x: np.mean(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
-    cells = lambda some: [
-        f"{some.norms.mean():.4g}",
-        *(_figure(mean(getattr(some, view)[pairs])) for view in VIEWS),
+    cells = lambda layer_pairs: [
+        f"{layer_pairs.norms.mean():.4g}",
+        *(_figure(mean(getattr(layer_pairs, view)[pairs])) for view in VIEWS),
     ]
     columns = ("norm", "cosine", "opposite", "shared")
-    made = lambda *more: Table(*columns, *more, box=SIMPLE, pad_edge=False)
-    if 1 < len(layers) < len(found.leaves):
+    new_table = lambda *more: Table(*columns, *more, box=SIMPLE, pad_edge=False)
+    if 1 < len(layers) < len(diagnosis.leaves):
         console.print("\nLayers (means over models and pairs)", style="bold")
-        table = made(Column("layer", overflow="fold"))
-        for label, some in layers.items():
-            table.add_row(*cells(some), label)
+        table = new_table(Column("layer", overflow="fold"))
+        for label, layer_pairs in layers.items():
+            table.add_row(*cells(layer_pairs), label)
         console.print(table)
-    order = sorted(found.leaves, key=lambda n: -found.leaves[n].norms.max())
+    order = sorted(diagnosis.leaves, key=lambda n: -diagnosis.leaves[n].norms.max())
     title = "Leaves that change most" if len(order) > MAX_ROWS else "Leaves"
     console.print(f"\n{title} (means over models and pairs)", style="bold")
-    table = made("rank", Column("leaf", overflow="fold"))
-    own = dict(zip(found.leaves, own_parts(list(found.leaves)), strict=True))
+    table = new_table("rank", Column("leaf", overflow="fold"))
+    own = dict(zip(diagnosis.leaves, own_parts(list(diagnosis.leaves)), strict=True))
     for n in order[:MAX_ROWS]:
-        rank = mean(found.ranks[n]) if n in found.ranks else np.nan
-        table.add_row(*cells(found.leaves[n]), _figure(rank, 1), own[n])
+        rank = mean(diagnosis.ranks[n]) if n in diagnosis.ranks else np.nan
+        table.add_row(*cells(diagnosis.leaves[n]), _figure(rank, 1), own[n])
     console.print(table)
 
 

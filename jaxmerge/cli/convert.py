@@ -17,7 +17,7 @@ from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
-from jaxmerge.errors import UserError, said
+from jaxmerge.errors import UserError, library_message
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.places import Place, delete, working
 from jaxmerge.io.sources import keep_apart
@@ -122,6 +122,8 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         except Exception as error:  # of TensorStore, in its own words
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{out} could not be written by Orbax ({said(error)}).") from None
+            raise UserError(
+                f"{out} could not be written by Orbax ({library_message(error)})."
+            ) from None
         finally:
             delete(partial)

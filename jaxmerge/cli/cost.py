@@ -70,9 +70,9 @@ def _memory(plan: Plan) -> int:
         kinds: dict[Any, str] = {}
         for n, p in sorted(job.grid.items(), key=lambda item: input_bytes(job, item[0])):
             kinds[jax.tree.structure(p.specs), job.like[n].ndim] = n
-        found = [_leaf(run, job, n) for n in kinds.values()]
-        most = max([most, *(shared for shared, _ in found)])
-        alone = max([alone, *(one for _, one in found)])
+        leaf_bytes = [_leaf(run, job, n) for n in kinds.values()]
+        most = max([most, *(shared for shared, _ in leaf_bytes)])
+        alone = max([alone, *(one for _, one in leaf_bytes)])
     return max(min(WORKERS * most, ROOM), most, alone)
 
 
@@ -82,7 +82,7 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
     p = job.grid[n]
     measured, closing = facts_like(job, n, run.zero)
     cut = run.cut(job, n, measured, closing)
-    need = run.way(job, n, cut, measured, closing)[1]
+    need = run.strategy(job, n, cut, measured, closing)[1]
     rows = [m for m in (*(t.measure for t in p.before), p.fold.measure) if m is not None]
     if rows and all(m.scope == "leaf" for m in rows):
         keep = input_bytes(job, n) <= ROOM // 2

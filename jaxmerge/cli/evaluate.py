@@ -30,21 +30,21 @@ def run(
     model = decoder.load(ref, dtype=dtype)
     if model.tokenizer is None:
         raise UserError(f"{ref} has no tokenizer that can be read{decoder.why_no_tokenizer(ref)}.")
-    found = lm_eval.evaluate(
+    results = lm_eval.evaluate(
         model, names, limit=limit, fewshot=fewshot, batch=batch, chat=chat,
         compute=decoder.Compute(dtype if dtype != "float16" else "float32"),
     )  # fmt: skip
     if out is not None:
-        out.write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
+        out.write_text(jsonlib.dumps(results, indent=1) + "\n", encoding="utf-8")
     if json:
-        print(jsonlib.dumps(found, indent=2))
+        print(jsonlib.dumps(results, indent=2))
         return
     from rich.table import Table
 
     from jaxmerge.cli import terminal
 
     table = Table("task", "figure", "value", "±", box=None)
-    for task, figures in found.items():
+    for task, figures in results.items():
         for name, value in figures.items():
             if name.endswith("_stderr") or name == "sample_len":
                 continue

@@ -75,12 +75,12 @@ def _talk(model, turns, system: str | None, options: dict, json: bool) -> None:
         if not json:
             print(f"> {printable(turn)}")
         show = None if json else (lambda _, text: _print(text))
-        found = decoder.generate(model, [text], special=False, on_text=show, **options)
+        replies = decoder.generate(model, [text], special=False, on_text=show, **options)
         if not json:
             print("\n")
-        messages.append({"role": "assistant", "content": found[0].text})
+        messages.append({"role": "assistant", "content": replies[0].text})
         asked.append(turn)
-        written += found
+        written += replies
     if json:
         _json(asked, written)
 

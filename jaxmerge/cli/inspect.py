@@ -109,8 +109,8 @@ def _print_architecture(made_of: architectures.Architecture, json: bool) -> None
     for name, row in table["leaves"].items():
         key = template(name), row["role"], (row["layer"] or [""])[0], row["orientation"] or ""
         kinds.setdefault(key, []).append(name)
-    for (name, role, stack, stored), some in kinds.items():
-        shown.add_row(name, str(len(some)), role, stack, stored)
+    for (name, role, stack, stored), members in kinds.items():
+        shown.add_row(name, str(len(members)), role, stack, stored)
     console = terminal.console()
     console.print(shown)
     for line in made_of.describe():

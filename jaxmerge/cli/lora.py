@@ -53,18 +53,18 @@ def run(
         raise UserError(f"rank must be at least 1 and energy in (0, 1]; got {rank}, {energy}.")
     first, second = (open_source(ref, allow_pickle=allow_pickle) for ref in (base, model))
     keep_apart(out, (*first.files, *second.files))
-    found = choose(first, second, _wanted(modules), save_rest)
-    if not found.kernels:
+    selection = choose(first, second, _wanted(modules), save_rest)
+    if not selection.kernels:
         by = "is there" if modules is None else f"is chosen by {modules!r}"
         raise UserError(f"No matrix of {first.ref} {by}.")
     missing = [
         repr(n)
-        for n in found.kernels
+        for n in selection.kernels
         if n not in second or second.like[n].shape != first.like[n].shape
     ]
     if missing:
         raise UserError(f"{second.ref} lacks, in the base's shape, {bounded(missing)}.")
-    report = extract(first, second, found, rank, energy, Path(out), force, quiet or json)
+    report = extract(first, second, selection, rank, energy, Path(out), force, quiet or json)
     if json:
         print(jsonlib.dumps(report, indent=2))
     elif not quiet:
@@ -73,8 +73,8 @@ def run(
             f"{report['share']:.1%} of the squared change kept; {report['saved']} leaves saved "
             "whole"
         )
-        if found.left:
-            print(f"  left out, no module of the base holds them: {bounded(found.left, 3)}")
+        if selection.left:
+            print(f"  left out, no module of the base holds them: {bounded(selection.left, 3)}")
 
 
 def _wanted(modules: str | None) -> Callable[[str], bool] | None:
@@ -88,33 +88,33 @@ def _wanted(modules: str | None) -> Callable[[str], bool] | None:
 
 
 def extract(
-    base: Source, model: Source, found: Extraction, rank: int, energy: float | None, out: Path,
+    base: Source, model: Source, selection: Extraction, rank: int, energy: float | None, out: Path,
     force: bool, quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Factor every chosen kernel and write the adapter.
 
     Memory: one kernel of both models, and the adapter.
     """
-    arrays, ranks, kept, whole, done = {}, {}, 0.0, 0.0, 0
-    total = 2 * sum(base.like[n].nbytes for n in found.kernels)
+    arrays, ranks, captured, whole, done = {}, {}, 0.0, 0.0, 0
+    total = 2 * sum(base.like[n].nbytes for n in selection.kernels)
     with BytesBar(quiet) as bar:
-        for n, kind in found.kernels.items():
+        for n, kind in selection.kernels.items():
             tau = change(base, model, n, kind)
             up, down, share, norm = factor(tau, min(rank, *tau.shape), energy)
             ranks[n] = up.shape[1]
-            arrays |= zip(names_of(found.kernels, n), (down, up), strict=True)
-            kept, whole = kept + share * norm, whole + norm
+            arrays |= zip(names_of(selection.kernels, n), (down, up), strict=True)
+            captured, whole = captured + share * norm, whole + norm
             done += 2 * base.like[n].nbytes
             bar("read", done, total)
-    rest = {PREFIX + key: n for key, n in found.saved.items()}
-    rest |= {f"{PREFIX}{n.removesuffix('.bias')}.base_layer.bias": n for n in found.biases}
+    rest = {PREFIX + key: n for key, n in selection.saved.items()}
+    rest |= {f"{PREFIX}{n.removesuffix('.bias')}.base_layer.bias": n for n in selection.biases}
     tensors = {n: ("F32", x.shape) for n, x in arrays.items()}
     tensors |= {k: (CODES[model.like[n].stored], model.like[n].shape) for k, n in rest.items()}
     writer = Writer(
         out, tensors, digest="", metadata={"format": "pt"}, shard_size=1 << 62, force=force,
         once=True, single="adapter_model.safetensors",
     )  # fmt: skip
-    config = settings(found, base, ranks)
+    config = settings(selection, base, ranks)
     try:
         for n in tensors:
             x = arrays[n] if n in arrays else model[rest[n]].astype(model.like[rest[n]].stored)
@@ -126,5 +126,5 @@ def extract(
         raise
     return {
         "out": str(out), "modules": len(ranks), "rank": config["r"], "saved": len(rest),
-        "left": found.left, "share": kept / whole if whole else 1.0,
+        "left": selection.left, "share": captured / whole if whole else 1.0,
     }  # fmt: skip

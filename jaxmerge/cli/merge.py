@@ -59,15 +59,15 @@ def run(
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
-    found = load(recipe, allow_import)
-    ignored = [line for document in found for line in document.ignored]
+    documents = load(recipe, allow_import)
+    ignored = [line for document in documents for line in document.ignored]
     if strict and ignored:
         raise UserError(f"{recipe}:\n  " + "\n  ".join(ignored))
     warn(ignored)
     stages: dict[str, Path] = {}
     reports = []
-    for i, document in enumerate(found):
-        last = i == len(found) - 1
+    for i, document in enumerate(documents):
+        last = i == len(documents) - 1
         _override(document, dtype if last else None, seed)
         with about(recipe):
             document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
@@ -217,12 +217,12 @@ def choose_devices(kind: str | None, count: int | None) -> list:
     if kind is not None and kind not in kinds:
         raise UserError(f"--device {kind!r}: {closest(kind, kinds)}")
     try:
-        found = jax.local_devices(backend=kind)
+        devices = jax.local_devices(backend=kind)
     except RuntimeError as error:
         raise UserError(f"--device {kind}: {str(error).splitlines()[0]}") from None
-    if count is not None and count > len(found):
-        raise UserError(f"--devices {count}: there are {len(found)} ({found[0].platform}).")
-    return found[: count or 1]
+    if count is not None and count > len(devices):
+        raise UserError(f"--devices {count}: there are {len(devices)} ({devices[0].platform}).")
+    return devices[: count or 1]
 
 
 def compile_cache() -> None:

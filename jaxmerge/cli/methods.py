@@ -97,13 +97,13 @@ def settings(factory: Callable) -> list[str]:
         >>> settings(jm.ties)[:2], settings(jm.iso_c)[-1]
         (['density=0.2', 'factor=1.0'], 'leaves=by_kernel')
     """
-    found = []
+    lines = []
     for p in inspect.signature(factory).parameters.values():
         named = callable(p.default) and p.default is not p.empty
-        found.append(
+        lines.append(
             f"{p.name}={p.default.__name__}" if named else str(p.replace(annotation=p.empty))
         )
-    return found
+    return lines
 
 
 def _kind(factory: Callable) -> str:

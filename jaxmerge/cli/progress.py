@@ -97,8 +97,8 @@ class Speed:
             self.seen.popleft()
 
     def __call__(self) -> float:
-        (first, some), (last, all_) = self.seen[0], self.seen[-1]
-        return (all_ - some) / max(last - first, 1e-9)
+        (first, before), (last, all_) = self.seen[0], self.seen[-1]
+        return (all_ - before) / max(last - first, 1e-9)
 
     def left(self, steps: int) -> str:
         """ "1:05 left" for that many steps more; "" where nothing is known."""

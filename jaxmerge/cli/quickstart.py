@@ -144,8 +144,8 @@ def run(
                 config, **asked, version=Quickstart().version, weights=digest(config.model)
             )
             runs.refuse_changes(folder, config, now)
-    again, way = "jaxmerge quickstart", runs.Way(quiet)
-    return runs.finish(config, folder, json=json, again=again, way=way, new=resume is None)
+    again, options = "jaxmerge quickstart", runs.RunOptions(quiet)
+    return runs.finish(config, folder, json=json, again=again, options=options, new=resume is None)
 
 
 def weights_folder(model: str) -> Path:

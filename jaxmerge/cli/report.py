@@ -44,38 +44,38 @@ def run(
     if json and (format or plot):
         raise UserError("--json prints rows; leave --format and --plot out.")
     rows = [row for path in stores for row in cells.read(path)]
-    found = cells.gather(rows)
+    groups = cells.gather(rows)
     if json:
         import json as jsonlib
 
         print(jsonlib.dumps(rows, default=str))
-        return found
+        return groups
     if plot:
         folder = Path(out) if out is not None else Path("report")
         folder.mkdir(parents=True, exist_ok=True)
-        pictures(found, folder)
+        pictures(groups, folder)
         if count := swept.write_png(rows, folder / "sweep", metric or "accuracy"):
             print(f"{folder / 'sweep'}  ({count} over what was swept)", file=sys.stderr)
         out = folder / f"table.{_suffix(format)}" if format else None
     if format is None:
-        show(found, metric)
+        show(groups, metric)
     elif format == "html":
-        pages(found, Path(out) if out is not None else Path("report.html"))
+        pages(groups, Path(out) if out is not None else Path("report.html"))
     else:
-        text = tables(found, format, metric)
+        text = tables(groups, format, metric)
         if out is None:
             print(text, end="")
         else:
             checkpoint.replace(out, text)
             print(out, file=sys.stderr)
-    return found
+    return groups
 
 
 def _suffix(format: str) -> str:
     return {"md": "md", "latex": "tex", "html": "html"}[format]
 
 
-def show(found: Mapping[str, Results], metric: str | None = None) -> None:
+def show(groups: Mapping[str, Results], metric: str | None = None) -> None:
     """Tables for the terminal."""
     from rich.console import Console
 
@@ -84,43 +84,43 @@ def show(found: Mapping[str, Results], metric: str | None = None) -> None:
 
     console = Console()
     if metric is not None:
-        console.print(across.rich_table(found, metric))
+        console.print(across.rich_table(groups, metric))
         return
-    for name, results in found.items():
+    for name, results in groups.items():
         title = one.plain_line(f"{name}: {results.scenario}")
         console.print(title, style="bold", highlight=False, markup=False)
         console.print(one.rich_table(results))
 
 
-def tables(found: Mapping[str, Results], format: str, metric: str | None = None) -> str:
+def tables(groups: Mapping[str, Results], format: str, metric: str | None = None) -> str:
     """All tables as Markdown or LaTeX; headings as Markdown or as comments."""
     from jaxmerge.report import across
     from jaxmerge.report import tables as one
 
     if metric is not None:
-        return (across.markdown if format == "md" else across.latex)(found, metric)
+        return (across.markdown if format == "md" else across.latex)(groups, metric)
     make, sign = (one.markdown, "##") if format == "md" else (one.latex, "%")
     quoted = one.plain_markdown if format == "md" else one.plain_line
     return "\n".join(
         f"{sign} {quoted(f'{name}: {results.scenario}')}\n\n{make(results)}"
-        for name, results in found.items()
+        for name, results in groups.items()
     )
 
 
-def pages(found: Mapping[str, Results], path: Path) -> None:
+def pages(groups: Mapping[str, Results], path: Path) -> None:
     """One self-contained page for each group of results; the paths go to standard error."""
     from jaxmerge.report import html
 
-    for k, results in enumerate(found.values()):
+    for k, results in enumerate(groups.values()):
         page = path if k == 0 else path.with_name(f"{path.stem}-{k + 1}{path.suffix}")
         print(html.write(results, page), file=sys.stderr)
 
 
-def pictures(found: Mapping[str, Results], folder: Path) -> None:
+def pictures(groups: Mapping[str, Results], folder: Path) -> None:
     """The pictures of every group of results; the folders go to standard error."""
     from jaxmerge.report import plots
 
-    for k, results in enumerate(found.values()):
-        place = folder / "plots" if len(found) == 1 else folder / f"plots-{k + 1}"
+    for k, results in enumerate(groups.values()):
+        place = folder / "plots" if len(groups) == 1 else folder / f"plots-{k + 1}"
         plots.write_png(results, place)
         print(f"{place}  ({results.experiment})", file=sys.stderr)

@@ -60,10 +60,10 @@ def run(
         raise UserError('--store writes Parquet: pip install "jaxmerge[store]".')
     config = load(experiment)
     old = None if resume is None else runs.read_run(resume, config)
-    kept = [] if resume is None else runs.given(resume)
-    if kept is None:  # a run that did not note its --set: only what is asked now can differ
-        config, kept = old or config, []
-    given = [*kept, *set]
+    noted = [] if resume is None else runs.given(resume)
+    if noted is None:  # a run that did not note its --set: only what is asked now can differ
+        config, noted = old or config, []
+    given = [*noted, *set]
     try:
         asked = changed(config, runs.settings_of(given))
         asked.check()
@@ -83,9 +83,9 @@ def run(
         if moved != old:
             runs.move(folder, moved, given)
         asked = moved
-    way = runs.Way(quiet, log, save_every, None if store is None else Path(store))
+    options = runs.RunOptions(quiet, log, save_every, None if store is None else Path(store))
     again = f"jaxmerge run {experiment}"
-    return runs.finish(asked, folder, json=json, again=again, way=way, new=resume is None)
+    return runs.finish(asked, folder, json=json, again=again, options=options, new=resume is None)
 
 
 def load(path: str | Path) -> Experiment:
@@ -100,10 +100,10 @@ def load(path: str | Path) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    found = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(found, Experiment):
+    experiment = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(experiment, Experiment):
         raise UserError(
             f"{path} defines no get_config() that gives an Experiment; see jaxmerge.continual."
             "experiment."
         )
-    return found
+    return experiment

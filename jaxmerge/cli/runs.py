@@ -137,15 +137,15 @@ def differences(old: dict, now: dict, where: str = "") -> list[str]:
     >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}})
     ['a.b: 1 in the run, 3 now', 'c: 2 in the run, nothing now']
     """
-    found = []
+    lines = []
     for k in {**old, **now}:
         name, a, b = f"{where}{k}", old.get(k), now.get(k)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{name}.")
+            lines += differences(a, b, f"{name}.")
         elif a != b:
             shown = [repr(d[k]) if k in d else "nothing" for d in (old, now)]
-            found.append(f"{name}: {shown[0]} in the run, {shown[1]} now")
-    return found
+            lines.append(f"{name}: {shown[0]} in the run, {shown[1]} now")
+    return lines
 
 
 def finished(folder: str | Path) -> bool:
@@ -156,7 +156,7 @@ def finished(folder: str | Path) -> bool:
 # ------------------------------------------------------------ the work
 
 
-class Way(NamedTuple):
+class RunOptions(NamedTuple):
     """How a run is run: nothing here changes a figure.
 
     Attributes:
@@ -172,10 +172,10 @@ class Way(NamedTuple):
     store: Path | None = None
 
 
-def execute(experiment: Experiment, folder: Path, way: Way) -> None:
+def execute(experiment: Experiment, folder: Path, options: RunOptions) -> None:
     """Run all seeds that are left, then write everything."""
     runs: list[SeedRun] = []
-    quiet, log = (way.quiet, way.log) if data_parallel.first() else (True, None)
+    quiet, log = (options.quiet, options.log) if data_parallel.first() else (True, None)
     with (
         Bars(quiet) as bars,
         Curves(log, folder, to_plain(experiment)) as curves,
@@ -193,16 +193,18 @@ def execute(experiment: Experiment, folder: Path, way: Way) -> None:
             curves.seed(seed, sum(steps[:k]))
             watch = together(bars.step, curves.step)
             runs.append(
-                one_seed(experiment, plans, seed, streams[k], learner, folder, watch, way.every)
+                one_seed(experiment, plans, seed, streams[k], learner, folder, watch, options.every)
             )
             bars.reach(sum(steps[: k + 1]))  # also where tasks were done before
             cost.keep()
         bars.note("writing the report")
-        found = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
-        if way.store is not None:
-            cells.write(way.store, cells.cells(found), f"{experiment.name}-{_digest(found)}")
+        results = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
+        if options.store is not None:
+            cells.write(
+                options.store, cells.cells(results), f"{experiment.name}-{_digest(results)}"
+            )
         if data_parallel.first():
-            write(found, folder)
+            write(results, folder)
             shutil.rmtree(folder / "state", ignore_errors=True)
         data_parallel.wait("results")
 
@@ -217,9 +219,9 @@ def together(*watches: Watch) -> Watch:
     return watch
 
 
-def _digest(found: Results) -> str:
+def _digest(results: Results) -> str:
     """Names a run by its settings: the same run again takes its own place in a store."""
-    return hashlib.sha256(jsonlib.dumps(found.recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(jsonlib.dumps(results.recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def collect(
@@ -268,20 +270,20 @@ def total_seconds(runs: list[SeedRun]) -> dict[str, float]:
     return {n: sum(r.seconds.get(n, 0.0) for r in runs) for n in names}
 
 
-def write(found: Results, folder: Path) -> None:
+def write(results: Results, folder: Path) -> None:
     """Plots, report and, last of all, results.json: a run with results is finished."""
     from jaxmerge.report import html, plots
 
     if cells.installed():
-        cells.write(folder, cells.cells(found), "cells")
-    plots.write_png(found, folder / "plots")
-    html.write(found, folder / "report.html")
-    found.to_json(folder / "results.json")
+        cells.write(folder, cells.cells(results), "cells")
+    plots.write_png(results, folder / "plots")
+    html.write(results, folder / "report.html")
+    results.to_json(folder / "results.json")
 
 
 def finish(
-    experiment: Experiment, folder: Path, *, json: bool, again: str, way: Way = Way(),
-    new: bool = True,
+    experiment: Experiment, folder: Path, *, json: bool, again: str,
+    options: RunOptions = RunOptions(), new: bool = True,
 ) -> Results:  # fmt: skip
     """Run what is left, print the table (or JSON), return the results.
 
@@ -292,7 +294,7 @@ def finish(
     if not finished(folder):
         try:
             with alone(folder):
-                execute(experiment, folder, way._replace(quiet=way.quiet or json))
+                execute(experiment, folder, options._replace(quiet=options.quiet or json))
         except BaseException as error:  # Ctrl-C, a full disk, a corrupt image
             if new and not (folder / "state").exists():
                 discard(folder)
@@ -305,10 +307,10 @@ def finish(
             elif isinstance(error, KeyboardInterrupt | OSError | UserError):
                 print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
             raise
-    found = Results.from_json(folder / "results.json")
+    results = Results.from_json(folder / "results.json")
     if data_parallel.first():
-        show(found, folder, json)
-    return found
+        show(results, folder, json)
+    return results
 
 
 def discard(folder: Path) -> None:
@@ -319,22 +321,22 @@ def discard(folder: Path) -> None:
             folder.rmdir()
 
 
-def show(found: Results, folder: Path, json: bool) -> None:
+def show(results: Results, folder: Path, json: bool) -> None:
     """The table on standard output, or the results as JSON."""
     if json:
-        print(found.to_json(), end="")
+        print(results.to_json(), end="")
         return
     from rich.console import Console
 
     from jaxmerge.report import tables, words
 
     console = Console()
-    console.print(tables.rich_table(found))
-    console.print(words.headline(found), highlight=False)
-    if lesson := words.lesson(found):
+    console.print(tables.rich_table(results))
+    console.print(words.headline(results), highlight=False)
+    if lesson := words.lesson(results):
         console.print(lesson, highlight=False)
-    memory = f", {found.peak_memory / 1e9:.2f} GB" if found.peak_memory else ""
-    seconds = f"{found.seconds['total']:.0f} s"
+    memory = f", {results.peak_memory / 1e9:.2f} GB" if results.peak_memory else ""
+    seconds = f"{results.seconds['total']:.0f} s"
     console.print(f"{seconds}{memory}.  Report: {folder / 'report.html'}", highlight=False)
 
 
@@ -344,16 +346,16 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     >>> settings_of(["epochs=3", "merges.MagMax.factor=[0.5, 1.0]"])
     {'epochs': 3, 'merges': {'MagMax': {'factor': [0.5, 1.0]}}}
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name:
             raise UserError(f"--set takes key=value, got {pair!r}.")
         *outer, inner = name.split(".")
-        place = found
+        place = settings
         for part in outer:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise UserError(f"--set {name}: {part} was set to {place!r} before.")
         place[inner] = parsed(f"--set {name}", value)
-    return found
+    return settings

@@ -76,21 +76,23 @@ def run(
     shown = track(batches, kind, console=Console(stderr=True), disable=json)
     if kind == "fisher":
         key = jax.random.key(seed)
-        found = statistics.fisher(learner.logits, params, shown, kind=variant, key=key, about=about)
+        statistic = statistics.fisher(
+            learner.logits, params, shown, kind=variant, key=key, about=about
+        )
     else:
-        found = statistics.gram(learner.features, params, shown, keep=keep, about=about)
+        statistic = statistics.gram(learner.features, params, shown, keep=keep, about=about)
     checkpoint = open_source(place)
     try:
-        found = statistics.in_layout(found, layout_of(checkpoint), checkpoint)
+        statistic = statistics.in_layout(statistic, layout_of(checkpoint), checkpoint)
     finally:
         checkpoint.close()
-    statistics.save(found, target)
-    report = _report(found, target)
+    statistics.save(statistic, target)
+    report = _report(statistic, target)
     if json:
         print(jsonlib.dumps(report, indent=2))
     else:
         print(
-            f"{target}: {kind} of {report['leaves']} leaves from {found.samples} examples of "
+            f"{target}: {kind} of {report['leaves']} leaves from {statistic.samples} examples of "
             f"{source.name}, {report['bytes'] / 1e6:.1f} MB"
         )
 
@@ -176,13 +178,13 @@ def _target(ref: str, kind: str, out: Path | None) -> Path:
     return target
 
 
-def _report(found: Any, target: Path) -> dict[str, Any]:
+def _report(statistic: Any, target: Path) -> dict[str, Any]:
     return {
         "file": str(target),
-        "kind": found.kind,
-        "samples": found.samples,
-        "weights": found.weights,
-        "leaves": len(found.values),
-        "bytes": sum(np.asarray(v).nbytes for v in found.values.values()),
-        "about": found.about,
+        "kind": statistic.kind,
+        "samples": statistic.samples,
+        "weights": statistic.weights,
+        "leaves": len(statistic.values),
+        "bytes": sum(np.asarray(v).nbytes for v in statistic.values.values()),
+        "about": statistic.about,
     }

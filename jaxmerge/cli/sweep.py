@@ -73,7 +73,7 @@ def run(
         left = sweep.units(asked, axes, {row["key"] for row in have})
     except ValueError as error:
         raise UserError(str(error)) from None
-    cells, todo = (sum(len(u.cells) for u in some) for some in (every, left))
+    cells, todo = (sum(len(u.cells) for u in units) for units in (every, left))
     if not quiet:
         print(
             f"{cells} cells, {cells - todo} of them done; {len(left)} runs to train.  {folder}",
@@ -135,9 +135,9 @@ def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, 
     """
     plain = lambda u: {**to_plain(u.experiment), "seed": 0}
     units = list(itertools.takewhile(lambda u: plain(u) == plain(units[0]), units))
-    found: dict[str, dict[str, Any]] = {u.name: {} for u in units}
+    models: dict[str, dict[str, Any]] = {u.name: {} for u in units}
     if len(units) < 2:
-        return found
+        return models
     scenarios = [u.experiment.tasks_of(u.experiment.seed) for u in units]
     shared = _parts(file, units[0].experiment, scenarios[0])
     seeds = [u.experiment.seed for u in units]
@@ -148,11 +148,11 @@ def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, 
             print(f"{len(units)} seeds of {plan.name!r}: {how}.", file=sys.stderr)
         if why:
             continue
-        for unit, made in zip(
+        for unit, trained in zip(
             units, resident.train(plan, scenarios, shared["learner"], seeds), strict=True
         ):
-            found[unit.name][plan.name] = made
-    return found
+            models[unit.name][plan.name] = trained
+    return models
 
 
 def on_ray(
@@ -217,11 +217,11 @@ def work(
         baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
         watch=bars.step if bars is not None else None,
     )  # fmt: skip
-    for stream, made in models.items():
-        run.streams[stream]["training"] = made.seconds
-        run.seconds["training"] = run.seconds.get("training", 0.0) + made.seconds
-    found = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
-    store.write(folder, store.cells(found), name)
+    for stream, trained in models.items():
+        run.streams[stream]["training"] = trained.seconds
+        run.seconds["training"] = run.seconds.get("training", 0.0) + trained.seconds
+    results = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
+    store.write(folder, store.cells(results), name)
     shutil.rmtree(state, ignore_errors=True)
 
 

@@ -11,5 +11,5 @@ WIDE = 1000  # columns; a table takes no more of them than it needs
 
 def console() -> Console:
     """The terminal; in a file or a pipe there is room for every name, so that `grep` finds it."""
-    found = Console()
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
+    terminal = Console()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)

@@ -76,19 +76,19 @@ def write(buffer: dict[str, Any], rows: Any, place: Array, weight: Array) -> dic
 
 def draw(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
     """Examples drawn with replacement, and their weight: 0 while the buffer is empty."""
-    held = filled(buffer)
-    place = jax.random.randint(key, (count,), 0, jnp.maximum(held, 1))
+    filled_rows = filled(buffer)
+    place = jax.random.randint(key, (count,), 0, jnp.maximum(filled_rows, 1))
     rows = jax.tree.map(lambda x: x[place], buffer["rows"])
-    return rows, jnp.broadcast_to((held > 0).astype(jnp.float32), (count,))
+    return rows, jnp.broadcast_to((filled_rows > 0).astype(jnp.float32), (count,))
 
 
 def draw_distinct(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
     """Examples drawn without replacement, and their weight: 0 where there are too few."""
-    size, held = size_of(buffer), filled(buffer)
-    rank = jnp.where(jnp.arange(size) < held, jax.random.uniform(key, (size,)), 2.0)
+    size, filled_rows = size_of(buffer), filled(buffer)
+    rank = jnp.where(jnp.arange(size) < filled_rows, jax.random.uniform(key, (size,)), 2.0)
     place = jnp.argsort(rank)[:count]
     rows = jax.tree.map(lambda x: x[place], buffer["rows"])
-    return rows, (place < held).astype(jnp.float32)
+    return rows, (place < filled_rows).astype(jnp.float32)
 
 
 def balanced(

@@ -84,8 +84,8 @@ def _plan(stream: Stream) -> list[str]:
     arrays = {"rows": stream.rows, "origin": stream.origin, "weight": stream.weight}
     shapes = {tuple(np.shape(x)) for x in arrays.values()}
     if len(shapes) > 1 or len(next(iter(shapes))) != 3:
-        said = ", ".join(f"{k} {list(np.shape(x))}" for k, x in arrays.items())
-        return [f"rows, origin and weight are [tasks, steps, B] alike; found {said}"]
+        form = ", ".join(f"{k} {list(np.shape(x))}" for k, x in arrays.items())
+        return [f"rows, origin and weight are [tasks, steps, B] alike; found {form}"]
     if stream.promise.value not in PROMISES:
         return [f"promise: {closest(str(stream.promise.value), PROMISES)}"]
     if not all(concrete(x) for x in (stream.rows, stream.weight)):
@@ -112,9 +112,9 @@ def _plan(stream: Stream) -> list[str]:
         sample = stream.sample if stream.sample is not None and concrete(stream.sample) else None
         for t in range(len(rows)):
             own = [] if sample is None else np.asarray(sample)[t]
-            said = _passes(rows[t][used[t]], np.asarray(own, int))
-            if said:
-                wrong.append(f"the plan promises whole passes, but in task {t} {said}")
+            problem = _passes(rows[t][used[t]], np.asarray(own, int))
+            if problem:
+                wrong.append(f"the plan promises whole passes, but in task {t} {problem}")
                 break
     return wrong
 
@@ -180,10 +180,10 @@ def _metrics(setup: Setup, stream: Stream, parts: stages.Parts) -> None:
         return scores(parts, params, inputs, targets, task, task, info)
 
     for g in sets:
-        found = jax.eval_shape(values, jax.random.key(0), g)
+        outputs = jax.eval_shape(values, jax.random.key(0), g)
         wrong = [
             f"{n} gives {x.dtype}{list(x.shape)}"
-            for n, x in found.items()
+            for n, x in outputs.items()
             if x.shape != (g.rows.shape[1],) or not jnp.issubdtype(x.dtype, jnp.floating)
         ]
         if wrong:

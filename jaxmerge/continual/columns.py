@@ -25,10 +25,10 @@ def table(info: Any) -> Array:
         ValueError: the stream has no columns of tasks.
     """
     if not isinstance(info, dict) or "own" not in info:
-        found = ", ".join(map(repr, info)) if isinstance(info, dict) else type(info).__name__
+        names = ", ".join(map(repr, info)) if isinstance(info, dict) else type(info).__name__
         raise ValueError(
             "This method asks which columns a task has: the stream's info needs 'own', bool "
-            f"[tasks, columns]; it has {found or 'nothing'}."
+            f"[tasks, columns]; it has {names or 'nothing'}."
         )
     return jnp.asarray(info["own"])
 
@@ -60,7 +60,7 @@ def sigmoid(logits: Array, targets: Array, columns: Array | None = None) -> Arra
     Formula: mean_c softplus(z_c) - 1[c = y] z_c.
     """
     hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    each = jax.nn.softplus(logits) - hot * logits
+    losses = jax.nn.softplus(logits) - hot * logits
     if columns is None:
-        return jnp.mean(each, -1)
-    return jnp.sum(jnp.where(columns, each, 0), -1) / jnp.sum(columns, -1)
+        return jnp.mean(losses, -1)
+    return jnp.sum(jnp.where(columns, losses, 0), -1) / jnp.sum(columns, -1)

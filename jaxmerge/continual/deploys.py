@@ -112,18 +112,18 @@ def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) 
         return None
     if not merges:
         raise ValueError(f"Training starts from the {start.name} merge, but nothing is merged.")
-    found = merges[label] if label is not None else next(iter(merges.values()))
-    if found.each and len(found.factors) > 1:
+    merge = merges[label] if label is not None else next(iter(merges.values()))
+    if merge.each and len(merge.factors) > 1:
         raise ValueError(
-            f"Training starts from {found.label}, whose factors are rows of their own; give it "
+            f"Training starts from {merge.label}, whose factors are rows of their own; give it "
             "one factor, or name another merge in running."
         )
-    if not found.always:
+    if not merge.always:
         raise ValueError(
-            f"Training starts from {found.label}, which is merged after the last task only; "
+            f"Training starts from {merge.label}, which is merged after the last task only; "
             "set its always to true."
         )
-    return found
+    return merge
 
 
 def check_counts(deploys: tuple[Deploy, ...], tasks: int) -> None:

@@ -62,7 +62,7 @@ def program(
         due = ((t + 1) % score_every == 0) | (t == last)
         return jax.lax.cond(due, score, lambda s: unscored(score, s), state)
 
-    def whole(state: State, t: Array):
+    def at_once(state: State, t: Array):
         state, losses = stages.train(setup, stream, state, t)
         state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
         return state, (scored(state, t), losses)
@@ -82,7 +82,7 @@ def program(
 
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)
-        state, (R, losses) = (whole if anytime == 1 else in_parts)(state, t)
+        state, (R, losses) = (at_once if anytime == 1 else in_parts)(state, t)
         model = build(setup, stream.tasks).model
         after = dict(model.weights(state.params, t)) if models else {}
         return state, (R, losses, is_finite(state, losses), after)
@@ -135,11 +135,11 @@ def run(
         index = np.int32(t) if host else jnp.int32(t)
         at_border = (lambda f: f) if host else compiled.get
         state = at_border(stages.begin)(setup, stream, state, index)
-        state, found = compiled[stages.train](setup, stream, state, index)
+        state, task_losses = compiled[stages.train](setup, stream, state, index)
         state = at_border(stages.end)(setup, stream, state, index)
         state = compiled[stages.fold](setup, stream, state, index)
-        losses.append(found)
-        finite.append(is_finite(state, found))
+        losses.append(task_losses)
+        finite.append(is_finite(state, task_losses))
         score = partial(compiled[scoring.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
         figures.append(score(state) if due else unscored(score, state))
@@ -213,19 +213,19 @@ def over(
     flags = jax.tree.leaves(spread)
     own = [x for x, f in zip(leaves, flags, strict=True) if f]
 
-    def each(x):
+    def one_seed(x):
         rest, key = iter(x[0]), x[1]
         full = [next(rest) if f else y for y, f in zip(leaves, flags, strict=True)]
         return one(jax.tree.unflatten(form, full), key)
 
     if not sharded:
-        return jax.lax.map(each, (own, keys))
+        return jax.lax.map(one_seed, (own, keys))
     cut = PartitionSpec("seeds")
-    some = jax.shard_map(
-        lambda own, keys: jax.lax.map(each, (own, keys)),
+    per_device = jax.shard_map(
+        lambda own, keys: jax.lax.map(one_seed, (own, keys)),
         mesh=_seeds(), in_specs=(cut, cut), out_specs=cut, check_vma=False,
     )  # fmt: skip
-    return some([jnp.asarray(x) for x in own], keys)
+    return per_device([jnp.asarray(x) for x in own], keys)
 
 
 def _seeds() -> Mesh:

@@ -120,7 +120,7 @@ def by_name(rules: Any):
         return first
 
     def of(total):
-        made = {p: o if hasattr(o, "update") else o(total) for p, o in rules}
-        return optax.partition(made, label)
+        groups = {p: o if hasattr(o, "update") else o(total) for p, o in rules}
+        return optax.partition(groups, label)
 
     return of

@@ -60,8 +60,8 @@ def objective_of(parts: Parts, info: Any, t: Array) -> Callable[..., Array]:
 
 def transform(setup: Setup, total: Any) -> optax.GradientTransformation:
     """The optimiser of a task of `total` steps; a schedule may read them."""
-    made = setup.optimiser.build()
-    return made if hasattr(made, "update") else made(total)
+    optimiser = setup.optimiser.build()
+    return optimiser if hasattr(optimiser, "update") else optimiser(total)
 
 
 class Fed(NamedTuple):

@@ -79,15 +79,15 @@ def classification(
             return sigmoid(out.logits, batch.targets, mask)
         return cross_entropy(out.logits, batch.targets, mask)
 
-    found = {n: evaluators.get(n)().build() for n in metrics}
-    return Problem(objective, found, view or as_stored)
+    evaluators_of = {n: evaluators.get(n)().build() for n in metrics}
+    return Problem(objective, evaluators_of, view or as_stored)
 
 
 def token_loss(logits: Array, targets: Array) -> Array:
     """[B]: mean negative log-likelihood of the targets ``[B, L]`` that are not -1."""
-    each = cross_entropy(logits, jnp.maximum(targets, 0))
-    real = (targets >= 0).astype(each.dtype)
-    return jnp.sum(each * real, -1) / jnp.maximum(jnp.sum(real, -1), 1)
+    losses = cross_entropy(logits, jnp.maximum(targets, 0))
+    real = (targets >= 0).astype(losses.dtype)
+    return jnp.sum(losses * real, -1) / jnp.maximum(jnp.sum(real, -1), 1)
 
 
 @problems.register

@@ -22,13 +22,13 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
     def one(params, groups, x):
         rows, weight, task, info, chosen = x
         take = lambda tree: jax.tree.map(lambda a: jnp.asarray(a)[rows], tree)
-        each = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape)), info)
+        rows_info = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape)), info)
         given = jnp.broadcast_to(task, rows.shape)
         inputs = parts.problem.view(take(groups.inputs), stream.info, given, None)
-        values = scores(parts, params, inputs, take(groups.targets), task, t, each)
+        values = scores(parts, params, inputs, take(groups.targets), task, t, rows_info)
         mean = {n: jnp.sum(weight * v) / jnp.sum(weight) for n, v in values.items()}
-        found = {n: parts.problem.evaluators[n].finish(mean[n]) for n in names}
-        return {n: jnp.where(chosen[k], found[n], jnp.nan) for k, n in enumerate(names)}
+        figures = {n: parts.problem.evaluators[n].finish(mean[n]) for n in names}
+        return {n: jnp.where(chosen[k], figures[n], jnp.nan) for k, n in enumerate(names)}
 
     def every(params):
         columns = []

@@ -51,11 +51,14 @@ def create_from(
         for label, spec in setup.merges.items()
     }
     if isinstance(batch.inputs, Fed):
-        kept, inputs = batch.inputs
+        stored_inputs, inputs = batch.inputs
     else:
-        kept, inputs = batch.inputs, parts.problem.view(batch.inputs, info, batch.task, None)
+        stored_inputs, inputs = (
+            batch.inputs,
+            parts.problem.view(batch.inputs, info, batch.task, None),
+        )
     read = batch._replace(inputs=inputs)
-    memory = tuple(m.init(parts.model, base, read, kept) for m in parts.methods)
+    memory = tuple(m.init(parts.model, base, read, stored_inputs) for m in parts.methods)
     moments = transform(setup, 1).init(trained_leaves(parts.model, base, 0))
     return State(base, base, memory, folds, moments, jnp.int32(0), key)
 

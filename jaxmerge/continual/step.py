@@ -77,11 +77,11 @@ def one_step(
 
     def look(raw: Batch, key: Array) -> Step:
         if isinstance(raw.inputs, Fed):
-            kept, inputs = raw.inputs
+            stored_inputs, inputs = raw.inputs
         else:
-            kept, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
+            stored_inputs, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
         return Step(
-            None, state.base, raw._replace(inputs=inputs), kept, view, None, None, info, t,
+            None, state.base, raw._replace(inputs=inputs), stored_inputs, view, None, None, info, t,
             fit.count, total, key, objective,
         )  # fmt: skip
 
@@ -93,21 +93,21 @@ def one_step(
         step = look(raw, key)
         out = model.learn(params, step.batch.inputs, t, named_key(key, "model"))
         weight = step.batch.weight
-        each = jnp.where(
+        per_example = jnp.where(
             weight > 0, weight * objective(out, step.batch), 0
         )  # a filler's may be inf
-        each = jnp.sum(each) / jnp.sum(weight)
+        per_example = jnp.sum(per_example) / jnp.sum(weight)
         terms = [
             m.loss(model, seen(i, step, fit.memory, params=params, outputs=out))
             for i, (m, _) in enumerate(hooks)
             if m.loss is not None
         ]
         new = dict(out.aux["statistics"]) if fit.statistics else {}
-        return (each, sum(terms, jnp.zeros_like(each))), (params, out, new)
+        return (per_example, sum(terms, jnp.zeros_like(per_example))), (params, out, new)
 
     def summed(trained, raw, key):
-        (each, terms), aux = losses(trained, raw, key)
-        return each + terms, aux
+        (data_loss, terms), aux = losses(trained, raw, key)
+        return data_loss + terms, aux
 
     watched = any(m.gradient or m.update or m.observe for m, _ in hooks)
     apart = watched and any(m.loss for m, _ in hooks)
@@ -117,9 +117,11 @@ def one_step(
         if not apart:
             (loss, aux), grads = jax.value_and_grad(summed, has_aux=True)(trained, raw, key)
             return (loss, grads, grads), aux
-        (each, terms), pull, aux = jax.vjp(lambda x: losses(x, raw, key), trained, has_aux=True)
-        one, zero = jnp.ones_like(each), jnp.zeros_like(terms)
-        return (each + terms, pull((one, one))[0], pull((one, zero))[0]), aux
+        (data_loss, terms), pull, aux = jax.vjp(
+            lambda x: losses(x, raw, key), trained, has_aux=True
+        )
+        one, zero = jnp.ones_like(data_loss), jnp.zeros_like(terms)
+        return (data_loss + terms, pull((one, one))[0], pull((one, zero))[0]), aux
 
     def over_parts(trained):
         if setup.accumulate == 1:
@@ -127,28 +129,28 @@ def one_step(
 
         def add(sums, x):
             raw, k = x
-            found, (_, out, new) = gradients(trained, raw, jax.random.fold_in(root, k))
-            return jax.tree.map(jnp.add, sums, found[: len(sums)]), (out, new)
+            part, (_, out, new) = gradients(trained, raw, jax.random.fold_in(root, k))
+            return jax.tree.map(jnp.add, sums, part[: len(sums)]), (out, new)
 
         like = jax.eval_shape(
             lambda: gradients(trained, jax.tree.map(lambda x: x[0], batches), root)
         )
-        kept = 3 if apart else 2
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like[0][:kept])
+        count = 3 if apart else 2
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like[0][:count])
         sums, (out, new) = jax.lax.scan(add, zeros, (batches, jnp.arange(setup.accumulate)))
         new = jax.tree.map(lambda x: x[-1], new)
-        found = jax.tree.map(lambda x: x / setup.accumulate, sums)
+        mean = jax.tree.map(lambda x: x / setup.accumulate, sums)
         out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x, out)
-        found = found if apart else (*found, found[1])
-        return found, (with_trained(model, before, trained, t), out, new)
+        mean = mean if apart else (*mean, mean[1])
+        return mean, (with_trained(model, before, trained, t), out, new)
 
     def objective_at(trained):
         alone = lambda raw, key: jax.grad(lambda x: losses(x, raw, key)[0][0])(trained)
         if setup.accumulate == 1:
             return alone(jax.tree.map(lambda x: x[0], batches), root)
-        each = lambda x: alone(x[0], jax.random.fold_in(root, x[1]))
-        found = jax.lax.map(each, (batches, jnp.arange(setup.accumulate)))
-        return jax.tree.map(lambda x: jnp.mean(x, 0), found)
+        of_part = lambda x: alone(x[0], jax.random.fold_in(root, x[1]))
+        values = jax.lax.map(of_part, (batches, jnp.arange(setup.accumulate)))
+        return jax.tree.map(lambda x: jnp.mean(x, 0), values)
 
     def joined() -> Step:
         """The step as hooks see it, with the parts of the batch as one."""

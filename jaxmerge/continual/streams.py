@@ -132,6 +132,6 @@ def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
 
 
 def _sample(rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    found = np.full(size, -1, np.int32)
-    found[: len(rows)] = rng.permutation(rows)
-    return found
+    sample = np.full(size, -1, np.int32)
+    sample[: len(rows)] = rng.permutation(rows)
+    return sample

@@ -28,9 +28,9 @@ def taps(model: Model, params: Leaves, inputs: Any, task: Array) -> dict[str, Ar
     """
     if model.taps is not None:
         return dict(model.taps(params, inputs, task))
-    out, found = dense_inputs(lambda p, x: model.apply(p, x, task), params, inputs, every=True)
+    out, captured = dense_inputs(lambda p, x: model.apply(p, x, task), params, inputs, every=True)
     own = out.aux.get("taps", {}) if isinstance(out.aux, dict) else {}
-    return {**{n: x.x for n, x in found.items() if x.axis == 0}, **own}
+    return {**{n: x.x for n, x in captured.items() if x.axis == 0}, **own}
 
 
 def layer_inputs(model: Model, params: Leaves, batch: Batch, task: Any) -> dict[str, Array]:

@@ -68,15 +68,15 @@ def partition(merges: Mapping[Any, Merge], label: Any) -> Merge:
     choose = label if callable(label) else rules(label)
 
     def route(name: str, like: Leaves) -> Merge:
-        found = choose(name, like[name])
-        if found not in merges:
+        chosen = choose(name, like[name])
+        if chosen not in merges:
             bad = [n for n, x in like.items() if choose(n, x) not in merges]
             raise ValueError(
                 f"{len(bad)} leaves have no merge, for example {bad[:5]} labelled "
                 f"{choose(bad[0], like[bad[0]])!r}; labels with a merge: {sorted(merges)}. "
                 "Add a last rule ('.*', label) for the rest."
             )
-        return merges[found]
+        return merges[chosen]
 
     every = list(merges.values())
     return Merge(

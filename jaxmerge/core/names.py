@@ -146,22 +146,22 @@ def check_same(base: Leaves, *models: Leaves, who: str = "model {}", first: int 
           leaf 'w': found float32[3,2], expected float32[2,3]
         Give every model the leaves of the base, in its shapes, floats for floats.
     """
-    found = []
+    messages = []
     for t, model in enumerate(models, first):
         wrong = mismatches(base, model)
         if wrong:
             kinds = [[w for w in wrong if w.startswith(k)] for k in ("missing", "extra", "leaf")]
-            lines = [line for some in kinds for line in screen(some, 6)]
+            lines = [line for mismatched in kinds for line in screen(mismatched, 6)]
             missing, extra = (
                 [n for n in a if n not in b] for a, b in ((base, model), (model, base))
             )
             pair = other_prefix(extra, missing) if missing and extra else None
             if pair is not None:
                 lines.append(f"its names begin with {pair[0]!r} where the base's have {pair[1]!r}")
-            found += [f"{who.format(t)} does not fit the base:", *(f"  {x}" for x in lines)]
-    if found:
+            messages += [f"{who.format(t)} does not fit the base:", *(f"  {x}" for x in lines)]
+    if messages:
         raise ValueError(
-            "\n".join(screen(found, 30))
+            "\n".join(screen(messages, 30))
             + "\nGive every model the leaves of the base, in its shapes, floats for floats."
         )
 
@@ -175,20 +175,20 @@ def mismatches(base: Leaves, model: Leaves) -> list[str]:
     wrong += [f"extra leaf {n!r} ({kind(model[n])})" for n in model if n not in base]
     for n in base:
         if n in model:
-            found, expected = model[n], base[n]
-            if found.shape != expected.shape or is_float(found) != is_float(expected):
-                wrong.append(f"leaf {n!r}: found {kind(found)}, expected {kind(expected)}")
+            leaf, expected = model[n], base[n]
+            if leaf.shape != expected.shape or is_float(leaf) != is_float(expected):
+                wrong.append(f"leaf {n!r}: found {kind(leaf)}, expected {kind(expected)}")
     return wrong
 
 
-def other_prefix(found: Collection[str], expected: Collection[str]) -> tuple[str, str] | None:
-    """The prefix that most of the names `found` have in the place of one of the names `expected`.
+def other_prefix(names: Collection[str], expected: Collection[str]) -> tuple[str, str] | None:
+    """The prefix that most of `names` have in the place of one of the names `expected`.
 
     Args:
-        found, expected: names that are in one model only.
+        names, expected: those that are in one model only.
 
     Returns:
-        What `found` begins with and what `expected` has there, one of them perhaps empty; None if
+        What `names` begins with and what `expected` has there, one of them perhaps empty; None if
         no exchange of prefixes explains half of the names.
 
     >>> other_prefix(["m.a.w", "m.b.w"], ["a.w", "b.w", "c.w"])
@@ -196,16 +196,16 @@ def other_prefix(found: Collection[str], expected: Collection[str]) -> tuple[str
     >>> other_prefix(["bert.x.a", "bert.x.b", "head"], ["model.x.a", "model.x.b"])
     ('bert.', 'model.')
     """
-    known, best, most = set(expected), None, max(1, (len(found) - 1) // 2)
+    known, best, most = set(expected), None, max(1, (len(names) - 1) // 2)
     tried = set()
-    for name in sorted(found, key=len)[-3:]:
+    for name in sorted(names, key=len)[-3:]:
         for other in sorted(known, key=len):
             pair = _heads(name, other)
             if pair is None or pair in tried:
                 continue
             tried.add(pair)
             mine, theirs = pair
-            fits = sum(n.startswith(mine) and theirs + n[len(mine) :] in known for n in found)
+            fits = sum(n.startswith(mine) and theirs + n[len(mine) :] in known for n in names)
             if fits > most:
                 best, most = pair, fits
     return best

@@ -54,7 +54,7 @@ class Pattern:
     def _run(self, method: Any, name: str) -> Any:
         began = time.perf_counter()
         try:
-            found = method(name, timeout=max(SLOW, SECONDS - self.spent))
+            match = method(name, timeout=max(SLOW, SECONDS - self.spent))
         except TimeoutError:
             raise PatternError(
                 f"{self.pattern[:80]!r} takes more than {SECONDS:g} s on names such as "
@@ -63,7 +63,7 @@ class Pattern:
             ) from None
         took = time.perf_counter() - began
         self.spent += took if took > SLOW else 0.0
-        return found
+        return match
 
 
 @functools.lru_cache(1024)

@@ -48,18 +48,18 @@ class Registry(Mapping[str, Callable]):
 
     Args:
         kind: in messages and settings, such as "method".
-        made: ``(what a factory built, its spec) -> what a call returns``; the spec by default.
+        wrap: ``(what a factory built, its spec) -> what a call returns``; the spec by default.
         old: old names that still work, see `jaxmerge.core.old_names`.
     """
 
     def __init__(
         self,
         kind: str,
-        made: Callable[[Any, Spec], Any] = lambda built, spec: spec,
+        wrap: Callable[[Any, Spec], Any] = lambda built, spec: spec,
         old: Mapping[str, Now] | None = None,
     ):
         self.kind = kind
-        self.made = made
+        self.wrap = wrap
         self.old = old or {}
         self._factories: dict[str, Callable] = {}
 
@@ -126,7 +126,7 @@ class Registry(Mapping[str, Callable]):
                 bound.arguments[k] = _plain(name, k, bound.arguments[k], k in shapes)
             spec = Spec(factory, {k: frozen(v, k in static) for k, v in bound.arguments.items()})
             bound.arguments.update({k: thawed(v) for k, v in bound.arguments.items()})
-            return self.made(factory(*bound.args, **bound.kwargs), spec)
+            return self.wrap(factory(*bound.args, **bound.kwargs), spec)
 
         return build
 
@@ -228,11 +228,11 @@ def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def _noted(made: Merge | Transform, spec: Spec) -> Merge | Transform:
+def _noted(stage: Merge | Transform, spec: Spec) -> Merge | Transform:
     """A stage with the record of how it was built."""
-    if isinstance(made, Merge) and not (made.before or made.after or made.route):
-        made = made._replace(core=spec)
-    return made._replace(spec=spec)
+    if isinstance(stage, Merge) and not (stage.before or stage.after or stage.route):
+        stage = stage._replace(core=spec)
+    return stage._replace(spec=spec)
 
 
 REGISTRY = Registry("method", _noted, old_names.MERGES)
@@ -264,10 +264,10 @@ def _unflatten(aux: Any, children: tuple) -> Merge | Transform:
         return aux
     (spec,), (kind, declared) = children, aux
     try:
-        made = _noted(spec.build(), spec)
+        stage = _noted(spec.build(), spec)
     except (AttributeError, TypeError, ValueError):  # placeholders, or numbers of many at once
-        made = kind(*[_Hollow()] * (2 if kind is Merge else 1))
-    return made._replace(spec=spec, **dict(declared))
+        stage = kind(*[_Hollow()] * (2 if kind is Merge else 1))
+    return stage._replace(spec=spec, **dict(declared))
 
 
 # A method is a pytree of its numbers: an argument of jit, something to map or differentiate over.

@@ -316,13 +316,13 @@ def per_model(value: Any, ctx: Context) -> Any:
 
 def beside(kind: str, x: Array, ctx: Context) -> Array | None:
     """The side information of this leaf, entry by entry; None if it was left out."""
-    found = ctx.extra.get(kind)
-    if found is not None and found.shape != x.shape:
+    side = ctx.extra.get(kind)
+    if side is not None and side.shape != x.shape:
         raise ValueError(
-            f"The {kind} of a leaf has shape {list(found.shape)}, but the leaf has shape "
+            f"The {kind} of a leaf has shape {list(side.shape)}, but the leaf has shape "
             f"{list(x.shape)}. Was it measured on another model?"
         )
-    return found
+    return side
 
 
 def model_count(*values: Any) -> int | None:

@@ -114,17 +114,17 @@ def check_nonfinite(nonfinite: str) -> bool:
 
 def folds_of(grid: Mapping[str, Pipeline]) -> tuple[str, ...]:
     """The names of the folds, by which a state knows whose it is."""
-    made = (spec_of(p.fold).factory for p in grid.values())
-    return tuple(sorted({getattr(f, "__name__", "a fold without a name") for f in made}))
+    factories = (spec_of(p.fold).factory for p in grid.values())
+    return tuple(sorted({getattr(f, "__name__", "a fold without a name") for f in factories}))
 
 
 def check_state(method: Any, grid: Mapping[str, Pipeline], state: Any, base: Leaves) -> None:
     """Raise unless the state was made by this method for this base."""
-    found = folds_of(grid)
-    if state.folds and state.folds != found:
+    folds = folds_of(grid)
+    if state.folds and state.folds != folds:
         raise ValueError(
             f"The state was made by another method: its folds are {', '.join(state.folds)}, those "
-            f"of {method} are {', '.join(found)}. Use one method for jm.init, update and merged."
+            f"of {method} are {', '.join(folds)}. Use one method for jm.init, update and merged."
         )
     check_cells(grid, state.cells)
 
@@ -189,12 +189,12 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
             return
         parts[n] = _by_device(leaves)
         with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
-            sums[n] = [_sums([x for _, x in some]) for some in parts[n].values()]
+            sums[n] = [_sums([x for _, x in pieces]) for pieces in parts[n].values()]
     counts = np.zeros((len(grid), 1 + len(models)), np.int64)
     sums = jax.device_get(sums)
     for row, n in enumerate(grid):
-        for some, totals in zip(parts[n].values(), sums[n], strict=True):
-            for (t, part), total in zip(some, totals, strict=True):
+        for pieces, totals in zip(parts[n].values(), sums[n], strict=True):
+            for (t, part), total in zip(pieces, totals, strict=True):
                 if not np.isfinite(total):
                     counts[row, t] += np.sum(~np.isfinite(_wide(np.asarray(part))))
     if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
@@ -221,15 +221,15 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 def _by_device(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:
     """Device -> the parts of leaves that lie there, with the number of the leaf; copies once."""
-    found: dict[Any, list[tuple[int, Any]]] = {}
+    by_device: dict[Any, list[tuple[int, Any]]] = {}
     for t, leaf in enumerate(leaves):
         if not isinstance(leaf, jax.Array):
-            found.setdefault(None, []).append((t, leaf))
+            by_device.setdefault(None, []).append((t, leaf))
             continue
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
-                found.setdefault(shard.device, []).append((t, shard.data))
-    return found
+                by_device.setdefault(shard.device, []).append((t, shard.data))
+    return by_device
 
 
 def _elsewhere(leaf: Any) -> bool:

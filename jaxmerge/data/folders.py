@@ -88,12 +88,12 @@ def folder(
     if not files:
         raise ValueError(f"{name}: {root} holds no images ({', '.join(sorted(ENDINGS))}).")
     layout = layout or guess(files)
-    found = parse(files, layout, name)
-    folders, labels = np.unique(found["class"], return_inverse=True)
+    levels = parse(files, layout, name)
+    folders, labels = np.unique(levels["class"], return_inverse=True)
     names = renamed([tidy(c) for c in folders], classes, name, keys=list(folders))
     groups, domains, domain_names = labels, None, ()
-    if "domain" in found:
-        kinds, domains = np.unique(found["domain"], return_inverse=True)
+    if "domain" in levels:
+        kinds, domains = np.unique(levels["domain"], return_inverse=True)
         domain_names = tuple(str(d) for d in kinds)
         groups, domains = labels + len(names) * domains, domains.astype(np.int32)
     return Source(
@@ -103,7 +103,7 @@ def folder(
         classes=names,
         templates=tuple(templates),
         splits=complete(
-            published(found, name), groups, val=val, test=test, per_class=per_class, seed=seed
+            published(levels, name), groups, val=val, test=test, per_class=per_class, seed=seed
         ),
         domains=domains,
         domain_names=domain_names,
@@ -142,11 +142,11 @@ def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]
     return {a: np.array([m[a] for m in matches if m]) for a in asked}
 
 
-def published(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def published(levels: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Rows of the splits that the paths name; all rows are "train" when they name none."""
-    if "split" not in found:
-        return {"train": np.arange(len(found["class"]))}
-    splits = np.array([NAMES.get(s.lower(), s.lower()) for s in found["split"]])
+    if "split" not in levels:
+        return {"train": np.arange(len(levels["class"]))}
+    splits = np.array([NAMES.get(s.lower(), s.lower()) for s in levels["split"]])
     wrong = sorted(set(splits) - set(SPLITS))
     if wrong or "train" not in splits:
         raise ValueError(

@@ -70,11 +70,11 @@ def windows(documents: Iterable[Document], length: int) -> Windows:
             rows[-1].append((int(token), index, segment, int(target)))
             index += 1
     filled = [row + [(0, 0, 0, -1)] * (length - len(row)) for row in rows if row]
-    found = Windows(*np.array(filled or [[(0, 0, 0, -1)]], np.int32).transpose(2, 0, 1))
-    if not (found.targets >= 0).any():
+    result = Windows(*np.array(filled or [[(0, 0, 0, -1)]], np.int32).transpose(2, 0, 1))
+    if not (result.targets >= 0).any():
         what = "no document" if not count else f"{count} documents in which every target is masked"
         raise ValueError(f"there is nothing to learn: found {what}")
-    return found
+    return result
 
 
 def _next(row: Sequence[tuple[int, int, int, int]]) -> int:
@@ -120,11 +120,11 @@ def instructions(
 
 def _add(tokenizer: Tokenizer, text: str, answer: bool, ids: list[int], learnt: list[bool]) -> None:
     """Takes the ids of a longer text; those that are new are learnt if they are an answer's."""
-    found = tokenizer.encode(text, special=False)
-    if found[: len(ids)] != ids:
+    longer = tokenizer.encode(text, special=False)
+    if longer[: len(ids)] != ids:
         raise ValueError(
             "the chat template writes earlier turns differently when later ones follow; give "
             "conversations of one question and one answer"
         )
-    learnt += [answer] * (len(found) - len(ids))
-    ids[:] = found
+    learnt += [answer] * (len(longer) - len(ids))
+    ids[:] = longer

@@ -82,10 +82,10 @@ class Pictures(abc.ABC):
         Raises:
             CorruptImage: names every one of `rows` that cannot be decoded.
         """
-        found, wrong = [], {}
+        pictures, wrong = [], {}
         for row in map(int, rows):
             try:
-                found.append(self.picture(row))
+                pictures.append(self.picture(row))
             except OSError as error:
                 wrong[row] = reason(error)
         if wrong:
@@ -93,7 +93,7 @@ class Pictures(abc.ABC):
                 f"{self.name}: {self.describe(wrong)}; mend or delete what is corrupt, or leave it "
                 "out with corrupt=skip."
             )
-        return found
+        return pictures
 
     def describe(self, wrong: dict[int, str]) -> str:
         """Count and names: "2 corrupt images: a.jpg (truncated), b.jpg (empty)"."""

@@ -61,10 +61,10 @@ class Examples:
         for part in np.unique(which):
             at = np.flatnonzero(which == part)
             inputs, own = self.parts[part]
-            found = np.asarray(self.prepare(inputs[own[flat[at] - self.starts[part]]]))
+            prepared = np.asarray(self.prepare(inputs[own[flat[at] - self.starts[part]]]))
             if out is None:
-                out = np.empty((len(flat), *found.shape[1:]), found.dtype)
-            out[at] = found
+                out = np.empty((len(flat), *prepared.shape[1:]), prepared.dtype)
+            out[at] = prepared
         if out is None:
             raise ValueError("No examples were asked for.")
         return out.reshape(*rows.shape, *out.shape[1:])
@@ -198,8 +198,8 @@ def read(
         flags.FLAGS.mark_as_parsed()
     cores = os.cpu_count() or 1
     if workers is None:
-        some = [np.size(rows[k]) for k in range(first, min(first + 2, len(rows)))]
-        enough = max(some, default=0) * (len(rows) - first) >= ENOUGH
+        sizes = [np.size(rows[k]) for k in range(first, min(first + 2, len(rows)))]
+        enough = max(sizes, default=0) * (len(rows) - first) >= ENOUGH
         workers = min(16, cores - 1) if enough and cores > MANY else 0
     threads = 1 if workers else min(MANY, cores)
     data = grain.MapDataset.source(_Numbered(inputs, rows, then, first)).to_iter_dataset(
@@ -232,8 +232,8 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         return read(self.inputs, self.rows, self.then, place=self.place)
 
-    def __getitem__(self, some: slice) -> Batches:
-        return Batches(self.inputs, self.rows[some], self.then, self.place)
+    def __getitem__(self, part: slice) -> Batches:
+        return Batches(self.inputs, self.rows[part], self.then, self.place)
 
 
 def quiet(worker: int, workers: int) -> None:

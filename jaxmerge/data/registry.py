@@ -90,15 +90,16 @@ def source(
         raise UserError(f"corrupt is one of {', '.join(CORRUPT)}, got {corrupt!r}.")
     if not Path(data).is_dir():
         raise UserError(f"{data} is no folder; data=FOLDER is the folder that holds {name}.")
-    found = _read(name, Path(data), facts, val, per_class, seed)
-    found = renamed(used(found), facts)
-    if len(found.classes) != facts["classes"]:
+    opened = _read(name, Path(data), facts, val, per_class, seed)
+    opened = renamed(used(opened), facts)
+    if len(opened.classes) != facts["classes"]:
         raise ValueError(
-            f"{name} has {facts['classes']} classes, {data} holds examples of {len(found.classes)}."
+            f"{name} has {facts['classes']} classes, {data} holds examples of "
+            f"{len(opened.classes)}."
         )
     if per_class is None:
-        _compare(found, facts["size"])
-    return skip_corrupt(found) if corrupt == "skip" else found
+        _compare(opened, facts["size"])
+    return skip_corrupt(opened) if corrupt == "skip" else opened
 
 
 def _read(name: str, data: Path, facts: dict, val: float, per_class: int | None, seed: int):
@@ -114,8 +115,8 @@ def _read(name: str, data: Path, facts: dict, val: float, per_class: int | None,
         return folder(data / name, name, layout=facts.get("layout"), **options)
     ways = [f"images in {data / name}/{facts.get('layout', '{split}/{class}/*')}"]
     if known:
-        each = [f"{known}/{c}" for c in configs] or [known]
-        command = " && ".join(tfds.command(c, data) for c in each)
+        names = [f"{known}/{c}" for c in configs] or [known]
+        command = " && ".join(tfds.command(c, data) for c in names)
         ways.append(f"what this command prepares (where TensorFlow is installed): {command}")
     raise UserError(f"{name} is not in {data}; it is read from {', or from '.join(ways)}")
 
@@ -163,8 +164,8 @@ def order(name: str, paper: str, what: str) -> tuple[int, ...] | None:
     >>> order("domainnet", "magmax", "domains")
     (0, 5, 4, 1, 3, 2)
     """
-    found = entry(name).get("order", {}).get(paper, {}).get(what)
-    return None if found is None else tuple(found)
+    positions = entry(name).get("order", {}).get(paper, {}).get(what)
+    return None if positions is None else tuple(positions)
 
 
 def table() -> str:

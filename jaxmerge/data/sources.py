@@ -116,42 +116,42 @@ def positions(labels: Any, classes: Sequence[str], name: str) -> np.ndarray:
     >>> positions(["dog", "cat", "dog"], ("cat", "dog"), "pets")
     array([1, 0, 1], dtype=int32)
     """
-    found = np.asarray(labels)
-    if found.ndim != 1:
+    array = np.asarray(labels)
+    if array.ndim != 1:
         raise ValueError(
-            f"Source {name!r}: labels have the shape {found.shape}, expected one label an example."
+            f"Source {name!r}: labels have the shape {array.shape}, expected one label an example."
         )
-    if found.dtype.kind in "iu":
-        return found.astype(np.int32)
-    if found.dtype.kind in "UO" and all(isinstance(c, str) for c in found):
+    if array.dtype.kind in "iu":
+        return array.astype(np.int32)
+    if array.dtype.kind in "UO" and all(isinstance(c, str) for c in array):
         at = {c: k for k, c in enumerate(classes)}
-        unknown = sorted({str(c) for c in found} - set(at))
+        unknown = sorted({str(c) for c in array} - set(at))
         if not unknown:
-            return np.array([at[c] for c in found], np.int32)
+            return np.array([at[c] for c in array], np.int32)
         raise ValueError(
             f"Source {name!r}: the label {unknown[0]!r} is none of the classes: "
             f"{closest(unknown[0], classes)}"
         )
-    if found.size and found.dtype.kind == "f" and np.array_equal(found, np.round(found)):
-        return found.astype(np.int32)
-    if not found.size:
-        return found.astype(np.int32)
+    if array.size and array.dtype.kind == "f" and np.array_equal(array, np.round(array)):
+        return array.astype(np.int32)
+    if not array.size:
+        return array.astype(np.int32)
     raise ValueError(
-        f"Source {name!r}: labels are {found.dtype}, such as {found[0]!r}; expected positions in "
+        f"Source {name!r}: labels are {array.dtype}, such as {array[0]!r}; expected positions in "
         "classes, or their names."
     )
 
 
 def renamed(
-    found: Sequence[str], classes: Mapping[str, str] | Sequence[str] | None, name: str,
+    originals: Sequence[str], classes: Mapping[str, str] | Sequence[str] | None, name: str,
     keys: Sequence[str] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Names of classes in place of what a data set calls them.
 
     Args:
-        found: the data set's own names, tidied, in the order of the labels.
+        originals: the data set's own names, tidied, in the order of the labels.
         classes: own name -> name, where it differs; or all names in that order; or None.
-        keys: what the data set calls them, where `found` is tidied.
+        keys: what the data set calls them, where `originals` is tidied.
 
     Raises:
         ValueError: another number of names, or a key that the data set has not.
@@ -160,8 +160,8 @@ def renamed(
     ('n01', 'dog')
     """
     if classes is None:
-        return tuple(found)
-    keys = [str(key) for key in (found if keys is None else keys)]
+        return tuple(originals)
+    keys = [str(key) for key in (originals if keys is None else keys)]
     if isinstance(classes, Mapping):
         given = {str(key): value for key, value in classes.items()}
         unknown = [key for key in given if key not in keys]
@@ -170,7 +170,7 @@ def renamed(
                 f"{name}: classes names {unknown[0]!r}, which is none of its classes: "
                 f"{closest(unknown[0], keys)}"
             )
-        return tuple(given.get(key, own) for key, own in zip(keys, found, strict=True))
+        return tuple(given.get(key, own) for key, own in zip(keys, originals, strict=True))
     if isinstance(classes, str) or len(classes) != len(keys):
         count = 1 if isinstance(classes, str) else len(classes)
         shown = ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
@@ -198,23 +198,23 @@ def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: i
     {'val': 2, 'test': 2, 'train': 4}
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
+    splits: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
     starved = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         at = 0
         for split, amount in per_class.items():
             count = amount if isinstance(amount, int) else round(amount * len(rows))
-            found[split].append(rows[at : at + count])
+            splits[split].append(rows[at : at + count])
             at += count
         if at >= len(rows):
             starved.append(f"class {label} has {len(rows)} examples")
-        found["train"].append(rows[at:])
+        splits["train"].append(rows[at:])
     if starved:
         raise ValueError(
             f"Nothing is left for training after {dict(per_class)}: {'; '.join(starved)}."
         )
-    return {s: np.sort(np.concatenate(parts)).astype(np.int64) for s, parts in found.items()}
+    return {s: np.sort(np.concatenate(parts)).astype(np.int64) for s, parts in splits.items()}
 
 
 def hold_out(
@@ -229,17 +229,17 @@ def hold_out(
     """
     rng = np.random.default_rng(seed)
     if per_class is not None:
-        kept = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
-        rows = np.sort(np.concatenate(kept))
+        chosen = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
+        rows = np.sort(np.concatenate(chosen))
     if not val:
         return {"train": rows, "val": rows[:0]}
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     for g in np.unique(groups[rows]):
         mine = rows[groups[rows] == g]
         share = min(max(1, round(val * len(mine))), len(mine) - 1)
-        found = stratified(np.zeros(len(mine), int), {"val": share}, seed=seed)
+        split_rows = stratified(np.zeros(len(mine), int), {"val": share}, seed=seed)
         for split in parts:
-            parts[split].append(mine[found[split]])
+            parts[split].append(mine[split_rows[split]])
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
@@ -269,8 +269,8 @@ def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
     for split, count in counts.items():
         rows = rng.permutation(splits[split])
         of = groups[rows]
-        kept = [rows[of == g][:count] for g in np.unique(of)]
-        splits[split] = np.sort(np.concatenate(kept))
+        chosen = [rows[of == g][:count] for g in np.unique(of)]
+        splits[split] = np.sort(np.concatenate(chosen))
     return dataclasses.replace(source, splits=splits)
 
 
@@ -295,18 +295,18 @@ def complete(
     >>> [len(found[s]) for s in ("train", "val", "test")]
     [14, 2, 4]
     """
-    found = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}
+    complete_splits = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}
     for split, share in (
         ("test", test),
         ("val", val / (1 - test) if "test" not in splits else val),
     ):
-        if split not in found:
-            parts = hold_out(found["train"], groups, share, None, seed)
-            found["train"], found[split] = parts["train"], parts["val"]
-    return {s: hold_out(found[s], groups, 0.0, per_class, seed)["train"] for s in SPLITS}
+        if split not in complete_splits:
+            parts = hold_out(complete_splits["train"], groups, share, None, seed)
+            complete_splits["train"], complete_splits[split] = parts["train"], parts["val"]
+    return {s: hold_out(complete_splits[s], groups, 0.0, per_class, seed)["train"] for s in SPLITS}
 
 
 def without(source: Source, rows: np.ndarray) -> Source:
     """The source with some rows taken out of its splits."""
-    splits = {s: kept[~np.isin(kept, rows)] for s, kept in source.splits.items()}
+    splits = {s: own[~np.isin(own, rows)] for s, own in source.splits.items()}
     return dataclasses.replace(source, splits=splits)

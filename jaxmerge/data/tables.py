@@ -81,8 +81,8 @@ def table(
             f"{name}: found the splits {', '.join(sorted(of))}; expected train, and where they are "
             "there val and test."
         )
-    found, labels = np.unique([row[label] for row in rows], return_inverse=True)
-    names = renamed([tidy(c) for c in found], classes, name, keys=list(found))
+    label_names, labels = np.unique([row[label] for row in rows], return_inverse=True)
+    names = renamed([tidy(c) for c in label_names], classes, name, keys=list(label_names))
     groups, domains, domain_names = labels, None, ()
     if domain is not None:
         kinds, domains = np.unique([row[domain] for row in rows], return_inverse=True)
@@ -142,9 +142,9 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def _object(path: Path, number: int, line: str) -> tuple[int, dict[str, Any]]:
     try:
-        found = json.loads(line)
+        row = json.loads(line)
     except ValueError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error}).") from None
-    if not isinstance(found, dict):
+    if not isinstance(row, dict):
         raise UserError(f"{path}, line {number}: expected key: value pairs.")
-    return number, found
+    return number, row

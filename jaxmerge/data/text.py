@@ -72,8 +72,8 @@ def banking77(
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}).") from None
         if not {"text", "category"} <= set(columns):
-            found = [c[:20] for c in columns[:8]]
-            raise UserError(f"{path}: expected the columns text, category; found {found}.")
+            header = [c[:20] for c in columns[:8]]
+            raise UserError(f"{path}: expected the columns text, category; found {header}.")
         short = [i for i, r in enumerate(rows, 2) if None in (r["text"], r["category"])]
         if short or not rows:
             where = f"line {short[0]} has no text or no category" if short else "it has no rows"
@@ -131,8 +131,8 @@ def sentences(
         if file is None:
             continue
         first, pairs = len(texts), _lines(Path(folder) / file)
-        found = [label.split(":")[0] for label, _ in pairs]
-        labels += _positions(found, at, Path(folder) / file)
+        label_names = [label.split(":")[0] for label, _ in pairs]
+        labels += _positions(label_names, at, Path(folder) / file)
         texts += [text for _, text in pairs]
         splits[split] = np.arange(first, len(texts))
     numbers = np.array(labels, np.int32)

@@ -101,7 +101,7 @@ def tfds(
         raise ValueError(
             f"{dataset}: no feature {', '.join(lacking)}; it has {', '.join(sorted(features))}."
         )
-    parts, labels, domains, found = [], [], [], {s: [] for s in SPLITS}
+    parts, labels, domains, rows_of = [], [], [], {s: [] for s in SPLITS}
     count = 0
     for config, builder in zip(configs or ("",), builders, strict=True):
         for split, official in splits.items():
@@ -114,9 +114,9 @@ def tfds(
             if domain is not None:
                 texts = _column(data, builder, official, domain[0])
                 domains[count:] = [_group(domain[1], text, name) for text in texts]
-            found[split].append(np.arange(count, count + len(data)))
+            rows_of[split].append(np.arange(count, count + len(data)))
             count += len(data)
-    given = {s: np.concatenate(rows) for s, rows in found.items() if rows}
+    given = {s: np.concatenate(rows) for s, rows in rows_of.items() if rows}
     if "train" not in given:
         raise ValueError(
             f"{dataset}: no split {splits.get('train', 'train')!r}; it has "
@@ -179,10 +179,10 @@ def _builder(path: Path, dataset: str) -> Any:
 def _input(features: Any, dataset: str) -> str:
     from tensorflow_datasets import features as kinds
 
-    found = [k for k, f in features.items() if isinstance(f, kinds.Image | kinds.Text)]
-    if not found:
+    names = [k for k, f in features.items() if isinstance(f, kinds.Image | kinds.Text)]
+    if not names:
         raise ValueError(f"{dataset}: no picture or text among {', '.join(sorted(features))}.")
-    return found[0]
+    return names[0]
 
 
 def _open(builder: Any, split: str) -> Any:
@@ -208,7 +208,7 @@ def _column(data: Any, builder: Any, split: str, key: str) -> np.ndarray:
 
 
 def _group(pattern: str, text: str, name: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"{name}: {text!r} names no domain; expected {pattern!r}.")
-    return found[1]
+    return match[1]

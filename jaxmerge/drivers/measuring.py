@@ -38,8 +38,8 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
         walk: iterates over leaf names with their leaves, ``walk(names) -> (name, base, model)``;
             the file driver gives one that reads ahead.
     """
-    walk = walk or (lambda some: ((n, base[n], model[n]) for n in some))
-    found: dict[str, tuple] = {n: () for n in grid}
+    walk = walk or (lambda group: ((n, base[n], model[n]) for n in group))
+    summaries: dict[str, tuple] = {n: () for n in grid}
     for i in range(max((len(p.before) for p in grid.values()), default=0) + 1):
         here = {
             n: p.before[i].measure if i < len(p.before) else p.fold.measure
@@ -47,10 +47,10 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
             if i <= len(p.before)
         }
 
-        def observe(measure, some, summary, turn, i=i):
-            for n, b, m in walk(some):
+        def observe(measure, group, summary, turn, i=i):
+            for n, b, m in walk(group):
                 key_of_leaf, extras = grid[n].key(key, n), (side(extra, n),)
-                inputs = LeafInputs(b, (m,), key_of_leaf, step, (found[n],), extras)
+                inputs = LeafInputs(b, (m,), key_of_leaf, step, (summaries[n],), extras)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
                 if _on_host(measure, m, (s, before, inputs)):
                     yield n, measure.host(_host_row(before, inputs, zero), s, turn)
@@ -58,16 +58,16 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                     yield n, observe_leaf(grid[n].specs, i, s, turn, _read(inputs), zero)
 
         for n, summary in _run_measures(here, observe).items():
-            found[n] = (*found[n], summary)
-    return found
+            summaries[n] = (*summaries[n], summary)
+    return summaries
 
 
-def measure_opening(grid, cells, found: dict[str, tuple]) -> dict[str, tuple]:
+def measure_opening(grid, cells, summaries: dict[str, tuple]) -> dict[str, tuple]:
     """What `measure_row` found of a row, with the facts about the cells that it is to meet."""
     here = {n: p.fold.opening for n, p in grid.items()}
 
-    def observe(measure, some, summary, turn):
-        for n in some:
+    def observe(measure, group, summary, turn):
+        for n in group:
             cell, s = cells[n], summary_of(summary, n)
             if _on_host(measure, cell, s):
                 yield n, measure.host(Row(cell), s, turn)
@@ -75,13 +75,13 @@ def measure_opening(grid, cells, found: dict[str, tuple]) -> dict[str, tuple]:
                 yield n, observe_opening(grid[n].specs, s, turn, cell)
 
     opened = _run_measures(here, observe)
-    add = lambda n: (*found[n][:-1], (found[n][-1], opened[n]))
-    return {n: found[n] if m is None else add(n) for n, m in here.items()}
+    add = lambda n: (*summaries[n][:-1], (summaries[n][-1], opened[n]))
+    return {n: summaries[n] if m is None else add(n) for n, m in here.items()}
 
 
 def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
     """Per leaf, what the closing measure and those of the transforms after the merge found."""
-    found: dict[str, tuple] = {n: () for n in grid}
+    summaries: dict[str, tuple] = {n: () for n in grid}
     for i in range(max((len(p.after) for p in grid.values()), default=0) + 1):
         here = {
             n: p.fold.closing if i == 0 else p.after[i - 1].measure
@@ -89,9 +89,9 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
             if i <= len(p.after)
         }
 
-        def observe(measure, some, summary, turn, i=i):
-            for n in some:
-                args = cells[n], LeafInputs(base[n], (), grid[n].key(key, n), step, found[n])
+        def observe(measure, group, summary, turn, i=i):
+            for n in group:
+                args = cells[n], LeafInputs(base[n], (), grid[n].key(key, n), step, summaries[n])
                 s, (before, fold, after) = summary_of(summary, n), grid[n].specs
                 upto = before, fold, after[: i - 1]
                 if i > 0 and _on_host(measure, base[n], (s, upto, args)):
@@ -102,8 +102,8 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
                     yield n, observe_cell(grid[n].specs, i, s, turn, *args)
 
         for n, summary in _run_measures(here, observe).items():
-            found[n] = (*found[n], summary)
-    return found
+            summaries[n] = (*summaries[n], summary)
+    return summaries
 
 
 class _PerLeaf(dict):
@@ -119,27 +119,27 @@ def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
     for n, m in sorted(here.items()):  # one order of adding up, whatever the order of leaves
         if m is not None:
             groups.setdefault(id(m), (m, []))[1].append(n)
-    found: dict[str, Any] = dict.fromkeys(here)
-    for m, some in groups.values():
+    summaries: dict[str, Any] = dict.fromkeys(here)
+    for m, group in groups.values():
         if m.scope == "leaf":
-            summary = _PerLeaf({n: m.init() for n in some})
+            summary = _PerLeaf({n: m.init() for n in group})
             for turn in range(m.passes):
-                parts = dict(observe(m, some, summary, turn))
-                summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in some})
+                parts = dict(observe(m, group, summary, turn))
+                summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in group})
                 if all(m.done(s) for s in summary.values()):
                     break
         else:
             summary = m.init()
             for turn in range(m.passes):
                 total = None
-                for _, part in observe(m, some, summary, turn):
+                for _, part in observe(m, group, summary, turn):
                     total = part if total is None else _join(m, total, part, turn)
-                total = jax.tree.map(_wide, total) if len(some) == 1 else total
+                total = jax.tree.map(_wide, total) if len(group) == 1 else total
                 summary = m.refine(summary, total, turn)
                 if m.done(summary):
                     break
-        found |= {n: summary_of(summary, n) for n in some}
-    return found
+        summaries |= {n: summary_of(summary, n) for n in group}
+    return summaries
 
 
 def _join(measure: Measure, total: Any, part: Any, turn: int) -> Any:
@@ -163,8 +163,8 @@ def _host_row(before: tuple, inputs: LeafInputs, zero: bool) -> Row:
 
 def _read(inputs: LeafInputs) -> LeafInputs:
     """The same; leaves that are read when sliced are read whole."""
-    whole = lambda x: x.whole() if isinstance(x, Sliced) else x
-    return inputs._replace(base=whole(inputs.base), models=tuple(map(whole, inputs.models)))
+    load = lambda x: x.load() if isinstance(x, Sliced) else x
+    return inputs._replace(base=load(inputs.base), models=tuple(map(load, inputs.models)))
 
 
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:

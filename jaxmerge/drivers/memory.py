@@ -191,13 +191,15 @@ def update(
 
 def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
     """The cells after one more model."""
-    found = measure_row(grid, base, model, key, step, extra, zero)
-    found = measure_opening(grid, cells, found)
+    summaries = measure_row(grid, base, model, key, step, extra, zero)
+    summaries = measure_opening(grid, cells, summaries)
     return {
         n: update_leaf(
             p.specs,
             cells[n],
-            LeafInputs(base[n], (model[n],), p.key(key, n), step, (found[n],), (side(extra, n),)),
+            LeafInputs(
+                base[n], (model[n],), p.key(key, n), step, (summaries[n],), (side(extra, n),)
+            ),
             zero,
         )
         for n, p in grid.items()
@@ -216,12 +218,12 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
     if concrete(state.step):
         check_count(method, int(state.step))
         cells = _filled(cells, int(state.step))
-    found = measure_cells(grid, flat, cells, state.key, state.step)
+    summaries = measure_cells(grid, flat, cells, state.key, state.step)
     out = {
         n: finish_leaf(
             p.specs,
             cells[n],
-            LeafInputs(flat[n], key=p.key(state.key, n), step=state.step, measured=found[n]),
+            LeafInputs(flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]),
         )
         for n, p in grid.items()
     }
@@ -231,8 +233,8 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
 def _room(cell: Cell) -> float:
     """For how many models a cell has room."""
     slots = lambda c: isinstance(c, Slots)
-    found = [len(c) for c in jax.tree.leaves(cell, is_leaf=slots) if slots(c)]
-    return min(found, default=math.inf)
+    sizes = [len(c) for c in jax.tree.leaves(cell, is_leaf=slots) if slots(c)]
+    return min(sizes, default=math.inf)
 
 
 def _filled(cells: dict[str, Cell], count: int) -> dict[str, Cell]:
@@ -337,14 +339,14 @@ def merge(
         for row, t, e in walk:
             cells = _absorb(grid, flat, cells, row, key, t, e, zero)
         return rebuild(_like(like, finish(cells)))
-    found = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
+    rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 
     def folded(n: str, run: Any) -> Any:
         inputs = LeafInputs(
             flat[n],
             tuple(r[n] for r in rows),
             grid[n].key(key, n),
-            measured=tuple(f[n] for f in found),
+            measured=tuple(f[n] for f in rows_measured),
             extras=tuple(side(e, n) for e in sides),
         )
         return run(grid[n].specs, inputs, zero)

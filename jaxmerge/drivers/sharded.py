@@ -59,8 +59,8 @@ def mesh(models: int = 1, params: int | None = None, devices: Any = None) -> Mes
             f"A mesh of {models} x {params} needs {models * params} devices, found {len(devices)}."
         )
     automatic = (AxisType.Auto, AxisType.Auto)  # explicit axes refuse sort, scatter and svd
-    some = devices[: models * params]
-    return jax.make_mesh((models, params), ("models", "params"), automatic, devices=some)
+    chosen = devices[: models * params]
+    return jax.make_mesh((models, params), ("models", "params"), automatic, devices=chosen)
 
 
 def shard(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
@@ -82,12 +82,12 @@ def gather(params: Any) -> Any:
     """A sharded tree as numpy arrays, whole on every process."""
     from jax.experimental import multihost_utils
 
-    def whole(x):
+    def to_numpy(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
-    return jax.tree.map(whole, params)
+    return jax.tree.map(to_numpy, params)
 
 
 def pmerge(
@@ -227,9 +227,9 @@ def _run(spec: Any, plan: tuple, base: Any, spread: Any, rest: Any, key: Any) ->
 
 def _grows(method: Merge, grid: Any, base: Leaves, extras: Any, key: Any) -> bool:
     """Whether cells take another structure with every model (`stacked` ones): one leaf a fold."""
-    some = {repr(p.fold): n for n, p in grid.items()}.values()
-    like = {n: jax.ShapeDtypeStruct(base[n].shape, base[n].dtype) for n in some}
-    sides = {k: {n: v[n] for n in some if n in v} for k, v in extras.items()}
+    samples = {repr(p.fold): n for n, p in grid.items()}.values()
+    like = {n: jax.ShapeDtypeStruct(base[n].shape, base[n].dtype) for n in samples}
+    sides = {k: {n: v[n] for n in samples if n in v} for k, v in extras.items()}
     start = lambda base: init(method, base, key=key)
     more = lambda base: update(method, start(base), base, base, **sides)
     before, after = (jax.eval_shape(f, like).cells for f in (start, more))
@@ -373,10 +373,10 @@ def _stack_slice(x: Any, low: int, high: int, length: int, sharding: NamedShardi
     if (low, high, length) == (0, x.shape[0], x.shape[0]):
         return _place(x, sharding)
     xp = np if isinstance(x, np.ndarray) else jnp
-    some = x[low:high]
+    part = x[low:high]
     if high - low < length:
-        some = xp.concatenate([some, xp.repeat(some[-1:], length - (high - low), axis=0)])
-    return _place(some, sharding)
+        part = xp.concatenate([part, xp.repeat(part[-1:], length - (high - low), axis=0)])
+    return _place(part, sharding)
 
 
 def _specs(flat: Leaves, mesh: Mesh, rules: Rules | None) -> dict[str, PartitionSpec]:

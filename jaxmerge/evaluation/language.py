@@ -85,12 +85,12 @@ def log_likelihoods(
     pairs, owner = [], []
     for number, text in enumerate(texts):
         ids = tokenizer.encode(text, special=special)
-        found = windows(ids, first, model.config.context)
-        pairs += found
-        owner += [number] * len(found)
+        pieces = windows(ids, first, model.config.context)
+        pairs += pieces
+        owner += [number] * len(pieces)
     sums = [0.0] * len(texts)
-    for number, found in zip(owner, score(model, pairs, **options), strict=True):
-        sums[number] += found.log_likelihood
+    for number, result in zip(owner, score(model, pairs, **options), strict=True):
+        sums[number] += result.log_likelihood
     return sums
 
 
@@ -126,8 +126,8 @@ def encode_pair(model: Model, context: str, more: str) -> tuple[list[int], list[
     if not context:
         first, ids = start_of(model), tokenizer.encode(more, special=False)
         return ([first], ids) if ids[:1] != [first] else (ids[:1], ids[1:])
-    kept = context.rstrip()
-    more, context = context[len(kept) :] + more, kept
+    stripped = context.rstrip()
+    more, context = context[len(stripped) :] + more, stripped
     bos = tokenizer.named.get("bos_token")
     special = not (bos and context.startswith(bos))
     ids = tokenizer.encode(context, special)
@@ -175,14 +175,14 @@ def multiple_choice(
     if not questions:
         raise ValueError("multiple choice needs questions, found none")
     asked = [(q.text, f" {choice}") for q in questions for choice in q.choices]
-    found = iter(continuations(model, asked, **options))
+    results = iter(continuations(model, asked, **options))
     alone = iter(())
     if mutual_info:
         alone = iter(continuations(model, [("", more) for _, more in asked], **options))
     right = {"acc": 0, "acc_norm": 0, "acc_bytes": 0, "exact_match": 0}
     right |= {"acc_mutual_info": 0} if mutual_info else {}
     for q in questions:
-        scores = [next(found) for _ in q.choices]
+        scores = [next(results) for _ in q.choices]
         ll = [s.log_likelihood for s in scores]
         ranked = {
             "acc": ll,

@@ -43,8 +43,8 @@ def adapter(model: Model, *, batch: int = 16, compute: Compute = Compute()):
 
         def loglikelihood(self, requests, disable_tqdm: bool = False):
             pairs = [encode_pair(model, *request.args) for request in requests]
-            found = score(model, pairs, batch=batch, compute=compute)
-            return [(s.log_likelihood, s.greedy) for s in found]
+            scores = score(model, pairs, batch=batch, compute=compute)
+            return [(s.log_likelihood, s.greedy) for s in scores]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
             texts = [request.args[0] for request in requests]
@@ -78,7 +78,7 @@ def answers(
     groups: dict[str, list[int]] = {}
     for number, (_, settings) in enumerate(asked):
         groups.setdefault(repr(sorted(settings.items())), []).append(number)
-    found = [""] * len(asked)
+    texts = [""] * len(asked)
     tokenizer = tokenizer_of(model)
     for members in groups.values():
         settings = dict(asked[members[0]][1])
@@ -100,14 +100,14 @@ def answers(
         rows = {i: (tokenizer.encode(asked[i][0]) or [start_of(model)])[-room:] for i in members}
         order = sorted(members, key=lambda i: -len(rows[i]))
         for start in range(0, len(order), batch):
-            some = order[start : start + batch]
+            chunk = order[start : start + batch]
             written = generate(
-                model, [rows[i] for i in some], most=most, sampling=sampling, stop=until,
+                model, [rows[i] for i in chunk], most=most, sampling=sampling, stop=until,
                 compute=compute,
             )  # fmt: skip
-            for i, one in zip(some, written, strict=True):
-                found[i] = one.text
-    return found
+            for i, one in zip(chunk, written, strict=True):
+                texts[i] = one.text
+    return texts
 
 
 def _first(settings: Mapping[str, Any], *names: str) -> Any:
@@ -124,26 +124,26 @@ def tasks_of(wanted: Iterable[str]) -> list[str | dict[str, Any]]:
     """
     import yaml
 
-    found: list[str | dict[str, Any]] = []
+    tasks: list[str | dict[str, Any]] = []
     for task in wanted:
         if not task.endswith((".yaml", ".yml")):
-            found.append(task)
+            tasks.append(task)
             continue
         path = Path(task)
         if not path.is_file():
             raise UserError(f"There is no task {task!r}.")
         try:
-            said = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{path} is no YAML of plain values ({reason}).") from None
-        if not isinstance(said, dict) or "task" not in said:
+        if not isinstance(content, dict) or "task" not in content:
             raise UserError(f"{path} is no task of the harness: it has no entry 'task'.")
-        data = said.get("dataset_kwargs") or {}
+        data = content.get("dataset_kwargs") or {}
         if "data_files" in data:
             data["data_files"] = _absolute(data["data_files"], path.parent)
-        found.append(said)
-    return found
+        tasks.append(content)
+    return tasks
 
 
 def _absolute(files: Any, folder: Path) -> Any:
@@ -188,13 +188,13 @@ def evaluate(
         raise UserError("Name at least one task with --tasks.")
     wanted = tasks_of(tasks)
     try:
-        found = simple_evaluate(
+        output = simple_evaluate(
             adapter(model, batch=batch, compute=compute), tasks=wanted, limit=limit,
             num_fewshot=fewshot, apply_chat_template=chat, bootstrap_iters=100, log_samples=False,
         )  # fmt: skip
     except KeyError as error:
         raise UserError(f"The harness knows no task {error}.") from None
-    results = {} if found is None else found["results"]
+    results = {} if output is None else output["results"]
     return {
         task: {
             name.removesuffix(",none"): value

@@ -323,7 +323,7 @@ def of_groups(
               if np.isnan(r).all()]  # fmt: skip
     if wrong:
         raise ValueError(listed(wrong))
-    found = {}
+    figures = {}
     for name, values in R.items():
         values = np.asarray(values, float)
         have = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))
@@ -332,7 +332,7 @@ def of_groups(
         ends = ends[:, have]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # series that are missing throughout
-            found[name] = {
+            figures[name] = {
                 "final": average_accuracy(ends),
                 "over_time": float(np.mean(over_time(ends, own))),
                 "bwt": backward_transfer(ends, own, less),
@@ -345,9 +345,9 @@ def of_groups(
         if values.ndim == 3:
             met = values[..., have]
             seen = [met[t][:, own <= t].mean(axis=1) for t in range(len(met))]
-            found[name]["a_auc"] = area_under_curve(np.concatenate(seen))
-            found[name]["forgetting_anytime"] = forgetting_anytime(met, own, less)
-    return found
+            figures[name]["a_auc"] = area_under_curve(np.concatenate(seen))
+            figures[name]["forgetting_anytime"] = forgetting_anytime(met, own, less)
+    return figures
 
 
 def _learnt(R: np.ndarray, learnt: np.ndarray | None) -> np.ndarray:

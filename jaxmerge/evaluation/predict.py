@@ -21,7 +21,7 @@ from jaxmerge.continual.records import Setup
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
 from jaxmerge.data.streams.scenario import Scenario
-from jaxmerge.training.data_parallel import everywhere, spread, whole
+from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
 from jaxmerge.training.learner import Learner, head_logits
 
 
@@ -84,14 +84,14 @@ def logits(learner: Learner, models: Leaves, data: Probe) -> np.ndarray:
         return np.stack([one(i) for i in range(count)])
     models, head, scale = everywhere((dict(models), learner.head, learner.scale))
     parts = [_logits(models, chunk, head, scale, learner.features) for chunk in data.chunks]
-    return np.concatenate([whole(p) for p in parts], axis=1)[:, data.index]
+    return np.concatenate([to_numpy(p) for p in parts], axis=1)[:, data.index]
 
 
 def logits_of(learner: Learner, params: Leaves, data: Probe) -> np.ndarray:
     """[N, columns] of one model on the examples of a probe."""
     params, head, scale = everywhere((dict(params), learner.head, learner.scale))
     parts = [_one(params, chunk, head, scale, learner.features) for chunk in data.chunks]
-    return np.concatenate([whole(p) for p in parts])[data.index]
+    return np.concatenate([to_numpy(p) for p in parts])[data.index]
 
 
 @partial(jax.jit, static_argnames="features")
@@ -122,17 +122,17 @@ def wrapped_logits(
     free, own = [], []
     for i in range(len(next(iter(models.values())))):
         fixed = everywhere((setup, {n: x[i] for n, x in models.items()}))
-        call = lambda chunk, task, aware, fixed=fixed: whole(
+        call = lambda chunk, task, aware, fixed=fixed: to_numpy(
             _answer(fixed, chunk, np.int32(task), aware, tasks)
         )
         parts = [call(chunk, seen, False) for chunk in data.chunks]
         free.append(np.concatenate(parts)[data.index])
-        told = np.empty_like(free[-1])
+        aware_logits = np.empty_like(free[-1])
         for k, chunk in enumerate(data.chunks):
             for task in np.unique(data.task[batches == k]):
                 at = (batches == k) & (data.task == task)
-                told[at] = call(chunk, task, True)[data.index[at] % data.batch]
-        own.append(told)
+                aware_logits[at] = call(chunk, task, True)[data.index[at] % data.batch]
+        own.append(aware_logits)
     return np.stack(free), np.stack(own)
 
 
@@ -144,17 +144,17 @@ def _answer(fixed, inputs, task, aware, tasks):
 
 
 def accuracies(
-    found: np.ndarray, data: Probe, aware: np.ndarray | None = None
+    scores: np.ndarray, data: Probe, aware: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy on each task: (task-agnostic, task-aware), each [F, T]; NaN without examples.
 
     Args:
-        found: logits [F, N, columns].
+        scores: logits [F, N, columns].
         aware: those with the task, where they differ.
     """
-    free = found.argmax(-1) == data.columns
+    free = scores.argmax(-1) == data.columns
     own = data.own[data.task]
-    masked = np.where(own, found if aware is None else aware, -np.inf)
+    masked = np.where(own, scores if aware is None else aware, -np.inf)
     return _by_task(free, data), _by_task(masked.argmax(-1) == data.columns, data)
 
 

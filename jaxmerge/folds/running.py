@@ -80,12 +80,12 @@ def balance_projections(
 
     def later(merged, x):
         goals = jnp.stack([merged, x])
-        kept = jax.vmap(_leading)(goals)
-        squares = kept @ kept.mT
+        leading = jax.vmap(_leading)(goals)
+        squares = leading @ leading.mT
 
         def gradients(w):
             gap = w[None] - goals
-            return 2 * (squares @ gap + gap @ kept.mT @ kept), gap
+            return 2 * (squares @ gap + gap @ leading.mT @ leading), gap
 
         def combined(w, a):
             grads, gap = gradients(w)

@@ -68,19 +68,19 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
     def reduce(rows, ctx):
         check_matrix(rows[0], "split_subspaces()")
         count, rank = len(rows), min(rows.shape[1:])
-        each = round((rank - int(rank * common)) / count)
-        shared = rank - each * count
-        if each == 0:  # no room for any model's own: Iso-C
+        own_rank = round((rank - int(rank * common)) / count)
+        shared = rank - own_rank * count
+        if own_rank == 0:  # no room for any model's own: Iso-C
             turned, s = polar_and_values(jnp.sum(rows, 0))
             return jnp.mean(s) * turned
         u, s, vt = thin_svd(jnp.sum(rows, 0))
         u, s, vt = u[:, :shared], s[:shared], vt[:shared]
         residual = rows - (rows @ vt.T @ vt if output_axis == 1 else u @ (u.T @ rows))
         own_u, own_s, own_vt = jax.vmap(thin_svd)(residual)
-        own_s = own_s[:, :each].reshape(-1)
+        own_s = own_s[:, :own_rank].reshape(-1)
         mean = jnp.mean(jnp.concatenate([own_s, s]))
-        left = jnp.concatenate([_side_by_side(own_u[:, :, :each]), u], 1)
-        right = jnp.concatenate([own_vt[:, :each].reshape(-1, vt.shape[1]), vt], 0)
+        left = jnp.concatenate([_side_by_side(own_u[:, :, :own_rank]), u], 1)
+        right = jnp.concatenate([own_vt[:, :own_rank].reshape(-1, vt.shape[1]), vt], 0)
         return mean * polar(left) @ polar(right)
 
     return stacked(reduce)

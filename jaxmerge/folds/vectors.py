@@ -80,8 +80,8 @@ def dot(a: Array, b: Array, per: str) -> Array:
 def scalars(leaf: Array, per: str, dtype: Any) -> Array:
     """Zeros in the shape of `dot`."""
     over = axes(leaf, per)
-    some = len(over) < leaf.ndim
-    shape = tuple(1 if i in over else n for i, n in enumerate(leaf.shape)) if some else ()
+    partial = len(over) < leaf.ndim
+    shape = tuple(1 if i in over else n for i, n in enumerate(leaf.shape)) if partial else ()
     return jnp.zeros(shape, dtype)
 
 

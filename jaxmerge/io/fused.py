@@ -185,10 +185,10 @@ def _like(like: Like, axis: int, size: int) -> Like:
 
 
 def _split(axis: int, sizes: list[int], groups: int) -> Split:
-    each = [size // groups for size in sizes]
-    starts = np.cumsum([0, *each])
+    per_group = [size // groups for size in sizes]
+    starts = np.cumsum([0, *per_group])
     offsets = np.arange(groups)[:, None] * starts[-1]
     places = tuple(
-        (offsets + np.arange(s, s + n)).ravel() for s, n in zip(starts, each, strict=False)
+        (offsets + np.arange(s, s + n)).ravel() for s, n in zip(starts, per_group, strict=False)
     )
     return Split(axis, places)

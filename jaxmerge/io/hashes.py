@@ -27,9 +27,9 @@ def _code(path: Path) -> str:
     return f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
-def _digest(found: object) -> bool:
+def _digest(value: object) -> bool:
     """Whether this is a SHA-256: the store is a file that anything may have happened to."""
-    return isinstance(found, str) and len(found) == 64 and set(found) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 class Hashes:
@@ -44,18 +44,18 @@ class Hashes:
         self.known = self._load()
         self.stopped = False
         self.pool = ThreadPoolExecutor(1, "sha256")
-        self.found: dict[Path, str | Future] = {}
+        self.digests: dict[Path, str | Future] = {}
         self.codes: dict[Path, str] = {}
         for path in dict.fromkeys(map(Path, files)):
             self.codes[path] = code = _code(path)
             known = self.known.get(code)
-            self.found[path] = known if _digest(known) else self.pool.submit(self._hash, path)
+            self.digests[path] = known if _digest(known) else self.pool.submit(self._hash, path)
 
     def result(self) -> dict[str, str]:
         """Wait for what is not known yet."""
-        out = {p: f if isinstance(f, str) else f.result() for p, f in self.found.items()}
+        out = {p: f if isinstance(f, str) else f.result() for p, f in self.digests.items()}
         self.pool.shutdown()
-        if any(isinstance(f, Future) for f in self.found.values()):
+        if any(isinstance(f, Future) for f in self.digests.values()):
             same = {p: h for p, h in out.items() if _code(p) == self.codes[p]}
             self._save({self.codes[p]: h for p, h in same.items()})
         return {str(p): h for p, h in out.items()}

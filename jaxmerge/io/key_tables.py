@@ -101,7 +101,7 @@ def absorb(
         problems.append(f"missing: {_some(missing)}")
     if unexpected := sorted(set(tensors) - keys - set(ignore)):
         problems.append(f"unexpected: {_some(unexpected)}")
-    found, wrong = {}, []
+    leaves, wrong = {}, []
     for entry in table:
         if entry.key not in tensors:
             continue
@@ -111,12 +111,12 @@ def absorb(
         if tensor.shape != expected:
             wrong.append(f"{entry.key}: found {tensor.shape}, expected {expected}")
             continue
-        found |= zip(entry.names, _to_ours(entry.kind, tensor, ours), strict=True)
+        leaves |= zip(entry.names, _to_ours(entry.kind, tensor, ours), strict=True)
     if wrong:
         problems.append(f"of another shape than the config says: {_some(wrong, '; ')}")
     if problems:
         raise ValueError(f"the checkpoint does not fit the config. {'. '.join(problems)}")
-    return dict(sorted(found.items()))
+    return dict(sorted(leaves.items()))
 
 
 def _some(wrong: list[str], join: str = ", ", shown: int = 12) -> str:

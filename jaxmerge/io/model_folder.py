@@ -79,8 +79,8 @@ def _remote_code(folder: Path) -> bool:
     """Whether a config names code of the folder itself (``repository--module.Class`` does not)."""
     names = ("config.json", "tokenizer_config.json", "processor_config.json",
              "preprocessor_config.json", "generation_config.json")  # fmt: skip
-    found = [read_json(folder / n) for n in names]
-    maps = [c.get("auto_map") for c in found if isinstance(c, Mapping)]
+    contents = [read_json(folder / n) for n in names]
+    maps = [c.get("auto_map") for c in contents if isinstance(c, Mapping)]
     return any("--" not in v for m in maps for v in _strings(m))
 
 
@@ -95,8 +95,8 @@ def _strings(value: Any) -> Iterator[str]:
 def module_folders(folder: Path) -> list[str]:
     """The sub-folders that modules.json names; the folder itself is none of them."""
     modules = read_json(folder / "modules.json")
-    found = modules if isinstance(modules, list) else []
-    paths = [m.get("path") for m in found if isinstance(m, Mapping)]
+    entries = modules if isinstance(modules, list) else []
+    paths = [m.get("path") for m in entries if isinstance(m, Mapping)]
     return [p for p in paths if isinstance(p, str) and p.strip("./")]
 
 

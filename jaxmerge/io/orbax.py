@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import UserError, said
+from jaxmerge.errors import UserError, library_message
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
@@ -57,8 +57,8 @@ class Orbax(Whole):
                 read_bytes(path)  # no larger than what describes a checkpoint
         self._reader = ocp.PyTreeCheckpointer()
         try:
-            found = self._reader.metadata(self.path)
-            tree = getattr(getattr(found, "item_metadata", found), "tree", found)
+            metadata = self._reader.metadata(self.path)
+            tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
             self._flat, self._rebuild = names.flatten(tree)
             self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
         except Exception as error:
@@ -79,16 +79,16 @@ class Orbax(Whole):
                     self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
                 )
             leaves = jax.tree.leaves(tree)
-            found = np.asarray(next(x for x in leaves if x is not ocp.PLACEHOLDER))
+            leaf = np.asarray(next(x for x in leaves if x is not ocp.PLACEHOLDER))
         except Exception as error:
             raise _damaged(self.path, f"leaf {name!r}", error) from None
         like = self.like[name]
-        if found.shape != like.shape or found.dtype != like.dtype:
+        if leaf.shape != like.shape or leaf.dtype != like.dtype:
             raise UserError(
-                f"{self.path}: leaf {name!r} holds {names.kind(found)}, its metadata say "
+                f"{self.path}: leaf {name!r} holds {names.kind(leaf)}, its metadata say "
                 f"{names.kind(like)}; the checkpoint is damaged."
             )
-        return found
+        return leaf
 
     def nested(self, leaves: Mapping[str, Any]) -> Any:
         """Leaves of this checkpoint in the form that it has: nested as it was written."""
@@ -126,4 +126,6 @@ def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:
-    return UserError(f"{path}: {what} cannot be read by Orbax ({said(error)}); it is damaged.")
+    return UserError(
+        f"{path}: {what} cannot be read by Orbax ({library_message(error)}); it is damaged."
+    )

@@ -257,13 +257,13 @@ class Machine:
         self.memo[len(self.memo) if index is None else index] = self.stack[-1]
 
     def name(self, module: Any, name: Any) -> None:
-        found = Name(module, name)
+        reference = Name(module, name)
         storage = module in ("torch", "torch.storage") and name in STORAGES
-        if not storage and found not in (ORDERED, TENSOR, PARAMETER):
+        if not storage and reference not in (ORDERED, TENSOR, PARAMETER):
             raise PickleRefused(
                 f"the pickle wants {module}.{name}; only tensors are read. Save it as safetensors."
             )
-        self.push(found)
+        self.push(reference)
 
     def storage(self, _: Any) -> None:
         match self.stack.pop():

@@ -30,15 +30,15 @@ def components(folder: Path) -> dict[str, str]:
     """Sub-folder -> library, of everything that a pipeline names; empty for another folder."""
     if not (folder / PIPELINE).is_file():
         return {}
-    found = {
+    libraries = {
         name: str(value[0])
         for name, value in read_json(folder / PIPELINE).items()
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     }
-    wrong = [n for n in found if "/" in n or not inside(folder, n)]
+    wrong = [n for n in libraries if "/" in n or not inside(folder, n)]
     if wrong:
         raise UserError(f"{folder / PIPELINE} names folders outside of its own: {wrong[:5]}.")
-    return {n: library for n, library in found.items() if (folder / n).is_dir()}
+    return {n: library for n, library in libraries.items() if (folder / n).is_dir()}
 
 
 class Components(Leaves):

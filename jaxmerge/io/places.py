@@ -65,8 +65,8 @@ class Place:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise self._planted(name) from None
             raise
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(fd)
             raise self._planted(name)
         return fd
@@ -201,8 +201,8 @@ class Lock:
                     f"{self.path}, the lock of {what}, is no regular file; delete it."
                 ) from None
             raise
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             os.close(fd)
             raise UserError(f"{self.path}, the lock of {what}, is no regular file; delete it.")
         return fd
@@ -236,8 +236,12 @@ def working(folder: Path) -> Lock:
 
 def _owner(fd: int) -> dict | None:
     try:
-        found = json.loads(os.pread(fd, 4096, 0))
-        return {"host": str(found["host"]), "pid": int(found["pid"]), "boot": found.get("boot")}
+        content = json.loads(os.pread(fd, 4096, 0))
+        return {
+            "host": str(content["host"]),
+            "pid": int(content["pid"]),
+            "boot": content.get("boot"),
+        }
     except (ValueError, TypeError, KeyError):
         return None
 

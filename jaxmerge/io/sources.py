@@ -172,11 +172,11 @@ def open_source(
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
-    found = _path(ref, near)
-    if found is not None:
-        if found.suffix == ".gguf" and found.is_file():
-            return _gguf(found, stored)
-        source = _local(found, allow_pickle)
+    path = _path(ref, near)
+    if path is not None:
+        if path.suffix == ".gguf" and path.is_file():
+            return _gguf(path, stored)
+        source = _local(path, allow_pickle)
         return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
@@ -197,8 +197,8 @@ def open_source(
         return source if stored else _logical(source)
     whole, hash_, part = ref.rpartition("#")
     if hash_ and whole and part:
-        found = open_source(whole, near=near, allow_pickle=allow_pickle, stored=stored)
-        return _part(found, part)
+        opened = open_source(whole, near=near, allow_pickle=allow_pickle, stored=stored)
+        return _part(opened, part)
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
@@ -323,8 +323,8 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
         )
     missing = [f for f in wanted if not (folder / f).is_file()]
     if missing:
-        some = [f[:80] for f in missing[:5]]
-        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {some}.")
+        shown = [f[:80] for f in missing[:5]]
+        raise UserError(f"{folder}: {len(missing)} of {len(wanted)} shards missing: {shown}.")
     files = {f: kind(folder / f) for f in wanted}
     wrong = [f"{n!r} is not in {f}" for n, f in table.items() if n not in files[f]]
     wrong += [

@@ -53,8 +53,8 @@ def tokenizer_files(
         if isinstance(config, dict) and isinstance(known, dict):
             fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
             more = {str(t["id"]): {f: t[f] for f in fields} for t in added}
-            kept = {i: t for i, t in known.items() if t.get("content") not in removed}
-            config["added_tokens_decoder"] = {**kept, **more}
+            remaining = {i: t for i, t in known.items() if t.get("content") not in removed}
+            config["added_tokens_decoder"] = {**remaining, **more}
             text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
             out["tokenizer_config.json"] = text.encode()
     return out

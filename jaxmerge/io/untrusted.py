@@ -77,15 +77,15 @@ def parse_json(text: str, what: str, kind: type = dict) -> Any:
     jaxmerge.errors.UserError: config.json holds a list; expected an object.
     """
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise UserError(f"{what} is nested too deeply for JSON of this kind.") from None
     except ValueError as error:
         raise UserError(f"{what} is not JSON ({error}).") from None
-    if not isinstance(found, kind):
-        name = KINDS.get(type(found), "null" if found is None else type(found).__name__)
+    if not isinstance(value, kind):
+        name = KINDS.get(type(value), "null" if value is None else type(value).__name__)
         raise UserError(f"{what} holds {name}; expected {KINDS[kind]}.")
-    return found
+    return value
 
 
 def inside(folder: Path, name: str) -> bool:

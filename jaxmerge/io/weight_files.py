@@ -29,10 +29,10 @@ def weights_file(folder: Path) -> Path | None:
     shards = {f for i in indices for f in shards_of(i)}
     singles = _preferred([p for p in files if p.name not in shards], ".safetensors")
     if len(indices) > 1 or (len(singles) > 1 and not indices):
-        some = sorted(indices or singles)
+        names = sorted(indices or singles)
         raise UserError(
-            f"{folder} holds {len(some)} {'indices' if indices else 'safetensors files'}, "
-            f"{_list(some)}; name the one you mean, for example {some[0]}."
+            f"{folder} holds {len(names)} {'indices' if indices else 'safetensors files'}, "
+            f"{_list(names)}; name the one you mean, for example {names[0]}."
         )
     if indices and singles and singles[0].stem in NAMES:
         missing = [f for f in shards_of(indices[0]) if not (folder / f).is_file()]
@@ -49,8 +49,8 @@ def _preferred(paths: list[Path], end: str) -> list[Path]:
     """Those with the best kind of name."""
     stems = {p: p.name.removesuffix(end) for p in paths}
     for name in NAMES:
-        if found := [p for p, s in stems.items() if s == name]:
-            return found
+        if preferred := [p for p, s in stems.items() if s == name]:
+            return preferred
     plain = [p for p, s in stems.items() if s.rpartition(".")[0] not in stems.values()]
     return [p for p in plain if not stems[p].startswith("consolidated")] or plain
 

@@ -67,9 +67,9 @@ def plan_parts(tensors: Tensors, shard_size: int, parts: Mapping[str, str]) -> d
     """
     out: dict[str, list[str]] = {}
     for part, single in parts.items():
-        some = {n: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+        own = {n: t for n, t in tensors.items() if n.startswith(f"{part}/")}
         stem = single.removesuffix(".safetensors")
-        files = plan_shards(some, shard_size, single, stem) if some else {}
+        files = plan_shards(own, shard_size, single, stem) if own else {}
         out |= {f"{part}/{file}": leaves for file, leaves in files.items()}
     return out
 
@@ -152,7 +152,7 @@ class Writer:
         self._since_sync, self._syncer, self._error = 0, None, None
         own = list(self.shards.items())[group.index :: group.count]
         self.own = {file for file, _ in own}
-        self.mine = {n for _, some in own for n in some}
+        self.mine = {n for _, names in own for n in names}
         try:
             if group.index == 0:
                 self._prepare(resume, force or once, force)
@@ -312,12 +312,12 @@ class Writer:
         lines, sound = [], 0
         for line in text.split(b"\n")[:-1]:
             try:
-                found = json.loads(line)
+                entry = json.loads(line)
             except (ValueError, RecursionError):
                 break
-            if not isinstance(found, dict):
+            if not isinstance(entry, dict):
                 break
-            lines.append(found)
+            lines.append(entry)
             sound += len(line) + 1
         head = {"merge": self._digest, "boot": boot()}
         names: list[str] = []
@@ -342,15 +342,15 @@ class Writer:
         write_all(self._journal, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _make_shards(self, metadata: Mapping[str, str] | None) -> None:
-        self.where = {n: file for file, some in self.shards.items() for n in some}
+        self.where = {n: file for file, names in self.shards.items() for n in names}
         self.entries: dict[str, header.Entry] = {}
         heads = {}
-        for file, some in self.shards.items():
+        for file, names in self.shards.items():
             part, slash, _ = file.rpartition("/")
             at = len(part + slash)  # a component's file does not name it
-            here = {n[at:]: self.tensors[n] for n in some}
+            here = {n[at:]: self.tensors[n] for n in names}
             heads[file], entries = header.build(here, metadata)
-            self.entries |= {n: entries[n[at:]] for n in some}
+            self.entries |= {n: entries[n[at:]] for n in names}
         sizes = {f: len(heads[f]) for f in self.shards}
         for n, e in self.entries.items():
             sizes[self.where[n]] = max(sizes[self.where[n]], e.stop)

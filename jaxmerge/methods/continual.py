@@ -129,7 +129,7 @@ def continual_ties(
         """The smallest magnitudes that are kept."""
         if scope == "leaf":
             return [ranked_magnitudes(x, np.array([ranks(x.size)]))[0] for x in rows]
-        return [order_statistics.bits_to_magnitude(found["value"]) for found in ctx.measured]
+        return [order_statistics.bits_to_magnitude(measured["value"]) for measured in ctx.measured]
 
     def later(total, x, least_x, least_total):
         trim = lambda x, least: jnp.where(jnp.abs(x) >= least.astype(x.dtype), x, 0)
@@ -169,8 +169,8 @@ def three_way_ema(momentum: Any = 0.9) -> Merge:
 
     def update(cell, x, ctx):
         m, reference = cell
-        kept = jnp.asarray(momentum, x.dtype)
-        return jnp.where(ctx.step == 0, x, m + (1 - kept) * ((x + reference) / 2 - m)), x
+        retained = jnp.asarray(momentum, x.dtype)
+        return jnp.where(ctx.step == 0, x, m + (1 - retained) * ((x + reference) / 2 - m)), x
 
     return Merge(
         lambda leaf: (zeros(leaf), zeros(leaf)), update, lambda cell, ctx: cell[0], elementwise=True

@@ -59,8 +59,8 @@ def emr_task(task: int = 0) -> Merge:
         return jnp.stack([jnp.sum(jnp.abs(cell[1])), jnp.sum(jnp.abs(masked(cell)))])
 
     def finalize(cell, ctx):
-        own, kept = ctx.measured
-        return masked(cell) * jnp.where(kept > 0, own / jnp.where(kept > 0, kept, 1), 1)
+        own, denom = ctx.measured
+        return masked(cell) * jnp.where(denom > 0, own / jnp.where(denom > 0, denom, 1), 1)
 
     return Merge(
         init=lambda leaf: (unify.init(leaf), zeros(leaf)),
@@ -98,13 +98,16 @@ def modulator(base: Any, unified: Any, model: Any) -> Modulator:
     base, unified, model = (names.flatten(x)[0] for x in (base, unified, model))
     names.check_same(base, unified, who="the unified model")
     names.check_same(base, model, who="the model of the task")
-    mask, own, kept = {}, 0.0, 0.0
+    mask, own, denom = {}, 0.0, 0.0
     for n in base:
         if names.is_float(base[n]):
             tau, shared = (delta(jnp.asarray(m[n]), jnp.asarray(base[n])) for m in (model, unified))
             mask[n] = jnp.sign(tau) * jnp.sign(shared) > 0
-            own, kept = own + jnp.sum(jnp.abs(tau)), kept + jnp.sum(jnp.abs(shared * mask[n]))
-    return Modulator(mask, jnp.where(kept > 0, own / jnp.where(kept > 0, kept, 1), 1))
+            own, denom = (
+                own + jnp.sum(jnp.abs(tau)),
+                denom + jnp.sum(jnp.abs(shared * mask[n])),
+            )
+    return Modulator(mask, jnp.where(denom > 0, own / jnp.where(denom > 0, denom, 1), 1))
 
 
 def modulate(base: Any, unified: Any, own: Modulator) -> Any:

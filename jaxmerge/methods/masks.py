@@ -75,8 +75,8 @@ def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
 
     def reduce(rows, ctx):
         total = sum(rows)
-        each = list(tall) if model_count(tall) else [tall] * len(rows)
-        masks = [tall_mask(x, total, share) for x, share in zip(rows, each, strict=True)]
+        shares = list(tall) if model_count(tall) else [tall] * len(rows)
+        masks = [tall_mask(x, total, share) for x, share in zip(rows, shares, strict=True)]
         return jnp.where(sum(m.astype(jnp.int32) for m in masks) >= at_least, total, 0)
 
     limit = model_count(tall)

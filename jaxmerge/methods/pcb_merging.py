@@ -94,11 +94,11 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
             rank = xp.full(many, xp.maximum(keep_count(density, total["size"]), 1))
             share = xp.asarray(total["size"], xp.float32) / total["sums"]
             return summary | {"share": share, "value": np.zeros(many, np.uint32), "rank": rank}
-        found = [
+        ranked = [
             order_statistics.radix_refine(v[None], r[None], h[None], turn - 2)
             for v, r, h in zip(summary["value"], summary["rank"], total, strict=True)
         ]
-        value, rank = (jnp.concatenate([jnp.asarray(f[i]) for f in found]) for i in (0, 1))
+        value, rank = (jnp.concatenate([jnp.asarray(f[i]) for f in ranked]) for i in (0, 1))
         return summary | {
             "value": value,
             "rank": None if turn == order_statistics.digits() + 1 else rank,

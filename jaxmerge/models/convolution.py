@@ -40,8 +40,8 @@ class Mode(NamedTuple):
         """In training each entry is zero with probability `rate`, or else divided by 1 - rate."""
         if not self.train or self.key is None:
             return x
-        kept = jax.random.bernoulli(jax.random.fold_in(self.key, layer), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+        mask = jax.random.bernoulli(jax.random.fold_in(self.key, layer), 1 - rate, x.shape)
+        return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
 
     def note(self, layer: nnx.Module, x: jax.Array) -> None:
         """Keeps the input of a layer, where inputs are asked for."""
@@ -150,9 +150,9 @@ class BatchNorm(nnx.Module):
             mean, variance, count = moments(wide, mode.weight)
         if mode.train and running:
             unbiased = variance * count / jnp.maximum(count - 1, 1)
-            for kept, now in ((self.mean, mean), (self.variance, unbiased)):
-                moved = (1 - self.momentum) * kept[...] + self.momentum * now
-                kept[...] = jnp.where(count > 0, moved, kept[...])
+            for average, now in ((self.mean, mean), (self.variance, unbiased)):
+                moved = (1 - self.momentum) * average[...] + self.momentum * now
+                average[...] = jnp.where(count > 0, moved, average[...])
         elif running:
             mean, variance = self.mean[...], jnp.maximum(self.variance[...], 0)
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)

@@ -30,9 +30,9 @@ def packaged(ref: str) -> Path | None:
     package, inside, _ = PACKAGED[ref]
     spec = importlib.util.find_spec(package)
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        found = Path(place) / inside
-        if (found / "config.json").exists() or found.is_file():
-            return found
+        path = Path(place) / inside
+        if (path / "config.json").exists() or path.is_file():
+            return path
     return None
 
 

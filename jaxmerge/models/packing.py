@@ -65,10 +65,10 @@ def pack(tokens: np.ndarray, pad: int) -> Packed:
     >>> found.at.tolist(), found.back.tolist()
     ([0, 1, 2], [[0, 1], [2, 3]])
     """
-    kept = tokens != pad
-    length = min(bucket(int(kept.sum(-1).max(initial=1)), 2), tokens.shape[-1])
-    tokens, kept = tokens[..., :length], kept[..., :length]
-    flat = kept.reshape(-1, kept.shape[-2] * length)
+    real = tokens != pad
+    length = min(bucket(int(real.sum(-1).max(initial=1)), 2), tokens.shape[-1])
+    tokens, real = tokens[..., :length], real[..., :length]
+    flat = real.reshape(-1, real.shape[-2] * length)
     total = bucket(int(flat.sum(1).max(initial=1)), 4)
     back = np.where(flat, np.cumsum(flat, 1) - 1, total)
     at = np.full((len(flat), total), flat.shape[1])

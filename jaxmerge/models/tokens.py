@@ -18,14 +18,14 @@ def special_tokens(folder: Path, defaults: Mapping[str, str]) -> dict[str, str]:
         word).
       defaults: the names that are wanted, and what holds where no file says anything.
     """
-    found = dict(defaults)
+    tokens = dict(defaults)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         given = read_json(folder / name)
         for key in defaults:
             if given.get(key) is not None:
                 token = given[key]
-                found[key] = token["content"] if isinstance(token, dict) else token
-    return found
+                tokens[key] = token["content"] if isinstance(token, dict) else token
+    return tokens
 
 
 def token_ids(backend, folder: Path, tokens: Mapping[str, str]) -> dict[str, int]:
@@ -35,7 +35,7 @@ def token_ids(backend, folder: Path, tokens: Mapping[str, str]) -> dict[str, int
       ValueError: tokens that the vocabulary lacks, all listed.
     """
     ids = {key: backend.token_to_id(token) for key, token in tokens.items()}
-    if unknown := [tokens[key] for key, found in ids.items() if found is None]:
+    if unknown := [tokens[key] for key, token_id in ids.items() if token_id is None]:
         raise ValueError(f"{folder}: the vocabulary lacks the special tokens {unknown}")
     return ids
 

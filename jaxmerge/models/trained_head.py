@@ -67,8 +67,8 @@ def trained_head(
         elif bias:
             head["head/bias"] = draw(jax.random.fold_in(own, 1), (classes,))
         given = tower.init(below)
-        kept = {n: p for n, p in given.items() if n in head and p.shape == head[n].shape}
-        return {**given, **head, **kept}
+        stored_head = {n: p for n, p in given.items() if n in head and p.shape == head[n].shape}
+        return {**given, **head, **stored_head}
 
     def read(params: Leaves, out: Outputs) -> Outputs:
         features, kernel = out.features, params["head/kernel"]

@@ -216,7 +216,7 @@ def run_blocks(
     x: jax.Array,
     compute: Compute,
     last: Mapping | None = None,
-    each: Sequence[Mapping] | None = None,
+    per_block: Sequence[Mapping] | None = None,
     **options,
 ) -> Any:
     """Applies blocks in turn, as `compute.scan` and `compute.remat` say.
@@ -225,12 +225,12 @@ def run_blocks(
       blocks: modules; scanned over where all are of one shape.
       last: options of the last block in the place of `options` (it may be asked for the state of
         one token alone).
-      each: options of each block besides, of one structure; a block called with them returns its
-        states and what else it has to give.
+      per_block: options of each block besides, of one structure; a block called with them returns
+        its states and what else it has to give.
       options: go to every block.
 
     Returns:
-      The states, or with `each` the states and a list of what the blocks gave.
+      The states, or with `per_block` the states and a list of what the blocks gave.
     """
     parts = [nnx.split(block) for block in blocks]
     graphs, states = [graph for graph, _ in parts], [state for _, state in parts]
@@ -242,7 +242,7 @@ def run_blocks(
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(run, policy=dots if compute.remat == "dots" else None)
 
-    own = [{}] * len(blocks) if each is None else list(each)
+    own = [{}] * len(blocks) if per_block is None else list(per_block)
     gave: list[Any] = []
     ending = [] if last is None else [states.pop()]
     if compute.scan and states and all(graph == graphs[0] for graph in graphs):
@@ -251,18 +251,18 @@ def run_blocks(
 
         def body(x, inputs):
             out = step(graphs[0], options)(x, *inputs)
-            return (out, None) if each is None else out
+            return (out, None) if per_block is None else out
 
         x, out = jax.lax.scan(body, x, (stacked, inputs))
         gave = [jax.tree.map(lambda leaf, i=i: leaf[i], out) for i in range(len(states))]
     else:
         for graph, state, mine in zip(graphs, states, own, strict=False):
             out = step(graph, options)(x, state, mine)
-            x, given = (out, None) if each is None else out
+            x, given = (out, None) if per_block is None else out
             gave.append(given)
     for state in ending:
         x = step(graphs[-1], last or {})(x, state, {})
-    return x if each is None else (x, gave)
+    return x if per_block is None else (x, gave)
 
 
 @functools.cache

@@ -52,8 +52,8 @@ def sum_of_squares(
         )
 
         def add_chunk(total, part):
-            some, w = part
-            grads = jax.vmap(gradient)(some)
+            examples, w = part
+            grads = jax.vmap(gradient)(examples)
             fold = lambda t, g: t + jnp.tensordot(w, jnp.square(g.astype(t.dtype)), 1)
             return jax.tree.map(fold, total, grads), None
 

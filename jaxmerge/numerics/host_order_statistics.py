@@ -58,10 +58,10 @@ class Row:
         size = -(-self.size // stride)
         buffer = np.empty(min(BLOCK, size), kind)
         for start in range(0, size, BLOCK):
-            some = slice(
+            part = slice(
                 first + start * stride, min(last, first + (start + BLOCK) * stride), stride
             )
-            parts = [x[some].astype(exact, copy=False) for x in self.arrays]
+            parts = [x[part].astype(exact, copy=False) for x in self.arrays]
             out = buffer[: parts[0].size]
             if len(parts) == 2:
                 np.subtract(*parts, out=out, dtype=exact)
@@ -87,10 +87,10 @@ class Sliced(abc.ABC):
     size: int
 
     @abc.abstractmethod
-    def __getitem__(self, some: slice) -> np.ndarray: ...
+    def __getitem__(self, part: slice) -> np.ndarray: ...
 
     @abc.abstractmethod
-    def whole(self) -> np.ndarray:
+    def load(self) -> np.ndarray:
         """All of it, in its shape."""
 
 
@@ -100,15 +100,15 @@ class Tally:
     dtype = np.dtype(object)
 
     def __init__(self, values: list[np.ndarray]):
-        self.values, self.held, self.dense = values, sum(v.size for v in values), 0
+        self.values, self.stored, self.dense = values, sum(v.size for v in values), 0
 
     def join(self, other: Tally) -> Tally:
         """Both together; takes over what they hold."""
         self.values += other.values
-        self.held += other.held
+        self.stored += other.stored
         self.dense = self.dense + other.dense
-        if self.held > 1 << 20:
-            self.dense, self.values, self.held = self.histogram(), [], 0
+        if self.stored > 1 << 20:
+            self.dense, self.values, self.stored = self.histogram(), [], 0
         return self
 
     def histogram(self) -> np.ndarray:
@@ -121,11 +121,11 @@ class Tally:
 
 def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
     """A histogram of the first digit of one entry in `stride`, scaled to the size of the leaf."""
-    found = np.zeros(BINS, np.int64)
+    counts = np.zeros(BINS, np.int64)
     for bits in row.bits(stride):
         first = bits >> bits.dtype.type(DIGIT * (digits() - 1))
-        found += np.bincount(first.astype(np.int64), minlength=BINS)
-    return found * stride
+        counts += np.bincount(first.astype(np.int64), minlength=BINS)
+    return counts * stride
 
 
 def guess(
@@ -138,8 +138,10 @@ def guess(
     place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
     low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
     shift = DIGIT * (digits() - 1)
-    found = ((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
-    return tuple(x if r else (above_all(), above_all()) for x, r in zip(found, ranks, strict=True))
+    intervals = ((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
+    return tuple(
+        x if r else (above_all(), above_all()) for x, r in zip(intervals, ranks, strict=True)
+    )
 
 
 def above_all() -> int:
@@ -147,18 +149,18 @@ def above_all() -> int:
     return (1 << DIGIT * digits()) - 1
 
 
-def enclose(some: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
+def enclose(sampled: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
     """The same from the sampled entries themselves, and as narrow as pays: three deviations.
 
     Few entries inside make the pass that gathers them faster by half; one leaf in 400 is missed.
     """
     share = 1 - ranks / size
-    slack = 3 * np.sqrt(some.size * share * (1 - share)) + 2
-    low = np.floor(some.size * share - slack).astype(np.int64)
-    high = np.ceil(some.size * share + slack).astype(np.int64)
-    places = np.clip(np.stack([low, high]), 0, some.size - 1)
-    first, last = np.partition(some, np.unique(places))[places]
-    first[low < 0], last[high >= some.size] = 0, np.iinfo(some.dtype).max >> 1
+    slack = 3 * np.sqrt(sampled.size * share * (1 - share)) + 2
+    low = np.floor(sampled.size * share - slack).astype(np.int64)
+    high = np.ceil(sampled.size * share + slack).astype(np.int64)
+    places = np.clip(np.stack([low, high]), 0, sampled.size - 1)
+    first, last = np.partition(sampled, np.unique(places))[places]
+    first[low < 0], last[high >= sampled.size] = 0, np.iinfo(sampled.dtype).max >> 1
     return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 
@@ -173,22 +175,22 @@ def gather(
 
     def run(part: Row, wide: bool) -> tuple[np.ndarray, list[list[np.ndarray]] | None]:
         inside: list[list[np.ndarray]] = [[] for _ in intervals]
-        held, not_below = 0, np.zeros(len(intervals), np.int64)
-        for found, count in _inside(part, intervals, wide):
+        total_size, not_below = 0, np.zeros(len(intervals), np.int64)
+        for parts_inside, count in _inside(part, intervals, wide):
             not_below += count
-            held += sum(x.size for x in found)
-            if held > most:
+            total_size += sum(x.size for x in parts_inside)
+            if total_size > most:
                 return not_below, None
-            for some, x in zip(inside, found, strict=True):
-                some.append(x)
+            for gathered, x in zip(inside, parts_inside, strict=True):
+                gathered.append(x)
         return not_below, inside
 
-    found = _by_part(row, run)
-    total = np.sum([n for n, _ in found], axis=0)
-    if any(some is None for _, some in found):
+    results = _by_part(row, run)
+    total = np.sum([n for n, _ in results], axis=0)
+    if any(entries is None for _, entries in results):
         return total, None
     return total, [
-        np.concatenate([x for _, some in found if some for x in some[i]])
+        np.concatenate([x for _, entries in results if entries for x in entries[i]])
         for i in range(len(intervals))
     ]
 
@@ -199,17 +201,18 @@ def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
 
     def run(part: Row, wide: bool) -> tuple[np.ndarray, list[Tally]]:
         tallies, not_below = [Tally([]) for _ in intervals], np.zeros(len(intervals), np.int64)
-        for found, count in _inside(part, intervals, wide):
+        for parts_inside, count in _inside(part, intervals, wide):
             not_below += count
-            for tally, x, s in zip(tallies, found, shifts, strict=True):
+            for tally, x, s in zip(tallies, parts_inside, shifts, strict=True):
                 tally.join(Tally([x >> x.dtype.type(s)]))
         return not_below, tallies
 
-    found = _by_part(row, run)
+    results = _by_part(row, run)
     inside = functools.reduce(
-        lambda a, b: [x.join(y) for x, y in zip(a, b, strict=True)], [some for _, some in found]
+        lambda a, b: [x.join(y) for x, y in zip(a, b, strict=True)],
+        [counted for _, counted in results],
     )
-    return {"not_below": np.sum([n for n, _ in found], axis=0), "inside": tuple(inside)}
+    return {"not_below": np.sum([n for n, _ in results], axis=0), "inside": tuple(inside)}
 
 
 def _inside(
@@ -226,8 +229,8 @@ def _inside(
             np.greater_equal(bits, word(low), out=mask)
             not_below.append(np.count_nonzero(mask))
             np.greater(bits, word(high), out=other)
-            found = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
-            inside.append(np.subtract(found, word(low), out=found))
+            entries = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
+            inside.append(np.subtract(entries, word(low), out=entries))
         yield inside, np.array(not_below, np.int64)
 
 
@@ -282,8 +285,8 @@ def in_one_leaf(row: Row, ranks: np.ndarray, exact: bool = False) -> tuple[np.nd
     all of them are in.
     """
     flat = ranks.reshape(-1)
-    found, equal, left = _in_one_leaf(row, np.maximum(flat, 1))
-    bits = np.array(found, f"uint{DIGIT * digits()}")
+    selected, equal, left = _in_one_leaf(row, np.maximum(flat, 1))
+    bits = np.array(selected, f"uint{DIGIT * digits()}")
     bits[flat == 0] = above_all()
     if not exact:
         return bits.reshape(ranks.shape), None
@@ -299,22 +302,22 @@ def _in_one_leaf(row: Row, flat: np.ndarray) -> tuple[list[int], list[int], list
     if row.size <= SMALL:
         (bits,) = row.bits()
         at = row.size - flat
-        found = np.partition(bits, np.unique(at))[at]
-        equal = [int(np.count_nonzero(bits == v)) for v in found]
-        left = [int(r - np.count_nonzero(bits > v)) for r, v in zip(flat, found, strict=True)]
-        return found.tolist(), equal, left
+        selected = np.partition(bits, np.unique(at))[at]
+        equal = [int(np.count_nonzero(bits == v)) for v in selected]
+        left = [int(r - np.count_nonzero(bits > v)) for r, v in zip(flat, selected, strict=True)]
+        return selected.tolist(), equal, left
     intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
     while True:
         not_below, inside = gather(row, intervals)
         at = not_below - flat  # places from the smallest of those inside, if the guess was right
         if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
-            some = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
-            equal = [int(np.count_nonzero(x == v)) for x, v in zip(inside, some, strict=True)]
-            above = [int(np.count_nonzero(x > v)) for x, v in zip(inside, some, strict=True)]
+            offsets = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
+            equal = [int(np.count_nonzero(x == v)) for x, v in zip(inside, offsets, strict=True)]
+            above = [int(np.count_nonzero(x > v)) for x, v in zip(inside, offsets, strict=True)]
             ranks = zip(flat, not_below, inside, above, strict=True)
             left = [int(r - (n - x.size) - a) for r, n, x, a in ranks]
-            found = [low + int(x) for (low, _), x in zip(intervals, some, strict=True)]
-            return found, equal, left
+            selected = [low + int(x) for (low, _), x in zip(intervals, offsets, strict=True)]
+            return selected, equal, left
         intervals = narrow(intervals, flat, count(row, intervals))
 
 

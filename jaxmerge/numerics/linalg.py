@@ -136,9 +136,11 @@ def _triples(double: bool, vectors: int | None) -> Callable:
             vt = (u.T @ y) / s[:vectors, None]
             return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
 
-    found = jax.custom_jvp(lambda x: _by_svd(x, vectors) if x.dtype == jnp.float64 else by_gram(x))
+    decompose = jax.custom_jvp(
+        lambda x: _by_svd(x, vectors) if x.dtype == jnp.float64 else by_gram(x)
+    )
 
-    @found.defjvp
+    @decompose.defjvp
     def derivative(primals, tangents):
         (x,), (dx,) = primals, tangents
         u, s, vt = _by_svd(x, None)
@@ -151,7 +153,7 @@ def _triples(double: bool, vectors: int | None) -> Callable:
         cut = slice(vectors)
         return (u[:, cut], s, vt[cut]), (du[:, cut], jnp.diagonal(inner), dv.T[cut])
 
-    return found
+    return decompose
 
 
 def _inverse(values: Array, x: Array) -> Array:

@@ -133,8 +133,8 @@ def ranked_magnitudes(x: Array, ranks: Any) -> Array:
     >>> ranked_magnitudes(jnp.array([3.0, -1.0, 2.0]), np.array([1, 3])).tolist()
     [3.0, 1.0]
     """
-    found = _in_compiled(x, ranks, False)
-    return order_statistics.bits_to_magnitude(found["value"]).astype(x.dtype)
+    result = _in_compiled(x, ranks, False)
+    return order_statistics.bits_to_magnitude(result["value"]).astype(x.dtype)
 
 
 def largest(x: Array, count: Any, exact: bool) -> Array:
@@ -146,8 +146,8 @@ def largest(x: Array, count: Any, exact: bool) -> Array:
     >>> largest(jnp.array([3.0, -1.0, 2.0, 1.0]), 3, True).tolist()
     [True, True, True, False]
     """
-    found = _in_compiled(x, count, exact)
-    return order_statistics.up_to(x, found["value"], found.get("place"))
+    result = _in_compiled(x, count, exact)
+    return order_statistics.up_to(x, result["value"], result.get("place"))
 
 
 def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:

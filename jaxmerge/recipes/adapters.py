@@ -19,7 +19,7 @@ from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
 from jaxmerge.io.adapters import Adapter
-from jaxmerge.io.adapters.combine import WAYS, Combination
+from jaxmerge.io.adapters.combine import METHODS, Combination
 from jaxmerge.io.sources import Source, adapter_folder
 from jaxmerge.recipes.parse import check_kinds, mapping
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
@@ -37,7 +37,7 @@ class AdapterRecipe:
 
     Attributes:
         adapters: folders, or repositories on the hub.
-        method: a way to combine them (`jaxmerge.io.adapters.combine.WAYS`), by name or as
+        method: a way to combine them (`jaxmerge.io.adapters.combine.METHODS`), by name or as
             ``{name: settings}``; settings are weights, density, rank and sign.
         out_dtype: of the factors.
         seed: of random masks.
@@ -63,7 +63,7 @@ class AdapterRecipe:
         content = mapping(content, "the recipe", [f.name for f in dataclasses.fields(cls)])
         check_kinds(content, KINDS)
         if not content.get("method"):
-            raise UserError(f"a recipe of adapters needs a method: {', '.join(WAYS)}.")
+            raise UserError(f"a recipe of adapters needs a method: {', '.join(METHODS)}.")
         return cls(**content)
 
     def references(self) -> list[str]:
@@ -75,7 +75,7 @@ class AdapterRecipe:
         refs = self.adapters
         if not refs or not all(isinstance(r, str) for r in refs):
             raise UserError(f"adapters must be a list of folders, got {refs!r}.")
-        way, settings = self._way()
+        mode, settings = self._way()
         adapters, sources = [], []
         for ref in refs:
             folder = adapter_folder(models.path(ref), models.near)
@@ -86,13 +86,13 @@ class AdapterRecipe:
             sources.append(source)
         seed = seed_of(self.seed)
         try:
-            made = Combination(adapters, way, seed=seed, **settings)
+            combination = Combination(adapters, mode, seed=seed, **settings)
         except UserError as error:
             raise UserError(f"method: {error}") from None
-        leaves = made.leaves()
-        config = json.dumps(made.config(), indent=2) + "\n"
+        leaves = combination.leaves()
+        config = json.dumps(combination.config(), indent=2) + "\n"
         resolved: dict[str, Any] = {
-            "adapters": [s.ref for s in sources], "method": {way: settings}, "seed": seed,
+            "adapters": [s.ref for s in sources], "method": {mode: settings}, "seed": seed,
         }  # fmt: skip
         if self.out_dtype:
             resolved["out_dtype"] = self.out_dtype
@@ -103,7 +103,7 @@ class AdapterRecipe:
             out_dtype=dtype_of(self.out_dtype, "out_dtype"),
             seed=seed,
             resolved=resolved,
-            method=f"{way} of {len(refs)} adapters",
+            method=f"{mode} of {len(refs)} adapters",
             files={"adapter_config.json": config.encode()},
             single="adapter_model.safetensors",
         )
@@ -116,5 +116,5 @@ class AdapterRecipe:
             method = {method["name"]: {k: v for k, v in method.items() if k != "name"}}
         if len(method) != 1:
             raise UserError(f"method must be a name or {{name: settings}}, got {self.method!r}.")
-        ((way, settings),) = method.items()
-        return str(way), mapping(settings or {}, f"method: {way}", SETTINGS)
+        ((mode, settings),) = method.items()
+        return str(mode), mapping(settings or {}, f"method: {mode}", SETTINGS)

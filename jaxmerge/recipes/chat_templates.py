@@ -56,10 +56,10 @@ def template_files(setting: Any, folder: Path | None, sources: Sequence[Any]) ->
     if not isinstance(setting, str):
         raise UserError(f"chat_template must be auto, a name or Jinja text, got {setting!r}.")
     if setting == "auto":
-        found = Counter(t for s in sources if (t := template_of(s.folder)))
-        if not found:
+        templates = Counter(t for s in sources if (t := template_of(s.folder)))
+        if not templates:
             return {}
-        template = found.most_common(1)[0][0]
+        template = templates.most_common(1)[0][0]
     elif "{" in setting:
         template = setting
     elif setting in TEMPLATES:
@@ -83,5 +83,5 @@ def template_of(folder: Path | None) -> str | None:
     if jinja := member(folder, "chat_template.jinja"):
         return read_text(jinja, MAX_BYTES, "a chat template")
     config = member(folder, "tokenizer_config.json")
-    found = read_json(config).get("chat_template") if config else None
-    return found if isinstance(found, str) else None
+    template = read_json(config).get("chat_template") if config else None
+    return template if isinstance(template, str) else None

@@ -74,8 +74,8 @@ def execute(
             force = True  # its recipe or its inputs have changed
     group = process_group()
     # what is damaged there is refused before the merge
-    found = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
-    beside = {name: content for name, content in found.items() if content is not None}
+    contents = {**output_belongings(plan.source, plan.out_dtype, plan.config), **plan.files}
+    beside = {name: content for name, content in contents.items() if content is not None}
     hashes = Hashes([f for s in sources for f in s.files] if group.index == 0 else [])
     try:
         if group.index == 0:
@@ -109,8 +109,8 @@ def execute(
 
 def _noted(path: Path) -> str | None:
     """The digest of the merge that left this resolved recipe; None where it says none."""
-    found = load_yaml(path)
-    note = found[0].get("resolved") if found and isinstance(found[0], dict) else None
+    documents = load_yaml(path)
+    note = documents[0].get("resolved") if documents and isinstance(documents[0], dict) else None
     return note.get("digest") if isinstance(note, dict) else None
 
 
@@ -131,8 +131,8 @@ def _check_hashes(expected: Any, sources: list, hashes: Hashes, force: bool) -> 
             "resolved: inputs must map every model to its files and their SHA-256; the resolved "
             "recipe is damaged. Take `resolved` out of it, or --force merges what is there."
         )
-    found = _inputs(sources, hashes.result())
-    changed = [ref for ref, files in expected.items() if found.get(ref, files) != files]
+    actual = _inputs(sources, hashes.result())
+    changed = [ref for ref, files in expected.items() if actual.get(ref, files) != files]
     if changed:
         raise UserError(
             f"{len(changed)} inputs are not those that the resolved recipe names: {changed[:5]}. "

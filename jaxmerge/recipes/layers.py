@@ -77,21 +77,21 @@ class Layout:
 
     def _moved(self, ref: str) -> Stack:
         """The stack whose layers are placed anew."""
-        found = [s for s in self.made_of[ref].main(self.inside) if s.layers]
-        if len(found) != 1:
-            named = ", ".join(f"{s.path} ({s.layers})" for s in found) or "none"
+        stacks = [s for s in self.made_of[ref].main(self.inside) if s.layers]
+        if len(stacks) != 1:
+            named = ", ".join(f"{s.path} ({s.layers})" for s in stacks) or "none"
             raise UserError(
-                f"layer_range: {ref} has {len(found) or 'no'} stacks of layers, {named}; "
+                f"layer_range: {ref} has {len(stacks) or 'no'} stacks of layers, {named}; "
                 "say which by modules: {encoder: {slices: ...}, decoder: {...}}."
-                if found
+                if stacks
                 else f"layer_range: {ref} has no stack of layers."
             )
-        if found[0].stages:
+        if stacks[0].stages:
             raise UserError(
                 f"layer_range: the layers of {ref} come in stages of different shapes "
-                f"({found[0].path}), which cannot be stacked."
+                f"({stacks[0].path}), which cannot be stacked."
             )
-        return found[0]
+        return stacks[0]
 
     def _range(self, source: Mapping[str, Any], ref: str) -> tuple[int, int]:
         have = self.moved[ref].layers
@@ -123,11 +123,15 @@ class Layout:
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
         stacks = {id(a): moved for a, moved in self._all()}
-        said = {first.kind(stack, i): kind for i, kind in here.items()}
-        explained = all(said[first.kind(stack, i)] == kind for i, kind in here.items())
+        reported = {first.kind(stack, i): kind for i, kind in here.items()}
+        explained = all(reported[first.kind(stack, i)] == kind for i, kind in here.items())
         due = lambda i: (
             here.get(i)
-            or (said.get(first.kind(stack, i)) if explained else following(list(here.values()), i))
+            or (
+                reported.get(first.kind(stack, i))
+                if explained
+                else following(list(here.values()), i)
+            )
         )
         wrong = [
             (i, j)

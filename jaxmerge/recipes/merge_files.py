@@ -138,7 +138,7 @@ def _ref(opened: Models, model: Any) -> str:
 def _floating(dtype: Any) -> np.dtype:
     import ml_dtypes  # noqa: F401 - makes numpy know bfloat16
 
-    found = np.dtype(dtype)
-    if found not in CODES or not names.is_float(Like((), found)):
-        raise ValueError(f"dtype must be a floating one, got {found}.")
-    return found
+    parsed = np.dtype(dtype)
+    if parsed not in CODES or not names.is_float(Like((), parsed)):
+        raise ValueError(f"dtype must be a floating one, got {parsed}.")
+    return parsed

@@ -135,10 +135,10 @@ class Config:
         resolved = content.pop("resolved", None) or {}
         overflow = content.pop("overflow", None)
         seed = seed_of(resolved.get("seed", 0))
-        made = cls(content, content.get("name"), seed, None, resolved, ignored, overflow)
+        config = cls(content, content.get("name"), seed, None, resolved, ignored, overflow)
         with naming(ignored):
-            made.references()
-        return made
+            config.references()
+        return config
 
     def references(self) -> list[str]:
         """Every model that the document names, the names of other documents among them."""
@@ -181,9 +181,9 @@ class Config:
             for i, piece in enumerate(slices):
                 views, base = layout.views(i)
                 depth = functools.partial(layout.depth, i)
-                for some, theta in by_presence(views, base, models.leaves):
+                for group, theta in by_presence(views, base, models.leaves):
                     jobs.append(
-                        _job(what, reading, piece, some, theta, base_ref, depth, levels, self.seed)
+                        _job(what, reading, piece, group, theta, base_ref, depth, levels, self.seed)
                     )
         first = sources[base_ref or refs[0]]
         made_of = architecture(first)
@@ -248,8 +248,8 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     if content.get("slices") is None:
         if not isinstance(content.get("models"), list) or not content["models"]:
             raise UserError(f"models must be a list, got {content.get('models')!r}.")
-        some = [mapping(m, "a model", MODEL) for m in content["models"]]
-        return [{"sources": some}]
+        sources = [mapping(m, "a model", MODEL) for m in content["models"]]
+        return [{"sources": sources}]
     out = []
     if not isinstance(content["slices"], list) or not content["slices"]:
         raise UserError(f"slices must be a list, got {content['slices']!r}.")
@@ -307,8 +307,8 @@ def by_presence(views, base, leaves: str) -> list[tuple[list, Leaves | None]]:
             raise UserError("--tensor-intersection: the models have no leaf in common.")
     out = []
     for kind in dict.fromkeys(have.values()):
-        some = [n for n in have if have[n] == kind]
-        pick = lambda v, some=some: View(v, {n: n for n in some}, v.ref)
+        group = [n for n in have if have[n] == kind]
+        pick = lambda v, group=group: View(v, {n: n for n in group}, v.ref)
         there = [(s, pick(v)) for (s, v), has in zip(views, kind, strict=False) if has]
         theta = pick(base) if base is not None and kind[-1] else None
         out.append((there, theta))
@@ -342,27 +342,27 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
         raise UserError(f"{what} merges {number_} model(s) (besides the base); got {len(merged)}.")
     like, words = (base or merged[0][1]).like, absent(merged[0][1])
     built: dict[Any, Merge] = {}
-    made: dict[str, Merge] = {}
+    merges: dict[str, Merge] = {}
     for n in like:
         t = depth(n)
         look = lambda key, default, own, name, t=t: _look(
             key, default, [own, *levels], name, t, what
         )
         world = {k: look(k, d, {}, labelled(n, words)) for k, d in reading.world.items()}
-        each = {
+        per_leaf = {
             k: tuple(
                 look(k, d, s.get("parameters") or {}, labelled(name_in(v, n), words))
                 for s, v in merged
             )
             for k, d in reading.model.items()
         }
-        code = tuple(world.values()), tuple(each.values())
+        code = tuple(world.values()), tuple(per_leaf.values())
         if code not in built:
             try:
-                built[code] = reading.build(world, each)
+                built[code] = reading.build(world, per_leaf)
             except (TypeError, ValueError) as error:
                 raise UserError(f"{what} at leaf {n!r}: {error}") from None
-        made[n] = built[code]
+        merges[n] = built[code]
     models = [v for _, v in merged]
     if what == "passthrough" and all(scale is None for _, ((scale,),) in built):
         base, method = models[0], keep_base()
@@ -370,7 +370,7 @@ def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Jo
         (method,) = built.values()
     else:
         first = next(iter(built.values()), keep_base())
-        method = by_leaf(lambda name, like: made[name])._replace(
+        method = by_leaf(lambda name, like: merges[name])._replace(
             stochastic=any(map(stochastic, built.values())), models=first.models
         )
     return Job(method, models, base, key_of(method, seed))
@@ -466,8 +466,8 @@ def read_keys(content: Mapping[str, Any], reading: Reading) -> tuple[dict[str, A
             value["models"] = entries(value["models"], f"{where}models", MODEL)
         if "slices" in value:
             value["slices"] = entries(value["slices"], f"{where}slices", SLICE)
-            some = value["slices"]
-            for i, piece in enumerate(some if isinstance(some, list) else ()):
+            slices = value["slices"]
+            for i, piece in enumerate(slices if isinstance(slices, list) else ()):
                 if isinstance(piece, Mapping) and "sources" in piece:
                     place = f"{where}slices[{i}].sources"
                     piece["sources"] = entries(piece["sources"], place, SOURCE)

@@ -48,13 +48,13 @@ def build(method: Any, models: int, like: Any, what: str = "method") -> Merge:
             return chain(*stages)
         except (TypeError, ValueError) as error:
             raise UserError(f"{what}: {error}") from None
-    made = _stage(method, models, like, what)
-    if isinstance(made, Transform):
+    stage = _stage(method, models, like, what)
+    if isinstance(stage, Transform):
         raise UserError(
             f"{what}: {method!r} changes one task vector and merges nothing; write a list such as "
             f"[{method!r}, add]."
         )
-    return made
+    return stage
 
 
 def as_data(method: Merge | Transform | Spec) -> Any:
@@ -235,21 +235,21 @@ def _varying(factory, fixed, varying, made_of, what) -> Merge | Transform:
     """A stage built anew for every leaf whose values differ."""
     like = made_of.like
     built: dict[tuple, Merge | Transform] = {}
-    made: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
     for n in like:
         values = {k: read(Where(n, made_of.depth(n))) for k, read in varying.items()}
         code = tuple(values.items())
         if code not in built:
             built[code] = _call(factory, fixed | values, f"{what} at leaf {n!r}")
-        made[n] = built[code]
-    sample = next(iter(made.values()))
+        stages[n] = built[code]
+    sample = next(iter(stages.values()))
     if len(built) > 1 and any(m is not None and m.scope == "row" for m in _measures(sample)):
         raise UserError(
             f"{what}: {sample} looks at the whole model, so its arguments cannot differ from leaf "
             "to leaf. Write a chain whose varying stage does not ([{trim: 0.2}, disjoint_mean, "
             "{scale: [0, 1]}]), or choose a scope of single leaves."
         )
-    choose = lambda name, like: made[name]
+    choose = lambda name, like: stages[name]
     if isinstance(sample, Transform):
         return Transform(kernel=lambda x, ctx: x, stochastic=sample.stochastic, route=choose)
     return by_leaf(choose)._replace(

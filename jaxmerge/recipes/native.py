@@ -126,8 +126,8 @@ class Recipe:
         else:
             base, *rest = vocabulary.apply([base, *merged])
         if models.leaves == "intersection":
-            ((some, base),) = mergekit.by_presence([({}, m) for m in rest], base, models.leaves)
-            rest = [m for _, m in some]
+            ((group, base),) = mergekit.by_presence([({}, m) for m in rest], base, models.leaves)
+            rest = [m for _, m in group]
         like = (base or rest[0]).like
         made_of = architecture(base or rest[0])
         method = None if self.method is None else build(self.method, len(rest), made_of)
@@ -267,10 +267,10 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
     if not path.is_file():
         raise UserError(f"There is no recipe {path}.")
     if path.suffix == ".py":
-        found = _run(path).get("recipe")
-        if found is None:
+        recipe = _run(path).get("recipe")
+        if recipe is None:
             raise UserError(f"{path} sets no variable named recipe.")
-        return documents(found)
+        return documents(recipe)
     out = []
     for content in load_yaml(path):
         if isinstance(content, dict) and "import" in content:
@@ -285,7 +285,7 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
         raise UserError(f"{path}: {error}") from None
 
 
-def in_order(found: list[Document]) -> list[Document]:
+def in_order(merges: list[Document]) -> list[Document]:
     """Documents in the order in which they can be run; the last is the result.
 
     That is the one without a name; if all have one, the last of those that no other asks for.
@@ -293,25 +293,25 @@ def in_order(found: list[Document]) -> list[Document]:
     Raises:
         UserError: two have the same name or none, or they refer to each other in a circle.
     """
-    unnamed = [d for d in found if not d.name]
+    unnamed = [d for d in merges if not d.name]
     if len(unnamed) > 1:
         raise UserError(f"every merge but one needs a name; {len(unnamed)} have none.")
-    by_name = {d.name: i for i, d in enumerate(found) if d.name}
-    if len(by_name) < len(found) - len(unnamed):
-        raise UserError(f"two merges have one name; the names are {[d.name for d in found]}.")
+    by_name = {d.name: i for i, d in enumerate(merges) if d.name}
+    if len(by_name) < len(merges) - len(unnamed):
+        raise UserError(f"two merges have one name; the names are {[d.name for d in merges]}.")
     asked = [
         [by_name[n] for n in (p for r in d.references() for p in r.split("+")) if n in by_name]
-        for d in found
+        for d in merges
     ]
-    free = [i for i in range(len(found)) if not any(i in some for some in asked)]
-    result = found.index(unnamed[0]) if unnamed else free[-1] if free else 0
+    free = [i for i in range(len(merges)) if not any(i in names for names in asked)]
+    result = merges.index(unnamed[0]) if unnamed else free[-1] if free else 0
     graph = TopologicalSorter(dict(enumerate(asked)))
     try:
         order = [i for i in graph.static_order() if i != result]
     except CycleError as error:
-        circle = " -> ".join(found[i].name or "the one without a name" for i in error.args[1])
+        circle = " -> ".join(merges[i].name or "the one without a name" for i in error.args[1])
         raise UserError(f"the merges wait for each other: {circle}.") from None
-    return [found[i] for i in (*order, result)]
+    return [merges[i] for i in (*order, result)]
 
 
 def documents(content: Any) -> list[Document]:

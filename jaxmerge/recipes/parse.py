@@ -44,10 +44,10 @@ def parse_yaml(text: str) -> Any:
     Traceback (most recent call last):
     jaxmerge.errors.UserError: line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' ...
     """
-    found = parse_documents(text)
-    if len(found) > 1:
-        raise UserError(f"one document was expected, there are {len(found)}.")
-    return found[0] if found else None
+    documents = parse_documents(text)
+    if len(documents) > 1:
+        raise UserError(f"one document was expected, there are {len(documents)}.")
+    return documents[0] if documents else None
 
 
 def parse_documents(text: str) -> list[Any]:

@@ -202,9 +202,9 @@ def check_vocabulary(sources: Sequence[Source | None]) -> None:
             for n in filter(made_of.vocabulary, source):
                 if len(source.like[n].shape) == 2:
                     sizes.setdefault(n, {}).setdefault(made_of.rows(n), source.ref)
-    for leaf, found in sizes.items():
-        if len(found) > 1:
-            listed = ", ".join(f"{size} rows in {ref}" for size, ref in found.items())
+    for leaf, by_size in sizes.items():
+        if len(by_size) > 1:
+            listed = ", ".join(f"{size} rows in {ref}" for size, ref in by_size.items())
             raise UserError(
                 f"The vocabularies differ: {leaf} has {listed}. Either build the merged vocabulary "
                 "(tokenizer: union), or keep the base's (tokenizer: base), by which rows of tokens "

@@ -49,11 +49,11 @@ class Extra(NamedTuple):
             UserError: it holds something else.
         """
         file = self.source.source
-        found = store.of_file(file) if isinstance(file, File) else None
-        if found is None or found.kind != self.kind:
-            other = f"holds a {found.kind}" if found else "is no single safetensors file"
+        measured = store.of_file(file) if isinstance(file, File) else None
+        if measured is None or measured.kind != self.kind:
+            other = f"holds a {measured.kind}" if measured else "is no single safetensors file"
             raise UserError(f"extras: {self.source.ref} should hold a {self.kind}, but {other}.")
-        return found
+        return measured
 
     def check(self) -> None:
         """Raise UserError unless it was measured for the model's very weights; reads the model."""
@@ -87,10 +87,10 @@ def find_extras(setting: Any, needs: Sequence[str], models: Any, sources: Sequen
                     f"{{{kind}: [one for each model]}}."
                 )
         if not isinstance(refs, list) or len(refs) != len(sources):
-            found = f"{len(refs)} files" if isinstance(refs, list) else repr(refs)
+            given = f"{len(refs)} files" if isinstance(refs, list) else repr(refs)
             raise UserError(
                 f"extras: {kind} must be a list of one file for each of {len(sources)} models, "
-                f"got {found}."
+                f"got {given}."
             )
         out += [
             Extra(kind, models.open(ref), model, ref)
@@ -138,9 +138,9 @@ def check_axes(extras: Sequence[Extra], grid: Mapping[str, Pipeline]) -> None:
             if taken is not None and getattr(taken, "value", taken) != axis:
                 wrong.setdefault(axis, {})[n] = extra
     if wrong:
-        axis, some = next((a, list(found)) for a, found in wrong.items())
+        axis, leaves = next((a, list(names)) for a, names in wrong.items())
         raise UserError(
-            f"the Gram matrices of {len(some)} leaves such as {some[0]!r} belong to axis {axis} of "
-            f"their kernels: write axis: {axis} among the arguments of the method"
+            f"the Gram matrices of {len(leaves)} leaves such as {leaves[0]!r} belong to axis "
+            f"{axis} of their kernels: write axis: {axis} among the arguments of the method"
             f"{' (by leaf: a list of {match, value})' if len(wrong) > 1 else ''}."
         )

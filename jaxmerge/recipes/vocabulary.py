@@ -115,21 +115,21 @@ class Vocabulary:
 
     def _check_rows(self, base: Source) -> None:
         """Raise where a table of tokens has rows that config.json counts as something else."""
-        made = architecture(base)
-        size = max(made.vocabularies.values(), default=0)
-        odd = [n for n in base if size and made.vocabulary(n) and made.rows(n) > size]
+        layout = architecture(base)
+        size = max(layout.vocabularies.values(), default=0)
+        odd = [n for n in base if size and layout.vocabulary(n) and layout.rows(n) > size]
         if odd:
             raise UserError(
-                f"tokenizer: {base.ref}: {odd[0]!r} has {made.rows(odd[0])} rows, config.json says "
-                f"vocab_size {size}: what the other rows are for is not known. Merge without a "
-                "tokenizer choice, or mend vocab_size in config.json."
+                f"tokenizer: {base.ref}: {odd[0]!r} has {layout.rows(odd[0])} rows, config.json "
+                f"says vocab_size {size}: what the other rows are for is not known. Merge without "
+                "a tokenizer choice, or mend vocab_size in config.json."
             )
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""
         table = token_table(source)
-        made = architecture(source)
-        sizes = {made.rows(n) for n in source.like if made.vocabulary(n)}
+        layout = architecture(source)
+        sizes = {layout.rows(n) for n in source.like if layout.vocabulary(n)}
         most = max(sizes, default=len(table))  # smaller ones are other vocabularies (codebooks)
         beyond = [t for t, i in table.items() if i >= most]
         if beyond:
@@ -313,12 +313,12 @@ def token_table(source: Source) -> dict[str, int]:
 
 def added_tokens(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """The tokens that a tokenizer.json adds to its model's, checked."""
-    found = content.get("added_tokens", [])
-    if not isinstance(found, list) or not all(
-        isinstance(a, dict) and isinstance(a.get("content"), str) and "id" in a for a in found
+    entries = content.get("added_tokens", [])
+    if not isinstance(entries, list) or not all(
+        isinstance(a, dict) and isinstance(a.get("content"), str) and "id" in a for a in entries
     ):
         raise UserError(f"{where}: added_tokens must be a list of objects with content and id.")
-    return found
+    return entries
 
 
 def _tokenizer_json(source: Source) -> dict[str, Any]:

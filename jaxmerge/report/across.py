@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def one(found: Mapping[str, Results], metric: str) -> Results:
-    """A `Results` whose metrics are the names of `found`, and whose rows are all their methods."""
+def one(groups: Mapping[str, Results], metric: str) -> Results:
+    """A `Results` whose metrics are the names of `groups`, and whose rows are all their methods."""
     rows: dict[tuple[str, str], Summary] = {}
-    for name, results in zip(short(list(found)), found.values(), strict=True):
+    for name, results in zip(short(list(groups)), groups.values(), strict=True):
         for s in results.summary:
             row = rows.setdefault((s.label, s.finetunes), Summary(s.label, s.finetunes, {}))
             row.metrics[name] = s.metrics.get(metric)
-    first = next(iter(found.values()))
+    first = next(iter(groups.values()))
     return Results(
         first.experiment, first.scenario, [], {}, first.seeds, list(rows.values()), {}, {}, {}
     )
 
 
-def _directed(found: Mapping[str, Results], metric: str) -> tuple[Results, list[str]]:
+def _directed(groups: Mapping[str, Results], metric: str) -> tuple[Results, list[str]]:
     """The table of one metric, and its columns where less of it is better: all or none."""
-    results = one(found, metric)
+    results = one(groups, metric)
     return results, tables.columns(results) if metric in tables.LOWER else []
 
 
@@ -49,21 +49,21 @@ def short(names: list[str]) -> list[str]:
     return [", ".join(p) for p in parts]
 
 
-def markdown(found: Mapping[str, Results], metric: str) -> str:
+def markdown(groups: Mapping[str, Results], metric: str) -> str:
     """A GitHub table."""
     title = tables.plain_markdown(tables.head(metric))
-    return f"{title}\n\n{tables.markdown(*_directed(found, metric))}"
+    return f"{title}\n\n{tables.markdown(*_directed(groups, metric))}"
 
 
-def latex(found: Mapping[str, Results], metric: str) -> str:
+def latex(groups: Mapping[str, Results], metric: str) -> str:
     """A table for a paper; needs the package booktabs."""
     title = tables.plain_line(tables.head(metric))
-    return f"% {title}\n{tables.latex(*_directed(found, metric))}"
+    return f"% {title}\n{tables.latex(*_directed(groups, metric))}"
 
 
-def rich_table(found: Mapping[str, Results], metric: str) -> Table:
+def rich_table(groups: Mapping[str, Results], metric: str) -> Table:
     """A table for the terminal."""
-    results, lower = _directed(found, metric)
+    results, lower = _directed(groups, metric)
     table = tables.rich_table(results, tables.columns(results), lower)
     table.title = tables.head(metric)
     return table

@@ -105,8 +105,8 @@ def check(claim: Claim, results: Results) -> Finding | None:
         differences.append(sign * (rows[0] - rows[1]))
     if not differences:
         return None
-    found = np.array(differences)  # [pairs, seeds]
-    mean, by_seed = float(found.mean()), found.mean(axis=0)
+    gaps = np.array(differences)  # [pairs, seeds]
+    mean, by_seed = float(gaps.mean()), gaps.mean(axis=0)
     error = None
     if len(by_seed) > 1:
         error = float(by_seed.std(ddof=1) / math.sqrt(len(by_seed)))
@@ -115,8 +115,8 @@ def check(claim: Claim, results: Results) -> Finding | None:
         verdict = "holds"
     if len(by_seed) > 1 and (by_seed < 0).all():
         verdict = "fails"
-    won = int(np.sum(found.mean(axis=1) > 0))
-    return Finding(mean, error, won, len(found), verdict)
+    won = int(np.sum(gaps.mean(axis=1) > 0))
+    return Finding(mean, error, won, len(gaps), verdict)
 
 
 def _seeds(results: Results) -> int:
@@ -130,7 +130,7 @@ def markdown(results: Mapping[str, Results]) -> str:
         f"| :-- | :-- | {' | '.join(':--' for _ in results)} |",
     ]
     for claim in CLAIMS:
-        cells = [check(claim, found) for found in results.values()]
+        cells = [check(claim, stream_results) for stream_results in results.values()]
         shown = " | ".join("–" if c is None else str(c) for c in cells)
         lines.append(f"| {claim.text} | {claim.source} | {shown} |")
     return "\n".join(lines) + "\n"

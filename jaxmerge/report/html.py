@@ -115,12 +115,12 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _merges(results: Results) -> list[tuple[str, str]]:
-    found = []
+    merges = []
     for name in numbers.names(results):
         used = dict.fromkeys(e.method for e in numbers.entries(results, name) if e.method)
         if used:
-            found.append((words.title_of(name), "; ".join(used)))
-    return found
+            merges.append((words.title_of(name), "; ".join(used)))
+    return merges
 
 
 def _streams(results: Results) -> list[tuple[int, list[tuple[str, str]]]]:
@@ -143,8 +143,8 @@ def _by_seed(results: Results) -> Table | None:
     for name in numbers.names(results):
         values = []
         for run in results.seeds:
-            found = [e for e in run.entries if (e.label, e.finetunes) == name]
-            value = found[0].metrics.get("accuracy") if found else None
+            entries = [e for e in run.entries if (e.label, e.finetunes) == name]
+            value = entries[0].metrics.get("accuracy") if entries else None
             values.append("–" if value is None else f"{100 * value:.1f}")
         rows.append([words.title_of(name), *values])
     head = ["Method", *(f"Seed {run.seed}" for run in results.seeds)]

@@ -61,8 +61,8 @@ def hero(results: Results) -> Name | None:
 
 def best(results: Results, metric: str = "accuracy") -> Name | None:
     """The merge with the highest mean."""
-    found = [(s.mean, n) for n in merges(results) if (s := stat(results, n, metric)) is not None]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    means = [(s.mean, n) for n in merges(results) if (s := stat(results, n, metric)) is not None]
+    return max(means, key=lambda pair: pair[0])[1] if means else None
 
 
 def entries(results: Results, name: Name) -> list[Entry]:

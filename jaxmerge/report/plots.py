@@ -24,7 +24,7 @@ Name = numbers.Name
 def of(results: Results) -> list[Plot]:
     """All pictures that the results give."""
     results = numbers.clean(results)
-    made = [
+    plots = [
         _overview(results),
         _first_task(results),
         _over_time(results),
@@ -33,7 +33,7 @@ def of(results: Results) -> list[Plot]:
         _fixed(results),
         *vectors.of(results),
     ]
-    return [p for p in made if p is not None]
+    return [p for p in plots if p is not None]
 
 
 def write_png(results: Results, folder: str | Path) -> list[Path]:
@@ -55,9 +55,9 @@ def _overview(results: Results) -> Plot | None:
     colour = slots(label for label, _ in numbers.names(results))
     groups: dict[str, list[Dot]] = {}
     for name in numbers.names(results):
-        found = numbers.stat(results, name)
-        if found is not None:
-            dot = Dot(name[0], found.mean, found.std, colour[name[0]], name[1] == "independent")
+        stat = numbers.stat(results, name)
+        if stat is not None:
+            dot = Dot(name[0], stat.mean, stat.std, colour[name[0]], name[1] == "independent")
             groups.setdefault(tables.group(name[1]).capitalize(), []).append(dot)
     if not groups:
         return None
@@ -145,8 +145,8 @@ def _matrices(results: Results) -> Plot | None:
 
     shown: list[Name] = []
     for name in (numbers.hero(results), numbers.LAST, *numbers.names(results)):
-        found = numbers.entries(results, name) if name else []
-        full = found and all(v is not None for e in found for row in e.matrix for v in row)
+        entries = numbers.entries(results, name) if name else []
+        full = entries and all(v is not None for e in entries for row in e.matrix for v in row)
         if name and full and name not in shown and name[1] not in numbers.CONSTANT:
             shown.append(name)
     shown = shown[:2]
@@ -175,8 +175,8 @@ def _factors(results: Results) -> Plot | None:
 
     groups: dict[str, list[Name]] = {}
     for name in numbers.names(results):
-        found = [e for e in numbers.entries(results, name) if e.sweep]
-        if any(e.sweep and len(set(e.sweep.factors)) > 1 for e in found):
+        swept = [e for e in numbers.entries(results, name) if e.sweep]
+        if any(e.sweep and len(set(e.sweep.factors)) > 1 for e in swept):
             groups.setdefault(name[1], []).append(name)
     if not groups:
         return None
@@ -200,11 +200,11 @@ def _factors(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
-def _sweep(found: Sequence[Entry], label: str, slot: int) -> Series:
+def _sweep(entries: Sequence[Entry], label: str, slot: int) -> Series:
     """One curve: the mean over the seeds that tried the same factors as the first."""
     from jaxmerge.report.lines import Series
 
-    sweeps = [e.sweep for e in found if e.sweep]
+    sweeps = [e.sweep for e in entries if e.sweep]
     same = [s for s in sweeps if s.factors == sweeps[0].factors]
     x = sweeps[0].factors
     y = [m for m, _ in numbers.mean_std([s.accuracy for s in same])]
@@ -218,18 +218,18 @@ def _fixed(results: Results) -> Plot | None:
     """Accuracy on the test split over the factor, where each factor is a row of its own."""
     from jaxmerge.report.lines import Series, curves
 
-    found: dict[Name, dict[float, Name]] = {}  # (merge, stream) -> factor -> row
+    rows_of: dict[Name, dict[float, Name]] = {}  # (merge, stream) -> factor -> row
     for name in numbers.names(results):
         factor = next((e.fixed for e in numbers.entries(results, name)), None)
         if factor is not None:
             merge = name[0].removesuffix(f", factor {factor:g}")
-            found.setdefault((merge, name[1]), {})[factor] = name
-    found = {k: rows for k, rows in found.items() if len(rows) > 1}
-    if not found:
+            rows_of.setdefault((merge, name[1]), {})[factor] = name
+    rows_of = {k: rows for k, rows in rows_of.items() if len(rows) > 1}
+    if not rows_of:
         return None
-    colour = slots(merge for merge, _ in found)
+    colour = slots(merge for merge, _ in rows_of)
     panels: dict[str, list[Series]] = {}
-    for (merge, stream), rows in found.items():
+    for (merge, stream), rows in rows_of.items():
         stats = [numbers.stat(results, rows[f]) for f in sorted(rows)]
         y, std = ([getattr(s, k) if s else None for s in stats] for k in ("mean", "std"))
         line = Series(merge, sorted(rows), y, std, colour[merge])
@@ -249,6 +249,6 @@ def _tried(heading: str, lines: Sequence[Series], split: str = "validation") -> 
     """All factors that were tried, one method a column."""
     at = [dict(zip(s.x, s.y, strict=True)) for s in lines]
     factors = sorted({x for s in lines for x in s.x})
-    rows = [[f"{x:g}", *(cell(found.get(x)) for found in at)] for x in factors]
+    rows = [[f"{x:g}", *(cell(column.get(x)) for column in at)] for x in factors]
     head = f"{heading}, {split} accuracy, %"
     return Table(head, ["Factor", *(s.label for s in lines)], rows)

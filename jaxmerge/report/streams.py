@@ -35,12 +35,12 @@ def draw(scenario: Scenario, path: str | Path, examples: int = 8, seed: int = 0)
         count = f"{len(task.rows['train'])} to train on"
         name = f"{t + 1}. {shortened(task.name, 40)}\n{count}"
         line[0].text(1, 0.5, name, ha="right", va="center", fontsize=7, wrap=True)
-        found = task.source.inputs[rows]
-        if len(rows) and isinstance(found[0], str):
-            text = "\n".join(shortened(x, 70) for x in found[:4])
+        samples = task.source.inputs[rows]
+        if len(rows) and isinstance(samples[0], str):
+            text = "\n".join(shortened(x, 70) for x in samples[:4])
             line[1].text(0, 0.5, text, va="center", fontsize=6)
         else:
-            for axes, example in zip(line[1:], found, strict=False):
+            for axes, example in zip(line[1:], samples, strict=False):
                 show(axes, example)
     figure.savefig(path)
 

@@ -31,7 +31,7 @@ def of(rows: Iterable[Mapping[str, Any]], metric: str = "accuracy") -> list[Plot
     for row in rows:
         if row.get(metric) is not None:
             groups.setdefault((row["experiment"], row["scenario"]), []).append(row)
-    return [plot for name, some in groups.items() for plot in _pictures(name, some, metric)]
+    return [plot for name, group in groups.items() for plot in _pictures(name, group, metric)]
 
 
 def write_png(rows: Sequence[Mapping[str, Any]], folder: Path, metric: str = "accuracy") -> int:
@@ -48,33 +48,33 @@ def write_png(rows: Sequence[Mapping[str, Any]], folder: Path, metric: str = "ac
 
 def axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The numeric settings in which rows of one method differ, in the order of their names."""
-    found: dict[str, None] = {}
-    for some in _methods(rows).values():
-        every = [_settings(row) for row in some]
+    names: dict[str, None] = {}
+    for group in _methods(rows).values():
+        every = [_settings(row) for row in group]
         for name in dict.fromkeys(n for settings in every for n in settings):
             values = {settings.get(name) for settings in every}
             if len(values) > 1 and None not in values:
-                found[name] = None
-    return sorted(found)
+                names[name] = None
+    return sorted(names)
 
 
 def _methods(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list]:
-    found: dict[tuple[str, str], list] = {}
+    groups: dict[tuple[str, str], list] = {}
     for row in rows:
-        found.setdefault((row["merge"], row["stream"]), []).append(row)
-    return found
+        groups.setdefault((row["merge"], row["stream"]), []).append(row)
+    return groups
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, float]:
     """The numeric settings of a row by their dotted names, and its factor where that is fixed."""
-    found = {
+    settings = {
         name: float(value)
         for name, value in flat(json.loads(row["settings"])).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     if row["fixed"] is not None:
-        found["factor"] = float(row["fixed"])
-    return found
+        settings["factor"] = float(row["fixed"])
+    return settings
 
 
 def _pictures(name: tuple[str, str], rows: Sequence, metric: str) -> list[Plot]:
@@ -83,9 +83,9 @@ def _pictures(name: tuple[str, str], rows: Sequence, metric: str) -> list[Plot]:
         return []
     values: dict[tuple[str, str], Values] = {}
     own: dict[tuple[str, str], list[str]] = {}
-    for method, some in _methods(rows).items():
-        own[method] = axes(some)
-        for row in some:
+    for method, members in _methods(rows).items():
+        own[method] = axes(members)
+        for row in members:
             at = _settings(row)
             point = tuple(at[axis] for axis in own[method])
             values.setdefault(method, {}).setdefault(point, []).append(row[metric])
@@ -118,13 +118,13 @@ def _lines(name: tuple[str, str], axis: str, own: Mapping, values: Mapping, metr
     for method, axes_ in own.items():
         if axis not in axes_ or len(axes_) == 2:
             continue
-        k, found = axes_.index(axis), {}
+        k, scores = axes_.index(axis), {}
         others |= len(axes_) > 1
         for point, seeds in values[method].items():
-            found.setdefault(point[k], []).append(seeds)
-        x = sorted(found)
+            scores.setdefault(point[k], []).append(seeds)
+        x = sorted(scores)
         picked = [
-            max(found[v], key=lambda s: np.mean(s) == _best(map(np.mean, found[v]), metric))
+            max(scores[v], key=lambda s: np.mean(s) == _best(map(np.mean, scores[v]), metric))
             for v in x
         ]
         y = [float(np.mean(s)) for s in picked]
@@ -161,8 +161,8 @@ def _map(name: tuple[str, str], pair: Sequence[str], values: Mapping, metric: st
     xs = sorted({p[1] for v in values.values() for p in v})
     mean = lambda seeds: None if seeds is None else float(np.mean(seeds))
     panels = {
-        f"{merge}, {stream}": [[mean(found.get((y, x))) for x in xs] for y in ys]
-        for (merge, stream), found in values.items()
+        f"{merge}, {stream}": [[mean(cells.get((y, x))) for x in xs] for y in ys]
+        for (merge, stream), cells in values.items()
     }
     shown = [v for m in panels.values() for row in m for v in row if v is not None]
     title, remark = f"{_said(metric)} over {down} and {across}", f"{name[0]}: {name[1]}, %"

@@ -62,13 +62,13 @@ def rows(results: Results, lower: Collection[str] = LOWER) -> list[Row]:
     metrics = columns(results)
     best: dict[str, str] = {}
     for m in metrics:
-        found = [
+        figures = [
             stat.mean
             for s in results.summary
             if s.finetunes not in CONSTANT and (stat := s.metrics.get(m)) is not None
         ]
-        if len({_digits(x) for x in found}) > 1:
-            best[m] = _digits(min(found) if m in lower else max(found))
+        if len({_digits(x) for x in figures}) > 1:
+            best[m] = _digits(min(figures) if m in lower else max(figures))
     table = []
     for s in results.summary:
         cells = [_cell(s.metrics.get(m), best.get(m), s.finetunes) for m in metrics]

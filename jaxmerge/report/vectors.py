@@ -17,13 +17,13 @@ def of(results: Results) -> list[Plot]:
     from jaxmerge.report.heatmaps import heatmaps
 
     kinds = list(dict.fromkeys(v.finetunes for run in results.seeds for v in run.vectors))
-    found = [_mean_vectors(results, kind) for kind in kinds]
-    if not found:
+    vectors = [_mean_vectors(results, kind) for kind in kinds]
+    if not vectors:
         return []
     plots: list[Plot] = []
     for what, low in (("cosine", -1.0), ("sign_agreement", 0.0)):
-        panels = {v.finetunes.capitalize(): getattr(v, what) for v in found}
-        title, caption = words.pairs(found, what)
+        panels = {v.finetunes.capitalize(): getattr(v, what) for v in vectors}
+        title, caption = words.pairs(vectors, what)
         share = what == "sign_agreement"
         remark = "Share of entries, %" if share else "Cosine of the task vectors of two tasks"
 
@@ -35,9 +35,9 @@ def of(results: Results) -> list[Plot]:
 
         grids = [grid(h, "task", m, share) for h, m in panels.items()]
         plots.append(Plot(what, title, caption, draw, grids))
-    plots.append(_magnitudes(found))
-    title, caption = words.shares(found)
-    groups = {v.finetunes.capitalize(): v.magmax_share for v in found}
+    plots.append(_magnitudes(vectors))
+    title, caption = words.shares(vectors)
+    groups = {v.finetunes.capitalize(): v.magmax_share for v in vectors}
     n = max(len(v) for v in groups.values())
     table = Table(
         "Share of entries, %",
@@ -57,17 +57,17 @@ def of(results: Results) -> list[Plot]:
     return plots
 
 
-def _magnitudes(found: list[Vectors]) -> Plot:
+def _magnitudes(vectors: list[Vectors]) -> Plot:
     from jaxmerge.report.lines import Series, curves
 
-    title, caption = words.magnitudes(found)
+    title, caption = words.magnitudes(vectors)
 
-    few = max(c for v in found for row in v.magnitude_counts for c in row) / 200
-    columns = [c for v in found for c in enumerate(zip(*v.magnitude_counts, strict=True))]
+    few = max(c for v in vectors for row in v.magnitude_counts for c in row) / 200
+    columns = [c for v in vectors for c in enumerate(zip(*v.magnitude_counts, strict=True))]
     used = [k for k, column in columns if max(column) > few]
     part = slice(max(min(used, default=0) - 1, 0), max(used, default=0) + 2)
     panels = {}
-    for v in found:
+    for v in vectors:
         edges, n = v.magnitude_edges, len(v.magnitude_counts)
         middle = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
         panels[v.finetunes.capitalize()] = lines = []
@@ -89,18 +89,18 @@ def _magnitudes(found: list[Vectors]) -> Plot:
 
 def _mean_vectors(results: Results, finetunes: str) -> Vectors:
     """The same figures averaged over seeds, place by place; counts are added."""
-    found = [v for run in results.seeds for v in run.vectors if v.finetunes == finetunes]
-    found = [v for v in found if v.magnitude_edges == found[0].magnitude_edges]
+    same = [v for run in results.seeds for v in run.vectors if v.finetunes == finetunes]
+    same = [v for v in same if v.magnitude_edges == same[0].magnitude_edges]
 
     def row(name: str) -> list[Any]:
-        return [m for m, _ in numbers.mean_std([getattr(v, name) for v in found])]
+        return [m for m, _ in numbers.mean_std([getattr(v, name) for v in same])]
 
     counts = [
         [sum(c) for c in zip(*rows, strict=False)]
-        for rows in zip(*(v.magnitude_counts for v in found), strict=False)
+        for rows in zip(*(v.magnitude_counts for v in same), strict=False)
     ]
     return Vectors(
-        finetunes, row("norm"), row("relative"), numbers.mean_matrix([v.cosine for v in found]),
-        numbers.mean_matrix([v.sign_agreement for v in found]), found[0].magnitude_edges, counts,
+        finetunes, row("norm"), row("relative"), numbers.mean_matrix([v.cosine for v in same]),
+        numbers.mean_matrix([v.sign_agreement for v in same]), same[0].magnitude_edges, counts,
         row("magmax_share"),
     )  # fmt: skip

@@ -42,14 +42,14 @@ def title_of(name: Name, both: bool = True) -> str:
 
 def versus(results: Results, a: Name, b: Name, metric: str = "accuracy") -> str:
     """ "6.0 points above the last model (in 3 of 3 seeds)", or "" if one was not measured."""
-    found = differences(results, a, b, metric)
-    if not found:
+    gaps = differences(results, a, b, metric)
+    if not gaps:
         return ""
-    mean = sum(found) / len(found)
+    mean = sum(gaps) / len(gaps)
     if round(abs(mean), 3) == 0:
         return f"level with {_the(b)}"
-    same = sum(d * mean > 0 for d in found)
-    seeds = f" (in {same} of {len(found)} seeds)" if len(found) > 1 else ""
+    same = sum(d * mean > 0 for d in gaps)
+    seeds = f" (in {same} of {len(gaps)} seeds)" if len(gaps) > 1 else ""
     side = "above" if mean > 0 else "below"
     return f"{100 * abs(mean):.1f}\u00a0points {side} {_the(b)}{seeds}"
 
@@ -59,9 +59,9 @@ def _the(name: Name, both: bool = True) -> str:
     return known.get(name, title_of(name, both))
 
 
-def value(found: Stat) -> str:
+def value(figure: Stat) -> str:
     """ "81.2 %", with "± 0.6" if there is more than one seed."""
-    return percent(found.mean) + (f" ±\u00a0{100 * found.std:.1f}" if found.n > 1 else "")
+    return percent(figure.mean) + (f" ±\u00a0{100 * figure.std:.1f}" if figure.n > 1 else "")
 
 
 def headline(results: Results) -> str:
@@ -104,8 +104,8 @@ def lesson(results: Results) -> str:
     last, ours = first_task(results, LAST), first_task(results, first)
     if len(last) < 2 or len(ours) < 2:
         return ""
-    start, end, kept = last[0], last[-1], ours[-1]
-    if start is None or end is None or kept is None:
+    start, end, merged_end = last[0], last[-1], ours[-1]
+    if start is None or end is None or merged_end is None:
         return ""
     tasks = f"{len(last) - 1} more task" + ("s" if len(last) > 2 else "")
     change = "falls to" if round(start - end, 3) > 0 else "is"
@@ -113,8 +113,8 @@ def lesson(results: Results) -> str:
     return (
         f"The last model has {percent(start)} of the first task right when it has just learnt it, "
         f"and after {tasks} that {change} {percent(end)}. "
-        f"{title_of(first, both=False)}, merged after every task, ends there at {percent(kept)}"
-        + (f", and over all classes {both}." if both else ".")
+        f"{title_of(first, both=False)}, merged after every task, ends there at "
+        f"{percent(merged_end)}" + (f", and over all classes {both}." if both else ".")
     )
 
 
@@ -151,9 +151,9 @@ def overview_caption(results: Results) -> str:
     """Caption of the overview: where the merges of each set of fine-tunes end."""
     kinds: dict[str, list[float]] = {}
     for name in merges(results):
-        found = stat(results, name)
-        if found is not None:
-            kinds.setdefault(name[1], []).append(found.mean)
+        accuracy = stat(results, name)
+        if accuracy is not None:
+            kinds.setdefault(name[1], []).append(accuracy.mean)
     parts = [
         f"{kind} fine-tunes from {percent(min(v))} to {percent(max(v))}"
         for kind, v in kinds.items()
@@ -198,9 +198,9 @@ def _ahead(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
     if round(abs(gaps[-1]), 3) == 0:
         return "ends level with the last model"
     side = 1 if gaps[-1] > 0 else -1
-    found = [t for t, gap in enumerate(gaps, 1) if round(side * gap, 3) > 0]
+    tasks = [t for t, gap in enumerate(gaps, 1) if round(side * gap, 3) > 0]
     side_word = "above" if side > 0 else "below"
-    return f"is {side_word} the last model after {_tasks(found, len(gaps))}"
+    return f"is {side_word} the last model after {_tasks(tasks, len(gaps))}"
 
 
 def bands(results: Results) -> list[Name]:
@@ -208,13 +208,13 @@ def bands(results: Results) -> list[Name]:
     return [name for name in (hero(results), LAST) if name in names(results)]
 
 
-def _tasks(found: list[int], n: int) -> str:
-    if len(found) == n:
+def _tasks(ahead: list[int], n: int) -> str:
+    if len(ahead) == n:
         return "every task"
-    if found == list(range(found[0], n + 1)) and len(found) > 1:
-        return f"task {found[0]} and all later ones"
-    only = "tasks" if len(found) > 1 else "task"
-    return f"{only} {', '.join(str(t) for t in found)} only"
+    if ahead == list(range(ahead[0], n + 1)) and len(ahead) > 1:
+        return f"task {ahead[0]} and all later ones"
+    only = "tasks" if len(ahead) > 1 else "task"
+    return f"{only} {', '.join(str(t) for t in ahead)} only"
 
 
 def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
@@ -256,7 +256,7 @@ def factors(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
     if first in short:
         title = f"{title_of(first, both=False)} does best on validation at a factor of "
         title += short[first].replace("–", " to ")
-    parts = [f"{kind}: {', '.join(found)}" for kind, found in groups.items()]
+    parts = [f"{kind}: {', '.join(texts)}" for kind, texts in groups.items()]
     rings = "ringed, one ring a seed" if len(results.seeds) > 1 else "ringed"
     return title, f"Chosen factors ({rings}), {'; '.join(parts)}."
 

@@ -231,9 +231,9 @@ def oracle_scores(grad: Leaves, pool: Sequence[Leaves], oracle: Oracle) -> dict[
         n: np.array([float(_score(g, jnp.asarray(model[n]), oracle)) for model in pool])
         for n, g in grad.items()
     }
-    for n, some in scores.items():
-        if not np.isfinite(some).all():
-            wrong = np.flatnonzero(~np.isfinite(some)).tolist()
+    for n, values in scores.items():
+        if not np.isfinite(values).all():
+            wrong = np.flatnonzero(~np.isfinite(values)).tolist()
             raise ValueError(
                 f"NaN or Inf in the score of models {wrong[:10]} of the pool, leaf {n!r}: check "
                 "these checkpoints, or leave them out."

@@ -67,9 +67,9 @@ def regmean_plus(
     in_block, stays = (None if x is None else compile_pattern(x) for x in (blocks, leave))
     if len(batches) != len(models):
         raise ValueError(f"Found data for {len(batches)} tasks and {len(models)} models; one each.")
-    data = [[b[0] if isinstance(b, tuple) else b for b in some] for some in batches]
+    data = [[b[0] if isinstance(b, tuple) else b for b in task_batches] for task_batches in batches]
     size = lambda x: jax.tree.leaves(x)[0].shape[0]
-    if empty := [t for t, some in enumerate(data) if not sum(map(size, some))]:
+    if empty := [t for t, task_batches in enumerate(data) if not sum(map(size, task_batches))]:
         raise ValueError(f"Tasks {empty} have no data.")
     check_same(base, *models)
     floats = {
@@ -87,20 +87,20 @@ def regmean_plus(
         match = in_block.search(name) if in_block else None
         return match.group() if match else None
 
-    def grams(params, inputs, some):
-        _, found = dense_inputs(apply, params, inputs)
+    def grams(params, inputs, names):
+        _, captured = dense_inputs(apply, params, inputs)
         if not groups:
-            for n, f in found.items():
+            for n, f in captured.items():
                 if n in floats:
                     axes[n] = f.axis
                     groups.setdefault(block_of(n) or id(f.x), []).append(n)
-        kept = None if keep is None else keep(inputs)
-        data = {n: without(found[n].x, kept) for n in some}
-        counts = {n: size(inputs) if per == "example" else tokens(x, kept) for n, x in data.items()}
+        mask = None if keep is None else keep(inputs)
+        data = {n: without(captured[n].x, mask) for n in names}
+        counts = {n: size(inputs) if per == "example" else tokens(x, mask) for n, x in data.items()}
         return {n: jnp.matmul(x.T, x, precision="highest") for n, x in data.items()}, counts
 
-    def tokens(x, kept):
-        return len(x) if kept is None or len(kept) != len(x) else jnp.sum(kept)
+    def tokens(x, mask):
+        return len(x) if mask is None or len(mask) != len(x) else jnp.sum(mask)
 
     jax.eval_shape(lambda p, x: grams(p, x, ())[0], merged, data[0][0])
     if not groups:
@@ -108,18 +108,18 @@ def regmean_plus(
     jitted = jax.jit(grams, static_argnums=2)
     for where, group in groups.items():
         block = isinstance(where, str)
-        some = tuple(group if block else group[:1])  # the others have the same input
+        measured = tuple(group if block else group[:1])  # the others have the same input
         extras = []
         for own, batches_of in zip(rows, data, strict=True):
             inside = {n: own[n] for n in floats if block and block_of(n) == where}
-            total, count = dict.fromkeys(some, 0.0), dict.fromkeys(some, 0)
+            total, count = dict.fromkeys(measured, 0.0), dict.fromkeys(measured, 0)
             for x in batches_of:
-                part, seen = jitted(merged | inside, x, some)
-                total = {n: total[n] + np.asarray(part[n], np.float64) for n in some}
-                count = {n: count[n] + int(seen[n]) for n in some}
+                part, seen = jitted(merged | inside, x, measured)
+                total = {n: total[n] + np.asarray(part[n], np.float64) for n in measured}
+                count = {n: count[n] + int(seen[n]) for n in measured}
             refuse_nonfinite(total, "the Gram matrices")
-            shared = {n: (total[n] / count[n]).astype(floats[n].dtype) for n in some}
-            extras.append({n: shared.get(n, shared[some[0]]) for n in group})
+            shared = {n: (total[n] / count[n]).astype(floats[n].dtype) for n in measured}
+            extras.append({n: shared.get(n, shared[measured[0]]) for n in group})
         for n in group:
             method = regmean(off_diagonal, ridge, axes[n])
             sides = [{"gram": {n: e[n]}} for e in extras]

@@ -100,10 +100,10 @@ def cma_es(
     for i in range(generations):
         ask, tell = jax.random.split(jax.random.fold_in(key, i))
         candidates, state = strategy.ask(ask, state, params)
-        found = run(candidates)
-        state, _ = strategy.tell(tell, candidates, -jnp.asarray(found), state, params)
+        values = run(candidates)
+        state, _ = strategy.tell(tell, candidates, -jnp.asarray(values), state, params)
         tried.append(np.asarray(candidates))
-        scores.append(found)
+        scores.append(values)
     return _pick(np.concatenate(tried), np.concatenate(scores))
 
 
@@ -119,19 +119,19 @@ def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndar
     @functools.cache
     def program(count):
         like = jax.ShapeDtypeStruct((at_once, count), jnp.float32)
-        held = jax.make_jaxpr(jax.vmap(lambda c: score(build(c))))(like)
-        return jax.jit(functools.partial(eval_jaxpr, held.jaxpr)), held.consts
+        closed = jax.make_jaxpr(jax.vmap(lambda c: score(build(c))))(like)
+        return jax.jit(functools.partial(eval_jaxpr, closed.jaxpr)), closed.consts
 
     def run(candidates):
         candidates = np.asarray(candidates, np.float32)
         if not len(candidates):
             raise ValueError("The search has no candidate to try.")
-        together, held = program(candidates.shape[1])
+        together, constants = program(candidates.shape[1])
         parts = []
         for i in range(0, len(candidates), at_once):
             part = candidates[i : i + at_once]
             padded = np.concatenate([part, np.repeat(part[:1], at_once - len(part), 0)])
-            parts.append(np.asarray(together(held, padded)[0])[: len(part)])
+            parts.append(np.asarray(together(constants, padded)[0])[: len(part)])
         return np.concatenate(parts)
 
     return run

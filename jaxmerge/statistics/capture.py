@@ -87,14 +87,14 @@ def dense_inputs(
     views += [None] * (len(leaves) - len(names))
     flat, _ = _run(closed.jaxpr, closed.consts, leaves, views, seen, every)
     out = jax.tree.unflatten(jax.tree.structure(shape), flat)
-    return out, {n: _join(found) for n, found in seen.items()}
+    return out, {n: _join(inputs) for n, inputs in seen.items()}
 
 
-def _join(found: list[Input]) -> Input:
-    axes = {f.axis for f in found}
+def _join(inputs: list[Input]) -> Input:
+    axes = {f.axis for f in inputs}
     if len(axes) > 1:  # a tied embedding used from both sides: keep the side it is stored for
-        found = [f for f in found if f.axis == min(axes)]
-    return Input(jnp.concatenate([f.x for f in found], axis=-2), found[0].axis)
+        inputs = [f for f in inputs if f.axis == min(axes)]
+    return Input(jnp.concatenate([f.x for f in inputs], axis=-2), inputs[0].axis)
 
 
 INLINED = {
@@ -240,11 +240,11 @@ def _scan(params, ins, views, seen) -> list[Any]:
     stacked = {n for v in cut if v for n in v.kernels}
 
     def body(state, xs):
-        found: dict[str, list[Input]] = {}
+        captured: dict[str, list[Input]] = {}
         values = [*ins[:consts], *state, *xs]
         known = [*views[:consts], *[None] * carry, *cut]
-        outs, _ = _run(inner.jaxpr, inner.consts, values, known, found, True)
-        joined = {n: _join(x) for n, x in found.items()}
+        outs, _ = _run(inner.jaxpr, inner.consts, values, known, captured, True)
+        joined = {n: _join(x) for n, x in captured.items()}
         axes.update({n: x.axis for n, x in joined.items()})
         return outs[:carry], (outs[carry:], {n: x.x for n, x in joined.items()})
 

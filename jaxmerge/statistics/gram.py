@@ -64,19 +64,19 @@ def gram(
 
     @jax.jit
     def products(params, inputs):
-        _, found = dense_inputs(apply, params, inputs)
-        axes.update({n: f.axis for n, f in found.items()})
-        kept = None if keep is None else keep(inputs)
-        rows = {n: without(f.x.astype(working_dtype(f.x)), kept) for n, f in found.items()}
+        _, captured = dense_inputs(apply, params, inputs)
+        axes.update({n: f.axis for n, f in captured.items()})
+        mask = None if keep is None else keep(inputs)
+        rows = {n: without(f.x.astype(working_dtype(f.x)), mask) for n, f in captured.items()}
         return {n: jnp.matmul(x.T, x, precision="highest") for n, x in rows.items()}
 
     total, samples, kinds = None, 0, {}
     for batch in batches:
         inputs = batch[0] if isinstance(batch, tuple) else batch
-        found = products(params, inputs)
-        kinds = {n: x.dtype for n, x in found.items()}
-        found = {n: np.asarray(x, np.float64) for n, x in found.items()}
-        total = found if total is None else {n: total[n] + x for n, x in found.items()}
+        grams = products(params, inputs)
+        kinds = {n: x.dtype for n, x in grams.items()}
+        grams = {n: np.asarray(x, np.float64) for n, x in grams.items()}
+        total = grams if total is None else {n: total[n] + x for n, x in grams.items()}
         samples += jax.tree.leaves(inputs)[0].shape[0]
     if not samples:
         raise ValueError("Gram matrices need data, got no batch.")
@@ -88,8 +88,8 @@ def gram(
     return Statistic("gram", values, samples, weights, {"axis": axes, **(about or {})})
 
 
-def without(rows: Array, kept: Array | None) -> Array:
-    """Rows [N, in] with zeros where `kept` [N] is False; as they are if it is of another length."""
-    if kept is None or len(kept) != len(rows):
+def without(rows: Array, mask: Array | None) -> Array:
+    """Rows [N, in] with zeros where `mask` [N] is False; as they are if it is of another length."""
+    if mask is None or len(mask) != len(rows):
         return rows
-    return jnp.where(kept[:, None], rows, 0)
+    return jnp.where(mask[:, None], rows, 0)

@@ -61,8 +61,8 @@ def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
         shape = tuple(leaf.shape) or (1,)  # as files on disk have it for scalars
         whole.update(f"{name}:{np.dtype(leaf.dtype).name}:{shape};".encode())
         for start in range(0, leaf.size, BLOCK):
-            some = slice(start, min(leaf.size, start + BLOCK))
-            part = params.read(name, some.start, some.stop) if lazy else leaf.reshape(-1)[some]
+            block = slice(start, min(leaf.size, start + BLOCK))
+            part = params.read(name, block.start, block.stop) if lazy else leaf.reshape(-1)[block]
             whole.update(np.ascontiguousarray(part).view(np.uint8).data)
     return whole.hexdigest()
 
@@ -88,13 +88,13 @@ def load(path: str | Path, params: Leaves | None = None) -> Statistic:
     """
     try:
         file = File(path)
-        found = of_file(file)
-        found = found._replace(values=dict(file))
+        statistic = of_file(file)
+        statistic = statistic._replace(values=dict(file))
     except (HeaderError, OSError) as error:
         raise UserError(f"{error} Such a statistic cannot be read.") from None
     if params is not None:
-        check_weights(found, params, str(path))
-    return found
+        check_weights(statistic, params, str(path))
+    return statistic
 
 
 def of_file(file: File) -> Statistic:
@@ -123,12 +123,12 @@ def check_weights(statistic: Statistic, params: Leaves, where: str = "the statis
     Reads those leaves of `params` that the statistic is about, one at a time.
     """
     missing = [n for n in statistic.values if n not in params]
-    found = "none" if missing else weights_hash(params, statistic.values)
-    if statistic.weights != found:
+    actual = "none" if missing else weights_hash(params, statistic.values)
+    if statistic.weights != actual:
         lacks = f" and lacks {len(missing)} of its leaves such as {missing[0]!r}" if missing else ""
         raise UserError(
             f"{where} ({statistic.kind}, {statistic.samples} samples) was measured for weights "
-            f"{statistic.weights[:12]}, but the model to merge has {found[:12]}"
+            f"{statistic.weights[:12]}, but the model to merge has {actual[:12]}"
             f"{lacks}. Compute it again for this model with `jaxmerge stats`."
         )
 

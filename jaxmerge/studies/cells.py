@@ -132,7 +132,7 @@ def merge_of(entry: Entry) -> str:
 
 def cells(results: Results) -> list[Row]:
     """Every entry of every seed as a row."""
-    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     device = f"{results.machine.get('device', '')} ({results.machine.get('backend', '')})"
     rows = []
     for run in results.seeds:
@@ -162,7 +162,7 @@ def cells(results: Results) -> list[Row]:
                     "seconds": seconds,
                     "version": results.versions.get("jaxmerge", ""),
                     "device": device,
-                    "made": made,
+                    "made": written,
                 }
             )
     return rows
@@ -229,12 +229,12 @@ def _read_parquet(path: Path) -> list[Row]:
                 f"{path}: {about.num_rows:,} rows, {size:,} bytes unpacked; a file of a store has "
                 f"at most {MOST_ROWS:,} and {MOST_BYTES:,}."
             )
-        rows, held = [], 0
+        rows, total = [], 0
         # a run of a billion equal values takes a few bytes, and no metadata tell without a risk
         with memory_at_most(4 * MOST_BYTES):
             for batch in file.iter_batches(BATCH, columns=schema.names, use_threads=False):
-                held += batch.nbytes
-                if held > MOST_BYTES:
+                total += batch.nbytes
+                if total > MOST_BYTES:
                     raise UserError(f"{path} unpacks to more than {MOST_BYTES:,} bytes.")
                 table = pa.Table.from_batches([batch]).select(schema.names)
                 rows += table.cast(schema).to_pylist()
@@ -289,13 +289,13 @@ def gather(rows: Iterable[Row]) -> dict[str, Results]:
     for row in latest.values():
         groups.setdefault((row["experiment"], row["scenario"], _shared(row)), []).append(row)
     differ = _differing([k for k in groups])
-    found: dict[str, Results] = {}
-    for group, some in groups.items():
-        results = _results(some)
+    results_by_name: dict[str, Results] = {}
+    for group, members in groups.items():
+        results = _results(members)
         name = ", ".join([group[0], *differ[group]])
         results.experiment = name
-        found[name] = results
-    return found
+        results_by_name[name] = results
+    return results_by_name
 
 
 def _apart(rows: Sequence[Row]) -> list[Row]:
@@ -309,7 +309,7 @@ def _apart(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         settings = mine(row)
         own.setdefault(place(row), {})[json.dumps(settings, sort_keys=True)] = settings
-    found = []
+    result = []
     for row in rows:
         every = list(own[place(row)].values())
         settings = mine(row)
@@ -317,8 +317,8 @@ def _apart(rows: Sequence[Row]) -> list[Row]:
             f"{k} {v}" for k, v in settings.items() if any(other.get(k) != v for other in every)
         ]
         name = ", ".join([row["stream"], *words])
-        found.append({**row, "stream": name} if words else row)
-    return found
+        result.append({**row, "stream": name} if words else row)
+    return result
 
 
 def flat(settings: Any, name: str = "") -> dict[str, Any]:
@@ -346,7 +346,7 @@ def _shared(row: Row) -> str:
 
 def _differing(groups: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], list[str]]:
     """For each group the settings, as words, in which it differs from others of its experiment."""
-    found = {}
+    differences = {}
     for name, scenario, shared in groups:
         others = [(s, json.loads(x)) for n, s, x in groups if n == name]
         mine = json.loads(shared)
@@ -357,8 +357,8 @@ def _differing(groups: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, s
         ]
         if not words and any(s != scenario for s, _ in others):
             words = [scenario]
-        found[name, scenario, shared] = words
-    return found
+        differences[name, scenario, shared] = words
+    return differences
 
 
 def _results(rows: Sequence[Row]) -> Results:

@@ -56,7 +56,7 @@ from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
-from jaxmerge.studies.settings import built, each, methods_of, only
+from jaxmerge.studies.settings import build_all, built, methods_of, only
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import Learner
 
@@ -162,8 +162,8 @@ class Experiment(abc.ABC):
         Raises:
             ValueError: a stream or a merge that cannot be built, all of them named.
         """
-        merges = each("merge", self.merges, self._deploy)
-        return tuple(each("stream", self.streams, partial(self._plan, merges)).values())
+        merges = build_all("merge", self.merges, self._deploy)
+        return tuple(build_all("stream", self.streams, partial(self._plan, merges)).values())
 
     def _plan(self, merges: dict[str, Deploy], name: str, options: Mapping[str, Any]) -> Plan:
         only(options, STREAM, "a stream has")
@@ -204,18 +204,18 @@ class Experiment(abc.ABC):
     def _deploy(self, label: str, options: Mapping[str, Any]) -> Deploy:
         options = dict(options)
         factor, always = options.pop("factor", None), options.pop("always", True)
-        each = options.pop("each", False)
+        each_factor = options.pop("each", False)
         method = partial(built, options.pop("method", None), options)
         factors = () if factor is None else tuple(factor) if isinstance(factor, list) else (factor,)
         if factors == () and factor is not None:
             raise ValueError("the list of factors is empty; leave it out, or give some.")
-        for key, value in (("always", always), ("each", each)):
+        for key, value in (("always", always), ("each", each_factor)):
             if not isinstance(value, bool):
                 raise ValueError(f"{key} is true or false, got {value!r}.")
-        made = Deploy(label, method, factors, always, each)
+        deploy = Deploy(label, method, factors, always, each_factor)
         for one in factors or (None,):  # what is wrong is found before anything is trained
-            made.merge(one)
-        return made
+            deploy.merge(one)
+        return deploy
 
     def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
         """Keep a merged model of the first seed, `saved`.

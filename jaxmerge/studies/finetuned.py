@@ -38,18 +38,18 @@ class Finetuned:
         place = self.folder / _name(task)
         file = self.folder / f"{_name(task)}.safetensors"
         if place.is_dir() and self.read is not None:
-            found = self.read(place)
+            model = self.read(place)
         elif file.exists():
-            place, found = file, checkpoint.load(file)[0]
+            place, model = file, checkpoint.load(file)[0]
         else:
             return None
-        wrong = [n for n in like if n not in found or np.shape(found[n]) != np.shape(like[n])]
+        wrong = [n for n in like if n not in model or np.shape(model[n]) != np.shape(like[n])]
         if wrong:
             raise ValueError(
                 f"{place} is no fine-tuned model of this one: {len(wrong)} of {len(like)} leaves "
                 f"are missing or of another shape, such as {wrong[0]}."
             )
-        return {n: found[n] for n in like}
+        return {n: model[n] for n in like}
 
     def keep(self, task: str, model: Leaves) -> None:
         """Write the model of a task."""

@@ -59,15 +59,15 @@ class ImageExperiment(Experiment):
 
     def sources(self, names: Sequence[str]) -> list[Source]:
         """Registered data sets; those that are not there are named all at once."""
-        found, wrong = [], []
+        opened, wrong = [], []
         for name in names:
             try:
-                found.append(self.source(name))
+                opened.append(self.source(name))
             except UserError as error:
                 wrong.append(str(error))
         if wrong:
             raise UserError("; ".join(wrong))
-        return found
+        return opened
 
     def learner(self, scenario: Scenario) -> Learner:
         """The image tower under the frozen head of all class names."""

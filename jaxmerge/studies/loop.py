@@ -294,8 +294,8 @@ class Stream:
         return self._merged(self.running, outcome.factors[self.done - 1])
 
     def _merged(self, d: Deploy, factor: float | None) -> Leaves:
-        found = memory.merged(d.merge(factor), self.states[d.label], self.folded)
-        return self.model.put(self.last, found)
+        leaves = memory.merged(d.merge(factor), self.states[d.label], self.folded)
+        return self.model.put(self.last, leaves)
 
     def _deploy(self, d: Deploy, t: int) -> None:
         """Merge, choose a factor if asked to, evaluate; many merged models at once."""
@@ -316,13 +316,13 @@ class Stream:
                 rows = [(d.label, sweep["chosen"])]
         self._clock("merging", began)
         began = time.perf_counter()
-        found, own = self._logits(models, self.test, t)
-        free, aware = accuracies(found, self.test, own)
+        outputs, own = self._logits(models, self.test, t)
+        free, aware = accuracies(outputs, self.test, own)
         columns = self.test.columns
         for k, (row, factor) in enumerate(rows):
             outcome = self.outcomes[row]
             outcome.matrix[t], outcome.aware[t] = free[k].tolist(), aware[k].tolist()
-            outcome.per_class = per_class(found[k].argmax(-1) == columns, columns)
+            outcome.per_class = per_class(outputs[k].argmax(-1) == columns, columns)
             outcome.factors[t], outcome.sweep = factor, sweep
             if d.method is not None:
                 outcome.method = repr(d.merge(factor))
@@ -385,9 +385,9 @@ class Stream:
                 f"this stream has {[task.name for task in self.scenario]}."
             )
         self.last, self.memory, self.done = tree["last"], tree["memory"], record["done"]
-        for label, found in tree["merges"].items():
+        for label, state in tree["merges"].items():
             key = self.states[label].key
-            self.states[label] = memory.MergeState(found["step"], key, found["cells"])
+            self.states[label] = memory.MergeState(state["step"], key, state["cells"])
         self.outcomes = {k: Outcome(**o) for k, o in record["outcomes"].items()}
         self.seconds, self.losses = record["seconds"], record["losses"]
         self.models = [
@@ -420,9 +420,11 @@ class Measured(NamedTuple):
 
 def measure(learner: Learner, params: Leaves, data: Probe) -> Measured:
     """The accuracies of one model."""
-    found = logits(learner, stack(params), data)
-    free, aware = accuracies(found, data)
-    return Measured(free[0], aware[0], per_class(found[0].argmax(-1) == data.columns, data.columns))
+    outputs = logits(learner, stack(params), data)
+    free, aware = accuracies(outputs, data)
+    return Measured(
+        free[0], aware[0], per_class(outputs[0].argmax(-1) == data.columns, data.columns)
+    )
 
 
 def accuracy_over_time(outcome: Outcome) -> list[float | None]:

@@ -102,23 +102,23 @@ def train(
     began = time.perf_counter()
     together, axes = _stack(streams)
     if together is None:  # tasks of different sizes: one after the other, compiled once
-        found = [one(setup, s, k) for s, k in zip(streams, keys, strict=True)]
-        found = jax.tree.map(lambda *x: np.stack(x), *found)
+        outputs = [one(setup, s, k) for s, k in zip(streams, keys, strict=True)]
+        outputs = jax.tree.map(lambda *x: np.stack(x), *outputs)
     else:
         many = jax.jit(lambda setup, s, k: over(lambda a, b: one(setup, a, b), axes, s, k))
-        found = many(setup, together, keys)
-    _, finite, models = jax.tree.map(np.asarray, found)
+        outputs = many(setup, together, keys)
+    _, finite, models = jax.tree.map(np.asarray, outputs)
     spent = (time.perf_counter() - began) / len(seeds)
-    made: list[Trained | Exception] = []
+    trained: list[Trained | Exception] = []
     for i, scenario in enumerate(scenarios):
         if not finite[i].all():
             t = int(np.argmin(finite[i]))
             text = f"stream {plan.name!r}: the loss is not finite in task {t + 1}; lower the rate."
-            made.append(FloatingPointError(text))
+            trained.append(FloatingPointError(text))
             continue
         own = {k.name: {n: x[i, t] for n, x in models.items()} for t, k in enumerate(scenario)}
-        made.append(Trained(own, spent))
-    return made
+        trained.append(Trained(own, spent))
+    return trained
 
 
 def stream_of(

@@ -211,9 +211,9 @@ class Results:
                 f"{where}: results of the schema {data.get('schema')!r}, expected {SCHEMA!r}; read "
                 "them with the version of jaxmerge that wrote them."
             )
-        found = from_plain(cls, data, where)
-        found.check(where)
-        return found
+        results = from_plain(cls, data, where)
+        results.check(where)
+        return results
 
     def check(self, where: str) -> None:
         """Raise UserError where matrices are not square, or entries do not fit their tasks."""
@@ -249,9 +249,9 @@ def summarize(seeds: list[SeedRun]) -> list[Summary]:
     rows: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in seeds:
         for e in run.entries:
-            found = rows.setdefault((e.label, e.finetunes), {})
+            by_metric = rows.setdefault((e.label, e.finetunes), {})
             for name, value in e.metrics.items():
-                found.setdefault(name, []).extend([] if value is None else [value])
+                by_metric.setdefault(name, []).extend([] if value is None else [value])
     return [
         Summary(label, finetunes, {name: _stat(values) for name, values in metrics.items()})
         for (label, finetunes), metrics in rows.items()

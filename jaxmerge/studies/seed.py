@@ -93,7 +93,7 @@ def run_seed(
     outcomes: dict[str, dict[str, Outcome]] = {}
     seconds: dict[str, float] = {}
     spent_by: dict[str, dict[str, float]] = {}
-    found, merged = [], {}
+    described, merged = [], {}
     donors = _donors(scenario, plans)
     first: dict[str, Leaves] = {}  # models of the first task that other streams need
     for plan in plans:
@@ -116,7 +116,7 @@ def run_seed(
         outcomes[plan.name] = stream.outcomes
         merged |= {(label, plan.name): params for label, params in stream.deployed.items()}
         if plan.vectors:
-            found.append(vectors.describe(learner.params, stream.models, plan.name))
+            described.append(vectors.describe(learner.params, stream.models, plan.name))
         spent_by[plan.name] = stream.seconds
         for phase, spent in stream.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
@@ -124,8 +124,8 @@ def run_seed(
     rows = []
     if "zero-shot" in baselines:
         rows.append(constant("zero-shot", "none", zero, zero.free, alone))
-    for name, some in outcomes.items():
-        rows += [entry(label, name, o, zero.free, alone) for label, o in some.items()]
+    for name, deploys in outcomes.items():
+        rows += [entry(label, name, o, zero.free, alone) for label, o in deploys.items()]
     if "joint" in baselines:
         joint, spent = joint_training(
             scenario, learner, test, how(), seed, store, partial(watch, "joint"), every
@@ -138,7 +138,7 @@ def run_seed(
         order=list(scenario.order),
         tasks=[_task(scenario, t) for t in range(len(scenario))],
         entries=rows,
-        vectors=found,
+        vectors=described,
         seconds=seconds,
         streams=spent_by,
     )
@@ -156,8 +156,8 @@ def steps_of(
     sizes = [len(task.rows["train"]) for task in scenario]
     steps = how().steps(sum(sizes)) if "joint" in baselines else 0
     for plan in plans:
-        each = [plan.training(k).steps(n) for k, n in zip(scenario, sizes, strict=True)]
-        steps += sum(each[1:] if plan.name in donors else each)
+        per_task = [plan.training(k).steps(n) for k, n in zip(scenario, sizes, strict=True)]
+        steps += sum(per_task[1:] if plan.name in donors else per_task)
     return steps
 
 
@@ -168,16 +168,16 @@ def _donors(scenario: Scenario, plans: Sequence[Plan]) -> dict[str, str]:
     model.
     """
     seen: dict[Any, str] = {}
-    found = {}
+    donors = {}
     for plan in plans:
         if plan.methods:
             continue
         key = plan.training(scenario[0])
         if key in seen:
-            found[plan.name] = seen[key]
+            donors[plan.name] = seen[key]
         else:
             seen[key] = plan.name
-    return found
+    return donors
 
 
 def individual(plans: Sequence[Plan], outcomes: dict[str, dict[str, Outcome]]) -> np.ndarray | None:
@@ -199,8 +199,10 @@ def joint_training(
     path = store and store / "joint.safetensors"
     if path and path.exists():
         _, record = checkpoint.load(path)
-        found = Measured(np.array(record["free"]), np.array(record["aware"]), record["per_class"])
-        return found, record["seconds"]
+        measured = Measured(
+            np.array(record["free"]), np.array(record["aware"]), record["per_class"]
+        )
+        return measured, record["seconds"]
     began = time.perf_counter()
     halfway = store and Halfway(store / "training_joint", every)
     data = scenario.split("train", learner.prepare)
@@ -211,14 +213,14 @@ def joint_training(
         halfway=halfway,
     )  # fmt: skip
     spent = time.perf_counter() - began + (halfway.before if halfway else 0)
-    found = measure(learner, model, test)
+    measured = measure(learner, model, test)
     if path:
-        record = {"free": found.free.tolist(), "aware": found.aware.tolist()}
-        record |= {"per_class": found.per_class, "seconds": spent}
+        record = {"free": measured.free.tolist(), "aware": measured.aware.tolist()}
+        record |= {"per_class": measured.per_class, "seconds": spent}
         checkpoint.save(path, model, record)
     if halfway:
         halfway.clear()
-    return found, spent
+    return measured, spent
 
 
 def entry(
@@ -231,7 +233,7 @@ def entry(
     """One row of the results from what a deployment gave; `alone` is `individual`."""
     R, aware = np.array(outcome.matrix, float), np.array(outcome.aware, float)
     classes = float("nan") if outcome.per_class is None else outcome.per_class
-    found = metrics.summary(R, aware, zero_shot, classes, alone)
+    summary = metrics.summary(R, aware, zero_shot, classes, alone)
     return Entry(
         label=label,
         finetunes=finetunes,
@@ -239,7 +241,7 @@ def entry(
         matrix=_none(R),
         aware=_none(aware),
         over_time=_none(metrics.over_time(R)),
-        metrics={k: _none(v) for k, v in found.items()},
+        metrics={k: _none(v) for k, v in summary.items()},
         sweep=Sweep(**outcome.sweep) if outcome.sweep else None,
         factors=outcome.factors if outcome.method else None,
         fixed=outcome.fixed,
@@ -256,10 +258,10 @@ def constant(
     """A row of a method that does not learn task after task: every row of R is the same."""
     repeat = lambda row: np.tile(row, (len(row), 1)).tolist()
     rows = Outcome(repeat(measured.free), repeat(measured.aware), [], per_class=measured.per_class)
-    found = entry(label, finetunes, rows, zero_shot, alone)
-    kept = ("accuracy", "aware", "over_time", "per_class", "normalised")
-    found.metrics = {k: v if k in kept else None for k, v in found.metrics.items()}
-    return found
+    result = entry(label, finetunes, rows, zero_shot, alone)
+    defined = ("accuracy", "aware", "over_time", "per_class", "normalised")
+    result.metrics = {k: v if k in defined else None for k, v in result.metrics.items()}
+    return result
 
 
 def _none(x: Any) -> Any:

@@ -78,8 +78,8 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
 def _deep(old: Any, new: Any) -> Any:
     if not isinstance(old, dict) or not isinstance(new, Mapping):
         return new
-    found = {**old, **{k: _deep(old.get(k), v) for k, v in new.items()}}
-    return {k: v for k, v in found.items() if v is not None}
+    combined = {**old, **{k: _deep(old.get(k), v) for k, v in new.items()}}
+    return {k: v for k, v in combined.items() if v is not None}
 
 
 def parsed(what: str, text: str) -> Any:
@@ -100,27 +100,27 @@ def parsed(what: str, text: str) -> Any:
     return value
 
 
-def only(found: Any, known: Iterable[str], what: str) -> None:
+def only(given: Any, known: Iterable[str], what: str) -> None:
     """Raise ValueError for keys that are not known, all of them named."""
-    if not isinstance(found, Mapping):
-        raise ValueError(f"expected key: value pairs, got {found!r}.")
-    unknown = [k for k in found if k not in known]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"expected key: value pairs, got {given!r}.")
+    unknown = [k for k in given if k not in known]
     if unknown:
         raise ValueError("; ".join(f"{what} no {k!r}: {closest(str(k), known)}" for k in unknown))
 
 
-def each(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
+def build_all(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
     """name -> what `build` makes of it; ValueError names everything that cannot be built."""
-    found, wrong = {}, []
+    results, wrong = {}, []
     for name, options in settings.items():
         try:
-            found[name] = build(name, options)
+            results[name] = build(name, options)
         except (ValueError, TypeError, KeyError) as error:
             text = error.args[0] if isinstance(error, KeyError) else error
             wrong.append(f"{what} {name!r}: {str(text).rstrip('.')}")
     if wrong:
         raise ValueError(listed(wrong))
-    return found
+    return results
 
 
 def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
@@ -151,15 +151,15 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
         warnings.warn(
             f"strategy and settings are now methods: {asked}", DeprecationWarning, stacklevel=2
         )
-    found, wrong = [], []
+    specs, wrong = [], []
     for one in asked:
         try:
-            found.append(methods.from_settings(one))
+            specs.append(methods.from_settings(one))
         except (ValueError, TypeError) as error:
             wrong.append(str(error))
     if wrong:
         raise ValueError(listed(wrong))
-    return tuple(found)
+    return tuple(specs)
 
 
 def _settings(name: str, settings: Any) -> Mapping[str, Any]:
@@ -179,12 +179,12 @@ def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merg
 
         if arguments:
             raise ValueError(f"a list of stages takes no arguments beside it, got {[*arguments]}.")
-        made = build(method, 1, {})
-        return made if factor is None else chain(made, scale(factor))
+        merge = build(method, 1, {})
+        return merge if factor is None else chain(merge, scale(factor))
     if not isinstance(method, str):
         raise ValueError(f"a merge needs a method: a name or a list of stages, got {method!r}.")
     arguments = dict(arguments) if factor is None else {**arguments, "factor": factor}
-    made = get(method)(**arguments)
-    if not isinstance(made, Merge):
+    merge = get(method)(**arguments)
+    if not isinstance(merge, Merge):
         raise ValueError(f"{method} changes one task vector; write [{method}, add] for a merge.")
-    return made
+    return merge

@@ -83,9 +83,9 @@ def _values(name: str, text: str) -> list[Any]:
         if step <= 0 or high < low:
             raise ValueError(f"--grid {name}: the range {text} is empty; give low:high:step.")
         whole = all(x == int(x) for x in (low, high, step))
-        found = [round(low + i * step, 12) for i in range(round((high - low) / step + 1e-9) + 1)]
-        found = [x for x in found if x <= high + 1e-9]
-        return [int(x) for x in found] if whole and "." not in text else found
+        values = [round(low + i * step, 12) for i in range(round((high - low) / step + 1e-9) + 1)]
+        values = [x for x in values if x <= high + 1e-9]
+        return [int(x) for x in values] if whole and "." not in text else values
     return [parsed(f"--grid {name}", text)]
 
 
@@ -104,7 +104,7 @@ def units(
     training = {k: v for k, v in axes.items() if k not in MERGING}
     training.setdefault("seed", range(base.seed, base.seed + base.seeds))
     names = [n for n in training if n != "seed"] + ["seed"]  # seeds last: they share compiled code
-    found = []
+    result = []
     for values in itertools.product(*(training[n] for n in names)):
         settings: dict[str, Any] = {"seeds": 1}
         for name, value in zip(names, values, strict=True):
@@ -117,8 +117,8 @@ def units(
         one.check()
         unit = _left(one, done)
         if unit is not None:
-            found.append(unit)
-    return found
+            result.append(unit)
+    return result
 
 
 def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> Experiment:
@@ -143,9 +143,9 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
         for name, options in streams.items():
             own = options.get("deploys", [LAST.label])
             if any(d != LAST.label for d in own):
-                kept = [d for d in own if d == LAST.label or d == options.get("running")]
-                more = [m for m in axes["method"] if m not in kept]
-                streams[name] = {**options, "deploys": [*kept, *more]}
+                fixed = [d for d in own if d == LAST.label or d == options.get("running")]
+                more = [m for m in axes["method"] if m not in fixed]
+                streams[name] = {**options, "deploys": [*fixed, *more]}
         merges = {m: merges.get(m, {"method": m, "always": False}) for m in axes["method"]} | {
             m: options
             for m, options in merges.items()

@@ -59,11 +59,11 @@ def describe(base: Leaves, models: Sequence[Leaves], finetunes: str) -> Vectors:
 def _agreement(taus: np.ndarray) -> np.ndarray:
     """[T, T]: share of entries, non-zero in both, with the same sign."""
     tasks = len(taus)
-    found = np.eye(tasks)
+    agreement = np.eye(tasks)
     for i in range(tasks):
         for j in range(i):
             both = (taus[i] != 0) & (taus[j] != 0)
             same = (taus[i] > 0) == (taus[j] > 0)
             share = np.count_nonzero(both & same) / max(1, np.count_nonzero(both))
-            found[i, j] = found[j, i] = share
-    return found
+            agreement[i, j] = agreement[j, i] = share
+    return agreement

@@ -61,7 +61,7 @@ def spread(tree: Any, axis: int = 0) -> Any:
     return jax.tree.map(put, tree)
 
 
-def whole(x: jax.Array) -> np.ndarray:
+def to_numpy(x: jax.Array) -> np.ndarray:
     """An array that may be cut over devices, of other processes too, as numpy."""
     return np.asarray(x if x.is_fully_addressable else everywhere(x))
 

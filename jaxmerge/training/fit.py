@@ -28,7 +28,7 @@ from jaxmerge.continual.step import fit_of
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
-from jaxmerge.training.data_parallel import everywhere, spread, whole
+from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
 from jaxmerge.training.learner import Learner
 from jaxmerge.training.mid_task import Halfway
 
@@ -190,14 +190,17 @@ def fit_task(
     }
     fixed = everywhere((setup, info, state.base, rest, state.key))
     losses: list[float] = []
-    found = halfway.load(jax.tree.leaves(fit)) if halfway is not None else None
-    if found is not None:
-        fit, losses = jax.tree.unflatten(jax.tree.structure(fit), found[0]), found[1]
+    halfway_state = halfway.load(jax.tree.leaves(fit)) if halfway is not None else None
+    if halfway_state is not None:
+        fit, losses = (
+            jax.tree.unflatten(jax.tree.structure(fit), halfway_state[0]),
+            halfway_state[1],
+        )
         if watch is not None:
             watch(len(losses), losses[-1])
 
-    def note(found: Array, steps: int) -> None:
-        new = whole(found)[:steps].tolist()
+    def note(part: Array, steps: int) -> None:
+        new = to_numpy(part)[:steps].tolist()
         losses.extend(new)
         if watch is not None:
             watch(steps, sum(new) / steps)
@@ -216,10 +219,12 @@ def fit_task(
         active = np.arange(training.chunk) < total - k * training.chunk
         targets = spread((data.columns[rows], data.task[rows]), axis=2)
         batch = Batch(inputs, *targets, spread(np.ones(rows.shape, np.float32), axis=2))
-        fit, found = run_chunk(fixed, fit, (batch, active), np.int32(t), np.int32(total), tasks)
+        fit, chunk_losses = run_chunk(
+            fixed, fit, (batch, active), np.int32(t), np.int32(total), tasks
+        )
         if before is not None:
             note(*before)
-        before = found, int(active.sum())
+        before = chunk_losses, int(active.sum())
         if halfway is not None and halfway.due():
             note(*before)
             before = None

@@ -109,14 +109,14 @@ def finetune(
         part[: len(now)] = now
         on = weight * (np.arange(chunk) < len(now))[:, None]
         steps = jax.tree.map(place, (part, np.zeros_like(part), on))
-        state, found = _train(setup, stream, state, jnp.int32(0), steps, jnp.int32(total))
-        losses = np.concatenate([losses, np.asarray(found)[: len(now)]])
+        state, new_losses = _train(setup, stream, state, jnp.int32(0), steps, jnp.int32(total))
+        losses = np.concatenate([losses, np.asarray(new_losses)[: len(now)]])
         if not np.isfinite(losses).all():
             step = int(np.argmin(np.isfinite(losses)))
             raise ValueError(f"the loss of step {step} is not finite; lower the rate")
         if folder is not None:
-            said = [total, batch, seed, str(setup)]
-            checkpoint.save(Path(folder) / "state.safetensors", _kept(state, losses), said)
+            settings = [total, batch, seed, str(setup)]
+            checkpoint.save(Path(folder) / "state.safetensors", _kept(state, losses), settings)
         on_chunk(len(losses), total, float(np.mean(losses[first:])))
     parts = build(setup, 1)
     merged = parts.model.weights(state.params, jnp.int32(0))
@@ -171,8 +171,8 @@ def _start(setup: Setup, stream: Stream, model: Model, seed: int) -> State:
     key, rest = jax.random.split(jax.random.key(seed))
     shapes = jax.eval_shape(parts.model.init, key)
     added = [n for n in shapes if n not in model.params]
-    made = _added(parts.model.init, key, tuple(added), dict(model.params)) if added else {}
-    base = {**model.params, **made}
+    drawn = _added(parts.model.init, key, tuple(added), dict(model.params)) if added else {}
+    base = {**model.params, **drawn}
     take = lambda x: jnp.asarray(x)[0, 0]
     batch = stored(stream, *map(take, (stream.rows, stream.origin, stream.weight)))
     state = stages.create_from(setup, parts, stream.info, base, batch, rest)
@@ -181,12 +181,12 @@ def _start(setup: Setup, stream: Stream, model: Model, seed: int) -> State:
 
 def _added(init: Callable, key: Any, names: tuple[str, ...], params: Leaves) -> dict:
     """The leaves that methods add; what is drawn for the others is never computed."""
-    made = jax.jit(lambda key: {n: x for n, x in init(key).items() if n in names})(key)
+    added = jax.jit(lambda key: {n: x for n, x in init(key).items() if n in names})(key)
     for n in names:  # lengths of DoRA are those of the weights that are trained from
         kernel = params.get(n.removesuffix("/lora_m"))
         if kernel is not None:
-            made[n] = jnp.broadcast_to(jnp.linalg.norm(kernel, axis=0), made[n].shape)
-    return made
+            added[n] = jnp.broadcast_to(jnp.linalg.norm(kernel, axis=0), added[n].shape)
+    return added
 
 
 def _mesh_of(params: Leaves) -> Mesh | None:
@@ -233,7 +233,7 @@ def _kept(state: State, losses: np.ndarray) -> dict[str, Any]:
     return {f"{i:06d}": x for i, x in enumerate([*flat, losses])}
 
 
-def _resumed(folder: str | Path | None, state: State, said: list) -> tuple[State, np.ndarray]:
+def _resumed(folder: str | Path | None, state: State, settings: list) -> tuple[State, np.ndarray]:
     """The state of a run with the same settings, or the one that is given."""
     none = np.zeros(0, np.float32)
     path = None if folder is None else Path(folder) / "state.safetensors"
@@ -243,13 +243,13 @@ def _resumed(folder: str | Path | None, state: State, said: list) -> tuple[State
     if not path.exists():
         return state, none
     flat, record = checkpoint.load(path)
-    if json.loads(json.dumps(said)) != record:
+    if json.loads(json.dumps(settings)) != record:
         raise ValueError(f"{path} is of a run with other settings; delete it, or change the folder")
     keep = state._replace(base={}, merges={}, key=jax.random.key_data(state.key))
     leaves, form = jax.tree.flatten(keep)
     *stored, losses = (flat[name] for name in sorted(flat))
     put = lambda x, like: jax.device_put(x, like.sharding)
-    found = jax.tree.unflatten(form, [put(*x) for x in zip(stored, leaves, strict=True)])
-    key = jax.random.wrap_key_data(found.key)
-    back = found._replace(base=state.base, merges=state.merges, key=key)
+    restored = jax.tree.unflatten(form, [put(*x) for x in zip(stored, leaves, strict=True)])
+    key = jax.random.wrap_key_data(restored.key)
+    back = restored._replace(base=state.base, merges=state.merges, key=key)
     return back, losses

@@ -105,8 +105,8 @@ def frozen_head(features: Callable, head: Any, scale: Any, params: Any = None) -
             raise ValueError("This model has no weights of its own: give it params.")
         return dict(params)
 
-    def from_features(weights, found, task):
-        return Outputs(head_logits(found, head, scale), found)
+    def from_features(weights, values, task):
+        return Outputs(head_logits(values, head, scale), values)
 
     def apply(weights, inputs, task):
         return from_features(weights, features(weights, inputs), task)

@@ -118,14 +118,14 @@ class Halfway:
         )
         try:
             with _silent():
-                found = manager.restore(step, args=parts)
+                restored = manager.restore(step, args=parts)
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{self.folder} holds a state of another model or training "
                 f"({str(error).splitlines()[0]}); delete it to start the task again."
             ) from None
-        self.before = found["record"]["seconds"]
-        return found["state"], found["record"]["losses"]
+        self.before = restored["record"]["seconds"]
+        return restored["state"], restored["record"]["losses"]
 
     def clear(self) -> None:
         """The task is done: remove its checkpoint."""

@@ -78,15 +78,15 @@ def _by_depth(alpha: Any, beta: Any, depth_of: Callable[[str], float | None] | N
 
 def depths(like: Leaves, pattern: Pattern) -> dict[str, float]:
     """The depth in [0, 1] of every leaf that lies in a block: 0 the first block, 1 the last."""
-    found = {n: m for n in like if (m := pattern.search(n))}
-    wrong = [n for n, m in found.items() if not (m[1] or "").isdecimal()]
+    matches = {n: m for n in like if (m := pattern.search(n))}
+    wrong = [n for n, m in matches.items() if not (m[1] or "").isdecimal()]
     if wrong:
         raise ValueError(
             f"block: the first group of {pattern.pattern!r} should be the number of a block; in "
-            f"{wrong[0]!r} it is {found[wrong[0]][1]!r}."
+            f"{wrong[0]!r} it is {matches[wrong[0]][1]!r}."
         )
     towers: dict[str, set[int]] = {}
-    for n, m in found.items():
+    for n, m in matches.items():
         towers.setdefault(n[: m.start()], set()).add(int(m[1]))
     order = {tower: sorted(numbers) for tower, numbers in towers.items()}
 
@@ -94,7 +94,7 @@ def depths(like: Leaves, pattern: Pattern) -> dict[str, float]:
         numbers = order[n[: m.start()]]
         return numbers.index(int(m[1])) / (len(numbers) - 1) if len(numbers) > 1 else 1.0
 
-    return {n: depth(n, m) for n, m in found.items()}
+    return {n: depth(n, m) for n, m in matches.items()}
 
 
 def _routed(*_: Any) -> Any:

@@ -98,9 +98,9 @@ def drop_by_rank(
 
 
 def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:
-    kept = keep(x, mask, "l1" if rescale == "l1" else None)
+    survivors = keep(x, mask, "l1" if rescale == "l1" else None)
     if rescale != "inverse":
-        return kept
+        return survivors
     chance = jnp.asarray(chance, x.dtype)  # 0 where nothing is kept: divide by anything else
     return jnp.where(mask, x / jnp.where(chance > 0, chance, 1), 0)
 

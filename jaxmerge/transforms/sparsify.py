@@ -115,12 +115,12 @@ def drop_outliers(
     _check_exact(exact, scope)
 
     def ranks(n):
-        kept, dropped = keep_count(density, n), keep_count(gamma, n)
-        xp = numpy_of(kept, dropped)
-        kept = xp.maximum(kept, 1)
-        dropped = xp.minimum(dropped, n - kept)
+        retained, dropped = keep_count(density, n), keep_count(gamma, n)
+        xp = numpy_of(retained, dropped)
+        retained = xp.maximum(retained, 1)
+        dropped = xp.minimum(dropped, n - retained)
         # not exact: what ties with the first one kept is kept; exact: nothing up to the one before
-        first, last = xp.broadcast_arrays(dropped + (not exact), dropped + kept)
+        first, last = xp.broadcast_arrays(dropped + (not exact), dropped + retained)
         return xp.stack([first, last])
 
     def kernel(x, ctx):
@@ -130,8 +130,8 @@ def drop_outliers(
             for i, value in enumerate(ctx.measured["value"])
         )
         below = ~up_to(x, *most, ctx.key) if exact else magnitude_bits(x) <= most[0]
-        kept = below & up_to(x, *least, ctx.key) & (per_model(density, ctx) > 0)
-        return keep(x, kept, rescale)
+        mask = below & up_to(x, *least, ctx.key) & (per_model(density, ctx) > 0)
+        return keep(x, mask, rescale)
 
     measure = ranked_magnitude(ranks, _axis(scope), exact)
     return Transform(kernel, measure, models=model_count(density, gamma))
@@ -182,11 +182,11 @@ def _divergence(x: Array, base: Array, axis: int) -> Array:
 
 def keep(x: Array, mask: Array, rescale: str | None = None) -> Array:
     """The entries under the mask, zero elsewhere; "l1" restores the L1 norm of the leaf."""
-    kept = jnp.where(mask, x, 0)
+    survivors = jnp.where(mask, x, 0)
     if rescale is None:
-        return kept
-    left = leaf_sum(jnp.abs(kept))
-    return kept * jnp.where(left > 0, leaf_sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
+        return survivors
+    left = leaf_sum(jnp.abs(survivors))
+    return survivors * jnp.where(left > 0, leaf_sum(jnp.abs(x)) / jnp.where(left > 0, left, 1), 1)
 
 
 def _over_models(value: Any) -> Any:
@@ -196,9 +196,9 @@ def _over_models(value: Any) -> Any:
     return value
 
 
-def _mine(found: Any, ctx: Any) -> Any:
+def _mine(measured: Any, ctx: Any) -> Any:
     """What was measured for this model, of one number or a number for each model."""
-    return None if found is None else per_model(found, ctx)
+    return None if measured is None else per_model(measured, ctx)
 
 
 def _check_exact(exact: bool, scope: str) -> None:

@@ -126,9 +126,9 @@ def patches(images: Array, kernel: tuple[int, int], strides=(1, 1), padding="VAL
     >>> patches(jnp.ones((2, 5, 5, 3)), (3, 3)).shape
     (18, 27)
     """
-    found = jax.lax.conv_general_dilated_patches(
+    windows = jax.lax.conv_general_dilated_patches(
         images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )  # channels first in the last axis
     channels = images.shape[-1]
-    found = found.reshape(-1, channels, *kernel)
-    return jnp.moveaxis(found, 1, -1).reshape(found.shape[0], -1)
+    windows = windows.reshape(-1, channels, *kernel)
+    return jnp.moveaxis(windows, 1, -1).reshape(windows.shape[0], -1)

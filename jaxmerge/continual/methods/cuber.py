@@ -111,8 +111,10 @@ def cuber(
             u = nearest(near, inside, t, released=False)
             positive = (u >= 0) & (correlated(m.gradients[u], g) >= correlation)
             old = jnp.arange(len(spaces)) < t
-            held = lambda a, b, old=old, u=u: old & ~one_of(old, u, (a, b))
-            off = [union(spaces, held(a, b), m.basis) for a in (False, True) for b in (False, True)]
+            fixed = lambda a, b, old=old, u=u: old & ~one_of(old, u, (a, b))
+            off = [
+                union(spaces, fixed(a, b), m.basis) for a in (False, True) for b in (False, True)
+            ]
             used[n + USED] = params[n + USED].at[t].set(u)
             before = params[n].reshape(m.before.shape)
             new[n] = m._replace(before=before, positive=positive, off=jnp.stack(off))

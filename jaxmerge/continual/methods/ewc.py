@@ -115,8 +115,8 @@ def label_gradient(
         return border.objective(out, batch)
 
     def mean(own, batch):
-        each = objective(outputs(own, batch), batch)
-        return jnp.sum(batch.weight * each) / jnp.maximum(jnp.sum(batch.weight), 1)
+        losses = objective(outputs(own, batch), batch)
+        return jnp.sum(batch.weight * losses) / jnp.maximum(jnp.sum(batch.weight), 1)
 
     def gradient(batch, key):
         if labels == "data":

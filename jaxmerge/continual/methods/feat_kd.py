@@ -33,11 +33,11 @@ def feat_kd(strength: NonNegative = 1.0, first: bool = True, unit: bool = False)
     def loss(model, step):
         now, last = step.outputs.features, teacher_of(model, step).features
         if unit:
-            each = jnp.sum((_unit(now) - _unit(last)) ** 2, -1)
+            distances = jnp.sum((_unit(now) - _unit(last)) ** 2, -1)
         else:
-            each = jnp.mean((now - last) ** 2, -1)
+            distances = jnp.mean((now - last) ** 2, -1)
         on = 1 if first else step.task > 0
-        return strength * on * weighted_mean(each, step.batch.weight)
+        return strength * on * weighted_mean(distances, step.batch.weight)
 
     return Method(init=remember_shared, loss=loss, end=keep_last)
 

@@ -91,13 +91,13 @@ def projected(
     chosen = [n for n in names if re.search(pattern, n)]
     if not chosen:
         raise ValueError(f"{who}: no dense kernel matches {pattern!r}; there are {list(names)}.")
-    each = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
-    if len(each) != len(chosen):
+    thresholds = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
+    if len(thresholds) != len(chosen):
         raise ValueError(
-            f"{who}: threshold has {len(each)} numbers, for the {len(chosen)} kernels "
+            f"{who}: threshold has {len(thresholds)} numbers, for the {len(chosen)} kernels "
             f"{', '.join(chosen)}."
         )
-    return dict(zip(chosen, each, strict=True))
+    return dict(zip(chosen, thresholds, strict=True))
 
 
 def empty_bases(

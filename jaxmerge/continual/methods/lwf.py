@@ -46,8 +46,8 @@ def lwf(
         old = old if heads == "each" else jnp.any(old, axis=0, keepdims=True)
         soft = lambda z: jax.nn.log_softmax(jnp.where(old[:, None], z / temperature, -1e30))
         teacher, student = soft(teacher_of(model, step).logits), soft(step.outputs.logits)
-        each = -jnp.sum(jnp.where(old[:, None], jnp.exp(teacher) * student, 0), (0, 2))
-        return strength * weighted_mean(each, step.batch.weight)
+        losses = -jnp.sum(jnp.where(old[:, None], jnp.exp(teacher) * student, 0), (0, 2))
+        return strength * weighted_mean(losses, step.batch.weight)
 
     return Method(init=remember_shared, loss=loss, end=keep_last)
 
@@ -69,5 +69,5 @@ def teacher_of(model, step):
     return jax.lax.stop_gradient(model.apply(params, step.batch.inputs, before))
 
 
-def weighted_mean(each, weight):
-    return jnp.sum(weight * each) / jnp.sum(weight)
+def weighted_mean(losses, weight):
+    return jnp.sum(weight * losses) / jnp.sum(weight)

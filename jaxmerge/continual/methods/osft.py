@@ -96,9 +96,9 @@ def cut(name: str, kernel: Array, ratio: float) -> Leaves:
     """The factors of a kernel: the leading ones, and those that train."""
     k = frozen_rank(*kernel.shape, ratio)
     left, s, right = jnp.linalg.svd(kernel, full_matrices=False)
-    held, free = (left[:, :k], s[:k], right[:k]), (left[:, k:], s[k:], right[k:])
+    frozen, free = (left[:, :k], s[:k], right[:k]), (left[:, k:], s[k:], right[k:])
     named = lambda which, parts: {name + which + p: x for p, x in zip(PARTS, parts, strict=True)}
-    return named(HELD, held) | named(FREE, free)
+    return named(HELD, frozen) | named(FREE, free)
 
 
 def rebuilt(name: str, params: Leaves) -> Array:
@@ -115,9 +115,9 @@ def outside(name: str, params: Leaves, x: Array) -> Array:
     """A free factor (or its change) without what lies in the directions that are held."""
     base, _, part = name.rpartition(FREE)
     if part == "left":
-        held = params[base + HELD + "left"]
-        return x - held @ (held.T @ x)
+        frozen = params[base + HELD + "left"]
+        return x - frozen @ (frozen.T @ x)
     if part == "right":
-        held = params[base + HELD + "right"]
-        return x - (x @ held.T) @ held
+        frozen = params[base + HELD + "right"]
+        return x - (x @ frozen.T) @ frozen
     return x

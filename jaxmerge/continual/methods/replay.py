@@ -25,12 +25,12 @@ def replay(per_class: Count = 10) -> Method:
     """
 
     def examples(t, tasks, seed):
-        found = []
+        rows = []
         for s, task in enumerate(tasks[:t]):
             rng = np.random.default_rng((seed, s))
             for c in task.columns:
-                found.append((s, rng.permutation(np.flatnonzero(task.labels == c))[:per_class]))
-        return found
+                rows.append((s, rng.permutation(np.flatnonzero(task.labels == c))[:per_class]))
+        return rows
 
     def objective(out, batch, info, task):
         return cross_entropy(out.logits, batch.targets, columns.seen(info, task))

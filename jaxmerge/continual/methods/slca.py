@@ -120,10 +120,10 @@ def slca(
             logits = z @ leaves[names[0]] + leaves[names[1]]
             if temperature is not None:
                 logits = normalised(logits, columns.table(info), t, temperature)
-            each = optax.softmax_cross_entropy_with_integer_labels(
+            losses = optax.softmax_cross_entropy_with_integer_labels(
                 jnp.where(seen, logits, -jnp.inf), y
             )
-            return jnp.mean(each)
+            return jnp.mean(losses)
 
         def epoch(carry, x):
             e, key = x
@@ -170,8 +170,8 @@ def normalised(logits: Array, own: Array, task: Array, temperature: float | Arra
         own: bool [tasks, C]; tasks up to `task` count.
     """
     square = jnp.where(own, 1, 0).astype(logits.dtype) @ (logits**2).T  # [tasks, B]
-    some = square > 0  # the norm of a block of zeros has the gradient 0
-    size = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0) + 1e-7
+    nonzero = square > 0  # the norm of a block of zeros has the gradient 0
+    size = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0) + 1e-7
     learnt = (jnp.arange(own.shape[0]) <= task)[:, None]
     mean = jnp.sum(jnp.where(learnt, size, 0), 0) / (task + 1)
     return logits / mean[:, None] / temperature

@@ -165,9 +165,9 @@ def find_task(goal: Callable[[Array], Array], known: Array, search: Search) -> A
         return jnp.where(known, slope(uniform(known)), jnp.inf).argmin()
 
     def halve(_, alive):
-        found = jnp.where(alive, slope(uniform(alive)), jnp.inf)
-        middle = jnp.sort(found)[(jnp.sum(alive) - 1) // 2]
-        return jnp.where(jnp.sum(alive) > 1, alive & (found <= middle), alive)
+        slopes = jnp.where(alive, slope(uniform(alive)), jnp.inf)
+        middle = jnp.sort(slopes)[(jnp.sum(alive) - 1) // 2]
+        return jnp.where(jnp.sum(alive) > 1, alive & (slopes <= middle), alive)
 
     rounds = int(math.log2(known.shape[0])) + 1
     alive = jax.lax.fori_loop(0, rounds, halve, known)

@@ -117,8 +117,8 @@ def task_gradient(
 
     def mean(own):
         out = model.apply({**params, **own}, batch.inputs, border.index)
-        each = border.objective(out, batch)
-        return jnp.sum(batch.weight * each) / jnp.sum(batch.weight)
+        losses = border.objective(out, batch)
+        return jnp.sum(batch.weight * losses) / jnp.sum(batch.weight)
 
     return names, jax.grad(mean)({n: params[n] for n in names})
 

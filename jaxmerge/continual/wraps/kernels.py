@@ -19,11 +19,11 @@ def chosen(params: Leaves, target: str, axes: tuple[int, ...] = (2,)) -> list[st
         ValueError: there is none.
     """
     known = [n for n, p in params.items() if p.ndim in axes and n.endswith("kernel")]
-    found = [n for n in known if re.search(target, n)]
-    if not found:
+    names = [n for n in known if re.search(target, n)]
+    if not names:
         shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
         raise ValueError(f"No kernel matches {target!r}; the model has: {shown or 'none'}.")
-    return found
+    return names
 
 
 def fan_in(kernel: Array) -> int:
@@ -43,7 +43,7 @@ def reading(model: Model, weights: Callable[[Leaves, Array], Leaves], **fields: 
     def below(call: Callable | None):
         return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
 
-    made = {
+    methods = {
         "apply": below(model.apply),
         "predict": below(model.predict),
         "train": below(model.train),
@@ -51,4 +51,4 @@ def reading(model: Model, weights: Callable[[Leaves, Array], Leaves], **fields: 
         "taps": lambda params, x, task: taps(model, weights(params, task), x, task),
         "weights": lambda params, task: model.weights(weights(params, task), task),
     }
-    return model._replace(**made | fields)
+    return model._replace(**methods | fields)

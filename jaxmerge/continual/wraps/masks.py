@@ -16,10 +16,10 @@ from jaxmerge.core.types import Array, Leaves
 SCORES = "/scores"
 
 
-def kept(size: int, density: float) -> int:
+def top_count(size: int, density: float) -> int:
     """Entries that the top fraction keeps of `size`: size - int((1 - density) size), as released.
 
-    >>> kept(20, 0.3), kept(9, 0.1), kept(8, 0.0)
+    >>> top_count(20, 0.3), top_count(9, 0.1), top_count(8, 0.0)
     (6, 1, 0)
     """
     return size - int((1 - density) * size)
@@ -30,7 +30,7 @@ def mask(scores: Array, density: float | None) -> Array:
     if density is None:
         return (scores >= 0).astype(scores.dtype)
     flat = jnp.abs(scores).reshape(-1)
-    order = jnp.argsort(flat)[flat.size - kept(flat.size, density) :]
+    order = jnp.argsort(flat)[flat.size - top_count(flat.size, density) :]
     return jnp.zeros_like(flat).at[order].set(1).reshape(scores.shape)
 
 

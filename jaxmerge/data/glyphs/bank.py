@@ -243,8 +243,8 @@ def _figure(item, rng: np.random.Generator) -> np.ndarray:
     if item.kind == "shape":
         return signed_distance(shape_ink(item.name, x, y))
     if item.kind == "direction":
-        shape, way = item.name.split(" pointing ")
-        turn = ("up", "right", "down", "left").index(way) * np.pi / 2
+        shape, direction = item.name.split(" pointing ")
+        turn = ("up", "right", "down", "left").index(direction) * np.pi / 2
         return signed_distance(shape_ink(shape, x * np.cos(turn) + y * np.sin(turn),
                                          y * np.cos(turn) - x * np.sin(turn)))  # fmt: skip
     word, plural = item.name.split(" ", 1)

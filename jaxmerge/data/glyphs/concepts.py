@@ -112,40 +112,40 @@ class Concept:
 
 
 def _concepts() -> tuple[Concept, ...]:
-    found = []
+    concepts = []
     for value, word in enumerate(NUMBERS):
         digit = str(value)
         heads = ("digit", "number", "digit", "number", "numeral")
         phrases = tuple(f"{h} {w}" for h in heads for w in (word, digit)) + (word, digit) * 2
-        found.append(Concept("digit", word, phrases, "the", digit))
+        concepts.append(Concept("digit", word, phrases, "the", digit))
     for char in UPPER:
         heads = ("capital letter", "upper-case letter", "letter", "capital", "upper-case")
         phrases = (*(f"{h} {char}" for h in heads), char)
-        found.append(Concept("upper", char, phrases, "the", char))
+        concepts.append(Concept("upper", char, phrases, "the", char))
     for char in LOWER:
         heads = ("small letter", "lower-case letter", "letter", "small", "lower-case")
         phrases = (*(f"{h} {char}" for h in heads), char)
-        found.append(Concept("lower", char, phrases, "the", char))
+        concepts.append(Concept("lower", char, phrases, "the", char))
     for char, word in GREEK.items():
         heads = (f"Greek letter {word}", f"small Greek letter {word}", word, f"Greek letter {char}")
-        found.append(Concept("greek", word, heads, "the", char))
+        concepts.append(Concept("greek", word, heads, "the", char))
     for char, word in GREEK_CAPITALS.items():
         heads = (f"Greek letter {word}", f"capital Greek letter {word}", f"Greek letter {char}")
-        found.append(Concept("greek", word, heads, "the", char))
+        concepts.append(Concept("greek", word, heads, "the", char))
     for char, word in SIGN_NAMES.items():
-        found.append(Concept("sign", word, (word, word, f"symbol {char}"), "the", char))
-    found += [Concept("shape", shape, (shape,), "a") for shape in SHAPES]
+        concepts.append(Concept("sign", word, (word, word, f"symbol {char}"), "the", char))
+    concepts += [Concept("shape", shape, (shape,), "a") for shape in SHAPES]
     for count in range(2, 7):
         for shape in COUNTED:
             plural = shape + ("es" if shape.endswith("s") else "s")
             name = f"{NUMBERS[count]} {plural}"
-            found.append(Concept("count", name, (name, f"{count} {plural}"), ""))
-    found += [Concept("pattern", pattern, (pattern,), "") for pattern in PATTERNS]
+            concepts.append(Concept("count", name, (name, f"{count} {plural}"), ""))
+    concepts += [Concept("pattern", pattern, (pattern,), "") for pattern in PATTERNS]
     for shape in DIRECTED:
-        for way in DIRECTIONS:
-            name = f"{shape} pointing {way}"
-            found.append(Concept("direction", name, (name,), "a"))
-    return tuple(found)
+        for direction in DIRECTIONS:
+            name = f"{shape} pointing {direction}"
+            concepts.append(Concept("direction", name, (name,), "a"))
+    return tuple(concepts)
 
 
 CONCEPTS = _concepts()

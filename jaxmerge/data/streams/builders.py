@@ -46,8 +46,10 @@ def task_incremental(source: Source, tasks: int, order: Sequence[int] | None = N
 
     Args, Raises: as in `class_incremental`.
     """
-    made = class_incremental(source, tasks, order)
-    return dataclasses.replace(made, name=made.name.replace("class-", "task-", 1), told=True)
+    scenario = class_incremental(source, tasks, order)
+    return dataclasses.replace(
+        scenario, name=scenario.name.replace("class-", "task-", 1), task_known=True
+    )
 
 
 def domain_incremental(source: Source, order: Sequence[int] | None = None) -> Scenario:
@@ -64,13 +66,13 @@ def domain_incremental(source: Source, order: Sequence[int] | None = None) -> Sc
         raise ValueError(f"Source {source.name!r} has no domains; use class_incremental.")
     total = len(source.domain_names)
     order = permutation(order, total, "domains")
-    made = []
+    tasks = []
     for d in order:
         rows = {s: source.rows(s, domain=d) for s in SPLITS}
         classes = tuple(int(c) for c in np.unique(source.labels[rows["train"]]))
-        made.append(Task(source.domain_names[d], source, 0, classes, rows))
+        tasks.append(Task(source.domain_names[d], source, 0, classes, rows))
     name = f"domain-incremental, {total} domains, {source.name}"
-    return Scenario(name, tuple(made), (source,), order)
+    return Scenario(name, tuple(tasks), (source,), order)
 
 
 def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
@@ -95,12 +97,12 @@ def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
             f"{source.name}: fewer than {tasks} training examples of {', '.join(starved)}."
         )
     every = tuple(range(len(source.classes)))
-    held = {s: source.splits[s] for s in SPLITS if s != "train"}
-    made = tuple(
-        Task(f"share {t + 1}", source, 0, every, {"train": np.sort(np.concatenate(part)), **held})
+    shared = {s: source.splits[s] for s in SPLITS if s != "train"}
+    stream = tuple(
+        Task(f"share {t + 1}", source, 0, every, {"train": np.sort(np.concatenate(part)), **shared})
         for t, part in enumerate(parts)
     )
-    return Scenario(f"data-incremental, {tasks} shares, {source.name}", made, (source,))
+    return Scenario(f"data-incremental, {tasks} shares, {source.name}", stream, (source,))
 
 
 def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenario:
@@ -116,14 +118,14 @@ def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenar
             f"task; got {classes} and {tasks}."
         )
     rng = np.random.default_rng(seed)
-    made = []
+    stream = []
     for t in range(tasks):
-        some = tuple(int(c) for c in rng.permutation(total)[:classes])
-        rows = {s: source.rows(s, classes=some) for s in SPLITS}
-        names = ", ".join(source.classes[c] for c in some)
-        made.append(Task(f"{t + 1}: {names}", source, 0, some, rows))
+        drawn = tuple(int(c) for c in rng.permutation(total)[:classes])
+        rows = {s: source.rows(s, classes=drawn) for s in SPLITS}
+        names = ", ".join(source.classes[c] for c in drawn)
+        stream.append(Task(f"{t + 1}: {names}", source, 0, drawn, rows))
     name = f"recurring, {tasks} tasks of {classes} of {total} classes, {source.name}"
-    return Scenario(name, tuple(made), (source,))
+    return Scenario(name, tuple(stream), (source,))
 
 
 def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scenario:
@@ -141,11 +143,11 @@ def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scen
         raise ValueError(f"A suite needs sources of different names; got {names}.")
     order = permutation(order, len(sources), "sources")
     offsets = np.cumsum([0, *(len(s.classes) for s in sources)])
-    made = tuple(
+    tasks = tuple(
         Task(
             sources[i].name, sources[i], int(offsets[i]), tuple(range(len(sources[i].classes))),
             dict(sources[i].splits),
         )
         for i in order
     )  # fmt: skip
-    return Scenario(f"suite of {len(sources)} tasks", made, tuple(sources), order, told=True)
+    return Scenario(f"suite of {len(sources)} tasks", tasks, tuple(sources), order, task_known=True)

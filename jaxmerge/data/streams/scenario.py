@@ -78,14 +78,15 @@ class Scenario:
         tasks: in the order of learning.
         sources: their classes in turn are the columns of the head.
         order: the class, domain or task order that made it, for reports.
-        told: the task is known at test time, so that the task-aware figures are the ones to read.
+        task_known: the task is known at test time, so that the task-aware figures are the ones to
+            read.
     """
 
     name: str
     tasks: tuple[Task, ...]
     sources: tuple[Source, ...]
     order: tuple[int, ...] = ()
-    told: bool = False
+    task_known: bool = False
 
     def __post_init__(self):
         empty = [
@@ -107,7 +108,7 @@ class Scenario:
         return iter(self.tasks)
 
     def __str__(self) -> str:
-        read = "; the task is told: read the task-aware figures" if self.told else ""
+        read = "; the task is told: read the task-aware figures" if self.task_known else ""
         lines = [f"{self.name}: {len(self)} tasks, {len(self.classes)} classes{read}"]
         for t, task in enumerate(self.tasks):
             counts = ", ".join(f"{s} {len(task.rows[s])}" for s in SPLITS)
@@ -173,15 +174,17 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
         )
     order = permutation(order, total, "classes")
     bounds = [total * t // tasks for t in range(tasks + 1)]
-    made = []
+    stream = []
     for low, high in itertools.pairwise(bounds):
-        some = order[low:high]
-        names = ", ".join(source.classes[c] for c in some)
-        made.append(Task(names, source, 0, some, {s: source.rows(s, classes=some) for s in SPLITS}))
-    sizes = {len(k.classes) for k in made}
-    each = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} or {max(sizes)}"
-    name = f"class-incremental, {tasks} tasks of {each} classes, {source.name}"
-    return Scenario(name, tuple(made), (source,), order)
+        chosen = order[low:high]
+        names = ", ".join(source.classes[c] for c in chosen)
+        stream.append(
+            Task(names, source, 0, chosen, {s: source.rows(s, classes=chosen) for s in SPLITS})
+        )
+    sizes = {len(k.classes) for k in stream}
+    per_task = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} or {max(sizes)}"
+    name = f"class-incremental, {tasks} tasks of {per_task} classes, {source.name}"
+    return Scenario(name, tuple(stream), (source,), order)
 
 
 def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int, ...]:
@@ -193,17 +196,17 @@ def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int
     if order is None:
         return tuple(range(total))
     try:
-        found = [operator.index(i) for i in order]
+        positions = [operator.index(i) for i in order]
     except TypeError:
         raise ValueError(f"The order of {what} holds whole numbers, got {[*order][:8]}.") from None
-    if sorted(found) != list(range(total)):
-        missing = sorted(set(range(total)) - set(found))
-        wrong = sorted({i for i in found if found.count(i) > 1 or not 0 <= i < total})
+    if sorted(positions) != list(range(total)):
+        missing = sorted(set(range(total)) - set(positions))
+        wrong = sorted({i for i in positions if positions.count(i) > 1 or not 0 <= i < total})
         raise ValueError(
             f"The order of {what} must name each of 0..{total - 1} once; "
             f"missing {few_of(missing)}, repeated or out of range {few_of(wrong)}."
         )
-    return tuple(found)
+    return tuple(positions)
 
 
 def few_of(numbers: Sequence[int], shown: int = 10) -> str:

@@ -147,7 +147,7 @@ def give_back() -> None:
         trim(0)
 
 
-def held() -> int:
+def memory_in_use() -> int:
     """Bytes of memory, beside mapped files, that this process holds; 0 where that is not told."""
     try:
         with open("/proc/self/statm") as file:
@@ -170,7 +170,7 @@ class Room:
             self.used += need
         alone = need > self.size
         try:
-            if alone or held() + need > MAX_UNUSED:
+            if alone or memory_in_use() + need > MAX_UNUSED:
                 give_back()
             yield
         finally:
@@ -181,7 +181,7 @@ class Room:
                 self.free.notify_all()
 
 
-def each(run: Callable, tasks: Iterable[Sequence[Any]], stop: threading.Event) -> None:
+def run_all(run: Callable, tasks: Iterable[Sequence[Any]], stop: threading.Event) -> None:
     """``run(*task)`` for every task on a few threads; the first failure stops all and is raised."""
     wide = double()
 

@@ -164,10 +164,10 @@ def _walk(jaxpr, shape, seen: list, summed, judge) -> list | None:
             seen.append((eqn.primitive.name, names, facts))
             out = [last] * len(eqn.outvars)
             for p in inner:
-                found = _walk(p, shape, seen, rounds, judge)
-                if found is None:
+                results = _walk(p, shape, seen, rounds, judge)
+                if results is None:
                     return None
-                out = found if len(inner) == 1 and len(found) == len(out) else out
+                out = results if len(inner) == 1 and len(results) == len(out) else out
         for v, s in zip(eqn.outvars, out, strict=True):
             label(v)
             if s:

@@ -102,9 +102,9 @@ def mismatches(job: Job) -> list[str]:
             [f"leaf {n!r} is {kind[n]}, the base has {names.kind(base[n])}" for n in other],
             [f"extra leaf {n!r} ({kind[n]}), which the base lacks{_tied(job, n)}" for n in extra],
         )
-        for some in lines:
-            more = f", and {len(some) - SHOWN} more such leaves" if len(some) > SHOWN else ""
-            shown = some[:SHOWN]
+        for group in lines:
+            more = f", and {len(group) - SHOWN} more such leaves" if len(group) > SHOWN else ""
+            shown = group[:SHOWN]
             wrong += [f"{who}: {s}{more if s is shown[-1] else ''}" for s in shown]
     return wrong
 

@@ -41,10 +41,10 @@ def part_sums(specs, closing, inputs: LeafInputs, zero: bool, rounds, turn: int,
         at = rounds[next(number)]
         if at < turn:
             return next(known)
-        found = part()
+        sums = part()
         if at == turn:
-            parts.append(found)
-        return found
+            parts.append(sums)
+        return sums
 
     _with_sums(take, specs, closing, inputs, zero)
     return parts

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmerge.core.composition import Pipeline
 from jaxmerge.core.types import Measure, leaf_key
-from jaxmerge.drivers.files.chunks import cast, each, pieces
+from jaxmerge.drivers.files.chunks import cast, pieces, run_all
 from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, WALK, input_bytes, row_bytes
@@ -77,7 +77,7 @@ class Facts:
     def closing(self, name: str) -> tuple | None:
         return self.closed.get(name)
 
-    def of(self, name: str, held: list[np.ndarray] | None) -> tuple:
+    def of(self, name: str, blocks: list[np.ndarray] | None) -> tuple:
         """Per model, the summaries that the stages of this leaf receive."""
         if name in self.known:
             return self.known[name]
@@ -89,7 +89,7 @@ class Facts:
         shape = job.like[name].shape
 
         def block(i: int) -> Any:
-            return Unread(self.run, job, i, name) if held is None else held[i].reshape(shape)
+            return Unread(self.run, job, i, name) if blocks is None else blocks[i].reshape(shape)
 
         base = block(0)
 
@@ -113,8 +113,8 @@ class Facts:
         rows: list[Any] = [None] * len(models)
 
         def one(t: int) -> None:
-            def walk(some):
-                for n in some:
+            def walk(names):
+                for n in names:
                     if run.stop.is_set():
                         raise InterruptedError
                     with run.room.take(row_bytes(job, n) if SEPARATOR not in n else WALK):
@@ -127,7 +127,7 @@ class Facts:
                 grid, base, models[t], job.key, np.int32(t), self._extra(t), run.zero, walk
             )
 
-        each(one, [(t,) for t in range(len(models))], run.stop)
+        run_all(one, [(t,) for t in range(len(models))], run.stop)
         run.report.passes += 1
         return [{_uncut(n): v for n, v in row.items()} for row in rows]
 
@@ -141,8 +141,8 @@ class Facts:
 
             grid, base, models = cut_grid(job, run, cuts)
             cells = Cells(self, grid, base, models[:t])
-            found = measure_opening(grid, cells, {n: row[_uncut(n)] for n in grid})
-            self.rows[t] = {_uncut(n): v for n, v in found.items()}
+            openings = measure_opening(grid, cells, {n: row[_uncut(n)] for n in grid})
+            self.rows[t] = {_uncut(n): v for n, v in openings.items()}
             run.report.passes += 1
 
     def _cells(self) -> dict[str, tuple]:
@@ -154,9 +154,9 @@ class Facts:
         cuts = lambda n: cuts_cells(job, run, n, closing(n), self.known[n])
         grid, base, models = cut_grid(job, run, cuts)
         cells = Cells(self, grid, base, models)
-        found = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
+        facts = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
         run.report.passes += 1
-        return {_uncut(n): v for n, v in found.items()}
+        return {_uncut(n): v for n, v in facts.items()}
 
 
 class Cells(Mapping):
@@ -192,8 +192,8 @@ class Unread(Sliced):
         own = self.like if self.source is None or i == 0 else self.source.like[name]
         self.shape, self.dtype, self.size = self.like.shape, own.dtype, self.like.size
 
-    def __getitem__(self, some: slice) -> np.ndarray:
-        start, stop, step = some.indices(self.size)
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(self.size)
         if self.source is None:
             return np.zeros(len(range(start, stop, step)), self.dtype)
         block = aligned(stop - start, self.source.like[self.name].dtype)
@@ -201,7 +201,7 @@ class Unread(Sliced):
         self.run.check_finite(self.job, self.name, self.i, block)
         return cast(block[::step], self.dtype)
 
-    def whole(self) -> np.ndarray:
+    def load(self) -> np.ndarray:
         return self[:].reshape(self.shape)
 
 

@@ -120,14 +120,14 @@ class Unsaid(Exception):
 
 def _bytes(lowered: Any) -> int:
     """Bytes of a program with its arguments, results and temporaries."""
-    found = lowered.compile().memory_analysis()
-    if found is None:
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
         raise Unsaid
     return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
     )
 
 

@@ -25,11 +25,11 @@ from jaxmerge.drivers.files.chunks import (
     bounds,
     cast,
     convert,
-    each,
     infinite,
     longest_piece,
     piece_length,
     pieces,
+    run_all,
 )
 from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job, piece_key
@@ -66,12 +66,12 @@ def piece_of_sides(job: Job, name: str, start: int, stop: int, shape: tuple[int,
     def piece(v):
         if like_of(v, name).shape != whole:
             return v[name]
-        some = (
+        entries = (
             v.read(name, start, stop) if isinstance(v, Leaves) else v[name].reshape(-1)[start:stop]
         )
-        some = np.asarray(some)
-        more = np.zeros(math.prod(shape) - some.size, some.dtype)
-        return (np.concatenate([some, more]) if more.size else some).reshape(shape)
+        entries = np.asarray(entries)
+        more = np.zeros(math.prod(shape) - entries.size, entries.dtype)
+        return (np.concatenate([entries, more]) if more.size else entries).reshape(shape)
 
     return tuple(
         {k: piece(v) for k, v in e.items() if name in v}
@@ -81,8 +81,8 @@ def piece_of_sides(job: Job, name: str, start: int, stop: int, shape: tuple[int,
 
 def like_of(side: Any, name: str) -> Like:
     """What side information about one leaf is, without reading it from a file."""
-    found = getattr(side, "like", side)[name]
-    return Like(tuple(found.shape), np.dtype(found.dtype))
+    leaf = getattr(side, "like", side)[name]
+    return Like(tuple(leaf.shape), np.dtype(leaf.dtype))
 
 
 def _width(job: Job, name: str) -> int:
@@ -133,7 +133,7 @@ class Run:
             tasks += [(job, facts, n) for n in todo]
         self.phase, self.done_bytes = "merge", 0
         self.total = sum(input_bytes(job, n) for job, _, n in tasks)
-        each(self.leaf, tasks, self.stop)
+        run_all(self.leaf, tasks, self.stop)
 
     # ------------------------------------------------------------ one leaf
 
@@ -173,21 +173,21 @@ class Run:
         whole = input_bytes(job, name)
         keep = local and whole <= ROOM // 2  # read once: for the facts and for the merge
         with self.room.take(own_need(job, name, keep) if local else 0):
-            held = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
-            measured, closing = facts.of(name, held), facts.closing(name)
+            blocks = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
+            measured, closing = facts.of(name, blocks), facts.closing(name)
             cut = self.cut(job, name, measured, closing)
-            way, need = self.way(job, name, cut, measured, closing)
-            if way == "pieces" and cut is not None:
-                self.in_pieces(job, name, measured, closing, held, cut)
-        if way != "pieces":
-            held = None
+            mode, need = self.strategy(job, name, cut, measured, closing)
+            if mode == "pieces" and cut is not None:
+                self.in_pieces(job, name, measured, closing, blocks, cut)
+        if mode != "pieces":
+            blocks = None
             with self.room.take(need):
-                merge = self.at_once if way == "at once" else self.one_by_one
+                merge = self.at_once if mode == "at once" else self.one_by_one
                 merge(job, name, measured, closing)
         with self.lock:
             self.report.merged += 1
 
-    def way(
+    def strategy(
         self, job: Job, name: str, cut: Cut | None, measured: tuple, closing: tuple | None
     ) -> tuple[str, int]:
         """How one leaf is merged, and the bytes that it takes."""
@@ -256,7 +256,7 @@ class Run:
         wide = narrow or self.target(like) != like.dtype
         return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
 
-    def in_pieces(self, job, name, measured, closing, held, cut: Cut) -> None:
+    def in_pieces(self, job, name, measured, closing, leaves, cut: Cut) -> None:
         """The leaf in pieces: once for every round of sums over it, to add them up, and once to
         merge."""
         like, specs = job.like[name], job.grid[name].specs
@@ -273,7 +273,7 @@ class Run:
                 count = stop - start
                 pad = count if cut.rounds or cut.row else piece_length(count, longest)
                 shape = (count // cut.row, *like.shape[1:]) if cut.row else (pad,)
-                blocks = self.read_blocks(job, name, start, stop, pad, held)
+                blocks = self.read_blocks(job, name, start, stop, pad, leaves)
                 base, key = cast(blocks[0], base_like.dtype), piece_key(job, name, start)
                 rows = tuple(b.reshape(shape) for b in blocks[1:])
                 sides = piece_of_sides(job, name, start, stop, shape)
@@ -365,15 +365,15 @@ class Run:
 
     # ------------------------------------------------------------ reading
 
-    def read_blocks(self, job, name, start, stop, length, held, only=None) -> list[np.ndarray]:
+    def read_blocks(self, job, name, start, stop, length, leaves, only=None) -> list[np.ndarray]:
         """The base's and every model's entries start:stop, with zeros behind up to `length`.
 
         Args:
-            held: the whole leaves, if they were read already.
+            leaves: the whole leaves, if they were read already.
             only: numbers of those wanted, the base being 0.
         """
-        if held is not None and stop - start == length and not start * held[0].itemsize % 64:
-            return [h[start:stop] for h in held]
+        if leaves is not None and stop - start == length and not start * leaves[0].itemsize % 64:
+            return [h[start:stop] for h in leaves]
         blocks = []
         for i, source in enumerate((job.base, *job.models)):
             if only is not None and i not in only:
@@ -382,11 +382,11 @@ class Run:
                 blocks.append(np.zeros(length, job.like[name].dtype))
                 continue
             block = aligned(length, source.like[name].dtype)
-            if held is None:
+            if leaves is None:
                 source.into(block[: stop - start], name, start)
                 self.check_finite(job, name, i, block[: stop - start])
             else:
-                block[: stop - start] = held[i][start:stop]
+                block[: stop - start] = leaves[i][start:stop]
             block[stop - start :] = 0
             blocks.append(block)
         return blocks

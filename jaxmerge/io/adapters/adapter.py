@@ -150,12 +150,12 @@ class Adapter:
     # ------------------------------------------------------------ leaves
 
     def _sort(self) -> None:
-        found: dict[str, dict[str, str]] = {}
+        modules: dict[str, dict[str, str]] = {}
         for key in self.file:
             name = key.removeprefix(PREFIX)
             if m := KEY.fullmatch(name):
                 part = m["part"] + ("_bias" if m["end"] == ".bias" else "")
-                where = found.setdefault(REPLACED.sub("", m["path"]), {})
+                where = modules.setdefault(REPLACED.sub("", m["path"]), {})
                 if part in where:
                     self._wrong.append(f"{key!r} and {where[part]!r} are one part of one module")
                 where[part] = key
@@ -165,7 +165,7 @@ class Adapter:
                 self._wrong.append(f"{key!r} is a part of LoRA that is not read")
             elif ".original_module." not in name:
                 self.replaced[REPLACED.sub("", name)] = key
-        for path, parts in found.items():
+        for path, parts in modules.items():
             self._module(path, parts)
         for leaf in [n for n in self.replaced if n.removesuffix(".weight") in self.modules]:
             self.copies[leaf] = self.replaced.pop(leaf)
@@ -185,9 +185,9 @@ class Adapter:
             )
             return
         rank = down.shape[0]
-        said = self._pattern("rank_pattern", path, "r")
-        if rank != said:
-            self._wrong.append(f"module {path!r} has rank {rank}, the settings say {said:g}")
+        stated = self._pattern("rank_pattern", path, "r")
+        if rank != stated:
+            self._wrong.append(f"module {path!r} has rank {rank}, the settings say {stated:g}")
             return
         self.modules[path] = Module(
             path, parts[names[0]], parts[names[1]], embedding, rank, self.scale(path, rank),

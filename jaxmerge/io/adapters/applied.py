@@ -44,9 +44,9 @@ def applied(base: Any, adapter: Adapter) -> tuple[Computed, dict[str, Any]]:
     Raises:
         UserError: leaves of the adapter that fit no leaf of the base, all of them; from headers.
     """
-    made = _Applied(base, adapter)
-    made.collect()
-    return made.result()
+    result = _Applied(base, adapter)
+    result.collect()
+    return result.result()
 
 
 class _Applied:
@@ -90,8 +90,8 @@ class _Applied:
     def _no_leaf(self) -> str:
         """That modules are not there; names a prefix where that is all."""
         hint = other_prefix(self.absent, [n.rpartition(".")[0] for n in self.base])
-        some = f"{len(self.absent)} of its modules are not there, for example {self.absent[0]!r}"
-        return some + (
+        message = f"{len(self.absent)} of its modules are not there, for example {self.absent[0]!r}"
+        return message + (
             f" (its names begin with {hint[0]!r} where the base's begin with {hint[1]!r})"
             if hint
             else ""
@@ -109,51 +109,51 @@ class _Applied:
             return bare
         return next((n for n in self.arch.copies(leaf) if n in self.base), None)
 
-    def _add(self, leaf: str, found: str, shape: tuple[int, ...], load: Load) -> None:
-        like = self.base.like[found]
+    def _add(self, leaf: str, target: str, shape: tuple[int, ...], load: Load) -> None:
+        like = self.base.like[target]
         wide = np.dtype(np.float64 if like.dtype == np.float64 else np.float32)
         leaf = self.arch.stored(leaf)
-        tied = found not in (leaf, leaf.removesuffix(".weight"))
-        name = leaf if tied else found
+        tied = target not in (leaf, leaf.removesuffix(".weight"))
+        name = leaf if tied else target
         self.untied |= tied
-        parts = () if tied else (found,)
+        parts = () if tied else (target,)
         self.computed[name] = Computation(
             Like(shape, wide, like.stored), lambda: load().astype(wide, copy=False), parts
         )
 
-    def _base(self, leaf: str, found: str) -> tuple[tuple[int, ...], Load]:
+    def _base(self, leaf: str, target: str) -> tuple[tuple[int, ...], Load]:
         """W: what a replacing leaf or a copy saved with the adapter holds, else the base's."""
         key = self.adapter.copies.get(leaf)
         if key is not None:
             return self.adapter.file.like[key].shape, lambda: self.adapter.file[key]
-        return self.base.like[found].shape, lambda: self.base[found]
+        return self.base.like[target].shape, lambda: self.base[target]
 
     # ------------------------------------------------------------ what an adapter does
 
     def _replace(self, leaf: str, key: str) -> None:
-        found, shape = self._leaf(leaf), self.adapter.file.like[key].shape
-        if self._tied_copy(leaf, found, key):
+        target, shape = self._leaf(leaf), self.adapter.file.like[key].shape
+        if self._tied_copy(leaf, target, key):
             return
-        if found is None:
+        if target is None:
             self.absent.append(leaf)
-        elif self._fits(leaf, found, shape):
-            self._add(leaf, found, shape, lambda: self.adapter.file[key])
+        elif self._fits(leaf, target, shape):
+            self._add(leaf, target, shape, lambda: self.adapter.file[key])
 
-    def _tied_copy(self, leaf: str, found: str | None, key: str) -> bool:
+    def _tied_copy(self, leaf: str, target: str | None, key: str) -> bool:
         """Whether a head that the base does not store is saved equal to the table it is tied to;
         the one case in which values decide, as nothing else says that it stays tied."""
-        table = self.adapter.replaced.get(found or "")
-        if found is None or leaf in self.base or table is None or table == key:
+        table = self.adapter.replaced.get(target or "")
+        if target is None or leaf in self.base or table is None or table == key:
             return False
         file = self.adapter.file
         return file.like[table] == file.like[key] and bool(np.array_equal(file[table], file[key]))
 
-    def _fits(self, leaf: str, found: str, shape: tuple[int, ...]) -> bool:
+    def _fits(self, leaf: str, target: str, shape: tuple[int, ...]) -> bool:
         """Whether a leaf may take another's place: the same shape, or a vocabulary that grew."""
-        have = self.base.like[found].shape
+        have = self.base.like[target].shape
         if shape == have:
             return True
-        if self.arch.vocabulary(found) and len(shape) == len(have) and shape[1:] == have[1:]:
+        if self.arch.vocabulary(target) and len(shape) == len(have) and shape[1:] == have[1:]:
             self.grown[leaf] = shape[0]
             return True
         self.wrong.append(f"{leaf!r} is {list(shape)}, the base's {list(have)}")
@@ -161,17 +161,17 @@ class _Applied:
 
     def _change(self, module: Module) -> None:
         leaf = f"{module.path}.weight"
-        found = self._leaf(leaf)
-        if found is None:
+        target = self._leaf(leaf)
+        if target is None:
             self.absent.append(module.path)
             return
         copy = self.adapter.copies.get(leaf)
-        if copy and not self._fits(leaf, found, self.adapter.file.like[copy].shape):
+        if copy and not self._fits(leaf, target, self.adapter.file.like[copy].shape):
             return
-        shape, weights = self._base(leaf, found)
+        shape, weights = self._base(leaf, target)
         down, up = (self.adapter.file.like[k].shape for k in (module.down, module.up))
         product = (down[1], up[0]) if module.embedding else (up[0], *down[1:])
-        flip = not module.embedding and self._transposed(module, found, shape, product)
+        flip = not module.embedding and self._transposed(module, target, shape, product)
         if shape != (product[::-1] if flip else product):
             self.wrong.append(f"the product for {module.path!r} is {list(product)}, the base's "
                               f"leaf {list(shape)}")  # fmt: skip
@@ -191,7 +191,7 @@ class _Applied:
                 w *= self.adapter.file[module.magnitude].astype(w.dtype).reshape(norm.shape) / norm
             return w
 
-        self._add(leaf, found, shape, load)
+        self._add(leaf, target, shape, load)
         if module.bias:
             self._bias(module)
 
@@ -207,16 +207,16 @@ class _Applied:
         votes = [v for m in self.adapter.modules.values() if (v := self._vote(m)) is not None]
         if votes:
             return any(votes)
-        said = bool(self.adapter.config.get("fan_in_fan_out"))
-        return said or stored_in_out(self.arch, self.base.like, leaf)
+        declared = bool(self.adapter.config.get("fan_in_fan_out"))
+        return declared or stored_in_out(self.arch, self.base.like, leaf)
 
     def _vote(self, module: Module) -> bool | None:
         """The orientation of a kernel that is not square; None where shapes do not say."""
-        found = self._leaf(f"{module.path}.weight")
+        target = self._leaf(f"{module.path}.weight")
         down, up = (self.adapter.file.like[k].shape for k in (module.down, module.up))
-        if module.embedding or found is None or len(down) != 2 or up[0] == down[1]:
+        if module.embedding or target is None or len(down) != 2 or up[0] == down[1]:
             return None
-        shape = self.base.like[found].shape
+        shape = self.base.like[target].shape
         return {(up[0], down[1]): False, (down[1], up[0]): True}.get(shape)
 
     def _bias(self, module: Module) -> None:
@@ -234,21 +234,21 @@ class _Applied:
         self._add(leaf, leaf, self.base.like[leaf].shape, load)
 
     def _tokens(self, leaf: str, key: str, rows: list[int]) -> None:
-        found = self._leaf(leaf)
-        if found is None:
+        target = self._leaf(leaf)
+        if target is None:
             self.absent.append(leaf)
             return
-        shape, before = self.base.like[found].shape, self.computed.get(found)
+        shape, before = self.base.like[target].shape, self.computed.get(target)
         if self.adapter.file.like[key].shape[1:] != shape[1:] or max(rows, default=0) >= shape[0]:
             self.wrong.append(f"{key!r} fits no rows of {leaf!r} {list(shape)}")
             return
 
         def load() -> np.ndarray:
-            w = (self.base[found] if before is None else before.load()).astype(np.float32)
+            w = (self.base[target] if before is None else before.load()).astype(np.float32)
             w[rows] = self.adapter.file[key].astype(np.float32)
             return w
 
-        self._add(leaf, found, shape, load)
+        self._add(leaf, target, shape, load)
 
     def _check_grown(self) -> None:
         """A vocabulary grows in all leaves that have a row for every token, or in none."""

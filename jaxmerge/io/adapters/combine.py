@@ -38,7 +38,7 @@ from jaxmerge.io.computed import Computation, Computed
 from jaxmerge.io.safetensors import Leaves, Like
 
 APART = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-WAYS = ("cat", *APART, "svd", *(f"{way}_svd" for way in APART[1:]))
+METHODS = ("cat", *APART, "svd", *(f"{name}_svd" for name in APART[1:]))
 SIGNS = ("total", "frequency")
 F32 = np.dtype(np.float32)
 
@@ -66,15 +66,15 @@ def drop(x: np.ndarray, density: float, key: tuple[int, ...]) -> np.ndarray:
         return x
     if density <= 0:
         return np.zeros_like(x)
-    kept = np.random.default_rng(key).random(x.shape) < density
-    return (x * kept / density).astype(x.dtype)
+    mask = np.random.default_rng(key).random(x.shape) < density
+    return (x * mask / density).astype(x.dtype)
 
 
 def reduce(
-    way: str, some: Sequence[np.ndarray], weights: Sequence[float], density: float, sign: str,
+    method: str, arrays: Sequence[np.ndarray], weights: Sequence[float], density: float, sign: str,
     key: tuple[int, ...],
 ) -> np.ndarray:  # fmt: skip
-    """Combine arrays of one shape, entry by entry: `way` is one of `APART`.
+    """Combine arrays of one shape, entry by entry: `method` is one of `APART`.
 
     >>> pair = [np.float32([1, -1]), np.float32([1, 3])]
     >>> reduce("linear", pair, [0.5, 1], 1, "total", ()).tolist()
@@ -82,13 +82,13 @@ def reduce(
     >>> reduce("ties", pair, [1, 1], 1, "total", ()).tolist()
     [1.0, 3.0]
     """
-    if way.startswith("dare"):
-        some = [drop(x, density, (*key, t)) for t, x in enumerate(some)]
-    elif way != "linear":
-        some = [prune(x, density) for x in some]
-    rows = np.stack(some)
+    if method.startswith("dare"):
+        arrays = [drop(x, density, (*key, t)) for t, x in enumerate(arrays)]
+    elif method != "linear":
+        arrays = [prune(x, density) for x in arrays]
+    rows = np.stack(arrays)
     scaled = rows * np.asarray(weights, rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
-    if not way.endswith("ties"):
+    if not method.endswith("ties"):
         return scaled.sum(0)
     total = rows.sum(0) if sign == "total" else np.sign(rows).sum(0)
     agree = np.sign(rows) == np.where(total >= 0, 1, -1)
@@ -118,23 +118,23 @@ class Combination:
 
     Args:
         adapters: of one base.
-        way: one of `WAYS`.
+        method: one of `METHODS`.
         weights: one for each adapter, 1 by default.
         density: share of entries that stay, in [0, 1].
-        rank: of the ways with svd; by default the largest of the adapters.
+        rank: of the methods with svd; by default the largest of the adapters.
         sign: how ties elects, by the "total" of the entries or by the "frequency" of their signs.
         seed: of dare's masks.
 
     Raises:
-        UserError: a setting that the way lacks or does not take, adapters that cannot be combined;
-            from settings and headers.
+        UserError: a setting that the method lacks or does not take, adapters that cannot be
+            combined; from settings and headers.
     """
 
     def __init__(
-        self, adapters: Sequence[Adapter], way: str, *, weights: Sequence[float] | None = None,
+        self, adapters: Sequence[Adapter], method: str, *, weights: Sequence[float] | None = None,
         density: float | None = None, rank: int | None = None, sign: str = "total", seed: int = 0,
     ):  # fmt: skip
-        self.adapters, self.way, self.seed, self.sign = list(adapters), way, seed, sign
+        self.adapters, self.method, self.seed, self.sign = list(adapters), method, seed, sign
         self._check(weights, density, rank)
         self.weights = [1.0] * len(adapters) if weights is None else [float(w) for w in weights]
         self.density = 1.0 if density is None else float(density)
@@ -145,9 +145,11 @@ class Combination:
         self._check_modules()
 
     def _check(self, weights: Any, density: Any, rank: Any) -> None:
-        way, count = self.way, len(self.adapters)
-        if way not in WAYS:
-            raise UserError(f"no way to combine adapters is named {way!r}: {closest(way, WAYS)}")
+        method, count = self.method, len(self.adapters)
+        if method not in METHODS:
+            raise UserError(
+                f"no way to combine adapters is named {method!r}: {closest(method, METHODS)}"
+            )
         number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v == v
         wrong = []
         if weights is not None and (
@@ -158,10 +160,10 @@ class Combination:
             wrong.append(f"weights must be {count} numbers, one for each adapter, got {weights!r}")
         if density is not None and not (number(density) and 0 <= density <= 1):
             wrong.append(f"density must be in [0, 1], got {density!r}")
-        if way.removesuffix("_svd") in APART[1:] and density is None:
-            wrong.append(f"{way} needs a density")
-        if rank is not None and "svd" not in way:
-            wrong.append(f"{way} takes no rank; svd does")
+        if method.removesuffix("_svd") in APART[1:] and density is None:
+            wrong.append(f"{method} needs a density")
+        if rank is not None and "svd" not in method:
+            wrong.append(f"{method} takes no rank; svd does")
         elif rank is not None and (type(rank) is not int or rank < 1):
             wrong.append(f"rank must be at least 1, got {rank!r}")
         if self.sign not in SIGNS:
@@ -179,14 +181,14 @@ class Combination:
             if more:
                 wrong.append(f"{a.folder} has rows or biases of its own, of {more[0]!r}")
         for path in self.modules:
-            some = self._of(path)
-            products = {(d[1:], u[:1], m.embedding) for _, m, d, u in some}
-            ranks = {m.rank for _, m, _, _ in some}
+            entries = self._of(path)
+            products = {(d[1:], u[:1], m.embedding) for _, m, d, u in entries}
+            ranks = {m.rank for _, m, _, _ in entries}
             if len(products) > 1:
-                shapes = [f"A {list(d)}, B {list(u)} in {a.folder.name}" for a, _, d, u in some]
+                shapes = [f"A {list(d)}, B {list(u)} in {a.folder.name}" for a, _, d, u in entries]
                 wrong.append(f"{path!r} differs in shape: {bounded(shapes, 2)}")
-            elif self.way in APART and len(ranks) > 1:
-                wrong.append(f"{path!r} has ranks {sorted(ranks)}; {self.way} needs equal ones")
+            elif self.method in APART and len(ranks) > 1:
+                wrong.append(f"{path!r} has ranks {sorted(ranks)}; {self.method} needs equal ones")
         saved: dict[str, Adapter] = {}
         for a in self.adapters:
             for leaf in a.replaced:
@@ -208,15 +210,15 @@ class Combination:
 
     def _width(self, path: str) -> int:
         """The rank of a module of the result."""
-        some = self._of(path)
-        total = sum(m.rank for _, m, _, _ in some)
-        if self.way == "cat":
+        entries = self._of(path)
+        total = sum(m.rank for _, m, _, _ in entries)
+        if self.method == "cat":
             return total
-        _, module, down, up = some[0]
-        if self.way in APART:
+        _, module, down, up = entries[0]
+        if self.method in APART:
             return module.rank
         most = min(int(np.prod(down[1:])), up[0])
-        most = min(most, total) if self.way == "svd" else most  # a sum has no greater rank
+        most = min(most, total) if self.method == "svd" else most  # a sum has no greater rank
         return min(self.rank, most)
 
     def factors(self, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -229,23 +231,23 @@ class Combination:
         down = [a.reshape(len(a), -1) for _, _, a, _ in rows]
         up = [b.reshape(len(b), -1) for _, _, _, b in rows]
         key = (self.seed, zlib.crc32(path.encode()))
-        if self.way in ("cat", "svd"):
+        if self.method in ("cat", "svd"):
             both = [np.float32(w * s) * a for (w, s, _, _), a in zip(rows, down, strict=True)]
             a, b = np.concatenate(both), np.concatenate(up, axis=1)
-            return (a, b) if self.way == "cat" else cut_factors(a, b, self._width(path))
-        if self.way in APART:
+            return (a, b) if self.method == "cat" else cut_factors(a, b, self._width(path))
+        if self.method in APART:
             roots = [np.sqrt(abs(w * s)) for w, s, _, _ in rows]
             signed = [
                 r * (1 if w * s >= 0 else -1) for r, (w, s, _, _) in zip(roots, rows, strict=True)
             ]
-            half = lambda x, w, n: reduce(self.way, x, w, self.density, self.sign, (*key, n))
+            half = lambda x, w, n: reduce(self.method, x, w, self.density, self.sign, (*key, n))
             return half(down, signed, 0).astype(F32), half(up, roots, 1).astype(F32)
         products = [
             np.float32(s) * (b @ a) for (_, s, _, _), a, b in zip(rows, down, up, strict=True)
         ]
         weights = [w for w, *_ in rows]
-        way = self.way.removesuffix("_svd")
-        total = reduce(way, products, weights, self.density, self.sign, key)
+        method = self.method.removesuffix("_svd")
+        total = reduce(method, products, weights, self.density, self.sign, key)
         return cut(total, self._width(path))
 
     # ------------------------------------------------------------ the result
@@ -286,7 +288,7 @@ class Combination:
         lists = [a.config.get("target_modules") for a in self.adapters]
         plain = all(isinstance(t, list) for t in lists)
         plain = plain and not any(a.config.get(k) for a in self.adapters for k in limits)
-        wanted = {t for some in lists for t in some or ()} if plain else set(self.modules)
+        wanted = {t for targets in lists for t in targets or ()} if plain else set(self.modules)
         whole = {m for a in self.adapters for m in a.config.get("modules_to_save") or []}
         return out | {
             "r": most, "lora_alpha": most, "rank_pattern": short, "alpha_pattern": short,

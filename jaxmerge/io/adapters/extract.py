@@ -65,44 +65,44 @@ def choose(
             table = role in ("embedding", "position", "table")
             transposed = "transposed" if stored_in_out(arch, base.like, n) else "linear"
             kernels[n] = "embedding" if table else transposed
-    found = Extraction(kernels, [], {}, [], [])
+    selection = Extraction(kernels, [], {}, [], [])
     if rest:
-        _choose_rest(found, base, model, arch)
-    return found
+        _choose_rest(selection, base, model, arch)
+    return selection
 
 
-def _choose_rest(found: Extraction, base: Source, model: Source, arch: Any) -> None:
+def _choose_rest(selection: Extraction, base: Source, model: Source, arch: Any) -> None:
     changed, twins = [], {}
     for n in model:
         twin = n if n in base else next((c for c in arch.copies(n) if c in base), None)
         if twin is None:
-            found.left += [n] if is_float(model.like[n]) else []
-        elif n not in found.kernels and is_float(model.like[n]):
+            selection.left += [n] if is_float(model.like[n]) else []
+        elif n not in selection.kernels and is_float(model.like[n]):
             twins[n] = twin
             if not _same(base, twin, model, n):
                 changed.append(n)
-    beside = {k.removesuffix(END) + ".bias" for k in found.kernels}
+    beside = {k.removesuffix(END) + ".bias" for k in selection.kernels}
     if any(n in beside for n in changed):
-        found.biases = [n for n in model if n in beside and n in base]
-    inside = set(found.kernels) | beside
+        selection.biases = [n for n in model if n in beside and n in base]
+    inside = set(selection.kernels) | beside
     modules = {}
     for n in changed:
         if n in beside:
             continue
         module = n.rpartition(".")[0]
         if not module or any(k.startswith(f"{module}.") for k in inside):
-            found.left.append(n)  # a parameter of a module that holds adapted ones
+            selection.left.append(n)  # a parameter of a module that holds adapted ones
         else:
             modules[module] = None
-    found.modules = [m for m in modules if not any(m.startswith(f"{o}.") for o in modules)]
+    selection.modules = [m for m in modules if not any(m.startswith(f"{o}.") for o in modules)]
     for n in twins:
-        if any(n.startswith(f"{m}.") for m in found.modules):
-            found.saved[n] = n
-    for n in list(found.saved):  # PEFT replaces one of two tied modules only
+        if any(n.startswith(f"{m}.") for m in selection.modules):
+            selection.saved[n] = n
+    for n in list(selection.saved):  # PEFT replaces one of two tied modules only
         for head in arch.copies(n):
             if head not in base and head not in model:
-                found.saved[head] = n
-                found.modules.append(head.removesuffix(END))
+                selection.saved[head] = n
+                selection.modules.append(head.removesuffix(END))
 
 
 def _same(base: Source, twin: str, model: Source, name: str) -> bool:
@@ -165,12 +165,12 @@ def short_names(modules: list[str], all_modules: set[str], whole_part: bool) -> 
     for m in modules:
         last = m.rpartition(".")[2]
         end = f".{last}" if whole_part else last
-        found = [p for p in all_modules if p.endswith(end) or p == last]
-        out.add(last if all(p in modules for p in found) else m)
+        matches = [p for p in all_modules if p.endswith(end) or p == last]
+        out.add(last if all(p in modules for p in matches) else m)
     return sorted(out)
 
 
-def settings(found: Extraction, base: Source, ranks: dict[str, int]) -> dict[str, Any]:
+def settings(selection: Extraction, base: Source, ranks: dict[str, int]) -> dict[str, Any]:
     """adapter_config.json of an extraction, by the rank of every kernel."""
     most = max(ranks.values(), default=1)
     short = {n.removesuffix(END): r for n, r in ranks.items() if r != most}
@@ -182,8 +182,8 @@ def settings(found: Extraction, base: Source, ranks: dict[str, int]) -> dict[str
         "peft_type": "LORA", "base_model_name_or_path": base.ref, "r": most, "lora_alpha": most,
         "target_modules": short_names(chosen, modules, True), "rank_pattern": short,
         "alpha_pattern": short, "lora_dropout": 0.0,
-        "bias": "lora_only" if found.biases else "none",
-        "modules_to_save": short_names(found.modules, modules, False) or None,
-        "fan_in_fan_out": any(found.kernels[n] == "transposed" for n in ranks),
+        "bias": "lora_only" if selection.biases else "none",
+        "modules_to_save": short_names(selection.modules, modules, False) or None,
+        "fan_in_fan_out": any(selection.kernels[n] == "transposed" for n in ranks),
         "use_rslora": False, "inference_mode": True, "task_type": None,
     }  # fmt: skip

@@ -56,8 +56,8 @@ class Architecture:
         if self.known:  # what lies in them was never judged
             inside = lambda c: any(c.startswith((f"{o}.*", f"{o}/*")) for o in others)
             others |= {c for c in here if c not in layers and inside(c)}
-        found = find_stacks(self._shapes, layers, others)
-        return {s.path: self._counted(s, match.get(s.path)) for s in found}
+        stacks = find_stacks(self._shapes, layers, others)
+        return {s.path: self._counted(s, match.get(s.path)) for s in stacks}
 
     def _nearest(self, container: str, known: Mapping[str, Any] | Sequence[str]) -> str | None:
         """The known container that shares most segments with this one, if it is one only."""
@@ -196,9 +196,9 @@ class Architecture:
             digits = iter([p for p, k in zip(here, known, strict=True) if k == "*"])
             new = renames[prefix].split(".") if renames[prefix] else []
             head = [next(digits, "") if p == "*" else p for p in new]
-            found = ".".join([*head, *parts[len(known) :]])
-            if found in self._names:
-                return found
+            candidate = ".".join([*head, *parts[len(known) :]])
+            if candidate in self._names:
+                return candidate
         return name
 
     def merged(self, name: str) -> bool:
@@ -375,10 +375,9 @@ class Architecture:
             by_role.setdefault(self.role(n), []).append(n)
         for role in ("embedding", "head", "position", "router", "experts", "buffer"):
             if role in by_role:
-                some = list(dict.fromkeys(map(template, by_role[role])))
-                out.append(
-                    f"{role}: {', '.join(some[:3])}{f' and {len(some) - 3} more' * (len(some) > 3)}"
-                )
+                templates = list(dict.fromkeys(map(template, by_role[role])))
+                more = f" and {len(templates) - 3} more" if len(templates) > 3 else ""
+                out.append(f"{role}: {', '.join(templates[:3])}{more}")
         for group in self.tied:
             there = [n for n in group if n in self._names]
             if len(group) > 1 and there:

@@ -96,18 +96,18 @@ def find_stacks(
         >>> [(s.path, s.layers) for s in find_stacks(shapes)]
         [('model.layers', 2)]
     """
-    found, groups, depth = [], _group(shapes, 0), 0
+    stacks, groups, depth = [], _group(shapes, 0), 0
     while groups:
         inside = []
         for path, members in groups.items():
             known = path in layers
             if known or (path not in others and _is_stack(path, members, shapes, depth)):
-                found.append(Stack(path, tuple(sorted(members))))
+                stacks.append(Stack(path, tuple(sorted(members))))
             else:
-                inside += [name for some in members.values() for name in some.values()]
+                inside += [name for member in members.values() for name in member.values()]
         depth += 1
         groups = _group(inside, depth)
-    return sorted(found, key=lambda s: s.path)
+    return sorted(stacks, key=lambda s: s.path)
 
 
 def place_of(name: str, stacks: Mapping[str, Stack]) -> Place | None:
@@ -136,11 +136,11 @@ def _group(names: Iterable[str], depth: int) -> dict[str, dict[tuple[int, ...], 
     """Container of the number at that depth -> its members."""
     groups: dict[str, dict[tuple[int, ...], dict[str, str]]] = {}
     for name in names:
-        found = numbers(name)
-        if len(found) > depth:
-            values = tuple(n.value for n in found[: depth + 1])
-            members = groups.setdefault(found[depth].container, {})
-            members.setdefault(values, {})[name[found[depth].stop :]] = name
+        positions = numbers(name)
+        if len(positions) > depth:
+            values = tuple(n.value for n in positions[: depth + 1])
+            members = groups.setdefault(positions[depth].container, {})
+            members.setdefault(values, {})[name[positions[depth].stop :]] = name
     return groups
 
 
@@ -159,7 +159,7 @@ def _is_stack(path: str, members: Members, shapes: Mapping[str, tuple], depth: i
                 return True
     if not LAYER.search(path) or any(values[-1] for values in members):
         return False
-    names = [n for some in members.values() for n in some.values()]
+    names = [n for member in members.values() for n in member.values()]
     return not any(_is_stack(p, m, shapes, depth + 1) for p, m in _group(names, depth + 1).items())
 
 

@@ -53,7 +53,7 @@ def _tables() -> list[dict[str, Any]]:
 @functools.cache
 def known(model_type: str) -> Known | None:
     """What is known of a model type (config.json's ``model_type``), or None."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     there = False
     for table in _tables():
         entry = table.get("families", {}).get(model_type)
@@ -62,10 +62,10 @@ def known(model_type: str) -> Known | None:
             entry = table["entries"][entry] if isinstance(entry, int) else entry
             for key, value in entry.items():
                 if isinstance(value, dict):
-                    found[key] = {**found.get(key, {}), **value}
+                    entries[key] = {**entries.get(key, {}), **value}
                 else:
-                    found[key] = (*found.get(key, ()), *map(_frozen, value))
-    return Known(**found) if there else None
+                    entries[key] = (*entries.get(key, ()), *map(_frozen, value))
+    return Known(**entries) if there else None
 
 
 def families() -> list[str]:

@@ -62,7 +62,7 @@ def config_of(stored: Tensors, who: str) -> dict[str, Any]:
         UserError: metadata that are missing or of another type than they must be.
     """
     name, kind = kind_of(stored.metadata, who)
-    found: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     for key, entry in ENTRIES.items():
         value = stored.metadata.get(f"{name}.{key}")
         if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
@@ -72,79 +72,79 @@ def config_of(stored: Tensors, who: str) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, number) or not 0 < value < 1e12:
                 shown = str(value)[:40]
                 raise UserError(f"{who}: {name}.{key} is {shown!r}, expected {say} above 0.")
-            found[entry] = float(str(np.float32(value))) if isinstance(value, float) else value
+            config[entry] = float(str(np.float32(value))) if isinstance(value, float) else value
     needed = ("embedding_length", "block_count", "attention.head_count")
-    if missing := [f"{name}.{key}" for key in needed if ENTRIES[key] not in found]:
+    if missing := [f"{name}.{key}" for key in needed if ENTRIES[key] not in config]:
         raise UserError(f"{who} does not say {', '.join(missing)}.")
     experts = stored.metadata.get(f"{name}.expert_count", 0)
-    found["model_type"] = kind.moe if experts else kind.family
+    config["model_type"] = kind.moe if experts else kind.family
     if experts:
-        found["num_local_experts" if kind.moe == "mixtral" else "num_experts"] = experts
-        found["norm_topk_prob"] = kind.moe != "qwen2_moe"
+        config["num_local_experts" if kind.moe == "mixtral" else "num_experts"] = experts
+        config["norm_topk_prob"] = kind.moe != "qwen2_moe"
     embedding = stored.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"{who} has no embedding token_embd.weight of two axes.")
-    found["vocab_size"] = embedding.shape[0]
-    found["tie_word_embeddings"] = "output.weight" not in stored.tensors
+    config["vocab_size"] = embedding.shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in stored.tensors
     if "blk.0.attn_q.bias" in stored.tensors:
-        found["qkv_bias" if kind.family == "qwen2_moe" else "attention_bias"] = True
+        config["qkv_bias" if kind.family == "qwen2_moe" else "attention_bias"] = True
     if name in LARGE_GEMMA:
-        head = found.get("head_dim", 256)
-        if found["num_hidden_layers"] == LARGE_GEMMA[name]:
-            head = found["hidden_size"] // found["num_attention_heads"]
-        found["query_pre_attn_scalar"] = head
-    found |= _rope(stored, name, found, who)
+        head = config.get("head_dim", 256)
+        if config["num_hidden_layers"] == LARGE_GEMMA[name]:
+            head = config["hidden_size"] // config["num_attention_heads"]
+        config["query_pre_attn_scalar"] = head
+    config |= _rope(stored, name, config, who)
     for token, entry in TOKENS.items():
         value = stored.metadata.get(f"tokenizer.ggml.{token}_token_id")
         if isinstance(value, int):
-            found[entry] = value
-    return found
+            config[entry] = value
+    return config
 
 
-def _rope(stored: Tensors, name: str, found: Mapping[str, Any], who: str) -> dict[str, Any]:
+def _rope(stored: Tensors, name: str, config: Mapping[str, Any], who: str) -> dict[str, Any]:
     """Scalings of the rotation: in the metadata, or as factors of every frequency."""
     scaling = stored.metadata.get(f"{name}.rope.scaling.type", "none")
     factor = stored.metadata.get(f"{name}.rope.scaling.factor")
     original = stored.metadata.get(f"{name}.rope.scaling.original_context_length")
     if "rope_freqs.weight" in stored.tensors:
         factors = stored.values("rope_freqs.weight").astype(np.float32)
-        return {"rope_scaling": _llama3(factors, found, original or 8192, who)}
+        return {"rope_scaling": _llama3(factors, config, original or 8192, who)}
     if {"rope_factors_long.weight", "rope_factors_short.weight"} & set(stored.tensors):
         long, short = (
             stored.values(f"rope_factors_{n}.weight").astype(float).tolist()
             for n in ("long", "short")
         )
-        said = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        rope = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
         attention = stored.metadata.get(f"{name}.rope.scaling.attn_factor")
-        said |= {"attention_factor": attention} if attention else {}
-        return {"rope_scaling": said, "original_max_position_embeddings": original}
+        rope |= {"attention_factor": attention} if attention else {}
+        return {"rope_scaling": rope, "original_max_position_embeddings": original}
     if scaling in ("none", "") or factor is None:
         return {}
     if scaling not in ("linear", "yarn"):
         raise UserError(f"{who}: {name}.rope.scaling.type is {scaling!r}, expected linear or yarn.")
-    said = {"rope_type": scaling, "factor": float(factor)}
+    rope = {"rope_type": scaling, "factor": float(factor)}
     if scaling == "yarn" and original:
-        said["original_max_position_embeddings"] = original
-    return {"rope_scaling": said}
+        rope["original_max_position_embeddings"] = original
+    return {"rope_scaling": rope}
 
 
-def _llama3(factors: np.ndarray, found: Mapping, original: int, who: str) -> dict[str, Any]:
+def _llama3(factors: np.ndarray, config: Mapping, original: int, who: str) -> dict[str, Any]:
     """Llama 3's scaling, which a GGUF file keeps as what each frequency is divided by."""
-    said = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA_3}
-    said["original_max_position_embeddings"] = original
-    expected = llama3_factors(said, found.get("rope_theta", 10000.0), 2 * len(factors))
+    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA_3}
+    scaling["original_max_position_embeddings"] = original
+    expected = llama3_factors(scaling, config.get("rope_theta", 10000.0), 2 * len(factors))
     if not np.allclose(factors, expected, rtol=1e-3):
         raise UserError(f"{who}: rope_freqs.weight is not the scaling of Llama 3.1 and its kin.")
-    return said
+    return scaling
 
 
-def llama3_factors(said: Mapping[str, Any], theta: float, width: int) -> np.ndarray:
+def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int) -> np.ndarray:
     """What Llama 3's scaling divides each frequency by, float32 `[width / 2]`."""
     inverse = float(theta) ** (-np.arange(0, width, 2) / width)
-    wave, low, high = 2 * math.pi / inverse, said["low_freq_factor"], said["high_freq_factor"]
-    share = (said["original_max_position_embeddings"] / wave - low) / (high - low)
+    wave, low, high = 2 * math.pi / inverse, scaling["low_freq_factor"], scaling["high_freq_factor"]
+    share = (scaling["original_max_position_embeddings"] / wave - low) / (high - low)
     share = np.clip(share, 0, 1)
-    return (1 / ((1 - share) / said["factor"] + share)).astype(np.float32)
+    return (1 / ((1 - share) / scaling["factor"] + share)).astype(np.float32)
 
 
 def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
@@ -164,45 +164,50 @@ def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
             f"A model of type {family!r} cannot be written as GGUF ({closest(str(family), known)})."
         )
     name = names[0]
-    said = {key: config[entry] for key, entry in ENTRIES.items() if config.get(entry) is not None}
+    metadata = {
+        key: config[entry] for key, entry in ENTRIES.items() if config.get(entry) is not None
+    }
     if config.get("use_sliding_window") is False:
-        said.pop("attention.sliding_window", None)
+        metadata.pop("attention.sliding_window", None)
     usual = 1e-5 if family in ("phi3", "mixtral") else 1e-6  # transformers', where none is said
-    said.setdefault("attention.layer_norm_rms_epsilon", usual)
-    heads = said["attention.head_count"]
-    said.setdefault("attention.head_count_kv", heads)
-    head = said.get("attention.key_length", said["embedding_length"] // heads)
-    if "attention.key_length" in said:
-        said["attention.value_length"] = head
+    metadata.setdefault("attention.layer_norm_rms_epsilon", usual)
+    heads = metadata["attention.head_count"]
+    metadata.setdefault("attention.head_count_kv", heads)
+    head = metadata.get("attention.key_length", metadata["embedding_length"] // heads)
+    if "attention.key_length" in metadata:
+        metadata["attention.value_length"] = head
     experts = config.get("num_local_experts") or config.get("num_experts")
     if KINDS[name].moe == family and experts:
-        said["expert_count"] = experts
+        metadata["expert_count"] = experts
     given = config.get("rope_parameters") or {}
     full = given.get("full_attention", given) or {}
-    said.setdefault("rope.freq_base", full.get("rope_theta"))
-    if said["rope.freq_base"] is None:
-        del said["rope.freq_base"]
+    metadata.setdefault("rope.freq_base", full.get("rope_theta"))
+    if metadata["rope.freq_base"] is None:
+        del metadata["rope.freq_base"]
     part = full.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    said["rope.dimension_count"] = int(head * part)
+    metadata["rope.dimension_count"] = int(head * part)
     scaling = {**full, **(config.get("rope_scaling") or {})}
     how = scaling.get("rope_type") or scaling.get("type") or "default"
     if how in ("linear", "yarn"):
-        said["rope.scaling.type"], said["rope.scaling.factor"] = how, float(scaling["factor"])
+        metadata["rope.scaling.type"], metadata["rope.scaling.factor"] = (
+            how,
+            float(scaling["factor"]),
+        )
         if how == "yarn" and scaling.get("original_max_position_embeddings"):
             original = scaling["original_max_position_embeddings"]
-            said["rope.scaling.original_context_length"] = original
+            metadata["rope.scaling.original_context_length"] = original
     elif how not in ("default", "llama3"):
         raise UserError(f"A rotation scaled by {how!r} cannot be written as GGUF.")
-    return name, KINDS[name], said
+    return name, KINDS[name], metadata
 
 
 def scaling_tensor(config: Mapping[str, Any]) -> np.ndarray | None:
     """The tensor `rope_freqs.weight` that Llama 3's scaling is written as; None without it."""
     given = config.get("rope_parameters") or {}
-    said = {**given, **(config.get("rope_scaling") or {})}
-    if (said.get("rope_type") or said.get("type")) != "llama3":
+    scaling = {**given, **(config.get("rope_scaling") or {})}
+    if (scaling.get("rope_type") or scaling.get("type")) != "llama3":
         return None
-    said.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    theta = said.get("rope_theta") or config.get("rope_theta", 10000.0)
-    return llama3_factors(said, theta, head)
+    theta = scaling.get("rope_theta") or config.get("rope_theta", 10000.0)
+    return llama3_factors(scaling, theta, head)

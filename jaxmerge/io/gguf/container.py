@@ -97,8 +97,8 @@ class _Cursor:
 
     def value(self, kind: int, what: str) -> Any:
         if kind in SCALARS:
-            found = self.number(SCALARS[kind], what)
-            return bool(found) if kind == BOOL else found
+            number = self.number(SCALARS[kind], what)
+            return bool(number) if kind == BOOL else number
         if kind == STRING:
             return self.text(what)
         if kind != ARRAY:
@@ -152,23 +152,23 @@ def _parse(cursor: _Cursor, size: int) -> Contents:
     if not isinstance(align, int) or not 0 < align <= 1 << 20 or align & (align - 1):
         raise HeaderError(f"general.alignment is {align!r}, expected a power of two")
     data = -(-cursor.at // align) * align
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for name, kind, shape, offset, count in listed:
         start = data + offset
-        if name in found:
+        if name in by_name:
             raise HeaderError(f"the tensor {name!r} occurs twice")
         if offset % align or start + count > size:
             raise HeaderError(
                 f"the tensor {name!r} would be at bytes {start:,} to {start + count:,} of {size:,}"
                 f", aligned to {align}"
             )
-        found[name] = Tensor(kind, shape, start, start + count)
+        by_name[name] = Tensor(kind, shape, start, start + count)
     last, before = data, ""
-    for name, tensor in sorted(found.items(), key=lambda item: item[1].start):
+    for name, tensor in sorted(by_name.items(), key=lambda item: item[1].start):
         if tensor.start < last:
             raise HeaderError(f"the tensors {before!r} and {name!r} overlap")
         last, before = tensor.stop, name
-    return Contents(metadata, found)
+    return Contents(metadata, by_name)
 
 
 def _tensor(cursor: _Cursor, index: int) -> tuple[str, int, tuple[int, ...], int, int]:

@@ -125,10 +125,10 @@ def place_of(key: str, kind: Kind) -> Place:
     names = _modules(kind)
     if kind.experts is not None:
         _, experts, parts = kind.experts
-        found = re.fullmatch(rf"{re.escape(experts)}\.(\d+)\.({'|'.join(parts)})", module)
-        if found is not None:
-            name = _EXPERT[parts.index(found.group(2))]
-            return Place(f"blk.{layer}.{name}.{end}", "expert", int(found.group(1)))
+        expert = re.fullmatch(rf"{re.escape(experts)}\.(\d+)\.({'|'.join(parts)})", module)
+        if expert is not None:
+            name = _EXPERT[parts.index(expert.group(2))]
+            return Place(f"blk.{layer}.{name}.{end}", "expert", int(expert.group(1)))
     if module not in names:
         raise UserError(f"{key!r} has no place in a GGUF file of {kind.family}.")
     name = f"blk.{layer}.{names[module]}.{end}"

@@ -60,20 +60,20 @@ def files_of(metadata: Mapping[str, Any], context: int | None) -> dict[str, Any]
     Raises:
         UserError: no tokenizer in the file, or one of a kind that is not rebuilt.
     """
-    said = {
+    settings = {
         key.removeprefix("tokenizer.ggml."): value
         for key, value in metadata.items()
         if key.startswith("tokenizer.ggml.")
     }
-    tokens, kinds = said.get("tokens"), said.get("token_type")
+    tokens, kinds = settings.get("tokens"), settings.get("token_type")
     if not isinstance(tokens, list) or len(set(tokens)) != len(tokens):
         raise UserError("this GGUF file has no list of distinct tokens")
     if not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
         kinds = np.ones(len(tokens), np.int32)
     ids = {token: index for index, token in enumerate(tokens)}
-    model = {"gpt2": _byte_level, "llama": _sentencepiece}.get(said.get("model", ""))
+    model = {"gpt2": _byte_level, "llama": _sentencepiece}.get(settings.get("model", ""))
     if model is None:
-        raise UserError(f"a tokenizer of the kind {said.get('model')!r} is not rebuilt")
+        raise UserError(f"a tokenizer of the kind {settings.get('model')!r} is not rebuilt")
     added = [
         {
             "id": index, "content": tokens[index], "single_word": False, "lstrip": False,
@@ -84,14 +84,14 @@ def files_of(metadata: Mapping[str, Any], context: int | None) -> dict[str, Any]
     named = {
         name: tokens[index]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
-        if isinstance(index := said.get(f"{key}_token_id"), int) and 0 <= index < len(tokens)
+        if isinstance(index := settings.get(f"{key}_token_id"), int) and 0 <= index < len(tokens)
     }
     # llama.cpp puts it in front of SentencePiece's texts unless the file says otherwise
-    starts = bool(said.get("add_bos_token", said["model"] == "llama")) and "bos" in named
+    starts = bool(settings.get("add_bos_token", settings["model"] == "llama")) and "bos" in named
     rebuilt = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "post_processor": _template(named["bos"], ids[named["bos"]]) if starts else None,
-        **model(said, ids, named),
+        **model(settings, ids, named),
     }  # fmt: skip
     config: dict[str, Any] = {f"{name}_token": token for name, token in named.items()}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": starts}
@@ -103,15 +103,17 @@ def files_of(metadata: Mapping[str, Any], context: int | None) -> dict[str, Any]
     return {"tokenizer.json": rebuilt, "tokenizer_config.json": config}
 
 
-def _byte_level(said: Mapping, ids: Mapping[str, int], named: Mapping[str, str]) -> dict[str, Any]:
-    pre = said.get("pre", "default")
+def _byte_level(
+    settings: Mapping, ids: Mapping[str, int], named: Mapping[str, str]
+) -> dict[str, Any]:
+    pre = settings.get("pre", "default")
     pre = ALIASES.get(pre, pre)
     if pre not in CUTS:
         raise UserError(
             f"tokenizer.ggml.pre is {pre!r}, a way to cut text that is not known here (known: "
             f"{', '.join(CUTS)})"
         )
-    merges = [merge.split(" ") for merge in said.get("merges", [])]
+    merges = [merge.split(" ") for merge in settings.get("merges", [])]
     if wrong := [m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= ids.keys()]:
         raise UserError(f"{len(wrong)} merges are not of two tokens to a third, as {wrong[0]}")
     return {
@@ -126,17 +128,17 @@ def _byte_level(said: Mapping, ids: Mapping[str, int], named: Mapping[str, str])
     }  # fmt: skip
 
 
-def _sentencepiece(said: Mapping, ids: Mapping[str, int], named: Mapping[str, str]) -> dict:
-    scores = said.get("scores")
+def _sentencepiece(settings: Mapping, ids: Mapping[str, int], named: Mapping[str, str]) -> dict:
+    scores = settings.get("scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(ids):
         raise UserError("a SentencePiece tokenizer without a score for every token")
-    found = []
+    merges = []
     for token, index in ids.items():
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ids and right in ids:
-                found.append((-float(scores[index]), ids[left], ids[right], left, right))
-    prefix = said.get("add_space_prefix", True)
+                merges.append((-float(scores[index]), ids[left], ids[right], left, right))
+    prefix = settings.get("add_space_prefix", True)
     space = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
@@ -152,7 +154,7 @@ def _sentencepiece(said: Mapping, ids: Mapping[str, int], named: Mapping[str, st
             "type": "BPE", "dropout": None, "unk_token": named.get("unk"),
             "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
             "byte_fallback": True, "ignore_merges": False, "vocab": dict(ids),
-            "merges": [[left, right] for *_, left, right in sorted(found)],
+            "merges": [[left, right] for *_, left, right in sorted(merges)],
         },
     }  # fmt: skip
 
@@ -189,7 +191,7 @@ def metadata_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict
         raise UserError(f"its {len(ids)} tokens have ids that are not 0 to {len(ids) - 1}")
     tokens = sorted(ids, key=lambda token: ids[token])
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    said: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "model": "gpt2", "pre": pre, "tokens": tokens, "token_type": [kinds[t] for t in tokens],
         "merges": merges,
         "add_bos_token": bool(config.get("add_bos_token", False)),
@@ -198,11 +200,11 @@ def metadata_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict
         token = config.get(f"{name}_token")
         token = token["content"] if isinstance(token, dict) else token
         if token in ids:
-            said[f"{key}_token_id"] = ids[token]
-    found = {f"tokenizer.ggml.{key}": value for key, value in said.items()}
+            entries[f"{key}_token_id"] = ids[token]
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in entries.items()}
     if isinstance(config.get("chat_template"), str):
-        found["tokenizer.chat_template"] = config["chat_template"]
-    return found
+        metadata["tokenizer.chat_template"] = config["chat_template"]
+    return metadata
 
 
 def _same(steps: Mapping[str, Any], cut: Any) -> bool:

@@ -62,7 +62,7 @@ def write(
         raise UserError(f"--dtype of a GGUF file: found {dtype!r}, expected {', '.join(DTYPES)}.")
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
-    name, kind, said = configs.metadata_of(config)
+    name, kind, metadata = configs.metadata_of(config)
     names = [n for n in source if not n.endswith(".rotary_emb.inv_freq")]
     if config.get("tie_word_embeddings") and "lm_head.weight" in names:
         names.remove("lm_head.weight")
@@ -75,7 +75,7 @@ def write(
     try:
         writer.add_file_type(FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for key, value in said.items():
+        for key, value in metadata.items():
             _add(writer, f"{name}.{key}", value)
         for key, value in _tokenizer(folder, out).items():
             _add(writer, key, value)
@@ -111,13 +111,13 @@ def _tokenizer(folder: Path | None, out: Path) -> dict[str, Any]:
     path = member(folder, "tokenizer.json")
     if path is None or folder is None:
         return {"tokenizer.ggml.model": "none"}
-    said = member(folder, "tokenizer_config.json")
-    found = read_json(said) if said is not None else {}
+    config_file = member(folder, "tokenizer_config.json")
+    config = read_json(config_file) if config_file is not None else {}
     template = member(folder, "chat_template.jinja")
     if template is not None:
-        found["chat_template"] = read_text(template)
+        config["chat_template"] = read_text(template)
     try:
-        return metadata_of(read_json(path), found)
+        return metadata_of(read_json(path), config)
     except UserError as error:
         raise UserError(f"{out} cannot be written: {error}.") from None
 
@@ -160,10 +160,10 @@ def _announce(writer, name: str, shape: tuple[int, ...], kind: str) -> None:
 
 
 def _values(source: Leaves, keys: list[str], kind: Kind, config: Mapping[str, Any]) -> np.ndarray:
-    found = []
+    parts = []
     for key in sorted(keys, key=lambda key: place_of(key, kind).index):
         leaf = np.asarray(source[key]).astype(np.float32)
-        found.append(to_theirs(place_of(key, kind), leaf, heads_of(key, dict(config))))
+        parts.append(to_theirs(place_of(key, kind), leaf, heads_of(key, dict(config))))
     if place_of(keys[0], kind).kind == "expert":
-        return np.stack(found)
-    return np.ascontiguousarray(found[0])
+        return np.stack(parts)
+    return np.ascontiguousarray(parts[0])

@@ -15,8 +15,8 @@ is refused by its name with a way out; integers of a quantised leaf are never me
     MXFP4, NVFP4          gpt-oss, ModelOpt: `fp4`
     ====================  ======================================================================
 
-To add a scheme, write ``find(stored, setting, dtype) -> Found`` that looks at `stored.like` (names,
-shapes, dtypes; small leaves may be read) and at the settings, and enter it in `SCHEMES`.  A
+To add a scheme, write ``find(stored, setting, dtype) -> Recognised`` that looks at `stored.like`
+(names, shapes, dtypes; small leaves may be read) and at the settings, and enter it in `SCHEMES`. A
 format that is a file of its own (GGUF) returns a `Computed` from its reader in the same way and
 needs nothing else: sources, merges, `--check` and outputs see the computed leaves only.
 """
@@ -31,7 +31,7 @@ import numpy as np
 from jaxmerge.errors import UserError
 from jaxmerge.io.computed import Computed
 from jaxmerge.io.quantised import bitsandbytes, fp4, packed, scaled
-from jaxmerge.io.quantised.found import Found, float_dtype
+from jaxmerge.io.quantised.recognised import Recognised, float_dtype
 from jaxmerge.io.safetensors import Leaves
 
 SCHEMES = (bitsandbytes.find, packed.find, fp4.find, scaled.find)
@@ -83,10 +83,10 @@ def dequantised(stored: Leaves, config: Mapping[str, Any], who: str) -> Leaves:
     dtype = float_dtype(config, stored)
     computed, hidden, wrong = {}, set(), []
     for find in SCHEMES:
-        found: Found = find(stored, setting, dtype)
-        computed |= found.computed
-        hidden |= found.hidden
-        wrong += found.wrong
+        recognised: Recognised = find(stored, setting, dtype)
+        computed |= recognised.computed
+        hidden |= recognised.hidden
+        wrong += recognised.wrong
     used = hidden.union(*(c.parts for c in computed.values()))
     left = [n for n in stored if n not in used and _looks_packed(n, stored)]
     if wrong or left:
@@ -131,4 +131,4 @@ def _looks_packed(name: str, stored: Leaves) -> bool:
     return like.ndim >= 2 and np.dtype(like.dtype).kind in "iu" and name.endswith(ends)
 
 
-__all__ = ["Found", "dequantised", "setting_of", "without_setting"]
+__all__ = ["Recognised", "dequantised", "setting_of", "without_setting"]

@@ -19,36 +19,36 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.io.quantised.found import FLOATS, Found
+from jaxmerge.io.quantised.recognised import FLOATS, Recognised
 from jaxmerge.io.safetensors import Leaves
 
 STATE = ".quant_state.bitsandbytes__"
 MAX_BYTES = 1 << 16  # bytes of a quant_state
 
 
-def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
+def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Recognised:
     """Recognise ``.weight`` with ``.SCB``, and bytes with a ``quant_state``."""
-    found = Found()
+    recognised = Recognised()
     states = {n.partition(STATE)[0]: n for n in stored if STATE in n}
     for n in stored:
         if n.endswith(".SCB"):
-            _rows(found, stored, n.removesuffix(".SCB"), dtype)
+            _rows(recognised, stored, n.removesuffix(".SCB"), dtype)
         elif n in states:
-            _table(found, stored, n, states[n], dtype)
+            _table(recognised, stored, n, states[n], dtype)
         elif f"{n}.absmax" in stored:
-            found.wrong.append(f"{n!r} has .absmax and no quant_state")
-            found.hidden |= {m for m in stored if m.startswith(f"{n}.")} | {n}
-    return found
+            recognised.wrong.append(f"{n!r} has .absmax and no quant_state")
+            recognised.hidden |= {m for m in stored if m.startswith(f"{n}.")} | {n}
+    return recognised
 
 
-def _rows(found: Found, stored: Leaves, module: str, dtype: np.dtype) -> None:
+def _rows(recognised: Recognised, stored: Leaves, module: str, dtype: np.dtype) -> None:
     weight, scales, kind = f"{module}.weight", f"{module}.SCB", f"{module}.weight_format"
     like = stored.like.get(weight)
     if like is None or like.dtype != np.int8 or stored.like[scales].shape != like.shape[:1]:
-        found.wrong.append(f"{scales!r} belongs to no int8 leaf of as many rows")
+        recognised.wrong.append(f"{scales!r} belongs to no int8 leaf of as many rows")
         return
     if kind in stored and stored[kind].reshape(-1)[0] != 0:
-        found.wrong.append(f"{weight!r} is laid out in tiles of a GPU; save it by rows")
+        recognised.wrong.append(f"{weight!r} is laid out in tiles of a GPU; save it by rows")
         return
 
     def load() -> np.ndarray:
@@ -56,18 +56,18 @@ def _rows(found: Found, stored: Leaves, module: str, dtype: np.dtype) -> None:
             stored[weight].astype(np.float32) * (stored[scales].astype(np.float32) / 127)[:, None]
         )
 
-    found.add(stored, weight, like.shape, dtype, load, [weight, scales])
+    recognised.add(stored, weight, like.shape, dtype, load, [weight, scales])
 
 
-def _table(found: Found, stored: Leaves, name: str, state: str, dtype: np.dtype) -> None:
+def _table(recognised: Recognised, stored: Leaves, name: str, state: str, dtype: np.dtype) -> None:
     nested = [f"{name}.{p}" for p in ("nested_absmax", "nested_quant_map")]
     parts = [name, f"{name}.absmax", f"{name}.quant_map", state]
     about = _state(stored, state)
     missing = [p for p in parts if p not in stored]
     if about is None or missing:
         why = f"has no {missing[0]!r}" if missing else "has no readable quant_state"
-        found.wrong.append(f"{name!r} {why}")
-        found.hidden |= {m for m in stored if m.startswith(f"{name}.")} | {name}
+        recognised.wrong.append(f"{name!r} {why}")
+        recognised.hidden |= {m for m in stored if m.startswith(f"{name}.")} | {name}
         return
     shape, block = tuple(about["shape"]), about["blocksize"]
     size, two = math.prod(shape), all(n in stored for n in nested)
@@ -76,7 +76,9 @@ def _table(found: Found, stored: Leaves, name: str, state: str, dtype: np.dtype)
     fits &= stored.like[parts[1]].size == blocks and stored.like[parts[2]].size == 16
     fits &= two or stored.like[parts[1]].dtype != np.uint8
     if not fits:
-        found.wrong.append(f"{name!r} does not fit its shape {list(shape)} in blocks of {block}")
+        recognised.wrong.append(
+            f"{name!r} does not fit its shape {list(shape)} in blocks of {block}"
+        )
         return
 
     def load() -> np.ndarray:
@@ -93,7 +95,7 @@ def _table(found: Found, stored: Leaves, name: str, state: str, dtype: np.dtype)
 
     kind = FLOATS.get(str(about.get("dtype")))
     more = [n for n in nested if n in stored]
-    found.add(stored, name, shape, np.dtype(kind) if kind else dtype, load, parts + more)
+    recognised.add(stored, name, shape, np.dtype(kind) if kind else dtype, load, parts + more)
 
 
 def _state(stored: Leaves, state: str) -> dict[str, Any] | None:

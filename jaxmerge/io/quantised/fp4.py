@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.io.quantised.found import Found, as_scale
+from jaxmerge.io.quantised.recognised import Recognised, as_scale
 from jaxmerge.io.safetensors import Leaves
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -35,26 +35,28 @@ def decode(codes: np.ndarray) -> np.ndarray:
     return pairs.reshape(*codes.shape[:-1], -1)
 
 
-def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
+def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Recognised:
     """Recognise ``_blocks`` with ``_scales``, ``_packed`` bytes, and bytes with scales."""
-    found = Found()
+    recognised = Recognised()
     for n, like in stored.like.items():
         if like.dtype.name not in BYTES or like.ndim < 2:
             continue
         if n.endswith("_blocks") and (scales := f"{n[:-7]}_scales") in stored:
-            _experts(found, stored, n.removesuffix("_blocks"), n, scales, dtype)
+            _experts(recognised, stored, n.removesuffix("_blocks"), n, scales, dtype)
         elif n.endswith("_packed"):
             name = n.removesuffix("_packed")
-            _matrix(found, stored, name, n, f"{name}_global_scale", True, dtype)
+            _matrix(recognised, stored, name, n, f"{name}_global_scale", True, dtype)
         else:
-            _matrix(found, stored, n, n, f"{n}_scale_2", False, dtype)
-    return found
+            _matrix(recognised, stored, n, n, f"{n}_scale_2", False, dtype)
+    return recognised
 
 
-def _experts(found: Found, stored: Leaves, name: str, blocks: str, scales: str, dtype) -> None:
+def _experts(
+    recognised: Recognised, stored: Leaves, name: str, blocks: str, scales: str, dtype
+) -> None:
     shape = stored.like[blocks].shape
     if len(shape) < 3 or stored.like[scales].shape != shape[:-1]:
-        found.wrong.append(f"{blocks!r} does not fit its scales")
+        recognised.wrong.append(f"{blocks!r} does not fit its scales")
         return
     *lead, out, groups, width = shape
 
@@ -62,11 +64,11 @@ def _experts(found: Found, stored: Leaves, name: str, blocks: str, scales: str, 
         w = decode(stored[blocks]) * as_scale(stored[scales])[..., None]
         return np.ascontiguousarray(np.swapaxes(w.reshape(*lead, out, -1), -1, -2))
 
-    found.add(stored, name, (*lead, 2 * groups * width, out), dtype, load, [blocks, scales])
+    recognised.add(stored, name, (*lead, 2 * groups * width, out), dtype, load, [blocks, scales])
 
 
 def _matrix(
-    found: Found, stored: Leaves, name: str, codes: str, world: str, inverse: bool, dtype
+    recognised: Recognised, stored: Leaves, name: str, codes: str, world: str, inverse: bool, dtype
 ) -> None:
     scale = next((s for e in ("_scale", "_scale_inv") if (s := name + e) in stored), None)
     if scale is None and codes == name and name.endswith(".weight"):
@@ -78,7 +80,7 @@ def _matrix(
         return  # integers with scales, or no scheme that is known here
     shape = (*stored.like[codes].shape[:-1], 2 * stored.like[codes].shape[-1])
     if like.shape[:-1] != shape[:-1] or not like.shape[-1] or shape[-1] % like.shape[-1]:
-        found.wrong.append(f"{codes!r} does not fit its scales {list(like.shape)}")
+        recognised.wrong.append(f"{codes!r} does not fit its scales {list(like.shape)}")
         return
     parts = [codes, scale, *([world] if world in stored else [])]
 
@@ -90,4 +92,4 @@ def _matrix(
         w *= np.repeat(s, shape[-1] // s.shape[-1], axis=-1)
         return w
 
-    found.add(stored, name, shape, dtype, load, parts)
+    recognised.add(stored, name, shape, dtype, load, parts)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.io.quantised.found import Found
+from jaxmerge.io.quantised.recognised import Recognised
 from jaxmerge.io.safetensors import Leaves
 
 AWQ_PLACE = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # column c of eight lies in nibble AWQ_PLACE[c]
@@ -39,38 +39,38 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return ((pair >> shift) & np.uint64((1 << bits) - 1)).astype(np.int32)
 
 
-def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
+def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Recognised:
     """Recognise ``.qweight`` with ``.qzeros`` and ``.scales``, and ``_packed`` of int32."""
-    found = Found()
+    recognised = Recognised()
     for n, like in stored.like.items():
         if n.endswith(".qweight") and like.dtype == np.int32 and like.ndim == 2:
-            _columns(found, stored, n.removesuffix(".qweight"), setting, dtype)
+            _columns(recognised, stored, n.removesuffix(".qweight"), setting, dtype)
         elif n.endswith("_packed") and like.dtype == np.int32:
-            _rows(found, stored, n.removesuffix("_packed"), dtype)
-    return found
+            _rows(recognised, stored, n.removesuffix("_packed"), dtype)
+    return recognised
 
 
-def _columns(found: Found, stored: Leaves, module: str, setting, dtype: np.dtype) -> None:
+def _columns(recognised: Recognised, stored: Leaves, module: str, setting, dtype: np.dtype) -> None:
     """GPTQ and AWQ."""
     parts = [f"{module}.{p}" for p in ("qweight", "qzeros", "scales")]
     missing = [p for p in parts if p not in stored]
     if missing:
-        found.wrong.append(f"{parts[0]!r} has no {missing[0]!r}")
+        recognised.wrong.append(f"{parts[0]!r} has no {missing[0]!r}")
         return
     words, zeros, scales = (stored.like[p].shape for p in parts)
     order = f"{module}.g_idx"
     more = [order] if order in stored else []
     if len(scales) != 2 or len(zeros) != 2 or not zeros[1] or zeros[0] != scales[0]:
-        found.wrong.append(f"{parts[0]!r} does not fit its zeros and scales")
+        recognised.wrong.append(f"{parts[0]!r} does not fit its zeros and scales")
         return
     bits, rest = divmod(32 * zeros[1], scales[1])
     gptq, awq = words[1] == scales[1], bits == 4 and 8 * words[1] == scales[1]
     inputs = words[0] if awq else words[0] * 32 // bits if bits else 0
     if rest or bits not in BITS or not (gptq or awq):
-        found.wrong.append(f"{parts[0]!r} is laid out neither as GPTQ nor as AWQ (gemm)")
+        recognised.wrong.append(f"{parts[0]!r} is laid out neither as GPTQ nor as AWQ (gemm)")
         return
     if more and stored.like[order].shape != (inputs,):
-        found.wrong.append(f"{order!r} does not have {inputs} entries")
+        recognised.wrong.append(f"{order!r} does not have {inputs} entries")
         return
     second = str(setting.get("checkpoint_format", "")).lower() == "gptq_v2"
 
@@ -87,7 +87,7 @@ def _columns(found: Found, stored: Leaves, module: str, setting, dtype: np.dtype
         return np.ascontiguousarray(w.T)
 
     shape = (scales[1], inputs)
-    found.add(stored, f"{module}.weight", shape, dtype, load, [*parts, *more])
+    recognised.add(stored, f"{module}.weight", shape, dtype, load, [*parts, *more])
 
 
 def _awq(words: np.ndarray) -> np.ndarray:
@@ -101,20 +101,20 @@ def _groups(stored: Leaves, order: str, inputs: int, groups: int) -> np.ndarray:
     return np.arange(inputs) // math.ceil(inputs / groups)
 
 
-def _rows(found: Found, stored: Leaves, name: str, dtype: np.dtype) -> None:
+def _rows(recognised: Recognised, stored: Leaves, name: str, dtype: np.dtype) -> None:
     """compressed-tensors, pack-quantized."""
     packed, scale, shape_, zero, order = (
         name + end for end in ("_packed", "_scale", "_shape", "_zero_point", "_g_idx")
     )
     missing = [p for p in (scale, shape_) if p not in stored]
     if missing:
-        found.wrong.append(f"{packed!r} has no {missing[0]!r}")
+        recognised.wrong.append(f"{packed!r} has no {missing[0]!r}")
         return
     shape = tuple(int(v) for v in stored[shape_].reshape(-1)[:8])
     words, scales = stored.like[packed].shape, stored.like[scale].shape
     bits = [b for b in BITS if shape and words == (*shape[:-1], math.ceil(shape[-1] * b / 32))]
     if len(bits) != 1 or scales[:-1] != shape[:-1] or not 0 < scales[-1] <= shape[-1]:
-        found.wrong.append(f"{packed!r} does not fit its shape {list(shape)} and its scales")
+        recognised.wrong.append(f"{packed!r} does not fit its shape {list(shape)} and its scales")
         return
     (width,) = bits
     parts = [packed, *(p for p in (scale, shape_, zero, order) if p in stored)]
@@ -131,4 +131,4 @@ def _rows(found: Found, stored: Leaves, name: str, dtype: np.dtype) -> None:
             q = q - z.astype(np.int32)[..., group]
         return q.astype(np.float32) * s[..., group]
 
-    found.add(stored, name, shape, dtype, load, parts)
+    recognised.add(stored, name, shape, dtype, load, parts)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.io.quantised.found import Found, as_scale
+from jaxmerge.io.quantised.recognised import Recognised, as_scale
 from jaxmerge.io.safetensors import Leaves
 
 FP8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
@@ -35,9 +35,9 @@ def scale_of(stored: Leaves, name: str) -> str | None:
     return next((t for t in tries if t in stored), None)
 
 
-def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
+def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Recognised:
     """Recognise 8-bit leaves with scales."""
-    found = Found(hidden={n for n in ("scaled_fp8",) if n in stored})
+    recognised = Recognised(hidden={n for n in ("scaled_fp8",) if n in stored})
     block = _block_size(setting)
     for n, like in stored.like.items():
         if like.dtype.name not in (*FP8, "int8") or like.ndim < 1:
@@ -47,7 +47,7 @@ def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
             continue
         cut = blocks(like.shape, stored.like[scale].shape, block)
         if cut is None:
-            found.wrong.append(
+            recognised.wrong.append(
                 f"{n!r} {list(like.shape)} does not fit its scales {list(stored.like[scale].shape)}"
             )
             continue
@@ -60,8 +60,8 @@ def find(stored: Leaves, setting: Mapping[str, Any], dtype: np.dtype) -> Found:
             w *= spread(as_scale(stored[scale]), w.shape, cut)
             return w
 
-        found.add(stored, n, like.shape, dtype, load, parts)
-    return found
+        recognised.add(stored, n, like.shape, dtype, load, parts)
+    return recognised
 
 
 def _four_bits(stored: Leaves, scale: str) -> bool:

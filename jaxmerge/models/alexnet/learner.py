@@ -16,11 +16,11 @@ def tower(config: modeling.Config, dtype: str = "float32") -> Model:
     """Features without a head; ``aux["taps"]`` has the inputs of all kernels."""
 
     def apply(params: Leaves, inputs: Any, task: Any, **more: Any) -> Outputs:
-        found = modeling.forward(config, params, inputs, inputs=True, dtype=dtype, **more)
-        aux = {"taps": found.inputs}
+        output = modeling.forward(config, params, inputs, inputs=True, dtype=dtype, **more)
+        aux = {"taps": output.inputs}
         if more and config.running:
-            aux["statistics"] = found.statistics
-        return Outputs(None, found.features, aux)
+            aux["statistics"] = output.statistics
+        return Outputs(None, output.features, aux)
 
     return Model(
         init=lambda key: modeling.init(config, key),

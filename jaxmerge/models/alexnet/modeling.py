@@ -171,8 +171,8 @@ def forward(
         )
     mode = Mode(train, weight, [] if inputs else None, key)
     module = bind(AlexNet, config, params)
-    found = module(images.astype(dtype), mode)
-    return Forward(found, statistics(module) if train else {}, layer_inputs(module, mode))
+    output = module(images.astype(dtype), mode)
+    return Forward(output, statistics(module) if train else {}, layer_inputs(module, mode))
 
 
 def features(config: Config, params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:

@@ -56,12 +56,12 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     except UserError as error:
         raise UserError(f"{error}{hint(ref)}") from None
     try:
-        found, folder = source.config(), source.folder
-        if not found or folder is None:
+        settings, folder = source.config(), source.folder
+        if not settings or folder is None:
             raise ValueError(f"{ref}: expected a config.json beside the weights")
         keys = {plain: key for key in source if (plain := plain_key(key)) is not None}
         pooler = any(key.startswith("pooler.") for key in keys)
-        config = Config.from_hf(found, pooler=pooler)
+        config = Config.from_hf(settings, pooler=pooler)
         config = replace(config, **_pooling(folder, config))
         tensors = {plain: source[key] for plain, key in keys.items()}
         params = absorb(hf_table(config), tensors, param_shapes(config))

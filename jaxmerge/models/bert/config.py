@@ -71,8 +71,8 @@ class Config:
         if kind not in ("bert", "mpnet"):
             raise ValueError(f"config.json: found model_type {kind!r}, expected bert or mpnet")
         if config.get("position_embedding_type", "absolute") != "absolute":
-            found = config["position_embedding_type"]
-            raise ValueError(f"config.json: found {found!r} positions, expected absolute")
+            position_type = config["position_embedding_type"]
+            raise ValueError(f"config.json: found {position_type!r} positions, expected absolute")
         values = {ours: config[theirs] for ours, theirs in FIELDS.items() if theirs in config}
         if kind == "mpnet":
             values = {**MPNET, **values}

@@ -92,18 +92,18 @@ def _read(source: Source, config: Config | None) -> Model:
     fused = any("resblocks" in key for key in shapes)
     processing = None
     if fused:
-        found = read_json(folder / "open_clip_config.json") if folder else {}
+        settings = read_json(folder / "open_clip_config.json") if folder else {}
         if config is None:
-            config = config_from_open_clip(found) if found else config_from_shapes(shapes)
-        picture = found.get("preprocess_cfg", {})
+            config = config_from_open_clip(settings) if settings else config_from_shapes(shapes)
+        picture = settings.get("preprocess_cfg", {})
         if picture:
             mean, std = (tuple(picture.get(k, v)) for k, v in (("mean", MEAN), ("std", STD)))
             processing = Preprocess(config.image_tower.image, mean, std)
     elif config is None:
-        found = read_json(folder / "config.json") if folder else {}
-        if not found:
+        settings = read_json(folder / "config.json") if folder else {}
+        if not settings:
             raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-        config = Config.from_hf(found)
+        config = Config.from_hf(settings)
     params = absorb(layout_of(source, config), source, param_shapes(config), BUFFERS)
     tokenizer = None
     if config.text is not None and folder is not None:

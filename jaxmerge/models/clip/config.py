@@ -219,7 +219,7 @@ def _write(tower, fields: Mapping) -> dict:
 
 
 def _same(field: str, towers: list[Mapping], default):
-    found = {tower.get(field, default) for tower in towers}
-    if len(found) > 1:
-        raise ValueError(f"config.json: both towers must share {field}, found {sorted(found)}")
-    return found.pop()
+    values = {tower.get(field, default) for tower in towers}
+    if len(values) > 1:
+        raise ValueError(f"config.json: both towers must share {field}, found {sorted(values)}")
+    return values.pop()

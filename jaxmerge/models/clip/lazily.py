@@ -32,8 +32,8 @@ class Lazy(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
-        found = absorb([entry], {entry.key: self._source[entry.key]}, self._shapes)
-        return np.asarray(found[name], np.float32)
+        leaves = absorb([entry], {entry.key: self._source[entry.key]}, self._shapes)
+        return np.asarray(leaves[name], np.float32)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

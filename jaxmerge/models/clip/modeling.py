@@ -174,14 +174,14 @@ def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:
 
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter of the architecture; nothing is allocated."""
-    found = {
+    by_name = {
         f"{which}/{name}": shape
         for which in _present(config)
         for name, shape in shapes(_TOWERS[which], config).items()
     }
     if config.vision is not None and config.text is not None:
-        found["logit_scale"] = ()
-    return dict(sorted(found.items()))
+        by_name["logit_scale"] = ()
+    return dict(sorted(by_name.items()))
 
 
 def _run(which: str, config: Config, params: Mapping, inputs, compute: Compute) -> jax.Array:

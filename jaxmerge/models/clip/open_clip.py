@@ -16,13 +16,13 @@ OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")
 HEAD = 64  # width of a head where nothing else is said
 
 
-def config_from_open_clip(found: Mapping) -> Config:
+def config_from_open_clip(settings: Mapping) -> Config:
     """Reads the `model_cfg` of an `open_clip_config.json`.
 
     Raises:
       ValueError: settings of an architecture that is not OpenAI's ViT, all listed.
     """
-    model = found.get("model_cfg", found)
+    model = settings.get("model_cfg", settings)
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     known = {
         "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},

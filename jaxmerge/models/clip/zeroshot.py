@@ -92,10 +92,10 @@ def load_prompts(path: str | Path) -> dict[str, Prompts]:
     Raises:
       ValueError: entries without classes and templates, all listed.
     """
-    found = read_json(path)
+    entries = read_json(path)
     wrong = [
         name
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if not isinstance(entry, dict) or not entry.get("classes") or not entry.get("templates")
     ]
     if wrong:
@@ -107,5 +107,5 @@ def load_prompts(path: str | Path) -> dict[str, Prompts]:
             tuple(c if isinstance(c, str) else c[0] for c in entry["classes"]),
             tuple(entry["templates"]),
         )
-        for name, entry in found.items()
+        for name, entry in entries.items()
     }

@@ -61,9 +61,10 @@ def save_adapter(
     names = sorted(n.removesuffix(A) for n in params if n.endswith(A))
     wrong = [n for n in names if n not in modules]
     if not names or wrong:
-        found = ", ".join(wrong[:5]) if wrong else "none"
+        listed = ", ".join(wrong[:5]) if wrong else "none"
         raise UserError(
-            f"An adapter needs pairs at kernels that are modules of {config.family}; found {found}."
+            f"An adapter needs pairs at kernels that are modules of {config.family}; "
+            f"found {listed}."
         )
     if several := [n for n in names if len(params[n + A]) != 1]:
         raise UserError(
@@ -79,7 +80,7 @@ def save_adapter(
         ranks[modules[n]] = int(params[n + A].shape[2])
         scales[modules[n]] = float(pattern(alphas, n, alpha))
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
-    said = {
+    settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base or None,
         "r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "bias": "none",
         "lora_dropout": 0.0, "fan_in_fan_out": False, "inference_mode": True,
@@ -91,7 +92,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: np.ascontiguousarray(t, np.float32) for key, t in tensors.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(said, indent=1)
+    text = json.dumps(settings, indent=1)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 

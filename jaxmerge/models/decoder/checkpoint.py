@@ -73,10 +73,10 @@ def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool
 
 def read(source: Source, dtype: str | None = None) -> Model:
     """The decoder in an opened reference; Args and Raises as `load`."""
-    found = source.config()
-    if not found:
+    settings = source.config()
+    if not settings:
         raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-    config = Config.from_hf(found)
+    config = Config.from_hf(settings)
     stored = plain_keys(source)
     if config.tied and HEAD in stored:
         _check_tied(source, stored)
@@ -90,8 +90,8 @@ def read(source: Source, dtype: str | None = None) -> Model:
         raise ValueError(f"{source.ref}: {error}") from None
 
     def placed(entry):
-        found = absorb([entry], {entry.key: tensors[entry.key]}, shapes)
-        return {name: _place(leaf, dtype) for name, leaf in found.items()}
+        loaded = absorb([entry], {entry.key: tensors[entry.key]}, shapes)
+        return {name: _place(leaf, dtype) for name, leaf in loaded.items()}
 
     params = {}
     with ThreadPoolExecutor(READERS) as pool:  # reading, dequantising and turning at once
@@ -189,6 +189,6 @@ def save(
 
 
 def _generation(config: Config) -> dict[str, Any] | None:
-    found = {name: config.to_hf().get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    ids = {f"{name}_token_id": token for name, token in found.items() if token is not None}
+    tokens = {name: config.to_hf().get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {f"{name}_token_id": token for name, token in tokens.items() if token is not None}
     return ids or None

@@ -97,31 +97,31 @@ class Config:
         (4096, 32, True)
         """
         family = family_of(config)
-        found = {**family.defaults, **config}
-        _refuse(found)
-        say = lambda value: value.of(found) if isinstance(value, Key) else value
+        settings = {**family.defaults, **config}
+        _refuse(settings)
+        say = lambda value: value.of(settings) if isinstance(value, Key) else value
         heads, width, layers = (
-            found[f"num_{n}"] if n != "hidden_size" else found[n]
+            settings[f"num_{n}"] if n != "hidden_size" else settings[n]
             for n in ("attention_heads", "hidden_size", "hidden_layers")
         )
-        depth = found.get("head_dim") or width // heads
+        depth = settings.get("head_dim") or width // heads
         score_width = say(family.score_width) if family.score_width else depth
-        windows, local = _windows(family, found)
-        ropes = _ropes(family, found, depth, local)
+        windows, local = _windows(family, settings)
+        ropes = _ropes(family, settings, depth, local)
         kinds = tuple(dict.fromkeys(ropes))
         return cls(
-            family=found["model_type"],
-            vocab=found["vocab_size"],
+            family=settings["model_type"],
+            vocab=settings["vocab_size"],
             width=width,
             layers=layers,
             heads=heads,
-            kv_heads=found.get("num_key_value_heads") or heads,
+            kv_heads=settings.get("num_key_value_heads") or heads,
             depth=depth,
-            hidden=found["intermediate_size"],
-            activation=found.get("hidden_activation") or found["hidden_act"],
-            eps=float(found["rms_norm_eps"]),
-            context=found["max_position_embeddings"],
-            tied=bool(found["tie_word_embeddings"]),
+            hidden=settings["intermediate_size"],
+            activation=settings.get("hidden_activation") or settings["hidden_act"],
+            eps=float(settings["rms_norm_eps"]),
+            context=settings["max_position_embeddings"],
+            tied=bool(settings["tie_word_embeddings"]),
             bias=bool(say(family.bias)),
             out_bias=bool(say(family.out_bias)),
             mlp_bias=bool(say(family.mlp_bias)),
@@ -135,8 +135,8 @@ class Config:
             windows=windows,
             ropes=kinds,
             rope=tuple(kinds.index(rope) for rope in ropes),
-            experts=_experts(family, found, layers),
-            std=float(found["initializer_range"]),
+            experts=_experts(family, settings, layers),
+            std=float(settings["initializer_range"]),
             hf=json.dumps(dict(config), sort_keys=True),
         )
 
@@ -153,8 +153,8 @@ class Config:
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json with which transformers builds the same architecture."""
-        found = json.loads(self.hf)
-        return {"architectures": [FAMILIES[self.family].architecture], **found}
+        settings = json.loads(self.hf)
+        return {"architectures": [FAMILIES[self.family].architecture], **settings}
 
     def edit(self, **entries: Any) -> Config:
         """Another config with other entries of config.json, as `vocab_size=...`."""
@@ -205,73 +205,73 @@ _SIZES = (
 )  # fmt: skip
 
 
-def _refuse(found: Mapping[str, Any]) -> None:
+def _refuse(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for entries that no decoder can have."""
     wrong = [
-        f"{name} is {found.get(name)!r}, expected a whole number above 0"
+        f"{name} is {settings.get(name)!r}, expected a whole number above 0"
         for name in (*_SIZES, "num_key_value_heads", "head_dim")
-        if (name in _SIZES or found.get(name) is not None)
-        and not (type(found.get(name)) is int and 0 < found[name] < 1 << 31)
+        if (name in _SIZES or settings.get(name) is not None)
+        and not (type(settings.get(name)) is int and 0 < settings[name] < 1 << 31)
     ]
-    if found.get("use_bidirectional_attention"):
+    if settings.get("use_bidirectional_attention"):
         wrong.append("use_bidirectional_attention is set, expected a causal decoder")
-    if not wrong and not found.get("head_dim"):
-        width, heads = found["hidden_size"], found["num_attention_heads"]
+    if not wrong and not settings.get("head_dim"):
+        width, heads = settings["hidden_size"], settings["num_attention_heads"]
         if width % heads:
             wrong.append(f"hidden_size {width} is no multiple of {heads} heads")
     if wrong:
-        raise ValueError(f"config.json ({found['model_type']}): {'; '.join(wrong)}")
+        raise ValueError(f"config.json ({settings['model_type']}): {'; '.join(wrong)}")
 
 
-def _windows(family: Family, found: Mapping) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+def _windows(family: Family, settings: Mapping) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """How far back each layer looks, and which layers are windowed."""
-    layers, window = found["num_hidden_layers"], found.get("sliding_window")
-    listed = found.get("layer_types") if family.listed else None
+    layers, window = settings["num_hidden_layers"], settings.get("sliding_window")
+    listed = settings.get("layer_types") if family.listed else None
     if listed is not None:
         if len(listed) != layers or set(listed) - {"sliding_attention", "full_attention"}:
             raise ValueError(
-                f"config.json ({found['model_type']}): layer_types has {len(listed)} entries "
+                f"config.json ({settings['model_type']}): layer_types has {len(listed)} entries "
                 f"({_known(set(map(str, listed)))}), expected {layers} of full_attention and "
                 "sliding_attention"
             )
         local = tuple(kind == "sliding_attention" for kind in listed)
     else:
-        local = tuple(family.windowed(found, layer) for layer in range(layers))
-    if not window or not found.get("use_sliding_window", True):
+        local = tuple(family.windowed(settings, layer) for layer in range(layers))
+    if not window or not settings.get("use_sliding_window", True):
         return (EVERYTHING,) * layers, local
     return tuple(window if w else EVERYTHING for w in local), local
 
 
-def _ropes(family: Family, found: Mapping, depth: int, local: tuple[bool, ...]) -> list[Rope]:
+def _ropes(family: Family, settings: Mapping, depth: int, local: tuple[bool, ...]) -> list[Rope]:
     """The rotation of each layer."""
-    theta = found.get("rope_theta", family.theta)
-    said = {"rope_theta": theta}
-    if "partial_rotary_factor" in found:
-        said["partial_rotary_factor"] = found["partial_rotary_factor"]
-    scaling = found.get("rope_scaling") or {}
-    given = found.get("rope_parameters") or {}
-    full, near = {**said, **(given or scaling)}, {**said, **(given or scaling)}
+    theta = settings.get("rope_theta", family.theta)
+    defaults = {"rope_theta": theta}
+    if "partial_rotary_factor" in settings:
+        defaults["partial_rotary_factor"] = settings["partial_rotary_factor"]
+    scaling = settings.get("rope_scaling") or {}
+    given = settings.get("rope_parameters") or {}
+    full, near = {**defaults, **(given or scaling)}, {**defaults, **(given or scaling)}
     if family.local_theta is not None:
-        near = {**said, "rope_theta": found.get("rope_local_base_freq", family.local_theta)}
+        near = {**defaults, "rope_theta": settings.get("rope_local_base_freq", family.local_theta)}
     if "full_attention" in given or "sliding_attention" in given:
-        full = {**said, **(given.get("full_attention") or {})}
+        full = {**defaults, **(given.get("full_attention") or {})}
         near = {**near, **(given.get("sliding_attention") or {})}
         full |= scaling
-    context = found["max_position_embeddings"]
-    original = found.get("original_max_position_embeddings")
+    context = settings["max_position_embeddings"]
+    original = settings.get("original_max_position_embeddings")
     try:
         far, close = (Rope.from_hf(x, depth, context, original) for x in (full, near))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"config.json ({found['model_type']}): {error}") from None
+        raise ValueError(f"config.json ({settings['model_type']}): {error}") from None
     return [close if w and family.local_theta is not None else far for w in local]
 
 
-def _experts(family: Family, found: Mapping, layers: int) -> Mixture | None:
+def _experts(family: Family, settings: Mapping, layers: int) -> Mixture | None:
     if family.experts is None:
         return None
     row = family.experts
-    say = lambda value: value.of(found) if isinstance(value, Key) else value
-    step, dense = found.get("decoder_sparse_step", 1), found.get("mlp_only_layers") or []
+    say = lambda value: value.of(settings) if isinstance(value, Key) else value
+    step, dense = settings.get("decoder_sparse_step", 1), settings.get("mlp_only_layers") or []
     where = tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
     return Mixture(
         say(row.count), say(row.chosen), say(row.hidden), bool(say(row.normalise)),

@@ -24,8 +24,8 @@ class Key:
     default: Any = None
     alias: str = ""
 
-    def of(self, found: Mapping) -> Any:
-        return found.get(self.name, found.get(self.alias, self.default))
+    def of(self, settings: Mapping) -> Any:
+        return settings.get(self.name, settings.get(self.alias, self.default))
 
 
 Windowed = Callable[[Mapping, int], bool]  # config.json, layer -> whether its attention is windowed
@@ -86,29 +86,29 @@ class Family:
     score_width: Key | None = None
     score_cap: Key | None = None
     logit_cap: Key | None = None
-    windowed: Windowed = field(default=lambda found, layer: False)
+    windowed: Windowed = field(default=lambda settings, layer: False)
     listed: bool = False
     experts: Experts | None = None
     fused: bool = False
 
 
-def _every(found: Mapping, layer: int) -> bool:
+def _every(settings: Mapping, layer: int) -> bool:
     return True
 
 
-def _late(found: Mapping, layer: int) -> bool:
-    return layer >= found["max_window_layers"]
+def _late(settings: Mapping, layer: int) -> bool:
+    return layer >= settings["max_window_layers"]
 
 
 def _all_but_every(nth: int | Key) -> Windowed:
-    def windowed(found: Mapping, layer: int) -> bool:
-        return bool((layer + 1) % (nth.of(found) if isinstance(nth, Key) else nth))
+    def windowed(settings: Mapping, layer: int) -> bool:
+        return bool((layer + 1) % (nth.of(settings) if isinstance(nth, Key) else nth))
 
     return windowed
 
 
-def _odd_early(found: Mapping, layer: int) -> bool:
-    return bool((layer + 1) % 2) and layer < found["max_window_layers"]
+def _odd_early(settings: Mapping, layer: int) -> bool:
+    return bool((layer + 1) % 2) and layer < settings["max_window_layers"]
 
 
 def _defaults(**values: Any) -> Mapping[str, Any]:

@@ -309,9 +309,9 @@ class _Text:
         if self.tokenizer is None:
             return ""
         whole = self.tokenizer.decode(self.ids)
-        found = [at for s in self.stop if (at := whole.find(s)) >= 0]
-        if found:
-            self._cut, self.reason = min(found), "stop"
+        positions = [at for s in self.stop if (at := whole.find(s)) >= 0]
+        if positions:
+            self._cut, self.reason = min(positions), "stop"
         if self.reason:
             return self.rest()
         # an unfinished character, or what may become a stop string, waits

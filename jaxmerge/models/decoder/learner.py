@@ -35,18 +35,18 @@ def decoder(
       config: config.json as text; params come from the key, or from a state made with others.
       dtype, scan, remat: see `Compute`; parameters and moments stay as they are.
     """
-    made = Config.from_hf(json.loads(config))
+    parsed = Config.from_hf(json.loads(config))
     compute = Compute(dtype, scan=scan, remat=remat)
 
     def apply(params: Leaves, inputs: Any, task: Any) -> Outputs:
         inputs = Windows(*inputs)
-        model = bind(Decoder, made, params)
+        model = bind(Decoder, parsed, params)
         where = Positions(inputs.index, inputs.segment)
         states = model(inputs.tokens, where, compute)[0]
         log_p, best = target_scores(model, states, jnp.maximum(inputs.targets, 0))
         return Outputs(None, states, {"log_p": log_p, "best": best})
 
-    return Model(lambda key: modeling.init(made, key), apply)
+    return Model(lambda key: modeling.init(parsed, key), apply)
 
 
 def token_loss(out: Outputs, targets: Array) -> Array:

@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
         layer (the last one behind the final norm).
         """
         config, blocks = self.config, blocks_of(self, self.config.layers)
-        each = [
+        per_block = [
             {"window": window, "rope": rope, "cache": None if state is None else state.layers[i]}
             for i, (window, rope) in enumerate(zip(config.windows, config.rope, strict=True))
         ]
@@ -248,11 +248,11 @@ class Decoder(nnx.Module):
         x = self.embed(tokens, compute)
         if inner:
             states = [x]
-            for block, own in zip(blocks, each, strict=True):
+            for block, own in zip(blocks, per_block, strict=True):
                 x, _ = block(x, compute, **options, **own)
                 states.append(x)
             return jnp.stack([*states[:-1], self.final_norm(x)]), None
-        x, caches = run_blocks(blocks, x, compute, each=each, **options)
+        x, caches = run_blocks(blocks, x, compute, per_block=per_block, **options)
         if state is not None:
             state = State(tuple(caches), key, slot + tokens.shape[1])
         return self.final_norm(x), state
@@ -302,8 +302,8 @@ def _ready(config: Config, tokens, positions: Positions | None, compute: Compute
     if positions is None:
         return positions_of(jnp.ones(tokens.shape, jnp.int32))
     if any(p.shape != tokens.shape for p in positions):
-        found = " and ".join(str(p.shape) for p in positions)
-        raise ValueError(f"positions: found shapes {found}, expected {tokens.shape} as the tokens")
+        given = " and ".join(str(p.shape) for p in positions)
+        raise ValueError(f"positions: found shapes {given}, expected {tokens.shape} as the tokens")
     return positions
 
 

@@ -62,25 +62,27 @@ class Rope:
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def from_hf(cls, said: Mapping, depth: int, context: int, original: int | None) -> Rope:
+    def from_hf(cls, settings: Mapping, depth: int, context: int, original: int | None) -> Rope:
         """Reads `rope_parameters` (or `rope_scaling`) of one kind of layers.
 
         Args:
-          said: with `rope_theta` and maybe `rope_type` (`type`), `partial_rotary_factor`, ...
+          settings: with `rope_theta` and maybe `rope_type` (`type`), `partial_rotary_factor`, ...
           depth: width of a head.
           context, original: positions now, and before stretching where the config says it.
         """
-        kind = said.get("rope_type") or said.get("type") or "default"
-        kind = "longrope" if "long_factor" in said else "default" if kind == "mrope" else kind
+        kind = settings.get("rope_type") or settings.get("type") or "default"
+        kind = "longrope" if "long_factor" in settings else "default" if kind == "mrope" else kind
         if kind not in NEEDED:
             raise ValueError(f"rope_type {kind!r}, expected one of {', '.join(NEEDED)}")
-        if missing := [name for name in NEEDED[kind] if said.get(name) is None]:
+        if missing := [name for name in NEEDED[kind] if settings.get(name) is None]:
             raise ValueError(f"rope_type {kind!r} without {', '.join(missing)}")
-        named = [n for n in (*NEEDED[kind], *OPTIONAL.get(kind, ())) if said.get(n) is not None]
-        options = {n: tuple(said[n]) if isinstance(said[n], list) else said[n] for n in named}
-        original = original or said.get("original_max_position_embeddings") or context
-        width = int(depth * (said.get("partial_rotary_factor") or 1.0))
-        rope = cls(kind, said["rope_theta"], width, context, original, tuple(options.items()))
+        named = [n for n in (*NEEDED[kind], *OPTIONAL.get(kind, ())) if settings.get(n) is not None]
+        options = {
+            n: tuple(settings[n]) if isinstance(settings[n], list) else settings[n] for n in named
+        }
+        original = original or settings.get("original_max_position_embeddings") or context
+        width = int(depth * (settings.get("partial_rotary_factor") or 1.0))
+        rope = cls(kind, settings["rope_theta"], width, context, original, tuple(options.items()))
         if width % 2 or not 0 < width <= depth:
             raise ValueError(
                 f"{width} of {depth} dimensions of a head are turned, not an even part"
@@ -122,9 +124,9 @@ class Rope:
         wave = 2 * math.pi / inverse
         share = (self.original / wave - low_freq_factor) / (high_freq_factor - low_freq_factor)
         between = (1 - share) * inverse / factor + share * inverse
-        found = np.where(wave > self.original / low_freq_factor, inverse / factor, between)
-        found = np.where(wave < self.original / high_freq_factor, inverse, found)
-        return found.astype(np.float32)
+        scaled = np.where(wave > self.original / low_freq_factor, inverse / factor, between)
+        scaled = np.where(wave < self.original / high_freq_factor, inverse, scaled)
+        return scaled.astype(np.float32)
 
     def _yarn(self, inverse, options: Mapping) -> tuple[np.ndarray, float]:
         factor = options["factor"]
@@ -140,7 +142,7 @@ class Rope:
         low, high = max(low, 0), min(high, self.width - 1)
         high += 0.001 * (low == high)
         ramp = np.clip((np.arange(self.width // 2, dtype=np.float32) - low) / (high - low), 0, 1)
-        found = inverse / factor * ramp + inverse * (1 - ramp)
+        scaled = inverse / factor * ramp + inverse * (1 - ramp)
 
         def growth(scale: float) -> float:
             return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
@@ -148,7 +150,7 @@ class Rope:
         scale = options.get("attention_factor")
         if scale is None and options.get("mscale") and options.get("mscale_all_dim"):
             scale = growth(options["mscale"]) / growth(options["mscale_all_dim"])
-        return found.astype(np.float32), growth(1.0) if scale is None else float(scale)
+        return scaled.astype(np.float32), growth(1.0) if scale is None else float(scale)
 
     def _longrope(self, inverse, options: Mapping, longest) -> tuple[jax.Array, float]:
         factor = options.get("factor") or self.context / self.original

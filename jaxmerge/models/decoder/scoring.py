@@ -62,16 +62,16 @@ def target_scores(
     wanted = jnp.pad(wanted, (0, pad)).reshape(-1, size)
 
     @jax.checkpoint
-    def some(part):
+    def log_p_of(part):
         logits = decoder.logits(part[0])
         chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
         best = jnp.argmax(logits, axis=-1) == part[1]
         return chosen - jax.nn.logsumexp(logits, axis=-1), best
 
     if len(rows) == 1:
-        log_p, best = (x[None] for x in some((rows[0], wanted[0])))
+        log_p, best = (x[None] for x in log_p_of((rows[0], wanted[0])))
     else:
-        log_p, best = jax.lax.map(some, (rows, wanted))
+        log_p, best = jax.lax.map(log_p_of, (rows, wanted))
     count = targets.size
     return tuple(x.reshape(-1)[:count].reshape(targets.shape) for x in (log_p, best))
 
@@ -142,7 +142,7 @@ def score(
         )
     rows = [[*context, *more][-(room + 1) :] for context, more in pairs]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: list[Score | None] = [None] * len(rows)
+    results: list[Score | None] = [None] * len(rows)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         length = min(bucket(max(len(rows[i]) for i in chosen) - 1, 4), room)
@@ -159,9 +159,11 @@ def score(
         for row, i in enumerate(chosen):
             last = len(rows[i]) - 1
             part = slice(last - len(pairs[i][1]), last)
-            each = log_p[row, part]
-            found[i] = Score(float(each.sum(dtype=np.float64)), bool(best[row, part].all()), each)
-    return [x for x in found if x is not None]
+            per_token = log_p[row, part]
+            results[i] = Score(
+                float(per_token.sum(dtype=np.float64)), bool(best[row, part].all()), per_token
+            )
+    return [x for x in results if x is not None]
 
 
 def windows(ids: Sequence[int], first: int, room: int) -> list[tuple[list[int], list[int]]]:
@@ -173,12 +175,12 @@ def windows(ids: Sequence[int], first: int, room: int) -> list[tuple[list[int], 
     >>> windows([5, 6, 7, 8, 9], first=1, room=3)
     [([1], [5, 6, 7]), ([6, 7], [8, 9])]
     """
-    ids, found, done = list(ids), [], 0
+    ids, pairs, done = list(ids), [], 0
     while done < len(ids):
         new = min(room, len(ids) - done)
         end = done + new
         start = 0 if done == 0 else max(0, end - room - 1)
         context = [first] if done == 0 else ids[start:done]
-        found.append((context, ids[done:end]))
+        pairs.append((context, ids[done:end]))
         done = end
-    return found
+    return pairs

@@ -156,7 +156,7 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     alone = folder / "chat_template.jinja"
     if alone.exists():
         return alone.read_text(encoding="utf-8")
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found if isinstance(found, str) else None
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template if isinstance(template, str) else None

@@ -14,8 +14,8 @@ def tower(config: modeling.Config, dtype: str = "float32") -> Model:
     """Features without a head; ``aux["taps"]`` has the inputs of all kernels."""
 
     def apply(params: Any, inputs: Any, task: Any) -> Outputs:
-        found = modeling.forward(config, params, inputs, inputs=True, dtype=dtype)
-        return Outputs(None, found.features, {"taps": found.inputs})
+        output = modeling.forward(config, params, inputs, inputs=True, dtype=dtype)
+        return Outputs(None, output.features, {"taps": output.inputs})
 
     return Model(lambda key: modeling.init(config, key), apply)
 

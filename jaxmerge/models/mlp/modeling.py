@@ -119,8 +119,8 @@ def forward(
         )
     mode = Mode(inputs=[] if inputs else None)
     module = bind(Mlp, config, params)
-    found = module(x.reshape(len(x), -1).astype(dtype), mode)
-    return Forward(found.astype(jnp.float32), {}, layer_inputs(module, mode))
+    output = module(x.reshape(len(x), -1).astype(dtype), mode)
+    return Forward(output.astype(jnp.float32), {}, layer_inputs(module, mode))
 
 
 def features(config: Config, params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:

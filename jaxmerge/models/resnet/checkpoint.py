@@ -55,18 +55,18 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     """
     source = open_source(os.fspath(ref), allow_pickle=allow_pickle)
     try:
-        kept = [key for key in source if not key.endswith(BUFFER)]
+        stored = [key for key in source if not key.endswith(BUFFER)]
         names = None
-        if is_hf(kept):
-            found = source.config() or {}
-            config, keys = config_from_hf(found), {key: key for key in kept}
-            prefix = "resnet." if any(key.startswith("resnet.") for key in kept) else ""
+        if is_hf(stored):
+            settings = source.config() or {}
+            config, keys = config_from_hf(settings), {key: key for key in stored}
+            prefix = "resnet." if any(key.startswith("resnet.") for key in stored) else ""
             head = "classifier.1.weight" in keys
             table = hf_table(config, head, prefix)
-            if head and (labels := found.get("id2label")):
+            if head and (labels := settings.get("id2label")):
                 names = tuple(labels[key] for key in sorted(labels, key=int))
         else:
-            keys = {plain_key(key): key for key in kept}
+            keys = {plain_key(key): key for key in stored}
             shapes = {plain: tuple(source.like[key].shape) for plain, key in keys.items()}
             config, head = config_from_shapes(shapes), "fc.weight" in keys
             table = torchvision_table(config, head)
@@ -74,7 +74,7 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
                 labels = read_json(source.folder / "classes.json", list)
                 names = tuple(labels) or None
         tensors = {plain: source[key] for plain, key in keys.items()}
-        out = len(tensors["classifier.1.bias" if is_hf(kept) else "fc.bias"]) if head else None
+        out = len(tensors["classifier.1.bias" if is_hf(stored) else "fc.bias"]) if head else None
         params = absorb(table, tensors, _shapes(config, out))
     finally:
         source.close()

@@ -33,9 +33,9 @@ def tower(
     """
 
     def apply(params: Leaves, inputs: Any, task: Any, train: bool = False) -> Outputs:
-        found = modeling.forward(config, params, inputs, train=train, inputs=True, dtype=dtype)
-        aux = {"taps": found.inputs} | ({"statistics": found.statistics} if train else {})
-        return Outputs(None, found.features, aux)
+        output = modeling.forward(config, params, inputs, train=train, inputs=True, dtype=dtype)
+        aux = {"taps": output.inputs} | ({"statistics": output.statistics} if train else {})
+        return Outputs(None, output.features, aux)
 
     folded = lambda params, task: {n: p for n, p in params.items() if not is_statistic(n)}
     return Model(

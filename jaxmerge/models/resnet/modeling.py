@@ -134,8 +134,8 @@ def forward(
         )
     module = bind(ResNet, config, params)
     mode = Mode(train, weight, [] if inputs else None)
-    found = module(images.astype(dtype), mode)
-    return Forward(found, statistics(module) if train else {}, layer_inputs(module, mode))
+    output = module(images.astype(dtype), mode)
+    return Forward(output, statistics(module) if train else {}, layer_inputs(module, mode))
 
 
 def recalibrated(
@@ -153,10 +153,10 @@ def recalibrated(
       ValueError: no batch.
     """
     whole = dataclasses.replace(config, momentum=1.0)
-    found = [forward(whole, params, images, train=True).statistics for images in batches]
-    if not found:
+    per_batch = [forward(whole, params, images, train=True).statistics for images in batches]
+    if not per_batch:
         raise ValueError("recalibrated: found no batch, expected images to measure on")
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *per_batch)
     return {**params, **mean}
 
 

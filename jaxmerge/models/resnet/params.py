@@ -117,34 +117,36 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Config:
     )
 
 
-def config_from_hf(found: Mapping) -> Config:
+def config_from_hf(settings: Mapping) -> Config:
     """Reads transformers' `config.json` of a ResNet.
 
     Raises:
       ValueError: another model type, or a form of ResNet that is not ours.
     """
-    kind = found.get("model_type")
+    kind = settings.get("model_type")
     if kind != "resnet":
         raise ValueError(f"config.json: found model_type {kind!r}, expected resnet")
-    sizes, width = list(found.get("hidden_sizes", ())), found.get("embedding_size", 64)
+    sizes, width = list(settings.get("hidden_sizes", ())), settings.get("embedding_size", 64)
     wrong = []
-    if found.get("layer_type", "bottleneck") != "basic":
+    if settings.get("layer_type", "bottleneck") != "basic":
         wrong.append("layer_type is not basic")
     if sizes != [width * 2**stage for stage in range(len(sizes))] or not sizes:
         wrong.append(f"hidden_sizes {sizes} do not double from embedding_size {width}")
-    if found.get("hidden_act", "relu") != "relu":
-        wrong.append(f"hidden_act {found['hidden_act']!r} is not relu")
-    if found.get("downsample_in_first_stage", False):
+    if settings.get("hidden_act", "relu") != "relu":
+        wrong.append(f"hidden_act {settings['hidden_act']!r} is not relu")
+    if settings.get("downsample_in_first_stage", False):
         wrong.append("downsample_in_first_stage")
     if wrong:
         raise ValueError(f"config.json: a ResNet that is not supported: {'; '.join(wrong)}")
-    return Config(width=width, blocks=tuple(found["depths"]), channels=found.get("num_channels", 3))
+    return Config(
+        width=width, blocks=tuple(settings["depths"]), channels=settings.get("num_channels", 3)
+    )
 
 
 def config_to_hf(config: Config, classes: Iterable[str] | None = None) -> dict:
     """What transformers' `config.json` says of this architecture."""
     sizes = [config.width * 2**stage for stage in range(len(config.blocks))]
-    found = {
+    settings = {
         "model_type": "resnet",
         "architectures": ["ResNetModel" if classes is None else "ResNetForImageClassification"],
         "layer_type": "basic",
@@ -156,6 +158,6 @@ def config_to_hf(config: Config, classes: Iterable[str] | None = None) -> dict:
         "downsample_in_first_stage": False,
     }
     if classes is not None:
-        found["id2label"] = {str(k): name for k, name in enumerate(classes)}
-        found["label2id"] = {name: k for k, name in enumerate(classes)}
-    return found
+        settings["id2label"] = {str(k): name for k, name in enumerate(classes)}
+        settings["label2id"] = {name: k for k, name in enumerate(classes)}
+    return settings

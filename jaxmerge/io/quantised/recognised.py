@@ -22,7 +22,7 @@ CACHE = ("k_scale", "v_scale", "q_scale", "prob_scale", "k_zero_point", "v_zero_
 
 
 @dataclasses.dataclass
-class Found:
+class Recognised:
     """What a scheme recognises.
 
     Attributes:
