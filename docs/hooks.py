@@ -36,9 +36,9 @@ def fill(text: str, plain: bool = True) -> str:
     for name, make in SECTIONS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         if re.search(pattern, text, re.S):
-            made = make(plain=plain).strip()
+            content = make(plain=plain).strip()
             text = re.sub(
-                pattern, lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text, flags=re.S
+                pattern, lambda m, content=content: f"{m[1]}\n{content}\n\n{m[2]}", text, flags=re.S
             )
     return text
 
@@ -48,10 +48,10 @@ def all_results(folder: Path = RESULTS, plain: bool = False) -> str:
     from jaxmerge.studies.results import SCHEMA, Results
 
     texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
-    found = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
-    if not found:
+    results = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
+    if not results:
         return "No results are stored in this version."
-    return "\n\n".join(_results(p.stem, Results.from_json(t), plain) for p, t in found)
+    return "\n\n".join(_results(p.stem, Results.from_json(t), plain) for p, t in results)
 
 
 def _results(name: str, results: Any, plain: bool) -> str:
@@ -86,17 +86,17 @@ def benchmarks(folder: Path = RESULTS, plain: bool = False) -> str:
 
     sections = {p: section(p) for p in sorted(folder.rglob("*.md"))}
     for path in sorted(folder.rglob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if path.with_suffix(".md") in sections or schema(found) in (SCHEMA, *ELSEWHERE):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.with_suffix(".md") in sections or schema(content) in (SCHEMA, *ELSEWHERE):
             continue
-        rows = found if isinstance(found, dict) else {"": found}
+        rows = content if isinstance(content, dict) else {"": content}
         sections[path] = f"## {path.stem.replace('_', ' ')}\n\n{tabled(rows)}"
     return "\n\n".join(sections[p] for p in sorted(sections)) or "Nothing is stored here."
 
 
-def schema(found: Any) -> str | None:
+def schema(content: Any) -> str | None:
     """What a file says it is."""
-    return found.get("schema") if isinstance(found, dict) else None
+    return content.get("schema") if isinstance(content, dict) else None
 
 
 def section(path: Path) -> str:
@@ -107,10 +107,10 @@ def section(path: Path) -> str:
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
 
 
-def tabled(found: dict[str, Any]) -> str:
+def tabled(content: dict[str, Any]) -> str:
     """JSON as Markdown: its words as a list, its rows (a list or mapping of mappings) as tables."""
     tables, words = [], []
-    for key, value in found.items():
+    for key, value in content.items():
         rows = [{"": k, **v} for k, v in value.items() if isinstance(v, dict)] if isinstance(
             value, dict) else value  # fmt: skip
         if isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows):
@@ -184,15 +184,15 @@ def _row(name: str, entry: dict[str, Any], plain: bool) -> str:
 
 def _needs(case: Any) -> str:
     words = {"fisher": "Fisher information", "gram": "Gram matrices", "mask": "masks"}
-    found = [words.get(n, n) for n in case.method.needs]
+    needs = [words.get(n, n) for n in case.method.needs]
     low, high = case.method.models
     if high is not None:
-        found.append(f"{low} model{'s' if low > 1 else ''}" if low == high else f"{low} to {high}")
+        needs.append(f"{low} model{'s' if low > 1 else ''}" if low == high else f"{low} to {high}")
     elif low > 1:
-        found.append(f"{low} models or more")
+        needs.append(f"{low} models or more")
     if case.stochastic:
-        found.append("a key")
-    return ", ".join(found) or "–"
+        needs.append("a key")
+    return ", ".join(needs) or "–"
 
 
 def _order(case: Any) -> str:

@@ -112,12 +112,18 @@ def facts_of(model_type: str) -> dict[str, Any]:
     for name, role in truth.items():
         if name not in like:  # a copy of a tied array
             continue
-        said = guess.role(name)
+        guessed = guess.role(name)
         if role == "a table":
-            role = said if said in TABLES[1:] else "position" if POSITIONS.search(name) else "table"
-        if role == "kernel" and said == "router":
+            role = (
+                guessed
+                if guessed in TABLES[1:]
+                else "position"
+                if POSITIONS.search(name)
+                else "table"
+            )
+        if role == "kernel" and guessed == "router":
             continue
-        if said != role:
+        if guessed != role:
             roles[template(name)] = role
     paths = {s.path for s in guess.stacks}
     stages = {p for p in stacks if p not in paths and any(q.startswith(f"{p}.*") for q in stacks)}
@@ -204,15 +210,15 @@ def raised(model_type: str, config: dict, path: tuple, first: dict) -> dict | No
         if here.get("num_hidden_layers") == value:  # another word for this one
             both = {**here, "num_hidden_layers": value + 1}
             tries.append(zoo.put(config, path[:-1], both) if path[:-1] else both)
-    found = None
+    shapes = None
     for config in tries:
         try:
-            found = zoo.shapes_of(model_type, config)
+            shapes = zoo.shapes_of(model_type, config)
         except Exception:
             continue
-        if found.keys() != first.keys():
-            return found
-    return found
+        if shapes.keys() != first.keys():
+            return shapes
+    return shapes
 
 
 def token_leaves(model_type: str, config: dict, first: dict) -> set[str]:
@@ -325,7 +331,7 @@ def _starred(a: str, b: str) -> tuple[list[str], list[str]]:
     """The segments of two names, with stars for the numbers that they share."""
     parts = a.split("."), b.split(".")
     at = [[i for i, part in enumerate(p) if part.isdigit()] for p in parts]
-    values = [[p[i] for i in some] for p, some in zip(parts, at, strict=True)]
+    values = [[p[i] for i in shared] for p, shared in zip(parts, at, strict=True)]
     for i, j, size in difflib.SequenceMatcher(None, *values, autojunk=False).get_matching_blocks():
         for k in range(size):
             parts[0][at[0][i + k]] = parts[1][at[1][j + k]] = "*"

@@ -79,16 +79,16 @@ def main() -> None:
     types = sorted(zoo.types(), key=lambda t: (t not in FIRST, t not in known, t))
     for model_type in (args.types or types)[part::parts]:
         if model_type not in done:
-            found = tried(model_type)
+            steps = tried(model_type)
             with open(args.results, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"type": model_type, **found}) + "\n")
+                file.write(json.dumps({"type": model_type, **steps}) + "\n")
 
 
 def results(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of results, of each type the last, by name."""
     lines = path.read_text().splitlines() if path.exists() else []
-    found = {r["type"]: r for r in map(json.loads, lines)}
-    return [found[t] for t in sorted(found)]
+    latest = {r["type"]: r for r in map(json.loads, lines)}
+    return [latest[t] for t in sorted(latest)]
 
 
 def tried(model_type: str) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def tried(model_type: str) -> dict[str, Any]:
         config = zoo.config_of(model_type, factors=(32, 16, 8, 4, 2), most=2_000_000)
         with tempfile.TemporaryDirectory() as folder:
             case = Case(model_type, config, Path(folder))
-            found = {"class": zoo.class_name(model_type), "parameters": case.parameters}
+            steps = {"class": zoo.class_name(model_type), "parameters": case.parameters}
             for step in STEPS:
-                found[step] = outcome(getattr(case, step))
+                steps[step] = outcome(getattr(case, step))
     except Exception as error:
-        found = {"error": line(error)}
-    return found | {"seconds": round(time.process_time() - began, 1)}
+        steps = {"error": line(error)}
+    return steps | {"seconds": round(time.process_time() - began, 1)}
 
 
 def outcome(step: Callable[[], None]) -> str:
@@ -300,10 +300,10 @@ class Case:
     def check_load(self) -> None:
         info = self.load(self.folder / "out")
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            found = {str(n) for n in info.get(kind) or ()}
-            found = {n for n in found if template(n) not in self.usual.get(kind, set())}
-            if found:
-                raise Wrong(f"loading: {kind}: {sorted(found)[:2]} ({len(found)})")
+            names = {str(n) for n in info.get(kind) or ()}
+            names = {n for n in names if template(n) not in self.usual.get(kind, set())}
+            if names:
+                raise Wrong(f"loading: {kind}: {sorted(names)[:2]} ({len(names)})")
 
     def place(self, name: str):
         """Stack, layer and the name of another layer's leaf, by what the modules said."""
@@ -367,9 +367,9 @@ def changes(a: Any, b: Any) -> list:
     return [k for k in {*a, *b} if a.get(k) != b.get(k)]
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(tried_types: list[dict[str, Any]]) -> str:
     """The documentation page."""
-    good = sorted((r for r in found if "error" not in r), key=lambda r: r["type"])
+    good = sorted((r for r in tried_types if "error" not in r), key=lambda r: r["type"])
     kinds = {s: Counter(re.split(r"[:\s]", r[s])[0] for r in good) for s in STEPS}
     among = lambda *starts: sum(all(r[s].startswith(starts) for s in STEPS) for r in good)
     whole, sound = among("holds", "-"), among("holds", "-", "refused")
@@ -384,7 +384,7 @@ def page(found: list[dict[str, Any]]) -> str:
         whole=whole,
         refused=sound - whole,
         wrong=len(good) - sound,
-        small=len(found) - len(good),
+        small=len(tried_types) - len(good),
     )
     counts = ["| | holds | does not apply | refused | wrong |", "| :-- | --: | --: | --: | --: |"]
     counts += [
@@ -402,13 +402,13 @@ def page(found: list[dict[str, Any]]) -> str:
             elif text.startswith("-"):
                 cells.append("–")
             else:
-                said = general(text)
-                number = notes.setdefault(said, len(notes) + 1)
+                general_text = general(text)
+                number = notes.setdefault(general_text, len(notes) + 1)
                 cells.append(f"{'refused' if text.startswith('refused') else 'no'} [{number}]")
         rows.append(f"| `{r['type']}` | {' | '.join(cells)} |")
     legend = [f"{i}. {text.replace('](', '] (')}" for text, i in notes.items()]
     reasons: dict[str, list[str]] = {}
-    for r in sorted((r for r in found if "error" in r), key=lambda r: r["type"]):
+    for r in sorted((r for r in tried_types if "error" in r), key=lambda r: r["type"]):
         reasons.setdefault(general(r["error"]), []).append(f"`{r['type']}`")
     unbuilt = [f"* {why.replace('](', '] (')}: {', '.join(t)}" for why, t in reasons.items()]
     lines = [head, *counts, "", "## By family", "", f"| family | {' | '.join(STEPS)} |",

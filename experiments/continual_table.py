@@ -49,16 +49,16 @@ class Cell(NamedTuple):
 
 def options(**defaults: Any) -> dict[str, Any]:
     """``key=value`` from the command line over defaults, whose types they take."""
-    found = dict(defaults)
+    values = dict(defaults)
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
         if key not in defaults:
             raise SystemExit(f"No setting {key!r}; there are: {', '.join(defaults)}.")
         kind = type(defaults[key])
-        found[key] = value.split(",") if kind is list else kind(value)
-    if "data" in found and not Path(found["data"]).is_dir():
-        raise SystemExit(f"data={found['data']}: no such folder; it holds mnist_train.npz.")
-    return found
+        values[key] = value.split(",") if kind is list else kind(value)
+    if "data" in values and not Path(values["data"]).is_dir():
+        raise SystemExit(f"data={values['data']}: no such folder; it holds mnist_train.npz.")
+    return values
 
 
 def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -120,14 +120,14 @@ def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
     if len(cell.setups) > 1:
         tried = [accuracy(s, TUNING_SEED, True) for s in cell.setups]
     best = cell.setups[int(np.argmax(np.nan_to_num(tried))) if tried else 0]
-    found = [accuracy(best, seed, False) for seed in seeds]
+    scores = [accuracy(best, seed, False) for seed in seeds]
     return {
         "scenario": cell.scenario,
         "method": cell.method,
         "protocol": cell.protocol,
         "setting": described(best),
         "tried": {described(s): a for s, a in zip(cell.setups, tried, strict=False)},
-        "accuracy": found,
+        "accuracy": scores,
         "seconds": time.perf_counter() - wall,
         "processor_seconds": time.process_time() - processor,
     }

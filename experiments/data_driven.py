@@ -47,9 +47,9 @@ def get_config(suite: str = "images") -> Config:
 def individual(suite: Suite) -> dict:
     """What the figures are measured against: the base and the fine-tuned models."""
     single = [float(suite.evaluate(m)[0][t]) for t, m in enumerate(suite.models)]
-    zero, held = suite.evaluate(suite.base)
+    zero, held_out = suite.evaluate(suite.base)
     return {
-        "individual": single, "zero_shot": zero.tolist(), "held_out": held,
+        "individual": single, "zero_shot": zero.tolist(), "held_out": held_out,
         "names": suite.names, "held_name": suite.held_name,
     }  # fmt: skip
 
@@ -58,15 +58,15 @@ def row(suite: Suite, name: str) -> dict:
     """Run one method and score it."""
     method = methods(suite.config.suite == "text")[name]
     jax.clear_caches()
-    held = reset_peak()
+    before = reset_peak()
     began = time.perf_counter(), time.process_time()
-    found = method.run(suite)
-    jax.block_until_ready(found.params)
+    outcome = method.run(suite)
+    jax.block_until_ready(outcome.params)
     seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
-    memory = None if held is None else status("VmHWM") - held
-    aware, left = suite.evaluate(found.params, found.adapters)
+    memory = None if before is None else status("VmHWM") - before
+    aware, left = suite.evaluate(outcome.params, outcome.adapters)
     return {
-        "method": name, "sees": method.sees, "note": found.note, "tasks": aware.tolist(),
+        "method": name, "sees": method.sees, "note": outcome.note, "tasks": aware.tolist(),
         "held_out": left, "seconds": seconds, "cpu_seconds": cpu, "peak_memory": memory,
     }  # fmt: skip
 
@@ -101,13 +101,13 @@ def curve(suite: Suite, which: str, count: int) -> dict:
         pool = tasks[:count]
     models = [suite.models[t] for t in pool]
     few = 60 // len(tasks)
-    found = {
+    merges = {
         "FW-Merging, soft": frank_wolfe(suite, soft=True, tasks=tasks, models=models, proxy=few),
         "task arithmetic, tuned": tuned(suite, "task_arithmetic", tasks=tasks, models=models),
         "task arithmetic, factor 0.3": arithmetic(suite, models=models),
     }
     score = lambda f: float(np.mean(suite.evaluate(getattr(f, "params", f))[0][list(tasks)]))
-    return {"pool": count, "tasks": list(tasks), **{n: score(f) for n, f in found.items()}}
+    return {"pool": count, "tasks": list(tasks), **{n: score(f) for n, f in merges.items()}}
 
 
 CURVES = ("irrelevant", "relevant")
@@ -115,8 +115,8 @@ CURVES = ("irrelevant", "relevant")
 
 def jobs(config: Config) -> list[str]:
     """All parts of a run, in order."""
-    found = [f"method {name}" for name in methods(config.suite == "text")]
-    return ["individual", *found, *CURVES]
+    names = [f"method {name}" for name in methods(config.suite == "text")]
+    return ["individual", *names, *CURVES]
 
 
 def run_job(suite: Suite, job: str) -> dict | list:
@@ -169,11 +169,11 @@ def main(name: str, data: Path, work: Path, out: Path, done: bool) -> None:
         if not place.exists() and done:
             continue
         if not place.exists():
-            found = run_job(suite, job)
-            place.write_text(json.dumps(found))
+            result = run_job(suite, job)
+            place.write_text(json.dumps(result))
             if job.startswith("method"):
-                found = f"{100 * np.mean(found['tasks']):.1f} %, {found['note']}"
-            print(f"{job}: {found}", flush=True)
+                result = f"{100 * np.mean(result['tasks']):.1f} %, {result['note']}"
+            print(f"{job}: {result}", flush=True)
         parts[job] = json.loads(place.read_text())
     out.write_text(json.dumps(gather(config, parts), indent=1) + "\n")
     print(f"written to {out}")

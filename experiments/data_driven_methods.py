@@ -58,9 +58,9 @@ def tuned(s: Suite, name: str, *, extras=None, tasks=None, models=None, **settin
         chosen = dict(zip(settings, values, strict=True))
         one = jm.merge(jm.get(name)(**chosen, factor=1.0), s.base, models, extras=extras)
         build = lambda c, one=one: jm.merge(jm.linear(c), s.base, [one])
-        found = solvers.grid(build, score, [FACTORS], at_once=1)
-        if best is None or found.score > best[0]:
-            best = (found.score, {**chosen, "factor": float(found.coefficients[0])}, build)
+        result = solvers.grid(build, score, [FACTORS], at_once=1)
+        if best is None or result.score > best[0]:
+            best = (result.score, {**chosen, "factor": float(result.coefficients[0])}, build)
     _, chosen, build = best
     return Outcome(build(jnp.float32([chosen["factor"]])), _words(chosen))
 
@@ -76,9 +76,9 @@ def consensus(s: Suite) -> Outcome:
         score = jax.jit(s.score([t]))  # the merge outside: compiled leaf by leaf, once for all
         of = lambda x, t=t: jm.merge(jm.tall_task(t, tall=x), s.base, s.models)
         tall.append(max(thresholds, key=lambda x, of=of, score=score: float(score(of(x)))))
-    found = tuned(s, "consensus", tall=[jnp.float32(tall)])
+    outcome = tuned(s, "consensus", tall=[jnp.float32(tall)])
     shown = " ".join(f"{x:.1f}" for x in tall)
-    return found._replace(note=f"thresholds {shown}; {found.note}")
+    return outcome._replace(note=f"thresholds {shown}; {outcome.note}")
 
 
 def search(s: Suite, kind: str) -> Outcome:
@@ -91,14 +91,14 @@ def search(s: Suite, kind: str) -> Outcome:
     tries, key = (60 if count < 8 else 30), jax.random.key(s.config.seed)
     if kind == "random":
         low, high = [0.0] * count, [1.0] * count
-        found = solvers.random(build, score, low, high, tries=tries, key=key, at_once=1)
+        result = solvers.random(build, score, low, high, tries=tries, key=key, at_once=1)
     else:
-        found = solvers.cma_es(
+        result = solvers.cma_es(
             build, score, [0.3] * count, generations=tries // 10, population=10, sigma=0.15,
             key=key, at_once=1,
         )  # fmt: skip
-    shown = " ".join(f"{x:.2f}" for x in found.coefficients)
-    return Outcome(build(jnp.asarray(found.coefficients)), f"{len(found.scores)} tries: {shown}")
+    shown = " ".join(f"{x:.2f}" for x in result.coefficients)
+    return Outcome(build(jnp.asarray(result.coefficients)), f"{len(result.scores)} tries: {shown}")
 
 
 def solve(s: Suite, solver, batches) -> Outcome:
@@ -109,13 +109,13 @@ def solve(s: Suite, solver, batches) -> Outcome:
 
 def fisher(s: Suite, kind: str, unit: bool) -> Outcome:
     """Fisher merging, with or without the model-level normalisation."""
-    found = []
+    extras = []
     for t, model in enumerate(s.models):
         inputs, labels = s.examples("adapt", [t], 0, min(48, s.config.adapt))
         key = jax.random.key(t)
         one = statistics.fisher(s.apply, model, [(inputs, labels)], kind=kind, key=key)
-        found.append(statistics.extras(statistics.normalised(one) if unit else one))
-    return Outcome(jm.merge(jm.fisher_merging(), s.base, s.models, extras=found), f"{kind} Fisher")
+        extras.append(statistics.extras(statistics.normalised(one) if unit else one))
+    return Outcome(jm.merge(jm.fisher_merging(), s.base, s.models, extras=extras), f"{kind} Fisher")
 
 
 def inputs_of(s: Suite):
@@ -181,10 +181,10 @@ def learned_masks(s: Suite, density: float = 0.1) -> Outcome:
         for batch in s.batches("adapt", [t], s.config.localize, s.config.adapt // 4):
             state, _ = solver.step(state, batch)
         masks.append({"mask": solvers.mask(state, density)})
-        kept = sum(int((start[n] & m).sum()) for n, m in masks[-1]["mask"].items())
-        moved.append(1 - kept / sum(int(m.sum()) for m in start.values()))
-    found = tuned(s, "stitch", extras=masks)
-    return found._replace(note=f"{100 * np.mean(moved):.0f} % of a mask is new; {found.note}")
+        unchanged = sum(int((start[n] & m).sum()) for n, m in masks[-1]["mask"].items())
+        moved.append(1 - unchanged / sum(int(m.sum()) for m in start.values()))
+    outcome = tuned(s, "stitch", extras=masks)
+    return outcome._replace(note=f"{100 * np.mean(moved):.0f} % of a mask is new; {outcome.note}")
 
 
 def arithmetic(s: Suite, factor: float = 0.3, models=None):
@@ -208,11 +208,11 @@ def frank_wolfe(
 
 def surgery(s: Suite, start: Callable[[Suite], Outcome]) -> Outcome:
     """Representation surgery behind another merge: an adapter for each task."""
-    found = start(s)
+    outcome = start(s)
     features = jax.jit(s.learner.features)
     adapters, before, after = [], [], []
     for t, model in enumerate(s.models):
-        merged, single = (lambda x, p=p: features(p, x) for p in (found.params, model))
+        merged, single = (lambda x, p=p: features(p, x) for p in (outcome.params, model))
         width = s.learner.head.shape[0]
         solver = solvers.surgery(merged, single, width, key=jax.random.key(t))
         data = [x for (x, _), _ in s.batches("adapt", [t], s.config.adapt // 16, 16)]
@@ -222,8 +222,8 @@ def surgery(s: Suite, start: Callable[[Suite], Outcome]) -> Outcome:
         adapters.append(adapter)
         before.append(solvers.bias(merged, single, data))
         after.append(solvers.bias(mended, single, data))
-    note = f"bias {np.mean(before):.3f} to {np.mean(after):.3f}; {found.note}"
-    return Outcome(found.params, note, adapters)
+    note = f"bias {np.mean(before):.3f} to {np.mean(after):.3f}; {outcome.note}"
+    return Outcome(outcome.params, note, adapters)
 
 
 DEAR = (  # on text these cost more than they show

@@ -95,13 +95,13 @@ class Suite:
 
     def __init__(self, config: Config, data: Path, work: Path):
         self.config = config
-        self.scenario, held = (_images if config.suite == "images" else _text)(config, data)
+        self.scenario, held_out = (_images if config.suite == "images" else _text)(config, data)
         self.names = [task.name for task in self.scenario]
-        self.held_name = held[0].name
+        self.held_name = held_out[0].name
         self.learner = _learner(config, self.scenario)
         padded = config.suite == "text"  # 0 is the padding of BERT's tokens
         self.keep = (lambda tokens: (tokens != 0).ravel()) if padded else None
-        self._held_learner = _learner(config, held)
+        self._held_learner = _learner(config, held_out)
         self.base = {n: jnp.asarray(x) for n, x in self.learner.params.items()}
         self.columns = [task.columns for task in self.scenario]
         rng = np.random.default_rng(config.seed)
@@ -111,9 +111,9 @@ class Suite:
             self._rows["adapt"].append(rows[: config.adapt])
             self._rows["tune"].append(rows[config.adapt :])
             task.rows["test"] = rng.permutation(task.rows["test"])[: config.test]
-        held[0].rows["test"] = rng.permutation(held[0].rows["test"])[: config.held]
+        held_out[0].rows["test"] = rng.permutation(held_out[0].rows["test"])[: config.held]
         self.test = probe(self.learner, self.scenario, "test")
-        self._held = probe(self._held_learner, held, "test")
+        self._held = probe(self._held_learner, held_out, "test")
         began = time.perf_counter()
         self.models = [self._model(t, work) for t in range(len(self.scenario))]
         self.training_seconds = time.perf_counter() - began
@@ -150,10 +150,10 @@ class Suite:
         for t in tasks:
             task = self.scenario[t]
             rows = task.rows["test"] if purpose == "test" else self._rows[purpose][t]
-            some = np.arange(start, start + (count or len(rows))) % len(rows)
-            labels = np.searchsorted(task.classes, task.source.labels[rows[some]])
-            inputs = self.learner.prepare(task.source.inputs[rows[some]])
-            parts.append((inputs, np.tile(self.columns[t], (len(some), 1)), labels))
+            chosen = np.arange(start, start + (count or len(rows))) % len(rows)
+            labels = np.searchsorted(task.classes, task.source.labels[rows[chosen]])
+            inputs = self.learner.prepare(task.source.inputs[rows[chosen]])
+            parts.append((inputs, np.tile(self.columns[t], (len(chosen), 1)), labels))
         inputs, columns, labels = (jnp.asarray(np.concatenate(x)) for x in zip(*parts, strict=True))
         return (inputs, columns), labels
 
@@ -178,19 +178,19 @@ class Suite:
         """Task-aware test accuracy of each task [T], and accuracy on the held-out task."""
         stacked = {n: jnp.asarray(x)[None] for n, x in params.items()}
         if adapters is None:
-            found = logits(self.learner, stacked, self.test)
+            outputs = logits(self.learner, stacked, self.test)
         else:
-            found = self._operated(params, adapters)[None]
-        _, aware = accuracies(found, self.test)
+            outputs = self._operated(params, adapters)[None]
+        _, aware = accuracies(outputs, self.test)
         free, _ = accuracies(logits(self._held_learner, stacked, self._held), self._held)
         return aware[0], float(free[0, 0])
 
     def _operated(self, params, adapters):
         """Logits of the test examples, each behind its own task's adapter."""
         features = jax.jit(self.learner.features)
-        found = jnp.concatenate([features(params, chunk) for chunk in self.test.chunks])
+        embedded = jnp.concatenate([features(params, chunk) for chunk in self.test.chunks])
         parts = [
-            jm.solvers.operate(a, found[np.flatnonzero(self.test.task == t)])
+            jm.solvers.operate(a, embedded[np.flatnonzero(self.test.task == t)])
             for t, a in enumerate(adapters)
         ]
         return np.asarray(
@@ -205,9 +205,11 @@ def _learner(config: Config, scenario: Scenario):
 
 
 def _images(config: Config, data: Path):
-    each = -(-(config.examples + config.adapt + config.tune) // 10) + 1  # of every class
-    val = 1 - config.examples / 10 / each
-    sources = [npz(data / n, n, val=val, per_class=each, seed=config.seed) for n in config.tasks]
+    per_class = -(-(config.examples + config.adapt + config.tune) // 10) + 1  # of every class
+    val = 1 - config.examples / 10 / per_class
+    sources = [
+        npz(data / n, n, val=val, per_class=per_class, seed=config.seed) for n in config.tasks
+    ]
     return suite(sources), suite([digits()])
 
 

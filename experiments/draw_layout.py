@@ -49,18 +49,18 @@ def imports(texts: dict[str, str]) -> Graph:
     for name, text in texts.items():
         me = name.removesuffix(".__init__")
         package = me if name.endswith(".__init__") else me.rpartition(".")[0]
-        found = set()
+        modules = set()
         for node in running(ast.parse(text)):
             if isinstance(node, ast.Import):
-                found |= {a.name for a in node.names}
+                modules |= {a.name for a in node.names}
             elif isinstance(node, ast.ImportFrom):
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 start = ".".join(above) if node.level else ""
                 source = ".".join(filter(None, (start, node.module)))
                 for a in node.names:
                     inside = f"{source}.{a.name}"
-                    found.add(inside if inside in known else source)
-        graph[me] = {f for f in found if f in known and f != me}
+                    modules.add(inside if inside in known else source)
+        graph[me] = {f for f in modules if f in known and f != me}
     return graph
 
 
@@ -158,12 +158,12 @@ def draw(sides: list[tuple[str, dict[str, str]]], path: Path) -> int:
         axes.set_xticks(range(len(order)), labels, rotation=90, fontsize=8)
         axes.set_yticks(range(len(order)), labels, fontsize=8)
         axes.set(xlim=(-0.5, len(order) - 0.5), ylim=(len(order) - 0.5, -0.5), aspect="equal")
-        said = (
+        summary = (
             f"{title}: {len(order)} rooms, {len(flat)} modules in the root, {len(count)} arrows, "
             f"{up} upwards, {len(rounds)} circles of modules"
         )
-        axes.set_title(said.replace(": ", "\n"), fontsize=10)
-        print(said, *(f"\n  circle: {', '.join(c)}" for c in rounds))
+        axes.set_title(summary.replace(": ", "\n"), fontsize=10)
+        print(summary, *(f"\n  circle: {', '.join(c)}" for c in rounds))
         broken = (len(flat) > MAX_MODULES) + len(rounds)
     figure.savefig(path, metadata={"Date": None})
     return broken

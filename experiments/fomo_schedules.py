@@ -86,11 +86,11 @@ class Schedules(ImageExperiment):
 
     def plans(self) -> tuple[Plan, ...]:
         """The streams, with the merges that `weight` makes."""
-        made = {
+        merges = {
             "EMA": {"method": "ema", "decay": 1 - self.weight},
             "interpolation": {"method": [{"ema": {"decay": 0.0}}], "factor": self.weight},
         }
-        return ImageExperiment.plans(dataclasses.replace(self, merges={**made, **self.merges}))
+        return ImageExperiment.plans(dataclasses.replace(self, merges={**merges, **self.merges}))
 
     def check(self) -> None:
         """Raise ValueError for settings out of range."""

@@ -196,13 +196,13 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def some(
+def run_inputs(
     name: str,
     seeds: Iterable[int],
     until: float = float("inf"),
-    each: Callable[[dict], None] = print,
+    report: Callable[[dict], None] = print,
 ) -> None:
-    """Inputs of a format, in this process; `each` gets the outcome of every one."""
+    """Inputs of a format, in this process; `report` gets the outcome of every one."""
     form = FORMATS[name]
     with tempfile.TemporaryDirectory() as temporary:
         sound, work = Path(temporary).resolve() / "sound", Path(temporary).resolve() / "work"
@@ -216,7 +216,7 @@ def some(
             if time.time() > until:
                 break
             outcome, text = run_one(form, sound, work, seed)
-            each({"seed": seed, "outcome": outcome, "text": text[:300]})
+            report({"seed": seed, "outcome": outcome, "text": text[:300]})
 
 
 def in_a_process(name: str, seeds: range, until: float) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def again(out: Path) -> None:
     for name in dict.fromkeys(d["format"] for d in report["defects"]):
         mine = {d["seed"]: d for d in report["defects"] if d["format"] == name}
         rows: list[dict[str, Any]] = []
-        some(name, mine, each=rows.append)
+        run_inputs(name, mine, report=rows.append)
         for row in rows:
             if row["outcome"] in DEFECTS:
                 print(f"{name} --seed {row['seed']}: {row['outcome']}: {row['text']}", flush=True)
@@ -279,7 +279,7 @@ def main() -> None:
     if given.worker:
         name, first, count, until = given.worker
         seeds = range(int(first), int(first) + int(count))
-        some(name, seeds, float(until), lambda row: print(json.dumps(row), flush=True))
+        run_inputs(name, seeds, float(until), lambda row: print(json.dumps(row), flush=True))
         return
     if given.again:
         return again(given.out or RESULTS / "fuzz.json")

@@ -76,9 +76,9 @@ def read_file(path: Path) -> None:
 def write_shards(path: Path) -> None:
     (path / "m").mkdir()
     where, leaves = {}, list(model(0).items())
-    for i, some in enumerate((leaves[:2], leaves[2:])):
-        save_file(dict(some), path / "m" / f"s{i}.safetensors")
-        where |= dict.fromkeys(dict(some), f"s{i}.safetensors")
+    for i, shard in enumerate((leaves[:2], leaves[2:])):
+        save_file(dict(shard), path / "m" / f"s{i}.safetensors")
+        where |= dict.fromkeys(dict(shard), f"s{i}.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": where}
     (path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -294,10 +294,10 @@ def read_results(path: Path) -> None:
     from jaxmerge.cli import report
     from jaxmerge.studies import cells
 
-    found = cells.gather(cells.read(next(iter(sorted(path.glob("r.*"))))))
+    groups = cells.gather(cells.read(next(iter(sorted(path.glob("r.*"))))))
     for form in ("md", "latex"):
-        report.tables(found, form)
-        report.tables(found, form, "accuracy")
+        report.tables(groups, form)
+        report.tables(groups, form, "accuracy")
 
 
 def write_parquet(path: Path) -> None:

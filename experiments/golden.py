@@ -130,12 +130,12 @@ def from_files(method: jm.Merge, paths: list[Path]) -> Mapping[str, np.ndarray]:
         return load_file(Path(out) / "out" / "model.safetensors")
 
 
-def up_to_one_factor(found: Mapping, want: Mapping, base: Mapping) -> dict[str, np.ndarray]:
-    """`found` with its change at the scale of that of `want`, without the class embedding."""
+def up_to_one_factor(result: Mapping, want: Mapping, base: Mapping) -> dict[str, np.ndarray]:
+    """`result` with its change at the scale of that of `want`, without the class embedding."""
     leaf = "encoder.layers.0.mlp.fc1.weight"
-    ours, theirs = found[leaf] - base[leaf], want[leaf] - base[leaf]
+    ours, theirs = result[leaf] - base[leaf], want[leaf] - base[leaf]
     factor = np.vdot(theirs, theirs) / np.vdot(ours, theirs)
-    return {n: base[n] + factor * (found[n] - base[n]) for n in want if n != BARE}
+    return {n: base[n] + factor * (result[n] - base[n]) for n in want if n != BARE}
 
 
 def compared(
@@ -150,10 +150,10 @@ def compared(
     row: dict[str, Any] = {"file": file, "method": method, "dtype": dtype, "tolerance": tolerance}
     if name in DEPARTS:
         count, why = DEPARTS[name]
-        found = [(int(np.sum(g > tolerance)), float(g.max())) for g in gaps if g is not None]
-        row["departs"] = {"entries": max(n for n, _ in found), "largest": found[0][1], "why": why}
-        if any(n > count for n, _ in found):
-            raise SystemExit(f"{file}: {found} entries differ, {count} are accounted for")
+        counts = [(int(np.sum(g > tolerance)), float(g.max())) for g in gaps if g is not None]
+        row["departs"] = {"entries": max(n for n, _ in counts), "largest": counts[0][1], "why": why}
+        if any(n > count for n, _ in counts):
+            raise SystemExit(f"{file}: {counts} entries differ, {count} are accounted for")
         gaps = [None if g is None else g[g <= tolerance] for g in gaps]
     row["memory"], row["files"] = (None if g is None else float(g.max()) for g in gaps)
     return row
@@ -176,10 +176,10 @@ def write(rows: list[dict[str, Any]]) -> None:
     notes: dict[str, int] = {}
     for r in rows:
         note = ""
-        if found := r.get("departs"):
-            number = notes.setdefault(found["why"], len(notes) + 1)
-            entries = f"{found['entries']} entries, " if "entries" in found else ""
-            largest = f"up to {found['largest']:.1e} " if "largest" in found else ""
+        if departure := r.get("departs"):
+            number = notes.setdefault(departure["why"], len(notes) + 1)
+            entries = f"{departure['entries']} entries, " if "entries" in departure else ""
+            largest = f"up to {departure['largest']:.1e} " if "largest" in departure else ""
             note = f"{entries}{largest}({number})"
         cells = [f"`{r['file']}`", f"`{r['method']}`", r["dtype"], figure(r["memory"])]
         cells += [figure(r["files"]), f"{r['tolerance']:.0e}", note]

@@ -156,15 +156,15 @@ NAMES = ("strategies", "quickstart", *SETTINGS)
 
 def digest(leaves: Any) -> str:
     """Of all leaves, by name."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for n in sorted(leaves):
-        found.update(n.encode() + np.asarray(leaves[n]).tobytes())
-    return found.hexdigest()[:16]
+        hasher.update(n.encode() + np.asarray(leaves[n]).tobytes())
+    return hasher.hexdigest()[:16]
 
 
 def figures(name: str, data: Path) -> dict:
     """Stream -> what it gave, of all seeds."""
-    config, found = small(name, data), {}
+    config, result = small(name, data), {}
     config.check()
     plans = config.plans()
     learner = config.learner(config.tasks_of(SEEDS[0]))
@@ -176,15 +176,15 @@ def figures(name: str, data: Path) -> dict:
                 baselines=config.baselines, store=store, batch=config.evaluation_batch,
             )  # fmt: skip
             for entry in run.entries:
-                found[f"{seed} {entry.finetunes} {entry.label}"] = {
+                result[f"{seed} {entry.finetunes} {entry.label}"] = {
                     "R": entry.matrix, "aware": entry.aware, "factors": entry.factors,
                     "metrics": entry.metrics,
                 }  # fmt: skip
             for plan in plans:
                 tree, record = checkpoint.load(store / plan.name / "state.safetensors")
                 last = {n: x for n, x in tree.items() if n.startswith("last/")}
-                found[f"{seed} {plan.name}"] = {"losses": record["losses"], "last": digest(last)}
-    return found
+                result[f"{seed} {plan.name}"] = {"losses": record["losses"], "last": digest(last)}
+    return result
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
@@ -211,19 +211,19 @@ def main() -> None:
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     options = parser.parse_args()
-    found, wrong = {}, 0
+    results, wrong = {}, 0
     for name in options.only:
         began = time.process_time()
-        found[name] = json.loads(json.dumps(figures(name, options.data)))
+        results[name] = json.loads(json.dumps(figures(name, options.data)))
         print(f"{name}: {time.process_time() - began:.0f} processor seconds", flush=True)
         if options.compare:
             before = json.loads(options.compare.read_text())[name]
-            differ = differences(before, found[name])
+            differ = differences(before, results[name])
             wrong += len(differ)
             print("\n".join(f"  {d}" for d in differ) or "  the same bits", flush=True)
         if options.save:
-            kept = json.loads(options.save.read_text()) if options.save.exists() else {}
-            options.save.write_text(json.dumps({**kept, **found}))
+            previous = json.loads(options.save.read_text()) if options.save.exists() else {}
+            options.save.write_text(json.dumps({**previous, **results}))
     sys.exit(1 if wrong else 0)
 
 

@@ -83,9 +83,9 @@ def arrays(path: Path) -> dict[str, bytes]:
 
 def figures(path: Path) -> Any:
     """Of a run: everything but times and memory."""
-    found = json.loads((path / "results.json").read_text())
+    results = json.loads((path / "results.json").read_text())
     return [{k: v for k, v in run.items() if k not in ("seconds", "streams")}
-            for run in found["seeds"]]  # fmt: skip
+            for run in results["seeds"]]  # fmt: skip
 
 
 def cells(path: Path) -> Any:
@@ -176,17 +176,17 @@ def trial(command: Command, sound: Path, kills: int, seconds: float, want: Any, 
                 done += 1
                 continue
             if child.returncode:
-                said = child.stderr.read() if child.stderr else ""
-                return {"kills": done, "held": False, "said": said[-300:]}
+                errors = child.stderr.read() if child.stderr else ""
+                return {"kills": done, "held": False, "said": errors[-300:]}
             break
         args = command.again if started(command, folder) else command.first
         last = run(folder, args)
         if last.returncode and not (folder / command.out).exists():
             return {"kills": done, "held": False, "said": last.stderr[-300:]}
-        held = command.same(folder / command.out) == want
+        same = command.same(folder / command.out) == want
         left = [p.name for p in folder.iterdir() if p.name.startswith(".")]
-        said = "" if held else "differs"
-        return {"kills": done, "held": held and not left, "said": said, "left": left}
+        errors = "" if same else "differs"
+        return {"kills": done, "held": same and not left, "said": errors, "left": left}
 
 
 def full_disk(command: Command, sound: Path, want: Any) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def write_tasks(data: Path, folder: Path, count: int) -> list[str]:
     for task, examples in rows(data, count).items():
         text = "\n".join(map(json.dumps, examples)) + "\n"
         (folder / f"{task}.jsonl").write_text(text, encoding="utf-8")
-        said = f"task: {task}\n{DATA.format(task)}{TASKS[task]}"
-        (folder / f"{task}.yaml").write_text(said, encoding="utf-8")
+        content = f"task: {task}\n{DATA.format(task)}{TASKS[task]}"
+        (folder / f"{task}.yaml").write_text(content, encoding="utf-8")
     return [str(folder / f"{task}.yaml") for task in TASKS]
 
 
@@ -95,14 +95,14 @@ def figures(lm, tasks: list[str]) -> tuple[dict, dict]:
 
     from jaxmerge.evaluation.lm_eval import tasks_of
 
-    found = simple_evaluate(lm, tasks=tasks_of(tasks), bootstrap_iters=0, log_samples=True)
+    results = simple_evaluate(lm, tasks=tasks_of(tasks), bootstrap_iters=0, log_samples=True)
     numbers = {
         task: {k.removesuffix(",none"): v for k, v in row.items() if k.endswith(",none")}
-        for task, row in found["results"].items()
+        for task, row in results["results"].items()
     }
     numbers = {t: {k: v for k, v in r.items() if "stderr" not in k} for t, r in numbers.items()}
     by_doc = lambda samples: sorted(samples, key=lambda sample: sample["doc_id"])
-    answers = {t: [s["resps"] for s in by_doc(rows)] for t, rows in found["samples"].items()}
+    answers = {t: [s["resps"] for s in by_doc(rows)] for t, rows in results["samples"].items()}
     return numbers, answers
 
 
@@ -140,7 +140,7 @@ def main() -> None:
 
     hf = HFLM(pretrained=str(where), device="cpu", dtype="float32", batch_size=8)
     other, expected = figures(hf, tasks)
-    found = {
+    results = {
         task: {
             "count": len(answered[task]), "apart": apart(answered[task], expected[task]),
             "jaxmerge": mine[task], "harness": other[task],
@@ -148,8 +148,8 @@ def main() -> None:
         for task in TASKS
     }  # fmt: skip
     about = {"model": MODEL, "context": CONTEXT, "lm_eval": lm_eval.__version__}
-    OUT.write_text(json.dumps({"about": about, "tasks": found}, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    OUT.write_text(json.dumps({"about": about, "tasks": results}, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

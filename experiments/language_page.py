@@ -42,19 +42,19 @@ def grid(head: list[str], rows: list[list[str]]) -> str:
 
 def parity() -> str:
     """Differences from transformers, family by family."""
-    found = read("language_parity")
-    if found is None:
+    content = read("language_parity")
+    if content is None:
         return ""
     head = ["Model", "parameters", "block", "logits", "bfloat16", "torch's bfloat16"]
     head += ["greedy", "folder"]
     rows = []
-    for name, row in found["families"].items():
+    for name, row in content["families"].items():
         numbers = [f"{row['parameters']:,}", *(f"{row[k]:.0e}" for k in ("block", "logits"))]
         numbers += [f"{row[k]:.1e}" for k in ("bfloat16", "bfloat16_torch")]
         same = ["equal" if row["written"] else "differs"]
         same += ["bit for bit" if row["folder"] and row["again"] else "differs"]
         rows.append([f"`{name}`", *numbers, *same])
-    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in content["versions"].items())
     return (
         "Random weights through both, eager attention in float32 (`python experiments/"
         f"language_parity.py`; {versions}). Block: the largest difference of a state behind a "
@@ -67,16 +67,16 @@ def parity() -> str:
 
 def harness() -> str:
     """Figures of the harness for our model and for its own."""
-    found = read("language_harness")
-    if found is None:
+    content = read("language_harness")
+    if content is None:
         return ""
     rows = [
         [f"{task}, {figure}", str(row["count"]), f"{value:.6f}", f"{row['harness'][figure]:.6f}",
          f"{row['apart']:.0e}"]
-        for task, row in found["tasks"].items()
+        for task, row in content["tasks"].items()
         for figure, value in row["jaxmerge"].items()
     ]  # fmt: skip
-    about = found["about"]
+    about = content["about"]
     head = ["Task, figure", "examples", "jaxmerge", "harness's own", "largest difference"]
     return (
         f"`python experiments/language_harness.py FOLDER` makes four tasks of local texts and runs "
@@ -89,10 +89,10 @@ def harness() -> str:
 
 def speed() -> str:
     """Tokens a second beside transformers."""
-    found = read("decoder_cpu")
-    if found is None:
+    content = read("decoder_cpu")
+    if content is None:
         return ""
-    about, table, seconds = found["about"], found["tokens_per_second"], found["seconds"]
+    about, table, seconds = content["about"], content["tokens_per_second"], content["seconds"]
     rows = []
     for name, row in table.items():
         theirs = row["transformers"]
@@ -105,7 +105,7 @@ def speed() -> str:
         + grid(["What", "jaxmerge", "transformers", "ratio"], rows)
         + f"\n\nLoading takes {seconds['loading']:.2f} s, reading the bytes of the file "
         f"{seconds['reading']:.2f} s. First calls, which compile 30 layers one by one: "
-        + ", ".join(f"{name} {x:.0f} s" for name, x in found["first"].items())
+        + ", ".join(f"{name} {x:.0f} s" for name, x in content["first"].items())
         + "."
     )
 
@@ -119,10 +119,10 @@ def conversation() -> str:
 
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    made = {"parity": parity, "harness": harness, "speed": speed}
+    sections = {"parity": parity, "harness": harness, "speed": speed}
     if "--talk" in sys.argv:
-        made["conversation"] = conversation
-    for name, make in made.items():
+        sections["conversation"] = conversation
+    for name, make in sections.items():
         if content := make():
             pattern = rf"(?s)(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)"
             assert re.search(pattern, text), name

@@ -120,8 +120,8 @@ def measure(name: str, folder: Path) -> dict[str, float | bool | int]:
     half = decoder.Compute("bfloat16")
     rounded = np.asarray(decoder.logits(ours.config, ours.params, ids, compute=half))
     written = decoder.generate(ours, ids.tolist(), most=NEW)
-    far = lambda found: float(np.abs(found - expected["logits"]).mean())
-    found = {
+    far = lambda computed: float(np.abs(computed - expected["logits"]).mean())
+    gaps = {
         "parameters": sum(int(leaf.size) for leaf in ours.params.values()),
         "block": float(np.abs(inner - expected["states"]).max() / np.abs(expected["states"]).max()),
         "logits": float(np.abs(logits - expected["logits"]).max()),
@@ -132,7 +132,7 @@ def measure(name: str, folder: Path) -> dict[str, float | bool | int]:
     decoder.save(ours, folder / "ours", shard_size=None if name in FULL else 20_000)
     del ours
     gc.collect()
-    return {**found, "folder": same_folder(folder), "again": read_again(folder, expected)}
+    return {**gaps, "folder": same_folder(folder), "again": read_again(folder, expected)}
 
 
 def same_folder(folder: Path) -> bool:
@@ -158,16 +158,16 @@ def read_again(folder: Path, expected: dict[str, np.ndarray]) -> bool:
         folder / "ours", attn_implementation="eager", dtype="float32"
     )
     with torch.no_grad():
-        found = model(torch.tensor(expected["ids"])).logits.numpy()
-    return bool(np.array_equal(found, expected["logits"]))
+        outputs = model(torch.tensor(expected["ids"])).logits.numpy()
+    return bool(np.array_equal(outputs, expected["logits"]))
 
 
 def main() -> None:
-    found = {}
+    families = {}
     for name in sys.argv[1:] or [*CASES, *FULL]:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(name, Path(folder))
-        print(name, json.dumps(found[name]), flush=True)
+            families[name] = measure(name, Path(folder))
+        print(name, json.dumps(families[name]), flush=True)
     if len(sys.argv) == 1:
         import jax
         import torch
@@ -175,7 +175,7 @@ def main() -> None:
 
         versions = {"jax": jax, "torch": torch, "transformers": transformers}
         about = {package: module.__version__ for package, module in versions.items()}
-        OUT.write_text(json.dumps({"versions": about, "families": found}, indent=1) + "\n")
+        OUT.write_text(json.dumps({"versions": about, "families": families}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ def main() -> None:
     learner = from_clip(model, scenario)
     rows = source.splits["train"]
     own = np.ones(len(source.classes), bool)
-    found, losses = fit(
+    trained, losses = fit(
         learner, learner.params, learner.prepare(source.inputs[rows]), source.labels[rows], own,
         Training(epochs=options.epochs, batch=32, rate=5e-4),
     )  # fmt: skip
     print(f"{len(rows)} images, {len(losses)} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}")
-    clip.save(dataclasses.replace(model, params={**model.params, **found}), options.out)
+    clip.save(dataclasses.replace(model, params={**model.params, **trained}), options.out)
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ class Suite:
         if path.exists():
             return checkpoint.load(path)[0]
         inputs = self.learner.prepare(task.source.inputs[task.rows["train"]])
-        found, losses = fit(
+        params, losses = fit(
             self.learner, self.base, inputs, task.labels("train"), self.scenario.mask(t),
             TRAINING, seed=(0, t),
         )  # fmt: skip
         print(f"{task.name}: {len(inputs)} images, loss {losses[0]:.2f} to {losses[-1]:.2f}")
-        checkpoint.save(path, found)
-        return found
+        checkpoint.save(path, params)
+        return params
 
     def aware(self, params, data) -> np.ndarray:
         """Task-aware accuracy of each task, [T]."""
@@ -102,7 +102,7 @@ class Suite:
 
 def methods() -> dict[str, tuple]:
     """name -> factors (none: the method has none), of every data-free method for eight models."""
-    found = {}
+    factors_of = {}
     for name, factory in jm.REGISTRY.items():
         parameters = inspect.signature(factory).parameters
         free = all(p.default is not p.empty for p in parameters.values())
@@ -113,8 +113,8 @@ def methods() -> dict[str, tuple]:
         if merge.needs or least > len(TASKS) or (most is not None and most < len(TASKS)):
             continue
         default = parameters["factor"].default if "factor" in parameters else None
-        found[name] = () if default is None else tuple(s * default for s in SHARES)
-    return found
+        factors_of[name] = () if default is None else tuple(s * default for s in SHARES)
+    return factors_of
 
 
 def main() -> None:
@@ -126,22 +126,22 @@ def main() -> None:
     parser.add_argument("--save", type=Path, required=True)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "rows.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    file = options.work / "rows.json"
+    rows = json.loads(file.read_text()) if file.exists() else {}
     problem = Suite(options.data, options.work)
 
     def row(label: str, params, **more) -> None:
-        each = problem.aware(params, problem.test)
-        found[label] = {"each": each.tolist(), **more}
-        kept.write_text(json.dumps(found))
-        print(f"{label:28} {100 * each.mean():5.1f} %", more, flush=True)
+        correct = problem.aware(params, problem.test)
+        rows[label] = {"each": correct.tolist(), **more}
+        file.write_text(json.dumps(rows))
+        print(f"{label:28} {100 * correct.mean():5.1f} %", more, flush=True)
 
-    if "zero-shot" not in found:
+    if "zero-shot" not in rows:
         row("zero-shot", problem.base)
         single = [problem.aware(m, problem.test)[t] for t, m in enumerate(problem.models)]
-        found["single models"] = {"each": [float(x) for x in single]}
+        rows["single models"] = {"each": [float(x) for x in single]}
     for name, factors in methods().items():
-        if name in found:
+        if name in rows:
             continue
         began, best = time.perf_counter(), None
         make = partial(jm.get(name))
@@ -152,11 +152,11 @@ def main() -> None:
             row(name, merges[best], factor=factors[best], factors=factors, validation=scores)
         else:
             row(name, problem.merged(make()))
-        found[name]["seconds"] = time.perf_counter() - began
+        rows[name]["seconds"] = time.perf_counter() - began
     for name in STEPWISE:
         for k in range(ORDERS):
             label = f"{name}, order {k}"
-            if label not in found:
+            if label not in rows:
                 order = np.random.default_rng(k).permutation(len(TASKS)).tolist()
                 row(label, problem.merged(jm.get(name)(), order), order=order)
     about = {
@@ -168,7 +168,7 @@ def main() -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    options.save.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+    options.save.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

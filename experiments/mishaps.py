@@ -89,8 +89,8 @@ def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
     end = ended(start(folder, command.first))
     for lock in locks(command, folder):
         lock.unlink(missing_ok=True)
-    held = end["well"] and FOREIGN["host"] in end["said"] and as_wanted(command, folder, want)
-    return {"held": held, "said": end["said"]}
+    well = end["well"] and FOREIGN["host"] in end["said"] and as_wanted(command, folder, want)
+    return {"held": well, "said": end["said"]}
 
 
 def read_only(command: Command, folder: Path, want: Any) -> dict[str, Any]:
@@ -136,14 +136,16 @@ def main() -> None:
             if first["code"]:
                 sys.exit(f"{name}: {first['said']}")
             want: Any = command.same(folder / command.out)
-            found: dict[str, Any] = {"command": " ".join(["python experiments/mishaps.py", *words])}
+            trials: dict[str, Any] = {
+                "command": " ".join(["python experiments/mishaps.py", *words])
+            }
             for i, trial in enumerate((two_at_once, another_host, read_only), 1):
-                found[trial.__name__.replace("_", " ")] = trial(command, fresh(i), want)
+                trials[trial.__name__.replace("_", " ")] = trial(command, fresh(i), want)
             if name in INPUTS:
-                found["vanished"] = vanished(command, fresh(4), want, INPUTS[name])
-            report["commands"][name] = found
+                trials["vanished"] = vanished(command, fresh(4), want, INPUTS[name])
+            report["commands"][name] = trials
             report["not tried"] = [n for n in known if n not in report["commands"]]
-            print(name, json.dumps(found), flush=True)
+            print(name, json.dumps(trials), flush=True)
             given.out.write_text(json.dumps(report, indent=1) + "\n")
             for i in range(5):
                 shutil.rmtree(Path(temporary) / f"work{i}", ignore_errors=True)

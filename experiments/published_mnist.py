@@ -70,7 +70,7 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
     of = {k: v[scenario] for k, v in STRENGTHS.items()}
     whole = "own" if scenario == "task" else "all"
     every = 10**9
-    made = {
+    setups = {
         "Adam": (),
         "L2": (l2(of["L2"], first=False),),
         "EWC": (ewc(of["EWC"], examples=every),),
@@ -85,7 +85,7 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
     protocol = "60,000 images, 4 epochs a task, batch 128, 1024-400-400, Adam 1e-3"
     return [
         Cell(scenario, k, (Setup(network, problem, adam(1e-3), m),), stream, metric, protocol)
-        for k, m in made.items()
+        for k, m in setups.items()
     ]
 
 
@@ -95,14 +95,14 @@ def notebook(data: dict) -> list[Cell]:
     network = mlp(hidden=(300, 300), classes=100, bias=False)
 
     def stream(seed, validation):
-        found = permuted(data["train"], data["test"], 5, batch=128, seed=seed)
+        permuted_stream = permuted(data["train"], data["test"], 5, batch=128, seed=seed)
         own = np.ones((5, 100), bool)  # all outputs compete, those that are no digit too
-        groups = found.groups._replace(info={"own": own})
-        return found._replace(info={**found.info, "own": own}, groups=groups)
+        groups = permuted_stream.groups._replace(info={"own": own})
+        return permuted_stream._replace(info={**permuted_stream.info, "own": own}, groups=groups)
 
-    made = Setup(network, problem, rmsprop(1e-4), (supsup(),))
+    setup = Setup(network, problem, rmsprop(1e-4), (supsup(),))
     protocol = "5 permuted tasks, 1 epoch, batch 128, 784-300-300-100, RMSprop 1e-4, task given"
-    return [Cell("supsup", "SupSup", (made,), stream, "aware", protocol)]
+    return [Cell("supsup", "SupSup", (setup,), stream, "aware", protocol)]
 
 
 def projected(data: dict) -> list[Cell]:
@@ -112,13 +112,13 @@ def projected(data: dict) -> list[Cell]:
     stream = lambda seed, validation: permuted(
         train, data["test"], 10, batch=10, epochs=5, seed=seed
     )
-    made = lambda method: (Setup(mlp(bias=False), problem, sgd(0.01), (method,)),)
+    setup_of = lambda method: (Setup(mlp(bias=False), problem, sgd(0.01), (method,)),)
     protocol = "10 permuted tasks, 5 epochs of 54,000 images, batch 10, 784-100-100-10, SGD 0.01"
     share, given = (0.95, 0.99, 0.99), f"{protocol}, task given"
     return [
-        Cell("gpm", "GPM", made(gpm(share)), stream, "accuracy", protocol),
-        Cell("trgp", "TRGP", made(trgp(share, trust=0.2)), stream, "aware", given),
-        Cell("cuber", "CUBER", made(cuber(share)), stream, "aware", given),
+        Cell("gpm", "GPM", setup_of(gpm(share)), stream, "accuracy", protocol),
+        Cell("trgp", "TRGP", setup_of(trgp(share, trust=0.2)), stream, "aware", given),
+        Cell("cuber", "CUBER", setup_of(cuber(share)), stream, "aware", given),
     ]
 
 

@@ -117,27 +117,27 @@ def budgets() -> str:
 
 def matrix(heads: list[str], first: list[str], rows: dict, cell: Callable) -> str:
     """A table with a column for every stream: rows by key, ``cell(results, key)`` as text."""
-    found = streams()
+    results = streams()
     lines = [
         f"| {' | '.join([*first, *heads])} |",
         f"| {' | '.join([':--'] * len(first) + ['--:'] * len(heads))} |",
     ]
     for key, shown in rows.items():
-        lines.append(f"| {shown} | {' | '.join(cell(found[h], key) for h in heads)} |")
+        lines.append(f"| {shown} | {' | '.join(cell(results[h], key) for h in heads)} |")
     return "\n".join(lines)
 
 
 def training() -> str:
     """Seconds of training that each stream took, for one class order."""
-    found = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
-    rows = {name: name for r in found.values() for s in r.seeds for name in s.streams}
+    by_stream = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
+    rows = {name: name for r in by_stream.values() for s in r.seeds for name in s.streams}
 
     def cell(results: Results, name: str) -> str:
         spent = [s.streams.get(name, {}).get("training") for s in results.seeds]
         known = [x for x in spent if x is not None]
         return f"{np.mean(known):.0f}" if known else "–"
 
-    return matrix(list(found), ["Strategy"], rows, cell)
+    return matrix(list(by_stream), ["Strategy"], rows, cell)
 
 
 def findings() -> str:
@@ -148,8 +148,8 @@ def findings() -> str:
 
 def accuracies() -> str:
     """Final accuracy of every row in every stream."""
-    found = streams()
-    keys = [(s.label, s.finetunes) for r in found.values() for s in r.summary]
+    by_stream = streams()
+    keys = [(s.label, s.finetunes) for r in by_stream.values() for s in r.summary]
 
     def cell(results: Results, key: tuple[str, str]) -> str:
         stats = {(s.label, s.finetunes): s.metrics["accuracy"] for s in results.summary}
@@ -157,22 +157,23 @@ def accuracies() -> str:
         spread = f" ± {100 * stat.std:.1f}" if stat and stat.n > 1 else ""
         return f"{100 * stat.mean:.1f}{spread}" if stat else "–"
 
-    return matrix(list(found), ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
+    return matrix(list(by_stream), ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
 
 
 def suite() -> str:
     """Eight tasks, every data-free method, OPCM in ten orders."""
     if not (RESULTS / "mini_suite.json").exists():
         return "Not measured yet."
-    found = json.loads((RESULTS / "mini_suite.json").read_text())
-    rows, single = found["rows"], np.array(found["rows"]["single models"]["each"])
+    report = json.loads((RESULTS / "mini_suite.json").read_text())
+    rows, single = report["rows"], np.array(report["rows"]["single models"]["each"])
     lines = ["| Method | Factor | Accuracy % | Normalised % |", "| :-- | --: | --: | --: |"]
     plain = {k: r for k, r in rows.items() if ", order " not in k}
     for name, row in sorted(plain.items(), key=lambda kr: -np.mean(kr[1]["each"])):
-        each = np.array(row["each"])
+        scores = np.array(row["each"])
         factor = f"{row['factor']:.2f}" if "factor" in row else "–"
         lines.append(
-            f"| {name} | {factor} | {100 * each.mean():.1f} | {100 * (each / single).mean():.1f} |"
+            f"| {name} | {factor} | {100 * scores.mean():.1f} "
+            f"| {100 * (scores / single).mean():.1f} |"
         )
     orders = []
     for name in dict.fromkeys(k.split(", order ")[0] for k in rows if ", order " in k):
@@ -186,8 +187,8 @@ def suite() -> str:
 
 def speed() -> str:
     """The run against torch, and many factors at once."""
-    found = json.loads((RESULTS / "continual_cpu.json").read_text())
-    run, sweep = found["run"], found["sweep"]
+    content = json.loads((RESULTS / "continual_cpu.json").read_text())
+    run, sweep = content["run"], content["sweep"]
     lines = [
         "| Side | Seconds | Training | Merging | Evaluation | CPU seconds | Last % | MagMax % |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
@@ -216,14 +217,14 @@ def speed() -> str:
 
 def mergekit() -> str:
     """Merging from files beside mergekit."""
-    found = json.loads((RESULTS / "merge_files.json").read_text())
+    data = json.loads((RESULTS / "merge_files.json").read_text())
     lines = [
         "| Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB "
         "| mergekit / jaxmerge |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     loads = []
-    for name, row in found["methods"].items():
+    for name, row in data["methods"].items():
         sides = [row[k] for k in ("jaxmerge", "mergekit") if k in row]
         loads += [side["load_before"] for side in sides]
         cells = [
@@ -233,10 +234,10 @@ def mergekit() -> str:
         ratio = f"{sides[1]['wall'] / sides[0]['wall']:.1f}" if len(sides) == 2 else "–"
         lines.append(f"| `{name}` | {' | '.join(cells)} | {ratio} |")
     return (
-        f"`experiments/bench/merge_files.py`: a base and {found['inputs'] - 1} models, "
-        f"{found['bytes'] / 1e9:.1f} GB in all, {found['machine']}, mergekit {found['mergekit']}; "
+        f"`experiments/bench/merge_files.py`: a base and {data['inputs'] - 1} models, "
+        f"{data['bytes'] / 1e9:.1f} GB in all, {data['machine']}, mergekit {data['mergekit']}; "
         "whole processes, wall and processor seconds, the ratio of the wall times. Reading all "
-        f"and writing one with nothing computed takes {found['copy']['wall']:.1f} s. Load average "
+        f"and writing one with nothing computed takes {data['copy']['wall']:.1f} s. Load average "
         f"before each run: {min(loads):.1f} to {max(loads):.1f}.\n\n" + "\n".join(lines)
     )
 
@@ -254,9 +255,9 @@ def torch() -> str:
             what = f"{row['model']} {row['task']}, {row['dtype']}, images/s"
             lines.append(f"| {what} | {row['machine']} | {' | '.join(shown)} |")
     for path in sorted(RESULTS.glob("continual_*.json")):
-        found = json.loads(path.read_text())
-        ours, theirs = (found["run"][k]["seconds"] for k in ("jaxmerge", "torch"))
-        machine = f"{found['machine']['platform']}, {found['machine']['cpus']} cores"
+        content = json.loads(path.read_text())
+        ours, theirs = (content["run"][k]["seconds"] for k in ("jaxmerge", "torch"))
+        machine = f"{content['machine']['platform']}, {content['machine']['cpus']} cores"
         what = "MiniLM, a whole class-incremental run, seconds"
         lines.append(f"| {what} | {machine} | {ours:.1f} | {theirs:.1f} | – |")
     return "\n".join(lines)
@@ -292,8 +293,10 @@ def fill(text: str) -> str:
     for name, make in SECTIONS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         if re.search(pattern, text, re.S):
-            made = make()
-            text = re.sub(pattern, lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text, flags=re.S)
+            content = make()
+            text = re.sub(
+                pattern, lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text, flags=re.S
+            )
     return text
 
 

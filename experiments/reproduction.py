@@ -80,11 +80,11 @@ def grid(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def accuracy_table(name: str) -> list[str]:
     """Every scenario of an experiment as a column, the chosen settings and costs below."""
-    found = read(name)
-    if found is None:
+    report = read(name)
+    if report is None:
         return [f"`{name}`: no result file in this version.", ""]
-    rows = [r for r in found["rows"] if r["scenario"] in SCENARIOS]
-    reasons = found.get("reasons", {})
+    rows = [r for r in report["rows"] if r["scenario"] in SCENARIOS]
+    reasons = report.get("reasons", {})
     scenarios = [s for s in SCENARIOS if any(r["scenario"] == s for r in rows)]
     methods = list(dict.fromkeys(r["method"] for r in rows))
     methods += [
@@ -103,11 +103,11 @@ def accuracy_table(name: str) -> list[str]:
     protocols = "; ".join(dict.fromkeys(r["protocol"] for r in rows))
     seconds = sum(r["processor_seconds"] for r in rows)
     missing = any(cell(m, s) == "–" for m in methods for s in scenarios)
-    said = [
+    intro = [
         f"{protocols}. Mean accuracy over tasks after the last one in percent, mean and standard "
-        f"deviation of {len(found['seeds'])} seeds; settings chosen on validation images of seed "
-        f"{found['tuning_seed']}. `{found['command']}`, {seconds:.0f} processor seconds in all on "
-        f"{found['machine']['cpus']} shared CPU cores."
+        f"deviation of {len(report['seeds'])} seeds; settings chosen on validation images of seed "
+        f"{report['tuning_seed']}. `{report['command']}`, {seconds:.0f} processor seconds in all "
+        f"on {report['machine']['cpus']} shared CPU cores."
         + (" A dash has not been run yet: the command goes on where it stopped." * missing),
         "",
     ]
@@ -126,7 +126,7 @@ def accuracy_table(name: str) -> list[str]:
     fold += grid(["Scenario", "Method", "Setting", "Of so many", "Processor s"], chosen)
     fold += ["</details>", ""]
     table = grid(["Method", *(SCENARIOS[s] for s in scenarios)], body)
-    return [*said, *table, *([" ".join(below), ""] if below else []), *fold]
+    return [*intro, *table, *([" ".join(below), ""] if below else []), *fold]
 
 
 def row_of(name: str, scenario: str, method: str) -> dict | None:
@@ -137,10 +137,10 @@ def row_of(name: str, scenario: str, method: str) -> dict | None:
 
 def oracles() -> list[str]:
     """What each golden file holds to, and the largest difference where it was measured."""
-    found = (read("oracles") or {"systems": {}})["systems"]
+    systems = (read("oracles") or {"systems": {}})["systems"]
     rows = []
     for system, (names, tolerance, test) in ORACLES.items():
-        files = found.get(system, {})
+        files = systems.get(system, {})
         most = max((most for most, _ in files.values()), default=None)
         count = str(sum(count for _, count in files.values())) if files else "–"
         methods = ", ".join(f"`{n}`" for n in names)
@@ -153,12 +153,12 @@ def oracles() -> list[str]:
 
 def oracle(name: str) -> str:
     """The largest difference from the authors' code, of a continual method."""
-    found, said = (read("oracles") or {"systems": {}})["systems"], []
+    systems, differences = (read("oracles") or {"systems": {}})["systems"], []
     for system, (names, _, _) in ORACLES.items():
         if name in names:
-            most = max((most for most, _ in found.get(system, {}).values()), default=None)
-            said.append(f"{'–' if most is None else f'{most:.1e}'} (`{system}`)")
-    return ", ".join(said) or ELSEWHERE[name]
+            most = max((most for most, _ in systems.get(system, {}).values()), default=None)
+            differences.append(f"{'–' if most is None else f'{most:.1e}'} (`{system}`)")
+    return ", ".join(differences) or ELSEWHERE[name]
 
 
 def continual() -> list[str]:
@@ -176,11 +176,11 @@ def continual() -> list[str]:
         else:
             reason = p.get("because", "it has not been run in this version")
             ours = f"not reproduced, because {reason}"
-        said = ": ".join(x for x in (p["method"], p["protocol"]) if x != "–")
+        protocol = ": ".join(x for x in (p["method"], p["protocol"]) if x != "–")
         own = [row_of("split_mnist", s, LABELS[p["name"]]) for s in SCENARIOS]
         table = " / ".join(percent(r) if r else "–" for r in own)
         rows.append(
-            [f"`{p['name']}`", oracle(p["name"]), said, p["published"] or "–", p["note"],
+            [f"`{p['name']}`", oracle(p["name"]), protocol, p["published"] or "–", p["note"],
              ours, command, seeds, cost, table]
         )  # fmt: skip
     rows.sort(key=lambda r: r[0])
@@ -212,9 +212,9 @@ def merges() -> list[str]:
             for kind in sorted(kinds)
         ]
         of = sorted({k.partition("/")[0] for k in hits})
-        held = "not run; a transcription of the formula" if not p["oracle"] else "not measured"
+        exactness = "not run; a transcription of the formula" if not p["oracle"] else "not measured"
         if hits:
-            held = f"{', '.join(most)} ({', '.join(of)})"
+            exactness = f"{', '.join(most)} ({', '.join(of)})"
         ours, command, cost, seeds = "– (it is no merge of eight models)", "–", "–", "–"
         label = p.get("ours", p["name"])
         if label in suite and "each" in suite[label]:
@@ -224,9 +224,9 @@ def merges() -> list[str]:
         elif label in driven:
             ours = f"{100 * driven[label]['accuracy']:.1f} (five tasks on `mini`)"
             command, cost, seeds = "`data_driven.py`", f"{driven[label]['seconds']:.0f}", "1"
-        said = p.get("published", "–") + (f": {p['protocol']}" if "protocol" in p else "")
+        figure = p.get("published", "–") + (f": {p['protocol']}" if "protocol" in p else "")
         rows.append(
-            [f"`{p['name']}`", f"{held}; {test}", said, p["note"],
+            [f"`{p['name']}`", f"{exactness}; {test}", figure, p["note"],
              f"not reproduced, because {p['because']}", ours, command, seeds, cost]
         )  # fmt: skip
     head = ["Method", "Largest difference from the original code", "Published", "Source"]

@@ -89,11 +89,11 @@ class Scole(Experiment):
         from jaxmerge.models import clip
 
         model = clip.load(weights_folder(self.model))
-        found = from_clip(model, scenario)
+        clip_learner = from_clip(model, scenario)
         if not self.scratch:
-            return found
+            return clip_learner
         fresh = clip.init(model.config, jax.random.key(self.seed))
-        return found._replace(params={n: fresh[n] for n in found.params})
+        return clip_learner._replace(params={n: fresh[n] for n in clip_learner.params})
 
 
 def get_config() -> Experiment:

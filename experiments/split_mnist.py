@@ -70,7 +70,7 @@ REASONS = {
 
 def methods(scenario: str) -> dict[str, list[tuple]]:
     """label -> settings to choose from: (optimiser, methods, keywords of the problem)."""
-    held = HEAD if scenario == "task" else ".*"  # heads of other tasks are out of reach anyway
+    leaves = HEAD if scenario == "task" else ".*"  # heads of other tasks are out of reach anyway
     rates = [sgd(r) for r in (0.03, 0.1, 0.3)]
     steady = sgd(0.1, clip=1.0)
     own = {"columns": "own"}
@@ -78,16 +78,16 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
     gpm_head = {"project": HEAD, "free": "^head/"} if scenario == "task" else {}
     use = "own" if scenario == "task" else "sum"
     heads = {"heads": "joined"} if scenario == "domain" else {}  # one head that tasks share
-    made = {
+    settings = {
         "fine-tuning": [(r, ()) for r in rates],
         "head only": [(r, (train_only("^head/"),)) for r in rates],
-        "L2": [(steady, (l2(s, first=False, leaves=held),)) for s in (0.001, 0.01, 0.1, 1.0)],
-        "EWC": [(steady, (ewc(s, leaves=held),)) for s in (10.0, 100.0, 1e3, 1e4, 1e5)],
+        "L2": [(steady, (l2(s, first=False, leaves=leaves),)) for s in (0.001, 0.01, 0.1, 1.0)],
+        "EWC": [(steady, (ewc(s, leaves=leaves),)) for s in (10.0, 100.0, 1e3, 1e4, 1e5)],
         "EWC (MagMax's)": [
-            (steady, (ewc_magmax(s, leaves=held),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)
+            (steady, (ewc_magmax(s, leaves=leaves),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)
         ],
-        "SI": [(steady, (si(s, leaves=held),)) for s in (1.0, 10.0, 100.0, 1e3, 1e4)],
-        "MAS": [(steady, (mas(s, leaves=held, **outputs),)) for s in (0.01, 0.1, 1.0, 10.0)],
+        "SI": [(steady, (si(s, leaves=leaves),)) for s in (1.0, 10.0, 100.0, 1e3, 1e4)],
+        "MAS": [(steady, (mas(s, leaves=leaves, **outputs),)) for s in (0.01, 0.1, 1.0, 10.0)],
         "LwF": [(steady, (lwf(s, **heads),)) for s in (0.3, 1.0, 3.0, 10.0, 30.0)],
         "FeatKD": [(steady, (feat_kd(s, first=False),)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)],
         "ER 500": [(r, (er(500),)) for r in rates],
@@ -109,12 +109,12 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
         ],
     }  # fmt: skip
     if scenario == "task":  # these are given the task
-        made["TRGP"] = [(sgd(0.1), (trgp(e, **gpm_head),)) for e in (0.9, 0.95, 0.99)]
-        made["CUBER"] = [
+        settings["TRGP"] = [(sgd(0.1), (trgp(e, **gpm_head),)) for e in (0.9, 0.95, 0.99)]
+        settings["CUBER"] = [
             (sgd(0.1), (cuber(0.95, strength=s, **gpm_head),)) for s in (0.01, 0.1, 1.0)
         ]
     if scenario != "domain":  # these tell old classes from new ones
-        made |= {
+        settings |= {
             "PredKD": [(sgd(r, clip=1.0), (pred_kd(),)) for r in (0.1, 0.3, 1.0, 3.0)],
             "PredKD + FeatKD": [
                 (sgd(r, clip=1.0), (pred_kd(), feat_kd(s, first=False)))
@@ -123,7 +123,7 @@ def methods(scenario: str) -> dict[str, list[tuple]]:
             ],
             "SLCA": [(sgd(0.1), (slca(s),), own) for s in (0.01, 0.1, 1.0)],
         }
-    return made
+    return settings
 
 
 def cells(data: dict, scenario: str, wanted: list[str], protocol: str) -> list[Cell]:

@@ -65,9 +65,9 @@ def class_name(model_type: str) -> str | None:
     names = [f"MODEL_FOR_{o}_MAPPING_NAMES" for o in ORDER]
     names += ["MODEL_MAPPING_NAMES", *sorted(tables)]
     for name in names:
-        found = tables.get(name, {}).get(model_type)
-        if found:
-            return found if isinstance(found, str) else found[0]
+        classes = tables.get(name, {}).get(model_type)
+        if classes:
+            return classes if isinstance(classes, str) else classes[0]
     return None
 
 
@@ -105,11 +105,11 @@ def word(path: tuple) -> str:
 
 def build(model_type: str, config: dict, device: str = "meta") -> torch.nn.Module:
     """The model of a config as data."""
-    made = AutoConfig.for_model(
+    hf_config = AutoConfig.for_model(
         model_type, **{k: v for k, v in copy.deepcopy(config).items() if k != "model_type"}
     )
     with torch.device(device):
-        return class_of(model_type)(made)
+        return class_of(model_type)(hf_config)
 
 
 def default(model_type: str) -> dict:

@@ -19,7 +19,7 @@ SLOW = [n for n, f in fuzz.FORMATS.items() if f.slow]
 
 def check(name, inputs):
     rows = []
-    fuzz.some(name, range(1000, 1000 + inputs), each=rows.append)
+    fuzz.run_inputs(name, range(1000, 1000 + inputs), report=rows.append)
     outcomes = Counter(row["outcome"] for row in rows)
     assert [row for row in rows if row["outcome"] in fuzz.DEFECTS] == []
     assert sum(outcomes.values()) == inputs

@@ -63,8 +63,8 @@ def from_disk(config: clip.Config, options) -> dict:
         for file in files:
             rough = Image.fromarray(draw.integers(0, 256, (24, 32, 3), np.uint8))
             rough.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
-        encode = lambda some: clip.encode_images(
-            model, some, batch=options.batch, workers=options.workers, compute=kinds
+        encode = lambda images: clip.encode_images(
+            model, images, batch=options.batch, workers=options.workers, compute=kinds
         )
         encode(files[:1])
         start = time.perf_counter()

@@ -44,11 +44,11 @@ def main() -> None:
         return ((forward() @ head).argmax(1) == labels).float().mean()
 
     step = train if job["train"] else evaluate
-    found = {"device": device, "torch": torch.__version__}
+    rates = {"device": device, "torch": torch.__version__}
     for form in job["forms"]:
         run = torch.compile(forward) if form == "compiled" else forward
-        found[form] = timed(lambda run=run: step(run), job, device)
-    print(json.dumps(found))
+        rates[form] = timed(lambda run=run: step(run), job, device)
+    print(json.dumps(rates))
 
 
 def timed(step, job: dict, device: str) -> float:

@@ -72,7 +72,9 @@ def ours(learner, scenario, training) -> dict:
     start = time.perf_counter()
     data = probe(learner, scenario, "test")
     merged = memory.merged(method, state, learner.params)
-    found = [logits(learner, stack(p), data)[0].argmax(1) == data.columns for p in (params, merged)]
+    correct = [
+        logits(learner, stack(p), data)[0].argmax(1) == data.columns for p in (params, merged)
+    ]
     ended = time.perf_counter()
     return {
         "seconds": ended - began,
@@ -80,8 +82,8 @@ def ours(learner, scenario, training) -> dict:
         "training": train,
         "merging": merge,
         "evaluation": ended - start,
-        "last": float(found[0].mean()),
-        "magmax": float(found[1].mean()),
+        "last": float(correct[0].mean()),
+        "magmax": float(correct[1].mean()),
         "losses": losses,
     }
 
@@ -132,25 +134,25 @@ def compare(options) -> dict:
     learner, scenario = problem(options)
     training = Training(epochs=options.epochs, batch=32, rate=1e-4)
     print(f"{len(scenario)} tasks, batch {training.batch}, {machine()['cpus']} CPUs", flush=True)
-    found = {"first run, with compilation": ours(learner, scenario, training)}
-    found["jaxmerge"] = ours(learner, scenario, training)
-    found["torch"] = theirs(learner, scenario, training, options.torch_python)
-    for name, r in found.items():
+    runs = {"first run, with compilation": ours(learner, scenario, training)}
+    runs["jaxmerge"] = ours(learner, scenario, training)
+    runs["torch"] = theirs(learner, scenario, training, options.torch_python)
+    for name, r in runs.items():
         print(
             f"{name:28} {r['seconds']:6.1f} s ({r['training']:.1f} training, {r['merging']:.1f} "
             f"merging, {r['evaluation']:.1f} evaluation), {r['cpu_seconds']:6.1f} CPU s, last "
             f"{100 * r['last']:.1f} %, MagMax {100 * r['magmax']:.1f} %",
             flush=True,
         )
-    difference = np.abs(np.subtract(found["jaxmerge"]["losses"], found["torch"]["losses"]))
+    difference = np.abs(np.subtract(runs["jaxmerge"]["losses"], runs["torch"]["losses"]))
     steps = len(difference)
     print(f"{steps} steps; losses differ by {difference.mean():.1e} on average")
     for name in ("jaxmerge", "first run, with compilation"):
-        ratio = found["torch"]["seconds"] / found[name]["seconds"]
+        ratio = runs["torch"]["seconds"] / runs[name]["seconds"]
         print(f"torch takes {ratio:.2f} times as long as {name}")
-    for r in found.values():
+    for r in runs.values():
         r.pop("losses")
-    return {"steps": steps, "losses_differ": float(difference.mean()), **found}
+    return {"steps": steps, "losses_differ": float(difference.mean()), **runs}
 
 
 def sweep(options) -> dict:
@@ -168,12 +170,12 @@ def sweep(options) -> dict:
         return accuracies(logits(learner, models, data), data)[0].mean(1)
 
     def apart():
-        found = []
+        scores = []
         for factor in factors:
             merged = memory.merged(jm.magmax(factor), state, base)
             data = probe(learner, scenario, "val")
-            found.append(accuracies(logits(learner, stack(merged), data), data)[0].mean(1)[0])
-        return np.array(found)
+            scores.append(accuracies(logits(learner, stack(merged), data), data)[0].mean(1)[0])
+        return np.array(scores)
 
     if options.one:
         memory.merged(jm.magmax(0.5), state, base)
@@ -212,15 +214,15 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--save", help="JSON file for the figures; what it holds beside them stays")
     options = parser.parse_args()
-    found = {"versions": versions(), "machine": machine()}
+    report = {"versions": versions(), "machine": machine()}
     if options.torch_python and not options.one:
-        found["run"] = compare(options)
+        report["run"] = compare(options)
     if options.factors:
-        found["sweep"] = sweep(options)
+        report["sweep"] = sweep(options)
     if options.save and not options.one:
         path = Path(options.save)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**kept, **found}, indent=1) + "\n")
+        previous = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**previous, **report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

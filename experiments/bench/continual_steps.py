@@ -95,7 +95,7 @@ print(json.dumps([spent, losses]))
 
 def minilm(before: str, data: str, tasks: int) -> dict:
     """Processor seconds of MiniLM on CLINC150 before and now."""
-    found = {}
+    outputs = {}
     for name, place in (("before", before), ("now", str(Path(__file__).parents[2]))):
         done = subprocess.run(
             [sys.executable, "-c", MINILM, data, str(tasks)], capture_output=True, text=True,
@@ -103,8 +103,8 @@ def minilm(before: str, data: str, tasks: int) -> dict:
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    (old, losses), (new, again) = found["before"], found["now"]
+        outputs[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    (old, losses), (new, again) = outputs["before"], outputs["now"]
     return {
         "MiniLM before, processor seconds": old[1], "MiniLM now, processor seconds": new[1],
         "MiniLM now / before": new[1] / old[1], "with compilation": new[0] / old[0],
@@ -216,20 +216,20 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--save", help="JSON file for the figures")
     options = parser.parse_args()
-    found = {"versions": versions(), "machine": machine()}
+    report = {"versions": versions(), "machine": machine()}
     if options.before:
-        found |= minilm(options.before, options.data, options.tasks)
+        report |= minilm(options.before, options.data, options.tasks)
     else:
-        found |= steps(options.steps) | torch_steps(options.steps, options.torch_python)
-        ours, theirs = (found[f"{k}steps a processor second"] for k in ("", "torch, "))
-        found["times as fast as torch"] = ours / theirs
-        found |= many_seeds(options.steps, options.seeds)
-    for name, value in found.items():
+        report |= steps(options.steps) | torch_steps(options.steps, options.torch_python)
+        ours, theirs = (report[f"{k}steps a processor second"] for k in ("", "torch, "))
+        report["times as fast as torch"] = ours / theirs
+        report |= many_seeds(options.steps, options.seeds)
+    for name, value in report.items():
         if isinstance(value, int | float):
             print(f"{name:36} {value:.4g}", flush=True)
     if options.save:
         with open(options.save, "w") as file:
-            file.write(json.dumps(found, indent=1) + "\n")
+            file.write(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

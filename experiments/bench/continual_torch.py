@@ -54,8 +54,8 @@ def learn(rows, own):
     losses = []
     for batch in rows:
         optimiser.zero_grad(set_to_none=True)
-        found = logits(tokens[batch]).masked_fill(outside, float("-inf"))
-        loss = torch.nn.functional.cross_entropy(found, labels[batch].to(device))
+        masked = logits(tokens[batch]).masked_fill(outside, float("-inf"))
+        loss = torch.nn.functional.cross_entropy(masked, labels[batch].to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), job["clip"])
         optimiser.step()
@@ -68,8 +68,8 @@ def learn(rows, own):
 def accuracy():
     """On the test sentences."""
     test, right = torch.tensor(data["test"]), torch.tensor(data["test_labels"]).to(device)
-    found = [logits(test[i : i + 128]).argmax(1) for i in range(0, len(test), 128)]
-    return (torch.cat(found) == right).float().mean().item()
+    predictions = [logits(test[i : i + 128]).argmax(1) for i in range(0, len(test), 128)]
+    return (torch.cat(predictions) == right).float().mean().item()
 
 
 @torch.no_grad()

@@ -55,21 +55,21 @@ def best(repeat: int, call, name: str = "") -> float:
 def ours(model, ids, options) -> dict[str, float]:
     """Tokens a second of this library."""
     rows, length = ids.shape
-    found = {}
+    rates = {}
     score = lambda: np.asarray(
         decoder.token_scores(
             model.config, model.params, ids[:, :-1], ids[:, 1:],
             decoder.positions_of(np.ones((rows, length - 1))),
         )[0]
     )  # fmt: skip
-    found["scoring"] = rows * length / best(options.repeat, score, "scoring")
+    rates["scoring"] = rows * length / best(options.repeat, score, "scoring")
     for batch in (1, 16):
         prompts = [row[:16].tolist() for row in np.resize(ids, (batch, length))]
         write = lambda prompts=prompts: decoder.generate(
             decoder.Model(model.config, model.params), prompts, most=options.new
         )
         name = f"generation {batch}"
-        found[name] = batch * options.new / best(options.repeat, write, name)
+        rates[name] = batch * options.new / best(options.repeat, write, name)
     data = windows([(row.tolist(), [True] * length) for row in ids], length)
     for name, methods in (("training", []), ("training LoRA", [lora(**LORA)])):
         seconds: list[float] = []
@@ -84,8 +84,8 @@ def ours(model, ids, options) -> dict[str, float]:
             model, data, epochs=1 + options.repeat, batch=rows, chunk=1, methods=methods,
             optimiser=optimisers.adamw(rate=1e-4), on_chunk=tick,
         )  # fmt: skip
-        found[name], FIRST[name] = rows * length / min(seconds[1:]), seconds[0]
-    return found
+        rates[name], FIRST[name] = rows * length / min(seconds[1:]), seconds[0]
+    return rates
 
 
 def loading(folder: Path, repeat: int) -> dict[str, float]:
@@ -104,21 +104,21 @@ def theirs(folder: Path, ids, options) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     forward = torch.compile(model) if options.compile else model
     tokens, (rows, length) = torch.tensor(ids), ids.shape
-    found = {}
+    rates = {}
 
     def score():
         with torch.no_grad():
             log_p = forward(tokens).logits[:, :-1].log_softmax(-1)
             log_p.gather(2, tokens[:, 1:, None]).sum().item()
 
-    found["scoring"] = rows * length / best(options.repeat, score)
+    rates["scoring"] = rows * length / best(options.repeat, score)
     for batch in (1, 16):
         prompts = torch.tensor(np.resize(ids, (batch, length))[:, :16])
         write = lambda prompts=prompts: model.generate(
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=options.new,
             min_new_tokens=options.new, do_sample=False, pad_token_id=0,
         )  # fmt: skip
-        found[f"generation {batch}"] = batch * options.new / best(options.repeat, write)
+        rates[f"generation {batch}"] = batch * options.new / best(options.repeat, write)
 
     def trained(module) -> float:
         weights = [p for p in module.parameters() if p.requires_grad]
@@ -131,14 +131,14 @@ def theirs(folder: Path, ids, options) -> dict[str, float]:
 
         return rows * length / best(options.repeat, step)
 
-    found["training"] = trained(forward.train())
+    rates["training"] = trained(forward.train())
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        return found
+        return rates
     settings = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
-    found["training LoRA"] = trained(get_peft_model(model, settings).train())
-    return found
+    rates["training LoRA"] = trained(get_peft_model(model, settings).train())
+    return rates
 
 
 def main() -> None:
@@ -173,8 +173,8 @@ def main() -> None:
     about |= {"device": jax.devices()[0].device_kind, "rows": options.rows}
     about |= {"length": options.length, "new": options.new, "compiled": options.compile}
     if options.out:
-        found = {"about": about, "tokens_per_second": table, "seconds": seconds, "first": FIRST}
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        report = {"about": about, "tokens_per_second": table, "seconds": seconds, "first": FIRST}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"tokens/s on {about['device']}, {about['cores']} cores, load {load:.1f}")
     for name, row in table.items():
         if row["transformers"] is None:

@@ -85,8 +85,8 @@ def main(pools: list[int], work: Path, out: Path) -> None:
             f"{row['peak_memory'] / 1e9:.2f} GB, {row['seconds']:.0f} s", flush=True,
         )  # fmt: skip
     command = f"python experiments/bench/frank_wolfe_pool.py --pools {','.join(map(str, pools))}"
-    found = {"command": command, "rows": rows, "machine": machine(), "versions": versions()}
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    report = {"command": command, "rows": rows, "machine": machine(), "versions": versions()}
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

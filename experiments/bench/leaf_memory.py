@@ -101,9 +101,9 @@ def _one(path: Path, code: str, shape: tuple[int, int], values: np.ndarray, abou
     with open(path, "wb") as file:
         file.write(head)
         while left:
-            some = values[:left]
-            file.write(some.tobytes())
-            left -= some.size
+            part = values[:left]
+            file.write(part.tobytes())
+            left -= part.size
     assert path.stat().st_size == entries["w"].stop
 
 

@@ -47,7 +47,7 @@ def loop(tasks: int = 300) -> dict[str, Any]:
     stream = split(tasks=tasks, classes=tasks, data=blobs(classes=tasks))
     memory, times = [], []
 
-    def watch(t: int, state: Any, found: Any) -> None:
+    def watch(t: int, state: Any, losses: Any) -> None:
         jax.block_until_ready(state.params)
         memory.append(resident())
         times.append(time.process_time())

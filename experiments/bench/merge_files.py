@@ -96,12 +96,12 @@ def measure(command: list[str], cwd: Path, env: dict[str, str]) -> dict[str, flo
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
-    told = child.stderr.read()
+    errors = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - began
     done.set()
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{told.decode()[-2000:]}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak": peak[0]}
 
 

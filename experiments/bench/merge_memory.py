@@ -158,10 +158,10 @@ def main() -> None:
     }
     old = out / f"{stem(report)}.json"
     if given.append and old.exists():
-        kept = json.loads(old.read_text())
-        if kept["machine"] != report["machine"] or kept["parameters"] != size:
+        previous = json.loads(old.read_text())
+        if previous["machine"] != report["machine"] or previous["parameters"] != size:
             raise SystemExit(f"{old} is of another machine or model; run without --append.")
-        report = kept | {"command": f"{kept['command']} && {report['command']}"}
+        report = previous | {"command": f"{previous['command']} && {report['command']}"}
     time_copy = lambda: best_of(copy_all, max(3, given.repeat))
     print(f"{size:,} parameters, copy of {1 + given.models}: {time_copy()['seconds']:.3f} s")
     wanted = [n for n in given.only.split(",") if n]
@@ -178,10 +178,10 @@ def main() -> None:
         low, high = method.models
         count = max(low, min(given.models, high or given.models))
         key = jax.random.key(0)
-        some = models[:count]
+        chosen = models[:count]
         side = {k: jax.block_until_ready(SIDES[k](base)) for k in method.needs}
         run = functools.partial(
-            jm.merge, method, base, some, key=key, extras=[side] * count if side else None
+            jm.merge, method, base, chosen, key=key, extras=[side] * count if side else None
         )
         copies = [time_copy()]
         times = best_of(run, given.repeat)

@@ -258,15 +258,15 @@ def failures(row: dict) -> list[str]:
     return [f"{row['model']}: {k} {row[k]:.2g}" for k in limits if row.get(k, 0) > limits[k]]
 
 
-def table(found: dict) -> str:
+def table(report: dict) -> str:
     """The rows as Markdown."""
     columns = ("block", "image", "text", "bf16", "round_trip")
     lines = [f"| model | original | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 2)}"]
-    for row in found["rows"]:
+    for row in report["rows"]:
         cells = [f"{row[k]:.2g}" if k in row else "-" for k in columns]
         lines.append(f"| {row['model']} | {row['original']} | {' | '.join(cells)} |")
     lines.append(f"| tolerance | | {' | '.join(f'{TOLERANCE[k]:g}' for k in columns)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     title = "# Parity with transformers and OpenCLIP: largest differences"
     command = "    python experiments/bench/parity.py --out experiments/results/parity.json"
     return "\n".join([title, "", *lines, "", f"float32 on CPU, {versions}", "", command, ""])
@@ -281,19 +281,19 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="JSON file to put the rows in, and .md beside it")
     given = options.parse_args()
     versions = {m.__name__: m.__version__ for m in (jax, torch, transformers)}
-    found = {"tolerance": TOLERANCE, "versions": versions, "rows": []}
+    report = {"tolerance": TOLERANCE, "versions": versions, "rows": []}
     if given.out and given.out.exists():
-        found["rows"] = json.loads(given.out.read_text())["rows"]
+        report["rows"] = json.loads(given.out.read_text())["rows"]
     wrong = []
     for name in given.models:
         row = rows[name]()
         wrong += failures(row)
-        found["rows"] = [old for old in found["rows"] if old["model"] != name] + [row]
-        found["rows"].sort(key=lambda row: list(rows).index(row["model"]))
+        report["rows"] = [old for old in report["rows"] if old["model"] != name] + [row]
+        report["rows"].sort(key=lambda row: list(rows).index(row["model"]))
         print(row, flush=True)
         if given.out:
-            given.out.write_text(json.dumps(found, indent=1) + "\n")
-            given.out.with_suffix(".md").write_text(table(found))
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+            given.out.with_suffix(".md").write_text(table(report))
     if wrong:
         raise SystemExit(f"beyond the tolerance: {'; '.join(wrong)}")
 

@@ -87,7 +87,7 @@ def main() -> None:
             small = Order(len(memory), BATCH, 200, (0,))
             rows.append({"pictures": kind, "read by": "memory", **measure(memory, small, None)})
             print(rows[-1], flush=True)
-    found = {
+    report = {
         "command": f"python experiments/bench/pipeline.py --count {args.count} --workers "
         + " ".join(map(str, args.workers)),
         "machine": machine(),
@@ -95,7 +95,7 @@ def main() -> None:
         "rows": rows,
     }
     if args.save:
-        args.save.write_text(json.dumps(found, indent=1) + "\n")
+        args.save.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ from vocabularies import vocabularies
 
 def cases() -> dict[str, Case]:
     """All recipes by name; of single methods the name is family/method."""
-    found = published() | vocabularies()
+    recipes = published() | vocabularies()
     for family in families():
-        found |= methods(family)
-    return found
+        recipes |= methods(family)
+    return recipes
 
 
 def main() -> None:
@@ -98,8 +98,8 @@ def there(python: str, chosen: dict[str, Case], folder: Path) -> dict[str, str]:
     todo = [t for n, t in tasks.items() if known.get(n, [0])[0] != stamps[n]]
     for one in todo:
         shutil.rmtree(one["out"], ignore_errors=True)
-    for name, said in run_mergekit(python, todo, folder):
-        known[name] = [stamps[name], said]
+    for name, message in run_mergekit(python, todo, folder):
+        known[name] = [stamps[name], message]
         file.write_text(json.dumps(known))
     return {n: known[n][1] for n in chosen}
 
@@ -107,10 +107,12 @@ def there(python: str, chosen: dict[str, Case], folder: Path) -> dict[str, str]:
 def outcome(case: Case, one: dict, other: str, folder: Path) -> tuple[str, str]:
     """A verdict on one recipe and what was seen."""
     ours = one | {"out": one["out"] + ".jm"}
-    said = run_jaxmerge(ours)
-    if said or other:
-        verdict = "both refuse" if said and other else "only mergekit" if said else "only jaxmerge"
-        seen = (f"there {other}" if other else "", f"here {said}" if said else "")
+    message = run_jaxmerge(ours)
+    if message or other:
+        verdict = (
+            "both refuse" if message and other else "only mergekit" if message else "only jaxmerge"
+        )
+        seen = (f"there {other}" if other else "", f"here {message}" if message else "")
         return verdict, "; ".join(filter(None, seen))
     root = next((d["base_model"] for d in case.documents if "base_model" in d), None)
     base = folder / root if root else None

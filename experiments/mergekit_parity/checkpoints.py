@@ -96,13 +96,13 @@ def checkpoints(folder: Path) -> None:
 
 def _add_buffers(folder: Path) -> None:
     """What the published Pythia checkpoints hold and transformers does not save any more."""
-    made = leaves_of(folder)
+    leaves = leaves_of(folder)
     for i in range(4):
         at = f"gpt_neox.layers.{i}.attention."
-        made[f"{at}bias"] = np.tril(np.ones((1, 1, 64, 64), bool))
-        made[f"{at}masked_bias"] = np.array(-1e9, np.float32)
-        made[f"{at}rotary_emb.inv_freq"] = np.ones(2, np.float32)
-    save_file(made, folder / "model.safetensors", {"format": "pt"})
+        leaves[f"{at}bias"] = np.tril(np.ones((1, 1, 64, 64), bool))
+        leaves[f"{at}masked_bias"] = np.array(-1e9, np.float32)
+        leaves[f"{at}rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file(leaves, folder / "model.safetensors", {"format": "pt"})
 
 
 def _copy_config(source: Path, target: Path) -> None:
@@ -117,6 +117,6 @@ def tokenizer(folder: Path, added: list[str]) -> None:
     import transformers as t
 
     vocab = {f"t{i}": i for i in range(63)}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="t0"))
-    made.add_special_tokens(added)
-    t.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>").save_pretrained(folder)
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="t0"))
+    built.add_special_tokens(added)
+    t.PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>").save_pretrained(folder)

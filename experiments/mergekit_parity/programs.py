@@ -86,5 +86,5 @@ def run_jaxmerge(task: dict) -> str:
 
 def versions(python: str) -> dict[str, str]:
     """The versions of mergekit and of its torch."""
-    said = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
-    return dict(zip(("mergekit", "torch"), said.stdout.split(), strict=True))
+    output = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
+    return dict(zip(("mergekit", "torch"), output.stdout.split(), strict=True))

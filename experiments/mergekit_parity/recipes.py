@@ -56,10 +56,10 @@ TIED = Difference("of equal magnitudes the first stay here; as many there", coun
 
 def recipe(method, models, base=None, parameters=None, **more) -> dict:
     """mergekit's YAML as data."""
-    made = {"merge_method": method, "models": models, "dtype": "float32"}
-    made |= {"base_model": base} if base else {}
-    made |= {"parameters": parameters} if parameters else {}
-    return made | more
+    document = {"merge_method": method, "models": models, "dtype": "float32"}
+    document |= {"base_model": base} if base else {}
+    document |= {"parameters": parameters} if parameters else {}
+    return document | more
 
 
 def model(ref, **parameters) -> dict:
@@ -134,7 +134,7 @@ def methods(f: str) -> dict[str, Case]:
         "della": recipe("della", dense, base, {"epsilon": 0.1}),
         "della_linear": recipe("della_linear", dense, base, {"epsilon": 0.1}),
     }
-    for name, made in (task | spread).items():
+    for name, document in (task | spread).items():
         differs = DIFFERS.get(f"{f}/{name}") or DIFFERS.get(name) or DIFFERS.get(f)
-        out[f"{f}/{name}"] = Case([made], random=name in spread, differs=differs)
+        out[f"{f}/{name}"] = Case([document], random=name in spread, differs=differs)
     return out
