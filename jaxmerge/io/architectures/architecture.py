@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -201,8 +202,21 @@ class Architecture:
         return name
 
     def merged(self, name: str) -> bool:
-        """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
-        return template(name) not in self._buffers
+        """Whether a leaf takes part in a merge: buffers are constants, frozen towers never trained.
+
+        Neither need be in every model.
+        """
+        return template(name) not in self._buffers and self.frozen(name) is None
+
+    def frozen(self, name: str) -> str | None:
+        """The module that the family never trains in which a leaf lies (FLAVA's image codebook)."""
+        if not self._facts.frozen:
+            return None
+        inside = [name[: m.start()] for m in re.finditer(r"[./]", name)]
+        known = self._facts.frozen
+        return next(
+            (p for p in inside if any(ends_alike(template(f"{p}."), f"{k}.") for k in known)), None
+        )
 
     @functools.cached_property
     def _buffers(self) -> set[str]:

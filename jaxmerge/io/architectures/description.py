@@ -29,6 +29,10 @@ def in_words(made_of: Architecture) -> list[str]:
             templates = list(dict.fromkeys(map(template, by_role[role])))
             more = f" and {len(templates) - 3} more" if len(templates) > 3 else ""
             out.append(f"{role}: {', '.join(templates[:3])}{more}")
+    frozen = [n for n in made_of.like if made_of.frozen(n)]
+    if frozen:
+        modules = sorted({m for n in frozen if (m := made_of.frozen(n))})
+        out.append(f"frozen, not merged: {', '.join(modules)} ({len(frozen)} leaves)")
     for group in made_of.tied:
         there = [n for n in group if n in made_of._names]
         if len(group) > 1 and there:
@@ -49,6 +53,7 @@ def as_table(made_of: Architecture) -> dict[str, Any]:
                 "role": made_of.role(n),
                 "layer": None if (p := made_of.layer(n)) is None else [p.stack.path, p.layer],
                 "tower": made_of.tower(n),
+                "frozen": made_of.frozen(n) is not None,
                 "part": made_of.part(n),
                 "orientation": ("in, out" if made_of.transposed(n) else "out, in")
                 if made_of.kernel(n)
