@@ -110,11 +110,11 @@ def test_coso(case, x64):
         close(own.sketch @ own.sketch.T, read(f"task{t}_sketch_gram"), 1e-9)
         if t:
             assert int(own.history.rank) == read(f"task{t}_history_rank")
-            held = own.history.vectors
-            close(held @ held.T, read(f"task{t}_history_projector"), 1e-9)
+            directions = own.history.vectors
+            close(directions @ directions.T, read(f"task{t}_history_projector"), 1e-9)
             if not read("weight_decay"):
                 moved = state.params[NAME].T - after[t - 1].params[NAME].T
-                assert float(jnp.abs(held.T @ moved).max()) < 1e-10
+                assert float(jnp.abs(directions.T @ moved).max()) < 1e-10
 
 
 def test_bad_settings():

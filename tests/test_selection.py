@@ -59,8 +59,8 @@ RANKS = [1, 2, 100, 5000, 25201, 25202]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_row(kind, host):
     leaves = leaves_of(kind, np.float32)
-    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
-    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+    actual = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(actual, sorted_out(leaves, RANKS))
 
 
 @pytest.mark.parametrize("host", [True, False])
@@ -70,8 +70,8 @@ def test_a_whole_row_in_float64(x64, kind, host):
         leaves = [1 + np.random.default_rng(1).integers(0, 99, 25202) * 2.0**-50]
     else:
         leaves = leaves_of(kind, np.float64)
-    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
-    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+    actual = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(actual, sorted_out(leaves, RANKS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,8 +92,8 @@ def test_a_sample_that_misleads_is_found_out():
     leaf = np.ones(67 * 5000, np.float32)
     leaf[:: host_order_statistics.STRIDE] = 100.0  # all that is sampled
     for rank in (5000, 5001, 300000):
-        found = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
-        assert found == (100.0 if rank <= 5000 else 1.0)
+        actual = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
+        assert actual == (100.0 if rank <= 5000 else 1.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,10 +121,10 @@ def test_a_row_is_the_difference_in_float32(dtype):
     draw = np.random.default_rng(0)
     model, base = (jnp.asarray(draw.normal(size=(300, 500)), dtype) for _ in range(2))
     want = np.abs(np.asarray(model, np.float32) - np.asarray(base, np.float32)).ravel()
-    found = np.concatenate([b.copy() for b in Row(model, base).bits()]).view(np.float32)
-    np.testing.assert_array_equal(found, want)
-    some = np.concatenate([b.copy() for b in Row(model, base).bits(7)]).view(np.float32)
-    np.testing.assert_array_equal(some, want[::7])
+    actual = np.concatenate([b.copy() for b in Row(model, base).bits()]).view(np.float32)
+    np.testing.assert_array_equal(actual, want)
+    sampled = np.concatenate([b.copy() for b in Row(model, base).bits(7)]).view(np.float32)
+    np.testing.assert_array_equal(sampled, want[::7])
 
 
 def test_many_entries_inside_a_bracket_become_counts():
@@ -146,15 +146,15 @@ def test_a_large_leaf_is_read_in_blocks_by_several_threads(kind):
     leaf = draw.permutation(np.tile(leaf.ravel(), 30)).reshape(3000, 210)
     assert leaf.size > host_order_statistics.SMALL
     ranks = np.array([1, 1000, 126000, 315000, leaf.size])
-    found = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float32)
-    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+    actual = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float32)
+    np.testing.assert_array_equal(actual, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_in_float64(x64):
     leaf = 1 + np.random.default_rng(1).integers(0, 10**6, 400000) * 2.0**-50
     ranks = np.array([7, 80000, 399999])
-    found = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float64)
-    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+    actual = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float64)
+    np.testing.assert_array_equal(actual, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_whose_sample_misleads():
@@ -162,5 +162,5 @@ def test_a_large_leaf_whose_sample_misleads():
     leaf[:: host_order_statistics.STRIDE // 4] = 100.0
     high = int((leaf == 100).sum())
     for rank in (high, high + 1):
-        found = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
-        assert found == (100.0 if rank == high else 1.0)
+        actual = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
+        assert actual == (100.0 if rank == high else 1.0)
