@@ -48,8 +48,8 @@ def grid(
     """Try every combination of the values of each coefficient.
 
     Example:
-        >>> found = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
-        >>> found.coefficients.tolist(), len(found.scores)
+        >>> best = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
+        >>> best.coefficients.tolist(), len(best.scores)
         ([0.5], 3)
     """
     return _best(_scorer(build, score, at_once), list(itertools.product(*values)))
