@@ -96,6 +96,39 @@ def test_a_sample_that_misleads_is_found_out():
         assert actual == (100.0 if rank <= 5000 else 1.0)
 
 
+def odd_leaf(kind: str, size: int, rng) -> np.ndarray:
+    """Leaves on which a bracket is wide, empty, of one value, or guessed wrongly."""
+    if kind == "frozen":
+        return np.zeros(size, np.float32)
+    if kind == "hardly trained":
+        return np.where(rng.random(size) < 0.001, rng.standard_normal(size), 0).astype(np.float32)
+    if kind == "few values":
+        return (rng.integers(-3, 4, size) * 2.0**-6).astype(np.float32)
+    if kind == "misleading":
+        leaf = rng.integers(1, 3, size).astype(np.float32)
+        leaf[:: host_order_statistics.STRIDE] = 100.0
+        return leaf
+    return rng.standard_normal(size).astype(np.float32)
+
+
+@pytest.mark.parametrize("most", [64, 1 << 21])
+@pytest.mark.parametrize("kind", ["frozen", "hardly trained", "few values", "misleading", "normal"])
+def test_the_value_and_the_place_of_a_rank(monkeypatch, kind, most):
+    rng = np.random.default_rng(0)
+    for name, small in (("BLOCK", 512), ("SMALL", 128), ("PROCESSORS", 3)):
+        monkeypatch.setattr(host_order_statistics, name, small)
+    monkeypatch.setattr(host_order_statistics.gather, "__defaults__", (most,))
+    leaf = odd_leaf(kind, 20_011, rng)
+    ranks = np.array([0, 1, 2, 20, 150, 299, 300, 9000, 20_010, 20_011])
+    bits, places = host_order_statistics.in_one_leaf(Row(leaf), ranks, exact=True)
+    order = np.argsort(-np.abs(leaf), kind="stable")  # equal ones in their order
+    for rank, value, place in zip(ranks[1:], bits[1:].view(np.float32), places[1:], strict=True):
+        assert value == np.abs(leaf)[order[rank - 1]]
+        equal = np.flatnonzero(np.abs(leaf) == value)
+        last = order[rank - 1]
+        assert place == ((1 << 32) - 1 if last == equal[-1] else last)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=60),
