@@ -3,10 +3,10 @@
 `diagnose` reads every leaf of all models once (and once more to find the largest entries) and keeps
 a few numbers a pair of models.  They add up, so the whole model is the sum of its leaves:
 
-    found = diagnose(base, models, density=0.1)
-    found.whole.cosine                      # [T, T]
-    found.leaves["norm/scale"].conflict     # the same of one leaf
-    found.ranks["block_0/query/kernel"]     # effective rank of each model's change, [T]
+    diagnosis = diagnose(base, models, density=0.1)
+    diagnosis.whole.cosine                      # [T, T]
+    diagnosis.leaves["norm/scale"].conflict     # the same of one leaf
+    diagnosis.ranks["block_0/query/kernel"]     # effective rank of each model's change, [T]
 
 Models may be lazy mappings that read leaves from files; nothing bigger than one leaf of every model
 is held in memory.
@@ -113,8 +113,8 @@ def diagnose(
     Example:
         >>> base = {"w": np.zeros(4, np.float32)}
         >>> models = [{"w": np.float32([1, 1, 0, 0])}, {"w": np.float32([1, -1, 0, 0])}]
-        >>> found = diagnose(base, models, density=0.5).whole
-        >>> [float(x[0, 1]) for x in (found.cosine, found.conflict, found.overlap)]
+        >>> pairs = diagnose(base, models, density=0.5).whole
+        >>> [float(x[0, 1]) for x in (pairs.cosine, pairs.conflict, pairs.overlap)]
         [0.0, 0.5, 1.0]
     """
     check_range("density", density, 0, 1, open_low=True)

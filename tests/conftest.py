@@ -29,8 +29,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # An entry that another process has half written, or was killed writing, is compiled anew: commands
 # started by tests say nothing of it either (pytest's own filter is in pyproject.toml).
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry:UserWarning"
-said = os.environ.get("PYTHONWARNINGS")
-os.environ["PYTHONWARNINGS"] = f"{said},{HALF_WRITTEN}" if said else HALF_WRITTEN
+warnings_wanted = os.environ.get("PYTHONWARNINGS")
+os.environ["PYTHONWARNINGS"] = (
+    f"{warnings_wanted},{HALF_WRITTEN}" if warnings_wanted else HALF_WRITTEN
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -87,10 +87,10 @@ def load(system, name):
         return {k: z[k] for k in z.files}
 
 
-def close(found, expected, tolerance):
+def close(actual, expected, tolerance):
     """Equal within an absolute tolerance; the difference is noted for `oracles.json`."""
     system, name, test = compared["now"]
     if test and test == os.environ.get("PYTEST_CURRENT_TEST"):  # not a closed form after a file
-        apart = np.abs(np.asarray(found, float) - np.asarray(expected, float)).max(initial=0.0)
+        apart = np.abs(np.asarray(actual, float) - np.asarray(expected, float)).max(initial=0.0)
         oracles.note(system, name, apart)
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance)

@@ -25,8 +25,8 @@ def store() -> None:
     for system, files in SYSTEMS.items():
         known.setdefault(system, {}).update(files)
     command = "JAXMERGE_ORACLES=... pytest tests/test_golden_*.py"
-    said = {"schema": "jaxmerge.oracles/1", "command": command, "systems": known}
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    content = {"schema": "jaxmerge.oracles/1", "command": command, "systems": known}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if os.environ.get("JAXMERGE_ORACLES"):

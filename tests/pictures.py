@@ -25,8 +25,8 @@ def folder(root: Path, counts: Mapping[str, int], ending: str = "png", side: int
     for key, count in counts.items():
         (root / key).mkdir(parents=True, exist_ok=True)
         for k in range(count):
-            made = picture(names.index(key.split("/")[-1]), k + len(key), side)
-            made.save(root / key / f"{k}.{ending}")
+            image = picture(names.index(key.split("/")[-1]), k + len(key), side)
+            image.save(root / key / f"{k}.{ending}")
     return root
 
 
@@ -68,8 +68,8 @@ def prepare(
     def examples(split, count):
         shift = 1000 * list(splits).index(split)
         for k in range(count):
-            made = {"image": encoded(k % total, shift + k), "label": k % total}
-            yield k, made if text is None else {**made, "file_name": text(k % total, k)}
+            example = {"image": encoded(k % total, shift + k), "label": k % total}
+            yield k, example if text is None else {**example, "file_name": text(k % total, k)}
 
     members = {
         "name": name,
@@ -81,9 +81,9 @@ def prepare(
     if config:
         members["BUILDER_CONFIGS"] = [tfds.core.BuilderConfig(name=config)]
     with tfds.core.registered.skip_registration():
-        made = type(name, (tfds.core.GeneratorBasedBuilder,), members)
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
     tfds.disable_progress_bar()
-    made(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+    builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
 
 
 def clip_folder(folder: Path, side: int = 16) -> Path:

@@ -37,7 +37,7 @@ def in_torch(folders, layerwise):
     towers = [load(folder).eval() for folder in folders]
     tower = towers[0]
     weights = [dict(t.named_parameters()) for t in towers]
-    weights = [{n: w.detach() for n, w in each.items()} for each in weights]
+    weights = [{n: w.detach() for n, w in leaves.items()} for leaves in weights]
     zero, rest = weights[0], weights[1:]
     coefficients = {
         n: torch.full((TASKS,), 0.3, requires_grad=True) for n in (zero if layerwise else ["all"])
@@ -73,16 +73,16 @@ def test_coefficients_equal_those_of_torch(tmp_path, granularity):
     )
     _, history = solvers.solve(solver, BATCHES)
     np.testing.assert_allclose([h["loss"] for h in history], losses, atol=1e-5)
-    found = history[-1]["coefficients"]
+    actual = history[-1]["coefficients"]
     names = {"all": "all"}
     if granularity == "layer":
         keys = {key.removeprefix("vision_model."): key for key in expected}
         names = {e.names[0]: keys[e.key.removeprefix("vision_model.")] for e in hf_table(CONFIG)}
-        assert len(names) == len(found) == len(expected)
+        assert len(names) == len(actual) == len(expected)
     moved = 0.0
     for ours, theirs in names.items():
         if ours.endswith("attn/key/bias"):
             continue  # softmax takes no notice of it: its gradient is rounding, Adam's step a dice
-        np.testing.assert_allclose(found[ours], expected[theirs], atol=2e-4, err_msg=ours)
+        np.testing.assert_allclose(actual[ours], expected[theirs], atol=2e-4, err_msg=ours)
         moved = max(moved, np.abs(expected[theirs] - 0.3).max())
     assert moved > 0.1

@@ -58,34 +58,38 @@ def golden(tmp_path):
 @pytest.mark.parametrize("case", GOLDENS)
 def test_peft_combines_the_same(tmp_path, golden, case):
     z, modules = golden
-    way, weights, settings = GOLDENS[case]
+    method, weights, settings = GOLDENS[case]
     adapters = [Adapter(tmp_path / n) for n in case.rpartition("_")[2]]
-    made = Combination(adapters, way, weights=weights, **settings)
+    combination = Combination(adapters, method, weights=weights, **settings)
     for m in modules:
-        a, b = made.factors(m)
+        a, b = combination.factors(m)
         np.testing.assert_allclose(b @ a, z[f"{m}/{case}/delta"], atol=1.3e-6)
         if f"{m}/{case}/A" in z:
             np.testing.assert_allclose(a, z[f"{m}/{case}/A"], atol=1e-6)
             np.testing.assert_allclose(b, z[f"{m}/{case}/B"], atol=1e-6)
 
 
-@pytest.mark.parametrize("way", METHODS)
-def test_a_recipe_writes_an_adapter(tmp_path, golden, way, monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_writes_an_adapter(tmp_path, golden, method, monkeypatch):
     """What is written, put on a base, is what `Combination` computes; resolved it comes again."""
     monkeypatch.chdir(tmp_path)
     _, modules = golden
     settings = {"weights": [0.7, 0.4]}
-    settings |= {} if way in ("cat", "linear", "svd") else {"density": 0.5}
-    Path("r.yaml").write_text(yaml.safe_dump({"adapters": ["a", "b"], "method": {way: settings}}))
+    settings |= {} if method in ("cat", "linear", "svd") else {"density": 0.5}
+    Path("r.yaml").write_text(
+        yaml.safe_dump({"adapters": ["a", "b"], "method": {method: settings}})
+    )
     merge.run(Path("r.yaml"), Path("out"), quiet=True)
-    made = Combination([Adapter("a"), Adapter("b")], way, **settings)
-    sizes = {m: (made.factors(m)[1].shape[0], made.factors(m)[0].shape[1]) for m in modules}
+    combination = Combination([Adapter("a"), Adapter("b")], method, **settings)
+    sizes = {
+        m: (combination.factors(m)[1].shape[0], combination.factors(m)[0].shape[1]) for m in modules
+    }
     Path("base").mkdir()
     save_file({f"{m}.weight": np.zeros(s, np.float32) for m, s in sizes.items()},
               "base/model.safetensors")  # fmt: skip
     source = open_source("base+out")
     for m in modules:
-        a, b = made.factors(m)
+        a, b = combination.factors(m)
         np.testing.assert_allclose(source[f"{m}.weight"], b @ a, atol=1e-6)
     merge.run(Path("out/recipe.resolved.yaml"), Path("again"), quiet=True)
     first, second = (Path(p, "adapter_model.safetensors").read_bytes() for p in ("out", "again"))
@@ -120,8 +124,8 @@ def test_dare_keeps_the_expected_change(tmp_path):
     assert abs(a.mean() - 1) < 0.2
     other, _ = Combination(pair, "dare_linear", weights=[1, 0], density=0.25, seed=1).factors("x")
     assert (a != other).any()
-    for way in ("dare_ties", "dare_ties_svd", "dare_linear_svd"):
-        a, b = Combination(pair, way, density=0.0).factors("x")
+    for method in ("dare_ties", "dare_ties_svd", "dare_linear_svd"):
+        a, b = Combination(pair, method, density=0.0).factors("x")
         assert not (b @ a).any()
 
 
@@ -133,13 +137,13 @@ def test_modules_of_some_and_ranks_that_differ(tmp_path):
     second = {"l.q": draw(3, 6, 4)}
     adapter(tmp_path / "a", first, 2, 4)
     adapter(tmp_path / "b", second, 3)
-    made = Combination([Adapter(tmp_path / n) for n in "ab"], "cat", weights=[1, -2])
+    combination = Combination([Adapter(tmp_path / n) for n in "ab"], "cat", weights=[1, -2])
     want = 2 * first["l.q"][1] @ first["l.q"][0] - 2 * second["l.q"][1] @ second["l.q"][0]
-    a, b = made.factors("l.q")
+    a, b = combination.factors("l.q")
     np.testing.assert_allclose(b @ a, want, atol=1e-5)
-    a, b = made.factors("l.k")
+    a, b = combination.factors("l.k")
     np.testing.assert_allclose(b @ a, 2 * first["l.k"][1] @ first["l.k"][0], atol=1e-5)
-    config = made.config()
+    config = combination.config()
     assert (config["r"], config["rank_pattern"]) == (5, {"l.k": 2})
     assert config["target_modules"] == ["k", "q"]
     with pytest.raises(UserError, match=r"has ranks \[2, 3\]; linear needs equal"):

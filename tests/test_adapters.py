@@ -79,8 +79,8 @@ def test_kernels_stored_in_out(tmp_path):
     leaves = {f"{n}.weight": g.normal(size=s).astype("f") for n, s in w.items()}
     tensors, products = {}, {}
     for i, (n, (into, out)) in enumerate(w.items()):
-        some, products[n] = lora(n, out, into, seed=i)
-        tensors |= some
+        pair, products[n] = lora(n, out, into, seed=i)
+        tensors |= pair
     for k, config in (("known", {"model_type": "gpt2"}), ("unknown", {})):
         base = model(tmp_path / k, leaves, **config)
         for fan in (False, True):
@@ -135,8 +135,8 @@ def test_patterns_are_grouped_and_the_first_decides(tmp_path):
     leaves = {f"a.{n}.weight": np.zeros((4, 6), np.float32) for n in names}
     tensors, products = {}, {}
     for i, n in enumerate(names):
-        some, products[n] = lora(f"a.{n}", 4, 6, seed=i)
-        tensors |= some
+        pair, products[n] = lora(f"a.{n}", 4, 6, seed=i)
+        tensors |= pair
     pattern = {"q_proj|v_proj": 8, "v_proj": 100, r"a\.kv_\w+": 2}
     ad = adapter(tmp_path / "ad", tensors, alpha_pattern=pattern)
     source = open_source(f"{model(tmp_path / 'base', leaves)}+{ad}")
@@ -177,9 +177,9 @@ def tied(folder, rows=20, **config):
     return model(folder, leaves, num_hidden_layers=1, **config), leaves
 
 
-@pytest.mark.parametrize("said", [True, None])
-def test_a_tied_head_gets_a_leaf_of_its_own(tmp_path, said):
-    base, leaves = tied(tmp_path / "base", tie_word_embeddings=said)
+@pytest.mark.parametrize("tie", [True, None])
+def test_a_tied_head_gets_a_leaf_of_its_own(tmp_path, tie):
+    base, leaves = tied(tmp_path / "base", tie_word_embeddings=tie)
     tensors, p = lora("lm_head", 20, 8)
     source = open_source(f"{base}+{adapter(tmp_path / 'ad', tensors)}")
     table = leaves["model.embed_tokens.weight"]

@@ -55,10 +55,10 @@ def test_features_are_torchs(train, running):
     net.train(train)
     with torch.no_grad():
         expected = net(torch.tensor(IMAGES).permute(0, 3, 1, 2)).numpy()
-    found = alexnet.forward(config, params, IMAGES, train=train)
-    np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-5)
+    actual = alexnet.forward(config, params, IMAGES, train=train)
+    np.testing.assert_allclose(actual.features, expected, rtol=1e-4, atol=1e-5)
     for k, layer in enumerate(norms if running and train else ()):
-        moved = found.statistics[f"norm_{k}/variance"]
+        moved = actual.statistics[f"norm_{k}/variance"]
         np.testing.assert_allclose(moved, layer.running_var.numpy(), rtol=1e-4, atol=1e-5)
 
 

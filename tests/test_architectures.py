@@ -36,16 +36,16 @@ def decoder(prefix="model.", layers=3, experts=0, vocab=12, d=4) -> dict[str, tu
     return out | {f"{prefix}norm.weight": (d,), "lm_head.weight": (vocab, d)}
 
 
-def stacks(found) -> dict:
-    return {s.path: (s.layers, ".".join(map(str, s.count))) for s in found.stacks}
+def stacks(actual) -> dict:
+    return {s.path: (s.layers, ".".join(map(str, s.count))) for s in actual.stacks}
 
 
 def test_experts_are_no_layers():
     config = {"num_hidden_layers": 3, "num_experts": 16, "vocab_size": 12}
-    found = architecture(leaves(decoder(experts=16)), config)
-    assert stacks(found) == {"model.layers": (3, "num_hidden_layers")}
-    assert found.depth("model.layers.1.mlp.experts.15.up_proj.weight") == 0.5
-    assert found.role("model.layers.1.mlp.gate.weight") == "router"
+    arch = architecture(leaves(decoder(experts=16)), config)
+    assert stacks(arch) == {"model.layers": (3, "num_hidden_layers")}
+    assert arch.depth("model.layers.1.mlp.experts.15.up_proj.weight") == 0.5
+    assert arch.role("model.layers.1.mlp.gate.weight") == "router"
 
 
 def test_stages_are_counted_through():
@@ -58,19 +58,19 @@ def test_stages_are_counted_through():
                 f"{at}.norm.bias": (4 << stage,),
             }
         shapes[f"swin.encoder.layers.{stage}.downsample.weight"] = (8 << stage, 4 << stage)
-    found = architecture(leaves(shapes), {"depths": [1, 3]})
-    assert [s.path for s in found.stacks] == ["swin.encoder.layers.*.blocks"]
-    at = lambda s, b: found.layer(f"swin.encoder.layers.{s}.blocks.{b}.norm.bias").layer
+    arch = architecture(leaves(shapes), {"depths": [1, 3]})
+    assert [s.path for s in arch.stacks] == ["swin.encoder.layers.*.blocks"]
+    at = lambda s, b: arch.layer(f"swin.encoder.layers.{s}.blocks.{b}.norm.bias").layer
     assert [at(0, 0), at(1, 0), at(1, 2)] == [0, 1, 3]
-    assert found.layer("swin.encoder.layers.0.downsample.weight") is None
+    assert arch.layer("swin.encoder.layers.0.downsample.weight") is None
 
 
 def test_layers_that_predict_further_tokens_lie_beyond():
     config = {"num_hidden_layers": 4, "num_nextn_predict_layers": 1, "vocab_size": 12}
-    found = architecture(leaves(decoder(layers=5)), config)
-    (stack,) = found.stacks
+    arch = architecture(leaves(decoder(layers=5)), config)
+    (stack,) = arch.stacks
     assert (stack.layers, stack.extra) == (4, ((4,),))
-    assert found.layer("model.layers.4.input_layernorm.weight") is None
+    assert arch.layer("model.layers.4.input_layernorm.weight") is None
 
 
 def test_a_nested_config():
@@ -83,14 +83,14 @@ def test_a_nested_config():
         "text_config": {"num_hidden_layers": 3, "vocab_size": 12, "layer_types": ["a", "b", "c"]},
         "vision_config": {"num_hidden_layers": 3, "dtype": "float32"},
     }
-    found = architecture(leaves(shapes), config)
-    assert stacks(found) == {
+    arch = architecture(leaves(shapes), config)
+    assert stacks(arch) == {
         "language_model.model.layers": (3, "text_config.num_hidden_layers"),
         "vision_tower.encoder.layers": (3, "vision_config.num_hidden_layers"),
     }
-    (main,) = found.main()
-    changes = layer_changes(found, main, [(found, i) for i in (0, 1, 1, 2)])
-    changes |= vocabulary_changes(found, 12, 14) | dtype_changes(config, "bfloat16")
+    (main,) = arch.main()
+    changes = layer_changes(arch, main, [(arch, i) for i in (0, 1, 1, 2)])
+    changes |= vocabulary_changes(arch, 12, 14) | dtype_changes(config, "bfloat16")
     assert changed(config, changes) == {
         "model_type": "never_seen",
         "dtype": "bfloat16",
@@ -159,9 +159,9 @@ def stacked(config: dict, at: str, layers: int, placed: list[int], **more: int) 
     shapes = {
         f"{p}.{i}.{n}.weight": (4, 4) for p, c in stacks.items() for i in range(c) for n in "qk"
     }
-    found = architecture(leaves(shapes), config)
-    (stack,) = [s for s in found.stacks if s.path == at]
-    return changed(config, layer_changes(found, stack, [(found, i) for i in placed]))
+    arch = architecture(leaves(shapes), config)
+    (stack,) = [s for s in arch.stacks if s.path == at]
+    return changed(config, layer_changes(arch, stack, [(arch, i) for i in placed]))
 
 
 def test_lists_of_an_encoder_are_not_the_decoders():
@@ -233,9 +233,9 @@ def test_what_lies_in_a_known_container_is_no_stack():
         f"model.enc_out_bbox_embed.{g}.layers.{i}.weight": (4, 4)
         for g in range(4) for i in range(3)
     }  # fmt: skip
-    found = architecture(leaves(shapes), {"model_type": "lw_detr", "decoder_layers": 3})
-    assert list(stacks(found)) == ["model.decoder.layers"]
-    assert found.depth("model.enc_out_bbox_embed.3.layers.2.weight") == 0
+    arch = architecture(leaves(shapes), {"model_type": "lw_detr", "decoder_layers": 3})
+    assert list(stacks(arch)) == ["model.decoder.layers"]
+    assert arch.depth("model.enc_out_bbox_embed.3.layers.2.weight") == 0
 
 
 def test_a_head_whose_tokens_are_columns():
@@ -244,8 +244,8 @@ def test_a_head_whose_tokens_are_columns():
         "cls.predictions.dense.weight": (4, 9),
         "cls.predictions.bias": (9,),
     }
-    found = architecture(leaves(shapes), {"model_type": "mobilebert", "vocab_size": 9})
-    assert [(found.role(n), found.token_axis(n), found.rows(n)) for n in shapes] == [
+    arch = architecture(leaves(shapes), {"model_type": "mobilebert", "vocab_size": 9})
+    assert [(arch.role(n), arch.token_axis(n), arch.rows(n)) for n in shapes] == [
         ("embedding", 0, 9), ("head", 1, 9), ("head", 0, 9),
     ]  # fmt: skip
 
@@ -253,25 +253,25 @@ def test_a_head_whose_tokens_are_columns():
 def test_the_table_is_sound():
     assert len(table.families()) > 400
     for family in table.families():
-        found = table.known(family)
-        assert found is not None
-        assert set(found.roles.values()) <= set(ROLES)
-        assert all(len(group) > 1 for group in found.ties)
-        for path, count in found.stacks.items():
+        entry = table.known(family)
+        assert entry is not None
+        assert set(entry.roles.values()) <= set(ROLES)
+        assert all(len(group) > 1 for group in entry.ties)
+        for path, count in entry.stacks.items():
             assert path, family
             assert all(count.split(".")), family
 
 
 def test_names_of_modules_become_names_of_a_checkpoint():
     shapes = {f"visual.blocks.{i}.attn.qkv.weight": (4, 4) for i in range(2)} | decoder()
-    found = architecture(leaves(shapes), {"model_type": "qwen2_vl", "vocab_size": 12})
+    arch = architecture(leaves(shapes), {"model_type": "qwen2_vl", "vocab_size": 12})
     stored = {
         "model.visual.blocks.1.attn.qkv.weight": "visual.blocks.1.attn.qkv.weight",
         "model.language_model.layers.2.self_attn.q_proj.weight":
             "model.layers.2.self_attn.q_proj.weight",
         "lm_head.weight": "lm_head.weight", "no.such.weight": "no.such.weight",
     }  # fmt: skip
-    assert {n: found.stored(n) for n in stored} == stored
+    assert {n: arch.stored(n) for n in stored} == stored
 
 
 @pytest.mark.parametrize(
@@ -295,5 +295,5 @@ def test_names_of_modules_become_names_of_a_checkpoint():
     ],
 )  # fmt: skip
 def test_modules_whose_names_differ(family, stored):
-    found = architecture(leaves(dict.fromkeys(stored.values(), (4, 4))), {"model_type": family})
-    assert {n: found.stored(n) for n in stored} == stored
+    arch = architecture(leaves(dict.fromkeys(stored.values(), (4, 4))), {"model_type": family})
+    assert {n: arch.stored(n) for n in stored} == stored

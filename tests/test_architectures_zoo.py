@@ -15,9 +15,9 @@ def test_a_family(model_type, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
     import architectures
 
-    found = architectures.tried(model_type)
-    assert "error" not in found, found
-    wrong = {s: found[s] for s in architectures.STEPS if found[s].startswith(("WRONG", "FAILED"))}
+    steps = architectures.tried(model_type)
+    assert "error" not in steps, steps
+    wrong = {s: steps[s] for s in architectures.STEPS if steps[s].startswith(("WRONG", "FAILED"))}
     assert not wrong
-    assert found["plain"] == "holds"
+    assert steps["plain"] == "holds"
     sys.modules.pop("architectures", None)

@@ -51,14 +51,14 @@ def test_permutations_are_those_of_the_task_an_example_is_from():
     assert stream.info["permutation"][0].tolist() == [0, 1]
     assert stream.weight.sum((1, 2)).tolist() == [7, 7, 7]
     stream = stream._replace(info={"permutation": np.array([[0, 1], [1, 0]])})
-    found = pixels(jnp.asarray(X[:2]), stream.info, jnp.array([0, 1]), None) * 255
-    np.testing.assert_allclose(found, [[0, 1], [3, 2]])
+    actual = pixels(jnp.asarray(X[:2]), stream.info, jnp.array([0, 1]), None) * 255
+    np.testing.assert_allclose(actual, [[0, 1], [3, 2]])
 
 
 def test_what_fills_a_short_batch_leaves_the_loss_finite():
     """A filler of another task has no column of its own there: its loss is inf, its weight 0."""
     data = blobs()
     short = split(data, data, [[4, 5], [2, 3], [0, 1]], scenario="task", batch=7)
-    found = jax.jit(program)(setup(columns="own"), jax.tree.map(jnp.asarray, short), KEY)
-    assert found.finite.all()
-    assert np.isfinite(found.losses).all()
+    actual = jax.jit(program)(setup(columns="own"), jax.tree.map(jnp.asarray, short), KEY)
+    assert actual.finite.all()
+    assert np.isfinite(actual.losses).all()

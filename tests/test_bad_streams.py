@@ -29,13 +29,13 @@ def refused(drive, config, stream, words, caplog):
     """The one line of the error; nothing was compiled on the way to it."""
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
         caplog.clear()
-        with pytest.raises(ValueError, match=words) as found:
+        with pytest.raises(ValueError, match=words) as caught:
             drive(config, stream, KEY)
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert not compiled
-    said = str(found.value)
-    assert "\n" not in said
-    assert len(said) < 300
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 300
 
 
 def of(**fields):

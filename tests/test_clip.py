@@ -166,9 +166,9 @@ def test_regmean_sees_the_patch_kernel_in_both_layouts():
     pixels = load_file(GOLDEN / "clip_quick" / "expected.safetensors")["pixels"]
     apply = lambda params, images: clip.image_features(model.config, params, images)
     base = {n: p for n, p in model.params.items() if n.startswith("vision/")}
-    found = statistics.gram(apply, base, [pixels])
+    statistic = statistics.gram(apply, base, [pixels])
     rows = pixels.reshape(5, 3, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 192)
-    np.testing.assert_allclose(found.values[name], rows.T @ rows / 5, atol=1e-4)
+    np.testing.assert_allclose(statistic.values[name], rows.T @ rows / 5, atol=1e-4)
 
     draw = np.random.default_rng(0)
     rest = {n: p for n, p in model.params.items() if n not in base}
@@ -176,7 +176,7 @@ def test_regmean_sees_the_patch_kernel_in_both_layouts():
         {n: p + draw.standard_normal(p.shape).astype(np.float32) for n, p in base.items()}
         for _ in range(2)
     ]
-    grams = [found._replace(values={name: found.values[name] * c}) for c in (1.0, 3.0)]
+    grams = [statistic._replace(values={name: statistic.values[name] * c}) for c in (1.0, 3.0)]
     ours = jm.merge(jm.regmean(), base, models, extras=[{"gram": g.values} for g in grams])
     table = [entry for entry in hf_table(model.config) if entry.key == key]
     leaves = [export(table, {**rest, **params}) for params in (base, *models)]

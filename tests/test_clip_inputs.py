@@ -185,8 +185,8 @@ def test_features_of_a_data_set_equal_those_of_its_batches(tmp_path):
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image).save(file)
     for source in (images, np.load(tmp_path / "images.npy", mmap_mode="r"), files):
-        found = clip.encode_images(model, source, batch=3)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        actual = clip.encode_images(model, source, batch=3)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert clip.encode_images(model, images[:0]).shape == (0, 6)
 
 
@@ -229,9 +229,9 @@ def test_accuracies_of_many_models_through_one_compiled_step():
     labels, head = draw.integers(0, 3, 11), np.eye(6, 3, dtype=np.float32)
     merged = [{n: c * leaf for n, leaf in model.params.items()} for c in (1.0, -0.5, 3.0)]
     before = extract._hits._cache_size()
-    found = clip.accuracies(model, merged, images, labels, head, batch=4)
+    actual = clip.accuracies(model, merged, images, labels, head, batch=4)
     assert extract._hits._cache_size() == before + 1
-    for params, share in zip(merged, found, strict=True):
+    for params, share in zip(merged, actual, strict=True):
         alone = clip.encode_images(clip.Model(model.config, params), images, batch=11)
         assert share == np.mean(alone[:, :3].argmax(axis=1) == labels)
     with pytest.raises(ValueError, match=r"found 10 for 11 images"):

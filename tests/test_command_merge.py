@@ -48,13 +48,13 @@ def test_check_names_costs_and_mismatches(family, capsys):
     with open("r.yaml", "w") as file:
         yaml.safe_dump({**ABC, "method": "ties"}, file)
     command.run("r.yaml", None, check=True, json=True)
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     size = sum(x.nbytes for x in family["base"].values())
-    assert told["leaves"] == told["merged"] == len(SHAPES)
-    assert told["parameters"] == size // 4
-    assert told["write"] == size
-    assert told["read"] == told["passes"] * 4 * size
-    assert told["mismatches"] == []
+    assert report["leaves"] == report["merged"] == len(SHAPES)
+    assert report["parameters"] == size // 4
+    assert report["write"] == size
+    assert report["read"] == report["passes"] * 4 * size
+    assert report["mismatches"] == []
     save_file({n: x for n, x in family["a"].items() if "norm" not in n}, "a/model.safetensors")
     with pytest.raises(UserError, match="do not fit"):
         command.run("r.yaml", None, check=True, json=True)
@@ -79,11 +79,11 @@ def test_the_command_line_ends_in_one_line(family, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["jaxmerge", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        told = capsys.readouterr()
-        assert end.value.code == code, (arguments, told)
+        messages = capsys.readouterr()
+        assert end.value.code == code, (arguments, messages)
         if code == 2:
-            assert told.err.startswith("error: ")
-            assert told.err.count("\n") == 1
+            assert messages.err.startswith("error: ")
+            assert messages.err.count("\n") == 1
 
 
 def test_an_input_is_never_replaced(family, tmp_path):
@@ -108,26 +108,26 @@ def test_an_input_is_never_replaced(family, tmp_path):
 
 def test_json_says_what_was_written(family, capsys):
     Path("r.yaml").write_text(yaml.safe_dump({**ABC, "method": "mean"}))
-    told = []
+    reports = []
     for _ in range(2):
         command.run(Path("r.yaml"), Path("out"), resume=True, json=True, quiet=True)
-        told.append(json.loads(capsys.readouterr().out))
-    assert told[0]["written"] == sum(x.nbytes for x in family["base"].values())
-    assert [t["finished_before"] for t in told] == [False, True]
-    assert told[0]["out"] == told[1]["out"]
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["written"] == sum(x.nbytes for x in family["base"].values())
+    assert [t["finished_before"] for t in reports] == [False, True]
+    assert reports[0]["out"] == reports[1]["out"]
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("x = (", r"r\.py, line 1: SyntaxError: '\(' was never closed"),
         ("x = 1\nrecipe = {'models': [y]}", r"r\.py, line 2: NameError: name 'y'"),
         ("x = 1", "sets no variable named recipe"),
     ],
 )
-def test_a_python_recipe_that_fails_is_told_with_its_line(family, text, told):
+def test_a_python_recipe_that_fails_is_told_with_its_line(family, text, message):
     Path("r.py").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         command.run(Path("r.py"), Path("out"), quiet=True)
 
 
@@ -161,11 +161,11 @@ def test_a_full_disk_ends_in_one_line_and_is_resumed(family, capsys, monkeypatch
     monkeypatch.setattr(sys, "argv", ["jaxmerge", "merge", "r.yaml", "out", "--quiet"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert end.value.code == 2
-    assert told.count("\n") == 1
-    assert "no space left on device" in told
-    assert "What was done is kept" in told
+    assert message.count("\n") == 1
+    assert "no space left on device" in message
+    assert "What was done is kept" in message
     monkeypatch.setattr(os, "pwrite", pwrite)
     got = run({**ABC, "method": "mean"}, resume=True)
     assert {n: x.tobytes() for n, x in got.items()} == {n: x.tobytes() for n, x in want.items()}

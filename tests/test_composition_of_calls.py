@@ -49,8 +49,8 @@ def test_a_method_is_a_static_and_an_ordinary_argument_of_jit():
 
 def test_map_and_differentiate_over_a_method():
     both = jax.tree.map(lambda *x: jnp.stack(x), jm.magmax(0.1), jm.magmax(0.5))
-    found = jax.vmap(lambda m: jm.merge(m, BASE, MODELS)["w"][0, 0])(both)
-    np.testing.assert_allclose(found, [0.8, 0.0], atol=1e-6)
+    actual = jax.vmap(lambda m: jm.merge(m, BASE, MODELS)["w"][0, 0])(both)
+    np.testing.assert_allclose(actual, [0.8, 0.0], atol=1e-6)
     slope = jax.grad(lambda m: jm.merge(m, BASE, MODELS)["w"].sum())(jm.magmax(0.5))
     assert jax.tree.leaves(slope) == [-24.0]
 
@@ -76,8 +76,8 @@ def test_shares_may_be_traced(name):
         return jm.merge(method, base, models)["fc/kernel"]
 
     shares = [0.3, 0.5, 1.0]
-    for found, share in zip(jax.vmap(run)(jnp.array(shares)), shares, strict=True):
-        np.testing.assert_allclose(found, run(share), atol=2e-5)
+    for actual, share in zip(jax.vmap(run)(jnp.array(shares)), shares, strict=True):
+        np.testing.assert_allclose(actual, run(share), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["magmax", "ties", "karcher", "sce", "regmean"])
@@ -86,10 +86,10 @@ def test_one_tree_of_stacked_models(name):
     if name == "regmean":
         extras = [{"gram": {"w": np.eye(4, dtype=np.float32) * (1 + t)}} for t in range(3)]
     method = jm.get(name)()
-    found = jm.merge(method, BASE, STACKED, extras=extras)
+    actual = jm.merge(method, BASE, STACKED, extras=extras)
     expected = jm.merge(method, BASE, MODELS, extras=extras)
     for n in BASE:
-        np.testing.assert_array_equal(found[n], expected[n])
+        np.testing.assert_array_equal(actual[n], expected[n])
     named = jm.merge(method, BASE, dict(zip("abc", MODELS, strict=True)), extras=extras)
     np.testing.assert_array_equal(named["w"], expected["w"])
 
@@ -100,9 +100,9 @@ def test_scan_over_update(name):
     base = {n: jnp.asarray(x) for n, x in BASE.items()}
     state = jm.init(method, base, key=key, models=3)
     step = lambda state, model: (jm.update(method, state, base, model), None)
-    found = jm.merged(method, jax.lax.scan(step, state, STACKED)[0], base)
+    actual = jm.merged(method, jax.lax.scan(step, state, STACKED)[0], base)
     expected = jm.merge(method, BASE, MODELS, key=key)
-    np.testing.assert_allclose(found["w"], expected["w"], atol=1e-6)
+    np.testing.assert_allclose(actual["w"], expected["w"], atol=1e-6)
 
 
 def test_room_for_models_is_filled_one_by_one():
@@ -134,9 +134,9 @@ def test_a_bfloat16_base_with_float32_models(tmp_path):
     jm.merge_files(
         jm.magmax(1.0), base=tmp_path / "base.safetensors", models=paths, out=tmp_path / "out"
     )
-    found = jm.merge(jm.magmax(1.0), base, models)["w"]
-    assert found.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(found, load_file(tmp_path / "out" / "model.safetensors")["w"])
+    actual = jm.merge(jm.magmax(1.0), base, models)["w"]
+    assert actual.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(actual, load_file(tmp_path / "out" / "model.safetensors")["w"])
     with pytest.raises(ValueError, match="found int32"):
         jm.merge(jm.magmax(), base, [{"w": np.arange(3, dtype=np.int32)}])
 
@@ -170,7 +170,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_went_wrong_is_said(name):
     call, says = WRONG[name]
-    with pytest.raises((TypeError, ValueError)) as found:
+    with pytest.raises((TypeError, ValueError)) as caught:
         call()
-    assert says in str(found.value)
-    assert len(str(found.value)) < 400
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 400

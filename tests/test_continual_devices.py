@@ -85,10 +85,10 @@ def test_two_processes_run_what_one_runs(tmp_path, monkeypatch):
         for k in range(2)
     ]
     assert [w.wait(timeout=300) for w in workers] == [0, 0]
-    found = Results.from_json(tmp_path / "run" / "results.json")
-    assert found.machine["devices"] == 2
+    results = Results.from_json(tmp_path / "run" / "results.json")
+    assert results.machine["devices"] == 2
     whole = run.run(toy, set=["seeds=1"], out=tmp_path / "one", quiet=True)
-    for a, b in zip(found.seeds[0].entries, whole.seeds[0].entries, strict=True):
+    for a, b in zip(results.seeds[0].entries, whole.seeds[0].entries, strict=True):
         assert (a.label, a.finetunes) == (b.label, b.finetunes)
         np.testing.assert_allclose(np.array(a.matrix, float), np.array(b.matrix, float), atol=0.1)
     assert not (tmp_path / "run" / "state").exists()

@@ -27,8 +27,8 @@ def test_models_are_trained_once_and_read_by_other_orders(tmp_path, monkeypatch)
     how = lambda task=None: clouds.TRAINING
     plans = [p._replace(training=how) for p in experiment.plans()]
     first, _ = run_seed(scenario, learner, plans, seed=0, baselines=())
-    kept = sorted(p.name for p in tmp_path.iterdir())
-    assert kept == sorted(f"{task.name}.safetensors" for task in scenario)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == sorted(f"{task.name}.safetensors" for task in scenario)
     from jaxmerge.studies import loop
 
     monkeypatch.setattr(loop, "fit_task", None)  # nothing is trained any more

@@ -45,11 +45,11 @@ def test_clip_learner_gives_the_logits_of_clip(model):
     learner = from_clip(model, scenario)
     assert all(n.startswith("vision/") for n in learner.params)
     images = source.inputs[:6]
-    found = learner.logits(learner.params, learner.prepare(images))
+    actual = learner.logits(learner.params, learner.prepare(images))
     head = clip.zero_shot_head(model, source.classes, source.templates)
     features = clip.image_features(model.config, model.params, model.preprocess(images))
     expected = clip.logits(features, head, model.params["logit_scale"])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_suite_has_the_heads_of_all_sources(model):
@@ -87,11 +87,11 @@ def test_bert_learner_gives_the_logits_of_bert_and_learns():
     rows = source.splits["test"]
     tokens = learner.prepare(source.inputs[rows])
     assert tokens.shape == (8, 16)
-    found = learner.logits(learner.params, tokens)
+    actual = learner.logits(learner.params, tokens)
     features = bert.encode(model, source.inputs[rows])
     head = bert.zero_shot_head(model, source.classes, source.templates)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, 20 * unit @ head, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(actual, 20 * unit @ head, rtol=1e-3, atol=1e-3)
     training = Training(epochs=8, batch=8, rate=3e-3, chunk=4)
     stream = Stream(scenario, learner, training=training, batch=8).run()
     for losses in stream.losses:

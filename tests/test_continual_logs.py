@@ -27,7 +27,7 @@ def scalars(folder):
     """Tag -> [(step, value)] of TensorBoard's event files: records of length, crc, data, crc."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
+    by_tag = {}
     for path in folder.glob("events.*"):
         data = path.read_bytes()
         at = 0
@@ -36,18 +36,18 @@ def scalars(folder):
             event = Event.FromString(data[at + 12 : at + 12 + size])
             at += 16 + size
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
+                by_tag.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return by_tag
 
 
 def test_tensorboard_holds_the_losses_and_accuracies_of_every_stream(toy, tmp_path):
     pytest.importorskip("tensorboardX")
-    found = command.run(toy, set=SET, out=tmp_path / "run", log="tensorboard", quiet=True)
+    results = command.run(toy, set=SET, out=tmp_path / "run", log="tensorboard", quiet=True)
     curves = scalars(tmp_path / "run" / "tensorboard")
     for seed in (0, 1):
         tag = f"seed_{seed}/sequential/MagMax_accuracy"
         values = [v for _, v in curves[tag]]
-        entry = found.entry("MagMax", "sequential", seed)
+        entry = results.entry("MagMax", "sequential", seed)
         np.testing.assert_allclose(values, entry.over_time, rtol=1e-5)
         losses = curves[f"seed_{seed}/sequential/loss"]
         assert len(losses) > 3

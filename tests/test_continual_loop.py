@@ -90,7 +90,7 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
     task = scenario[1]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
     own = scenario.mask(1)
-    found, losses = fit(learner, learner.params, inputs, columns, own, TRAINING, seed=(3, 1))
+    actual, losses = fit(learner, learner.params, inputs, columns, own, TRAINING, seed=(3, 1))
     total = TRAINING.steps(len(columns))
     warm = TRAINING.warmup * total
 
@@ -120,17 +120,17 @@ def test_training_is_adamw_step_by_step(scenario, learner, source):
             n: p - rate(k) * (update[n] + TRAINING.weight_decay * p) for n, p in params.items()
         }
     for n in params:
-        np.testing.assert_allclose(found[n], params[n], rtol=2e-4, atol=2e-5, err_msg=n)
+        np.testing.assert_allclose(actual[n], params[n], rtol=2e-4, atol=2e-5, err_msg=n)
 
 
 def test_leaves_that_no_rule_trains_stay_bit_by_bit(scenario, learner, source):
     task = scenario[0]
     inputs, columns = source.inputs[task.rows["train"]], task.labels("train")
     own, only = scenario.mask(0), [methods.train_only("^b/")]
-    found, _ = fit(learner, learner.params, inputs, columns, own, TRAINING, methods=only)
+    actual, _ = fit(learner, learner.params, inputs, columns, own, TRAINING, methods=only)
     for n in ("a/kernel", "a/bias"):
-        np.testing.assert_array_equal(found[n], learner.params[n])
-    assert np.abs(np.asarray(found["b/kernel"] - learner.params["b/kernel"])).max() > 1e-3
+        np.testing.assert_array_equal(actual[n], learner.params[n])
+    assert np.abs(np.asarray(actual["b/kernel"] - learner.params["b/kernel"])).max() > 1e-3
     with pytest.raises(ValueError, match="'nothing' matches none of the 3 leaves"):
         stream(scenario, learner, methods=[methods.train_only("nothing")])
 
@@ -185,8 +185,8 @@ def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
 def test_accuracies_from_the_definition(scenario, learner, source):
     data = predict.probe(learner, scenario, "test", batch=8)
     assert len(data.chunks) == 5  # 36 examples
-    found = predict.logits(learner, predict.stack(learner.params), data)
-    free, aware = predict.accuracies(found, data)
+    actual = predict.logits(learner, predict.stack(learner.params), data)
+    free, aware = predict.accuracies(actual, data)
     for t, task in enumerate(scenario):
         rows = task.rows["test"]
         logits = np.asarray(learner.logits(learner.params, source.inputs[rows]))
@@ -283,8 +283,8 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     state = {"w": jax.numpy.arange(4.0)}
     assert Halfway(tmp_path / "t").load(state) is None
     Halfway(tmp_path / "t", 0).save(state, [1.0, 2.0])
-    found, losses = Halfway(tmp_path / "t").load(state)
-    same(found, state)
+    restored, losses = Halfway(tmp_path / "t").load(state)
+    same(restored, state)
     assert losses == [1.0, 2.0]
     with pytest.raises(ValueError, match="holds a state of another model or training"):
         Halfway(tmp_path / "t").load({"w": state["w"], "v": state["w"]})
@@ -302,8 +302,8 @@ def test_a_full_disk_within_a_task_leaves_the_last_checkpoint(tmp_path):
         Halfway(folder, 0).save(state, [1.0, 2.0])
         with pytest.raises(OSError, match="No space left on device; the checkpoint before stays"):
             Halfway(folder, 0).save({"w": state["w"] + 1}, [1.0, 2.0, 3.0])
-        found, losses = Halfway(folder).load(state)
-        same(found, state)
+        restored, losses = Halfway(folder).load(state)
+        same(restored, state)
         assert losses == [1.0, 2.0]
         assert not list(folder.glob("*tmp*"))  # what the failed one took is free again
     finally:

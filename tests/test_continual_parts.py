@@ -102,9 +102,9 @@ def test_one_task_has_no_transfer_and_rows_not_measured_spread():
     assert np.isnan(metrics.backward_transfer(one))
     assert np.isnan(metrics.forgetting(one))
     last_only = np.array([[np.nan, np.nan], [0.5, 1.0]])
-    found = metrics.summary(last_only, last_only, np.zeros(2))
-    assert found["accuracy"] == 0.75
-    assert all(np.isnan(found[k]) for k in ("over_time", "bwt", "fwt", "forgetting"))
+    figures = metrics.summary(last_only, last_only, np.zeros(2))
+    assert figures["accuracy"] == 0.75
+    assert all(np.isnan(figures[k]) for k in ("over_time", "bwt", "fwt", "forgetting"))
 
 
 # ------------------------------------------------------------ training
@@ -121,12 +121,12 @@ def test_rate_rises_in_the_warm_up_and_falls_to_zero():
 
 def test_batches_show_every_example_once_an_epoch_and_depend_on_the_seed_only():
     training = Training(epochs=3, batch=4)
-    found = np.concatenate(list(Chunks(10, training, (5, 1)).order))
-    assert len(found) == 28  # 30 examples in whole batches of 4
-    assert sorted(found[:10].tolist()) == list(range(10))
-    assert sorted(found[10:20].tolist()) == list(range(10))
-    assert found.tolist() == np.concatenate(list(Chunks(10, training, (5, 1)).order)).tolist()
-    assert found.tolist() != np.concatenate(list(Chunks(10, training, (5, 2)).order)).tolist()
+    actual = np.concatenate(list(Chunks(10, training, (5, 1)).order))
+    assert len(actual) == 28  # 30 examples in whole batches of 4
+    assert sorted(actual[:10].tolist()) == list(range(10))
+    assert sorted(actual[10:20].tolist()) == list(range(10))
+    assert actual.tolist() == np.concatenate(list(Chunks(10, training, (5, 1)).order)).tolist()
+    assert actual.tolist() != np.concatenate(list(Chunks(10, training, (5, 2)).order)).tolist()
 
 
 def test_few_examples_still_make_one_whole_batch():
@@ -143,8 +143,8 @@ def test_cross_entropy_on_own_columns_equals_that_of_the_small_head():
     small = np.asarray(logits)[:, own]
     label = np.searchsorted(np.flatnonzero(own), columns)
     expected = np.mean(np.log(np.exp(small).sum(1)) - small[np.arange(5), label])
-    found = float(cross_entropy(logits, columns, jnp.asarray(own)).mean())
-    assert found == pytest.approx(expected, rel=1e-6)
+    actual = float(cross_entropy(logits, columns, jnp.asarray(own)).mean())
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def test_wrong_training_options_are_named_together():
@@ -175,16 +175,18 @@ def test_task_vectors_are_described_from_their_definition():
         {n: x + rng.normal(scale=0.1, size=x.shape).astype(np.float32) for n, x in base.items()}
         for _ in range(3)
     ]
-    found = vectors.describe(base, models, "sequential")
+    described = vectors.describe(base, models, "sequential")
     flat = lambda m: np.concatenate([m["a"].ravel(), m["b"].ravel()])
     taus = np.stack([flat(m) - flat(base) for m in models])
     norm = np.linalg.norm(taus, axis=1)
-    assert found.norm == pytest.approx(norm, rel=1e-6)
-    assert np.array(found.cosine) == pytest.approx(taus @ taus.T / np.outer(norm, norm), abs=1e-6)
-    assert found.sign_agreement[0][2] == pytest.approx(np.mean(taus[0] * taus[2] > 0))
+    assert described.norm == pytest.approx(norm, rel=1e-6)
+    assert np.array(described.cosine) == pytest.approx(
+        taus @ taus.T / np.outer(norm, norm), abs=1e-6
+    )
+    assert described.sign_agreement[0][2] == pytest.approx(np.mean(taus[0] * taus[2] > 0))
     winner = np.abs(taus).argmax(0)
-    assert found.magmax_share == pytest.approx(np.bincount(winner, minlength=3) / 17)
-    assert np.sum(found.magnitude_counts) == 3 * 17
+    assert described.magmax_share == pytest.approx(np.bincount(winner, minlength=3) / 17)
+    assert np.sum(described.magnitude_counts) == 3 * 17
 
 
 # ------------------------------------------------------------ checkpoints
@@ -193,12 +195,12 @@ def test_task_vectors_are_described_from_their_definition():
 def test_checkpoint_round_trip_in_structure(tmp_path):
     tree = {"a": np.arange(3.0), "b": {"c": jnp.int32(4), "d": (np.ones((2, 1), np.uint8),)}}
     checkpoint.save(tmp_path / "x.safetensors", tree, {"done": 2})
-    found, record = checkpoint.load(tmp_path / "x.safetensors", tree)
+    actual, record = checkpoint.load(tmp_path / "x.safetensors", tree)
     assert record == {"done": 2}
-    assert found["b"]["c"].shape == ()
-    assert int(found["b"]["c"]) == 4
-    assert found["b"]["d"][0].dtype == np.uint8
-    assert np.array_equal(found["a"], tree["a"])
+    assert actual["b"]["c"].shape == ()
+    assert int(actual["b"]["c"]) == 4
+    assert actual["b"]["d"][0].dtype == np.uint8
+    assert np.array_equal(actual["a"], tree["a"])
 
 
 def test_a_cut_off_checkpoint_is_named(tmp_path):
@@ -236,14 +238,14 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_results_survive_json_and_hold_no_nan(tmp_path):
-    found = made_up(seeds=2)
-    found.seeds[0].entries[0].matrix[0][0] = float("nan")
-    text = found.to_json(tmp_path / "results.json")
+    results = made_up(seeds=2)
+    results.seeds[0].entries[0].matrix[0][0] = float("nan")
+    text = results.to_json(tmp_path / "results.json")
     json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} in strict JSON"))
     again = Results.from_json(tmp_path / "results.json")
     assert again.seeds[0].entries[0].matrix[0][0] is None
-    found.seeds[0].entries[0].matrix[0][0] = None
-    assert again == found
+    results.seeds[0].entries[0].matrix[0][0] = None
+    assert again == results
 
 
 def test_results_of_another_shape_are_refused():

@@ -59,8 +59,8 @@ def test_the_release_of_magmax_squares_the_running_sum_of_batch_gradients(learne
             running[n] += np.asarray(gradient[n])
             expected[n] += 0.5 * running[n] ** 2 / 3  # decay 0.5, from zero
     for n in expected:
-        found = memory["importance"][n]
-        np.testing.assert_allclose(found, expected[n], rtol=2e-3, atol=1e-7, err_msg=n)
+        actual = memory["importance"][n]
+        np.testing.assert_allclose(actual, expected[n], rtol=2e-3, atol=1e-7, err_msg=n)
 
 
 def test_the_first_task_is_plain_fine_tuning(scenario, learner):
@@ -83,17 +83,17 @@ def test_the_first_task_is_plain_fine_tuning(scenario, learner):
 )
 def test_strong_methods_keep_the_model_nearer_than_fine_tuning(scenario, learner, chosen):
     free = run(scenario, learner, keep=True).run()
-    held = run(scenario, learner, chosen, keep=True).run()
+    constrained = run(scenario, learner, chosen, keep=True).run()
     far = lambda s: sum(float(np.sum((s.models[-1][n] - s.models[0][n]) ** 2)) for n in s.models[0])
-    assert far(held) < 0.5 * far(free)
+    assert far(constrained) < 0.5 * far(free)
 
 
 def test_replay_keeps_earlier_tasks_known(scenario, learner):
     free = run(scenario, learner).run()
-    kept = run(scenario, learner, methods.replay(6)).run()
+    replayed = run(scenario, learner, methods.replay(6)).run()
     early = lambda s: np.mean(s.outcomes["last model"].matrix[-1][:2])
-    assert early(kept) > early(free) + 0.1
-    data, fresh = kept._examples(2), len(scenario[2].rows["train"])
+    assert early(replayed) > early(free) + 0.1
+    data, fresh = replayed._examples(2), len(scenario[2].rows["train"])
     assert len(data.columns) == fresh + 6 * 4
     assert set(data.columns[fresh:].tolist()) == {*scenario[0].classes, *scenario[1].classes}
     assert set(data.task.tolist()) == {0, 1, 2}
@@ -101,10 +101,10 @@ def test_replay_keeps_earlier_tasks_known(scenario, learner):
 
 def test_a_buffer_is_filled_from_host_fed_batches(scenario, learner):
     free = run(scenario, learner).run()
-    kept = run(scenario, learner, methods.er(size=40)).run()
+    replayed = run(scenario, learner, methods.er(size=40)).run()
     early = lambda s: np.mean(s.outcomes["last model"].matrix[-1][:2])
-    assert int(kept.memory[0]["met"]) > 40
-    assert early(kept) >= early(free)
+    assert int(replayed.memory[0]["met"]) > 40
+    assert early(replayed) >= early(free)
 
 
 @pytest.mark.parametrize("name", ["ewc", "er"])
@@ -156,8 +156,8 @@ def shift_per_task():
 def test_a_module_per_task_on_the_loop(scenario, learner):
     stream = run(scenario, learner, shift_per_task(), deploys=(*LAST, Deploy("MagMax", jm.magmax)))
     stream.run()
-    found = np.array(stream.outcomes["last model"].aware)
-    assert (found[2, :2] == [found[0, 0], found[1, 1]]).all()  # earlier slots do not move
+    actual = np.array(stream.outcomes["last model"].aware)
+    assert (actual[2, :2] == [actual[0, 0], actual[1, 1]]).all()  # earlier slots do not move
     assert (np.asarray(stream.last["shift"]) != 0).any(axis=1).all()
     np.testing.assert_array_equal(stream.deployed["MagMax"]["a/bias"], learner.params["a/bias"])
 
@@ -175,8 +175,8 @@ def test_methods_from_settings():
         pytest.warns(DeprecationWarning, match="strategy and settings are now methods"),
         pytest.warns(FutureWarning, match="feature is now feat_kd"),
     ):
-        found = methods_of({"strategy": "feature", "settings": {"strength": 2}})
-    assert found == (methods.feat_kd(2.0),)
+        actual = methods_of({"strategy": "feature", "settings": {"strength": 2}})
+    assert actual == (methods.feat_kd(2.0),)
     for settings, message in (
         ({"methods": [{"method": "ewc", "strength": -1, "batch": 0}]}, "strength .* got -1.*batch"),
         ({"methods": [{"method": "ewc", "strength": "big"}]}, "a number from 0 on, got 'big'"),

@@ -17,7 +17,7 @@ from jaxmerge.evaluation import predict
 from jaxmerge.report.streams import draw
 
 
-def made(name="dots", classes=4, domains=None, count=20):
+def small_source(name="dots", classes=4, domains=None, count=20):
     labels = np.repeat(np.arange(classes), count).astype(np.int32)
     where = None if domains is None else np.tile(np.arange(domains), len(labels) // domains)
     splits = stratified(labels, {"val": 4, "test": 4})
@@ -28,7 +28,7 @@ def made(name="dots", classes=4, domains=None, count=20):
 
 
 def test_domains_arrive_one_by_one_with_all_classes():
-    source = made(domains=2)
+    source = small_source(domains=2)
     scenario = builders.domain_incremental(source, order=(1, 0))
     assert [t.name for t in scenario] == ["domain 1", "domain 0"]
     for t, d in enumerate((1, 0)):
@@ -36,13 +36,13 @@ def test_domains_arrive_one_by_one_with_all_classes():
         assert scenario[t].classes == (0, 1, 2, 3)
         assert scenario.mask(t).all()
     with pytest.raises(ValueError, match="has no domains"):
-        builders.domain_incremental(made())
+        builders.domain_incremental(small_source())
     with pytest.raises(ValueError, match="order of domains"):
         builders.domain_incremental(source, order=(1, 1))
 
 
 def test_shares_of_the_data_are_disjoint_and_balanced():
-    source = made()
+    source = small_source()
     scenario = builders.data_incremental(source, 3, seed=1)
     rows = [t.rows["train"] for t in scenario]
     assert sorted(np.concatenate(rows).tolist()) == sorted(source.splits["train"].tolist())
@@ -53,7 +53,7 @@ def test_shares_of_the_data_are_disjoint_and_balanced():
 
 
 def test_recurring_classes_come_back():
-    scenario = builders.recurring(made(), tasks=30, classes=2, seed=0)
+    scenario = builders.recurring(small_source(), tasks=30, classes=2, seed=0)
     seen = [c for t in scenario for c in t.classes]
     assert len(scenario) == 30
     assert all(len(set(t.classes)) == 2 for t in scenario)
@@ -64,43 +64,44 @@ def test_recurring_classes_come_back():
     assert len(distinct) < len(data.index) == sum(len(t.rows["test"]) for t in scenario)
     for k, task in enumerate(scenario):
         assert data.columns[data.index[data.task == k]].tolist() == task.labels("test").tolist()
-    again = builders.recurring(made(), tasks=30, classes=2, seed=0)
+    again = builders.recurring(small_source(), tasks=30, classes=2, seed=0)
     assert [t.classes for t in again] == [t.classes for t in scenario]
     with pytest.raises(ValueError, match="1 to 4 a task"):
-        builders.recurring(made(), tasks=3, classes=5)
+        builders.recurring(small_source(), tasks=3, classes=5)
 
 
 def test_accuracies_on_tasks_that_share_examples():
     scenario = builders.recurring(clouds.source(), tasks=5, classes=2, seed=1)
     learner = clouds.learner()
     data = predict.probe(learner, scenario, "test", batch=16)
-    found = predict.logits_of(learner, learner.params, data)
-    free, _ = predict.accuracies(found[None], data)
+    actual = predict.logits_of(learner, learner.params, data)
+    free, _ = predict.accuracies(actual[None], data)
     for t, task in enumerate(scenario):
         guess = learner.logits(learner.params, task.source.inputs[task.rows["test"]]).argmax(-1)
         assert free[0, t] == pytest.approx(np.mean(np.asarray(guess) == task.labels("test")))
     few = data.upto(2)
-    assert np.array_equal(predict.logits_of(learner, learner.params, few), found[: len(few.task)])
+    assert np.array_equal(predict.logits_of(learner, learner.params, few), actual[: len(few.task)])
 
 
 def test_task_incremental_learning_tells_the_task():
-    scenario = builders.task_incremental(made(), 2)
+    scenario = builders.task_incremental(small_source(), 2)
     assert [t.classes for t in scenario] == [(0, 1), (2, 3)]
     assert str(scenario).startswith("task-incremental, 2 tasks of 2 classes, dots: 2 tasks, 4 cla")
     assert "read the task-aware figures" in str(scenario)
     with pytest.raises(ValueError, match="between 1 and 4 tasks; got 5"):
-        builders.task_incremental(made(), 5)
+        builders.task_incremental(small_source(), 5)
     with pytest.raises(ValueError, match="at least one task, got 0"):
-        builders.data_incremental(made(), 0)
+        builders.data_incremental(small_source(), 0)
 
 
 def test_streams_are_drawn(tmp_path):
+    one = small_source()
     texts = Source(
-        "words", Texts([f"word {k}" for k in range(80)]), made().labels, made().classes, ("{}",),
-        made().splits,
+        "words", Texts([f"word {k}" for k in range(80)]), one.labels, one.classes, ("{}",),
+        one.splits,
     )  # fmt: skip
-    pictures = dataclasses.replace(made(), inputs=np.zeros((80, 4, 4), np.uint8))
-    for name, source in (("numbers", made()), ("texts", texts), ("pictures", pictures)):
+    pictures = dataclasses.replace(small_source(), inputs=np.zeros((80, 4, 4), np.uint8))
+    for name, source in (("numbers", small_source()), ("texts", texts), ("pictures", pictures)):
         path = tmp_path / f"{name}.png"
         draw(builders.recurring(source, tasks=22, classes=2), path, examples=2)
         with Image.open(path) as drawn:
@@ -108,7 +109,7 @@ def test_streams_are_drawn(tmp_path):
 
 
 def test_a_suite_puts_heads_side_by_side_whatever_the_order():
-    sources = [made("a", 3), made("b", 2), made("c", 4)]
+    sources = [small_source("a", 3), small_source("b", 2), small_source("c", 4)]
     scenario = builders.suite(sources, order=(2, 0, 1))
     assert scenario.classes[:4] == ("a 0", "a 1", "a 2", "b 0")
     assert [t.columns.tolist() for t in scenario] == [[5, 6, 7, 8], [0, 1, 2], [3, 4]]

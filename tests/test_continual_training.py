@@ -55,8 +55,8 @@ def test_bfloat16_trains_float32_weights_to_nearly_the_same():
 
 def test_leaves_that_no_rule_names_stay():
     learner = clouds.learner()
-    found, _ = trained(learner, Training(epochs=1, batch=12), train_only("^a/"))
-    same = {n: np.array_equal(found[n], learner.params[n]) for n in found}
+    trained_model, _ = trained(learner, Training(epochs=1, batch=12), train_only("^a/"))
+    same = {n: np.array_equal(trained_model[n], learner.params[n]) for n in trained_model}
     assert same == {"a/kernel": False, "a/bias": False, "b/kernel": True}
 
 
@@ -89,12 +89,12 @@ def test_a_drawn_label_has_the_mean_of_the_true_fisher():
 
 def test_few_keeps_so_many_of_every_class_and_domain():
     source = clouds.source()
-    found = few(source, {"train": 3, "test": 2})
+    actual = few(source, {"train": 3, "test": 2})
     for split, count in (("train", 3), ("test", 2), ("val", 6)):
-        rows = found.splits[split]
+        rows = actual.splits[split]
         assert set(rows) <= set(source.splits[split])
         assert np.bincount(source.labels[rows]).tolist() == [count] * clouds.CLASSES
-    assert np.array_equal(few(source, {"train": 3}).splits["train"], found.splits["train"])
+    assert np.array_equal(few(source, {"train": 3}).splits["train"], actual.splits["train"])
 
 
 # ------------------------------------------------------------ packing
@@ -125,9 +125,9 @@ def test_packed_sentences_have_the_features_and_gradients_of_padded_ones(model):
 
     both = jax.jit(jax.value_and_grad(loss))
     for inputs in (packed, packing.pack(tokens[:3], model.config.pad)):  # 28 of 28, 15 of 16
-        found, slopes = both(model.params, inputs)
+        actual, slopes = both(model.params, inputs)
         expected, exact = both(model.params, tokens[: len(inputs.tokens)])
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
         scale = max(float(jnp.abs(g).max()) for g in exact.values())
         for n in exact:
             np.testing.assert_allclose(slopes[n], exact[n], atol=1e-5 * scale, err_msg=n)
@@ -135,9 +135,9 @@ def test_packed_sentences_have_the_features_and_gradients_of_padded_ones(model):
 
 def test_chunks_of_batches_are_packed_to_one_shape():
     tokens = np.stack([sentences(0, [2, 5, 4]), sentences(0, [9, 1, 1])])
-    found = packing.pack(tokens, 0)
-    assert found.at.shape == (2, 12)
-    assert found.back.shape == found.tokens.shape == (2, 3, 12)
+    packed = packing.pack(tokens, 0)
+    assert packed.at.shape == (2, 12)
+    assert packed.back.shape == packed.tokens.shape == (2, 3, 12)
     for k in range(2):
-        real = found.at[k][found.at[k] < found.tokens[k].size]
-        np.testing.assert_array_equal(found.tokens[k].ravel()[real], tokens[k][tokens[k] != 0])
+        real = packed.at[k][packed.at[k] < packed.tokens[k].size]
+        np.testing.assert_array_equal(packed.tokens[k].ravel()[real], tokens[k][tokens[k] != 0])

@@ -93,26 +93,33 @@ def test_a_corrupt_image_stops_whoever_reads_it_by_name(broken):
 
 def test_corrupt_images_are_left_out_when_told_to(broken):
     with pytest.warns(UserWarning, match="left out 3 corrupt images: cat/1.jpg"):
-        kept = skip_corrupt(broken)
-    rows = np.concatenate(list(kept.splits.values()))
+        readable = skip_corrupt(broken)
+    rows = np.concatenate(list(readable.splits.values()))
     assert len(rows) == 9
     assert len(broken.inputs[rows]) == 9
-    assert skip_corrupt(kept.__class__(**{**vars(kept), "inputs": np.zeros(12)})).name == "pets"
+    assert (
+        skip_corrupt(readable.__class__(**{**vars(readable), "inputs": np.zeros(12)})).name
+        == "pets"
+    )
 
 
 def test_corrupt_jpegs_of_a_numpy_file(tmp_path):
     import io
 
     def file(path, count, bad):
-        made = []
+        encoded = []
         for k in range(count):
             out = io.BytesIO()
             pictures.picture(k % 2, k).save(out, "JPEG")
-            made.append(np.frombuffer(b"nothing" if k == bad else out.getvalue(), "u1"))
-        offsets = np.cumsum([0, *map(len, made)])
+            encoded.append(np.frombuffer(b"nothing" if k == bad else out.getvalue(), "u1"))
+        offsets = np.cumsum([0, *map(len, encoded)])
         labels = np.arange(count) % 2
         np.savez(
-            path, jpeg=np.concatenate(made), offsets=offsets, labels=labels, class_names=["a", "b"]
+            path,
+            jpeg=np.concatenate(encoded),
+            offsets=offsets,
+            labels=labels,
+            class_names=["a", "b"],
         )
 
     file(tmp_path / "x_train.npz", 10, 3)

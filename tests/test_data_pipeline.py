@@ -70,9 +70,9 @@ def test_what_is_read_does_not_depend_on_who_reads_it(lazy):
     order = Order(26, 4, 8, (0,))
     expected = [2 * lazy[rows] for rows in order]
     for inputs in (lazy[:26], lazy):
-        found = list(read(inputs, order, lambda x: 2 * x, workers=0))
-        assert len(found) == 8
-        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = list(read(inputs, order, lambda x: 2 * x, workers=0))
+        assert len(actual) == 8
+        assert all(np.array_equal(a, b) for a, b in zip(actual, expected, strict=True))
         (last,) = read(inputs, order, lambda x: 2 * x, first=7, workers=0)
         assert np.array_equal(last, expected[7])
     placed = read(lazy, order, place=lambda x: ("there", x), workers=0)
@@ -100,8 +100,8 @@ def test_without_grain_the_line_says_what_to_install(lazy, monkeypatch):
 @pytest.mark.slow
 def test_worker_processes_read_the_same(source, lazy):
     order = Order(26, 4, 6, (0,))
-    found = list(read(lazy, order, workers=2))
-    assert all(np.array_equal(x, lazy[rows]) for x, rows in zip(found, order, strict=True))
+    actual = list(read(lazy, order, workers=2))
+    assert all(np.array_equal(x, lazy[rows]) for x, rows in zip(actual, order, strict=True))
     pictures.break_file(source.inputs.root / source.inputs.paths[0])
     with pytest.raises(CorruptImage, match=r"pets: 1 corrupt image: cat/0.jpg"):
         list(read(lazy, order, workers=2))
@@ -120,8 +120,8 @@ def test_training_and_evaluation_of_examples_that_do_not_fit_into_memory(tiny_cl
     )
     assert one[1] == two[1]
     assert len(one[1]) == 10
-    kept = predict.probe(learner, scenario, "test", batch=4)
-    streamed = kept._replace(
+    whole_probe = predict.probe(learner, scenario, "test", batch=4)
+    streamed = whole_probe._replace(
         chunks=predict.Batches(
             Examples([(source.inputs, task.rows["test"])], learner.prepare),
             [np.resize(np.arange(6), 8)[:4], np.resize(np.arange(6), 8)[4:]],
@@ -131,6 +131,6 @@ def test_training_and_evaluation_of_examples_that_do_not_fit_into_memory(tiny_cl
     )
     params = predict.stack(one[0])
     np.testing.assert_array_equal(
-        predict.logits(learner, params, kept), predict.logits(learner, params, streamed)
+        predict.logits(learner, params, whole_probe), predict.logits(learner, params, streamed)
     )
     assert len(streamed.upto(1).chunks) == 2

@@ -33,14 +33,14 @@ def test_rows_by_class():
 
 def test_splits_by_share_and_by_count():
     labels = np.repeat([0, 1, 2], [10, 20, 40])
-    found = stratified(labels, {"val": 2, "test": 0.25}, seed=1)
-    assert np.bincount(labels[found["val"]]).tolist() == [2, 2, 2]
-    assert np.bincount(labels[found["test"]]).tolist() == [2, 5, 10]
-    assert np.bincount(labels[found["train"]]).tolist() == [6, 13, 28]
+    actual = stratified(labels, {"val": 2, "test": 0.25}, seed=1)
+    assert np.bincount(labels[actual["val"]]).tolist() == [2, 2, 2]
+    assert np.bincount(labels[actual["test"]]).tolist() == [2, 5, 10]
+    assert np.bincount(labels[actual["train"]]).tolist() == [6, 13, 28]
     again = stratified(labels, {"val": 2, "test": 0.25}, seed=1)
-    assert all(np.array_equal(found[s], again[s]) for s in found)
+    assert all(np.array_equal(actual[s], again[s]) for s in actual)
     other = stratified(labels, {"val": 2, "test": 0.25}, seed=2)
-    assert not np.array_equal(found["train"], other["train"])
+    assert not np.array_equal(actual["train"], other["train"])
 
 
 def test_a_class_without_training_examples_is_refused_by_name():
@@ -49,9 +49,9 @@ def test_a_class_without_training_examples_is_refused_by_name():
 
 
 def test_few_examples_of_every_class():
-    some = few(digits(), {"train": 3, "test": 200})
-    assert np.bincount(some.labels[some.splits["train"]]).tolist() == [3] * 10
-    assert len(some.splits["test"]) == 10 * TEST
+    subset = few(digits(), {"train": 3, "test": 200})
+    assert np.bincount(subset.labels[subset.splits["train"]]).tolist() == [3] * 10
+    assert len(subset.splits["test"]) == 10 * TEST
     with pytest.raises(ValueError, match=r"no split 'trian': did you mean train.*val .* got 0"):
         few(digits(), {"trian": 3, "val": 0})
 

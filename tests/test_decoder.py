@@ -41,13 +41,13 @@ def check(folder: Path, compute: decoder.Compute) -> None:
     scored = mask[:, 1:] & mask[:, :-1]
 
     def loss(params):
-        found = decoder.logits(model.config, params, tokens, positions, compute=compute)
-        log_p = jax.nn.log_softmax(found[:, :-1])
+        actual = decoder.logits(model.config, params, tokens, positions, compute=compute)
+        log_p = jax.nn.log_softmax(actual[:, :-1])
         chosen = jnp.take_along_axis(log_p, jnp.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
-        return -jnp.sum(chosen * scored) / scored.sum(), found
+        return -jnp.sum(chosen * scored) / scored.sum(), actual
 
-    (value, found), grads = jax.value_and_grad(loss, has_aux=True)(dict(model.params))
-    np.testing.assert_allclose(found[mask], expected["logits"][mask], atol=1e-4, rtol=0)
+    (value, actual), grads = jax.value_and_grad(loss, has_aux=True)(dict(model.params))
+    np.testing.assert_allclose(actual[mask], expected["logits"][mask], atol=1e-4, rtol=0)
     norms = [grads["block_00/attn/query/kernel"], grads["final_norm/scale"]]
     measured = [float(value), *(float(jnp.linalg.norm(g)) for g in norms)]
     np.testing.assert_allclose(measured, LOSSES[folder.name], rtol=1e-4)
@@ -101,12 +101,12 @@ def test_folders_come_back_bit_for_bit(tmp_path, shard_size):
     decoder.save(model, tmp_path / "out", shard_size=shard_size)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert (len(files) > 1) == (shard_size is not None)
-    found = {key: leaf for file in files for key, leaf in load_file(file).items()}
+    leaves = {key: leaf for file in files for key, leaf in load_file(file).items()}
     stored = load_file(folder / "model.safetensors")
-    assert found.keys() == stored.keys()
+    assert leaves.keys() == stored.keys()
     for key, leaf in stored.items():
-        assert found[key].dtype == leaf.dtype
-        assert found[key].tobytes() == leaf.tobytes()
+        assert leaves[key].dtype == leaf.dtype
+        assert leaves[key].tobytes() == leaf.tobytes()
     again = decoder.load(tmp_path / "out")
     assert again.config == model.config
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -118,11 +118,11 @@ def test_a_decoder_goes_to_orbax_and_back(tmp_path):
     from jaxmerge.cli import convert
 
     convert.run(str(GOLDEN / "gemma3"), tmp_path / "orbax", to="orbax", quiet=True)
-    found, model = decoder.load(tmp_path / "orbax"), decoder.load(GOLDEN / "gemma3")
-    assert found.config == model.config
+    loaded, model = decoder.load(tmp_path / "orbax"), decoder.load(GOLDEN / "gemma3")
+    assert loaded.config == model.config
     for name, leaf in model.params.items():
-        assert found.params[name].dtype == leaf.dtype
-        np.testing.assert_array_equal(found.params[name], leaf, err_msg=name)
+        assert loaded.params[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(loaded.params[name], leaf, err_msg=name)
 
 
 def test_tied_weights_may_be_stored_twice_if_both_agree(tmp_path):
@@ -179,25 +179,25 @@ def test_configs_of_transformers_4_are_read():
     assert decoder.Config.from_hf(old) == decoder.Config.from_hf(new)
     gemma = {"model_type": "gemma3_text", "num_hidden_layers": 6, "rope_local_base_freq": 1e4}
     scaled = {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
-    found = decoder.Config.from_hf(config(**gemma, **scaled))
-    assert found.rope == (0, 0, 0, 0, 0, 1)
-    assert [(rope.kind, rope.theta) for rope in found.ropes] == [("default", 1e4), ("linear", 1e6)]
+    actual = decoder.Config.from_hf(config(**gemma, **scaled))
+    assert actual.rope == (0, 0, 0, 0, 0, 1)
+    assert [(rope.kind, rope.theta) for rope in actual.ropes] == [("default", 1e4), ("linear", 1e6)]
 
 
 def test_bad_input_says_what_is_wrong(tmp_path):
-    made = decoder.Config.from_hf(config())
-    params = decoder.init(made, jax.random.key(0))
+    parsed = decoder.Config.from_hf(config())
+    params = decoder.init(parsed, jax.random.key(0))
     with pytest.raises(ValueError, match="found 17 in a row, expected at most 16"):
-        decoder.logits(made, params, np.zeros((1, 17), np.int32))
+        decoder.logits(parsed, params, np.zeros((1, 17), np.int32))
     with pytest.raises(ValueError, match="found ids 0 to 20, expected 0 to 19"):
-        decoder.logits(made, params, np.array([[0, 20]]))
+        decoder.logits(parsed, params, np.array([[0, 20]]))
     with pytest.raises(TypeError, match="found dtype float32"):
-        decoder.logits(made, params, np.zeros((1, 4), np.float32))
+        decoder.logits(parsed, params, np.zeros((1, 4), np.float32))
     where = decoder.positions_of(np.ones((1, 3)))
     with pytest.raises(ValueError, match=r"positions: found shapes \(1, 3\)"):
-        decoder.logits(made, params, np.zeros((1, 4), np.int32), where)
-    decoder.save((made, params), tmp_path)
-    wide = {**made.to_hf(), "intermediate_size": 12, "num_hidden_layers": 3}
+        decoder.logits(parsed, params, np.zeros((1, 4), np.int32), where)
+    decoder.save((parsed, params), tmp_path)
+    wide = {**parsed.to_hf(), "intermediate_size": 12, "num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(wide))
     with pytest.raises(
         ValueError, match=r"missing: model.layers.2.*found \(16, 8\), expected \(12"

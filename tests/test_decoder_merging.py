@@ -47,9 +47,9 @@ def test_kernels_inside_a_scan_meet_the_same_inputs(models):
     scanned_out, scanned = dense_inputs(lambda p, x: apply(p, x, scan=True), base, tokens)
     assert set(plain) == set(scanned) == kernels(base)
     np.testing.assert_allclose(scanned_out, out, atol=1e-5)
-    for name, found in plain.items():
-        assert found.axis == scanned[name].axis == 0
-        np.testing.assert_allclose(scanned[name].x, found.x, atol=1e-5)
+    for name, actual in plain.items():
+        assert actual.axis == scanned[name].axis == 0
+        np.testing.assert_allclose(scanned[name].x, actual.x, atol=1e-5)
 
 
 def test_a_scan_in_reverse_with_outputs_is_followed():
@@ -61,12 +61,12 @@ def test_a_scan_in_reverse_with_outputs_is_followed():
         return jax.lax.scan(step, x, stacked, reverse=True)
 
     x = jnp.ones((2, 3))
-    (out, sums), found = dense_inputs(run, params, x)
+    (out, sums), actual = dense_inputs(run, params, x)
     expected, other = run(params, x)
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     np.testing.assert_allclose(sums, other, rtol=1e-6)
-    np.testing.assert_allclose(found["w2"].x, x)
-    np.testing.assert_allclose(found["w1"].x, jnp.tanh(x @ params["w2"]), rtol=1e-6)
+    np.testing.assert_allclose(actual["w2"].x, x)
+    np.testing.assert_allclose(actual["w1"].x, jnp.tanh(x @ params["w2"]), rtol=1e-6)
 
 
 def test_regmean_and_fisher_merge_decoders(models):
@@ -109,11 +109,11 @@ def test_solvers_and_searches_merge_decoders(models):
     labelled = [(b, b[:, 0]) for b in batches]
     walked, _ = solvers.solve(solvers.frank_wolfe(loss, others, start=base), labelled)
     assert float(loss(walked, labelled[0])) < float(loss(base, labelled[0])) + 1.0
-    found = solvers.localize(loss, base, others[0], density=0.1)
-    state = found.init()
-    state, _ = found.step(state, labelled[0])
-    kept = solvers.mask(state, 0.1)
-    share = sum(float(x.sum()) for x in kept.values()) / sum(x.size for x in kept.values())
+    localizer = solvers.localize(loss, base, others[0], density=0.1)
+    state = localizer.init()
+    state, _ = localizer.step(state, labelled[0])
+    masks = solvers.mask(state, 0.1)
+    share = sum(float(x.sum()) for x in masks.values()) / sum(x.size for x in masks.values())
     assert abs(share - 0.1) < 0.01
 
     def score(params):  # a perplexity as the objective
@@ -148,15 +148,15 @@ def merged(tmp_path_factory, models):
 
 def test_two_gguf_files_merge_and_come_back(merged, models):
     base, others = models
-    found = decoder.load(merged / "merged")
+    loaded = decoder.load(merged / "merged")
     expected = jm.merge(jm.ties(density=0.2), base, others)
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found.params[name], leaf, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(loaded.params[name], leaf, atol=1e-6, err_msg=name)
     again = decoder.load(merged / "merged.gguf")
     tokens = BATCHES[0]
     np.testing.assert_allclose(
         decoder.logits(again.config, again.params, tokens),
-        decoder.logits(found.config, found.params, tokens), atol=1e-5,
+        decoder.logits(loaded.config, loaded.params, tokens), atol=1e-5,
     )  # fmt: skip
     config = json.loads((merged / "merged" / "config.json").read_text())
     assert config["model_type"] == "llama"

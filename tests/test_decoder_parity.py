@@ -29,10 +29,10 @@ def test_full_widths(name, tmp_path):
 def check(name, folder):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    found = measure(name, folder)
-    assert found["block"] < 1e-5
-    assert found["logits"] < 1e-4
-    assert found["bfloat16"] <= found["bfloat16_torch"]
-    assert found["written"]
-    assert found["folder"]
-    assert found["again"]
+    actual = measure(name, folder)
+    assert actual["block"] < 1e-5
+    assert actual["logits"] < 1e-4
+    assert actual["bfloat16"] <= actual["bfloat16_torch"]
+    assert actual["written"]
+    assert actual["folder"]
+    assert actual["again"]

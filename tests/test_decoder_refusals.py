@@ -24,14 +24,16 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["jaxmerge", *map(str, words)])
         with pytest.raises(SystemExit) as caught:
             main()
-        out, said = capsys.readouterr()
-        said = "\n".join(line for line in said.splitlines() if not line.startswith("warning: "))
-        assert caught.value.code == 2, said
+        out, message = capsys.readouterr()
+        message = "\n".join(
+            line for line in message.splitlines() if not line.startswith("warning: ")
+        )
+        assert caught.value.code == 2, message
         assert not out
-        assert said.startswith("error: ")
-        assert "\n" not in said.strip()
-        assert len(said) < 1500
-        return said
+        assert message.startswith("error: ")
+        assert "\n" not in message.strip()
+        assert len(message) < 1500
+        return message
 
     return run
 
@@ -54,23 +56,23 @@ def folder(whole, tmp_path):
 
 
 def edit(path: Path, drop=(), **entries) -> None:
-    found = {**json.loads(path.read_text()), **entries}
-    path.write_text(json.dumps({k: v for k, v in found.items() if k not in drop}))
+    content = {**json.loads(path.read_text()), **entries}
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in drop}))
 
 
 def test_a_family_that_is_not_known(folder, command):
     edit(folder / "config.json", model_type="jamba", mamba_d_state=16)
-    said = command("generate", folder, "the")
-    assert "'jamba'" in said
-    assert all(family in said for family in decoder.FAMILIES)
-    assert "no known family has 'mamba_d_state'" in said
+    message = command("generate", folder, "the")
+    assert "'jamba'" in message
+    assert all(family in message for family in decoder.FAMILIES)
+    assert "no known family has 'mamba_d_state'" in message
 
 
 def test_weights_that_contradict_the_config(folder, command):
     edit(folder / "config.json", intermediate_size=100, num_hidden_layers=3)
-    said = command("generate", folder, "the")
-    assert "model.layers.2." in said
-    assert "found (96, 64), expected (100, 64)" in said
+    message = command("generate", folder, "the")
+    assert "model.layers.2." in message
+    assert "found (96, 64), expected (100, 64)" in message
 
 
 def test_a_prompt_longer_than_the_context(folder, command):
@@ -84,9 +86,9 @@ def test_a_tokenizer_of_another_vocabulary(folder, command):
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:200].copy()
     save_file(weights, folder / "model.safetensors")
-    said = command("generate", folder, "the")
-    assert "the tokenizer has 275 tokens, the embedding 200 rows" in said
-    assert "the tokenizer of another model" in said
+    message = command("generate", folder, "the")
+    assert "the tokenizer has 275 tokens, the embedding 200 rows" in message
+    assert "the tokenizer of another model" in message
 
 
 def test_no_tokenizer(folder, command):
@@ -102,15 +104,15 @@ def test_a_file_that_was_cut(tmp_path, command):
 
 
 def test_an_adapter_for_other_shapes(folder, tmp_path, command):
-    said = command("generate", f"{folder}+{GOLDEN / 'peft_lora' / 'plain'}", "the")
-    assert "q_proj" in said
+    message = command("generate", f"{folder}+{GOLDEN / 'peft_lora' / 'plain'}", "the")
+    assert "q_proj" in message
 
 
 def test_a_chat_without_a_template(folder, command):
     edit(folder / "tokenizer_config.json", drop=["chat_template"])
-    said = command("generate", folder, "the", "--chat")
-    assert "no chat template" in said
-    assert "give it plain text" in said
+    message = command("generate", folder, "the", "--chat")
+    assert "no chat template" in message
+    assert "give it plain text" in message
 
 
 def test_tasks_that_are_not_there(folder, command):
@@ -119,15 +121,15 @@ def test_tasks_that_are_not_there(folder, command):
 
 
 def test_settings_that_cannot_be(folder, command):
-    said = command("generate", folder, "the", "--temperature", "-1", "--top-p", "0")
-    assert "temperature is -1.0, expected 0 or more; top_p is 0.0" in said
+    message = command("generate", folder, "the", "--temperature", "-1", "--top-p", "0")
+    assert "temperature is -1.0, expected 0 or more; top_p is 0.0" in message
     assert "--most is 0" in command("generate", folder, "the", "--most", "0")
     assert "dtype: found 'int8'" in command("generate", folder, "the", "--dtype", "int8")
 
 
 def test_a_type_that_gguf_files_are_not_written_in(folder, tmp_path, command):
-    said = command("convert", folder, tmp_path / "out.gguf", "--dtype", "q4_0")
-    assert "found 'q4_0', expected f32, f16, bf16, q8_0" in said
+    message = command("convert", folder, tmp_path / "out.gguf", "--dtype", "q4_0")
+    assert "found 'q4_0', expected f32, f16, bf16, q8_0" in message
     assert not (tmp_path / "out.gguf").exists()
 
 

@@ -54,40 +54,40 @@ def test_states_and_logits(model, expected):
         norms = np.linalg.norm(inner, axis=1)
         np.testing.assert_allclose(norms, of("hidden_norm")[:-1], atol=1e-3, rtol=1e-5)
         np.testing.assert_allclose(last[-1, :16], of("final_norm_first16"), atol=1e-3)
-        found = np.asarray(logits[i, len(ids) - 1])
-        np.testing.assert_allclose(found[of("top20_ids")], of("top20_logits"), atol=2e-4)
-        assert np.argsort(-found)[:20].tolist() == of("top20_ids").tolist()
-        total = np.log(np.exp(found.astype(np.float64)).sum())
+        actual = np.asarray(logits[i, len(ids) - 1])
+        np.testing.assert_allclose(actual[of("top20_ids")], of("top20_logits"), atol=2e-4)
+        assert np.argsort(-actual)[:20].tolist() == of("top20_ids").tolist()
+        total = np.log(np.exp(actual.astype(np.float64)).sum())
         np.testing.assert_allclose(total, of("logsumexp"), atol=2e-4)
 
 
 def test_greedy_texts(model, golden, expected):
-    said = json.loads((golden / "prompts.json").read_text())["prompts"]
+    content = json.loads((golden / "prompts.json").read_text())["prompts"]
     written = decoder.generate(model, [expected[f"p{i}/ids"].tolist() for i in range(6)], most=24)
     for i, one in enumerate(written):
         assert one.tokens == expected[f"p{i}/greedy_ids"].tolist()
-        assert one.text == said[i]["greedy_text"]
+        assert one.text == content[i]["greedy_text"]
 
 
 def test_log_likelihoods_of_continuations(model, golden, expected):
-    said = json.loads((golden / "prompts.json").read_text())["prompts"]
-    names = [(f"p{i}", f"p{i}/c{k}") for i, p in enumerate(said) for k in range(9)
+    content = json.loads((golden / "prompts.json").read_text())["prompts"]
+    names = [(f"p{i}", f"p{i}/c{k}") for i, p in enumerate(content) for k in range(9)
              if k < len(p["continuations"])]  # fmt: skip
     pairs = [(expected[f"{p}/ids"].tolist(), expected[f"{c}/ids"].tolist()) for p, c in names]
-    for (_, c), found in zip(names, decoder.score(model, pairs), strict=True):
-        np.testing.assert_allclose(found.tokens, expected[f"{c}/token_logprobs"], atol=1e-3)
-        np.testing.assert_allclose(found.log_likelihood, expected[f"{c}/loglikelihood"], atol=1e-3)
-        assert found.greedy == bool(expected[f"{c}/is_greedy"])
+    for (_, c), actual in zip(names, decoder.score(model, pairs), strict=True):
+        np.testing.assert_allclose(actual.tokens, expected[f"{c}/token_logprobs"], atol=1e-3)
+        np.testing.assert_allclose(actual.log_likelihood, expected[f"{c}/loglikelihood"], atol=1e-3)
+        assert actual.greedy == bool(expected[f"{c}/is_greedy"])
 
 
 def test_perplexities(model, golden, expected):
     paragraphs = json.loads((golden / "prompts.json").read_text())["paragraphs"]
     for i, paragraph in enumerate(paragraphs):
-        found = language.perplexity(model, [paragraph["text"]])
+        actual = language.perplexity(model, [paragraph["text"]])
         ll, words, size, per_word, per_byte, bits = expected[f"q{i}/rolling"]
-        assert (found.words, found.bytes) == (words, size)
-        np.testing.assert_allclose(found.log_likelihood, ll, atol=1e-3)
-        measured = [found.per_word, found.per_byte, found.bits_per_byte]
+        assert (actual.words, actual.bytes) == (words, size)
+        np.testing.assert_allclose(actual.log_likelihood, ll, atol=1e-3)
+        measured = [actual.per_word, actual.per_byte, actual.bits_per_byte]
         np.testing.assert_allclose(measured, [per_word, per_byte, bits], rtol=1e-4)
         ids = expected[f"q{i}/ids"].tolist()
         alone = decoder.score(model, [(ids[:1], ids[1:])])[0]
@@ -95,15 +95,17 @@ def test_perplexities(model, golden, expected):
 
 
 def test_multiple_choice(model, golden):
-    said = json.loads((golden / "multiple_choice.json").read_text())
+    content = json.loads((golden / "multiple_choice.json").read_text())
     questions = [
-        language.Question(q["text"], tuple(q["choices"]), q["label"]) for q in said["questions"]
+        language.Question(q["text"], tuple(q["choices"]), q["label"]) for q in content["questions"]
     ]
-    found = language.multiple_choice(model, questions, mutual_info=True)
-    assert found == pytest.approx({k: v for k, v in said["metrics"].items() if k != "sample_len"})
-    pairs = [(q["text"], f" {c}") for q in said["questions"] for c in q["choices"]]
+    actual = language.multiple_choice(model, questions, mutual_info=True)
+    assert actual == pytest.approx(
+        {k: v for k, v in content["metrics"].items() if k != "sample_len"}
+    )
+    pairs = [(q["text"], f" {c}") for q in content["questions"] for c in q["choices"]]
     scores = iter(language.continuations(model, pairs))
-    for q in said["questions"]:
+    for q in content["questions"]:
         mine = [next(scores) for _ in q["choices"]]
         ll = [one.log_likelihood for one in mine]
         np.testing.assert_allclose(ll, q["loglikelihood_float64"], atol=1e-3)

@@ -24,29 +24,29 @@ def test_every_figure_equals_numpy_on_the_flattened_model(monkeypatch, block):
     monkeypatch.setattr(diagnostics, "BLOCK", block)
     still = BASE | {"norm/scale": MODELS[0]["norm/scale"]}  # changes one leaf only
     models = [*MODELS, still]
-    found = diagnose(BASE, models, density=0.2)
+    diagnosis = diagnose(BASE, models, density=0.2)
     rows = np.stack([flat(m) for m in models]).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
-    np.testing.assert_allclose(found.whole.norms, norms, rtol=1e-7)
+    np.testing.assert_allclose(diagnosis.whole.norms, norms, rtol=1e-7)
     np.testing.assert_allclose(
-        found.whole.cosine, rows @ rows.T / np.outer(norms, norms), atol=1e-7
+        diagnosis.whole.cosine, rows @ rows.T / np.outer(norms, norms), atol=1e-7
     )
     both = (rows[:, None] != 0) & (rows[None] != 0)
     opposed = np.sign(rows)[:, None] * np.sign(rows)[None] < 0
-    np.testing.assert_array_equal(found.whole.conflict, opposed.sum(-1) / both.sum(-1))
+    np.testing.assert_array_equal(diagnosis.whole.conflict, opposed.sum(-1) / both.sum(-1))
     k = rows.shape[1] - int(0.8 * rows.shape[1])  # as TIES counts: the smallest 80 % go
     top = [set(np.argsort(-np.abs(row))[: min(k, (row != 0).sum())]) for row in rows]
     shared = [[len(a & b) / np.sqrt(len(a) * len(b)) for b in top] for a in top]
-    np.testing.assert_allclose(found.whole.overlap, shared, rtol=1e-12)
-    assert found.whole.size == rows.shape[1]
+    np.testing.assert_allclose(diagnosis.whole.overlap, shared, rtol=1e-12)
+    assert diagnosis.whole.size == rows.shape[1]
 
 
 def test_leaves_add_up_and_what_is_undefined_is_nan():
-    found = diagnose(BASE, [*MODELS, BASE])
-    np.testing.assert_allclose(found.whole.dot, sum(p.dot for p in found.leaves.values()))
-    assert np.isnan(found.whole.cosine[3]).all()
-    assert set(found.ranks) == {n for n, s in laws.SHAPES.items() if len(s) > 1}
-    assert found.ranks["patch/kernel"][3] == 0
+    diagnosis = diagnose(BASE, [*MODELS, BASE])
+    np.testing.assert_allclose(diagnosis.whole.dot, sum(p.dot for p in diagnosis.leaves.values()))
+    assert np.isnan(diagnosis.whole.cosine[3]).all()
+    assert set(diagnosis.ranks) == {n for n, s in laws.SHAPES.items() if len(s) > 1}
+    assert diagnosis.ranks["patch/kernel"][3] == 0
 
 
 def test_effective_rank_is_the_entropy_of_the_singular_values():

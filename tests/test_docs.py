@@ -85,13 +85,13 @@ def test_recipes_run(page, models):
 def test_both_forms_of_the_same_merge_agree(models):
     from jaxmerge.cli import merge
 
-    found = []
+    outputs = []
     for i, text in enumerate(recipes("mergekit.md")):
         (models / "recipe.yaml").write_text(text)
         merge.run(models / "recipe.yaml", models / f"out{i}", quiet=True)
-        found.append(load_file(models / f"out{i}" / "model.safetensors"))
-    for name in found[0]:
-        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-6)
+        outputs.append(load_file(models / f"out{i}" / "model.safetensors"))
+    for name in outputs[0]:
+        np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=1e-6)
 
 
 def test_every_page_is_in_the_navigation():

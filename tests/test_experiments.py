@@ -58,7 +58,7 @@ def toy(tmp_path_factory):
 
 
 def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
-    found = command.run(
+    results = command.run(
         toy,
         set=["epochs=1", "merges.MagMax.factor=0.5", "lr=1e-2"],
         out=tmp_path / "run",
@@ -69,34 +69,34 @@ def test_a_run_of_a_file_with_other_settings(toy, tmp_path, capsys):
     assert (config["experiment"], config["epochs"], config["lr"]) == ("toy", 1, 0.01)
     assert config["merges"]["MagMax"] == {"method": "magmax", "factor": 0.5}
     assert config["merges"]["TIES"]["factor"] == [0.35, 0.5, 0.65, 0.8, 1.0]
-    assert [s.seed for s in found.seeds] == [0, 1]
-    assert found.entry("MagMax", "sequential").sweep is None  # one factor is not tried
+    assert [s.seed for s in results.seeds] == [0, 1]
+    assert results.entry("MagMax", "sequential").sweep is None  # one factor is not tried
     from jaxmerge.training import checkpoint
 
     leaves, _ = checkpoint.load(tmp_path / "run" / "merged.safetensors")
     assert set(leaves) == {"a/kernel", "a/bias", "b/kernel"}
     again = command.run(toy, resume=tmp_path / "run", json=True)
     assert json.loads(capsys.readouterr().out)["seeds"][1]["seed"] == 1
-    assert again == found
+    assert again == results
 
 
 def test_a_strategy_from_the_command_line(toy, tmp_path):
     options = ["streams.sequential.methods.lwf.strength=0.5"]
     options = ["seeds=1", *options]
-    found = command.run(toy, set=options, out=tmp_path / "run", quiet=True)
-    assert found.recipe["streams"]["sequential"]["methods"] == {"lwf": {"strength": 0.5}}
+    results = command.run(toy, set=options, out=tmp_path / "run", quiet=True)
+    assert results.recipe["streams"]["sequential"]["methods"] == {"lwf": {"strength": 0.5}}
     plain = command.run(toy, set=["seeds=1"], out=tmp_path / "plain", quiet=True)
     last = lambda r: np.array(r.entry("last model", "sequential").matrix)
-    assert not np.array_equal(last(found)[1:], last(plain)[1:])
-    np.testing.assert_array_equal(last(found)[0], last(plain)[0])
+    assert not np.array_equal(last(results)[1:], last(plain)[1:])
+    np.testing.assert_array_equal(last(results)[0], last(plain)[0])
 
 
 def test_the_line_that_explains_a_method_runs(toy, tmp_path):
-    said = shlex.split(page(describe("l2")).splitlines()[-1])
-    assert said[:3] == ["jaxmerge", "run", "EXPERIMENT"]
-    option = said[-1].replace("STREAM", "sequential")
-    found = command.run(toy, set=["seeds=1", option], out=tmp_path / "run", quiet=True)
-    assert list(found.recipe["streams"]["sequential"]["methods"]) == ["l2"]
+    words = shlex.split(page(describe("l2")).splitlines()[-1])
+    assert words[:3] == ["jaxmerge", "run", "EXPERIMENT"]
+    option = words[-1].replace("STREAM", "sequential")
+    results = command.run(toy, set=["seeds=1", option], out=tmp_path / "run", quiet=True)
+    assert list(results.recipe["streams"]["sequential"]["methods"]) == ["l2"]
     with pytest.raises(KeyError, match="No method is named 'trgpp': did you mean trgp"):
         describe("trgpp")
 
@@ -160,8 +160,8 @@ def test_an_experiment_without_tasks_or_model_cannot_be_made():
 def test_one_file_gives_the_whole_table_of_a_paper(toy, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(toy.parent))
     (tmp_path / "table.py").write_text(TABLE)
-    found = command.run(tmp_path / "table.py", out=tmp_path / "run", quiet=True)
-    rows = [(s.label, s.finetunes) for s in found.summary]
+    results = command.run(tmp_path / "table.py", out=tmp_path / "run", quiet=True)
+    rows = [(s.label, s.finetunes) for s in results.summary]
     last = "last model"
     assert rows == [
         ("zero-shot", "none"), (last, "sequential"), ("MagMax", "sequential"),
@@ -171,7 +171,7 @@ def test_one_file_gives_the_whole_table_of_a_paper(toy, tmp_path, monkeypatch):
         ("joint", "joint"),
     ]  # fmt: skip
     matrix = {
-        r: np.array(e.matrix, float) for r, e in zip(rows, found.seeds[0].entries, strict=True)
+        r: np.array(e.matrix, float) for r, e in zip(rows, results.seeds[0].entries, strict=True)
     }
     same = matrix[last, "sequential"][0]
     for name in ("independent", "running", "LwF", "replay"):
@@ -179,8 +179,8 @@ def test_one_file_gives_the_whole_table_of_a_paper(toy, tmp_path, monkeypatch):
     assert not np.array_equal(matrix[last, "probe"][0], same)
     np.testing.assert_array_equal(matrix["EMA", "running"][0], same)
     assert np.isnan(matrix["OPCM", "independent"][:2]).all()
-    assert found.entry("OPCM", "independent").method == "opcm()"
-    assert found.entry("MagMax", "again").factors[-1] in (0.3, 0.6)
+    assert results.entry("OPCM", "independent").method == "opcm()"
+    assert results.entry("MagMax", "again").factors[-1] in (0.3, 0.6)
 
 
 def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
@@ -216,9 +216,9 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
     for label in ("joint", "magmax, factor 0.6"):
         expected = np.mean(np.array(rows[label].aware[-1]) / alone)
         assert rows[label].metrics["normalised"] == pytest.approx(expected)
-    found = predict.logits(learner, predict.stack(stream.last), stream.test)[0].argmax(-1)
+    actual = predict.logits(learner, predict.stack(stream.last), stream.test)[0].argmax(-1)
     columns = stream.test.columns
-    shares = [np.mean(found[columns == c] == c) for c in np.unique(columns)]
+    shares = [np.mean(actual[columns == c] == c) for c in np.unique(columns)]
     assert rows["last model"].metrics["per_class"] == pytest.approx(np.mean(shares))
 
 
@@ -280,7 +280,7 @@ def test_a_run_that_kept_nothing_leaves_its_folder_free(toy, tmp_path, monkeypat
 def test_resume_with_other_settings_or_another_experiment_is_refused(
     toy, tmp_path, monkeypatch, capsys
 ):
-    def interrupted(experiment, folder, way):
+    def interrupted(experiment, folder, method):
         (folder / "state").mkdir()
         raise KeyboardInterrupt
 
@@ -327,8 +327,8 @@ def test_corrupt_images_may_be_left_out_from_a_resume_on(toy, tmp_path, monkeypa
         command.run(file, set=["corrupt=skip", "epochs=7"], resume=tmp_path / "run")
     assert half.exists()
     for given in (["corrupt=skip"], []):  # it is noted: the next resume needs not say it again
-        found = command.run(file, set=given, resume=tmp_path / "run")
-        assert (found.corrupt, found.lr) == ("skip", 0.01)
+        results = command.run(file, set=given, resume=tmp_path / "run")
+        assert (results.corrupt, results.lr) == ("skip", 0.01)
     assert not half.exists()
     assert (half.parent / "state.safetensors").exists()
 
@@ -338,9 +338,9 @@ def test_corrupt_images_may_be_left_out_from_a_resume_on(toy, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["clinc150", "banking77", "mini_images"])
 def test_experiments_build(name):
-    found = command.load(EXPERIMENTS / f"{name}.py")
-    found.check()
-    assert {p.name for p in found.plans()} == set(found.streams)
+    experiment = command.load(EXPERIMENTS / f"{name}.py")
+    experiment.check()
+    assert {p.name for p in experiment.plans()} == set(experiment.streams)
 
 
 @pytest.mark.parametrize("stream", ["cifar10", "pacs", "omniglot8", "caltech101"])
@@ -354,7 +354,7 @@ def test_image_streams_are_cut_from_the_real_files(shared, stream):
 @pytest.mark.slow
 def test_mini_learns_a_little_of_cifar10(shared, tmp_path):
     settings = [f"data={shared / 'data'}", "few={train: 8}", "seeds=1", "epochs=1"]
-    found = command.run(
+    results = command.run(
         EXPERIMENTS / "mini_images.py", set=settings, out=tmp_path / "run", quiet=True
     )
-    assert len(found.seeds[0].tasks) == 5
+    assert len(results.seeds[0].tasks) == 5

@@ -75,9 +75,9 @@ def of(name, **settings):
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_experiment_builds(name):
-    found = command.load(EXPERIMENTS / f"{name}.py")
-    found.check()
-    assert tuple(p.name for p in found.plans()) == PAPERS[name]
+    experiment = command.load(EXPERIMENTS / f"{name}.py")
+    experiment.check()
+    assert tuple(p.name for p in experiment.plans()) == PAPERS[name]
     text = (EXPERIMENTS / f"{name}.py").read_text()
     for part in (f"jaxmerge run experiments/{name}.py", "Expected", "Time and hardware"):
         assert part in text
@@ -87,19 +87,19 @@ def test_every_experiment_builds(name):
     "dataset, tasks", [("cifar100", 5), ("cifar100", 50), ("imagenet_r", 20), ("imagenet_r", 50)]
 )
 def test_class_incremental_streams(data, dataset, tasks):
-    found = of("magmax_class_incremental", data=str(data), dataset=dataset, tasks=tasks)
-    scenario = found.scenario(0)
+    experiment = of("magmax_class_incremental", data=str(data), dataset=dataset, tasks=tasks)
+    scenario = experiment.scenario(0)
     classes = registry.entry(dataset)["classes"]
     assert len(scenario) == tasks
     assert {len(t.classes) for t in scenario} == {classes // tasks}
-    assert scenario.order != found.scenario(1).order
-    backwards = changed(found, {"class_order": list(range(classes))[::-1]})
+    assert scenario.order != experiment.scenario(1).order
+    backwards = changed(experiment, {"class_order": list(range(classes))[::-1]})
     assert backwards.scenario(0).order == tuple(range(classes))[::-1]
     assert len(backwards.scenario(0)[0].classes) == classes // tasks
     with pytest.raises(ValueError, match=r"missing .* repeated or out of range"):
-        changed(found, {"class_order": [0] * classes}).scenario(0)
+        changed(experiment, {"class_order": [0] * classes}).scenario(0)
     with pytest.raises(ValueError, match=f"between 1 and {classes} tasks; got 300"):
-        changed(found, {"tasks": 300}).scenario(0)
+        changed(experiment, {"tasks": 300}).scenario(0)
 
 
 def test_the_settings_are_the_releases():
@@ -153,16 +153,16 @@ def tiny(name, data, model, folder, monkeypatch, without=()):
     settings = {**RUNS[name], "data": str(data), "model": str(model)}
     pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()]
     pairs += [f"streams.{s}=null" for s in without if s in PAPERS[name]]
-    found = command.run(EXPERIMENTS / f"{name}.py", set=pairs, out=folder / "run", quiet=True)
-    assert {e.finetunes for e in found.seeds[0].entries} - {"none", "joint"} == set(
+    results = command.run(EXPERIMENTS / f"{name}.py", set=pairs, out=folder / "run", quiet=True)
+    assert {e.finetunes for e in results.seeds[0].entries} - {"none", "joint"} == set(
         PAPERS[name]
     ) - set(without)
     experiment = of(name, **settings)
     for task in experiment.scenario(experiment.seed):
         assert 2 <= experiment.how(task).steps(len(task.rows["train"])) <= 4
-    for entry in found.seeds[0].entries:
+    for entry in results.seeds[0].entries:
         assert np.isfinite(np.array(entry.matrix[-1], float)).all()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -173,19 +173,19 @@ def test_two_steps_on_tiny_data(name, data, model, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_steps_of_every_stream_on_tiny_data(name, data, model, tmp_path, monkeypatch):
-    found = tiny(name, data, model, tmp_path, monkeypatch)
-    assert {e.finetunes for e in found.seeds[0].entries} >= set(PAPERS[name])
+    results = tiny(name, data, model, tmp_path, monkeypatch)
+    assert {e.finetunes for e in results.seeds[0].entries} >= set(PAPERS[name])
 
 
 def test_fine_tuned_models_are_kept_for_the_other_orders(data, model, tmp_path, monkeypatch):
     monkeypatch.setitem(RUNS["opcm"], "models", str(tmp_path / "models"))
     monkeypatch.setitem(RUNS["opcm"], "seeds", 2)
     monkeypatch.setitem(RUNS["opcm"], "seed", 2)  # seeds 2 and 3 draw both orders
-    found = tiny("opcm", data, model, tmp_path, monkeypatch, ("continual",))
-    kept = sorted(p.name for p in (tmp_path / "models").iterdir())
-    assert kept == ["mnist.safetensors", "stl10.safetensors"]
-    assert sorted(map(tuple, (s.order for s in found.seeds))) == [(0, 1), (1, 0)]
-    merged = [s.entries for s in found.seeds]
+    results = tiny("opcm", data, model, tmp_path, monkeypatch, ("continual",))
+    names = sorted(p.name for p in (tmp_path / "models").iterdir())
+    assert names == ["mnist.safetensors", "stl10.safetensors"]
+    assert sorted(map(tuple, (s.order for s in results.seeds))) == [(0, 1), (1, 0)]
+    merged = [s.entries for s in results.seeds]
     average = [next(e for e in rows if e.label == "running average") for rows in merged]
     # the mean of the same two models, in whatever order, tested on tasks in the order of arrival
     assert average[0].aware[-1] == average[1].aware[-1][::-1]
@@ -201,8 +201,8 @@ def test_models_in_hugging_faces_layout_are_merged(data, model, tmp_path):
     )  # fmt: skip
     (plan,) = experiment.plans()
     learner = experiment.learner(experiment.scenario(0))
-    found = plan.models.get("mnist", learner.params)
-    assert all(np.array_equal(found[n], learner.params[n]) for n in learner.params)
+    model_read = plan.models.get("mnist", learner.params)
+    assert all(np.array_equal(model_read[n], learner.params[n]) for n in learner.params)
     assert plan.models.get("svhn", learner.params) is None
 
 
@@ -211,8 +211,8 @@ def test_two_steps_on_digits(name, model, tmp_path):
     pairs = [f"model={model}", "tasks=2", "seeds=1", "epochs=1", "batch=100"]
     if name == "fomo_schedules":
         pairs += [f"streams.{s}=null" for s in PAPERS[name] if s != "ema_paint"]
-    found = command.run(EXPERIMENTS / f"{name}.py", set=pairs, out=tmp_path / "run", quiet=True)
-    assert len(found.seeds[0].tasks) == 2
+    results = command.run(EXPERIMENTS / f"{name}.py", set=pairs, out=tmp_path / "run", quiet=True)
+    assert len(results.seeds[0].tasks) == 2
 
 
 def test_a_data_set_that_is_not_there_is_named_before_anything_runs(tmp_path, model):
@@ -243,7 +243,7 @@ def test_two_steps_of_a_model_of_full_size(data, shared, tmp_path):
         "streams.independent=null", "baselines=[]", "evaluation_batch=50",
         "streams.sequential.deploys=[last model]", "tasks=2", "per_class=2", "batch=40",
     ]  # fmt: skip
-    found = command.run(
+    results = command.run(
         EXPERIMENTS / "magmax_class_incremental.py", set=pairs, out=tmp_path / "run", quiet=True
     )
-    assert len(found.seeds[0].tasks) == 2
+    assert len(results.seeds[0].tasks) == 2

@@ -136,9 +136,9 @@ def test_ranks_differ_and_what_cannot_be_saved_is_named(tmp_path, capsys):
     saved(tmp_path / "tuned", tuned, **LLAMA)
     lora.run(str(tmp_path / "base"), str(tmp_path / "tuned"), tmp_path / "ad", rank=8,
              energy=1 - 1e-9)  # fmt: skip
-    assert "left out" in (said := capsys.readouterr().out)
-    assert "model.scale" in said
-    assert "model.new.weight" in said
+    assert "left out" in (message := capsys.readouterr().out)
+    assert "model.scale" in message
+    assert "model.new.weight" in message
     config = json.loads((tmp_path / "ad/adapter_config.json").read_text())
     assert config["rank_pattern"]["model.layers.1.self_attn.q_proj"] == 1
     source = open_source(f"{tmp_path / 'base'}+{tmp_path / 'ad'}")

@@ -113,8 +113,11 @@ def test_a_giant_leaf_is_cut_around_sums_of_sums(tmp_path, small_pieces, monkeyp
     models = family(np.float32)[: 3 if name == "slerp" else None]
     files, method = saved(tmp_path, models), jm.get(name)()
     merge_jobs([Job(method, files[1:], files[0])], tmp_path / "out")
-    some = [{n: x for n, x in m.items() if x.size} for m in models]
-    want, got = jm.merge(method, some[0], some[1:]), File(tmp_path / "out" / "model.safetensors")
+    nonempty = [{n: x for n, x in m.items() if x.size} for m in models]
+    want, got = (
+        jm.merge(method, nonempty[0], nonempty[1:]),
+        File(tmp_path / "out" / "model.safetensors"),
+    )
     assert cut == {"embed", "layers.0.w", "layers.1.w"}
     for n in want:
         np.testing.assert_allclose(got[n], want[n], rtol=0, atol=4e-7)
@@ -127,9 +130,9 @@ def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch
     monkeypatch.setattr(worker, "ROOM", 100)
     coupled, whole = {}, worker.Run.in_pieces
 
-    def noted(self, job, name, measured, closing, held, cut):
+    def noted(self, job, name, measured, closing, blocks, cut):
         coupled[name] = cut.rounds
-        whole(self, job, name, measured, closing, held, cut)
+        whole(self, job, name, measured, closing, blocks, cut)
 
     monkeypatch.setattr(worker.Run, "in_pieces", noted)
     models, key = family(dtype), jax.random.key(7)
@@ -152,8 +155,8 @@ def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeyp
     monkeypatch.setattr(host_order_statistics, "STRIDE", 3)
     longest, read = [], measuring.Unread.__getitem__
 
-    def counted(self, some):
-        out = read(self, some)
+    def counted(self, part):
+        out = read(self, part)
         longest.append(out.size)
         return out
 
@@ -164,8 +167,8 @@ def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeyp
     merge_jobs([job], tmp_path / "out")
     assert longest
     assert max(longest) <= 128
-    some = [{n: x for n, x in m.items() if n in job.grid} for m in models]
-    want, got = jm.merge(method, some[0], some[1:]), File(tmp_path / "out/model.safetensors")
+    leaves = [{n: x for n, x in m.items() if n in job.grid} for m in models]
+    want, got = jm.merge(method, leaves[0], leaves[1:]), File(tmp_path / "out/model.safetensors")
     for n in want:
         np.testing.assert_array_equal(got[n], want[n])
 

@@ -59,8 +59,8 @@ def test_a_leaf_beyond_the_budget_is_cut_and_gives_the_same(tmp_path, cut, name)
     models, key = family(np.float32, shapes=SHAPES)[: 1 + FEWER.get(name, 3)], jax.random.key(7)
     files, method = saved(tmp_path, models), METHODS[name]()
     merge_jobs([Job(method, files[1:], files[0], key)], tmp_path / "out")
-    some = [{n: x for n, x in m.items() if x.size} for m in models]
-    want = jm.merge(method, some[0], some[1:], key=key)
+    nonempty = [{n: x for n, x in m.items() if x.size} for m in models]
+    want = jm.merge(method, nonempty[0], nonempty[1:], key=key)
     got = File(tmp_path / "out" / "model.safetensors")
     assert cut == {"w"}
     for n in want:
@@ -70,16 +70,16 @@ def test_a_leaf_beyond_the_budget_is_cut_and_gives_the_same(tmp_path, cut, name)
 @pytest.mark.parametrize("name", ["fisher", "mask"])
 def test_side_information_is_cut_with_its_leaf(tmp_path, cut, name):
     models, rng = family(np.float32, shapes=SHAPES), np.random.default_rng(0)
-    some = [{n: x for n, x in m.items() if x.size and x.dtype.kind == "f"} for m in models]
+    nonempty = [{n: x for n, x in m.items() if x.size and x.dtype.kind == "f"} for m in models]
     draw = lambda x: rng.random(x.shape).astype(np.float32)
-    sides = [{n: draw(x) for n, x in m.items()} for m in some[1:]]
+    sides = [{n: draw(x) for n, x in m.items()} for m in nonempty[1:]]
     if name == "mask":
         sides = [{n: x > 0.5 for n, x in e.items()} for e in sides]
     method = jm.fisher_merging() if name == "fisher" else jm.stitch()
     extras, files = [{name: e} for e in sides], saved(tmp_path, models)
     (tmp_path / "sides").mkdir()
     lazy = saved(tmp_path / "sides", sides)
-    want = jm.merge(method, some[0], some[1:], extras=extras)
+    want = jm.merge(method, nonempty[0], nonempty[1:], extras=extras)
     for i, beside in enumerate((extras, [{name: e} for e in lazy])):
         cut.clear()
         merge_jobs([Job(method, files[1:], files[0], None, beside)], tmp_path / f"o{i}")

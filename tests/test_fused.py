@@ -40,8 +40,8 @@ def together(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
         ):
-            some = [out.pop(f"{at}{p}.weight") for p in parts]
-            out[f"{at}{fused}.weight"] = np.concatenate(some)
+            pieces = [out.pop(f"{at}{p}.weight") for p in parts]
+            out[f"{at}{fused}.weight"] = np.concatenate(pieces)
     return out
 
 
@@ -105,20 +105,20 @@ def test_an_adapter_on_the_other_layout(tmp_path, fused):
 
 
 def test_groups_and_what_does_not_split():
-    made = lambda **config: architecture({}, config)
+    arch = lambda **config: architecture({}, config)
     neox = split_of(
-        made(model_type="gpt_neox", num_attention_heads=2), "a.query_key_value.bias", (12,)
+        arch(model_type="gpt_neox", num_attention_heads=2), "a.query_key_value.bias", (12,)
     )
     assert [x.tolist() for x in neox.places] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     parts = [neox.part(np.arange(12), i) for i in range(3)]
     assert neox.join(parts).tolist() == list(range(12))
-    falcon = made(model_type="falcon", num_attention_heads=4)
+    falcon = arch(model_type="falcon", num_attention_heads=4)
     sizes = [len(x) for x in split_of(falcon, "h.0.query_key_value.weight", (12, 8)).places]
     assert sizes == [8, 2, 2]  # one head of keys for all
-    gpt2 = split_of(made(model_type="gpt2", n_head=2), "h.0.attn.c_attn.weight", (4, 12))
+    gpt2 = split_of(arch(model_type="gpt2", n_head=2), "h.0.attn.c_attn.weight", (4, 12))
     assert gpt2.axis == 1
-    assert split_of(made(num_attention_heads=5), "a.qkv_proj.weight", (16, 8)) is None
-    assert split_of(made(num_attention_heads=2), "a.o_proj.weight", (12, 8)) is None
+    assert split_of(arch(num_attention_heads=5), "a.qkv_proj.weight", (16, 8)) is None
+    assert split_of(arch(num_attention_heads=2), "a.o_proj.weight", (12, 8)) is None
 
 
 FAMILIES = {
@@ -149,8 +149,8 @@ def test_queries_lie_by_groups_where_each_head_has_its_own_keys(config, queries)
     """ChatGLM's code is not in transformers; its rule is that of its remote code."""
     made_of = architecture({}, config | {"num_attention_heads": 2})
     word = "c_attn" if config["model_type"] == "gpt_bigcode" else "query_key_value"
-    found = split_of(made_of, f"h.0.attn.{word}.weight", (12, 4))
-    assert found.places[0].tolist() == queries
+    actual = split_of(made_of, f"h.0.attn.{word}.weight", (12, 4))
+    assert actual.places[0].tolist() == queries
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ def norms(model):
     return {n: np.linalg.norm(x) for n, x in model.items()}
 
 
-def close(found, expected, atol=1e-6):
+def close(actual, expected, atol=1e-6):
     for n in expected:
-        np.testing.assert_allclose(found[n], expected[n], atol=atol, rtol=1e-5, err_msg=n)
+        np.testing.assert_allclose(actual[n], expected[n], atol=atol, rtol=1e-5, err_msg=n)
 
 
 def transpose(models):
@@ -51,12 +51,12 @@ def test_slerp_keeps_the_norm_of_equal_norms(seed, t):
 @given(seed=seeds, t=st.floats(0, 1))
 def test_slerp_is_the_textbook_formula(seed, t):
     a, b = draw(seed, 2)
-    found = jm.merge(jm.slerp(t), None, [a, b])
+    actual = jm.merge(jm.slerp(t), None, [a, b])
     for n in SHAPE:
         x, y = a[n].astype(np.float64), b[n].astype(np.float64)
         w = np.arccos(np.vdot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
         expected = (np.sin((1 - t) * w) * x + np.sin(t * w) * y) / np.sin(w)
-        np.testing.assert_allclose(found[n], expected, atol=2e-6)
+        np.testing.assert_allclose(actual[n], expected, atol=2e-6)
 
 
 def test_slerp_at_its_ends_and_on_degenerate_pairs():
@@ -76,8 +76,8 @@ def test_half_chords_keep_the_digits_that_arccos_loses():
     """At an angle of 1e-3 a float32 cosine is 1 - 5e-7: arccos has no digit left, the chord has."""
     a = {"w": np.array([1, 0], np.float32)}
     b = {"w": np.array([np.cos(1e-3), np.sin(1e-3)], np.float32)}
-    found = jm.merge(jm.nuslerp([1.0, 1.0]), None, [a, b])["w"]
-    np.testing.assert_allclose(found, [np.cos(5e-4), np.sin(5e-4)], atol=1e-7)
+    actual = jm.merge(jm.nuslerp([1.0, 1.0]), None, [a, b])["w"]
+    np.testing.assert_allclose(actual, [np.cos(5e-4), np.sin(5e-4)], atol=1e-7)
 
 
 def test_rows_and_columns_and_their_transposes():
@@ -134,14 +134,14 @@ def test_interpolation():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_multislerp_transcription(normalize):
     models, weights = draw(4, 3), [0.2, 0.5, 0.9]
-    found = jm.merge(jm.multislerp(weights, normalize), None, models)
+    actual = jm.merge(jm.multislerp(weights, normalize), None, models)
     for n in SHAPE:
         xs = [m[n].astype(np.float64) for m in models]
         w = np.array(weights) / (sum(weights) if normalize else 1)
         direction = sum(v * x / np.linalg.norm(x) for v, x in zip(w, xs, strict=True))
         length = sum(v * np.linalg.norm(x) for v, x in zip(w, xs, strict=True))
         expected = length * direction / np.linalg.norm(direction)
-        np.testing.assert_allclose(found[n], expected, atol=1e-6)
+        np.testing.assert_allclose(actual[n], expected, atol=1e-6)
 
 
 def test_two_equal_weights_are_slerp_at_one_half():
@@ -158,8 +158,8 @@ def test_karcher_mean_has_no_pull_left(seed):
     centre = np.ones(20)
     rng = np.random.default_rng(seed)
     models = [{"w": (centre + 0.5 * rng.normal(size=20)).astype(np.float32)} for _ in range(4)]
-    found = jm.merge(jm.karcher(max_iter=50, tol=0.0), None, models)["w"].astype(np.float64)
-    u = found / np.linalg.norm(found)
+    actual = jm.merge(jm.karcher(max_iter=50, tol=0.0), None, models)["w"].astype(np.float64)
+    u = actual / np.linalg.norm(actual)
     pull = np.zeros(20)
     for m in models:
         v = m["w"] / np.linalg.norm(m["w"])
@@ -167,7 +167,7 @@ def test_karcher_mean_has_no_pull_left(seed):
         pull += w / np.sin(w) * (v - np.cos(w) * u)
     assert np.linalg.norm(pull) < 1e-5
     lengths = [np.linalg.norm(m["w"]) for m in models]
-    assert abs(np.linalg.norm(found) - np.mean(lengths)) < 1e-5
+    assert abs(np.linalg.norm(actual) - np.mean(lengths)) < 1e-5
 
 
 def test_zero_vectors_do_not_count_for_karcher():
@@ -217,7 +217,7 @@ def test_stock_transcription(average, per):
     shared = draw(7, 1)[0]
     models = [{n: shared[n] + x for n, x in m.items()} for m in draw(8, 3)]
     zero = {n: 0 * x for n, x in shared.items()}
-    found = jm.merge(jm.model_stock(average, per), zero, models)
+    actual = jm.merge(jm.model_stock(average, per), zero, models)
     if per == "model":
         flat = stock([np.concatenate([m[n].ravel() for n in SHAPE]) for m in models], average)
         expected = {"kernel": flat[:20].reshape(5, 4), "bias": flat[20:]}
@@ -234,7 +234,7 @@ def test_stock_transcription(average, per):
             expected["kernel"] = np.stack(
                 [stock([k[:, j] for k in kernels], average) for j in range(4)], 1
             )
-    close(found, expected, atol=5e-6)
+    close(actual, expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("average", ["cosine", "angle"])
@@ -245,8 +245,8 @@ def test_stock_of_small_changes_keeps_its_cosine(average):
     large = [{n: shared[n] + x for n, x in m.items()} for m in draw(10, 3)]
     small = [{n: np.float32(1e-6) * x for n, x in m.items()} for m in large]
     expected = jm.merge(jm.model_stock(average), zero, large)
-    found = jm.merge(jm.model_stock(average), zero, small)
-    close({n: 1e6 * x for n, x in found.items()}, expected, atol=1e-5)
+    actual = jm.merge(jm.model_stock(average), zero, small)
+    close({n: 1e6 * x for n, x in actual.items()}, expected, atol=1e-5)
 
 
 def test_stock_streams():

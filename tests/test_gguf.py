@@ -46,19 +46,19 @@ def test_leaves_config_and_tokenizer_of_a_tiny_file(tiny):
     config = tiny.config()
     assert (config["model_type"], config["rms_norm_eps"]) == ("llama", 1e-5)
     assert config["tie_word_embeddings"] is True
-    said = json.loads(TINY.with_suffix(".json").read_text())
+    content = json.loads(TINY.with_suffix(".json").read_text())
     tokenizer = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    for text in said["texts"]:
+    for text in content["texts"]:
         assert tokenizer.encode(text["text"]).ids == text["ids"]
     metadata = parse(TINY).metadata
-    for key, value in said["metadata"].items():
+    for key, value in content["metadata"].items():
         assert np.asarray(metadata[key]).tolist() == value
 
 
 def test_logits_of_a_tiny_file():
     model, expected = decoder.load(TINY), np.load(EXPECTED)
-    found = decoder.logits(model.config, model.params, expected["ids"][None])
-    np.testing.assert_allclose(found[0], expected["logits"], atol=2e-4)
+    actual = decoder.logits(model.config, model.params, expected["ids"][None])
+    np.testing.assert_allclose(actual[0], expected["logits"], atol=2e-4)
     chat = model.tokenizer.chat([{"role": "user", "content": "and then"}])
     assert chat == "<|im_start|>user\nand then<|im_end|>\n<|im_start|>assistant\n"
 
@@ -240,8 +240,8 @@ def test_random_damage_is_refused_or_read(tmp_path):
         for at in rng.integers(0, header, rng.integers(1, 4)):
             data[at] = rng.integers(256)
         path.write_bytes(bytes(data[: len(data) - int(rng.integers(0, 2)) * 1000]))
-        said = _read_all(path)
-        assert said is None or "\n" not in said
+        message = _read_all(path)
+        assert message is None or "\n" not in message
 
 
 def _read_all(path: Path) -> str | None:
@@ -302,8 +302,8 @@ def test_tokens_chats_and_rows_of_smollm2(smollm2, shared):
         key = keys_of(name, KINDS["llama"], 0)[0]
         expected = rows[f"hf/{name}" if f"hf/{name}" in rows.files else f"gguf/{name}"]
         leaf = smollm2[key]
-        found = leaf[rows[f"rows/{name}"]] if f"rows/{name}" in rows.files else leaf
-        np.testing.assert_array_equal(found, expected)
+        actual = leaf[rows[f"rows/{name}"]] if f"rows/{name}" in rows.files else leaf
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_every_type_is_dequantised_exactly(shared):

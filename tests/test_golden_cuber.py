@@ -34,11 +34,11 @@ def test_one_layer(x64):
     assert capped.tolist() == z["regime_with_at_most_two_tasks"].tolist()
 
     def scale(j):
-        found = np.eye(width)
+        actual = np.eye(width)
         if f"scale{j}" in z:  # theirs is of W [out, in]
             r = len(z[f"scale{j}"])
-            found[:r, :r] = z[f"scale{j}"].T
-        return found
+            actual[:r, :r] = z[f"scale{j}"].T
+        return actual
 
     scales = jnp.stack([scale(int(j)) for j in used])
     close(rescaled(w, jnp.asarray(spaces), scales, used).T, z["effective_weight"], 1e-12)

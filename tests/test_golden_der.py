@@ -109,8 +109,8 @@ def test_balanced_slots(case, batch):
         rows = {"item": np.arange(first, first + count) * 1.0, "label": labels[part]}
         buffer = write(buffer, rows, draws[part], int(labels.max()) + 1)
         used = np.arange(size) < int(buffer["met"])
-        found = np.where(used, buffer["rows"]["item"], -1)
-        close(found, z[f"b{case}_content"][first + count - 1], 0)
+        actual = np.where(used, buffer["rows"]["item"], -1)
+        close(actual, z[f"b{case}_content"][first + count - 1], 0)
 
 
 def test_balanced_shares_are_equal():

@@ -22,10 +22,10 @@ def leaves(kind: str) -> dict:
 def test_task_arithmetic(x64, factor, kind):
     base, models = leaves("base"), [leaves("instruct"), leaves("finance")]
     expected = leaves(kind)
-    found = jm.merge(jm.task_arithmetic(factor), base, models)
-    assert set(found) == set(expected)
-    apart = lambda found: max(np.abs(found[n] - expected[n]).max() for n in expected)
-    assert oracles.note("finance_vector", f"task_arithmetic_{kind}", apart(found)) < 1e-12
+    actual = jm.merge(jm.task_arithmetic(factor), base, models)
+    assert set(actual) == set(expected)
+    apart = lambda actual: max(np.abs(actual[n] - expected[n]).max() for n in expected)
+    assert oracles.note("finance_vector", f"task_arithmetic_{kind}", apart(actual)) < 1e-12
     if factor == 1.0:  # the same as an analogy from the base
         again = jm.merge(jm.analogy(), base, [base, *models])
         assert oracles.note("finance_vector", "analogy", apart(again)) < 1e-12

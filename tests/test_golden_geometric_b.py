@@ -21,11 +21,11 @@ def qwen():
 
 def layer_t(name: str) -> float:
     """The recipe's gradients over three layers; 0.5 where no filter matches."""
-    found = re.search(r"layers\.(\d)\.(self_attn|mlp)", name)
-    if not found:
+    match = re.search(r"layers\.(\d)\.(self_attn|mlp)", name)
+    if not match:
         return 0.5
-    rising = float(found[1]) / 2
-    return rising if found[2] == "self_attn" else 1 - rising
+    rising = float(match[1]) / 2
+    return rising if match[2] == "self_attn" else 1 - rising
 
 
 CASES = {
@@ -44,10 +44,10 @@ CASES = {
 def test_golden(qwen, case):
     folder, base, models = qwen
     method, start, count = CASES[case]
-    found = jm.merge(method, base if start else None, models[:count])
+    actual = jm.merge(method, base if start else None, models[:count])
     expected = load_file(folder / f"{case}.safetensors")
-    assert set(expected) == set(found)
-    gaps = {n: np.abs(found[n] - expected[n]).max() for n in expected}
+    assert set(expected) == set(actual)
+    gaps = {n: np.abs(actual[n] - expected[n]).max() for n in expected}
     worst = max(gaps, key=gaps.get)
     print(f"{case}: largest absolute difference {gaps[worst]:.2e} at {worst}")
     assert gaps[worst] < 1e-6, worst
@@ -61,7 +61,7 @@ def test_golden_from_files(qwen, case, tmp_path):
     at = folder.parent / "models"
     models = [at / f"ft{t}" for t in range(count)]
     jm.merge_files(method, base=at / "base" if start else None, models=models, out=tmp_path / "out")
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    leaves = load_file(tmp_path / "out" / "model.safetensors")
     expected = load_file(folder / f"{case}.safetensors")
-    assert set(found) == set(expected)
-    assert max(np.abs(found[n] - expected[n]).max() for n in expected) < 1e-6
+    assert set(leaves) == set(expected)
+    assert max(np.abs(leaves[n] - expected[n]).max() for n in expected) < 1e-6

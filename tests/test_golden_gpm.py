@@ -20,45 +20,45 @@ grow = jax.jit(basis.grow)
 
 def layers(z):
     """(case, layer) -> its tasks, in order."""
-    found = {}
+    by_layer = {}
     for k in z:
         if m := re.match(r"(\w+?)__task(\d)_layer(\d)_inputs", k):
-            found.setdefault((m[1], int(m[3])), set()).add(int(m[2]))
-    return {k: sorted(v) for k, v in found.items()}
+            by_layer.setdefault((m[1], int(m[3])), set()).add(int(m[2]))
+    return {k: sorted(v) for k, v in by_layer.items()}
 
 
 def test_bases(x64):
     z = load("gpm", "bases")
-    found = layers(z)
-    assert len({case for case, _ in found}) == 7
-    for (case, layer), tasks in found.items():
+    cases = layers(z)
+    assert len({case for case, _ in cases}) == 7
+    for (case, layer), tasks in cases.items():
         name = f"{case}__task{{}}_layer{layer}_"
-        held = basis.empty(z[name.format(0) + "inputs"].shape[0], dtype=jnp.float64)
+        space = basis.empty(z[name.format(0) + "inputs"].shape[0], dtype=jnp.float64)
         for t in tasks:
             inputs = z[name.format(t) + "inputs"].T
-            held = grow(held, inputs, z[f"{case}__thresholds"][layer], t == 0)
-            assert int(held.rank) == z[name.format(t) + "rank"], (case, layer, t)
+            space = grow(space, inputs, z[f"{case}__thresholds"][layer], t == 0)
+            assert int(space.rank) == z[name.format(t) + "rank"], (case, layer, t)
             if name.format(t) + "projector" in z:
-                close(held.vectors @ held.vectors.T, z[name.format(t) + "projector"], 1e-12)
+                close(space.vectors @ space.vectors.T, z[name.format(t) + "projector"], 1e-12)
 
 
 def test_ranks_in_float32():
     z = load("gpm", "bases")
     for (case, layer), tasks in layers(z).items():
         name = f"{case}__task{{}}_layer{layer}_"
-        held = basis.empty(z[name.format(0) + "inputs"].shape[0])
+        space = basis.empty(z[name.format(0) + "inputs"].shape[0])
         for t in tasks:
             inputs = z[name.format(t) + "inputs"].T.astype(np.float32)
-            held = grow(held, inputs, z[f"{case}__thresholds"][layer], t == 0)
-            assert int(held.rank) == z[name.format(t) + "rank"], (case, layer, t)
+            space = grow(space, inputs, z[f"{case}__thresholds"][layer], t == 0)
+            assert int(space.rank) == z[name.format(t) + "rank"], (case, layer, t)
 
 
 @pytest.mark.parametrize("conv", range(3))
 def test_patches_of_a_convolution(conv, x64):
     z = load("gpm", "conv_patches")
     images, k = z[f"conv{conv}_activations"], int(z[f"conv{conv}_kernel"])
-    found = basis.patches(jnp.moveaxis(jnp.asarray(images), 1, -1), (k, k))
-    ours = np.asarray(found).reshape(-1, k, k, images.shape[1])  # theirs: channels before places
+    actual = basis.patches(jnp.moveaxis(jnp.asarray(images), 1, -1), (k, k))
+    ours = np.asarray(actual).reshape(-1, k, k, images.shape[1])  # theirs: channels before places
     close(ours.transpose(0, 3, 1, 2).reshape(len(ours), -1).T, z[f"conv{conv}_inputs"], 0)
 
 
@@ -82,9 +82,9 @@ def test_training(x64):
         for i, name in enumerate(("layer_0", "layer_1", "head")):
             kernel = f"{name}/kernel"
             close(state.params[kernel].T, z[f"task{t}_W{i + 1}"], 1e-12)
-            held = state.memory[0][kernel]
-            assert int(held.rank) == z[f"task{t}_layer{i}_rank"]
-            close(held.vectors @ held.vectors.T, z[f"task{t}_layer{i}_projector"], 1e-12)
+            space = state.memory[0][kernel]
+            assert int(space.rank) == z[f"task{t}_layer{i}_rank"]
+            close(space.vectors @ space.vectors.T, z[f"task{t}_layer{i}_projector"], 1e-12)
 
 
 def test_other_leaves_stop_after_the_first_task_unless_they_are_free():
@@ -128,11 +128,11 @@ def test_a_convolution_moves_outside_the_patches_of_earlier_tasks(x64):
         groups=flat.groups._replace(inputs=flat.groups.inputs.reshape(-1, 6, 6, 2)),
     )
     _, (one, two) = learn(convolution(), tasks, gpm(0.9, examples=12))
-    held = one.memory[0]["conv/kernel"]
-    assert 0 < int(held.rank) < 18
+    space = one.memory[0]["conv/kernel"]
+    assert 0 < int(space.rank) < 18
     change = (two.params["conv/kernel"] - one.params["conv/kernel"]).reshape(18, 5)
     assert float(jnp.abs(change).max()) > 1e-3
-    close(held.vectors.T @ change, np.zeros((18, 5)), 1e-12)
+    close(space.vectors.T @ change, np.zeros((18, 5)), 1e-12)
 
 
 def test_bad_settings():

@@ -24,8 +24,8 @@ EXTRAS = load_file(FOLDER / "extras.safetensors")
 
 
 def leaves(name: str) -> dict:
-    found = load_file(FOLDER / f"{name}.safetensors")
-    return {n: x.astype(np.float64) for n, x in found.items() if "embed" not in n}
+    actual = load_file(FOLDER / f"{name}.safetensors")
+    return {n: x.astype(np.float64) for n, x in actual.items() if "embed" not in n}
 
 
 BASE, MODELS = leaves("base"), [leaves(f"ft{t}") for t in range(3)]
@@ -51,9 +51,9 @@ def expected(case: str) -> dict:
     return {n: np.asarray(x, np.float64) for n, x in given.items()}
 
 
-def gap(found: dict, case: str) -> float:
+def gap(actual: dict, case: str) -> float:
     want = expected(case)
-    apart = max(float(np.abs(np.asarray(found[n], np.float64) - want[n]).max()) for n in want)
+    apart = max(float(np.abs(np.asarray(actual[n], np.float64) - want[n]).max()) for n in want)
     return oracles.note("mergebench", case, apart)
 
 
@@ -69,8 +69,8 @@ def test_dare_repeats_masks_drawn_elsewhere(x64):
         parts = np.split(row, np.cumsum([BASE[n].size for n in _order()])[:-1])
         masks = {n: x.reshape(BASE[n].shape) for n, x in zip(_order(), parts, strict=True)}
         sides.append({"mask": masks})
-    found = jm.merge(jm.dare(0.2, 0.4, masked=True), BASE, MODELS, extras=sides)
-    assert gap(found, "dare_p0.8_lambda0.4") < 1e-7
+    actual = jm.merge(jm.dare(0.2, 0.4, masked=True), BASE, MODELS, extras=sides)
+    assert gap(actual, "dare_p0.8_lambda0.4") < 1e-7
 
 
 def _order() -> list[str]:
@@ -130,21 +130,21 @@ def llama(params, tokens):
 def test_regmean(x64, a):
     sides = []
     for model, batches in zip(WHOLE[1:], DATA, strict=True):
-        found = extras(gram(llama, model, batches))["gram"]
-        sides.append({"gram": {n: g for n, g in found.items() if "embed" not in n}})
+        actual = extras(gram(llama, model, batches))["gram"]
+        sides.append({"gram": {n: g for n, g in actual.items() if "embed" not in n}})
     case = f"regmean_a{a}" + ("_float64solve" if a == 1.0 else "")
-    found = jm.merge(jm.regmean(a, axis=1), BASE, MODELS, extras=sides)
+    actual = jm.merge(jm.regmean(a, axis=1), BASE, MODELS, extras=sides)
     if a == 1.0:  # of this case the kernels alone, and no float32 inverse
-        found = {n: x if f"{case}/{n}" in EXPECTED else BASE[n] for n, x in found.items()}
-    assert gap(found, case) < (1e-6 if a == 1.0 else 5e-6)
+        actual = {n: x if f"{case}/{n}" in EXPECTED else BASE[n] for n, x in actual.items()}
+    assert gap(actual, case) < (1e-6 if a == 1.0 else 5e-6)
 
 
 @pytest.mark.parametrize("a", [0.1, 0.9])
 def test_regmean_plus_block_by_block(x64, a):
-    found = regmean_plus(
+    actual = regmean_plus(
         llama, WHOLE[0], WHOLE[1:], DATA, off_diagonal=a, blocks=r"layers\.\d+", leave="embed",
         per="token",
     )  # fmt: skip
-    same = found["model.embed_tokens.weight"] == WHOLE[0]["model.embed_tokens.weight"]
+    same = actual["model.embed_tokens.weight"] == WHOLE[0]["model.embed_tokens.weight"]
     assert same.all()
-    assert gap(found, f"regmeanpp_a{a}") < 5e-6
+    assert gap(actual, f"regmeanpp_a{a}") < 5e-6

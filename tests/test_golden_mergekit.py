@@ -89,8 +89,8 @@ def test_arcee_fusion_departs_where_rounding_decides(golden):
     differ = 0
     for n in base:
         importance, threshold = arcee_numpy(models[0][n].astype(float), base[n].astype(float))
-        kept = importance >= threshold
-        np.testing.assert_allclose(out[n], np.where(kept, models[0][n], base[n]), atol=1e-6)
+        mask = importance >= threshold
+        np.testing.assert_allclose(out[n], np.where(mask, models[0][n], base[n]), atol=1e-6)
         off = np.abs(out[n] - want[n]) > 1e-6
         assert np.all(np.abs(importance[off] / threshold - 1) < 1e-3)
         differ += off.sum()

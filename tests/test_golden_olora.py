@@ -35,8 +35,8 @@ def test_penalty(case, x64):
     close(value, z[f"case{case}_penalty"], 1e-12)
     for i in range(2):
         for k in "AB":
-            found = grads[f"layer{i}_loranew_{k}"]
-            close(found, z[f"case{case}_layer{i}_grad_loranew_{k}"], 1e-12)
+            actual = grads[f"layer{i}_loranew_{k}"]
+            close(actual, z[f"case{case}_layer{i}_grad_loranew_{k}"], 1e-12)
 
 
 def test_layer(x64):

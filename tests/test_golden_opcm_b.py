@@ -26,9 +26,9 @@ def clip():
     return folder / "expected", load_file(folder / "base.safetensors"), models
 
 
-def worst(found, expected):
-    assert set(found) == set(expected)
-    return max(np.abs(found[n] - expected[n]).max() for n in expected)
+def worst(actual, expected):
+    assert set(actual) == set(expected)
+    return max(np.abs(actual[n] - expected[n]).max() for n in expected)
 
 
 def released(state, base, bare):
@@ -50,8 +50,8 @@ def test_every_step(clip, x64, alpha, zero_diag):
         state = jm.update(method, state, base, models[t])
         file = f"opcm_alpha{alpha}_zerodiag{int(zero_diag)}_step{t}.safetensors"
         expected = load_file(folder / file)
-        found, bare = released(state, base, bare)
-        assert worst(found, expected) < 1e-12
+        actual, bare = released(state, base, bare)
+        assert worst(actual, expected) < 1e-12
 
 
 def test_batch_is_the_stream_and_differs_from_the_released_only_in_the_bare_leaf(clip, x64):
@@ -87,5 +87,5 @@ def test_files_give_the_batch(clip, x64, tmp_path):
     folder, base, models = clip
     files = [folder.parent / f"{name}.safetensors" for name in ("base", "ft0", "ft1", "ft2", "ft3")]
     jm.merge_files(jm.opcm(alpha=0.5), base=files[0], models=files[1:], out=tmp_path / "out")
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert worst(found, jm.merge(jm.opcm(alpha=0.5), base, models)) < 1e-14
+    leaves = load_file(tmp_path / "out" / "model.safetensors")
+    assert worst(leaves, jm.merge(jm.opcm(alpha=0.5), base, models)) < 1e-14

@@ -20,9 +20,9 @@ NAMES = {"layer_0/kernel": "W1", "layer_0/bias": "b1", "head/kernel": "W2", "hea
 
 def table(z, key, empty):
     """[12, ...]: an array of every step of the three tasks."""
-    found = [z.get(f"task{t}_step{s}_{key}", empty) for t in range(3) for s in range(4)]
+    actual = [z.get(f"task{t}_step{s}_{key}", empty) for t in range(3) for s in range(4)]
     return np.stack(
-        [np.r_[np.full(len(empty) - len(x), 0), x] if x.ndim == 1 else x for x in found]
+        [np.r_[np.full(len(empty) - len(x), 0), x] if x.ndim == 1 else x for x in actual]
     )
 
 
@@ -42,8 +42,8 @@ def test_unlearn_and_relearn(x64):
 
     def draw_distinct(buffer, key, count):
         slots = picks[("logits", "labels")[next(calls) % 2]][buffer["met"] // 5]
-        some = jnp.broadcast_to(buffer["met"] > 0, slots.shape).astype(jnp.float64)
-        return jax.tree.map(lambda x: x[slots], buffer["rows"]), some
+        present = jnp.broadcast_to(buffer["met"] > 0, slots.shape).astype(jnp.float64)
+        return jax.tree.map(lambda x: x[slots], buffer["rows"]), present
 
     randint = lambda key, shape, low, high: draws[(jnp.max(high) - 5) // 5]
     normal = lambda step, leaves: {n: noise[n][4 * step.task + step.count] for n in leaves}
@@ -105,7 +105,7 @@ def test_the_move_alone(x64):
             n: jnp.asarray(z[f"unlearn_task{t}_step{s}_noise_{k}"].T) for n, k in NAMES.items()
         }
         with mock.patch.object(module, "normal", lambda step, leaves, noise=noise: noise):
-            found = method.perturb(model, step, start, jax.grad(fit))
+            actual = method.perturb(model, step, start, jax.grad(fit))
         for n, k in NAMES.items():
             expected = z[f"unlearn_task{t}_step{s}_after_{k}"].T - start[n]
-            close((found[n] - start[n]) * 1e5, expected * 1e5, 1e-9)
+            close((actual[n] - start[n]) * 1e5, expected * 1e5, 1e-9)

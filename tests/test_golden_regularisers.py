@@ -83,8 +83,8 @@ def test_rehearsal_free(case, x64):
     if mu and "feat" in case:
         chosen.append(feat_kd(mu))
     elif mu:
-        held = dict(labels="data", slots="sum", loss="sigmoid", batch=4, examples=16)
-        chosen.append(ewc(mu, **held, leaves=BACKBONE))
+        options = dict(labels="data", slots="sum", loss="sigmoid", batch=4, examples=16)
+        chosen.append(ewc(mu, **options, leaves=BACKBONE))
     if eps:
         chosen.append(l2(eps, leaves=BACKBONE))
     problem = classification(columns="seen", metrics=("accuracy",), loss="sigmoid")
@@ -152,8 +152,8 @@ def test_penalised_sgd_of_mas(case, x64):
 
             def loss(params, x=x, y=y):
                 out = model.apply(params, x, 0).logits
-                each = optax.softmax_cross_entropy_with_integer_labels(out, y)
-                return jnp.mean(each) + strength * anchor.pull(memory, params)
+                losses = optax.softmax_cross_entropy_with_integer_labels(out, y)
+                return jnp.mean(losses) + strength * anchor.pull(memory, params)
 
             updates, moments = steps.update(jax.grad(loss)(params), moments, params)
             params = optax.apply_updates(params, updates)
@@ -239,10 +239,12 @@ def test_slots_of_two_tasks_are_one_parabola(x64):
     rng = np.random.default_rng(2)
     importance = rng.uniform(size=(3, 4)) * (rng.uniform(size=(3, 4)) > 0.3)
     places, at = rng.normal(size=(3, 4)), rng.normal(size=4)
-    held = anchor.none({"w": jnp.zeros(4)})
+    memory = anchor.none({"w": jnp.zeros(4)})
     for i, p in zip(importance, places, strict=True):
-        held = anchor.add(held, {"w": jnp.asarray(i)}, {"w": jnp.asarray(p)})
-    close(anchor.pull(held, {"w": jnp.asarray(at)}), np.sum(importance * (at - places) ** 2), 1e-12)
+        memory = anchor.add(memory, {"w": jnp.asarray(i)}, {"w": jnp.asarray(p)})
+    close(
+        anchor.pull(memory, {"w": jnp.asarray(at)}), np.sum(importance * (at - places) ** 2), 1e-12
+    )
 
 
 @pytest.mark.parametrize(

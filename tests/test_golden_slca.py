@@ -27,8 +27,8 @@ def test_normalised_logits(case, x64):
 
     def loss(logits):
         scaled = module.normalised(logits, own, len(sizes) - 1, tau)
-        each = optax.softmax_cross_entropy_with_integer_labels(scaled, jnp.asarray(labels))
-        return jnp.mean(each), scaled
+        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, jnp.asarray(labels))
+        return jnp.mean(losses), scaled
 
     logits = jnp.asarray(z[f"case{case}_logits"])
     (value, scaled), grad = jax.value_and_grad(loss, has_aux=True)(logits)

@@ -9,7 +9,7 @@ import pytest
 from golden_streams import close, given, learn, load, stream
 
 from jaxmerge.continual.methods.coso import coso
-from jaxmerge.continual.methods.osft import FREE, HELD, frozen_rank, osft, rebuilt
+from jaxmerge.continual.methods.osft import FREE, FROZEN, frozen_rank, osft, rebuilt
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.records import Evaluator, Problem
 from jaxmerge.continual.registry import optimisers, problems
@@ -61,12 +61,12 @@ def test_osft(case, x64):
     for t, state in enumerate(after):
         leaf = lambda which, part, state=state: np.asarray(state.params[NAME + which + part])
         close(rebuilt(NAME, state.params).T, read(f"task{t}_official_W")[-1], 1e-10)
-        assert leaf(HELD, "scale").shape == (read("frozen_rank"),)
-        assert np.abs(leaf(HELD, "left").T @ leaf(FREE, "left")).max() < 1e-12
-        assert np.abs(leaf(FREE, "right") @ leaf(HELD, "right").T).max() < 1e-12
+        assert leaf(FROZEN, "scale").shape == (read("frozen_rank"),)
+        assert np.abs(leaf(FROZEN, "left").T @ leaf(FREE, "left")).max() < 1e-12
+        assert np.abs(leaf(FREE, "right") @ leaf(FROZEN, "right").T).max() < 1e-12
         if t == 0:
             close(
-                leaf(HELD, "left") @ leaf(HELD, "left").T,
+                leaf(FROZEN, "left") @ leaf(FROZEN, "left").T,
                 read("task0_frozen_right_projector"),
                 1e-12,
             )
@@ -110,11 +110,11 @@ def test_coso(case, x64):
         close(own.sketch @ own.sketch.T, read(f"task{t}_sketch_gram"), 1e-9)
         if t:
             assert int(own.history.rank) == read(f"task{t}_history_rank")
-            held = own.history.vectors
-            close(held @ held.T, read(f"task{t}_history_projector"), 1e-9)
+            directions = own.history.vectors
+            close(directions @ directions.T, read(f"task{t}_history_projector"), 1e-9)
             if not read("weight_decay"):
                 moved = state.params[NAME].T - after[t - 1].params[NAME].T
-                assert float(jnp.abs(held.T @ moved).max()) < 1e-10
+                assert float(jnp.abs(directions.T @ moved).max()) < 1e-10
 
 
 def test_bad_settings():

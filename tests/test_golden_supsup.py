@@ -147,8 +147,8 @@ def test_the_task_is_found_without_being_given(search, decide):
         assert (
             jnp.mean(wrapped.apply(state.params, xs[t, 0], t).logits.argmax(-1) == ys[t, 0]) > 0.9
         )
-        found = wrapped.predict(state.params, jnp.asarray(xs[0, 0]), t).aux["task"]
-        assert int(found.max()) <= t
+        actual = wrapped.predict(state.params, jnp.asarray(xs[0, 0]), t).aux["task"]
+        assert int(actual.max()) <= t
     chosen = [wrapped.predict(state.params, jnp.asarray(xs[t, 0]), 2).aux["task"] for t in range(3)]
     share = np.mean([np.mean(np.asarray(c) == t) for t, c in enumerate(chosen)])
     assert share > 0.5  # chance is a third

@@ -38,10 +38,10 @@ def test_the_first_six_of_ten_tasks(x64):
         for i, n in enumerate(KERNELS):
             close(state.params[n].T, z[f"task{t}_W{i}"], 1e-9)
             m, own = state.memory[0][n].vectors, state.params[n + SPACE][t]
-            for found, name in ((m, "all_spaces"), (own, "space")):
+            for actual, name in ((m, "all_spaces"), (own, "space")):
                 theirs = z[f"task{t}_layer{i}_{name}"]
-                assert int(jnp.sum(jnp.any(found != 0, 0))) == theirs.shape[1], (t, i, name)
-                close(found @ found.T, theirs @ theirs.T, 1e-9)
+                assert int(jnp.sum(jnp.any(actual != 0, 0))) == theirs.shape[1], (t, i, name)
+                close(actual @ actual.T, theirs @ theirs.T, 1e-9)
             if t < 3:
                 assert state.params[n + USED][t].tolist() == [-1, -1]
             else:
@@ -73,8 +73,8 @@ def setting():
     ],
 )
 def test_which_tasks_are_used(near, inside, task, released, used):
-    found = nearest(jnp.array(near, bool), jnp.array(inside), jnp.int32(task), released)
-    assert found.tolist() == used
+    chosen = nearest(jnp.array(near, bool), jnp.array(inside), jnp.int32(task), released)
+    assert chosen.tolist() == used
 
 
 def test_weights_move_outside_all_spaces_and_old_answers_stay(x64):

@@ -175,10 +175,10 @@ def test_a_shard_that_somebody_deleted_is_written_again(tmp_path):
 
 
 def test_a_lock_names_its_owner_and_goes(tmp_path):
-    held = places.Lock(tmp_path / ".out.lock", "out")
+    lock = places.Lock(tmp_path / ".out.lock", "out")
     with pytest.raises(UserError, match=f"process {os.getpid()} on "):
         places.Lock(tmp_path / ".out.lock", "out")
-    held.release()
+    lock.release()
     assert not (tmp_path / ".out.lock").exists()
 
 
@@ -194,10 +194,10 @@ def test_a_lock_of_another_host_is_believed(tmp_path):
 def test_two_commands_do_not_work_in_one_run_folder(tmp_path):
     from jaxmerge.cli import runs
 
-    held = places.working(tmp_path / "run")
+    lock = places.working(tmp_path / "run")
     with pytest.raises(UserError, match="Another process"), runs.alone(tmp_path / "run"):
         pass
-    held.release()
+    lock.release()
     with runs.alone(tmp_path / "run"):
         assert (tmp_path / ".run.lock").exists()
     assert not (tmp_path / ".run.lock").exists()
@@ -393,15 +393,15 @@ def test_patterns_that_would_never_end(pattern, monkeypatch):
 @pytest.mark.parametrize("where", ["recipe", "adapter"])
 def test_bombs_in_recipes_and_adapters_end(two, where):
     name = next(iter(LEAVES)).removesuffix(".weight")
-    made = two / "l"
-    made.mkdir()
+    created = two / "l"
+    created.mkdir()
     config = {"peft_type": "LORA", "lora_alpha": 2, "r": 2, "alpha_pattern": {BOMBS[0]: 4}}
-    (made / "adapter_config.json").write_text(json.dumps(config))
+    (created / "adapter_config.json").write_text(json.dumps(config))
     parts = {f"base_model.model.{name}.lora_A.weight": np.ones((2, 4), np.float32),
              f"base_model.model.{name}.lora_B.weight": np.ones((4, 2), np.float32)}  # fmt: skip
-    save_file(parts, made / "adapter_model.safetensors")
+    save_file(parts, created / "adapter_model.safetensors")
     if where == "adapter":
-        assert len(open_source(f"{two}/base+{made}")) == 1
+        assert len(open_source(f"{two}/base+{created}")) == 1
     else:
         for pattern in BOMBS:
             with pytest.raises(UserError, match=r"r.yaml: rules"):

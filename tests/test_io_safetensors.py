@@ -186,10 +186,10 @@ entries = st.fixed_dictionaries(
 )
 def test_any_header_is_read_or_refused(text, data):
     try:
-        found, _ = header.parse(text.encode("latin1", "replace"), data)
+        read_entries, _ = header.parse(text.encode("latin1", "replace"), data)
     except HeaderError:
         return
-    spans = sorted((e.start, e.stop) for e in found.values())
+    spans = sorted((e.start, e.stop) for e in read_entries.values())
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert (spans[-1][1] if spans else 0) == data
 

@@ -253,7 +253,7 @@ def program_of(tensors):
     for name, (kind, key, size, offset, shape, strides) in tensors.items():
         storage = b"ctorch\n" + kind.encode() + b"\n"
         pid = tup(text("storage"), storage, text(key), text("cpu"), number(size)) + b"Q"
-        ints = lambda some: tup(*map(number, some))
+        ints = lambda values: tup(*map(number, values))
         arguments = tup(pid, number(offset), ints(shape), ints(strides), b"\x89", b"}")
         out.write(text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R")
     out.write(b"u.")

@@ -54,10 +54,10 @@ def test_scores_are_those_of_all_logits(tiny, monkeypatch):
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(3, 270, n).tolist(), rng.integers(3, 270, m).tolist())
              for n, m in ((3, 4), (10, 1), (1, 7))]  # fmt: skip
-    for found, (context, more) in zip(decoder.score(tiny, pairs, batch=2), pairs, strict=True):
+    for actual, (context, more) in zip(decoder.score(tiny, pairs, batch=2), pairs, strict=True):
         expected = by_hand(tiny, context + more)[-len(more) :]
-        np.testing.assert_allclose(found.tokens, expected, atol=2e-5)
-        np.testing.assert_allclose(found.log_likelihood, expected.sum(), atol=1e-4)
+        np.testing.assert_allclose(actual.tokens, expected, atol=2e-5)
+        np.testing.assert_allclose(actual.log_likelihood, expected.sum(), atol=1e-4)
     greedy = decoder.generate(tiny, [pairs[0][0]], most=3)[0].tokens
     assert decoder.score(tiny, [(pairs[0][0], greedy)])[0].greedy
     with pytest.raises(ValueError, match="1 of 1 pairs have an empty context"):
@@ -73,10 +73,10 @@ def test_logits_in_pieces_are_the_same(tiny, monkeypatch):
     where = decoder.positions_of(np.ones((2, 20)))
 
     def loss(params):
-        found = scoring._scores.__wrapped__(
+        actual = scoring._scores.__wrapped__(
             model.config, params, ids, np.roll(ids, -1), where, decoder.Compute()
         )
-        return found[0].sum()
+        return actual[0].sum()
 
     whole, slope = jax.value_and_grad(loss)(dict(model.params))
     monkeypatch.setattr(scoring, "CHUNK", 275 * 7)
@@ -87,31 +87,31 @@ def test_logits_in_pieces_are_the_same(tiny, monkeypatch):
 
 def test_windows_score_every_token_once():
     for count in (1, 7, 8, 9, 23):
-        found = windows(range(count), first=99, room=8)
-        assert [token for _, more in found for token in more] == list(range(count))
-        assert all(len(context) + len(more) <= 9 for context, more in found)
+        actual = windows(range(count), first=99, room=8)
+        assert [token for _, more in actual for token in more] == list(range(count))
+        assert all(len(context) + len(more) <= 9 for context, more in actual)
     assert windows(range(20), 99, 8)[-1] == (list(range(11, 16)), [16, 17, 18, 19])
 
 
 def test_perplexity_is_that_of_the_definition(tiny):
     texts = ["the man and the  42", "in\n\nThere"]
-    found = language.perplexity(tiny, texts)
+    actual = language.perplexity(tiny, texts)
     ids = [[1, *tiny.tokenizer.encode(text)] for text in texts]
     ll = sum(float(by_hand(tiny, row).sum()) for row in ids)
-    np.testing.assert_allclose(found.log_likelihood, ll, rtol=1e-5)
-    assert (found.tokens, found.words, found.bytes) == (sum(map(len, ids)) - 2, 7, 28)
-    np.testing.assert_allclose(found.per_token, np.exp(-ll / found.tokens), rtol=1e-5)
+    np.testing.assert_allclose(actual.log_likelihood, ll, rtol=1e-5)
+    assert (actual.tokens, actual.words, actual.bytes) == (sum(map(len, ids)) - 2, 7, 28)
+    np.testing.assert_allclose(actual.per_token, np.exp(-ll / actual.tokens), rtol=1e-5)
     with pytest.raises(ValueError, match="found 2 texts without a token"):
         language.perplexity(tiny, ["", ""])
 
 
 def test_multiple_choice_and_exact_match(tiny):
     asked = language.Question("the", (" man", "and", "in there"), 1)
-    found = language.multiple_choice(tiny, [asked], mutual_info=True)
+    actual = language.multiple_choice(tiny, [asked], mutual_info=True)
     scores = language.continuations(tiny, [("the", f" {c}") for c in asked.choices])
     ll = np.array([s.log_likelihood for s in scores])
-    assert found["acc"] == (ll.argmax() == 1)
-    assert found["acc_norm"] == ((ll / [4, 3, 8]).argmax() == 1)
+    assert actual["acc"] == (ll.argmax() == 1)
+    assert actual["acc_norm"] == ((ll / [4, 3, 8]).argmax() == 1)
     written = decoder.generate(tiny, ["the"], most=3)[0].text
     assert language.exact_match(tiny, ["the"], [written], most=3, stop=()) == 1
     with pytest.raises(ValueError, match="label 3 of 1 choices"):
@@ -126,21 +126,21 @@ def test_multiple_choice_and_exact_match(tiny):
 def test_a_batch_of_ragged_prompts_writes_what_each_writes_alone(tiny):
     prompts = [[5, 6, 7, 8, 9, 30, 31], [40], [50, 51, 52]]
     together = decoder.generate(tiny, prompts, most=12)
-    for prompt, found in zip(prompts, together, strict=True):
+    for prompt, reply in zip(prompts, together, strict=True):
         ids = list(prompt)
         for _ in range(12):  # without a cache: all logits anew for every token
             ids.append(int(all_logits(tiny, ids)[-1].argmax()))
             if ids[-1] in tiny.tokenizer.ends:
                 break
-        assert found.tokens == ids[len(prompt) :]
-        assert found.reason == ("end" if ids[-1] in tiny.tokenizer.ends else "length")
+        assert reply.tokens == ids[len(prompt) :]
+        assert reply.reason == ("end" if ids[-1] in tiny.tokenizer.ends else "length")
 
 
 def test_text_comes_as_it_is_written_and_stops_before_a_stop_string(tiny):
     shown = []
     whole = decoder.generate(tiny, ["the man"], most=20)[0]
-    found = decoder.generate(tiny, ["the man"], most=20, on_text=lambda i, t: shown.append(t))[0]
-    assert found == whole
+    reply = decoder.generate(tiny, ["the man"], most=20, on_text=lambda i, t: shown.append(t))[0]
+    assert reply == whole
     assert "".join(shown) == whole.text
     stop = whole.text[3:6]
     cut = decoder.generate(tiny, ["the man"], most=20, stop=[stop])[0]
@@ -184,9 +184,9 @@ def test_a_conversation_at_the_command_line(capsys):
 
     where = str(GOLDEN / "gguf_tiny" / "tiny_llama.gguf")
     generate.run(where, ["the man", "and then"], chat=True, most=4, json=True)
-    found = json.loads(capsys.readouterr().out)
-    assert [row["prompt"] for row in found] == ["the man", "and then"]
-    assert all(1 <= len(row["tokens"]) <= 4 for row in found)
+    content = json.loads(capsys.readouterr().out)
+    assert [row["prompt"] for row in content] == ["the man", "and then"]
+    assert all(1 <= len(row["tokens"]) <= 4 for row in content)
     with pytest.raises(UserError, match="--system is for conversations"):
         generate.run(where, ["the"], system="x")
 
@@ -211,13 +211,13 @@ def test_prompts_that_cannot_be_read(tiny):
 
 def test_documents_are_packed_and_answers_alone_are_learnt(tiny):
     tokenizer = tiny.tokenizer
-    found = data.texts(tokenizer, ["the man", "and in there"], length=6)
+    packed = data.texts(tokenizer, ["the man", "and in there"], length=6)
     first = [*tokenizer.encode("the man"), 2]
-    assert found.tokens.reshape(-1)[: len(first)].tolist() == first
-    assert found.targets.reshape(-1)[: len(first)].tolist() == [*first[1:], -1]
+    assert packed.tokens.reshape(-1)[: len(first)].tolist() == first
+    assert packed.targets.reshape(-1)[: len(first)].tolist() == [*first[1:], -1]
     talk = [{"role": "user", "content": "in"}, {"role": "assistant", "content": "the man"}]
-    found = data.instructions(tokenizer, [talk], length=40)
-    learnt = found.targets[found.targets >= 0].tolist()
+    packed = data.instructions(tokenizer, [talk], length=40)
+    learnt = packed.targets[packed.targets >= 0].tolist()
     assert tokenizer.decode(learnt, skip_special=False) == "the man<|im_end|>\n"
     with pytest.raises(ValueError, match="nothing to learn: found no document"):
         data.texts(tokenizer, [], 8)
@@ -266,9 +266,9 @@ def test_weights_and_rows_cut_over_devices_learn_the_same(small, rows):
     name = "block_00/mlp/up/kernel"
     for mesh, parts in ((jm.mesh(params=4), 4), (jm.mesh(models=2, params=2), 2)):
         cut = decoder.Model(small.config, jm.shard(dict(small.params), mesh))
-        found = finetune(cut, rows, **options)
-        np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-4)
-        leaf = found.params[name]
+        trained_model = finetune(cut, rows, **options)
+        np.testing.assert_allclose(trained_model.losses, whole.losses, rtol=1e-4)
+        leaf = trained_model.params[name]
         assert len(leaf.sharding.device_set) == 4
         assert leaf.addressable_shards[0].data.size == leaf.size // parts
         placed = _placing(cut.params, 4)(np.zeros((3, 4), np.int32))
@@ -307,27 +307,29 @@ KINDS = {
 def trained(model, rows, kind):
     """A model with an adapter of a kind, and how that is written."""
     settings = {"target": "attn/(query|value)|mlp/down", "use": "shared", **KINDS[kind]}
-    found = finetune(
+    trained_model = finetune(
         model, rows, batch=4, methods=[lora(**settings)], optimiser=optimisers.adam(rate=1e-2)
     )
-    return found, {k: settings[k] for k in ("alpha", "alphas", "rslora") if k in settings}
+    return trained_model, {k: settings[k] for k in ("alpha", "alphas", "rslora") if k in settings}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_come_back_and_equal_the_merged_weights(small, rows, tmp_path, kind):
-    found, settings = trained(small, rows, kind)
-    changed = [n for n, x in small.params.items() if not np.array_equal(x, found.model.params[n])]
+    trained_model, settings = trained(small, rows, kind)
+    changed = [
+        n for n, x in small.params.items() if not np.array_equal(x, trained_model.model.params[n])
+    ]
     assert len(changed) == 6
     assert all("query" in n or "value" in n or "down" in n for n in changed)
-    save_adapter(small.config, found.params, tmp_path / "lora", **settings)
+    save_adapter(small.config, trained_model.params, tmp_path / "lora", **settings)
     decoder.save(small, tmp_path / "base")
     merged = decoder.load(f"{tmp_path / 'base'}+{tmp_path / 'lora'}")
-    for name, leaf in found.model.params.items():
+    for name, leaf in trained_model.model.params.items():
         np.testing.assert_allclose(merged.params[name], leaf, atol=2e-6, err_msg=name)
     leaves, again = load_adapter(small.config, tmp_path / "lora")
-    assert set(leaves) == {n for n in found.params if "/lora_" in n}
+    assert set(leaves) == {n for n in trained_model.params if "/lora_" in n}
     for name, leaf in leaves.items():
-        np.testing.assert_array_equal(leaf, found.params[name])
+        np.testing.assert_array_equal(leaf, trained_model.params[name])
     assert lora(**again).build().wrap is not None
     wide = small.config.edit(hidden_size=32, head_dim=4)
     with pytest.raises(UserError, match="does not fit this decoder"):
@@ -367,8 +369,8 @@ def test_a_trained_adapter_gives_its_logits_in_peft(small, rows, tmp_path, kind)
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    found, settings = trained(small, rows, kind)
-    save_adapter(small.config, found.params, tmp_path / "lora", **settings)
+    trained_model, settings = trained(small, rows, kind)
+    save_adapter(small.config, trained_model.params, tmp_path / "lora", **settings)
     decoder.save(small, tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     ids = np.arange(4, 20).reshape(2, 8)
@@ -376,7 +378,7 @@ def test_a_trained_adapter_gives_its_logits_in_peft(small, rows, tmp_path, kind)
         before = base(torch.tensor(ids)).logits.numpy()
         theirs = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
         expected = theirs(torch.tensor(ids)).logits.numpy()
-    logits = decoder.logits(found.model.config, found.model.params, ids)
+    logits = decoder.logits(trained_model.model.config, trained_model.model.params, ids)
     assert np.abs(expected - before).max() > 0.05  # it has learnt something
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -389,9 +391,9 @@ def test_tasks_are_names_or_files(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: data.jsonl}}\n"
     )
-    found = tasks_of(["arc_easy", str(tmp_path / "mine.yaml")])
-    assert found[0] == "arc_easy"
-    files = found[1]["dataset_kwargs"]["data_files"]
+    tasks = tasks_of(["arc_easy", str(tmp_path / "mine.yaml")])
+    assert tasks[0] == "arc_easy"
+    files = tasks[1]["dataset_kwargs"]["data_files"]
     assert files == {"test": str((tmp_path / "data.jsonl").resolve())}
     with pytest.raises(UserError, match=r"no task 'none.yaml'"):
         tasks_of(["none.yaml"])

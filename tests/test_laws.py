@@ -31,7 +31,7 @@ def case(request) -> laws.Case:
 
 
 @pytest.fixture(params=["few leaves", pytest.param("all leaves", marks=pytest.mark.slow)])
-def some(request, case) -> laws.Case:
+def reduced(request, case) -> laws.Case:
     """The case where whatever is derived is compiled for its leaves anew: on few, or (slow) all."""
     return case.few() if request.param == "few leaves" else case
 
@@ -90,8 +90,8 @@ def test_the_order_of_leaves_does_not_matter(case):
 
 @every
 def test_a_leaf_without_entries_comes_back(case):
-    some = ("block_0/query/kernel", "norm/scale")
-    pick = lambda tree: {n: tree[n] for n in some if n in tree}
+    chosen = ("block_0/query/kernel", "norm/scale")
+    pick = lambda tree: {n: tree[n] for n in chosen if n in tree}
     extras = [{k: pick(x) for k, x in case.side(t).items()} for t in range(len(case.models))]
     out = case.merge(
         pick(case.base) | laws.EMPTY, [pick(m) | laws.EMPTY for m in case.models], extras=extras
@@ -102,16 +102,23 @@ def test_a_leaf_without_entries_comes_back(case):
 
 
 @every
-def test_jit_of_the_whole_equals_eager(some):
+def test_jit_of_the_whole_equals_eager(reduced):
     run = jax.jit(
-        lambda base, models, extras, key: some.merge(base, models, extras=extras or None, key=key)
+        lambda base, models, extras, key: reduced.merge(
+            base, models, extras=extras or None, key=key
+        )
     )
-    out = run(on_device(some.base), on_device(some.models), on_device(some.extras or []), some.key)
-    close(out, some.merge(), 2e-6)
+    out = run(
+        on_device(reduced.base),
+        on_device(reduced.models),
+        on_device(reduced.extras or []),
+        reduced.key,
+    )
+    close(out, reduced.merge(), 2e-6)
 
 
 @every
-def test_sharded_leaves_give_the_same_and_stay_sharded(some):
+def test_sharded_leaves_give_the_same_and_stay_sharded(reduced):
     mesh = jax.make_mesh((2,), ("params",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
     def place(x):
@@ -119,9 +126,9 @@ def test_sharded_leaves_give_the_same_and_stay_sharded(some):
         spec = PartitionSpec(*[None] * (x.ndim - 1), "params") if cut else PartitionSpec()
         return jax.device_put(x, NamedSharding(mesh, spec))
 
-    base = {n: place(x) for n, x in some.base.items()}
-    out = some.merge(base, [{n: place(x) for n, x in m.items()} for m in some.models])
-    close(out, some.merge(), 2e-6)
+    base = {n: place(x) for n, x in reduced.base.items()}
+    out = reduced.merge(base, [{n: place(x) for n, x in m.items()} for m in reduced.models])
+    close(out, reduced.merge(), 2e-6)
     assert all(len(x.sharding.device_set) == 2 for x in out.values())
 
 
@@ -171,15 +178,15 @@ def test_one_compilation_a_shape(case):
 
 
 @every
-def test_bfloat16_is_computed_in_float32_and_rounded_once(some):
+def test_bfloat16_is_computed_in_float32_and_rounded_once(reduced):
     low = lambda tree: {
         n: x.astype(jnp.bfloat16) if n in laws.SHAPES else x for n, x in tree.items()
     }
     up = lambda tree: {n: x.astype(np.float32) if n in laws.SHAPES else x for n, x in tree.items()}
-    base, models = low(some.base), [low(m) for m in some.models]
-    out = some.merge(base, models)
+    base, models = low(reduced.base), [low(m) for m in reduced.models]
+    out = reduced.merge(base, models)
     assert all(x.dtype == jnp.bfloat16 for n, x in out.items() if n in laws.SHAPES)
-    same(out, low(some.merge(up(base), [up(m) for m in models])))
+    same(out, low(reduced.merge(up(base), [up(m) for m in models])))
 
 
 @every
@@ -211,17 +218,17 @@ def test_ties_and_rank_deficient_matrices_stay_finite(case):
 
 
 @every
-def test_one_model_alone(case, some):
+def test_one_model_alone(case, reduced):
     low, _ = case.method.models
     if low > 1:
         with pytest.raises(ValueError, match=f"needs at least {low} models, got 1"):
             case.merge(models=case.models[:1], extras=None)
         return
-    out = some.merge(models=some.models[:1], extras=some.extras and some.extras[:1])
+    out = reduced.merge(models=reduced.models[:1], extras=reduced.extras and reduced.extras[:1])
     assert all(np.isfinite(x).all() for x in out.values())
     if not case.stochastic:
         floats = [n for n in out if n in laws.SHAPES]
-        gap = max(np.abs(out[n] - some.models[0][n]).max() for n in floats)
+        gap = max(np.abs(out[n] - reduced.models[0][n]).max() for n in floats)
         assert (gap < 1e-6) == (case.name in laws.FIXED_POINT), gap
 
 
@@ -290,8 +297,8 @@ def _arguments(name: str) -> dict | None:
 
 @those(lambda name: _arguments(name) is not None and not laws.case_of(name).extras)
 def test_a_recipe_merges_files_to_the_same_bits(case, tmp_path):
-    some = ("block_0/query/kernel", "norm/scale")
-    pick = lambda tree: {n: tree[n] for n in some if n in tree}
+    chosen = ("block_0/query/kernel", "norm/scale")
+    pick = lambda tree: {n: tree[n] for n in chosen if n in tree}
 
     def saved(tree, name):
         save_file(pick(tree), tmp_path / f"{name}.safetensors")
@@ -306,9 +313,9 @@ def test_a_recipe_merges_files_to_the_same_bits(case, tmp_path):
         seed=7,
     )
     merge_jobs(recipe.plan(Models(near=[tmp_path])).jobs, tmp_path / "out")
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    leaves = load_file(tmp_path / "out" / "model.safetensors")
     expected = case.merge(pick(case.base), [pick(m) for m in case.models])
-    same({n: found[n] for n in expected}, expected)
+    same({n: leaves[n] for n in expected}, expected)
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ def ran(name: str):
 
 QUICK = ("er", "ewc", "gpm", "supsup")  # one of each kind; the others are slow
 slow = lambda n: n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
-some = lambda found: pytest.mark.parametrize("name", [slow(n) for n in found])
-every = some(names())
+with_names = lambda chosen: pytest.mark.parametrize("name", [slow(n) for n in chosen])
+every = with_names(names())
 
 
 @pytest.mark.parametrize("name", sorted(set(package.__all__) - set(names())))
@@ -100,14 +100,14 @@ def test_a_program_is_a_run_and_its_memory_keeps_shapes_and_dtypes(name):
         with pytest.raises(ValueError, match="needs the host"):
             program(config, stream(), KEY)
         return
-    found, other = jax.jit(program)(config, stream(), KEY), ran(name)
+    actual, other = jax.jit(program)(config, stream(), KEY), ran(name)
     before = jax.eval_shape(lambda: stages.create(config, stream(), KEY)).memory
     form = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
-    assert form(found.state.memory) == form(before)
-    assert found.finite.all()
+    assert form(actual.state.memory) == form(before)
+    assert actual.finite.all()
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, found.state.params, other.state.params)
-    jax.tree.map(close, found.losses, other.losses)
+    jax.tree.map(close, actual.state.params, other.state.params)
+    jax.tree.map(close, actual.losses, other.losses)
 
 
 @every
@@ -187,11 +187,11 @@ def with_strength() -> list[str]:
     return [n for n in names() if has(n) and n not in OTHERWISE and same(n)]
 
 
-@some(with_strength())
+@with_names(with_strength())
 def test_with_strength_0_it_is_fine_tuning(name):
     config, fine = setup(of(name, strength=0.0)), setup()
     fine = dataclasses.replace(fine, problem=PLAIN.get(name, fine.problem))
     plain = run(fine, stream(), KEY).state.params
-    found = run(config, stream(), KEY).state.params
+    actual = run(config, stream(), KEY).state.params
     for n, p in plain.items():
-        np.testing.assert_allclose(found[n], p, rtol=1e-5, atol=1e-6, err_msg=n)
+        np.testing.assert_allclose(actual[n], p, rtol=1e-5, atol=1e-6, err_msg=n)

@@ -50,9 +50,12 @@ def case(name: str) -> tuple[dict, list, list | None]:
     if sides:
         fits = {"fisher": lambda x: np.abs(draw(*x.shape)), "mask": lambda x: draw(*x.shape) > 0}
         gram = lambda x: np.eye(len(x), dtype=np.float32) if x.ndim == 2 else None
-        made = {k: fits.get(k, gram) for k in method.needs}
+        entries = {k: fits.get(k, gram) for k in method.needs}
         sides = [
-            {k: {n: v for n, x in base.items() if (v := f(x)) is not None} for k, f in made.items()}
+            {
+                k: {n: v for n, x in base.items() if (v := f(x)) is not None}
+                for k, f in entries.items()
+            }
             for _ in range(count)
         ]
     return base, models, sides
@@ -88,9 +91,9 @@ def test_value_and_gradient_are_finite_or_refused(name, argument):
     for at in AT:
         if refusal(lambda at=at: build(name, {argument: at})):
             continue  # a number outside of its range is refused where it is known
-        said = refusal(lambda at=at: run(jnp.float32(at), models))
-        if said:
-            assert f"{argument} decides a shape" in said
+        message = refusal(lambda at=at: run(jnp.float32(at), models))
+        if message:
+            assert f"{argument} decides a shape" in message
             value, grads = jax.value_and_grad(functools.partial(loss, at))(models)
         else:
             value, grads = run(jnp.float32(at), models)

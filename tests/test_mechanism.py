@@ -64,8 +64,8 @@ def test_specs_are_compared_printed_and_read_from_settings():
     assert plain_replay(strength=3) == plain_replay(20, 3.0)
     assert plain_replay(strength=3) != plain_replay(strength=4)
     assert repr(plain_replay(strength=3)) == "plain_replay(strength=3.0)"
-    found = methods.from_settings({"method": "plain_replay", "size": 5})
-    assert found == plain_replay(5)
+    actual = methods.from_settings({"method": "plain_replay", "size": 5})
+    assert actual == plain_replay(5)
     with pytest.raises(
         ValueError, match=r"plain_replay: size must be a whole number from 1 on.*strength"
     ):
@@ -76,12 +76,12 @@ def test_specs_are_compared_printed_and_read_from_settings():
 
 def test_scoring_at_any_time_and_now_and_then():
     config = setup(optimiser=by_name((("head/.*", sgd(0.1)), (".*", cosine(0.01)))))
-    found = jax.jit(lambda *x: program(*x, anytime=2, score_every=2))(config, split(), KEY)
-    R = found.R[LAST]["accuracy"]
+    actual = jax.jit(lambda *x: program(*x, anytime=2, score_every=2))(config, split(), KEY)
+    R = actual.R[LAST]["accuracy"]
     assert R.shape == (3, 2, 3)
     assert np.isnan(R[0]).all()
     assert np.isfinite(R[1:]).all()
-    assert found.finite.all()
+    assert actual.finite.all()
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -91,21 +91,21 @@ def test_seeds_in_one_program_are_the_runs_of_each(sharded):
     keys = jax.random.split(KEY, 8)
     one = lambda stream, key: program(setup(), stream, key).R[LAST]["accuracy"]
     many, axes = stacked(streams)
-    found = jax.jit(lambda s, k: over(one, axes, s, k, sharded=sharded))(many, keys)
-    np.testing.assert_allclose(found[3], jax.jit(one)(streams[3], keys[3]), atol=1e-6)
+    actual = jax.jit(lambda s, k: over(one, axes, s, k, sharded=sharded))(many, keys)
+    np.testing.assert_allclose(actual[3], jax.jit(one)(streams[3], keys[3]), atol=1e-6)
 
 
 def test_divergence_is_reported():
-    found = jax.jit(program)(setup(optimiser=sgd(1e9)), split(), KEY)
-    assert not found.finite.all()
+    actual = jax.jit(program)(setup(optimiser=sgd(1e9)), split(), KEY)
+    assert not actual.finite.all()
 
 
 def test_a_reservoir_gives_a_place_to_the_later_of_two():
     buffer = buffers.empty(2, {"x": jnp.zeros((1,))})
     rows, weight = {"x": jnp.arange(1.0, 5.0)}, jnp.array([1.0, 1, 0, 1])
-    found = buffers.write(buffer, rows, jnp.array([0, 0, 0, 1]), weight)
-    assert found["rows"]["x"].tolist() == [2, 4]
-    assert int(found["met"]) == 3
+    actual = buffers.write(buffer, rows, jnp.array([0, 0, 0, 1]), weight)
+    assert actual["rows"]["x"].tolist() == [2, 4]
+    assert int(actual["met"]) == 3
 
 
 def test_a_reservoir_holds_every_example_as_often():
@@ -161,11 +161,11 @@ def test_groups_must_have_an_evaluator_and_an_example():
     empty = stream.groups._replace(weight=stream.groups.weight * np.float32([[1], [0], [1]]))
     with pytest.raises(ValueError, match="group 1 has no example"):
         run(setup(), stream._replace(groups=empty), KEY)
-    some = stream.groups._replace(metrics=np.array([[1, 0], [1, 1], [0, 1]], bool))
-    found = run(setup(), stream._replace(groups=some), KEY).R[LAST]
-    assert np.isnan(found["aware"][:, 0]).all()
-    assert np.isnan(found["accuracy"][:, 2]).all()
-    assert np.isfinite(found["aware"][:, 1:]).all()
+    groups = stream.groups._replace(metrics=np.array([[1, 0], [1, 1], [0, 1]], bool))
+    actual = run(setup(), stream._replace(groups=groups), KEY).R[LAST]
+    assert np.isnan(actual["aware"][:, 0]).all()
+    assert np.isnan(actual["accuracy"][:, 2]).all()
+    assert np.isfinite(actual["aware"][:, 1:]).all()
 
 
 def test_slots_must_suffice():
@@ -248,8 +248,8 @@ def test_a_wrap_reads_its_weights_in_training_and_from_features_too(method):
         for k, (n, p) in enumerate(params.items())
     }
     x = jax.random.normal(KEY, (5, 6))
-    found = wrapped.apply(params, x, 1)
+    actual = wrapped.apply(params, x, 1)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
-    close(wrapped.train(params, x, 1, KEY).logits, found.logits)
-    close(wrapped.from_features(params, found.features, 1).logits, found.logits)
-    assert float(jnp.abs(plain.apply(plain.init(KEY), x, 1).logits - found.logits).max()) > 1e-3
+    close(wrapped.train(params, x, 1, KEY).logits, actual.logits)
+    close(wrapped.from_features(params, actual.features, 1).logits, actual.logits)
+    assert float(jnp.abs(plain.apply(plain.init(KEY), x, 1).logits - actual.logits).max()) > 1e-3

@@ -44,8 +44,8 @@ def job(tmp_path, method, models=3, shape=SHAPE):
     ],
 )
 def test_a_leaf_that_can_be_cut_is_bounded_by_the_budget(tmp_path, method, models):
-    found = cost(job(tmp_path, method, models), None)["memory"]
-    assert found < PROCESS + ROOM < LEAF
+    actual = cost(job(tmp_path, method, models), None)["memory"]
+    assert actual < PROCESS + ROOM < LEAF
 
 
 def test_a_matrix_method_says_what_its_programs_take(tmp_path):

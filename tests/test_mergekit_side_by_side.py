@@ -65,7 +65,7 @@ def models(*names, **parameters) -> list:
 
 def pieces(*spans, **more) -> list:
     one = lambda m, a, b, p: {"model": m, "layer_range": [a, b], "parameters": p}
-    return [{"sources": [one(*s) for s in some]} | more for some in spans]
+    return [{"sources": [one(*s) for s in span]} | more for span in spans]
 
 
 def test_a_gradient_runs_within_each_slice(folder):
@@ -110,10 +110,10 @@ def test_ties_keeps_as_many_entries_as_the_density_says(folder):
     recipe = {"merge_method": "ties", "base_model": "base"}
     out = run(recipe | {"models": models("a", weight=1.0, density=0.4)})
     for n, x in change.items():
-        kept, k = np.flatnonzero(out[n]), max(1, int(0.4 * x.size))
+        survivors, k = np.flatnonzero(out[n]), max(1, int(0.4 * x.size))
         size = np.abs(x).ravel()
         first = sorted(range(x.size), key=lambda i, s=size: (-s[i], i))[:k]
-        assert set(kept) == {i for i in first if size[i]}, n  # of equal ones the first
+        assert set(survivors) == {i for i in first if size[i]}, n  # of equal ones the first
 
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.3, 0.5, 1.0])
@@ -131,26 +131,26 @@ def test_exact_counts_are_the_same_in_memory_compiled_sharded_and_from_files(
     else:
         stage = jm.drop_outliers(density, gamma, exact=True)
     method = jm.chain(stage, jm.add())
-    found = jm.merge(method, base, [row])["w"]
+    actual = jm.merge(method, base, [row])["w"]
     m = max(1, int(density * row["w"].size)) if density else 0
     top = min(int((gamma or 0) * row["w"].size), row["w"].size - m)
     size = np.abs(row["w"]).ravel()
     order = np.lexsort((np.arange(size.size), -size))[top : top + m]
     expected = np.zeros(size.size, np.float32)
     expected[order] = row["w"].ravel()[order]
-    np.testing.assert_array_equal(found.ravel(), expected)
+    np.testing.assert_array_equal(actual.ravel(), expected)
     compiled = jax.jit(lambda b, r: jm.merge(method, b, [r]))(base, row)["w"]
-    np.testing.assert_array_equal(compiled, found)
+    np.testing.assert_array_equal(compiled, actual)
     grid = jm.mesh(1, 2)
     cut = jm.merge(method, jm.shard(base, grid), [jm.shard(row, grid)])["w"]
-    np.testing.assert_array_equal(cut, found)
+    np.testing.assert_array_equal(cut, actual)
     for name, tree in (("base", base), ("row", row)):
         save_file(tree, tmp_path / f"{name}.safetensors")
     jm.merge_files(
         method, base=tmp_path / "base.safetensors", models=[tmp_path / "row.safetensors"],
         out=tmp_path / "out",
     )  # fmt: skip
-    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["w"], found)
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["w"], actual)
 
 
 def test_exact_needs_single_leaves():
@@ -163,8 +163,8 @@ def test_what_no_method_reads_is_named_and_refused_only_if_strict(folder, capsys
               "models": models("b", weight=0.5, revision="main"),
               "parameters": {"t": "0.25"}}  # fmt: skip
     plain = run(recipe)
-    said = capsys.readouterr().err
-    assert all(k in said for k in ("'embed_slerp'", "'weight'", "'revision'"))
+    message = capsys.readouterr().err
+    assert all(k in message for k in ("'embed_slerp'", "'weight'", "'revision'"))
     expected = jm.merge(jm.slerp(0.25), None, [leaves(1), leaves(2)])
     np.testing.assert_allclose(plain["model.norm.weight"], expected["model.norm.weight"], atol=1e-6)
     with pytest.raises(UserError, match=r"models\[0\]: parameters: nothing reads 'weight'"):
@@ -269,9 +269,9 @@ def test_more_tokens_than_rows(folder, capsys):
 
 def test_leaves_that_some_models_lack(folder):
     for name, lacks in (("a", "model.norm.weight"), ("b", "model.embed_tokens.weight")):
-        some = load_file(f"{name}/model.safetensors")
-        some.pop(lacks)
-        save_file(some, f"{name}.safetensors")
+        chosen = load_file(f"{name}/model.safetensors")
+        chosen.pop(lacks)
+        save_file(chosen, f"{name}.safetensors")
     recipe = {"merge_method": "linear",
               "models": models("a.safetensors", "b.safetensors", weight=(1.0, 3.0))}  # fmt: skip
     both = run(recipe, tensor_intersection=True)

@@ -111,8 +111,8 @@ def test_the_divergence_is_exact(scale):
     )
     p, q = softmax(base + x), softmax(base)
     want = (p * np.log(p / q)).sum(-1)[:, None].astype(float)
-    found = _divergence(jnp.float32(x), jnp.float32(base), -1)
-    np.testing.assert_allclose(found, want, rtol=2e-5)
+    actual = _divergence(jnp.float32(x), jnp.float32(base), -1)
+    np.testing.assert_allclose(actual, want, rtol=2e-5)
 
 
 def test_arcee_fusion_adopts_all_of_a_leaf_with_one_entry_a_row():

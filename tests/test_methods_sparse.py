@@ -51,13 +51,13 @@ def ties_numpy(tau, density, merge="mean", elect="mass", weights=None):
     sign = np.sign(votes.sum(0))
     sign[sign == 0] = 1 if sign.sum() >= 0 else -1
     agree = np.sign(tau) == sign
-    kept = np.where(agree, tau, 0)
+    elected = np.where(agree, tau, 0)
     if merge == "sum":
-        return kept.sum(0)
+        return elected.sum(0)
     if merge == "max":
-        return sign * np.abs(kept).max(0)
+        return sign * np.abs(elected).max(0)
     share = (agree * weights[:, None]).sum(0)
-    return kept.sum(0) / np.where(share == 0, 1, share)
+    return elected.sum(0) / np.where(share == 0, 1, share)
 
 
 @pytest.mark.parametrize("merge", ["mean", "sum", "max"])
@@ -134,8 +134,8 @@ def breadcrumbs_numpy(x, density, gamma):
     order = np.argsort(np.abs(x.ravel()))[::-1]
     keep = max(1, int(density * x.size))
     drop = min(int(gamma * x.size), x.size - keep)
-    kept, out = order[drop : drop + keep], np.zeros(x.size)
-    out[kept] = x.ravel()[kept]
+    places, out = order[drop : drop + keep], np.zeros(x.size)
+    out[places] = x.ravel()[places]
     return out.reshape(x.shape)
 
 
@@ -187,8 +187,8 @@ def test_dare_l1_keeps_the_norm_of_every_leaf():
     for n in ("a/w", "b"):
         size = lambda m, n=n: np.abs(m[n] - base[n]).sum()
         np.testing.assert_allclose(size(out), size(models[0]), rtol=1e-5)
-        kept = np.count_nonzero(out[n] != base[n]) / out[n].size
-        assert abs(kept - 0.4) < 0.25
+        share_kept = np.count_nonzero(out[n] != base[n]) / out[n].size
+        assert abs(share_kept - 0.4) < 0.25
 
 
 def test_masks_follow_names_not_the_order_of_leaves():
@@ -222,10 +222,10 @@ def test_della_keeps_large_entries_more_often(axis):
     base, model = {"w": np.zeros_like(tau)}, {"w": tau}
     method = jm.della_linear(density=0.5, epsilon=0.6, factor=1.0, rescale=None, axis=axis)
     out = jm.merge(method, base, [model], key=KEY)["w"]
-    kept = np.array([np.mean(out[tau == v] != 0) for v in range(1, n + 1)])
+    share_kept = np.array([np.mean(out[tau == v] != 0) for v in range(1, n + 1)])
     chance = 0.2 + 0.6 * np.arange(n) / (n - 1)
-    assert np.abs(kept - chance).max() < 5 * 0.5 / np.sqrt(rows_)
-    assert abs(kept.mean() - 0.5) < 5 * 0.5 / np.sqrt(tau.size)
+    assert np.abs(share_kept - chance).max() < 5 * 0.5 / np.sqrt(rows_)
+    assert abs(share_kept.mean() - 0.5) < 5 * 0.5 / np.sqrt(tau.size)
 
 
 def test_della_is_unbiased():

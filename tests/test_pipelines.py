@@ -108,7 +108,7 @@ def test_one_file_of_stable_diffusion():
     for seed, name in enumerate("ab"):
         g = np.random.default_rng(seed)
         leaves = {at + n: g.normal(size=s).astype(np.float16)
-                  for at, some in parts.items() for n, s in some.items()}  # fmt: skip
+                  for at, shapes in parts.items() for n, s in shapes.items()}  # fmt: skip
         ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
         leaves[ids] = np.arange(77, dtype=np.float16)[None] + seed / 4  # drifted, as in the wild
         leaves["alphas_cumprod"] = np.linspace(1, 0, 10, dtype=np.float32)

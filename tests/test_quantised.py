@@ -347,9 +347,9 @@ def test_inspect_shows_what_is_stored_or_what_it_stands_for(tmp_path, capsys):
     folder = checkpoint(tmp_path / "m", tensors, {"quant_method": "gptq"})
     for stored, names in ((False, {"model.layers.0.up.weight"}), (True, set(tensors))):
         inspect.run(str(folder), stored=stored, json=True)
-        found = json.loads(capsys.readouterr().out)["leaves"]
-        assert {x["name"] for x in found} == names | {"model.norm.weight"}
-    assert found[0]["name"] in tensors
+        content = json.loads(capsys.readouterr().out)["leaves"]
+        assert {x["name"] for x in content} == names | {"model.norm.weight"}
+    assert content[0]["name"] in tensors
     assert want.shape == (32, 64)
 
 

@@ -48,21 +48,21 @@ def whole(tiny, tmp_path_factory):
     return folder, quickstart.run(out=folder, model=tiny, **OPTIONS)
 
 
-def figures(found: Results):
+def figures(results: Results):
     """What must be the same on the same machine: all but times."""
-    plain = json.loads(found.to_json())
+    plain = json.loads(results.to_json())
     for run in plain["seeds"]:
         del run["seconds"], run["streams"]
     return {k: plain[k] for k in ("scenario", "classes", "recipe", "seeds", "summary", "versions")}
 
 
 def test_a_run_folder_holds_everything(whole):
-    folder, found = whole
+    folder, results = whole
     names = {p.name for p in folder.iterdir()}
     assert names - {"cells.parquet"} == {
         "config.json", "results.json", "report.html", "plots", "merged", "merged.safetensors",
     }  # fmt: skip
-    assert Results.from_json(folder / "results.json") == found
+    assert Results.from_json(folder / "results.json") == results
     assert len(list((folder / "plots").glob("*.png"))) >= 5
     assert "MagMax" in (folder / "report.html").read_text()
     assert not list(folder.rglob("*.new"))
@@ -86,7 +86,7 @@ def test_the_table_has_every_method(whole):
 
 
 def test_the_saved_model_is_magmax_with_the_frozen_rest(whole, tiny):
-    folder, found = whole
+    folder, results = whole
     merged, base = clip.load(folder / "merged"), clip.load(tiny)
     same = [n for n in base.params if np.array_equal(merged.params[n], base.params[n])]
     assert all(n.startswith("text/") or n == "logit_scale" for n in same)
@@ -100,10 +100,10 @@ def test_the_saved_model_is_magmax_with_the_frozen_rest(whole, tiny):
     from jaxmerge.studies.loop import Stream
     from jaxmerge.training.learner import from_clip
 
-    scenario = class_incremental(digits(), 5, found.seeds[0].order)
+    scenario = class_incremental(digits(), 5, results.seeds[0].order)
     stream = Stream(scenario, from_clip(merged, scenario), batch=90)
     free, _ = stream.measure(stream.learner.params, stream.test)
-    assert free.tolist() == found.entry("MagMax", "sequential").matrix[-1]
+    assert free.tolist() == results.entry("MagMax", "sequential").matrix[-1]
 
 
 @pytest.mark.parametrize("writes", [3, 14])
@@ -130,14 +130,14 @@ def test_interrupted_and_resumed_gives_the_same_figures(
     assert 0 < spent["seconds"] < 1000
     assert 1e8 < spent["memory"] < 1e12
     cost.write_text(json.dumps({"seconds": 1000.0, "memory": 10**12}))
-    found = quickstart.run(resume=tmp_path / "run", quiet=True)
-    assert figures(found) == figures(whole[1])
-    assert found.seconds["total"] > 1000
-    assert found.peak_memory == 10**12
+    results = quickstart.run(resume=tmp_path / "run", quiet=True)
+    assert figures(results) == figures(whole[1])
+    assert results.seconds["total"] > 1000
+    assert results.peak_memory == 10**12
 
 
 def test_resume_with_another_configuration_is_refused(tiny, tmp_path, monkeypatch):
-    def interrupted(experiment, folder, way):
+    def interrupted(experiment, folder, method):
         (folder / "state").mkdir()  # a run that kept nothing takes its folder back
         raise KeyboardInterrupt
 
@@ -217,5 +217,5 @@ def test_killed_with_sigkill_and_resumed(whole, tiny, tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "run" / "results.json").exists()
-    found = quickstart.run(resume=tmp_path / "run", quiet=True)
-    assert figures(found) == figures(whole[1])
+    results = quickstart.run(resume=tmp_path / "run", quiet=True)
+    assert figures(results) == figures(whole[1])

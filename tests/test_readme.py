@@ -25,12 +25,12 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         weights = np.random.default_rng(i).normal(size=(8, 8)).astype(np.float32)
         save_file({"w": weights}, tmp_path / name / "model.safetensors")
-    found = blocks(page)
-    assert found
+    page_blocks = blocks(page)
+    assert page_blocks
     known = set(jm.REGISTRY)
     scope: dict = {}
     try:
-        for block in found:
+        for block in page_blocks:
             exec(compile(block, page, "exec"), scope)
     finally:
         for name in set(jm.REGISTRY) - known:

@@ -67,8 +67,8 @@ def run(out="out", **recipe):
 def test_the_same_as_in_memory(family, kind, method, named):
     files = [f"{m}/{kind}.safetensors" for m in "ab"]
     extras = [statistics.extras(statistics.load(f)) for f in files]
-    made = jm.fisher_merging() if kind == "fisher" else jm.regmean(axis=1)
-    want = jm.merge(made, family["base"], [family[m] for m in "ab"], extras=extras)
+    merge = jm.fisher_merging() if kind == "fisher" else jm.regmean(axis=1)
+    want = jm.merge(merge, family["base"], [family[m] for m in "ab"], extras=extras)
     got = run(method=method, **({"extras": {kind: files}} if named else {}))
     for n in want:
         np.testing.assert_array_equal(got[n], want[n])
@@ -160,18 +160,20 @@ def test_a_statistic_in_the_layout_of_its_checkpoint():
         Entry("qkv.weight", ("q0", "q1", "q2"), "fused"), Entry("q.weight", ("q0",), "dense"),
         Entry("q.bias", ("bias",), "same"), Entry("other", ("elsewhere",), "same"),
     ]  # fmt: skip
-    found = statistics.in_layout(side("fisher", ours, ours), table, stored)
-    assert {n: x.shape for n, x in found.values.items()} == {n: x.shape for n, x in stored.items()}
-    np.testing.assert_array_equal(found.values["q.weight"], ours["q0"].T)
-    np.testing.assert_array_equal(found.values["qkv.weight"][6:12], ours["q1"].T)
-    statistics.check_weights(found, stored)
+    statistic = statistics.in_layout(side("fisher", ours, ours), table, stored)
+    assert {n: x.shape for n, x in statistic.values.items()} == {
+        n: x.shape for n, x in stored.items()
+    }
+    np.testing.assert_array_equal(statistic.values["q.weight"], ours["q0"].T)
+    np.testing.assert_array_equal(statistic.values["qkv.weight"][6:12], ours["q1"].T)
+    statistics.check_weights(statistic, stored)
     square = {n: np.eye(4, dtype=np.float32) for n in ("q0", "q1", "q2")}
-    found = statistics.in_layout(
+    statistic = statistics.in_layout(
         statistics.Statistic("gram", square, 1, "", {"axis": dict.fromkeys(square, 0)}),
         table, stored,
     )  # fmt: skip
-    assert found.about["axis"] == {"qkv.weight": 1, "q.weight": 1}
-    statistics.check_weights(found, stored)
+    assert statistic.about["axis"] == {"qkv.weight": 1, "q.weight": 1}
+    statistics.check_weights(statistic, stored)
 
 
 @pytest.mark.slow

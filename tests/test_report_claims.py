@@ -28,10 +28,10 @@ def put(results, better, worse):
 
 def test_verdicts(results):
     put(results, [0.6, 0.7, 0.8], [0.5, 0.59, 0.71])
-    found = claims.check(BEATS, results)
-    np.testing.assert_allclose([found.mean, found.error], [10, 1 / 3**0.5], rtol=1e-6)
-    assert found.verdict == "holds"
-    assert str(found) == "+10.0 ± 0.6: holds"
+    finding = claims.check(BEATS, results)
+    np.testing.assert_allclose([finding.mean, finding.error], [10, 1 / 3**0.5], rtol=1e-6)
+    assert finding.verdict == "holds"
+    assert str(finding) == "+10.0 ± 0.6: holds"
     assert claims.check(BEATS._replace(metric="forgetting", less=True), results).verdict == "fails"
     put(results, [0.6, 0.7, 0.8], [0.5, 0.8, 0.78])
     assert claims.check(BEATS, results).verdict == "open"
@@ -39,8 +39,8 @@ def test_verdicts(results):
 
 def test_one_seed_decides_nothing(results):
     put(results, [0.6, 0.7, 0.8], [0.5, 0.59, 0.71])
-    found = claims.check(BEATS, dataclasses.replace(results, seeds=results.seeds[:1]))
-    assert (found.error, found.verdict) == (None, "open")
+    finding = claims.check(BEATS, dataclasses.replace(results, seeds=results.seeds[:1]))
+    assert (finding.error, finding.verdict) == (None, "open")
 
 
 def test_rows_that_are_not_there_are_left_out(results):

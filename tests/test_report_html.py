@@ -212,9 +212,9 @@ CONTRAST = """(() => {
 def test_every_word_has_contrast(browser, page, scheme):
     browser.open(page, 1200, scheme)
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
-    found = browser.run(CONTRAST)
-    assert len(found) > 500
-    assert [pair for pair in found if pair[0] < 4.5] == []
+    ratios = browser.run(CONTRAST)
+    assert len(ratios) > 500
+    assert [pair for pair in ratios if pair[0] < 4.5] == []
 
 
 def test_tables_sort_by_mouse_and_keyboard(browser, page):

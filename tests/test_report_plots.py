@@ -99,8 +99,8 @@ def test_svg_ids_are_used_and_named_after_the_picture(drawn):
 
 def test_svg_words_are_words_and_escaped():
     bad = '<script>alert(1)</script> $\\frac{1}$ & "x"'
-    found = plots.of(results(label=bad))
-    p = next(q for q in found if q.name == "accuracy_over_tasks")
+    pictures = plots.of(results(label=bad))
+    p = next(q for q in pictures if q.name == "accuracy_over_tasks")
     text = canvas.svg(p.draw(style.LIGHT), style.LIGHT, p.name, p.title)
     assert "<script" not in text
     root = ElementTree.fromstring(text)

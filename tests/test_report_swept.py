@@ -65,10 +65,10 @@ def test_one_stream_under_two_settings_of_its_own_is_two_rows_of_a_table():
     rows = [row(strength=s, stream="L2", accuracy=s / 10) for s in (1.0, 4.0)]
     rows.append(row(accuracy=0.9))
     (results,) = cells.gather(rows).values()
-    found = {s.finetunes: s.metrics["accuracy"].mean for s in results.summary}
-    assert found == {
+    means = {s.finetunes: s.metrics["accuracy"].mean for s in results.summary}
+    assert means == {
         "L2, methods.0.strength 1.0": pytest.approx(0.1),
         "L2, methods.0.strength 4.0": pytest.approx(0.4),
         "sequential": pytest.approx(0.9),
     }
-    assert np.isfinite(list(found.values())).all()
+    assert np.isfinite(list(means.values())).all()

@@ -32,23 +32,23 @@ def test_every_registered_method_has_ours_or_a_reason(half):
     first = {cells[0] for cells in lines if cells[0]}
     assert first == {f"`{n}`" for n in names}
     for cells in lines:
-        said = " ".join(cells)
-        assert "+-" in said or "not reproduced, because" in said
+        message = " ".join(cells)
+        assert "+-" in message or "not reproduced, because" in message
 
 
 def test_a_missing_cell_is_a_dash(tmp_path):
-    made = script()
-    made["accuracy_table"].__globals__["RESULTS"] = tmp_path
+    module = script()
+    module["accuracy_table"].__globals__["RESULTS"] = tmp_path
     row = {
         "scenario": "task", "method": "ER", "protocol": "one pass", "setting": "er()", "tried": {},
         "accuracy": [0.5, 0.7], "processor_seconds": 3.0,
     }  # fmt: skip
-    found = {
+    report = {
         "rows": [row, {**row, "scenario": "class", "method": "SI"}], "seeds": [0, 1],
         "tuning_seed": 100, "command": "python x.py", "machine": {"cpus": 2},
     }  # fmt: skip
-    (tmp_path / "toy.json").write_text(json.dumps(found))
-    text = "\n".join(made["accuracy_table"]("toy"))
+    (tmp_path / "toy.json").write_text(json.dumps(report))
+    text = "\n".join(module["accuracy_table"]("toy"))
     assert "| ER | – | 60.0 +- 10.0 |" in text
     assert "| SI | 60.0 +- 10.0 | – |" in text
     assert "6 processor seconds" in text

@@ -31,13 +31,13 @@ def scenarios():
 def test_the_models_are_those_of_runs(learner, scenarios, added):
     plan = Plan("sequential", training=TRAINING, methods=added)
     assert resident.obstacle(plan, scenarios[0], learner) == ""
-    made = resident.train(plan, scenarios, learner, (3, 4))
-    for scenario, seed, found in zip(scenarios, (3, 4), made, strict=True):
+    trained = resident.train(plan, scenarios, learner, (3, 4))
+    for scenario, seed, models_ in zip(scenarios, (3, 4), trained, strict=True):
         run = Stream(
             scenario, learner, training=clouds.TRAINING, methods=added, seed=seed, keep=True
         ).run()
         for task, model in zip(scenario, run.models, strict=True):
-            for n, p in found.get(task.name, model).items():
+            for n, p in models_.get(task.name, model).items():
                 np.testing.assert_allclose(p, model[n], rtol=1e-3, atol=1e-4, err_msg=n)
 
 

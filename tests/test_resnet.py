@@ -28,9 +28,9 @@ def recorded(request, tmp_path_factory):
 
 
 def logits(model, images, train):
-    found = resnet.forward(model.config, model.params, images, train=train)
+    actual = resnet.forward(model.config, model.params, images, train=train)
     kernel, bias = model.params["head/kernel"], model.params["head/bias"]
-    return found.features @ kernel + bias[None], found
+    return actual.features @ kernel + bias[None], actual
 
 
 def test_the_architecture_is_read_from_the_shapes(recorded):
@@ -43,9 +43,9 @@ def test_the_architecture_is_read_from_the_shapes(recorded):
 def test_features_and_logits_are_torchvisions(recorded, train):
     golden, _, model = recorded
     mode = "train" if train else "eval"
-    found, forward = logits(model, golden["images"], train)
+    actual, forward = logits(model, golden["images"], train)
     np.testing.assert_allclose(forward.features, golden[f"{mode}/features"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found, golden[f"{mode}/logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actual, golden[f"{mode}/logits"], rtol=0, atol=1e-5)
 
 
 def test_running_statistics_move_as_torchvisions(recorded):
@@ -125,17 +125,17 @@ def test_statistics_are_measured_anew_as_the_mean_over_batches():
     params = resnet.init(SMALL, jax.random.key(0))
     rng = np.random.default_rng(0)
     batches = [rng.normal(size=(4, 8, 8, 3)).astype(np.float32) + k for k in range(2)]
-    found = resnet.recalibrated(SMALL, params, batches)
+    actual = resnet.recalibrated(SMALL, params, batches)
     conv = [
         resnet.forward(SMALL, params, x, inputs=True).inputs["stem/conv/kernel"] for x in batches
     ]
     kernel = params["stem/conv/kernel"]
-    each = [np.asarray(rows @ kernel.reshape(-1, kernel.shape[-1])) for rows in conv]
-    mean = np.mean([x.mean((0, 1, 2)) for x in each], 0)
-    variance = np.mean([x.reshape(-1, x.shape[-1]).var(0, ddof=1) for x in each], 0)
-    np.testing.assert_allclose(found["stem/norm/mean"], mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["stem/norm/variance"], variance, rtol=1e-4)
-    assert found["stem/norm/scale"] is params["stem/norm/scale"]
+    per_batch = [np.asarray(rows @ kernel.reshape(-1, kernel.shape[-1])) for rows in conv]
+    mean = np.mean([x.mean((0, 1, 2)) for x in per_batch], 0)
+    variance = np.mean([x.reshape(-1, x.shape[-1]).var(0, ddof=1) for x in per_batch], 0)
+    np.testing.assert_allclose(actual["stem/norm/mean"], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual["stem/norm/variance"], variance, rtol=1e-4)
+    assert actual["stem/norm/scale"] is params["stem/norm/scale"]
     with pytest.raises(ValueError, match="found no batch"):
         resnet.recalibrated(SMALL, params, [])
 

@@ -100,9 +100,9 @@ def test_transforms_after_the_merge_may_measure_the_result():
     total = jm.merge(jm.add(), BASE, MODELS)
     change = np.concatenate([np.abs(out[n] - BASE[n]).ravel() for n in laws.SHAPES])
     whole = np.concatenate([np.abs(total[n] - BASE[n]).ravel() for n in laws.SHAPES])
-    kept = change > 0
-    assert abs(kept.sum() - len(whole) / 2) <= 1
-    assert whole[kept].min() >= whole[~kept].max()
+    mask = change > 0
+    assert abs(mask.sum() - len(whole) / 2) <= 1
+    assert whole[mask].min() >= whole[~mask].max()
 
 
 def test_joined_states_add_their_counts():

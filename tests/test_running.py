@@ -26,9 +26,9 @@ def merge(method, models):
     return jm.merge(method, zero(models[0]), models)
 
 
-def close(found, expected, atol=1e-12):
+def close(actual, expected, atol=1e-12):
     for n in expected:
-        np.testing.assert_allclose(found[n], expected[n], atol=atol, err_msg=n)
+        np.testing.assert_allclose(actual[n], expected[n], atol=atol, err_msg=n)
 
 
 def test_averages(x64):
@@ -149,14 +149,14 @@ def np_dop(taus, alpha, steps, rate, decay, epsilon):
 @pytest.mark.parametrize("decay, epsilon", [(0.9, 0.99999), (1.0, 0.8)])
 def test_dop(x64, shape, decay, epsilon):
     models = draw(4, 3, shape)
-    found = merge(jm.dop(0.8, 30, 1e-2, decay, epsilon), models)
+    actual = merge(jm.dop(0.8, 30, 1e-2, decay, epsilon), models)
     expected = np_dop([m[K] for m in models], 0.8, 30, 1e-2, decay, epsilon)
-    np.testing.assert_allclose(found[K], expected, atol=1e-9)
+    np.testing.assert_allclose(actual[K], expected, atol=1e-9)
     halves = (models[0]["bias"] / 2 + models[1]["bias"] / 2) / 2 + models[2]["bias"] / 2
-    np.testing.assert_allclose(found["bias"], halves, atol=1e-12)
+    np.testing.assert_allclose(actual["bias"], halves, atol=1e-12)
     turned = [{n: x.T for n, x in m.items()} for m in models]
     other = merge(jm.dop(0.8, 30, 1e-2, decay, epsilon), turned)
-    np.testing.assert_allclose(other[K].T, found[K], atol=1e-9)
+    np.testing.assert_allclose(other[K].T, actual[K], atol=1e-9)
 
 
 def test_no_step_of_dop_is_the_mean_and_no_change_stays_finite():
@@ -164,8 +164,8 @@ def test_no_step_of_dop_is_the_mean_and_no_change_stays_finite():
     halves = {n: (models[0][n] + models[1][n]) / 2 for n in models[0]}
     close(merge(jm.dop(steps=0), models), halves, 1e-6)
     nothing = zero(models[0])
-    for found in (merge(jm.dop(), [nothing, nothing]), merge(jm.dop(steps=3), [models[0]] * 2)):
-        assert all(np.isfinite(x).all() for x in found.values())
+    for actual in (merge(jm.dop(), [nothing, nothing]), merge(jm.dop(steps=3), [models[0]] * 2)):
+        assert all(np.isfinite(x).all() for x in actual.values())
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ RANKS = [1, 2, 100, 5000, 25201, 25202]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_row(kind, host):
     leaves = leaves_of(kind, np.float32)
-    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
-    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+    actual = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(actual, sorted_out(leaves, RANKS))
 
 
 @pytest.mark.parametrize("host", [True, False])
@@ -70,8 +70,8 @@ def test_a_whole_row_in_float64(x64, kind, host):
         leaves = [1 + np.random.default_rng(1).integers(0, 99, 25202) * 2.0**-50]
     else:
         leaves = leaves_of(kind, np.float64)
-    found = run(ranked_magnitude(lambda n: RANKS), leaves, host)
-    np.testing.assert_array_equal(found, sorted_out(leaves, RANKS))
+    actual = run(ranked_magnitude(lambda n: RANKS), leaves, host)
+    np.testing.assert_array_equal(actual, sorted_out(leaves, RANKS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,8 +92,41 @@ def test_a_sample_that_misleads_is_found_out():
     leaf = np.ones(67 * 5000, np.float32)
     leaf[:: host_order_statistics.STRIDE] = 100.0  # all that is sampled
     for rank in (5000, 5001, 300000):
-        found = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
-        assert found == (100.0 if rank <= 5000 else 1.0)
+        actual = run(ranked_magnitude(lambda n, r=rank: r), [leaf], host=True)
+        assert actual == (100.0 if rank <= 5000 else 1.0)
+
+
+def odd_leaf(kind: str, size: int, rng) -> np.ndarray:
+    """Leaves on which a bracket is wide, empty, of one value, or guessed wrongly."""
+    if kind == "frozen":
+        return np.zeros(size, np.float32)
+    if kind == "hardly trained":
+        return np.where(rng.random(size) < 0.001, rng.standard_normal(size), 0).astype(np.float32)
+    if kind == "few values":
+        return (rng.integers(-3, 4, size) * 2.0**-6).astype(np.float32)
+    if kind == "misleading":
+        leaf = rng.integers(1, 3, size).astype(np.float32)
+        leaf[:: host_order_statistics.STRIDE] = 100.0
+        return leaf
+    return rng.standard_normal(size).astype(np.float32)
+
+
+@pytest.mark.parametrize("most", [64, 1 << 21])
+@pytest.mark.parametrize("kind", ["frozen", "hardly trained", "few values", "misleading", "normal"])
+def test_the_value_and_the_place_of_a_rank(monkeypatch, kind, most):
+    rng = np.random.default_rng(0)
+    for name, small in (("BLOCK", 512), ("SMALL", 128), ("PROCESSORS", 3)):
+        monkeypatch.setattr(host_order_statistics, name, small)
+    monkeypatch.setattr(host_order_statistics.gather, "__defaults__", (most,))
+    leaf = odd_leaf(kind, 20_011, rng)
+    ranks = np.array([0, 1, 2, 20, 150, 299, 300, 9000, 20_010, 20_011])
+    bits, places = host_order_statistics.in_one_leaf(Row(leaf), ranks, exact=True)
+    order = np.argsort(-np.abs(leaf), kind="stable")  # equal ones in their order
+    for rank, value, place in zip(ranks[1:], bits[1:].view(np.float32), places[1:], strict=True):
+        assert value == np.abs(leaf)[order[rank - 1]]
+        equal = np.flatnonzero(np.abs(leaf) == value)
+        last = order[rank - 1]
+        assert place == ((1 << 32) - 1 if last == equal[-1] else last)
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,10 +154,10 @@ def test_a_row_is_the_difference_in_float32(dtype):
     draw = np.random.default_rng(0)
     model, base = (jnp.asarray(draw.normal(size=(300, 500)), dtype) for _ in range(2))
     want = np.abs(np.asarray(model, np.float32) - np.asarray(base, np.float32)).ravel()
-    found = np.concatenate([b.copy() for b in Row(model, base).bits()]).view(np.float32)
-    np.testing.assert_array_equal(found, want)
-    some = np.concatenate([b.copy() for b in Row(model, base).bits(7)]).view(np.float32)
-    np.testing.assert_array_equal(some, want[::7])
+    actual = np.concatenate([b.copy() for b in Row(model, base).bits()]).view(np.float32)
+    np.testing.assert_array_equal(actual, want)
+    sampled = np.concatenate([b.copy() for b in Row(model, base).bits(7)]).view(np.float32)
+    np.testing.assert_array_equal(sampled, want[::7])
 
 
 def test_many_entries_inside_a_bracket_become_counts():
@@ -146,15 +179,15 @@ def test_a_large_leaf_is_read_in_blocks_by_several_threads(kind):
     leaf = draw.permutation(np.tile(leaf.ravel(), 30)).reshape(3000, 210)
     assert leaf.size > host_order_statistics.SMALL
     ranks = np.array([1, 1000, 126000, 315000, leaf.size])
-    found = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float32)
-    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+    actual = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float32)
+    np.testing.assert_array_equal(actual, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_in_float64(x64):
     leaf = 1 + np.random.default_rng(1).integers(0, 10**6, 400000) * 2.0**-50
     ranks = np.array([7, 80000, 399999])
-    found = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float64)
-    np.testing.assert_array_equal(found, sorted_out([leaf], ranks))
+    actual = host_order_statistics.in_one_leaf(Row(leaf), ranks)[0].view(np.float64)
+    np.testing.assert_array_equal(actual, sorted_out([leaf], ranks))
 
 
 def test_a_large_leaf_whose_sample_misleads():
@@ -162,5 +195,5 @@ def test_a_large_leaf_whose_sample_misleads():
     leaf[:: host_order_statistics.STRIDE // 4] = 100.0
     high = int((leaf == 100).sum())
     for rank in (high, high + 1):
-        found = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
-        assert found == (100.0 if rank == high else 1.0)
+        actual = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
+        assert actual == (100.0 if rank == high else 1.0)

@@ -168,8 +168,8 @@ def test_dataless_localize_and_stitch_matches_numpy():
     out = jm.merge(jm.localize_and_stitch(0.25), base, models)
     flat = [np.concatenate([m["w"].ravel(), m["b"]]) for m in models]
     count = int(0.25 * len(flat[0]))  # floor(density n) entries, as the authors keep
-    kept = [np.where(np.abs(f) >= np.sort(np.abs(f))[-count], f, 0) for f in flat]
-    expected = sum(kept) / np.maximum(sum((k != 0).astype(int) for k in kept), 1)
+    stitched = [np.where(np.abs(f) >= np.sort(np.abs(f))[-count], f, 0) for f in flat]
+    expected = sum(stitched) / np.maximum(sum((k != 0).astype(int) for k in stitched), 1)
     np.testing.assert_allclose(
         np.concatenate([out["w"].ravel(), out["b"]]), expected, rtol=1e-5, atol=1e-7
     )
@@ -218,9 +218,9 @@ def test_searches_find_the_optimum():
     target = jm.merge(jm.linear([0.25, 0.75]), base, models)
     build = lambda c: jm.merge(jm.linear(c), base, models)
     score = lambda p: -sum(jnp.sum(jnp.square(p[n] - target[n])) for n in p)
-    found = solvers.grid(build, score, [[0, 0.25, 0.5], [0.5, 0.75]], at_once=4)
-    assert found.coefficients.tolist() == [0.25, 0.75]
-    assert len(found.scores) == 6
+    result = solvers.grid(build, score, [[0, 0.25, 0.5], [0.5, 0.75]], at_once=4)
+    assert result.coefficients.tolist() == [0.25, 0.75]
+    assert len(result.scores) == 6
     near = solvers.random(
         build, score, [0, 0], [1, 1], tries=200, key=jax.random.key(0), at_once=50
     )
@@ -310,10 +310,10 @@ def test_cma_es_finds_the_optimum():
     pytest.importorskip("evosax")
     target = jnp.array([0.25, 0.75])
     score = lambda p: -jnp.square(p["w"] - target).sum()
-    found = solvers.cma_es(
+    result = solvers.cma_es(
         lambda c: {"w": c}, score, [0.0, 0.0], generations=20, sigma=0.2, key=jax.random.key(0)
     )
-    assert np.abs(found.coefficients - target).max() < 0.01
+    assert np.abs(result.coefficients - target).max() < 0.01
 
 
 @pytest.mark.parametrize("kind", ["adamerging", "frank_wolfe", "soft", "localize"])

@@ -66,7 +66,7 @@ def test_squaring_in_float64_costs_no_digit_of_float32():
     s = np.logspace(0, -4, 40)
     x = ((u * s) @ v.T).astype(np.float32)
     exact = np.linalg.svd(x.astype(np.float64), compute_uv=False)
-    gap = lambda found: np.abs(np.asarray(found, np.float64) - exact).max()
+    gap = lambda actual: np.abs(np.asarray(actual, np.float64) - exact).max()
     double, single = (thin_svd(jnp.asarray(x), double=d)[1] for d in (True, False))
     assert gap(double) < 1e-7
     assert gap(np.linalg.svd(x, compute_uv=False)) < 1e-6
@@ -112,14 +112,14 @@ def test_which_leaves_are_kernels(name, shape, label):
 
 def test_iso_c(x64):
     models = draw(2)
-    found = merge(jm.iso_c(factor=1.5), models)
+    actual = merge(jm.iso_c(factor=1.5), models)
     total = sum(m[K] for m in models)
     u, s, vt = np.linalg.svd(total, full_matrices=False)
-    np.testing.assert_allclose(found[K], 1.5 * s.mean() * u @ vt, atol=1e-12)
-    np.testing.assert_allclose(np.linalg.svd(found[K])[1], 1.5 * s.mean(), atol=1e-12)  # flat
-    np.testing.assert_allclose(found["bias"], 1.5 * np.mean([m["bias"] for m in models], 0))
+    np.testing.assert_allclose(actual[K], 1.5 * s.mean() * u @ vt, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.svd(actual[K])[1], 1.5 * s.mean(), atol=1e-12)  # flat
+    np.testing.assert_allclose(actual["bias"], 1.5 * np.mean([m["bias"] for m in models], 0))
     flipped = merge(jm.iso_c(factor=1.5), transposed(models))
-    np.testing.assert_allclose(flipped[K].T, found[K], atol=1e-12)
+    np.testing.assert_allclose(flipped[K].T, actual[K], atol=1e-12)
 
 
 def iso_cts(taus, common, rows_are_outputs):
@@ -143,12 +143,12 @@ def iso_cts(taus, common, rows_are_outputs):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_iso_cts(x64, shape, axis):
     models = draw(3, shape=shape)
-    found = merge(jm.iso_cts(1.0, common=0.6, output_axis=axis), models)
+    actual = merge(jm.iso_cts(1.0, common=0.6, output_axis=axis), models)
     expected = iso_cts([m[K] for m in models], 0.6, rows_are_outputs=axis == 0)
-    np.testing.assert_allclose(found[K], expected, atol=1e-10)
+    np.testing.assert_allclose(actual[K], expected, atol=1e-10)
     flipped = merge(jm.iso_cts(1.0, common=0.6, output_axis=1 - axis), transposed(models))
-    np.testing.assert_allclose(flipped[K].T, found[K], atol=1e-10)
-    assert np.ptp(np.linalg.svd(found[K])[1]) < 1e-10
+    np.testing.assert_allclose(flipped[K].T, actual[K], atol=1e-10)
+    assert np.ptp(np.linalg.svd(actual[K])[1]) < 1e-10
 
 
 def test_iso_cts_all_common_is_iso_c(x64):
@@ -170,14 +170,14 @@ def test_tsv_m(x64, shape):
     vt = np.concatenate([p[2][:k] for p in parts], 0)
     left, right = np_polar(u), np_polar(vt)
     np.testing.assert_allclose(left.T @ left, np.eye(3 * k), atol=1e-12)  # stacked and orthonormal
-    found = merge(jm.tsv_m(factor=0.7), models)
-    np.testing.assert_allclose(found[K], 0.7 * (left * s) @ right, atol=1e-10)
-    spectrum = np.linalg.svd(found[K])[1]
+    actual = merge(jm.tsv_m(factor=0.7), models)
+    np.testing.assert_allclose(actual[K], 0.7 * (left * s) @ right, atol=1e-10)
+    spectrum = np.linalg.svd(actual[K])[1]
     np.testing.assert_allclose(spectrum[: 3 * k], 0.7 * np.sort(s)[::-1], atol=1e-10)
     assert spectrum[3 * k :].max() < 1e-10
-    np.testing.assert_allclose(found["bias"], 0.7 * np.mean([m["bias"] for m in models], 0))
+    np.testing.assert_allclose(actual["bias"], 0.7 * np.mean([m["bias"] for m in models], 0))
     flipped = merge(jm.tsv_m(factor=0.7), transposed(models))
-    np.testing.assert_allclose(flipped[K].T, found[K], atol=1e-10)
+    np.testing.assert_allclose(flipped[K].T, actual[K], atol=1e-10)
 
 
 def test_tsv_m_in_float32_and_of_equal_models():
@@ -203,11 +203,11 @@ def test_tsv_m_refuses_more_models_than_rank():
 
 def test_tsv_c(x64):
     [model] = draw(8, 1)
-    found = merge(jm.tsv_c(tasks=3), [model])
+    actual = merge(jm.tsv_c(tasks=3), [model])
     u, s, vt = np.linalg.svd(model[K], full_matrices=False)
-    np.testing.assert_allclose(found[K], (u[:, :2] * s[:2]) @ vt[:2], atol=1e-12)
-    np.testing.assert_array_equal(found["bias"], model["bias"])
-    lost = np.linalg.norm(found[K] - model[K])
+    np.testing.assert_allclose(actual[K], (u[:, :2] * s[:2]) @ vt[:2], atol=1e-12)
+    np.testing.assert_array_equal(actual["bias"], model["bias"])
+    lost = np.linalg.norm(actual[K] - model[K])
     np.testing.assert_allclose(lost, np.sqrt(np.sum(s[2:] ** 2)))  # Eckart and Young
     with pytest.raises(ValueError, match="at most 1"):
         merge(jm.tsv_c(tasks=3), draw(8, 2))
@@ -236,10 +236,10 @@ def wudi_adam(taus, steps, rate):
 def test_wudi(x64, axis):
     models = draw(9, shape=(8, 5))
     taus = [m[K] if axis == 0 else m[K].T for m in models]
-    found = merge(jm.wudi(steps=40, learning_rate=1e-2, output_axis=axis), models)
-    ours = found[K] if axis == 0 else found[K].T
+    actual = merge(jm.wudi(steps=40, learning_rate=1e-2, output_axis=axis), models)
+    ours = actual[K] if axis == 0 else actual[K].T
     np.testing.assert_allclose(ours, wudi_adam(taus, 40, 1e-2), atol=1e-10)
-    np.testing.assert_allclose(found["bias"], np.mean([m["bias"] for m in models], 0))
+    np.testing.assert_allclose(actual["bias"], np.mean([m["bias"] for m in models], 0))
     best = merge(jm.wudi(steps=None, output_axis=axis), models)[K]
     best = best if axis == 0 else best.T
     losses = [wudi_loss(tau, taus) for tau in (sum(taus), ours, best)]
@@ -273,9 +273,9 @@ def test_lines():
         "vision/projection/kernel",
     ]
     model = {n: np.ones(2, np.float32) for n in names}
-    found = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.6)), None, [model])
+    actual = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.6)), None, [model])
     factors = [0.2, 0.2, 0.5, 0.8, 0.2, 0.8, 0.2, 0.8, 0.2]
-    np.testing.assert_allclose([found[n][0] for n in names], factors, rtol=1e-6)
+    np.testing.assert_allclose([actual[n][0] for n in names], factors, rtol=1e-6)
     mine = jm.merge(jm.chain(jm.add(), jm.lines(0.2, 0.6, block=r"block_(\d+)")), None, [model])
     assert mine["encoder.layers.1.fc.layer1.weight"][0] == np.float32(0.2)
     for wrong in ("block", "("):

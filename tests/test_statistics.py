@@ -37,21 +37,21 @@ def example_grads(params, x, label):
 def test_empirical_fisher_is_the_mean_of_squared_example_gradients():
     params = params_of(1)
     grads = [example_grads(params, x, y) for x, y in zip(X, Y, strict=True)]
-    found = statistics.fisher(mlp, params, [(X[:6], Y[:6]), (X[6:], Y[6:])], kind="empirical")
-    assert found.samples == 11
+    statistic = statistics.fisher(mlp, params, [(X[:6], Y[:6]), (X[6:], Y[6:])], kind="empirical")
+    assert statistic.samples == 11
     for n in params:
         expected = np.mean([np.square(g[n]) for g in grads], 0)
-        np.testing.assert_allclose(found.values[n], expected, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(statistic.values[n], expected, rtol=2e-5, atol=1e-7)
 
 
 def test_true_fisher_is_the_expectation_over_labels():
     params = params_of(2)
     p = np.asarray(jax.nn.softmax(mlp(params, X)))
-    found = statistics.fisher(mlp, params, [(X, None)], kind="true", chunk=4)
+    statistic = statistics.fisher(mlp, params, [(X, None)], kind="true", chunk=4)
     for n in params:
         squares = lambda i, c, n=n: p[i, c] * np.square(example_grads(params, X[i], c)[n])
         expected = np.mean([sum(squares(i, c) for c in range(3)) for i in range(11)], 0)
-        np.testing.assert_allclose(found.values[n], expected, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(statistic.values[n], expected, rtol=2e-5, atol=1e-7)
 
 
 def test_sampled_fisher_approaches_the_true_one():
@@ -83,8 +83,8 @@ def test_fisher_merging_matches_numpy_and_equal_fishers_give_the_mean():
 
 
 def test_normalised_fisher_has_norm_one():
-    found = statistics.fisher(mlp, params_of(1), [(X, Y)], kind="empirical")
-    unit = statistics.normalised(found)
+    statistic = statistics.fisher(mlp, params_of(1), [(X, Y)], kind="empirical")
+    unit = statistics.normalised(statistic)
     assert sum(np.vdot(v, v) for v in unit.values.values()) == pytest.approx(1, rel=1e-5)
 
 
@@ -92,9 +92,9 @@ def test_normalised_fishers_are_the_weights_of_one_over_the_norm():
     base, models = params_of(0), [params_of(s) for s in (1, 2)]
     fishers = [statistics.fisher(mlp, m, [(X, None)]) for m in models]
     norms = [sum(np.vdot(v, v) for v in f.values.values()) ** 0.5 for f in fishers]
-    merge = lambda weights, found: jm.merge(
+    merge = lambda weights, actual: jm.merge(
         jm.fisher_merging(weights, floor=0.0), base, models,
-        extras=[statistics.extras(f) for f in found],
+        extras=[statistics.extras(f) for f in actual],
     )  # fmt: skip
     unit = merge(1.0, map(statistics.normalised, fishers))
     weighted, plain = merge([1 / n for n in norms], fishers), merge(1.0, fishers)
@@ -189,15 +189,15 @@ def test_gram_sees_kernels_through_reshapes_concatenation_and_transposition():
         return x @ p["t"].T
 
     ids = np.array([[1, 2], [3, 4], [5, 8]])
-    found = statistics.gram(apply, params, [ids])
-    assert set(found.values) == {"q", "k", "o", "t"}
-    assert found.about["axis"] == {"q": 0, "k": 0, "o": 0, "t": 1}
+    statistic = statistics.gram(apply, params, [ids])
+    assert set(statistic.values) == {"q", "k", "o", "t"}
+    assert statistic.about["axis"] == {"q": 0, "k": 0, "o": 0, "t": 1}
     x = params["e"][ids].reshape(-1, 6)
-    np.testing.assert_allclose(found.values["q"], x.T @ x / 3, rtol=1e-5)
+    np.testing.assert_allclose(statistic.values["q"], x.T @ x / 3, rtol=1e-5)
     mixed = (x @ params["q"]) * (x @ params["k"])
-    np.testing.assert_allclose(found.values["o"], mixed.T @ mixed / 3, rtol=1e-4)
+    np.testing.assert_allclose(statistic.values["o"], mixed.T @ mixed / 3, rtol=1e-4)
     last = x + mixed @ params["o"]
-    np.testing.assert_allclose(found.values["t"], last.T @ last / 3, rtol=1e-4)
+    np.testing.assert_allclose(statistic.values["t"], last.T @ last / 3, rtol=1e-4)
 
 
 def test_every_dense_kernel_of_an_nnx_model():
@@ -233,18 +233,21 @@ def test_every_dense_kernel_of_an_nnx_model():
     mid = np.tensordot(np.linalg.pinv(g[0] + g[1], rcond=1e-6, hermitian=True), sum(
         np.tensordot(a, b - (w[0] + w[1]) / 2, 1) for a, b in zip(g, w, strict=True)
     ), 1)  # fmt: skip
-    found = names.flatten(merged)[0][name]
-    np.testing.assert_allclose(found, mid + (w[0] + w[1]) / 2, atol=1e-3)
+    content = names.flatten(merged)[0][name]
+    np.testing.assert_allclose(content, mid + (w[0] + w[1]) / 2, atol=1e-3)
 
 
 def test_stacked_kernels_with_an_input_each_are_left_out():
     params = {"many": np.ones((2, 4, 5), "f"), "w": np.ones((5, 3), "f")}
     apply = lambda p, x: jnp.einsum("bi,eoi->beo", x, p["many"]).sum((1, 2)) + (x @ p["w"]).sum()
-    each = lambda p, x: jnp.einsum("bei,eoi->beo", x, p["many"]).sum((1, 2)) + p["w"].sum()
-    found = statistics.gram(apply, params, [X])  # one input for all: they are one kernel
-    assert (found.about["axis"], found.values["many"].shape) == ({"many": 1, "w": 0}, (5, 5))
+    separate = lambda p, x: jnp.einsum("bei,eoi->beo", x, p["many"]).sum((1, 2)) + p["w"].sum()
+    statistic = statistics.gram(apply, params, [X])  # one input for all: they are one kernel
+    assert (statistic.about["axis"], statistic.values["many"].shape) == (
+        {"many": 1, "w": 0},
+        (5, 5),
+    )
     with pytest.raises(ValueError, match="No leaf"):
-        statistics.gram(each, params, [np.stack([X, X], 1)])
+        statistics.gram(separate, params, [np.stack([X, X], 1)])
 
 
 def test_gram_leaves_padding_out():
@@ -258,13 +261,13 @@ def test_gram_leaves_padding_out():
 
 def test_statistics_are_stored_and_refused_for_other_weights(tmp_path):
     params = params_of(1)
-    found = statistics.gram(mlp, params, [X], about={"data": "normal"})
+    statistic = statistics.gram(mlp, params, [X], about={"data": "normal"})
     path = tmp_path / "gram.safetensors"
-    statistics.save(found, path)
+    statistics.save(statistic, path)
     back = statistics.load(path, params)
     assert back.samples == 11
     assert back.about["data"] == "normal"
-    np.testing.assert_array_equal(back.values["up"], found.values["up"])
+    np.testing.assert_array_equal(back.values["up"], statistic.values["up"])
     with pytest.raises(UserError, match="was measured for weights"):
         statistics.load(path, params_of(2))
     path.write_bytes(path.read_bytes()[:100])
@@ -274,14 +277,14 @@ def test_statistics_are_stored_and_refused_for_other_weights(tmp_path):
 
 def test_extras_belong_to_one_model():
     params = params_of(1)
-    found = statistics.gram(mlp, params, [X]), statistics.fisher(mlp, params, [(X, None)])
-    assert set(statistics.extras(*found, params=params)) == {"gram", "fisher"}
+    content = statistics.gram(mlp, params, [X]), statistics.fisher(mlp, params, [(X, None)])
+    assert set(statistics.extras(*content, params=params)) == {"gram", "fisher"}
     with pytest.raises(UserError, match="was measured for weights"):
-        statistics.extras(*found, params=params_of(2))
+        statistics.extras(*content, params=params_of(2))
     with pytest.raises(UserError, match="several statistics of kind 'gram'"):
-        statistics.extras(found[0], found[0])
+        statistics.extras(content[0], content[0])
     with pytest.raises(ValueError, match="got Statistic; a measured one is"):
-        jm.merge(jm.fisher_merging(), params, [params], extras=[found[1]])
+        jm.merge(jm.fisher_merging(), params, [params], extras=[content[1]])
 
 
 @pytest.mark.parametrize("wrong", [None, "a", -1.0, float("nan")])
@@ -364,8 +367,8 @@ def test_kernels_in_a_scan_and_of_convolutions_are_seen():
         return out, *jax.lax.scan(layer, x, params["layers"])
 
     plain = apply(params, images, x)
-    found, inputs = dense_inputs(apply, params, images, x, every=True)
-    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    actual, inputs = dense_inputs(apply, params, images, x, every=True)
+    jax.tree.map(np.testing.assert_array_equal, actual, plain)
     assert inputs["layers"].x.shape == (3, 7, 4)
     assert inputs["shared"].x.shape == (21, 4)
     np.testing.assert_array_equal(inputs["layers"].x[0], x)

@@ -50,26 +50,26 @@ def test_sentences_on_a_bert(kind, encoder, intents, tmp_path, capsys):
     )
     assert "8 examples of clinc150" in capsys.readouterr().out
     source = open_source(str(encoder))
-    found = statistics.load(out, source)  # in the checkpoint's own names, for its own weights
-    assert found.kind == kind
-    name = next(n for n in found.values if n.endswith("intermediate.dense.weight"))
+    statistic = statistics.load(out, source)  # in the checkpoint's own names, for its own weights
+    assert statistic.kind == kind
+    name = next(n for n in statistic.values if n.endswith("intermediate.dense.weight"))
     shape = source[name].shape
     expected = (shape[1], shape[1]) if kind == "gram" else shape
-    assert found.values[name].shape == expected
-    assert np.abs(found.values[name]).max() > 0
+    assert statistic.values[name].shape == expected
+    assert np.abs(statistic.values[name]).max() > 0
     source.close()
 
 
 def test_padding_is_no_data(encoder, intents, tmp_path):
-    found = []
+    grams = []
     for batch in (1, 8):  # sentences alone and together, filled up to the same length
         out = tmp_path / f"{batch}.safetensors"
         stats.run(
             str(encoder), data=str(intents), kind="gram", samples=8, batch=batch, out=out, json=True
         )
-        found.append(statistics.load(out).values)
-    for n, g in found[0].items():
-        np.testing.assert_allclose(g, found[1][n], rtol=1e-4, atol=1e-5)
+        grams.append(statistics.load(out).values)
+    for n, g in grams[0].items():
+        np.testing.assert_allclose(g, grams[1][n], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_measured_is_refused(encoder, intents, tmp_path):

@@ -59,10 +59,10 @@ def test_transposed_kernels_give_the_transposed_result(x64):
     turned = [{n: x.T for n, x in m.items()} for m in models]
     start = {n: x.T for n, x in ZERO.items()}
     for zero_diag in (False, True):
-        found = jm.merge(jm.opcm(alpha=0.7, zero_diag=zero_diag), ZERO, models)
+        actual = jm.merge(jm.opcm(alpha=0.7, zero_diag=zero_diag), ZERO, models)
         other = jm.merge(jm.opcm(alpha=0.7, zero_diag=zero_diag), start, turned)
         for n in ZERO:
-            np.testing.assert_allclose(other[n].T, found[n], atol=1e-12)
+            np.testing.assert_allclose(other[n].T, actual[n], atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.95])
@@ -77,8 +77,8 @@ def test_float32_against_float64(alpha):
     a, b = a[:, :r], b[:r]
     expected = first + second - a @ (a.T @ second @ b.T) @ b
     models = [{K: first}, {K: second}]
-    found = jm.merge(jm.add_projected(alpha=alpha), {K: 0 * first}, models)[K]
-    assert np.linalg.norm(found - expected) < 1e-6 * np.linalg.norm(second)
+    actual = jm.merge(jm.add_projected(alpha=alpha), {K: 0 * first}, models)[K]
+    assert np.linalg.norm(actual - expected) < 1e-6 * np.linalg.norm(second)
 
 
 def test_alpha_at_its_ends(x64):
@@ -97,8 +97,8 @@ def test_zero_and_low_rank_changes_stay_finite():
     for zero_diag in (False, True):
         method = jm.opcm(alpha=0.8, zero_diag=zero_diag)
         np.testing.assert_array_equal(jm.merge(method, zero, [zero, zero])[K], 0)
-        found = jm.merge(method, zero, [zero, only])[K]
-        np.testing.assert_allclose(found, only[K] / 2, atol=1e-6)  # the mean of norms 0 and |x|
+        actual = jm.merge(method, zero, [zero, only])[K]
+        np.testing.assert_allclose(actual, only[K] / 2, atol=1e-6)  # the mean of norms 0 and |x|
         thin = {K: np.outer(np.ones(8), np.arange(5)).astype(np.float32)}
         assert np.isfinite(jm.merge(method, zero, [thin, thin, only])[K]).all()
 
@@ -109,32 +109,32 @@ def test_keep_mean_norm_of_a_sum(seed, scale):
     models = draw(seed, 3, np.float32)
     models[1] = {n: np.float32(scale) * x for n, x in models[1].items()}
     base = {n: x.astype(np.float32) for n, x in ZERO.items()}
-    found = jm.merge(jm.keep_mean_norm(jm.add()), base, models)
+    actual = jm.merge(jm.keep_mean_norm(jm.add()), base, models)
     total = {n: sum(m[n] for m in models) for n in base}
     factor = np.mean([norm(m) for m in models]) / norm(total)
     for n in base:
-        np.testing.assert_allclose(found[n], factor * total[n], atol=1e-4 * scale, rtol=1e-4)
+        np.testing.assert_allclose(actual[n], factor * total[n], atol=1e-4 * scale, rtol=1e-4)
 
 
 def test_keep_mean_norm_wraps_what_it_says():
     models = draw(6, 3, np.float32)
     base = {n: x.astype(np.float32) for n, x in ZERO.items()}
     # transforms before the fold: the norm is that of what enters
-    found = jm.merge(jm.keep_mean_norm(jm.chain(jm.scale(2.0), jm.add())), base, models)
+    actual = jm.merge(jm.keep_mean_norm(jm.chain(jm.scale(2.0), jm.add())), base, models)
     plain = jm.merge(jm.keep_mean_norm(jm.add()), base, models)
     for n in base:
-        np.testing.assert_allclose(found[n], 2 * plain[n], rtol=1e-5)
+        np.testing.assert_allclose(actual[n], 2 * plain[n], rtol=1e-5)
     # a mean has the direction of the sum
     mean = jm.merge(jm.keep_mean_norm(jm.mean()), base, models)
     for n in base:
         np.testing.assert_allclose(mean[n], plain[n], rtol=1e-5)
     # leaves kept as in the base count for the norm of what entered, not of what is merged
-    some = jm.keep_mean_norm(
+    method = jm.keep_mean_norm(
         jm.partition({"x": jm.add(), "base": jm.keep_base()}, [("bias", "base"), (".*", "x")])
     )
-    kept = jm.merge(some, base, models)
-    np.testing.assert_array_equal(kept["bias"], 0)
-    np.testing.assert_allclose(norm(kept), np.mean([norm(m) for m in models]), rtol=1e-5)
+    wrapped = jm.merge(method, base, models)
+    np.testing.assert_array_equal(wrapped["bias"], 0)
+    np.testing.assert_allclose(norm(wrapped), np.mean([norm(m) for m in models]), rtol=1e-5)
     for wrong in (jm.chain(jm.add(), jm.scale(2.0)), jm.model_stock(per="model")):
         with pytest.raises(ValueError, match="keep_mean_norm"):
             jm.keep_mean_norm(wrong)

@@ -63,11 +63,11 @@ def figures(rows):
 def test_a_sweep_has_every_cell_once(whole, toy):
     _, rows = whole
     names = {(r["seed"], r["stream"], r["merge"], r["fixed"]) for r in rows}
-    each = {
+    cells_of_seed = {
         ("sequential", "last model", None), ("sequential", "opcm", None), ("joint", "joint", None),
         ("L2", "last model", None), *(("sequential", "magmax", f) for f in (0.25, 0.5, 0.75)),
     }  # fmt: skip
-    assert names == {(s, *cell) for s in (3, 4) for cell in each}
+    assert names == {(s, *cell) for s in (3, 4) for cell in cells_of_seed}
     assert len({r["key"] for r in rows}) == len(rows) == 14
     assert all(r["seconds"] > 0 for r in rows)
     config = sweep.units(run_command.load(toy), sweep.parse(GRID))[0].experiment
@@ -77,16 +77,16 @@ def test_a_sweep_has_every_cell_once(whole, toy):
 def test_a_cell_is_what_a_run_gives(whole, toy, tmp_path):
     settings = ["seed=3", "seeds=1", "merges.M.method=magmax", "merges.M.factor=0.5"]
     settings.append("streams.sequential.deploys=[M]")
-    found = run_command.run(
+    results = run_command.run(
         toy, set=settings, out=tmp_path / "run", store=tmp_path / "store", quiet=True
     )
     (row,) = (
         r for r in whole[1] if r["seed"] == 3 and r["merge"] == "magmax" and r["fixed"] == 0.5
     )
-    assert row["matrix"][-1] == found.entry("M", "sequential").matrix[-1]
+    assert row["matrix"][-1] == results.entry("M", "sequential").matrix[-1]
     assert row["accuracy"] == pytest.approx(np.mean(row["matrix"][-1]))
-    (kept,) = (r for r in cells.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M")
-    assert kept["matrix"] == found.entry("M", "sequential").matrix
+    (own_row,) = (r for r in cells.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M")
+    assert own_row["matrix"] == results.entry("M", "sequential").matrix
     assert figures(cells.read(tmp_path / "store")) == figures(cells.read(tmp_path / "run"))
 
 
@@ -191,13 +191,13 @@ def test_ranges_and_lists():
 
 def test_reports_say_the_mean_and_spread_over_seeds(whole, tmp_path, capsys):
     folder, rows = whole
-    found = report.run([folder], format="md")
+    groups = report.run([folder], format="md")
     text = capsys.readouterr().out
     values = [r["accuracy"] for r in rows if r["merge"] == "opcm"]
     (line,) = (x for x in text.splitlines() if x.startswith("| opcm"))
     assert f"{100 * np.mean(values):.1f}" in line
     assert f"± {100 * np.std(values, ddof=1):.1f}" in line
-    (results,) = found.values()
+    (results,) = groups.values()
     assert [s.seed for s in results.seeds] == [3, 4]
     report.run([folder], format="latex", metric="forgetting", out=tmp_path / "t.tex")
     assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
@@ -214,9 +214,9 @@ def test_settings_that_differ_become_columns(toy, tmp_path, capsys):
     options = ["seeds=1", "baselines=[]", "streams.sequential.deploys=[average]"]
     command.run(toy, grid=grid, set=options, out=tmp_path / "s", quiet=True)
     capsys.readouterr()
-    found = report.run([tmp_path / "s"], format="md", metric="accuracy")
-    assert list(found) == ["toy, epochs 1", "toy, epochs 2"]
-    assert all(len(r.seeds) == 2 for r in found.values())  # two orders: runs to take means over
+    groups = report.run([tmp_path / "s"], format="md", metric="accuracy")
+    assert list(groups) == ["toy, epochs 1", "toy, epochs 2"]
+    assert all(len(r.seeds) == 2 for r in groups.values())  # two orders: runs to take means over
     head = capsys.readouterr().out.splitlines()[2]
     assert head == "| Method | Fine-tunes | epochs 1 % | epochs 2 % |"
 

@@ -20,15 +20,15 @@ def tried(tool: str, out: Path, *options: str) -> dict:
 
 @pytest.mark.slow
 def test_kills_and_a_full_disk(tmp_path):
-    found = tried("kill_trials", tmp_path / "k.json", "--kills", "2", "--trials", "1")
-    assert found["held"] == found["trials"] == 1
-    assert found["kills"] > 0
-    assert not found["full"]["traceback"]
-    assert (found["full"]["code"], found["full"]["lines"], found["full"]["next"]) == (2, 1, True)
+    report = tried("kill_trials", tmp_path / "k.json", "--kills", "2", "--trials", "1")
+    assert report["held"] == report["trials"] == 1
+    assert report["kills"] > 0
+    assert not report["full"]["traceback"]
+    assert (report["full"]["code"], report["full"]["lines"], report["full"]["next"]) == (2, 1, True)
 
 
 @pytest.mark.slow
 def test_mishaps(tmp_path):
-    found = tried("mishaps", tmp_path / "m.json")
-    assert found["vanished"] is not None
-    assert all(trial["held"] for trial in found.values() if trial is not None), found
+    trials = tried("mishaps", tmp_path / "m.json")
+    assert trials["vanished"] is not None
+    assert all(trial["held"] for trial in trials.values() if trial is not None), trials

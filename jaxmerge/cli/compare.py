@@ -92,8 +92,8 @@ def by_layer(leaves: Mapping[str, Pairs], made_of: Architecture) -> dict[str, Pa
         >>> names = ["embed.weight", "layers.0.a.weight", "layers.0.b.weight", "layers.1.a.weight"]
         >>> one = Pairs(*4 * [np.ones((1, 1))], size=4)
         >>> like = {n: np.zeros((2, 2)) for n in names}
-        >>> found = by_layer(dict.fromkeys(names, one), architecture(like))
-        >>> {label: pairs.size for label, pairs in found.items()}
+        >>> layers = by_layer(dict.fromkeys(names, one), architecture(like))
+        >>> {label: pairs.size for label, pairs in layers.items()}
         {'table': 4, 'layers 0': 8, 'layers 1': 4}
     """
     out: dict[str, Pairs] = {}

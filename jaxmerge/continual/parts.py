@@ -117,7 +117,7 @@ def same_form(before: Any, after: Any, who: str, what: str = "its memory") -> An
     }
     one, other = form(before), form(after)
     wrong = [
-        f"{k or 'it'} was {_said(one.get(k))}, is {_said(other.get(k))}"
+        f"{k or 'it'} was {_form_text(one.get(k))}, is {_form_text(other.get(k))}"
         for k in {**one, **other}
         if one.get(k) != other.get(k)
     ]
@@ -129,5 +129,5 @@ def same_form(before: Any, after: Any, who: str, what: str = "its memory") -> An
     return after
 
 
-def _said(form: tuple | None) -> str:
+def _form_text(form: tuple | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"

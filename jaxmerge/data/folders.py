@@ -119,8 +119,8 @@ def guess(files: Iterable[str]) -> str:
 def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]:
     """Split, class and domain of every file, as texts.
 
-    >>> found = parse(["cat/sketch_1.jpg"], "{class}/{domain}_*", "x")
-    >>> found["class"].tolist(), found["domain"].tolist()
+    >>> levels = parse(["cat/sketch_1.jpg"], "{class}/{domain}_*", "x")
+    >>> levels["class"].tolist(), levels["domain"].tolist()
     (['cat'], ['sketch'])
     """
     asked = re.findall(r"{(.*?)}", layout)

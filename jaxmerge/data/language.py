@@ -46,10 +46,10 @@ def windows(documents: Iterable[Document], length: int) -> Windows:
     Raises:
       ValueError: nothing to learn: no document, or every token masked.
 
-    >>> found = windows([([5, 6, 7], [1, 1, 1]), ([8, 9], [0, 1])], length=4)
-    >>> found.tokens.tolist(), found.segment.tolist()
+    >>> rows = windows([([5, 6, 7], [1, 1, 1]), ([8, 9], [0, 1])], length=4)
+    >>> rows.tokens.tolist(), rows.segment.tolist()
     ([[5, 6, 7, 8], [9, 0, 0, 0]], [[1, 1, 1, 2], [1, 0, 0, 0]])
-    >>> found.targets.tolist()
+    >>> rows.targets.tolist()
     [[6, 7, -1, 9], [-1, -1, -1, -1]]
     """
     if length < 2:

@@ -193,8 +193,8 @@ def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: i
     Raises:
         ValueError: a class that has nothing left for training, all such classes named.
 
-    >>> found = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), {"val": 1, "test": 0.25})
-    >>> {k: len(v) for k, v in found.items()}
+    >>> splits = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), {"val": 1, "test": 0.25})
+    >>> {k: len(v) for k, v in splits.items()}
     {'val': 2, 'test': 2, 'train': 4}
     """
     rng = np.random.default_rng(seed)
@@ -223,8 +223,8 @@ def hold_out(
     """Split rows into "train" and "val", the same share of every group (class, or class and
     domain), after keeping at most `per_class` rows of every group.  Every group keeps one row.
 
-    >>> found = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
-    >>> len(found["train"]), len(found["val"])
+    >>> splits = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
+    >>> len(splits["train"]), len(splits["val"])
     (6, 2)
     """
     rng = np.random.default_rng(seed)
@@ -291,8 +291,8 @@ def complete(
         val, test: shares of "train", where the split is missing.
         per_class: keep at most so many rows of every group in every split.
 
-    >>> found = complete({"train": np.arange(20)}, np.zeros(20, int))
-    >>> [len(found[s]) for s in ("train", "val", "test")]
+    >>> splits = complete({"train": np.arange(20)}, np.zeros(20, int))
+    >>> [len(splits[s]) for s in ("train", "val", "test")]
     [14, 2, 4]
     """
     complete_splits = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}

@@ -62,8 +62,8 @@ def split_of(made_of: Architecture, name: str, shape: tuple[int, ...]) -> Split 
 
     >>> from jaxmerge.io.architectures import architecture
     >>> config = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2}
-    >>> found = split_of(architecture({}, config), "layers.0.self_attn.qkv_proj.weight", (16, 8))
-    >>> [x.tolist() for x in found.places]
+    >>> split = split_of(architecture({}, config), "layers.0.self_attn.qkv_proj.weight", (16, 8))
+    >>> [x.tolist() for x in split.places]
     [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
     """
     word = _word(name)

@@ -98,9 +98,9 @@ def absorb(
     keys = {entry.key for entry in table}
     problems = []
     if missing := sorted(keys - set(tensors)):
-        problems.append(f"missing: {_some(missing)}")
+        problems.append(f"missing: {_listed(missing)}")
     if unexpected := sorted(set(tensors) - keys - set(ignore)):
-        problems.append(f"unexpected: {_some(unexpected)}")
+        problems.append(f"unexpected: {_listed(unexpected)}")
     leaves, wrong = {}, []
     for entry in table:
         if entry.key not in tensors:
@@ -113,13 +113,13 @@ def absorb(
             continue
         leaves |= zip(entry.names, _to_ours(entry.kind, tensor, ours), strict=True)
     if wrong:
-        problems.append(f"of another shape than the config says: {_some(wrong, '; ')}")
+        problems.append(f"of another shape than the config says: {_listed(wrong, '; ')}")
     if problems:
         raise ValueError(f"the checkpoint does not fit the config. {'. '.join(problems)}")
     return dict(sorted(leaves.items()))
 
 
-def _some(wrong: list[str], join: str = ", ", shown: int = 12) -> str:
+def _listed(wrong: list[str], join: str = ", ", shown: int = 12) -> str:
     """All of them, or a screen's worth and how many more."""
     more = f"{join}and {len(wrong) - shown} more" if len(wrong) > shown else ""
     return join.join(wrong[:shown]) + more

@@ -61,8 +61,8 @@ def pack(tokens: np.ndarray, pad: int) -> Packed:
       tokens: int `[..., sentences, length]`, each row filled up at its end.
       pad: the id of padding.
 
-    >>> found = pack(np.array([[5, 6, 0, 0], [7, 0, 0, 0]]), pad=0)
-    >>> found.at.tolist(), found.back.tolist()
+    >>> packed = pack(np.array([[5, 6, 0, 0], [7, 0, 0, 0]]), pad=0)
+    >>> packed.at.tolist(), packed.back.tolist()
     ([0, 1, 2], [[0, 1], [2, 3]])
     """
     real = tokens != pad

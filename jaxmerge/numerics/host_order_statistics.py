@@ -15,7 +15,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,7 +77,16 @@ class Row:
         """The same entries as one row for each processor, if there are enough of them."""
         many = min(PROCESSORS, self.size // (4 * BLOCK)) or 1
         cuts = [self.span[0] + self.size * i // many for i in range(many + 1)]
-        return [Row(*self.arrays, zero=self.zero, span=ab) for ab in itertools.pairwise(cuts)]
+        return [self.between(*ab) for ab in itertools.pairwise(cuts)]
+
+    def between(self, start: int, stop: int) -> Row:
+        """The entries start:stop of the same arrays."""
+        return Row(*self.arrays, zero=self.zero, span=(start, stop))
+
+    def blocks(self) -> list[Interval]:
+        """First entry and end of every block in which the parts are read, in order."""
+        starts = [(s, p.span[1]) for p in self.parts() for s in range(*p.span, BLOCK)]
+        return [(s, min(s + BLOCK, end)) for s, end in starts]
 
 
 class Sliced(abc.ABC):
@@ -164,35 +173,79 @@ def enclose(sampled: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval
     return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 
-def gather(
-    row: Row, intervals: tuple[Interval, ...], most: int = BRACKET_ENTRIES
-) -> tuple[np.ndarray, list[np.ndarray] | None]:
-    """For each interval: how many entries are not below it, and those inside, less its low end.
+class Inside(NamedTuple):
+    """The entries of a row inside an interval, in their order.
 
-    None in place of those inside where a part of the row has more than `most` of them: of a leaf
-    of which most entries are equal, they would be the leaf.
+    Attributes:
+        values: the entries, less the low end; None of an interval of one value.
+        ends: for every block of the row, how many of them lie in it or before it.
     """
 
-    def run(part: Row, wide: bool) -> tuple[np.ndarray, list[list[np.ndarray]] | None]:
-        inside: list[list[np.ndarray]] = [[] for _ in intervals]
-        total_size, not_below = 0, np.zeros(len(intervals), np.int64)
-        for parts_inside, count in _inside(part, intervals, wide):
-            not_below += count
-            total_size += sum(x.size for x in parts_inside)
-            if total_size > most:
-                return not_below, None
-            for gathered, x in zip(inside, parts_inside, strict=True):
-                gathered.append(x)
-        return not_below, inside
+    values: np.ndarray | None
+    ends: np.ndarray
 
-    results = _by_part(row, run)
-    total = np.sum([n for n, _ in results], axis=0)
-    if any(entries is None for _, entries in results):
-        return total, None
-    return total, [
-        np.concatenate([x for _, entries in results if entries for x in entries[i]])
-        for i in range(len(intervals))
-    ]
+    @property
+    def size(self) -> int:
+        return int(self.ends[-1])
+
+    def smallest(self, i: int) -> int:
+        """The i-th of them from the smallest, i = 0 for the smallest itself."""
+        return 0 if self.values is None else int(np.partition(self.values, i)[i])
+
+    def above(self, value: int) -> int:
+        """How many are larger."""
+        return 0 if self.values is None else int(np.count_nonzero(self.values > value))
+
+    def equal(self, value: int) -> int:
+        """How many are equal."""
+        return self.size if self.values is None else int(np.count_nonzero(self.values == value))
+
+    def place(self, row: Row, value: int, bits: int, n: int) -> int:
+        """Where in the row the n-th of the entries `value` (`bits` in the row) stands, n >= 1.
+
+        One block is read again for it.
+        """
+        at = n - 1 if self.values is None else np.flatnonzero(self.values == value)[n - 1]
+        block = int(np.searchsorted(self.ends, at, "right"))
+        first = int(self.ends[block - 1]) if block else 0
+        before = at - first
+        if self.values is not None:
+            before = np.count_nonzero(self.values[first:at] == value)
+        start, stop = row.blocks()[block]
+        (again,) = row.between(start, stop).bits()
+        return start - row.span[0] + int(np.flatnonzero(again == bits)[before])
+
+
+def gather(
+    row: Row, intervals: tuple[Interval, ...], most: int = BRACKET_ENTRIES
+) -> tuple[np.ndarray, list[Inside] | None]:
+    """For each interval: how many entries are not below it, and those inside.
+
+    None in place of those inside where a part of the row has more than `most` of them to keep.
+    """
+
+    def run(part: Row, wide: bool) -> tuple[np.ndarray, list[list[np.ndarray]], np.ndarray] | None:
+        inside: list[list[np.ndarray]] = [[] for _ in intervals]
+        not_below, sizes, total = np.zeros(len(intervals), np.int64), [], 0
+        for values, count in _inside(part, intervals, wide):
+            not_below += count
+            sizes.append([x.size for x in values])
+            for i, (low, high) in enumerate(intervals):
+                if low < high:
+                    inside[i].append(values[i])
+                    total += values[i].size
+            if total > most:
+                return None
+        return not_below, inside, np.array(sizes)
+
+    parts = _by_part(row, run)
+    if any(p is None for p in parts):
+        return np.zeros(0, np.int64), None
+    ends = np.cumsum(np.concatenate([sizes for *_, sizes in parts]), axis=0)
+    blocks = [[x for _, inside, _ in parts for x in inside[i]] for i in range(len(intervals))]
+    values = [np.concatenate(b) if b else None for b in blocks]
+    total = np.sum([n for n, *_ in parts], axis=0)
+    return total, [Inside(x, e) for x, e in zip(values, ends.T, strict=True)]
 
 
 def count(row: Row, intervals: tuple[Interval, ...]) -> dict[str, Any]:
@@ -256,7 +309,7 @@ def narrow(
     for (low, high), rank, n, tally in zip(
         intervals, ranks, counts["not_below"], counts["inside"], strict=True
     ):
-        if low == high:
+        if rank == 0:
             new.append((low, high))
             continue
         histogram = tally.histogram()
@@ -285,51 +338,47 @@ def in_one_leaf(row: Row, ranks: np.ndarray, exact: bool = False) -> tuple[np.nd
     all of them are in.
     """
     flat = ranks.reshape(-1)
-    selected, equal, left = _in_one_leaf(row, np.maximum(flat, 1))
-    bits = np.array(selected, f"uint{DIGIT * digits()}")
+    value, place = _in_one_leaf(row, np.maximum(flat, 1), exact)
+    bits = np.array(value, f"uint{DIGIT * digits()}")
     bits[flat == 0] = above_all()
     if not exact:
         return bits.reshape(ranks.shape), None
-    last = [
-        (1 << 32) - 1 if r == 0 or n == e else _nth(row, v, n)
-        for v, e, n, r in zip(bits, equal, left, flat, strict=True)
-    ]
-    return bits.reshape(ranks.shape), np.array(last, np.uint32).reshape(ranks.shape)
+    last = np.where(flat == 0, ALL, place).astype(np.uint32)
+    return bits.reshape(ranks.shape), last.reshape(ranks.shape)
 
 
-def _in_one_leaf(row: Row, flat: np.ndarray) -> tuple[list[int], list[int], list[int]]:
-    """Of every rank the value, how many entries have it, and which of them holds the rank."""
+ALL = (1 << 32) - 1  # the place that says that all entries of a magnitude are in
+
+
+def _in_one_leaf(row: Row, flat: np.ndarray, exact: bool) -> tuple[list[int], list[int]]:
+    """Of every rank the value, and if `exact` where the last entry of that value stands."""
     if row.size <= SMALL:
         (bits,) = row.bits()
-        at = row.size - flat
-        selected = np.partition(bits, np.unique(at))[at]
-        equal = [int(np.count_nonzero(bits == v)) for v in selected]
-        left = [int(r - np.count_nonzero(bits > v)) for r, v in zip(flat, selected, strict=True)]
-        return selected.tolist(), equal, left
+        one = Inside(bits, np.array([bits.size]))
+        lows, not_below, inside = [0] * flat.size, [row.size] * flat.size, [one] * flat.size
+    else:
+        lows, not_below, inside = _bracketed(row, flat)
+    values, places = [], []
+    for low, n, x, rank in zip(lows, not_below, inside, flat, strict=True):
+        value = x.smallest(int(n - rank))
+        values.append(int(low) + value)
+        if exact:
+            left = int(rank - (n - x.size) - x.above(value))
+            everything = left == x.equal(value)
+            places.append(ALL if everything else x.place(row, value, values[-1], left))
+    return values, places
+
+
+def _bracketed(row: Row, flat: np.ndarray) -> tuple[list[int], np.ndarray, list[Inside]]:
+    """For every rank an interval around it: its low end, the entries not below it, those inside."""
     intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
     while True:
         not_below, inside = gather(row, intervals)
-        at = not_below - flat  # places from the smallest of those inside, if the guess was right
-        if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
-            offsets = [np.partition(x, i)[i] for i, x in zip(at, inside, strict=True)]
-            equal = [int(np.count_nonzero(x == v)) for x, v in zip(inside, offsets, strict=True)]
-            above = [int(np.count_nonzero(x > v)) for x, v in zip(inside, offsets, strict=True)]
-            ranks = zip(flat, not_below, inside, above, strict=True)
-            left = [int(r - (n - x.size) - a) for r, n, x, a in ranks]
-            selected = [low + int(x) for (low, _), x in zip(intervals, offsets, strict=True)]
-            return selected, equal, left
+        if inside is not None:
+            at = not_below - flat  # places from the smallest of those inside, if it is there
+            if all(0 <= i < x.size for i, x in zip(at, inside, strict=True)):
+                return [low for low, _ in intervals], not_below, inside
         intervals = narrow(intervals, flat, count(row, intervals))
-
-
-def _nth(row: Row, value: Any, n: int) -> int:
-    """Where the n-th entry of that magnitude stands (n = 1 for the first)."""
-    start = 0
-    for bits in row.bits():
-        at = np.flatnonzero(bits == value)
-        if n <= at.size:
-            return start + int(at[n - 1])
-        n, start = n - at.size, start + bits.size
-    raise AssertionError("the counts of equal entries disagree")
 
 
 def values(intervals: tuple[Interval, ...]) -> np.ndarray:

@@ -75,7 +75,7 @@ class AdapterRecipe:
         refs = self.adapters
         if not refs or not all(isinstance(r, str) for r in refs):
             raise UserError(f"adapters must be a list of folders, got {refs!r}.")
-        mode, settings = self._way()
+        mode, settings = self._method()
         adapters, sources = [], []
         for ref in refs:
             folder = adapter_folder(models.path(ref), models.near)
@@ -108,7 +108,7 @@ class AdapterRecipe:
             single="adapter_model.safetensors",
         )
 
-    def _way(self) -> tuple[str, dict[str, Any]]:
+    def _method(self) -> tuple[str, dict[str, Any]]:
         method = self.method
         if isinstance(method, str):
             return method, {}

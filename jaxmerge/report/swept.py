@@ -100,7 +100,7 @@ def _pictures(name: tuple[str, str], rows: Sequence, metric: str) -> list[Plot]:
     return plots
 
 
-def _said(metric: str) -> str:
+def _metric_title(metric: str) -> str:
     return DEFINITIONS[metric].head if metric in DEFINITIONS else metric
 
 
@@ -132,7 +132,7 @@ def _lines(name: tuple[str, str], axis: str, own: Mapping, values: Mapping, metr
         band = std if any(std) else ()
         series = Series(method[0], x, y, band, colour[method[0]])
         panels.setdefault(_heading(method[1]), []).append(series)
-    title = f"{_said(metric)} over {axis}"
+    title = f"{_metric_title(metric)} over {axis}"
     remark = f"{name[0]}: {name[1]}, %" + (", at the best of the other settings" if others else "")
     every = [v for lines in panels.values() for s in lines for v in s.x]
     wide = min(every) > 0 and max(every) / min(every) >= 20
@@ -165,7 +165,7 @@ def _map(name: tuple[str, str], pair: Sequence[str], values: Mapping, metric: st
         for (merge, stream), cells in values.items()
     }
     shown = [v for m in panels.values() for row in m for v in row if v is not None]
-    title, remark = f"{_said(metric)} over {down} and {across}", f"{name[0]}: {name[1]}, %"
+    title, remark = f"{_metric_title(metric)} over {down} and {across}", f"{name[0]}: {name[1]}, %"
     low, high = min(shown), max(max(shown), min(shown) + 0.02)
     words = lambda numbers_: [f"{v:g}" for v in numbers_]
     return Plot(

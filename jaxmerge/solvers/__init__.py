@@ -11,11 +11,11 @@ from jaxmerge.solvers.core import (
 from jaxmerge.solvers.frank_wolfe import frank_wolfe, oracle_scores, soft_frank_wolfe
 from jaxmerge.solvers.localize import localize, mask, top_share
 from jaxmerge.solvers.regmean_plus import regmean_plus
-from jaxmerge.solvers.search import Found, cma_es, grid, random
+from jaxmerge.solvers.search import SearchResult, cma_es, grid, random
 from jaxmerge.solvers.surgery import bias, operate, surgery
 
 __all__ = [
-    "Found",
+    "SearchResult",
     "Solver",
     "adamerging",
     "bias",

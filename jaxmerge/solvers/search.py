@@ -26,7 +26,7 @@ Build = Callable[[Array], Leaves]  # coefficients [d] -> params
 Score = Callable[[Leaves], Array]  # params -> scalar, larger is better
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The outcome of a search.
 
     Attributes:
@@ -44,12 +44,12 @@ class Found(NamedTuple):
 
 def grid(
     build: Build, score: Score, values: Sequence[Sequence[float]], *, at_once: int = 8
-) -> Found:
+) -> SearchResult:
     """Try every combination of the values of each coefficient.
 
     Example:
-        >>> found = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
-        >>> found.coefficients.tolist(), len(found.scores)
+        >>> best = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
+        >>> best.coefficients.tolist(), len(best.scores)
         ([0.5], 3)
     """
     return _best(_scorer(build, score, at_once), list(itertools.product(*values)))
@@ -57,7 +57,7 @@ def grid(
 
 def random(
     build: Build, score: Score, low: Any, high: Any, *, tries: int, key: Any, at_once: int = 8
-) -> Found:
+) -> SearchResult:
     """Try coefficients drawn uniformly from a box, [low, high) in each dimension."""
     low, high = jnp.atleast_1d(jnp.asarray(low, float)), jnp.atleast_1d(jnp.asarray(high, float))
     if low.shape != high.shape or not (low < high).all():
@@ -76,7 +76,7 @@ def cma_es(
     sigma: float = 0.1,
     key: Any,
     at_once: int = 8,
-) -> Found:
+) -> SearchResult:
     """Covariance matrix adaptation from `start`, with evosax (``pip install "jaxmerge[search]"``).
 
     Args:
@@ -137,12 +137,12 @@ def _scorer(build: Build, score: Score, at_once: int) -> Callable[[Any], np.ndar
     return run
 
 
-def _best(run: Callable, candidates: Any) -> Found:
+def _best(run: Callable, candidates: Any) -> SearchResult:
     return _pick(np.asarray(candidates, np.float32), run(candidates))
 
 
-def _pick(candidates: np.ndarray, scores: np.ndarray) -> Found:
+def _pick(candidates: np.ndarray, scores: np.ndarray) -> SearchResult:
     if not np.isfinite(scores).any():
         raise ValueError("No candidate has a finite score; check the objective.")
     best = int(np.nanargmax(scores))
-    return Found(candidates[best], float(scores[best]), candidates, scores)
+    return SearchResult(candidates[best], float(scores[best]), candidates, scores)

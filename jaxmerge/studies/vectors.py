@@ -22,8 +22,8 @@ def describe(base: Leaves, models: Sequence[Leaves], finetunes: str) -> Vectors:
 
     >>> base = {"w": np.ones(4, np.float32)}
     >>> models = [{"w": np.float32([2, 2, 1, 0])}, {"w": np.float32([3, 0, 4, 0])}]
-    >>> found = describe(base, models, "independent")
-    >>> found.sign_agreement[0][1], found.magmax_share
+    >>> described = describe(base, models, "independent")
+    >>> described.sign_agreement[0][1], described.magmax_share
     (0.6666666666666666, [0.0, 1.0])
 
     Memory: T + 2 x the model.

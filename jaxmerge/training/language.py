@@ -116,7 +116,7 @@ def finetune(
             raise ValueError(f"the loss of step {step} is not finite; lower the rate")
         if folder is not None:
             settings = [total, batch, seed, str(setup)]
-            checkpoint.save(Path(folder) / "state.safetensors", _kept(state, losses), settings)
+            checkpoint.save(Path(folder) / "state.safetensors", _record_of(state, losses), settings)
         on_chunk(len(losses), total, float(np.mean(losses[first:])))
     parts = build(setup, 1)
     merged = parts.model.weights(state.params, jnp.int32(0))
@@ -227,7 +227,7 @@ def _beside(moments: Any, params: Leaves) -> Any:
     return jax.tree_util.tree_map_with_path(place, moments)
 
 
-def _kept(state: State, losses: np.ndarray) -> dict[str, Any]:
+def _record_of(state: State, losses: np.ndarray) -> dict[str, Any]:
     keep = state._replace(base={}, merges={}, key=jax.random.key_data(state.key))
     flat, _ = jax.tree.flatten(keep)
     return {f"{i:06d}": x for i, x in enumerate([*flat, losses])}

@@ -75,8 +75,8 @@ def model() -> None:
     folder.mkdir(exist_ok=True)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
-    found = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(found, indent=1) + "\n")
+    content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
     expected = {
         "pixels": pixels.permute(0, 2, 3, 1).contiguous(),
         "tokens": tokens.int(),

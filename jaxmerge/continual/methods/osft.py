@@ -10,7 +10,7 @@ from jaxmerge.continual.wraps.kernels import chosen, reading
 from jaxmerge.core.types import Array, Leaves
 
 PARTS = ("left", "scale", "right")
-HELD, FREE = "/osft_held_", "/osft_free_"
+FROZEN, FREE = "/osft_held_", "/osft_free_"
 
 
 @methods.register(static=("ratio",))
@@ -45,7 +45,7 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
             return params
 
         def weights(params: Leaves) -> Leaves:
-            own = {n: p for n, p in params.items() if HELD not in n and FREE not in n}
+            own = {n: p for n, p in params.items() if FROZEN not in n and FREE not in n}
             return own | {n: rebuilt(n, params) for n in kernels(params)}
 
         def put(params, merged):
@@ -56,7 +56,7 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
 
         return reading(
             model, lambda params, task: weights(params), init=init, put=put,
-            trainable=lambda n: FREE in n or (HELD not in n and model.trainable(n)),
+            trainable=lambda n: FREE in n or (FROZEN not in n and model.trainable(n)),
         )  # fmt: skip
 
     def begin(model, params, memory, border):
@@ -98,7 +98,7 @@ def cut(name: str, kernel: Array, ratio: float) -> Leaves:
     left, s, right = jnp.linalg.svd(kernel, full_matrices=False)
     frozen, free = (left[:, :k], s[:k], right[:k]), (left[:, k:], s[k:], right[k:])
     named = lambda which, parts: {name + which + p: x for p, x in zip(PARTS, parts, strict=True)}
-    return named(HELD, frozen) | named(FREE, free)
+    return named(FROZEN, frozen) | named(FREE, free)
 
 
 def rebuilt(name: str, params: Leaves) -> Array:
@@ -108,16 +108,16 @@ def rebuilt(name: str, params: Leaves) -> Array:
         left, s, right = (params[name + which + p] for p in PARTS)
         return (left * s) @ right
 
-    return product(HELD) + product(FREE)
+    return product(FROZEN) + product(FREE)
 
 
 def outside(name: str, params: Leaves, x: Array) -> Array:
     """A free factor (or its change) without what lies in the directions that are held."""
     base, _, part = name.rpartition(FREE)
     if part == "left":
-        frozen = params[base + HELD + "left"]
+        frozen = params[base + FROZEN + "left"]
         return x - frozen @ (frozen.T @ x)
     if part == "right":
-        frozen = params[base + HELD + "right"]
+        frozen = params[base + FROZEN + "right"]
         return x - (x @ frozen.T) @ frozen
     return x

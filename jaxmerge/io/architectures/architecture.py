@@ -281,12 +281,12 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
 
     Example:
         >>> leaves = {f"model.layers.{i}.mlp.up_proj.weight": np.ones((8, 4)) for i in range(3)}
-        >>> found = architecture(leaves | {"model.embed_tokens.weight": np.ones((9, 4))})
-        >>> [(s.path, s.layers) for s in found.stacks]
+        >>> arch = architecture(leaves | {"model.embed_tokens.weight": np.ones((9, 4))})
+        >>> [(s.path, s.layers) for s in arch.stacks]
         [('model.layers', 3)]
-        >>> found.depth("model.layers.1.mlp.up_proj.weight")
+        >>> arch.depth("model.layers.1.mlp.up_proj.weight")
         0.5
-        >>> found.role("model.embed_tokens.weight")
+        >>> arch.role("model.embed_tokens.weight")
         'embedding'
     """
     like = getattr(source, "like", source)
