@@ -37,7 +37,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxmerge.core.composition import by_leaf, keep_base, stochastic
@@ -45,6 +45,7 @@ from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import View
 from jaxmerge.recipes import mergekit_document as document
 from jaxmerge.recipes.layers import Layout, ref_of
@@ -128,7 +129,6 @@ class Config:
 
     def _plan(self, models: Models) -> Plan:
         content = self.content
-        reading = READINGS[content["merge_method"]]
         what = content["merge_method"]
         modules = document.modules(content)
         jobs: list[Job] = []
@@ -156,10 +156,12 @@ class Config:
             for i, piece in enumerate(slices):
                 views, base = layout.views(i)
                 depth = functools.partial(layout.depth, i)
-                for group, theta in by_presence(views, base, models.leaves):
-                    jobs.append(
-                        _job(what, reading, piece, group, theta, base_ref, depth, levels, self.seed)
-                    )
+                here = ref_of(piece["base_model"]) if piece.get("base_model") else base_ref
+                within = [piece.get("parameters") or {}, *levels]
+                jobs += [
+                    _job(what, group, theta, here, within, depth, self.seed)
+                    for group, theta in by_presence(views, base, models.leaves)
+                ]
         first = sources[base_ref or refs[0]]
         made_of = architecture(first)
         taken = [
@@ -186,43 +188,68 @@ class Config:
         )
 
 
-def _job(what, reading, piece, views, base, base_ref, depth, levels, seed) -> Job:
-    base_ref = ref_of(piece["base_model"]) if piece.get("base_model") else base_ref
-    levels = [piece.get("parameters") or {}, *levels]
-    alone = [v for v in (*(v for _, v in views), base) if v is not None]
-    if len(alone) == 1 and base_ref is not None:  # of a union: nothing to merge it with
-        return Job(keep_base(), alone, alone[0])
+Views = list[tuple[dict[str, Any], Leaves]]  # entries of the recipe with the leaves they name
+
+
+def _merged(
+    what: str, views: Views, base: Leaves | None, base_ref: str | None
+) -> tuple[Views, Leaves | None]:
+    """What a method merges, in its order, and the base that it takes task vectors from."""
+    reading = READINGS[what]
     if reading.base in ("needed", "model") and base is None:
-        lacks = f": {base_ref} lacks leaf {next(iter(alone[0]))!r}" if base_ref else ""
+        there = next(iter(views[0][1]))
+        lacks = f": {base_ref} lacks leaf {there!r}" if base_ref else ""
         raise UserError(f"{what} needs base_model{lacks}.")
+    others = [v for v in views if ref_of(v[0]["model"]) != base_ref]
+    of_base = [v for v in views if ref_of(v[0]["model"]) == base_ref]
     if reading.base == "model":
-        others = [v for v in views if ref_of(v[0]["model"]) != base_ref]
-        mine = [v for v in views if ref_of(v[0]["model"]) == base_ref]
-        merged = [*(mine[:1] or [({"model": base_ref}, base)]), *others]
-        base = None
+        assert base is not None
+        merged, base = [*(of_base[:1] or [({"model": base_ref}, base)]), *others], None
     elif reading.base in ("none", "joins"):
-        given = [ref_of(s["model"]) for s, _ in views]
         whole = all("layer_range" not in s for s, _ in views)
-        joins = reading.base == "joins" and whole and base is not None and base_ref not in given
+        joins = reading.base == "joins" and whole and base is not None and not of_base
         merged, base = [*views, *([({"model": base_ref}, base)] if joins else [])], None
     else:
-        merged = [v for v in views if base is None or ref_of(v[0]["model"]) != base_ref]
+        merged = views if base is None else others
     low, high = reading.count
     if not low <= len(merged) <= (high or len(merged)):
         number_ = f"{low}" if low == high else f"at least {low}"
         raise UserError(f"{what} merges {number_} model(s) (besides the base); got {len(merged)}.")
+    return merged, base
+
+
+def _job(
+    what: str,
+    views: Views,
+    base: Leaves | None,
+    base_ref: str | None,
+    levels: Sequence[Mapping[str, Any]],
+    depth: Callable[[str], float],
+    seed: int,
+) -> Job:
+    """The merge of one slice.
+
+    Args:
+        levels: parameters of the slice, of the module and of the document.
+        depth: where in the slice a leaf stands, in [0, 1].
+    """
+    reading = READINGS[what]
+    alone = [v for v in (*(v for _, v in views), base) if v is not None]
+    if len(alone) == 1 and base_ref is not None:  # of a union: nothing to merge it with
+        return Job(keep_base(), alone, alone[0])
+    merged, base = _merged(what, views, base, base_ref)
     like, words = (base or merged[0][1]).like, absent(merged[0][1])
     built: dict[Any, Merge] = {}
     merges: dict[str, Merge] = {}
     for n in like:
         t = depth(n)
-        look = lambda key, default, own, name, t=t: look_up(
-            key, default, [own, *levels], name, t, what
-        )
-        world = {k: look(k, d, {}, labelled(n, words)) for k, d in reading.world.items()}
+        at = lambda view, n=n: labelled(name_in(view, n), words)
+        world = {
+            k: look_up(k, d, levels, labelled(n, words), t, what) for k, d in reading.world.items()
+        }
         per_leaf = {
             k: tuple(
-                look(k, d, s.get("parameters") or {}, labelled(name_in(v, n), words))
+                look_up(k, d, [s.get("parameters") or {}, *levels], at(v), t, what, s["model"])
                 for s, v in merged
             )
             for k, d in reading.model.items()

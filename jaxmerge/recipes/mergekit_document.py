@@ -12,6 +12,7 @@ from jaxmerge.recipes.layers import ref_of
 from jaxmerge.recipes.mergekit_methods import Reading
 from jaxmerge.recipes.parse import mapping
 from jaxmerge.recipes.plan import Models
+from jaxmerge.recipes.vocabulary import resolved as resolved_tokenizer
 
 KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
@@ -175,7 +176,7 @@ def resolved(content: Mapping[str, Any], models: Models) -> dict[str, Any]:
     out = walk(dict(content))
     if out.get("rename"):
         out["rename"] = {models.resolve(r): dict(v) for r, v in content["rename"].items()}
-    tokenizer = out.get("tokenizer_source")
-    if isinstance(tokenizer, str) and tokenizer not in ("union", "base"):
-        out["tokenizer_source"] = models.resolve(tokenizer)
+    for key in ("tokenizer", "tokenizer_source"):
+        if out.get(key):
+            out[key] = resolved_tokenizer(content[key], models)
     return out

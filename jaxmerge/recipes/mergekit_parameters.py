@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import part_of
+from jaxmerge.recipes.layers import ref_of
 from jaxmerge.recipes.mergekit_methods import REQUIRED
 from jaxmerge.recipes.parse import mapping, number_of
 from jaxmerge.recipes.values import gradient
@@ -37,7 +38,13 @@ def filters(content: Any) -> set[str]:
 
 
 def look_up(
-    key: str, default: Any, levels: Sequence[Mapping], name: str, t: float, what: str
+    key: str,
+    default: Any,
+    levels: Sequence[Mapping],
+    name: str,
+    t: float,
+    what: str,
+    model: Any = None,
 ) -> Any:
     """The value of a parameter at a leaf: of the first level that says one for it.
 
@@ -46,6 +53,7 @@ def look_up(
         name: what filters match.
         t: where in its slice the leaf stands, in [0, 1].
         what: the method, for messages.
+        model: whose parameter it is, for messages; None if of no single one.
     """
     for parameters in levels:
         if key in parameters:
@@ -53,9 +61,10 @@ def look_up(
             if value is not None:
                 return value
     if default is REQUIRED:
+        whose = "" if model is None else f" of {ref_of(model)}"
         raise UserError(
-            f"{what}: no {key} for leaf {name.split()[0]!r}. Give every model a {key}, or add an "
-            f"entry without a filter."
+            f"{what}: no {key} for leaf {name.split()[0]!r}{whose}. Give every model a {key}, or "
+            f"all of them one (parameters: {{{key}: ...}}), and add an entry without a filter."
         )
     return default
 

@@ -49,6 +49,7 @@ from jaxmerge.recipes.plan import (
 )
 from jaxmerge.recipes.side_inputs import by_model, check_axes, find_extras
 from jaxmerge.recipes.vocabulary import Vocabulary
+from jaxmerge.recipes.vocabulary import resolved as resolved_tokenizer
 
 
 @dataclasses.dataclass
@@ -150,6 +151,8 @@ class Recipe:
         if self.rename:
             resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
+        if self.tokenizer:
+            resolved["tokenizer"] = resolved_tokenizer(self.tokenizer, models)
         if bases:
             resolved["base"] = models.resolve(self.base)
         if extras:

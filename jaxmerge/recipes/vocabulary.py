@@ -288,6 +288,25 @@ class Reindexed(Whole):
         self.source.close()
 
 
+def resolved(setting: Any, models: Any) -> Any:
+    """A tokenizer choice with references that mean the same anywhere."""
+    own = lambda ref: ref if ref in ("union", "base") else models.resolve(ref)
+    if isinstance(setting, str):
+        return own(setting)
+    out = dict(setting)
+    if isinstance(out.get("source"), str):
+        out["source"] = own(out["source"])
+    wishes = {}
+    for token, wish in (out.get("tokens") or {}).items():
+        source = (wish or {}).get("source")
+        if isinstance(source, str):
+            wish = {**wish, "source": models.resolve(source)}
+        elif isinstance(source, Mapping) and isinstance(source.get("model"), str):
+            wish = {**wish, "source": {**source, "model": models.resolve(source["model"])}}
+        wishes[token] = wish
+    return out | ({"tokens": wishes} if wishes else {})
+
+
 def token_table(source: Source) -> dict[str, int]:
     """Token -> row of the embedding, from the model's tokenizer.json."""
     content, where = _tokenizer_json(source), f"{source.ref}: tokenizer.json"
