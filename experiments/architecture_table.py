@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import re
 from importlib import resources
@@ -139,6 +140,7 @@ def facts_of(model_type: str) -> dict[str, Any]:
         "transposed": sorted({template(n) for n in transposed}),
         "early": early(model, guess, stacks),
         "grows": sorted({template(n) for n in grows}),
+        "frozen": frozen(model_type, config),
         "renames": renames(model),
     }
 
@@ -304,6 +306,43 @@ def early(model: torch.nn.Module, guess: Architecture, stacks: dict) -> list[str
     at = next((i for i, n in enumerate(order) if any(x.container in main for x in numbers(n))), 0)
     before = [n for n in order[:at] if n in guess.like and not numbers(n) and not guess.early(n)]
     return sorted(set(map(template, before)))
+
+
+def frozen(model_type: str, config: dict) -> list[str]:
+    """Modules of several parameters that the model itself never trains.
+
+    Not what a config freezes of a part (``freeze_text_layers``), which fine-tunes often thaw.  A
+    lone parameter without gradient may be a constant, or what training sets by other rules
+    (balances of experts).
+    """
+    model = zoo.build(model_type, thawed(config))
+    names, out = zoo.stored(model), []
+    for at, module in model.named_modules():
+        parameters = [n for n, _ in module.named_parameters(at)]
+        still = not any(p.requires_grad for p in module.parameters())
+        if still and len(parameters) > 1 and not any(at.startswith(f"{o}.") for o in out):
+            out.append(at)
+    here = lambda at: [names[n] for n in names if n.startswith(f"{at}.")]
+    return sorted({prefix for at in out if (prefix := _common([template(n) for n in here(at)]))})
+
+
+def thawed(config: dict) -> dict:
+    """The config with no part frozen by its own words."""
+    return {
+        k: thawed(v)
+        if isinstance(v, dict)
+        else False
+        if k.startswith("freeze_") and v is True
+        else v
+        for k, v in config.items()
+    }
+
+
+def _common(paths: list[str]) -> str:
+    """The segments with which all paths begin."""
+    parts = [p.split(".") for p in paths]
+    same = [set(column) for column in zip(*parts, strict=False)]
+    return ".".join(next(iter(s)) for s in itertools.takewhile(lambda s: len(s) == 1, same))
 
 
 def renames(model: torch.nn.Module) -> dict[str, str]:

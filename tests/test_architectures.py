@@ -9,6 +9,11 @@ import pytest
 import jaxmerge as jm
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import ROLES, architecture, part_of, role_of, table
+from jaxmerge.io.architectures.config_changes import (
+    dtype_changes,
+    layer_changes,
+    vocabulary_changes,
+)
 from jaxmerge.io.architectures.configs import changed
 from jaxmerge.io.architectures.stacks import find_stacks
 from jaxmerge.recipes.method_spec import of_family
@@ -84,8 +89,8 @@ def test_a_nested_config():
         "vision_tower.encoder.layers": (3, "vision_config.num_hidden_layers"),
     }
     (main,) = arch.main()
-    changes = arch.layer_changes(main, [(arch, i) for i in (0, 1, 1, 2)])
-    changes |= arch.vocabulary_changes(12, 14) | arch.dtype_changes("bfloat16")
+    changes = layer_changes(arch, main, [(arch, i) for i in (0, 1, 1, 2)])
+    changes |= vocabulary_changes(arch, 12, 14) | dtype_changes(config, "bfloat16")
     assert changed(config, changes) == {
         "model_type": "never_seen",
         "dtype": "bfloat16",
@@ -156,7 +161,7 @@ def stacked(config: dict, at: str, layers: int, placed: list[int], **more: int) 
     }
     arch = architecture(leaves(shapes), config)
     (stack,) = [s for s in arch.stacks if s.path == at]
-    return changed(config, arch.layer_changes(stack, [(arch, i) for i in placed]))
+    return changed(config, layer_changes(arch, stack, [(arch, i) for i in placed]))
 
 
 def test_lists_of_an_encoder_are_not_the_decoders():
@@ -207,12 +212,12 @@ def test_a_layer_of_which_no_config_says_what_it_is():
         )
     )
     (stack,) = small.stacks
-    changes = small.layer_changes(stack, [(small, 1), (large, 1), (small, 0)])
+    changes = layer_changes(small, stack, [(small, 1), (large, 1), (small, 0)])
     assert changes == {
         ("num_hidden_layers",): 3, ("layer_types",): ["b", "b", "a"], ("moe_layers",): [0],
     }  # fmt: skip
     with pytest.raises(UserError, match=r"layer_types of layer 1 of the output, layer 2"):
-        small.layer_changes(stack, [(small, 0), (large, 2)])
+        layer_changes(small, stack, [(small, 0), (large, 2)])
 
 
 def test_a_config_that_counts_one_more_goes_on_doing_so():

@@ -170,6 +170,37 @@ def test_buffers_are_constants():
     assert n not in read()
 
 
+FLAVA = {
+    "image_codebook.blocks.input.weight": (D, D), "image_codebook.blocks.input.bias": (D,),
+    "flava.text_model.pooler.dense.weight": (D, D),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_a_frozen_tower_stays_and_need_not_be_there(lacking):
+    base, a, b = (draw(FLAVA, i) for i in range(3))
+    tower = {n: base[n] for n in base if n.startswith("image_codebook")}
+    b = {n: b[n] for n in b if n not in tower} | ({} if lacking else tower)
+    for name, leaves in {"x": base, "a": a | tower, "b": b}.items():
+        save(name, leaves, {"model_type": "flava"})
+    run({"models": ["x", "a", "b"], "method": {"linear": {"weights": [1.0, 1.0, 1.0]}}})
+    out, dense = read(), "flava.text_model.pooler.dense.weight"
+    assert all(np.array_equal(out[n], tower[n]) for n in tower)
+    np.testing.assert_allclose(out[dense], base[dense] + a[dense] + b[dense], atol=1e-6)
+
+
+def test_a_frozen_tower_that_was_trained_is_merged_and_half_of_one_refused():
+    base = save("x", draw(FLAVA, 0), {"model_type": "flava"})
+    name, other = list(FLAVA)[:2]
+    trained = save("a", base | {name: base[name] + 1})
+    recipe = {"base": "x", "models": ["a"], "method": {"task_arithmetic": {"factor": 1.0}}}
+    run(recipe)
+    np.testing.assert_allclose(read()[name], trained[name], atol=1e-6)
+    save("a", {n: base[n] for n in base if n != other})
+    with pytest.raises(UserError, match=r"missing leaf 'image_codebook.blocks.input.bias'"):
+        run(recipe)
+
+
 def test_rules_exempt_leaves_that_do_not_fit():
     shapes = layers("vit.layers", 2)
     base = save("base", draw(shapes | {"head.weight": (5, D), "odd.bias": (2,)}, 0))

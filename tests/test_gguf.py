@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoConfig
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import gguf
+from jaxmerge.io.gguf.config import metadata_of
 from jaxmerge.io.gguf.container import parse
 from jaxmerge.io.gguf.names import KINDS, keys_of, place_of, to_ours, to_theirs
 from jaxmerge.io.gguf.writer import write
@@ -99,6 +101,23 @@ def _families(tmp_path, **entries):
     sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
     return decoder.Config.from_hf({**sizes, **entries})
+
+
+@pytest.mark.parametrize(
+    "family", sorted({f for k in KINDS.values() for f in (k.family, k.moe)} - {""})
+)
+def test_what_a_config_leaves_unsaid_is_written_as_transformers_has_it(family):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 4}
+    config = {"model_type": family, "num_experts_per_tok": 1, "num_local_experts": 2, **sizes}
+    _, _, metadata = metadata_of(config)
+    expected = AutoConfig.for_model(family, **sizes)
+    rope = expected.rope_parameters.get("full_attention", expected.rope_parameters)
+    assert metadata["rope.freq_base"] == rope["rope_theta"]
+    assert metadata["attention.layer_norm_rms_epsilon"] == expected.rms_norm_eps
+    ours = decoder.Config.from_hf(config | {"num_hidden_layers": 6})
+    assert ours.eps == expected.rms_norm_eps
+    assert ours.ropes[ours.rope[5]].theta == rope["rope_theta"]  # the first of Gemma 3's global
 
 
 @pytest.mark.parametrize(

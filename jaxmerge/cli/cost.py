@@ -20,6 +20,7 @@ from jaxmerge.drivers.files.memory_budget import (
 )
 from jaxmerge.drivers.files.worker import PROGRAM, Run, row_programs
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.architectures.description import in_words
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
@@ -45,7 +46,7 @@ def cost(plan: Plan, name: str | None) -> dict[str, Any]:
         "passes": passes,
         "write": sum(nbytes(*t) for t in tensors.values()),
         "memory": PROCESS + (0 if wrong else _memory(plan)),
-        "architecture": architecture(plan.source).describe() if plan.source else [],
+        "architecture": in_words(architecture(plan.source)) if plan.source else [],
         "mismatches": wrong,
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.drivers.files.chunks import pieces
 from jaxmerge.io import architectures
+from jaxmerge.io.architectures.description import as_table, in_words
 from jaxmerge.io.architectures.names import template
 from jaxmerge.io.sources import Source, open_source
 
@@ -100,7 +101,7 @@ def _print_architecture(made_of: architectures.Architecture, json: bool) -> None
 
     from jaxmerge.cli import terminal
 
-    table = made_of.table()
+    table = as_table(made_of)
     if json:
         print(jsonlib.dumps(table, indent=2))
         return
@@ -113,7 +114,7 @@ def _print_architecture(made_of: architectures.Architecture, json: bool) -> None
         shown.add_row(name, str(len(members)), role, stack, stored)
     console = terminal.console()
     console.print(shown)
-    for line in made_of.describe():
+    for line in in_words(made_of):
         console.print(line, markup=False, highlight=False)
 
 

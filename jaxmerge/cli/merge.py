@@ -19,6 +19,7 @@ from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.architectures.description import in_words
 from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.execute import RESOLVED, execute
@@ -120,7 +121,7 @@ def say_what_is_guessed(plan: Plan) -> None:
     """Where the family is not known: what was taken for what, on the error stream."""
     made_of = architecture(plan.source) if plan.source else None
     if made_of is not None and made_of.known is None and made_of.stacks:
-        print("\n  ".join(made_of.describe()), file=sys.stderr)
+        print("\n  ".join(in_words(made_of)), file=sys.stderr)
 
 
 def distribute() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.architectures import configs
+from jaxmerge.io.architectures.config_changes import dtype_changes
 from jaxmerge.io.pipelines import WEIGHTS, components
 from jaxmerge.io.untrusted import check_inside, read_text
 
@@ -127,7 +128,7 @@ def output_belongings(
     if isinstance(path, Path):
         config, new = source.config(), {}
         if dtype is not None:
-            new = {p: dtype.name for p, v in configs.walk(config) if p[-1] in configs.DTYPES and v}
+            new |= dtype_changes(config, dtype.name)
         new |= {(k,) if isinstance(k, str) else k: v for k, v in (changes or {}).items()}
         config = configs.changed(config, new)
         if read_json(path) != config:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import Architecture, Stack, architecture
+from jaxmerge.io.architectures.config_changes import layer_changes
 from jaxmerge.io.architectures.names import numbers, renumber, template
 from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import Source, View
@@ -207,7 +208,7 @@ class Layout:
         """What to change in the config, by path of keys: nothing where no layer moves."""
         if not self.moves:
             return {}
-        return self.first.layer_changes(next(iter(self.moved.values())), self.placed)
+        return layer_changes(self.first, next(iter(self.moved.values())), self.placed)
 
 
 def _matrix(made_of: Architecture, stack: Stack) -> tuple[int, ...] | None:

@@ -193,7 +193,8 @@ class Config:
             if f in _filters(content)
         ]
         for job in (jobs := [j for j in jobs if j.like]):
-            job.method = exempt(job.method, job.like, made_of)
+            models_of = [m for m in (job.base, *job.models) if m is not None]
+            job.method = exempt(job.method, job.like, made_of, models_of)
         return Plan(
             jobs=jobs,
             models=models,

@@ -137,7 +137,7 @@ class Recipe:
             raise UserError("a recipe needs a method, or rules.")
         if self.base is None:
             check_weights_merge(method, like)
-        method = exempt(method, like, made_of)
+        method = exempt(method, like, made_of, [m for m in (base, *rest) if m is not None])
         seed = seed_of(self.seed)
         extras = find_extras(self.extras, method.needs, models, merged)
         sides = by_model(extras, len(rest))

@@ -184,13 +184,30 @@ def _equal(source: Source, a: str, b: str) -> bool:
     return source.like[a].shape == source.like[b].shape and np.array_equal(source[a], source[b])
 
 
-def exempt(method: Merge, like: Mapping[str, Any], made_of: Architecture) -> Merge:
-    """The method, with buffers as they are in the base: a mean of constants is no constant."""
-    buffers = {n for n in like if not made_of.merged(n)}
-    if not any(names.is_float(like[n]) for n in buffers):
+def exempt(
+    method: Merge, like: Mapping[str, Any], made_of: Architecture, models: Sequence[Leaves]
+) -> Merge:
+    """The method, with buffers and frozen towers as they are in the base.
+
+    A mean of constants is no constant.  A tower that somebody has trained all the same is merged,
+    and one that a model has in part must be whole.
+    """
+    constant = {n for n in like if not made_of.merged(n)}
+    frozen = {n: module for n in constant if (module := made_of.frozen(n)) is not None}
+    for module in set(frozen.values()):
+        having = [m for m in models if any(n.startswith(module) for n in m)]
+        constant -= {n for n in frozen if frozen[n] == module and _differs(having, n)}
+    if not any(names.is_float(like[n]) for n in constant):
         return method
-    inner = by_leaf(lambda name, like: keep_base() if name in buffers else method)
+    inner = by_leaf(lambda name, like: keep_base() if name in constant else method)
     return inner._replace(stochastic=stochastic(method), models=method.models, needs=method.needs)
+
+
+def _differs(models: Sequence[Leaves], name: str) -> bool:
+    """Whether not all models have the values of the first in a leaf."""
+    first, *rest = models
+    alike = lambda m: name in m and m.like[name].shape == first.like[name].shape
+    return not all(alike(m) and np.array_equal(m[name], first[name]) for m in rest)
 
 
 def check_vocabulary(sources: Sequence[Source | None]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.architectures.config_changes import other_vocabularies, vocabulary_changes
 from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
@@ -109,7 +110,7 @@ class Vocabulary:
         self.size = -(-size // pad) * pad
         self.rows = rows
         self._check_rows(base)
-        self.config |= architecture(base).vocabulary_changes(self._need(base), self.size)
+        self.config |= vocabulary_changes(architecture(base), self._need(base), self.size)
         self._fill(wishes, models)
         return keeper
 
@@ -213,7 +214,7 @@ class Vocabulary:
         something else, as for codes of speech.
         """
         made_of, need = architecture(source), self._need(source)
-        others = made_of.other_vocabularies(need)
+        others = other_vocabularies(made_of, need)
         rows = {n: made_of.rows(n) for n in source if made_of.vocabulary(n)}
         return {n for n, r in rows.items() if r >= need and r not in others}
 

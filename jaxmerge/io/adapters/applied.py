@@ -26,9 +26,9 @@ import numpy as np
 from jaxmerge.core.names import other_prefix
 from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.adapters.adapter import Adapter, Module
-from jaxmerge.io.adapters.orientation import stored_in_out
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.architectures import configs as keys
+from jaxmerge.io.architectures.config_changes import vocabulary_changes
 from jaxmerge.io.computed import Computation, Computed
 from jaxmerge.io.safetensors import Like
 
@@ -82,7 +82,7 @@ class _Applied:
             changes |= dict.fromkeys(ties or [("tie_word_embeddings",)], False)
         for n, size in self.grown.items():
             rows = self.base.like[self._leaf(n) or n].shape[0]
-            changes |= self.arch.vocabulary_changes(rows, size)
+            changes |= vocabulary_changes(self.arch, rows, size)
         computed = Computed(self.base, self.computed)
         computed.stamps = self.base.stamps | self.adapter.file.stamps
         return computed, keys.changed(config, changes) if config else config
@@ -208,7 +208,7 @@ class _Applied:
         if votes:
             return any(votes)
         declared = bool(self.adapter.config.get("fan_in_fan_out"))
-        return declared or stored_in_out(self.arch, self.base.like, leaf)
+        return declared or self.arch.transposed(leaf)
 
     def _vote(self, module: Module) -> bool | None:
         """The orientation of a kernel that is not square; None where shapes do not say."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from jaxmerge.core.names import is_float
 from jaxmerge.io.adapters.adapter import PREFIX
-from jaxmerge.io.adapters.orientation import stored_in_out
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.sources import Source
 
@@ -63,7 +62,7 @@ def choose(
         role = arch.role(n)
         if wanted(n) if wanted else role in ("kernel", "router"):
             table = role in ("embedding", "position", "table")
-            transposed = "transposed" if stored_in_out(arch, base.like, n) else "linear"
+            transposed = "transposed" if arch.transposed(n) else "linear"
             kernels[n] = "embedding" if table else transposed
     selection = Extraction(kernels, [], {}, [], [])
     if rest:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxmerge.errors import UserError
-from jaxmerge.io.architectures import configs, table
-from jaxmerge.io.architectures.names import alike, numbers, segments, template
-from jaxmerge.io.architectures.roles import HEADS, TOKENS, part_of, role_of, tower_of
+from jaxmerge.io.architectures import configs, orientation, table, ties
+from jaxmerge.io.architectures.names import alike, ends_alike, numbers, segments, template
+from jaxmerge.io.architectures.roles import part_of, role_of, tower_of
 from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
 
@@ -114,7 +114,7 @@ class Architecture:
     def grows(self) -> list[str]:
         """Leaves outside of the layers whose shape depends on how many layers there are."""
         known = self._facts.grows
-        return [n for n in self.like if any(_ends(template(n), k) for k in known)] if known else []
+        return [n for n in self.like if any(ends_alike(template(n), k) for k in known)]
 
     def kind(self, stack: Stack, layer: int) -> tuple:
         """What the config's periods make of a layer: equal for layers made of the same leaves."""
@@ -150,7 +150,7 @@ class Architecture:
         if not roles:
             return None
         path = template(name)
-        return roles.get(path) or next((roles[k] for k in roles if _ends(path, k)), None)
+        return roles.get(path) or next((roles[k] for k in roles if ends_alike(path, k)), None)
 
     def kernel(self, name: str) -> bool:
         """Whether a leaf is the matrix of a dense layer."""
@@ -202,8 +202,21 @@ class Architecture:
         return name
 
     def merged(self, name: str) -> bool:
-        """Whether a leaf takes part in a merge: buffers are constants, and need not be there."""
-        return template(name) not in self._buffers
+        """Whether a leaf takes part in a merge: buffers are constants, frozen towers never trained.
+
+        Neither need be in every model.
+        """
+        return template(name) not in self._buffers and self.frozen(name) is None
+
+    def frozen(self, name: str) -> str | None:
+        """The module that the family never trains in which a leaf lies (FLAVA's image codebook)."""
+        if not self._facts.frozen:
+            return None
+        inside = [name[: m.start()] for m in re.finditer(r"[./]", name)]
+        known = self._facts.frozen
+        return next(
+            (p for p in inside if any(ends_alike(template(f"{p}."), f"{k}.") for k in known)), None
+        )
 
     @functools.cached_property
     def _buffers(self) -> set[str]:
@@ -222,189 +235,40 @@ class Architecture:
         if self.role(name) in ("embedding", "position", "table") or "embed" in name.lower():
             return True
         path = template(name)
-        if any(_ends(path, k) for k in self._facts.early):
+        if any(ends_alike(path, k) for k in self._facts.early):
             return True
         return self.tower(name) in ("vision", "audio", "projector")
 
     def transposed(self, name: str) -> bool:
-        """Whether a kernel is stored [in, out] (GPT-2's Conv1D, Flax); torch's are [out, in]."""
+        """Whether a kernel is stored [in, out] (GPT-2's Conv1D, Flax); torch's are [out, in].
+
+        As the family has it; of an unknown family as the kernel's bias says, which has an entry for
+        every output, else as those of all other kernels do.
+        """
         path = template(name)
-        return any(_ends(path, k) for k in self._facts.transposed) or segments(name)[-1] == "kernel"
+        if segments(name)[-1] == "kernel" or any(
+            ends_alike(path, k) for k in self._facts.transposed
+        ):
+            return True
+        if self.known is not None:
+            return False
+        own = orientation.by_bias(self._shapes, name) if name in self._names else None
+        return self._all_in_out if own is None else own
+
+    @functools.cached_property
+    def _all_in_out(self) -> bool:
+        return orientation.all_in_out(self._shapes)
 
     # ------------------------------------------------------------ ties
 
     @functools.cached_property
     def tied(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of names that may hold one array, of which a checkpoint may store any.
-
-        Names as this model has them where it has them; groups of embedding and head only where the
-        config does not say that they are two.
-        """
-        apart = any(
-            v is False for p, v in configs.walk(self.config) if p[-1] == "tie_word_embeddings"
-        )
-        groups = [tuple(dict.fromkeys(map(self._own, g))) for g in self._facts.ties]
-        if not any(n in self._names for g in groups for n in g):
-            groups = self._guessed_ties()
-        groups = [tuple(n for n in g if not (apart and _is_head(n))) for g in groups]
-        return tuple(g for g in groups if len(g) > 1)
-
-    def _own(self, path: str) -> str:
-        return next((n for n in self.like if _ends(template(n), path)), path)
-
-    def _guessed_ties(self) -> list[tuple[str, ...]]:
-        tables = [n for n in self.like if self.role(n) == "embedding"]
-        heads = [n for n in self.like if self.role(n) == "head" and len(self._shapes[n]) == 2]
-        if len(tables) != 1 or len(heads) > 1:
-            return []
-        if heads:
-            return (
-                [(tables[0], heads[0])] if self._shapes[tables[0]] == self._shapes[heads[0]] else []
-            )
-        prefix = "language_model." if tables[0].startswith("language_model.") else ""
-        return [(tables[0], f"{prefix}lm_head.weight")]
+        """Groups of names that may hold one array, of which a checkpoint may store any."""
+        return ties.tied(self, self._facts.ties)
 
     def copies(self, name: str) -> tuple[str, ...]:
         """The other names under which the array of a leaf may be stored."""
         return next((tuple(n for n in g if n != name) for g in self.tied if name in g), ())
-
-    # ------------------------------------------------------------ config
-
-    def token_sizes(self, need: int) -> dict[configs.Path, int]:
-        """Where the config says how many tokens the tokenizer has, of which it needs `need` rows.
-
-        That is one section of it: of those long enough and of the size of a leaf the shortest.
-        Others count other things, as the codes of speech.
-        """
-        sections: dict[configs.Path, dict[configs.Path, int]] = {}
-        for path, size in self.vocabularies.items():
-            sections.setdefault(path[:-1], {})[path] = size
-        enough = [s for s in sections.values() if max(s.values()) >= need]
-        rows = {self.rows(n) for n in self.like if self.vocabulary(n)}
-        enough = [s for s in enough if rows & set(s.values())] or enough
-        least = min((max(s.values()) for s in enough), default=0)
-        return {p: v for s in enough if max(s.values()) == least for p, v in s.items()}
-
-    def other_vocabularies(self, need: int) -> set[int]:
-        """Sizes of vocabularies that the config states beside the tokenizer's."""
-        own = self.token_sizes(need)
-        stated = {
-            v for p, v in configs.walk(self.config)
-            if type(v) is int and configs.OTHER_VOCABULARIES.search(str(p[-1])) and p not in own
-        }  # fmt: skip
-        return (stated | set(self.vocabularies.values())) - set(own.values())
-
-    def vocabulary_changes(self, need: int, size: int) -> dict[configs.Path, int]:
-        """What to change in the config where the tokenizer's vocabulary has another size.
-
-        Args:
-            need: rows that its tokens need.
-        """
-        own = self.token_sizes(need) or (self.vocabularies if len(self.vocabularies) == 1 else {})
-        return {p: size for p, v in own.items() if v != size}
-
-    def dtype_changes(self, dtype: str) -> dict[configs.Path, str]:
-        """What to change in the config where the weights are stored in another dtype."""
-        return {
-            p: dtype
-            for p, v in configs.walk(self.config)
-            if p[-1] in configs.DTYPES and isinstance(v, str) and v != dtype
-        }
-
-    def layer_changes(
-        self, stack: Stack, placed: Sequence[tuple[Architecture, int]]
-    ) -> dict[configs.Path, Any]:
-        """What to change in the config where a stack is made anew of layers of several models.
-
-        Args:
-            placed: for each layer of the output, whose it is and which one there.
-
-        Raises:
-            UserError: a layer of which no config has what a list by layer says; one that reads the
-                cache of a layer which does not stand before it.
-        """
-        if not stack.count:
-            return {}
-        out: dict[configs.Path, Any] = {}
-        more = len(placed) - stack.layers  # some configs count a layer that has no leaves
-        if more:
-            out[stack.count] = configs.get(self.config, stack.count) + more
-        for path in configs.by_layer(self.config, stack.count, stack.layers):
-            values = [
-                configs.get(a.config, (*path, i), configs.get(self.config, (*path, i)))
-                for a, i in placed
-            ]
-            if None in values:
-                n = values.index(None)
-                raise UserError(
-                    f"layer_range: no config.json says {'.'.join(map(str, path))} of layer {n} of "
-                    f"the output, layer {placed[n][1]} of its model."
-                )
-            if values != configs.get(self.config, path):
-                out[path] = values
-        for path in configs.of_layers(self.config, stack.count, stack.layers):
-            its = {id(a): configs.get(a.config, path, []) for a, _ in placed}
-            values = [
-                n
-                for n, (a, i) in enumerate(placed)
-                if isinstance(its[id(a)], list) and i in its[id(a)]
-            ]
-            if values != configs.get(self.config, path):
-                out[path] = values
-        for path in configs.shared(self.config, stack.count, stack.layers):
-            values = _sources(path, placed)
-            if values != configs.get(self.config, path):
-                out[path] = values
-        return out
-
-    # ------------------------------------------------------------ words
-
-    def describe(self) -> list[str]:
-        """What was taken for what, a line for each kind."""
-        family = f"model_type {self.family!r}" if self.family else "a config without model_type"
-        source = "known" if self.known else "taken from names, shapes and config"
-        out = [f"{family}: {source}"]
-        out += [
-            f"{s.path}: {s.layers} layers"
-            + (f" ({'.'.join(map(str, s.count))})" if s.count else " (no key in config.json)")
-            + (f" and {len(s.extra)} beyond" if s.extra else "")
-            for s in self.stacks
-        ] or ["no stack of layers"]
-        by_role: dict[str, list[str]] = {}
-        for n in self.like:
-            by_role.setdefault(self.role(n), []).append(n)
-        for role in ("embedding", "head", "position", "router", "experts", "buffer"):
-            if role in by_role:
-                templates = list(dict.fromkeys(map(template, by_role[role])))
-                more = f" and {len(templates) - 3} more" if len(templates) > 3 else ""
-                out.append(f"{role}: {', '.join(templates[:3])}{more}")
-        for group in self.tied:
-            there = [n for n in group if n in self._names]
-            if len(group) > 1 and there:
-                out.append(f"tied: {', '.join(group)}")
-        return out
-
-    def table(self) -> dict[str, Any]:
-        """The same as data."""
-        return {
-            "family": self.family,
-            "known": self.known is not None,
-            "stacks": {s.path: {"layers": s.layers, "count": list(s.count)} for s in self.stacks},
-            "tied": [list(g) for g in self.tied],
-            "vocabulary": {".".join(map(str, p)): v for p, v in self.vocabularies.items()},
-            "leaves": {
-                n: {
-                    "role": self.role(n),
-                    "layer": None if (p := self.layer(n)) is None else [p.stack.path, p.layer],
-                    "tower": self.tower(n),
-                    "part": self.part(n),
-                    "orientation": ("in, out" if self.transposed(n) else "out, in")
-                    if self.kernel(n)
-                    else None,
-                }
-                for n in self.like
-            },
-        }
 
 
 def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Architecture:
@@ -436,37 +300,9 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
     return source.made_of
 
 
-def _sources(path: configs.Path, placed: Sequence[tuple[Architecture, int]]) -> list[int]:
-    """By layer of the output the layer whose cache it reads: itself, or the last such before it."""
-    out: list[int] = []
-    for n, (made_of, i) in enumerate(placed):
-        source = configs.get(made_of.config, (*path, i), i)
-        before = [m for m in range(n) if placed[m][1] == source and out[m] == m]
-        if source != i and not before:
-            raise UserError(
-                f"layer_range: layer {n} of the output reads the cache of layer {source} of its "
-                f"model ({'.'.join(map(str, path))} in config.json), which does not stand before "
-                "it; choose ranges that have it."
-            )
-        out.append(n if source == i else before[-1])
-    return out
-
-
-def _ends(path: str, known: str) -> bool:
-    """Whether two templates name one leaf, one of them perhaps with a prefix."""
-    if path == known:
-        return True
-    long, short = (path, known) if len(path) > len(known) else (known, path)
-    return long.endswith(short) and long[-len(short) - 1] in "./"
-
-
 def _matches(segment: str, known: str) -> bool:
     """Whether a segment of a name is this one of a template."""
     return segment == known or (known == "*" and segment.isdigit())
-
-
-def _is_head(name: str) -> bool:
-    return bool(HEADS.search(name)) and not TOKENS.search(name)
 
 
 def _floating(leaf: Any) -> bool:

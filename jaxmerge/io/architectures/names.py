@@ -87,3 +87,15 @@ def alike(a: str, b: str) -> int:
             break
         count += 1
     return count
+
+
+def ends_alike(path: str, known: str) -> bool:
+    """Whether two templates name one leaf, one of them perhaps with a prefix.
+
+    >>> ends_alike("model.layers.*.q.weight", "layers.*.q.weight"), ends_alike("xq", "q")
+    (True, False)
+    """
+    if path == known:
+        return True
+    long, short = (path, known) if len(path) > len(known) else (known, path)
+    return long.endswith(short) and long[-len(short) - 1] in "./"

@@ -27,6 +27,7 @@ class Known(NamedTuple):
         transposed: templates of kernels stored [in, out].
         early: templates before the layers besides tables; late: after them.
         grows: templates whose shape depends on the number of layers.
+        frozen: templates of modules that the family never trains.
         renames: prefix of names in the module -> prefix in a checkpoint, where they differ.
     """
 
@@ -37,6 +38,7 @@ class Known(NamedTuple):
     transposed: tuple[str, ...] = ()
     early: tuple[str, ...] = ()
     grows: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     renames: Mapping[str, str] = MappingProxyType({})
 
 

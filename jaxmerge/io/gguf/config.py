@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.architectures.defaults import rms_eps, rope_theta
 from jaxmerge.io.gguf.names import KINDS, Kind
 from jaxmerge.io.gguf.tensors import Tensors
 
@@ -169,8 +170,7 @@ def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
     }
     if config.get("use_sliding_window") is False:
         metadata.pop("attention.sliding_window", None)
-    usual = 1e-5 if family in ("phi3", "mixtral") else 1e-6  # transformers', where none is said
-    metadata.setdefault("attention.layer_norm_rms_epsilon", usual)
+    metadata.setdefault("attention.layer_norm_rms_epsilon", rms_eps(family))
     heads = metadata["attention.head_count"]
     metadata.setdefault("attention.head_count_kv", heads)
     head = metadata.get("attention.key_length", metadata["embedding_length"] // heads)
@@ -181,9 +181,7 @@ def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
         metadata["expert_count"] = experts
     given = config.get("rope_parameters") or {}
     full = given.get("full_attention", given) or {}
-    metadata.setdefault("rope.freq_base", full.get("rope_theta"))
-    if metadata["rope.freq_base"] is None:
-        del metadata["rope.freq_base"]
+    metadata.setdefault("rope.freq_base", full.get("rope_theta") or rope_theta(family))
     part = full.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     metadata["rope.dimension_count"] = int(head * part)
     scaling = {**full, **(config.get("rope_scaling") or {})}

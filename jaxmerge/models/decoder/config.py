@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxmerge.errors import closest
+from jaxmerge.io.architectures.defaults import rms_eps, rope_theta
 from jaxmerge.models.decoder.families import FAMILIES, SILENT, Family, Key
 from jaxmerge.models.decoder.rope import Rope
 from jaxmerge.models.transformer import ACTIVATIONS
@@ -97,7 +98,7 @@ class Config:
         (4096, 32, True)
         """
         family = family_of(config)
-        settings = {**family.defaults, **config}
+        settings = {"rms_norm_eps": rms_eps(config["model_type"]), **family.defaults, **config}
         _refuse(settings)
         say = lambda value: value.of(settings) if isinstance(value, Key) else value
         heads, width, layers = (
@@ -195,7 +196,7 @@ _KEYS = [v for row in FAMILIES.values() for v in vars(row).values()]
 _KEYS += [v for row in FAMILIES.values() if row.experts for v in vars(row.experts).values()]
 _READ = {key.name for key in _KEYS if isinstance(key, Key)} | {
     *("head_dim", "num_key_value_heads", "layer_types", "sliding_window_pattern"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"),
+    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"),
     *("partial_rotary_factor", "hidden_activation"),
 }
 
@@ -244,7 +245,7 @@ def _windows(family: Family, settings: Mapping) -> tuple[tuple[int, ...], tuple[
 
 def _ropes(family: Family, settings: Mapping, depth: int, local: tuple[bool, ...]) -> list[Rope]:
     """The rotation of each layer."""
-    theta = settings.get("rope_theta", family.theta)
+    theta = settings.get("rope_theta", rope_theta(settings["model_type"]))
     defaults = {"rope_theta": theta}
     if "partial_rotary_factor" in settings:
         defaults["partial_rotary_factor"] = settings["partial_rotary_factor"]

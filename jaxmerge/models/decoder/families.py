@@ -1,7 +1,8 @@
 """What differs between the families of decoders, as data: one row a `model_type`.
 
 A value is a constant, or (a `Key`) the entry of config.json that says it. What a family's
-config.json leaves unsaid is in `defaults`, the values of transformers' config classes.
+config.json leaves unsaid is in `defaults`, the values of transformers' config classes, and in
+`jaxmerge.io.architectures.defaults`, which GGUF files need too.
 
 Sources: Llama 2 (arXiv 2307.09288) and 3 (2407.21783), Mistral (2310.06825), Qwen2 (2407.10671),
 Qwen3 (2505.09388), Gemma (2403.08295), Gemma 2 (2408.00118), Gemma 3 (2503.19786), Phi-3
@@ -57,8 +58,7 @@ class Family:
     Attributes:
       architecture: transformers' class.
       defaults: entries of config.json where it lacks them.
-      theta: the base of the rotation's wavelengths where config.json lacks it.
-      local_theta: the same in windowed layers where they differ.
+      local_theta: the base of the rotation's wavelengths in windowed layers where it is another.
       bias, out_bias, mlp_bias: of query, key and value; of attention's output; of the MLP.
       qk_norm: queries and keys are normalised, each head on its own.
       norm_offset: what norms add to their scale.
@@ -74,7 +74,6 @@ class Family:
 
     architecture: str
     defaults: Mapping[str, Any]
-    theta: float = 10_000.0
     local_theta: float | None = None
     bias: bool | Key = False
     out_bias: bool | Key = False
@@ -112,7 +111,7 @@ def _odd_early(settings: Mapping, layer: int) -> bool:
 
 
 def _defaults(**values: Any) -> Mapping[str, Any]:
-    common = {"initializer_range": 0.02, "hidden_act": "silu", "rms_norm_eps": 1e-6}
+    common = {"initializer_range": 0.02, "hidden_act": "silu"}
     return MappingProxyType({**common, "tie_word_embeddings": False, **values})
 
 
@@ -184,7 +183,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _defaults(**{**_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072}),
-        theta=1_000_000.0, local_theta=10_000.0,
+        local_theta=10_000.0,
         bias=_SAID, out_bias=_SAID, qk_norm=True, norm_offset=1.0, out_norms=True,
         embed_scaled=True,
         score_width=Key("query_pre_attn_scalar", 256),
@@ -195,14 +194,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
         "Phi3ForCausalLM",
         _defaults(
             **{**_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192},
-            rms_norm_eps=1e-5, original_max_position_embeddings=4096,
+            original_max_position_embeddings=4096,
         ),
         windowed=_every, fused=True,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
-        _defaults(**{**_MISTRAL, "sliding_window": None}, rms_norm_eps=1e-5),
-        theta=1_000_000.0, windowed=_every,
+        _defaults(**{**_MISTRAL, "sliding_window": None}),
+        windowed=_every,
         experts=Experts(
             Key("num_local_experts", 8, "num_experts"), Key("num_experts_per_tok", 2),
             Key("intermediate_size"),
