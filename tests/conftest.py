@@ -35,22 +35,36 @@ os.environ["PYTHONWARNINGS"] = (
 )
 
 
+def pytest_addoption(parser):
+    """Options of the sample, see `sampling`."""
+    text = "processor seconds for the cases of a test function, 0: all; 0.3 where no file is named"
+    parser.addoption("--budget", type=float, default=None, metavar="SECONDS", help=text)
+    parser.addoption("--sample", default="", metavar="NAME", help="another choice of the cases")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """All tests run in as many processes as there are cores, those of one file in this one."""
-    chosen = getattr(config.option, "numprocesses", 0)  # 0 where xdist is not there
-    first = not hasattr(config, "workerinput")  # the workers start none
-    if first and chosen is None and config.args_source is config.ArgsSource.TESTPATHS:
+    """Without files: a sample, in as many processes as there are cores; those of one file in this
+    process, all of them."""
+    if hasattr(config, "workerinput"):
+        return
+    alone = config.args_source is config.ArgsSource.TESTPATHS
+    if config.option.budget is None:
+        config.option.budget = sampling.FUNCTION if alone else 0.0
+    if alone and getattr(config.option, "numprocesses", 0) is None:  # 0 where xdist is not there
         config.option.numprocesses, config.option.dist = "auto", "loadfile"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark what does not run by default, see `sampling`."""
-    out = sampling.left_out([i.nodeid for i in items], sampling.recorded())
-    for item in items:
-        if item.nodeid in out:
-            item.add_marker("more")
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave out what the budget does not pay for, of what is selected otherwise."""
+    names = [i.nodeid for i in items]
+    out = sampling.left_out(
+        names, sampling.recorded(), config.option.budget or 0.0, config.option.sample
+    )
+    if out:
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid in out])
+        items[:] = [i for i in items if i.nodeid not in out]
 
 
 SECONDS: dict[str, float] = {}

@@ -1,46 +1,59 @@
-"""Which tests run by default: a sample that takes a few minutes; CI and `-m` run them all.
+"""Which cases of a test function run: as many as fit into a budget of processor seconds.
 
 A test function with many cases (the laws, over every method) costs most of the time, and one case
-says most of what all say.  By default a function runs as many of its cases as fit into `FUNCTION`
-seconds, at least the quickest one, and a single test that takes longer than `SINGLE` does not run.
-The others carry the marker ``more``, which the default expression leaves out:
+says most of what all say:
 
-    pytest                                              # the sample
-    pytest -m "not slow and not parity and not bench"   # all of them, as CI does
+    pytest                         # the sample of a few minutes: 0.3 seconds a function
+    pytest --budget 10 --sample X  # as CI does: more of them, another choice for every X
+    pytest --budget 0              # all
+    pytest tests/test_laws.py      # all of that file
 
-Processor seconds are those of a recorded run (``durations.json``; tests that are new there
-all run):
+A function runs at least one case.  With a sample's name the cases are chosen by it, so that CI,
+which passes the commit, comes past all of them in time; without, the quickest run.  A budget also
+leaves out single tests that take more than `SINGLE` times as long.  Processor seconds are those of
+a recorded run (``durations.json``; tests that are new there all run):
 
-    JAXMERGE_DURATIONS=tests/durations.json pytest -m "not slow and not parity and not bench"
+    JAXMERGE_DURATIONS=tests/durations.json pytest --budget 0
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
-FUNCTION = 0.3  # processor seconds of all cases of one function
-SINGLE = 2.0
+FUNCTION = 0.3  # processor seconds of all cases of one function, by default
+SINGLE = 6  # budgets that a single test may take
 LEAST = 0.1  # shorter tests are not recorded
 
 
-def left_out(names: Sequence[str], seconds: Mapping[str, float]) -> set[str]:
-    """Node ids that do not run by default.
+def left_out(
+    names: Sequence[str], seconds: Mapping[str, float], budget: float = FUNCTION, sample: str = ""
+) -> set[str]:
+    """Node ids that do not run.
 
-    >>> sorted(left_out(["a::t[1]", "a::t[2]", "a::t[3]", "a::u"], {"a::t[1]": 2, "a::t[2]": 0.2}))
+    >>> seconds = {"a::t[1]": 2, "a::t[2]": 0.2}
+    >>> sorted(left_out(["a::t[1]", "a::t[2]", "a::t[3]", "a::u"], seconds))
     ['a::t[1]']
     """
+    if not budget:
+        return set()
     functions: dict[str, list[str]] = {}
     for name in names:
         functions.setdefault(name.partition("[")[0], []).append(name)
+    order = (
+        (lambda n: zlib.crc32(f"{sample} {n}".encode()))
+        if sample
+        else (lambda n: seconds.get(n, 0.0))
+    )
     out: set[str] = set()
     for cases in functions.values():
         spent = 0.0
-        for k, name in enumerate(sorted(cases, key=lambda n: seconds.get(n, 0.0))):
+        for k, name in enumerate(sorted(cases, key=order)):
             spent += seconds.get(name, 0.0)
-            if seconds.get(name, 0.0) > SINGLE or (k > 0 and spent > FUNCTION):
+            if seconds.get(name, 0.0) > SINGLE * budget or (k > 0 and spent > budget):
                 out.add(name)
     return out
 
