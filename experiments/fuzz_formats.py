@@ -292,18 +292,19 @@ def results() -> Any:
 
 def read_results(path: Path) -> None:
     from jaxmerge.cli import report
-    from jaxmerge.studies import cells
+    from jaxmerge.studies import result_store
+    from jaxmerge.studies.gather import gather
 
-    groups = cells.gather(cells.read(next(iter(sorted(path.glob("r.*"))))))
+    groups = gather(result_store.read(next(iter(sorted(path.glob("r.*"))))))
     for form in ("md", "latex"):
         report.tables(groups, form)
         report.tables(groups, form, "accuracy")
 
 
 def write_parquet(path: Path) -> None:
-    from jaxmerge.studies import cells
+    from jaxmerge.studies import cells, result_store
 
-    cells.write(path, cells.cells(results()), "r")
+    result_store.write(path, cells.cells(results()), "r")
 
 
 def write_npz(path: Path) -> None:

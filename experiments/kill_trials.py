@@ -90,9 +90,9 @@ def figures(path: Path) -> Any:
 
 def cells(path: Path) -> Any:
     """Of a sweep: the accuracies of its cells."""
-    from jaxmerge.studies import cells
+    from jaxmerge.studies import result_store
 
-    return sorted((r["key"], r["accuracy"]) for r in cells.read(path))
+    return sorted((r["key"], r["accuracy"]) for r in result_store.read(path))
 
 
 def write_models(folder: Path) -> None:

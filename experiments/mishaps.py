@@ -69,9 +69,14 @@ def locks(command: Command, folder: Path) -> list[Path]:
     return [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
 
 
+def taken(lock: Path) -> bool:
+    """Whether somebody has written into a lock who he is."""
+    return lock.exists() and lock.stat().st_size > 0
+
+
 def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any] | None:
     one = start(folder, command.first)
-    while one.poll() is None and not any(p.exists() for p in locks(command, folder)):
+    while one.poll() is None and not any(map(taken, locks(command, folder))):
         time.sleep(0.002)
     one.send_signal(signal.SIGSTOP)
     if one.poll() is not None:

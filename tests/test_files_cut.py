@@ -14,6 +14,7 @@ from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.io.safetensors import File, Like
+from jaxmerge.numerics import host_order_statistics
 
 SHAPES = {"w": (90, 40), "norm": (7,)}
 METHODS = {
@@ -63,6 +64,39 @@ def test_a_leaf_beyond_the_budget_is_cut_and_gives_the_same(tmp_path, cut, name)
     want = jm.merge(method, nonempty[0], nonempty[1:], key=key)
     got = File(tmp_path / "out" / "model.safetensors")
     assert cut == {"w"}
+    for n in want:
+        np.testing.assert_allclose(got[n], want[n], rtol=6e-7, atol=2.5e-8, err_msg=n)
+
+
+RANKED = {
+    "ties": lambda: jm.ties(),
+    "ties leaf": lambda: jm.ties(scope="leaf"),
+    "ties exact": lambda: jm.ties(scope="leaf", exact=True),
+    "breadcrumbs": lambda: jm.breadcrumbs(),
+    "breadcrumbs exact": lambda: jm.chain(jm.drop_outliers(0.5, 0.1, exact=True), jm.mean()),
+}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *RANKED])
+def test_changes_that_are_zero_or_equal_are_cut_alike(tmp_path, cut, monkeypatch, name):
+    for key, small in (("SMALL", 64), ("BLOCK", 256), ("PROCESSORS", 3)):
+        monkeypatch.setattr(host_order_statistics, key, small)
+    monkeypatch.setattr(host_order_statistics.gather, "__defaults__", (64,))
+    rng, count = np.random.default_rng(0), FEWER.get(name, 3)
+    coarse = lambda x: np.round(x * 64) / np.float32(64) if x.dtype.kind == "f" else x
+    base = {n: coarse(x) for n, x in family(np.float32, shapes=SHAPES)[0].items()}
+    few = lambda x: (rng.integers(-1, 2, x.shape) * 2.0**-6).astype(np.float32)
+    rare = lambda x: np.where(rng.random(x.shape) < 0.01, few(x), 0).astype(np.float32)
+    models = [base]
+    for change in (few, np.zeros_like, rare)[:count]:
+        floats = {n: x + change(x) for n, x in base.items() if x.dtype.kind == "f"}
+        models.append(base | floats)
+    key, method = jax.random.key(7), (METHODS | RANKED)[name]()
+    files = saved(tmp_path, models)
+    merge_jobs([Job(method, files[1:], files[0], key)], tmp_path / "out")
+    nonempty = [{n: x for n, x in m.items() if x.size} for m in models]
+    want = jm.merge(method, nonempty[0], nonempty[1:], key=key)
+    got = File(tmp_path / "out" / "model.safetensors")
     for n in want:
         np.testing.assert_allclose(got[n], want[n], rtol=6e-7, atol=2.5e-8, err_msg=n)
 

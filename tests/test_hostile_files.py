@@ -365,14 +365,14 @@ def test_a_parquet_file_of_a_million_rows_in_a_few_bytes(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
-    from jaxmerge.studies import cells
+    from jaxmerge.studies import result_store
 
-    schema = cells._schema()
+    schema = result_store._schema()
     column = lambda kind: pa.nulls(2_000_000, kind)
     table = pa.table([column(f.type) for f in schema], schema=schema)
     pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
     with pytest.raises(UserError, match=r"2,000,000 rows"):
-        cells.read(tmp_path / "r.parquet")
+        result_store.read(tmp_path / "r.parquet")
 
 
 BOMBS = [r"([a-z.0-9_]+)+Z$", r"(a|a)*b", r"^(\w+\s?)*$", r"(.*a){20}"]

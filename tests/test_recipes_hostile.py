@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from small import model
 
 from jaxmerge.errors import UserError
-from jaxmerge.recipes import native
+from jaxmerge.recipes import mergekit_document, native
 from jaxmerge.recipes.parse import parse_documents
 from jaxmerge.recipes.plan import Models
 
@@ -64,7 +64,7 @@ plain = st.recursive(
     ),
     max_leaves=8,
 )  # fmt: skip
-keys = [*native.Recipe.__dataclass_fields__, *native.mergekit.KEYS]
+keys = [*native.Recipe.__dataclass_fields__, *mergekit_document.KEYS]
 
 
 @settings(max_examples=150, deadline=5000)
@@ -78,7 +78,7 @@ def test_any_recipe_is_planned_or_refused(tmp_path_factory, recipe, kind):
     recipe = {"models": ["a"], "method": "mean"} | recipe
     if kind == "mk":
         recipe = {"merge_method": "ties", "models": [{"model": "a"}], "base_model": "base"} | {
-            k: v for k, v in recipe.items() if k in native.mergekit.KEYS and k != "models"
+            k: v for k, v in recipe.items() if k in mergekit_document.KEYS and k != "models"
         }
     try:
         for document in native.documents(recipe):

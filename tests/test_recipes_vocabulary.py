@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import yaml
 from safetensors.numpy import save_file
 from small import SHAPES, model, read_json, run, tokenizer
+from tokenizers import Tokenizer
 
 from jaxmerge.errors import UserError
 
@@ -189,3 +191,46 @@ def test_a_second_table_of_the_same_tokens_goes_by_them(family):
         np.testing.assert_allclose(got[n][:4], want, atol=1e-6, err_msg=n)
     config = read_json("out/config.json")
     assert {config[k] for k in more} == {len(got[second])}
+
+
+def test_a_unigram_tokenizer_with_more_tokens_than_rows(family):
+    for name, count, rows in (("base", 6, 4), ("a", 5, 5)):
+        letters = "abcdef" if name == "base" else "abcdx"
+        leaves = model(count, SHAPES | {"model.embed_tokens.weight": (rows, 4)})
+        save_file(leaves, f"{name}/model.safetensors")
+        vocab = [[t, -float(i)] for i, t in enumerate(letters)]
+        unigram = {"type": "Unigram", "unk_id": 0, "vocab": vocab}
+        content = {"version": "1.0", "added_tokens": [], "model": unigram}
+        Path(name, "tokenizer.json").write_text(json.dumps(content))
+        family[name] = leaves
+    got = run({"base": "base", "models": ["a"], "method": {"task_arithmetic": {"factor": 1.0}},
+               "tokenizer": "union"})  # fmt: skip
+    found = Tokenizer.from_file("out/tokenizer.json")
+    assert found.get_vocab() == {t: i for i, t in enumerate("abcdx")}
+    embed = "model.embed_tokens.weight"
+    np.testing.assert_allclose(got[embed], family["a"][embed], atol=1e-6)
+
+
+WISHES = {
+    "<im>": {"source": {"kind": "model_token", "model": "b", "token": "fox"}, "force": True},
+    "emu": {"source": "b"},
+}
+
+
+@pytest.mark.parametrize("tokenizer", ["a", {"source": "a", "tokens": WISHES}])
+@pytest.mark.parametrize("form", ["ours", "mergekit's"])
+def test_a_resolved_recipe_finds_the_models_of_its_tokenizer_anywhere(
+    vocabularies, form, tokenizer, tmp_path, monkeypatch
+):
+    recipe = {"base": "base", "models": ["a", "b"], "method": "mean", "tokenizer": tokenizer}
+    if form != "ours":
+        models = [{"model": m, "parameters": {"weight": 1}} for m in ("a", "b")]
+        key = "tokenizer_source" if isinstance(tokenizer, str) else "tokenizer"
+        recipe = {"merge_method": "linear", "models": models, key: tokenizer}
+    there = run(recipe)
+    resolved = (tmp_path / "out" / "recipe.resolved.yaml").read_text()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = run(yaml.safe_load(resolved))
+    assert all(np.array_equal(again[n], there[n]) for n in there)

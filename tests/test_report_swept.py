@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmerge.report import swept
-from jaxmerge.studies import cells
+from jaxmerge.studies.gather import gather
 
 
 def row(lr=0.1, strength=None, fixed=None, seed=0, accuracy=0.5, stream="sequential"):
@@ -64,7 +64,7 @@ def test_nothing_swept_is_no_picture(tmp_path):
 def test_one_stream_under_two_settings_of_its_own_is_two_rows_of_a_table():
     rows = [row(strength=s, stream="L2", accuracy=s / 10) for s in (1.0, 4.0)]
     rows.append(row(accuracy=0.9))
-    (results,) = cells.gather(rows).values()
+    (results,) = gather(rows).values()
     means = {s.finetunes: s.metrics["accuracy"].mean for s in results.summary}
     assert means == {
         "L2, methods.0.strength 1.0": pytest.approx(0.1),

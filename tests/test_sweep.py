@@ -16,7 +16,7 @@ from jaxmerge.cli import app, report, runs
 from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
 from jaxmerge.errors import UserError
-from jaxmerge.studies import cells, resident, sweep
+from jaxmerge.studies import resident, result_store, sweep
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed
 
@@ -85,9 +85,13 @@ def test_a_cell_is_what_a_run_gives(whole, toy, tmp_path):
     )
     assert row["matrix"][-1] == results.entry("M", "sequential").matrix[-1]
     assert row["accuracy"] == pytest.approx(np.mean(row["matrix"][-1]))
-    (own_row,) = (r for r in cells.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M")
+    (own_row,) = (
+        r for r in result_store.read(tmp_path / "run" / "cells.parquet") if r["label"] == "M"
+    )
     assert own_row["matrix"] == results.entry("M", "sequential").matrix
-    assert figures(cells.read(tmp_path / "store")) == figures(cells.read(tmp_path / "run"))
+    assert figures(result_store.read(tmp_path / "store")) == figures(
+        result_store.read(tmp_path / "run")
+    )
 
 
 def test_finished_cells_are_skipped_and_a_larger_grid_adds_to_them(toy, whole, tmp_path, capsys):
@@ -118,7 +122,7 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "run_seed", failing)
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed 3 .*: The loss is nan"):
         command.run(toy, grid=["seed=3,4 method=magmax"], out=tmp_path / "s", quiet=True)
-    assert {r["seed"] for r in cells.read(tmp_path / "s")} == {4}
+    assert {r["seed"] for r in result_store.read(tmp_path / "s")} == {4}
 
 
 def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
@@ -134,7 +138,7 @@ def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed 3 .*not finite in task 2"):
         command.run(toy, grid=["seed=3,4 stream=sequential"], out=tmp_path / "s")
     assert "2 seeds of 'sequential': trained in one program." in capsys.readouterr().err
-    rows = cells.read(tmp_path / "s")
+    rows = result_store.read(tmp_path / "s")
     assert {r["seed"] for r in rows} == {4}
     assert all(r["seconds"] > 0 for r in rows)
 
@@ -242,7 +246,7 @@ def test_what_is_no_store_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_the_store_as_it_was(whole, tmp_path, monkeypatch):
-    path = cells.write(tmp_path, whole[1][:2], "cells")
+    path = result_store.write(tmp_path, whole[1][:2], "cells")
     before = path.read_bytes()
 
     def full(*_):
@@ -250,7 +254,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        cells.write(tmp_path, whole[1], "cells")
+        result_store.write(tmp_path, whole[1], "cells")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["cells.parquet"]
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxmerge.errors import UserError, closest
+from jaxmerge.evaluation.definitions import NAMES as METRICS
 from jaxmerge.report import swept
-from jaxmerge.studies import cells
+from jaxmerge.studies import result_store
+from jaxmerge.studies.gather import gather
 from jaxmerge.studies.results import Results
 from jaxmerge.training import checkpoint
 
@@ -39,12 +41,12 @@ def run(
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"No format {format!r}: {closest(format, FORMATS)}")
-    if metric is not None and metric not in cells.METRICS:
-        raise UserError(f"No metric {metric!r}: {closest(metric, cells.METRICS)}")
+    if metric is not None and metric not in METRICS:
+        raise UserError(f"No metric {metric!r}: {closest(metric, METRICS)}")
     if json and (format or plot):
         raise UserError("--json prints rows; leave --format and --plot out.")
-    rows = [row for path in stores for row in cells.read(path)]
-    groups = cells.gather(rows)
+    rows = [row for path in stores for row in result_store.read(path)]
+    groups = gather(rows)
     if json:
         import json as jsonlib
 

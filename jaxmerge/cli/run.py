@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jaxmerge.cli import runs
 from jaxmerge.errors import UserError
-from jaxmerge.studies.cells import installed
 from jaxmerge.studies.config import Experiment
+from jaxmerge.studies.result_store import installed
 from jaxmerge.studies.results import Results
 from jaxmerge.studies.settings import changed
 from jaxmerge.training.mid_task import EVERY

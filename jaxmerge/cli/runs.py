@@ -1,10 +1,10 @@
 """Run folders: made, resumed and filled by every command that runs an experiment.
 
 A run folder holds ``config.json`` (the experiment's settings), ``results.json``, ``report.html``,
-``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see `jaxmerge.studies.cells`) and
-``merged.safetensors`` (MagMax on sequential fine-tunes, or the first merge; first seed).  While it
-works, ``state/`` holds checkpoints; a run goes on after its last finished task.  A run that has
-``results.json`` is finished.
+``plots/*.png``, ``cells.parquet`` (where pyarrow is installed, see
+`jaxmerge.studies.result_store`) and ``merged.safetensors`` (MagMax on sequential fine-tunes, or the
+first merge; first seed).  While it works, ``state/`` holds checkpoints; a run goes on after its
+last finished task.  A run that has ``results.json`` is finished.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
 from jaxmerge.io.untrusted import read_json
-from jaxmerge.studies import cells
+from jaxmerge.studies import cells, result_store
 from jaxmerge.studies.config import AnyExperiment, Experiment
 from jaxmerge.studies.conversion import from_plain, to_plain
 from jaxmerge.studies.provenance import Cost, machine, versions
@@ -163,7 +163,7 @@ class RunOptions(NamedTuple):
         quiet: no progress.
         log: "tensorboard" or "wandb" for curves beside the terminal, or None.
         every: seconds between checkpoints within a task.
-        store: a result store (`jaxmerge.studies.cells`) to add the cells to, or None.
+        store: a result store (`jaxmerge.studies.result_store`) to add the cells to, or None.
     """
 
     quiet: bool = False
@@ -200,7 +200,7 @@ def execute(experiment: Experiment, folder: Path, options: RunOptions) -> None:
         bars.note("writing the report")
         results = collect(experiment, runs, streams[0], cost.seconds(), cost.memory())
         if options.store is not None:
-            cells.write(
+            result_store.write(
                 options.store, cells.cells(results), f"{experiment.name}-{_digest(results)}"
             )
         if data_parallel.first():
@@ -274,8 +274,8 @@ def write(results: Results, folder: Path) -> None:
     """Plots, report and, last of all, results.json: a run with results is finished."""
     from jaxmerge.report import html, plots
 
-    if cells.installed():
-        cells.write(folder, cells.cells(results), "cells")
+    if result_store.installed():
+        result_store.write(folder, cells.cells(results), "cells")
     plots.write_png(results, folder / "plots")
     html.write(results, folder / "report.html")
     results.to_json(folder / "results.json")

@@ -1,8 +1,8 @@
 """`jaxmerge sweep EXPERIMENT --grid ...`: many runs into one result store, here or on Ray.
 
-The sweep folder is a store (`jaxmerge.studies.cells`): one Parquet file for each finished unit,
-and ``state/`` with the checkpoints of what is under way.  A sweep that was killed goes on with
-``--resume``; a larger grid on the same folder runs only the cells that are new.
+The sweep folder is a store (`jaxmerge.studies.result_store`): one Parquet file for each finished
+unit, and ``state/`` with the checkpoints of what is under way.  A sweep that was killed goes on
+with ``--resume``; a larger grid on the same folder runs only the cells that are new.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from jaxmerge.cli.run import load
 from jaxmerge.errors import UserError
 from jaxmerge.io.places import working
 from jaxmerge.report import swept
-from jaxmerge.studies import cells as store
-from jaxmerge.studies import resident, sweep
+from jaxmerge.studies import cells, resident, result_store, sweep
 from jaxmerge.studies.conversion import to_plain
+from jaxmerge.studies.gather import gather
 from jaxmerge.studies.seed import run_seed, steps_of
 from jaxmerge.studies.settings import changed, restored
 
@@ -40,7 +40,7 @@ def run(
     ray: bool = False,
     quiet: bool = False,
     json: bool = False,
-) -> list[store.Row]:
+) -> list[cells.Row]:
     """Run what is left of a sweep, print its tables, return all rows of the store.
 
     Args:
@@ -58,14 +58,14 @@ def run(
     file = Path(experiment).resolve()
     config = load(file)
     folder = Path(out or Path("sweeps") / f"{datetime.now():%Y-%m-%d}-{config.name}").resolve()
-    if not store.installed():
+    if not result_store.installed():
         raise UserError('A sweep writes Parquet: pip install "jaxmerge[store]".')
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise UserError(
             f"{folder} is in use: add --resume to run the cells that are missing there, or give "
             "another --out."
         )
-    have = store.read(folder) if folder.exists() and any(folder.glob("*.parquet")) else []
+    have = result_store.read(folder) if folder.exists() and any(folder.glob("*.parquet")) else []
     try:
         asked = changed(config, runs.settings_of(list(set)))
         axes = sweep.parse(grid)
@@ -92,12 +92,12 @@ def run(
             + "; ".join(f"{describe(u)}: {e}" for u, e in failed)
         )
     shutil.rmtree(folder / "state", ignore_errors=True)
-    rows = store.read(folder)
+    rows = result_store.read(folder)
     drawn = swept.write_png(rows, folder / "plots")
     if json:
         print(jsonlib.dumps(rows))
     else:
-        report.show(store.gather(rows))
+        report.show(gather(rows))
         if drawn:
             print(f"{drawn} pictures over what was swept: {folder / 'plots'}", file=sys.stderr)
     return rows
@@ -221,7 +221,7 @@ def work(
         run.streams[stream]["training"] = trained.seconds
         run.seconds["training"] = run.seconds.get("training", 0.0) + trained.seconds
     results = runs.collect(experiment, [run], scenario, seconds=0.0, memory=None)
-    store.write(folder, store.cells(results), name)
+    result_store.write(folder, cells.cells(results), name)
     shutil.rmtree(state, ignore_errors=True)
 
 

@@ -30,7 +30,8 @@ class Static:
         return hash(self.value)
 
     def __repr__(self) -> str:
-        return repr(self.value)
+        named = inspect.isroutine(self.value)
+        return self.value.__name__ if named else repr(self.value)
 
 
 jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)

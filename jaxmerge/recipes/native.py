@@ -39,14 +39,17 @@ from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
 from jaxmerge.recipes.plan import (
     Models,
     Plan,
+    by_presence,
     check_rename,
     check_vocabulary,
     dtype_of,
     exempt,
+    key_of,
     seed_of,
 )
 from jaxmerge.recipes.side_inputs import by_model, check_axes, find_extras
 from jaxmerge.recipes.vocabulary import Vocabulary
+from jaxmerge.recipes.vocabulary import resolved as resolved_tokenizer
 
 
 @dataclasses.dataclass
@@ -126,7 +129,7 @@ class Recipe:
         else:
             base, *rest = vocabulary.apply([base, *merged])
         if models.leaves == "intersection":
-            ((group, base),) = mergekit.by_presence([({}, m) for m in rest], base, models.leaves)
+            ((group, base),) = by_presence([({}, m) for m in rest], base, models.leaves)
             rest = [m for _, m in group]
         like = (base or rest[0]).like
         made_of = architecture(base or rest[0])
@@ -141,13 +144,15 @@ class Recipe:
         seed = seed_of(self.seed)
         extras = find_extras(self.extras, method.needs, models, merged)
         sides = by_model(extras, len(rest))
-        job = Job(method, rest, base, mergekit.key_of(method, seed), sides)
+        job = Job(method, rest, base, key_of(method, seed), sides)
         check_axes(extras, job.grid)
         resolved = {k: v for k, v in vars(self).items() if not (v is None or v == [])}
         resolved["method"] = as_data(self.method) if given else self.method
         if self.rename:
             resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
+        if self.tokenizer:
+            resolved["tokenizer"] = resolved_tokenizer(self.tokenizer, models)
         if bases:
             resolved["base"] = models.resolve(self.base)
         if extras:

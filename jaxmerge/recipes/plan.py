@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmerge.core import names
@@ -21,7 +22,7 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import Source, laid_out, open_source
+from jaxmerge.io.sources import Source, View, laid_out, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
 
@@ -245,3 +246,35 @@ def seed_of(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {value!r}.")
     return value
+
+
+def key_of(method: Merge, seed: int) -> Any:
+    """The PRNG key of a method that needs one."""
+    return jax.random.key(seed) if stochastic(method) else None
+
+
+def by_presence(views, base, leaves: str) -> list[tuple[list, Leaves | None]]:
+    """Views of the leaves that the same models have; one set of views unless `leaves` says more.
+
+    Args:
+        views: of the sources, each with its entry in the recipe.
+        leaves: "same" leaves all as they are, "intersection" takes what all have, "union" one set
+            for every set of models that have a leaf.
+    """
+    if leaves == "same":
+        return [(views, base)]
+    everyone = [v for _, v in views] + ([base] if base is not None else [])
+    names = dict.fromkeys(n for v in everyone for n in v)
+    have = {n: tuple(n in v for v in everyone) for n in names}
+    if leaves == "intersection":
+        have = {n: h for n, h in have.items() if all(h)}
+        if not have:
+            raise UserError("--tensor-intersection: the models have no leaf in common.")
+    out = []
+    for kind in dict.fromkeys(have.values()):
+        group = [n for n in have if have[n] == kind]
+        pick = lambda v, group=group: View(v, {n: n for n in group}, v.ref)
+        there = [(s, pick(v)) for (s, v), has in zip(views, kind, strict=False) if has]
+        theta = pick(base) if base is not None and kind[-1] else None
+        out.append((there, theta))
+    return out

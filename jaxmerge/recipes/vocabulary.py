@@ -19,7 +19,6 @@ tokenizer has is added, one whose number lies beyond the rows of a model is not 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,13 @@ import numpy as np
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.config_changes import other_vocabularies, vocabulary_changes
-from jaxmerge.io.safetensors import Leaves, Whole
 from jaxmerge.io.sources import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
-from jaxmerge.io.untrusted import member, read_json
 from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping
+from jaxmerge.recipes.reindexed import MEAN, ZERO, Reindexed
+from jaxmerge.recipes.tokenizer_json import add_tokens, in_order, token_table
 
-MEAN, ZERO = -1, -2  # in place of a source's number
-MAX_TOKENS = 1 << 22  # tokens of a vocabulary; tables and embeddings of the output grow with it
 MOST_PAD = 1 << 16  # rows that a vocabulary is padded to a multiple of
 
 
@@ -78,11 +75,11 @@ class Vocabulary:
         self.tables = [self._table(s) for s in self.sources]
         source, base = setting.get("source", "union"), self.sources[0]
         if source == "union":
-            keeper, tokens = base, list(_in_order(self.tables[0]))
+            keeper, tokens = base, list(in_order(self.tables[0]))
             seen = set(tokens)
             new: list[tuple[str, Source]] = []
             for s, table in zip(self.sources[1:], self.tables[1:], strict=True):
-                new += [(t, s) for t in _in_order(table) if t not in seen]
+                new += [(t, s) for t in in_order(table) if t not in seen]
                 seen |= set(table)
             rows = {t: i for t, i in self.tables[0].items()}
             after = max(rows.values(), default=-1) + 1
@@ -118,10 +115,12 @@ class Vocabulary:
         """Raise where a table of tokens has rows that config.json counts as something else."""
         layout = architecture(base)
         size = max(layout.vocabularies.values(), default=0)
-        odd = [n for n in base if size and layout.vocabulary(n) and layout.rows(n) > size]
+        others = other_vocabularies(layout, self._need(base))
+        rows = {n: layout.rows(n) for n in base if layout.vocabulary(n)}
+        odd = [n for n, r in rows.items() if r > size and r not in others] if size else []
         if odd:
             raise UserError(
-                f"tokenizer: {base.ref}: {odd[0]!r} has {layout.rows(odd[0])} rows, config.json "
+                f"tokenizer: {base.ref}: {odd[0]!r} has {rows[odd[0]]} rows, config.json "
                 f"says vocab_size {size}: what the other rows are for is not known. Merge without "
                 "a tokenizer choice, or mend vocab_size in config.json."
             )
@@ -219,156 +218,20 @@ class Vocabulary:
         return {n for n, r in rows.items() if r >= need and r not in others}
 
 
-class Reindexed(Whole):
-    """A source whose embedding rows are those of the output's vocabulary."""
-
-    def __init__(self, vocabulary: Vocabulary, k: int):
-        super().__init__()
-        self.vocabulary, self.k, self.source = vocabulary, k, vocabulary.sources[k]
-        self.ref, self.folder, self.files = self.source.ref, self.source.folder, self.source.files
-        self.config, self.made_of = self.source.config, architecture(self.source)
-        self.stamps = {p: s for other in vocabulary.sources for p, s in other.stamps.items()}
-        self.mapped = vocabulary.indexed(self.source)
-        self.like = {
-            n: like._replace(shape=self._shape(n, like.shape)) if n in self.mapped else like
-            for n, like in self.source.like.items()
-        }
-
-    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        axis = self.made_of.token_axis(name)
-        return (*shape[:axis], self.vocabulary.size, *shape[axis + 1 :])
-
-    def _rows(self, source: Leaves, name: str) -> np.ndarray:
-        """A leaf with tokens along its first axis."""
-        return np.moveaxis(source[name], self.made_of.token_axis(name), 0)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        if name not in self.mapped:
-            return self.source.read(name, start, stop)
-        return super().read(name, start, stop)
-
-    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
-        if name in self.mapped:
-            out[:] = self.read(name, start, start + len(out))
-        else:
-            self.source.into(out, name, start)
-
-    def load(self, name: str) -> np.ndarray:
-        v, like = self.vocabulary, self.like[name]
-        own = v.own[self.k]
-        take = (own >= 0) & ~v.force
-        whole = np.zeros(like.shape, like.dtype)
-        out = np.moveaxis(whole, self.made_of.token_axis(name), 0)
-        out[take] = self._rows(self.source, name)[own[take]]
-        todo = np.flatnonzero(~take)
-        for k, other in enumerate(v.sources):
-            here = todo[v.fill_source[todo] == k]
-            if here.size:
-                rows = v.fill_row[here]
-                self._has(other, name, rows)
-                out[here] = self._rows(other, name)[rows]
-        mean = todo[v.fill_source[todo] == MEAN]
-        if mean.size:
-            total, count = np.zeros((mean.size, *out.shape[1:]), np.float32), 0
-            for k, other in enumerate(v.sources):
-                there = v.own[k, mean] >= 0
-                if there.any():
-                    rows = self._rows(other, name)[v.own[k, mean[there]]]
-                    total[there] += rows.astype(np.float32)
-                count = count + there
-            shape = (-1,) + (1,) * (len(like.shape) - 1)
-            out[mean] = (total / np.maximum(count, 1).reshape(shape)).astype(like.dtype)
-        return whole
-
-    def _has(self, other: Leaves, name: str, rows: np.ndarray) -> None:
-        if name not in other:
-            raise UserError(f"tokenizer: {getattr(other, 'ref', 'a model')} has no leaf {name!r}.")
-
-    def close(self) -> None:
-        self.source.close()
-
-
-def token_table(source: Source) -> dict[str, int]:
-    """Token -> row of the embedding, from the model's tokenizer.json."""
-    content, where = _tokenizer_json(source), f"{source.ref}: tokenizer.json"
-    model = content.get("model", {})
-    vocab = model.get("vocab", {}) if isinstance(model, dict) else None
-    if isinstance(vocab, list):  # unigram: pairs of token and score, in order
-        if not all(isinstance(pair, list) and pair for pair in vocab):
-            raise UserError(f"{where}: model.vocab must hold pairs of a token and its score.")
-        table = {str(pair[0]): i for i, pair in enumerate(vocab)}
-    elif isinstance(vocab, dict):
-        table = {str(t): i for t, i in vocab.items()}
-    else:
-        raise UserError(f"{where}: model.vocab must map tokens to numbers, or list them.")
-    for added in added_tokens(content, where):
-        table[added["content"]] = added["id"]
-    wrong = [t for t, i in table.items() if type(i) is not int or not 0 <= i < MAX_TOKENS]
-    if wrong:
-        raise UserError(
-            f"{where}: {wrong[0]!r} has the number {table[wrong[0]]!r}; expected an integer from 0 "
-            f"to {MAX_TOKENS - 1} ({len(wrong)} such tokens)."
-        )
-    return table
-
-
-def added_tokens(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The tokens that a tokenizer.json adds to its model's, checked."""
-    entries = content.get("added_tokens", [])
-    if not isinstance(entries, list) or not all(
-        isinstance(a, dict) and isinstance(a.get("content"), str) and "id" in a for a in entries
-    ):
-        raise UserError(f"{where}: added_tokens must be a list of objects with content and id.")
-    return entries
-
-
-def _tokenizer_json(source: Source) -> dict[str, Any]:
-    path = member(source.folder, "tokenizer.json")
-    if path is None:
-        raise UserError(
-            f"{source.ref} has no tokenizer.json, which merging vocabularies needs; save its fast "
-            "tokenizer there, or leave the tokenizer choice out."
-        )
-    return read_json(path)
-
-
-def add_tokens(
-    base: Source,
-    new: Sequence[tuple[str, Source]],
-    rows: Mapping[str, int],
-    beyond: Sequence[str] = (),
-) -> dict[str, bytes | Path | None]:
-    """The base's tokenizer with more added tokens, with the flags that their owners give.
-
-    Args:
-        beyond: tokens of the base that have no row: left out.
-    """
-    content = _without(_tokenizer_json(base), set(beyond))
-    flags: dict[str, dict[str, Any]] = {}
-    for owner in dict.fromkeys(s for _, s in new):
-        for added in added_tokens(_tokenizer_json(owner), owner.ref):
-            flags.setdefault(added["content"], added)
-    plain = {
-        "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-        "special": False,
-    }  # fmt: skip
-    more = [plain | flags.get(t, {}) | {"id": rows[t], "content": t} for t, _ in new]
-    content["added_tokens"] = [*content.get("added_tokens", []), *more]
-    text = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-    return tokenizer_files(base.folder, base.folder, more, text, beyond)
-
-
-def _without(content: dict[str, Any], tokens: set[str]) -> dict[str, Any]:
-    """A tokenizer.json without some of its tokens, and without the merges that need them."""
-    model = dict(content.get("model") or {})
-    added = [t for t in content.get("added_tokens") or [] if t["content"] not in tokens]
-    if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in tokens}
-    if tokens and isinstance(model.get("merges"), list):
-        pairs = [(m, m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-        model["merges"] = [m for m, p in pairs if not tokens & {*p, "".join(p)}]
-    return content | {"added_tokens": added} | ({"model": model} if model else {})
-
-
-def _in_order(table: Mapping[str, int]) -> list[str]:
-    return sorted(table, key=lambda t: table[t])
+def resolved(setting: Any, models: Any) -> Any:
+    """A tokenizer choice with references that mean the same anywhere."""
+    own = lambda ref: ref if ref in ("union", "base") else models.resolve(ref)
+    if isinstance(setting, str):
+        return own(setting)
+    out = dict(setting)
+    if isinstance(out.get("source"), str):
+        out["source"] = own(out["source"])
+    wishes = {}
+    for token, wish in (out.get("tokens") or {}).items():
+        source = (wish or {}).get("source")
+        if isinstance(source, str):
+            wish = {**wish, "source": models.resolve(source)}
+        elif isinstance(source, Mapping) and isinstance(source.get("model"), str):
+            wish = {**wish, "source": {**source, "model": models.resolve(source["model"])}}
+        wishes[token] = wish
+    return out | ({"tokens": wishes} if wishes else {})

@@ -19,7 +19,7 @@ from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import numbers
 from jaxmerge.report.picture import Plot, Table, cell
 from jaxmerge.report.style import LIGHT, slots
-from jaxmerge.studies.cells import flat
+from jaxmerge.studies.gather import flat
 
 Point = tuple[float, ...]
 Values = dict[Point, list[float]]  # coordinates -> the metric of every seed

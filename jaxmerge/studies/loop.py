@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual import schedule, stages
+from jaxmerge.continual import schedule
 from jaxmerge.continual.deploys import (
     LAST,
     Deploy,
@@ -36,44 +36,22 @@ from jaxmerge.continual.deploys import (
     running_merge,
 )
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
+from jaxmerge.continual.records import State
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge
-from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
-from jaxmerge.evaluation.metrics import over_time, per_class
+from jaxmerge.evaluation.metrics import per_class
 from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, stack, wrapped_logits
-from jaxmerge.training import checkpoint
-from jaxmerge.training.data_parallel import everywhere
+from jaxmerge.studies.hooks import at_border, training_examples
+from jaxmerge.studies.outcomes import Outcome, measure
+from jaxmerge.studies.stream_checkpoint import restore, save
 from jaxmerge.training.fit import Data, Training, begin_state, fit_task, setup_of
 from jaxmerge.training.learner import Learner
 from jaxmerge.training.mid_task import EVERY, Halfway
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What one deployment gave; JSON-able.
-
-    Attributes:
-        matrix, aware: R[t][i] task-agnostic and task-aware, None in rows that were not measured.
-        factors: the factor in use after each task.
-        sweep: validation accuracy of every factor at the last merge, or None.
-        method: the last merge as jaxmerge prints it.
-        per_class: accuracy as a mean over classes, when last measured.
-        fixed: the factor, where each factor of a deployment is an outcome of its own.
-    """
-
-    matrix: list
-    aware: list
-    factors: list
-    sweep: dict | None = None
-    method: str = ""
-    per_class: float | None = None
-    fixed: float | None = None
 
 
 class Stream:
@@ -159,8 +137,8 @@ class Stream:
         self.losses: list[list[float]] = []
         self.models: list[Leaves] = []
         self.deployed: dict[str, Leaves] = {}
-        self._halfway: Halfway | None = None
-        self._resume()
+        self.halfway: Halfway | None = None
+        restore(self)
         if self.losses:
             self.watch("resumed", sum(map(len, self.losses)), self.losses[-1][-1])
 
@@ -203,87 +181,42 @@ class Stream:
                 self._deploy(d, t)
         self.done = t + 1
         began = time.perf_counter()
-        self._save(t)
+        save(self, t)
         self._clock("checkpoints", began)
 
     def _train(self, t: int, known: Leaves | None) -> None:
         """Learn task t; a model that is at hand takes the place of the steps, not of the hooks."""
         began = time.perf_counter()
         data, training = self._examples(t), self.training(self.scenario[t])
-        self._halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
+        self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         position = Position(self.base, self.last, self._running)
         state = State(
             self.base, self.start.at(position), self.memory, {}, (), jnp.int32(0),
             jax.random.key(self.seed),
         )  # fmt: skip
         setup = setup_of(self.learner, training, self.methods)
-        state = self._border(setup, state, t, "begin", data)
+        state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
         if known is None:
             state, losses = fit_task(
                 setup, self.info, state, t, data, training, collate=self.learner.collate,
-                seed=(self.seed, t), halfway=self._halfway,
+                seed=(self.seed, t), halfway=self.halfway,
                 watch=lambda steps, loss: self.watch("training", steps, loss),
             )  # fmt: skip
             self.losses.append(losses)
         else:
             state = state._replace(params=self.model.put(state.params, known))
-        state = self._border(setup, state, t, "end", data)
+        state = at_border(setup, self.scenario, self.info, state, t, "end", data)
         self.last, self.memory = dict(state.params), state.memory
         if known is None:
-            self._clock("training", began - (self._halfway.before if self._halfway else 0))
+            self._clock("training", began - (self.halfway.before if self.halfway else 0))
 
-    def _border(self, setup: Setup, state: State, t: int, which: str, data: Data) -> State:
-        """The hooks at a border, compiled once for all tasks where they need not the host."""
-        parts = build(setup, len(self.scenario))
-        hooks = [m for m in parts.methods if getattr(m, which) is not None]
-        if not hooks:
-            return state
-        if any(m.host for m in hooks):
-            read = lambda count: self._sample(data, t, min(count, len(data.columns)))
-            return stages.border(parts, self.info, state, np.int32(t), which, read)
-        asked, one = [0], self._sample(data, t, 1)
-
-        def ask(state):
-            def read(count):
-                asked.append(count)
-                many = min(count, len(data.columns))
-                return jax.tree.map(lambda x: jnp.zeros((many, *x.shape[1:]), x.dtype), one)
-
-            return stages.border(parts, self.info, state, jnp.int32(t), which, read)
-
-        jax.eval_shape(ask, state)
-        largest = max(len(task.rows["train"]) for task in self.scenario)
-        sample = self._sample(data, t, min(max(asked), largest)) if max(asked) else None
-        fixed = everywhere((setup, self.info, state, sample))
-        return at_border(fixed, np.int32(t), which, len(self.scenario))
-
-    def _sample(self, data: Data, t: int, count: int) -> Batch:
-        """Examples of a task, drawn where not all are asked for; filled up with weight 0."""
-        own = np.flatnonzero(data.task == t)
-        if len(own) > count:
-            own = own[np.random.default_rng(0).permutation(len(own))[:count]]
-        rows = np.resize(own, count)
-        weight = (np.arange(count) < len(own)).astype(np.float32)
-        return Batch(data.inputs[rows], data.columns[rows], data.task[rows], weight)
+    def _examples(self, t: int) -> Data:
+        return training_examples(self.learner, self.scenario, self.methods, t, self.seed)
 
     def _base(self) -> Leaves:
         """theta_0 with the leaves that methods add."""
         own = dataclasses.replace(self.setup, model=self.learner.model(params=True))
         return build(own, len(self.scenario)).model.init(jax.random.key(self.seed))
-
-    def _examples(self, t: int) -> Data:
-        """The training examples of a task, with those of earlier tasks that methods add."""
-        chosen = [(t, np.arange(len(self.scenario[t].rows["train"])))]
-        for spec in self.methods:
-            choose = spec.build().examples
-            if choose is not None:
-                tasks = [TaskLabels(k.labels("train"), k.columns) for k in self.scenario]
-                chosen += choose(t, tasks, self.seed)
-        parts = [(self.scenario[s], self.scenario[s].rows["train"][at], s) for s, at in chosen]
-        inputs = examples([(k.source.inputs, rows) for k, rows, _ in parts], self.learner.prepare)
-        columns = [k.offset + k.source.labels[rows] for k, rows, _ in parts]
-        task = [np.full(len(rows), s, np.int32) for _, rows, s in parts]
-        return Data(inputs, np.concatenate(columns).astype(np.int32), np.concatenate(task))
 
     def _running(self) -> Leaves:
         if self.running is None:
@@ -291,9 +224,10 @@ class Stream:
         outcome = self.outcomes[self.running.label]
         if outcome.matrix[self.done - 1][0] is None:
             return self.last  # before the first task, and while there are too few models to merge
-        return self._merged(self.running, outcome.factors[self.done - 1])
+        return self.merged(self.running, outcome.factors[self.done - 1])
 
-    def _merged(self, d: Deploy, factor: float | None) -> Leaves:
+    def merged(self, d: Deploy, factor: float | None) -> Leaves:
+        """The weights of a deployment now."""
         leaves = memory.merged(d.merge(factor), self.states[d.label], self.folded)
         return self.model.put(self.last, leaves)
 
@@ -304,7 +238,7 @@ class Stream:
         sweep = None
         if len(d.factors) <= 1:
             rows = [(d.label, d.factors[0] if d.factors else None)]
-            one = self.last if d.method is None else self._merged(d, rows[0][1])
+            one = self.last if d.method is None else self.merged(d, rows[0][1])
             models = stack(one)
         else:
             put = partial(self.model.put, self.last)
@@ -351,83 +285,3 @@ class Stream:
 
     def _clock(self, phase: str, began: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-
-    # ---------------------------------------------------------------- checkpoints
-
-    def _tree(self) -> dict:
-        cells = {label: {"step": s.step, "cells": s.cells} for label, s in self.states.items()}
-        return {"last": dict(self.last), "memory": self.memory, "merges": cells}
-
-    def _save(self, t: int) -> None:
-        if self.store is None:
-            return
-        if t < self.keep:
-            checkpoint.save(self.store / f"task_{t:02d}.safetensors", self.models[t])
-        record = {
-            "done": self.done,
-            "tasks": [task.name for task in self.scenario],
-            "outcomes": {k: dataclasses.asdict(o) for k, o in self.outcomes.items()},
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
-        checkpoint.save(self.store / "state.safetensors", self._tree(), record)
-        if self._halfway is not None:
-            self._halfway.clear()
-
-    def _resume(self) -> None:
-        if self.store is None or not (self.store / "state.safetensors").exists():
-            return
-        tree, record = checkpoint.load(self.store / "state.safetensors", self._tree())
-        tree = jax.tree.map(jnp.asarray, tree)
-        if record["tasks"] != [task.name for task in self.scenario]:
-            raise ValueError(
-                f"{self.store}: the checkpoint is of the tasks {record['tasks']}, "
-                f"this stream has {[task.name for task in self.scenario]}."
-            )
-        self.last, self.memory, self.done = tree["last"], tree["memory"], record["done"]
-        for label, state in tree["merges"].items():
-            key = self.states[label].key
-            self.states[label] = memory.MergeState(state["step"], key, state["cells"])
-        self.outcomes = {k: Outcome(**o) for k, o in record["outcomes"].items()}
-        self.seconds, self.losses = record["seconds"], record["losses"]
-        self.models = [
-            checkpoint.load(self.store / f"task_{t:02d}.safetensors")[0]
-            for t in range(min(self.keep, self.done))
-        ]
-        for d in self.deploys:  # what the last task left behind, for whoever asks
-            if d.method is None or (d.each and len(d.factors) > 1):
-                continue
-            outcome = self.outcomes[d.label]
-            if outcome.matrix[self.done - 1][0] is not None:
-                self.deployed[d.label] = self._merged(d, outcome.factors[self.done - 1])
-
-
-@partial(jax.jit, static_argnames=("which", "tasks"))
-def at_border(fixed: Any, t: Any, which: str, tasks: int) -> State:
-    """The hooks `begin` or `end`, reading a sample of the task's examples."""
-    setup, info, state, sample = fixed
-    read = lambda count: jax.tree.map(lambda x: jnp.asarray(x)[:count], sample)
-    return stages.border(build(setup, tasks), info, state, t, which, read)
-
-
-class Measured(NamedTuple):
-    """Accuracy on every task, task-agnostic and task-aware, each [T], and the mean over classes."""
-
-    free: np.ndarray
-    aware: np.ndarray
-    per_class: float
-
-
-def measure(learner: Learner, params: Leaves, data: Probe) -> Measured:
-    """The accuracies of one model."""
-    outputs = logits(learner, stack(params), data)
-    free, aware = accuracies(outputs, data)
-    return Measured(
-        free[0], aware[0], per_class(outputs[0].argmax(-1) == data.columns, data.columns)
-    )
-
-
-def accuracy_over_time(outcome: Outcome) -> list[float | None]:
-    """After each task the mean accuracy on the tasks seen so far, None where not measured."""
-    rows = np.array(outcome.matrix, float)
-    return [None if np.isnan(x) else float(x) for x in over_time(rows)]

@@ -27,7 +27,8 @@ from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.predict import Probe, probe
 from jaxmerge.studies import vectors
 from jaxmerge.studies.finetuned import Finetuned
-from jaxmerge.studies.loop import Measured, Outcome, Stream, measure
+from jaxmerge.studies.loop import Stream
+from jaxmerge.studies.outcomes import Measured, Outcome, measure
 from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
 from jaxmerge.training import checkpoint
 from jaxmerge.training.fit import Training, fit

@@ -23,7 +23,7 @@ from typing import Any
 from jaxmerge.continual.deploys import LAST
 from jaxmerge.core.registry import REGISTRY, get
 from jaxmerge.errors import closest
-from jaxmerge.studies import cells as store
+from jaxmerge.studies import cells
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed, parsed, restored
@@ -126,7 +126,7 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
     streams, merges = dict(experiment.streams), dict(experiment.merges)
     baselines = list(experiment.baselines)
     for name, options in streams.items():  # by name, for its place among the merges may change
-        if (merge := store.read_by(options)) is not None:
+        if (merge := cells.read_by(options)) is not None:
             streams[name] = {**options, "running": merge}
     if "stream" in axes:
         known = [*streams, *baselines]
@@ -188,7 +188,7 @@ def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]
             factor = options.get("factor")
             factors = factor if isinstance(factor, list) else [factor]
             rows += [(plan.name, label, f) for f in (factors if options.get("each") else [None])]
-    return {row: store.key(experiment.name, recipe, *row) for row in rows}
+    return {row: cells.key(experiment.name, recipe, *row) for row in rows}
 
 
 def _left(experiment: Experiment, done: Collection[str]) -> Unit | None:

@@ -29,11 +29,13 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
+from jaxmerge.io.architectures.configs import walk
 from jaxmerge.io.computed import Computed
 from jaxmerge.io.quantised import bitsandbytes, fp4, packed, scaled
 from jaxmerge.io.quantised.recognised import Recognised, float_dtype
 from jaxmerge.io.safetensors import Leaves
 
+SETTINGS = ("quantization_config", "compression_config")
 SCHEMES = (bitsandbytes.find, packed.find, fp4.find, scaled.find)
 
 READ = {
@@ -49,22 +51,21 @@ WAY_OUT = (
 
 
 def setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The quantization settings of a config.json, wherever they stand; empty if there are none."""
-    places = [config, *(v for v in config.values() if isinstance(v, Mapping))]
-    for place in places:
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(place.get(key), Mapping) and place[key]:
-                return dict(place[key])
-    return {}
+    """The quantization settings of a config.json, wherever they stand; empty if there are none.
+
+    >>> setting_of({"thinker_config": {"text_config": {"quantization_config": {"bits": 4}}}})
+    {'bits': 4}
+    """
+    values = (v for p, v in walk(config) if p[-1] in SETTINGS and isinstance(v, Mapping) and v)
+    return dict(next(values, {}))
 
 
 def without_setting(config: dict[str, Any]) -> dict[str, Any]:
     """The config of the dequantised model."""
-    gone = ("quantization_config", "compression_config")
     return {
         k: without_setting(v) if isinstance(v, dict) else v
         for k, v in config.items()
-        if k not in gone
+        if k not in SETTINGS
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxmerge.io.architectures import configs
 from jaxmerge.io.computed import Computation
 from jaxmerge.io.safetensors import Leaves, Like
 
@@ -50,11 +51,10 @@ class Recognised:
 
 def float_dtype(config: Mapping[str, Any], stored: Leaves) -> np.dtype:
     """In which dtype the model computes: config.json's, else that of its unquantised matrices."""
-    for place in (config, *(v for v in config.values() if isinstance(v, Mapping))):
-        for key in ("torch_dtype", "dtype"):
-            name = str(place.get(key, "")).removeprefix("torch.")
-            if name in FLOATS:
-                return np.dtype(FLOATS[name])
+    for path, value in configs.walk(config):
+        name = str(value).removeprefix("torch.")
+        if path[-1] in configs.DTYPES and name in FLOATS:
+            return np.dtype(FLOATS[name])
     sizes: dict[np.dtype, int] = {}
     for like in stored.like.values():
         if like.dtype.name in FLOATS and like.ndim >= 2:
