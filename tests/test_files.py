@@ -15,8 +15,8 @@ from jaxmerge.drivers.files import chunks, measuring, worker
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.elementwise_proof import elementwise, sums
 from jaxmerge.drivers.files.job import Job
+from jaxmerge.io.install import partial_folder
 from jaxmerge.io.safetensors import File, Like
-from jaxmerge.io.writer import partial_folder
 from jaxmerge.numerics import host_order_statistics
 
 

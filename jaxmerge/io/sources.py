@@ -31,6 +31,7 @@ from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.fused import in_layout, layout_for
 from jaxmerge.io.gguf.tensors import Tensors
+from jaxmerge.io.install import old_folder, partial_folder
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
@@ -38,7 +39,6 @@ from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves, Like
 from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
-from jaxmerge.io.writer import old_folder, partial_folder
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
 NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]

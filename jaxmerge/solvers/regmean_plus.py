@@ -18,7 +18,7 @@ import numpy as np
 from jaxmerge.core.names import check_same, is_float
 from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.core.types import Leaves, check_choice
-from jaxmerge.drivers import memory
+from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import mean
 from jaxmerge.methods.data import regmean
 from jaxmerge.statistics.capture import dense_inputs
@@ -79,7 +79,7 @@ def regmean_plus(
     }
     fixed = {n: jnp.asarray(x) for n, x in base.items() if is_float(x) and n not in floats}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
-    merged = fixed | dict(memory.merge(mean(), floats, rows))
+    merged = fixed | dict(merge(mean(), floats, rows))
     axes: dict[str, int] = {}
     groups: dict[Any, list[str]] = {}
 
@@ -123,5 +123,5 @@ def regmean_plus(
         for n in group:
             method = regmean(off_diagonal, ridge, axes[n])
             sides = [{"gram": {n: e[n]}} for e in extras]
-            merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
+            merged |= merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
     return {n: merged.get(n, x) for n, x in base.items()}
