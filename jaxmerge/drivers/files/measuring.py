@@ -21,6 +21,7 @@ from jaxmerge.drivers.files.chunks import cast, pieces, run_all
 from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, WALK, input_bytes, row_bytes
+from jaxmerge.drivers.files.strategy import Strategy
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
@@ -137,7 +138,9 @@ class Facts:
         for t, row in enumerate(self.rows):
 
             def cuts(n, rows=tuple(self.rows[:t])):
-                return cuts_cells(job, run, n, job.grid[n].fold.opening, tuple(r[n] for r in rows))
+                return cuts_cells(
+                    job, run.strategy, n, job.grid[n].fold.opening, tuple(r[n] for r in rows)
+                )
 
             grid, base, models = cut_grid(job, run, cuts)
             cells = Cells(self, grid, base, models[:t])
@@ -151,7 +154,7 @@ class Facts:
         run.phase, run.done_bytes = "close", 0
         run.total = sum(_bytes(job, n) for n in job.grid)
         closing = lambda n: job.grid[n].fold.closing
-        cuts = lambda n: cuts_cells(job, run, n, closing(n), self.known[n])
+        cuts = lambda n: cuts_cells(job, run.strategy, n, closing(n), self.known[n])
         grid, base, models = cut_grid(job, run, cuts)
         cells = Cells(self, grid, base, models)
         facts = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
@@ -188,7 +191,7 @@ class Unread(Sliced):
 
     def __init__(self, run: Any, job: Job, i: int, name: str):
         self.run, self.job, self.i, self.name = run, job, i, name
-        self.source, self.like = (job.base, *job.models)[i], run.base_like(job, name)
+        self.source, self.like = (job.base, *job.models)[i], run.strategy.base_like(job, name)
         own = self.like if self.source is None or i == 0 else self.source.like[name]
         self.shape, self.dtype, self.size = self.like.shape, own.dtype, self.like.size
 
@@ -255,29 +258,31 @@ def cuts_row(job: Job, n: str) -> int:
     return int(first.host is not None or (first.by_entry and row_bytes(job, n) > ROOM))
 
 
-def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tuple) -> int:
+def cuts_cells(
+    job: Job, strategy: Strategy, n: str, measure: Measure | None, measured: tuple
+) -> int:
     """Whether a fact about the folded cells may be gathered piece by piece: it adds up over
     entries, and the fold treats them on their own.  Sums of floats are cut only where they must
     be."""
-    p, like = job.grid[n], run.base_like(job, n)
+    p, like = job.grid[n], strategy.base_like(job, n)
     if job.extras or measure is None or measure.scope != "row":
         return 0
     if any(t.measure for t in p.after) or not (measure.by_entry or measure.host):
         return 0
     kinds = tuple(m.like[n].dtype for m in job.models[: len(measured)])
-    code = run.code(job, n, measured, None), kinds, measure
-    if code not in run.proofs:
+    code = strategy.code(job, n, measured, None), kinds, measure
+    if code not in strategy.proofs:
         key = piece_key(job, n, 0)
 
         def fold(base, models):
             none = ({},) * len(models)
             inputs = LeafInputs(base, models, key, measured=measured, extras=none)
-            return fold_leaf(p.specs, inputs, run.zero)
+            return fold_leaf(p.specs, inputs, strategy.zero)
 
         models = tuple(Like(like.shape, k) for k in kinds)
         counts = measure.host is not None or _integers(measure, fold, like, models)
-        run.proofs[code] = counts, _apart(fold, like, models)
-    counts, row = run.proofs[code]
+        strategy.proofs[code] = counts, _apart(fold, like, models)
+    counts, row = strategy.proofs[code]
     return row if (row == 1 and counts) or input_bytes(job, n) > ROOM // 2 else 0
 
 
