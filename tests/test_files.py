@@ -17,7 +17,7 @@ from jaxmerge.drivers.files.elementwise_proof import elementwise, sums
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.io.install import partial_folder
 from jaxmerge.io.safetensors import File, Like
-from jaxmerge.numerics import host_order_statistics
+from jaxmerge.numerics import host_order_statistics, host_rows
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeyp
     for module in (strategy, worker):
         monkeypatch.setattr(module, "ROOM", 1)  # so every leaf is
     monkeypatch.setattr(host_order_statistics, "SMALL", 100)
-    monkeypatch.setattr(host_order_statistics, "BLOCK", 128)
+    monkeypatch.setattr(host_rows, "BLOCK", 128)
     monkeypatch.setattr(host_order_statistics, "STRIDE", 3)
     longest, read = [], measuring.Unread.__getitem__
 

@@ -21,8 +21,9 @@ from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
 from jaxmerge.io import places, writer
-from jaxmerge.io.pickles import Machine, PickleRefused
-from jaxmerge.io.sources import keep_apart, open_source
+from jaxmerge.io.install import keep_apart
+from jaxmerge.io.pickle_machine import Machine, PickleRefused
+from jaxmerge.io.sources import open_source
 from jaxmerge.io.untrusted import printable, read_json
 
 LEAVES = {"model.layers.0.mlp.up.weight": np.ones((4, 4), np.float32)}

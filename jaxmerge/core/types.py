@@ -74,7 +74,7 @@ class Measure(NamedTuple):
     ``scope="row"`` adds over all leaves that share this very `Measure` object; ``scope="leaf"``
     gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe`, used
     when the values are concrete and live on the CPU: it gets a
-    `jaxmerge.numerics.host_order_statistics.Row` for the leaf, and its partials may differ in form
+    `jaxmerge.numerics.host_rows.Row` for the leaf, and its partials may differ in form
     if `refine` takes them.  `done(summary)`, if given, says that no further pass is needed: then
     `passes` is only the most there can be.
     ``join(a, b, i)`` brings partials together where not by adding.  `by_entry` says that what a

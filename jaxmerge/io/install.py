@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxmerge.errors import UserError
@@ -67,3 +68,19 @@ def _fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raise if an input lies where the output, or what is written and deleted on the way, goes."""
+    where = Path(os.path.abspath(out))
+    places = [where, partial_folder(where), old_folder(where)]
+    for path in inputs:
+        for place in places:
+            named = Path(os.path.abspath(path)).is_relative_to(place)
+            if named or Path(path).resolve().is_relative_to(place.resolve()):
+                raise UserError(
+                    f"{place} would take the place of an input, {path}; write elsewhere."
+                    if place == where
+                    else f"an input, {path}, lies in {place}, which writing {where} deletes; move "
+                    "it, or write elsewhere."
+                )

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from jaxmerge.io import header
 
 INDEX = "model.safetensors.index.json"
-
-
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shape)
 
 

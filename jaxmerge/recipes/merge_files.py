@@ -14,8 +14,8 @@ from jaxmerge.core.composition import stochastic
 from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Report
 from jaxmerge.io.header import CODES
+from jaxmerge.io.install import keep_apart
 from jaxmerge.io.safetensors import Leaves, Like
-from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.execute import execute
 from jaxmerge.recipes.native import NO_BASE, Recipe
 from jaxmerge.recipes.plan import Models

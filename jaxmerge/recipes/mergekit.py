@@ -45,8 +45,8 @@ from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.opened_model import View
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import View
 from jaxmerge.recipes import mergekit_document as document
 from jaxmerge.recipes.layers import Layout, ref_of
 from jaxmerge.recipes.mergekit_methods import READINGS

@@ -25,7 +25,7 @@ from jaxmerge.drivers.files.strategy import Strategy
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like, aligned
-from jaxmerge.numerics.host_order_statistics import Sliced
+from jaxmerge.numerics.host_rows import Sliced
 
 
 def _bytes(job: Job, name: str) -> int:
