@@ -193,13 +193,13 @@ def test_a_lock_of_another_host_is_believed(tmp_path):
 
 
 def test_two_commands_do_not_work_in_one_run_folder(tmp_path):
-    from jaxmerge.cli import runs
+    from jaxmerge.cli import run_folder
 
     lock = places.working(tmp_path / "run")
-    with pytest.raises(UserError, match="Another process"), runs.alone(tmp_path / "run"):
+    with pytest.raises(UserError, match="Another process"), run_folder.alone(tmp_path / "run"):
         pass
     lock.release()
-    with runs.alone(tmp_path / "run"):
+    with run_folder.alone(tmp_path / "run"):
         assert (tmp_path / ".run.lock").exists()
     assert not (tmp_path / ".run.lock").exists()
 

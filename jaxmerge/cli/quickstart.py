@@ -38,7 +38,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmerge.cli import runs
+from jaxmerge.cli import run_folder, runs
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.digits import digits
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
@@ -135,15 +135,15 @@ def run(
         config = Quickstart(**asked)
         config = dataclasses.replace(config, weights=digest(config.model))
         config.pretrained()  # a broken model leaves no run behind
-        folder = runs.new_run(config, out)
+        folder = run_folder.new_run(config, out)
     else:
         folder = Path(resume)
-        config = runs.read_run(folder, Quickstart())
-        if not runs.finished(folder):
+        config = run_folder.read_run(folder, Quickstart())
+        if not run_folder.finished(folder):
             now = dataclasses.replace(
                 config, **asked, version=Quickstart().version, weights=digest(config.model)
             )
-            runs.refuse_changes(folder, config, now)
+            run_folder.refuse_changes(folder, config, now)
     again, options = "jaxmerge quickstart", runs.RunOptions(quiet)
     return runs.finish(config, folder, json=json, again=again, options=options, new=resume is None)
 
