@@ -13,8 +13,9 @@ from typing import Any
 
 from jaxmerge import folds, methods, transforms
 from jaxmerge.core.composition import by_leaf, by_ndim, chain, keep_base, partition
+from jaxmerge.core.hyperparameters import per_model
 from jaxmerge.core.registry import REGISTRY, get, register
-from jaxmerge.core.types import Context, Measure, Merge, Transform, per_model, stacked, zeros
+from jaxmerge.core.types import Context, Measure, Merge, Transform, stacked, zeros
 from jaxmerge.diagnostics import diagnose, effective_rank
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.drivers.memory import MergeState, init, join, merged, update

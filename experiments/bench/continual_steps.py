@@ -32,7 +32,7 @@ from jaxmerge.continual import stages
 from jaxmerge.continual.drivers import over, program, stacked
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Setup, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions
 

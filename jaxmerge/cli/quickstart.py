@@ -4,7 +4,7 @@ Five tasks of two digits each arrive in turn; the image tower of the embedded CL
 fine-tuned on one after another (and, for comparison, on each alone); the task vectors are merged
 after every task.  Three seeds, each with its own class order.
 
-The run folder is that of `jaxmerge.cli.runs`; in it the merged model lies as a folder
+The run folder is that of `jaxmerge.cli.run_folder`; in it the merged model lies as a folder
 ``merged/`` that `jaxmerge.models.clip.load` and transformers read.
 
 **Which model.**  `mini-2k` reads prints well and handwriting badly (zero-shot 76.7 % on the test

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
+from jaxmerge.continual.stream_records import Groups, Result, Setup, State, Stream
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 

@@ -19,7 +19,8 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
-from jaxmerge.continual.records import Batch, Setup, State, Step
+from jaxmerge.continual.records import Batch, Step
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.records import Groups, Stream
+from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.specs import Static
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]

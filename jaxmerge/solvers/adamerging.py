@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.names import is_float
-from jaxmerge.core.types import Leaves, check_range
+from jaxmerge.core.types import Leaves
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import add
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.names import check_same, is_float
-from jaxmerge.core.types import Array, Leaves, check_range
+from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties

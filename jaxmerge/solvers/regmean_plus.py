@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.core.hyperparameters import check_choice
 from jaxmerge.core.names import check_same, is_float
 from jaxmerge.core.patterns import compile_pattern
-from jaxmerge.core.types import Leaves, check_choice
+from jaxmerge.core.types import Leaves
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import mean
 from jaxmerge.methods.data import regmean

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmerge.continual.drivers import over, program, stacked
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Setup, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
 from jaxmerge.data.streams.scenario import Scenario

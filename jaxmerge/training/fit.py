@@ -23,8 +23,9 @@ from jaxmerge.continual import stages, step
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import Fed, build, trained_leaves, transform, with_trained
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Batch, Setup, State
+from jaxmerge.continual.records import Batch
 from jaxmerge.continual.step import fit_of
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read

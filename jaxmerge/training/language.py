@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import build, stored
-from jaxmerge.continual.records import Groups, Setup, State, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.language import Windows

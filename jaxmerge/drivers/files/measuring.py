@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import Pipeline
-from jaxmerge.core.types import Measure, leaf_key
+from jaxmerge.core.keys import leaf_key
+from jaxmerge.core.types import Measure
 from jaxmerge.drivers.files.chunks import cast, pieces, run_all
 from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.core.types import leaf_key
+from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.chunks import (
     HOT,
     Room,
