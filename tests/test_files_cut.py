@@ -9,7 +9,7 @@ from leaves import family, saved
 
 import jaxmerge as jm
 from jaxmerge.core.types import leaf_sum
-from jaxmerge.drivers.files import chunks, measuring, strategy, worker
+from jaxmerge.drivers.files import chunks, measuring, measuring_cuts, strategy, worker
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job
@@ -46,7 +46,7 @@ def cut(monkeypatch):
 
     for module in (chunks, strategy):
         monkeypatch.setattr(module, "MIN_PIECE", 64)
-    for module in (measuring, strategy, worker):
+    for module in (measuring_cuts, strategy, worker):
         monkeypatch.setattr(module, "ROOM", 100)
     monkeypatch.setattr(measuring, "PIECE_ENTRIES", 512)
     monkeypatch.setattr(worker, "PIECES", 20_000)

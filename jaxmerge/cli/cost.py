@@ -9,7 +9,8 @@ import jax
 
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, cuts_cells, cuts_row, own_need
+from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, own_need
+from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
 from jaxmerge.drivers.files.memory_budget import (
     ROOM,
     WALK,

@@ -82,7 +82,7 @@ def one_step(
         else:
             stored_inputs, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
         return Step(
-            None, state.base, raw._replace(inputs=inputs), stored_inputs, view, None, None, info, t,
+            {}, state.base, raw._replace(inputs=inputs), stored_inputs, view, None, None, info, t,
             fit.count, total, key, objective,
         )  # fmt: skip
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from jaxmerge.core import old_names
 from jaxmerge.core.old_names import Now
@@ -130,14 +131,14 @@ class Registry(Mapping[str, Callable]):
 
         return build
 
-    def get(self, name: str) -> Callable:  # type: ignore[override]
+    def factory(self, name: str) -> Callable:
         """The registered factory of that name.
 
         Raises:
             UnknownNameError: there is none (a KeyError and a ValueError); the closest are given.
 
         >>> import jaxmerge
-        >>> REGISTRY.get("magmx")
+        >>> REGISTRY.factory("magmx")
         Traceback (most recent call last):
         jaxmerge.core.registry.UnknownNameError: No method is named 'magmx': did you mean magmax?
         """
@@ -190,7 +191,7 @@ class Registry(Mapping[str, Callable]):
         if isinstance(what, Mapping):
             settings = {**what, **(settings or {})}
             what = settings.pop(self.kind, None)
-        return self.get(what)(**(settings or {}))
+        return self.factory(what)(**(settings or {}))
 
 
 def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
@@ -217,7 +218,7 @@ def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
 
 def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
     """A static argument as a Python number; raise TypeError where one that must be is traced."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         if shape:
             raise TypeError(
                 f"{name}(): {argument} decides a shape, so it must be a number, and here it is "
@@ -236,7 +237,7 @@ def _noted(stage: Merge | Transform, spec: Spec) -> Merge | Transform:
 
 
 REGISTRY = Registry("method", _noted, old_names.MERGES)
-register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.get
+register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.factory
 
 
 def spec_of(stage: Merge | Transform) -> Spec:

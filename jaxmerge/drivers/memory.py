@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmerge.core import names
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
@@ -136,7 +137,7 @@ def _with_room(grid, base: Leaves, cells: dict[str, Cell], models: int) -> dict[
 
 def _spread(leaf: Any) -> bool:
     """Whether a leaf lies on several devices, or may: inside jit that cannot be seen."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return True
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
@@ -264,10 +265,12 @@ def like_base(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
 
     numpy leaves keep their dtype also where jax computes float64 in float32 (x64 disabled).
     """
-    return {
-        n: leaf if n not in out
-        else np.asarray(out[n], leaf.dtype) if isinstance(leaf, np.ndarray) and concrete(out[n])
-        else jax.device_put(out[n], leaf.sharding) if explicit(leaf)
-        else out[n]
-        for n, leaf in base.items()
-    }  # fmt: skip
+
+    def alike(leaf: Any, merged: Array) -> Array:
+        if explicit(leaf):
+            return jax.device_put(merged, leaf.sharding)
+        if isinstance(leaf, np.ndarray) and concrete(merged):
+            return np.asarray(merged, leaf.dtype)
+        return merged
+
+    return {n: alike(leaf, out[n]) if n in out else leaf for n, leaf in base.items()}

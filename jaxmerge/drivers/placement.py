@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
@@ -103,7 +104,7 @@ def spec_on(x: Any, mesh: Mesh, axis: str) -> PartitionSpec:
     A leaf of this mesh keeps its cut; one of another mesh is cut along the first axis along which
     it was, where that divides; all others are whole on every device.
     """
-    own = getattr(jax.typeof(x) if isinstance(x, jax.core.Tracer) else x, "sharding", None)
+    own = getattr(jax.typeof(x) if isinstance(x, Tracer) else x, "sharding", None)
     if not isinstance(own, NamedSharding):
         return PartitionSpec()
     if own.mesh.axis_names == mesh.axis_names and own.mesh.axis_sizes == mesh.axis_sizes:
@@ -124,15 +125,15 @@ def _without(part: Any, axis: str) -> Any:
 def place_like(out: Any, leaf: Any, mesh: Mesh) -> Any:
     """A merged leaf where the base's lies, if that is a sharding of its own."""
     own = getattr(leaf, "sharding", None)
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(own, NamedSharding):
+    if isinstance(leaf, Tracer) or not isinstance(own, NamedSharding):
         return out
-    same = own.mesh.device_ids.tolist() == mesh.device_ids.tolist() and own == out.sharding
+    same = np.array_equal(own.mesh.device_ids, mesh.device_ids) and own == out.sharding
     return out if same else jax.device_put(out, own)
 
 
 def replicated_key(key: Any, mesh: Mesh) -> Any:
     """The key on every device of a mesh, which may span hosts; typed keys too."""
-    if key is None or isinstance(key, jax.core.Tracer):
+    if key is None or isinstance(key, Tracer):
         return key
     sharding = NamedSharding(mesh, PartitionSpec())
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -144,7 +145,7 @@ def replicated_key(key: Any, mesh: Mesh) -> Any:
 
 def place_leaf(x: Any, sharding: NamedSharding) -> Any:
     """A leaf with a sharding: from the host each device is sent its own part only."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return jax.lax.with_sharding_constraint(x, sharding)
     if isinstance(x, jax.Array) and (len(x.sharding.device_set) > 1 or jax.process_count() == 1):
         return jax.device_put(x, sharding)
@@ -159,7 +160,7 @@ def stack(rows: Sequence[Any], length: int, sharding: NamedSharding) -> Any:
     and by one program where all leaves lie on the devices of the mesh (which may span hosts).
     """
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
-    if any(isinstance(x, jax.core.Tracer) for x in rows):
+    if any(isinstance(x, Tracer) for x in rows):
         return jax.lax.with_sharding_constraint(jnp.stack(rows), sharding)
     devices = sharding.device_set
     if all(isinstance(x, jax.Array) and x.sharding.device_set == devices for x in rows):
@@ -169,6 +170,7 @@ def stack(rows: Sequence[Any], length: int, sharding: NamedSharding) -> Any:
         parts = [
             jnp.stack([jax.device_put(x[at[1:]], device) for x in rows[at[0]]])
             for device, at in sharding.addressable_devices_indices_map(shape).items()
+            if at is not None
         ]
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
     part = lambda at: np.stack([np.asarray(x)[at[1:]] for x in rows[at[0]]])
@@ -257,7 +259,7 @@ def _implicit(leaf: Any) -> Any:
     if not explicit(leaf):
         return leaf
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(
             f"Inside jit a leaf lies on a mesh with explicit axes ({mesh.axis_names}): merge "
             "outside of it, or under jax.sharding.auto_axes."

@@ -149,9 +149,11 @@ def _program(method: Merge, plan: tuple, base: Any, spread: Any, rest: Any, key:
     devices = mesh.shape[axis]
 
     def step(state, base, stacked, i):
+        row: Leaves
+        extras: dict[str, Any]
         row, extras = jax.tree.map(lambda x: x[i], stacked)
         integers = {n: x for n, x in base.items() if n not in row}
-        return update(method, state, base, row | integers, nonfinite=nonfinite, **extras)
+        return update(method, state, base, {**row, **integers}, nonfinite=nonfinite, **extras)
 
     def fold(base, spread, key):
         place = jax.lax.axis_index(axis) * share

@@ -171,7 +171,7 @@ class Machine:
         self.stack[-1].extend(items)
 
 
-Step = Callable[[Machine, Any], None]
+Step = Callable[[Machine, Any], Any]
 _VALUES = """
     BININT BININT1 BININT2 LONG1 INT BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE BINFLOAT
     SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES

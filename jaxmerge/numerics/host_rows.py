@@ -72,7 +72,7 @@ class Row:
 
     def blocks(self) -> list[tuple[int, int]]:
         """First entry and end of every block in which the parts are read, in order."""
-        starts = [(s, p.span[1]) for p in self.parts() for s in range(*p.span, BLOCK)]
+        starts = [(s, p.span[1]) for p in self.parts() for s in range(p.span[0], p.span[1], BLOCK)]
         return [(s, min(s + BLOCK, end)) for s, end in starts]
 
 

@@ -66,10 +66,9 @@ def ranked_magnitude(
         if turn >= order_statistics.digits():
             if not exact or turn >= order_statistics.digits() + order_statistics.PLACES:
                 return {}
-            known = (summary[k].reshape(-1) for k in ("value", "place"))
-            return {
-                "hist": order_statistics.place_count(x, *known, turn - order_statistics.digits())
-            }
+            value, place = (summary[k].reshape(-1) for k in ("value", "place"))
+            turn -= order_statistics.digits()
+            return {"hist": order_statistics.place_count(x, value, place, turn)}
         hist = order_statistics.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 

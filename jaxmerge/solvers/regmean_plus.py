@@ -113,7 +113,8 @@ def regmean_plus(
         extras = []
         for own, batches_of in zip(rows, data, strict=True):
             inside = {n: own[n] for n in floats if block and block_of(n) == where}
-            total, count = dict.fromkeys(measured, 0.0), dict.fromkeys(measured, 0)
+            total: dict[str, Any] = dict.fromkeys(measured, 0.0)
+            count = dict.fromkeys(measured, 0)
             for x in batches_of:
                 part, seen = jitted(merged | inside, x, measured)
                 total = {n: total[n] + np.asarray(part[n], np.float64) for n in measured}

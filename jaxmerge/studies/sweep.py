@@ -174,7 +174,8 @@ def _takes_factor(options: Mapping[str, Any]) -> bool:
     method = options.get("method")
     if isinstance(method, list):
         return True
-    return method in REGISTRY and "factor" in inspect.signature(get(method)).parameters
+    known = isinstance(method, str) and method in REGISTRY
+    return known and "factor" in inspect.signature(get(method)).parameters
 
 
 def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]:

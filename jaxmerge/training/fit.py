@@ -218,8 +218,8 @@ def fit_task(
     for k, inputs in enumerate(feed, first):
         rows = chunks[k]
         active = np.arange(training.chunk) < total - k * training.chunk
-        targets = spread((data.columns[rows], data.task[rows]), axis=2)
-        batch = Batch(inputs, *targets, spread(np.ones(rows.shape, np.float32), axis=2))
+        columns, task = spread((data.columns[rows], data.task[rows]), axis=2)
+        batch = Batch(inputs, columns, task, spread(np.ones(rows.shape, np.float32), axis=2))
         fit, chunk_losses = run_chunk(
             fixed, fit, (batch, active), np.int32(t), np.int32(total), tasks
         )

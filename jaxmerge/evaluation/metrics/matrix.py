@@ -42,7 +42,7 @@ def signed(
     return (-R if lower_is_better else R), learnt, early
 
 
-def best_score(R: np.ndarray, g: int, first: int) -> float:
+def best_score(R: np.ndarray, g: int | np.integer, first: int | np.integer) -> float:
     """The best score of a group; those from `first` on must be there, earlier ones may be."""
     since = np.max(R[first:, g])
     before = R[:first, g]
