@@ -433,7 +433,8 @@ config says how many, which leaves have a row for every token, what is tied, whi
 stored [in, out]. For {known} model types of transformers {version} that comes from a table which
 `experiments/architecture_table.py` derives from the modules themselves; for others, names, shapes
 and config decide, and the command says what it took for what. `jaxmerge inspect MODEL
---architecture` shows it.
+--architecture` shows it. Buffers are constants and stay as in the base; so does a tower that the
+family itself never trains (BLT's patcher, FLAVA's codebook), unless a model has other values there.
 
 `experiments/architectures.py` builds a type small, twice at random, and merges the two from files:
 a plain linear merge, a gradient over the layers of every stack, a stack of two ranges, the union of

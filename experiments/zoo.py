@@ -38,8 +38,21 @@ FEW = re.compile(
 )
 HEADS = re.compile(r"^(num|n)_\w*heads?$|_heads$")
 IDS = re.compile(r"(_id|_idx|_index|_token|_ids|_tokens)$")
-NEEDED = {
-    t: {"prediction_length": 8} for t in ("autoformer", "informer", "time_series_transformer")
+NEEDED: dict[str, dict[str, Any]] = {  # what a default config leaves open
+    **{t: {"prediction_length": 8} for t in ("autoformer", "informer", "time_series_transformer")},
+    **{t: {"head_dim": 128} for t in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+    **{t: {"num_experts_per_tok": 2} for t in ("qwen4_exp_text",)},
+    **{t: {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}} for t in ("chameleon", "emu3")},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    },
+    "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
+    "nemotron": {"num_key_value_heads": 8},
+    "qwen4_exp": {"text_config": {"num_experts_per_tok": 2}},
+    "reformer": {"is_decoder": True},
+    "wav2vec2-bert": {"vocab_size": 100},
 }
 WIDE = 64
 TOKENS = 100
@@ -137,7 +150,7 @@ def default(model_type: str) -> dict:
 
 def shrink(config: dict, factor: int, layers: int, experts: int, heads: int = 0) -> dict:
     """Widths divided, layers and experts few; heads too, unless 0; vocabularies stay apart."""
-    sizes = list(dict.fromkeys(v for p, v in ints(config) if "vocab" in word(p) and v > TOKENS))
+    sizes = sorted({v for p, v in ints(config) if "vocab" in word(p) and v > TOKENS})
 
     def small(key: Any, value: Any, here: dict) -> Any:
         key = str(key)

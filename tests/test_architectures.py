@@ -193,6 +193,12 @@ def test_numbers_of_layers_are_told_from_a_value_for_each():
     assert stacked(config, "layers", 3, [1, 1, 2])["moe_layers"] == [0, 1]
 
 
+def test_a_vocabulary_of_0_is_none():
+    config = {"num_hidden_layers": 3, "vocab_size": 12, "vocab_size_per_layer_input": 0}
+    arch = architecture(leaves(decoder()), config)
+    assert vocabulary_changes(arch, 12, 14) == {("vocab_size",): 14}
+
+
 def test_a_layer_reads_the_cache_of_one_before_it():
     config = {"num_hidden_layers": 4, "kv_source_layers": [0, 0, 2, 2]}
     got = stacked(config, "layers", 4, [0, 1, 2, 3, 2, 3])

@@ -121,6 +121,16 @@ def test_layers_that_the_config_cannot_say_are_refused():
     assert config()["layer_types"] == ["full", "moe", "moe", "full"]
 
 
+def test_a_period_beside_a_list_by_layer_is_heeded():
+    shapes = layers("model.layers", 3) | {"model.layers.0.query.weight": (D,)}
+    types = {"num_hidden_layers": 3, "layer_types": ["x", "y", "y"]}
+    save("a", draw(shapes, 0), types | {"n_layers_per_attn_res_block": 3})
+    with pytest.raises(UserError, match=r"layer 3 of the output would be made of a layer 1"):
+        run(stack(("a", (0, 3)), ("a", (1, 2))))
+    run(stack(("a", (0, 3)), ("a", (0, 1))))
+    assert config()["layer_types"] == ["x", "y", "y", "x"]
+
+
 @pytest.mark.parametrize("width", [2 * D, D])
 def test_a_layer_that_cannot_follow_itself(width):
     shapes = {"head.convs.0.conv.weight": (D, width, 3, 3), "head.convs.0.norm.weight": (D,)}

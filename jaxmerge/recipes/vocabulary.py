@@ -115,10 +115,12 @@ class Vocabulary:
         """Raise where a table of tokens has rows that config.json counts as something else."""
         layout = architecture(base)
         size = max(layout.vocabularies.values(), default=0)
-        odd = [n for n in base if size and layout.vocabulary(n) and layout.rows(n) > size]
+        others = other_vocabularies(layout, self._need(base))
+        rows = {n: layout.rows(n) for n in base if layout.vocabulary(n)}
+        odd = [n for n, r in rows.items() if r > size and r not in others] if size else []
         if odd:
             raise UserError(
-                f"tokenizer: {base.ref}: {odd[0]!r} has {layout.rows(odd[0])} rows, config.json "
+                f"tokenizer: {base.ref}: {odd[0]!r} has {rows[odd[0]]} rows, config.json "
                 f"says vocab_size {size}: what the other rows are for is not known. Merge without "
                 "a tokenizer choice, or mend vocab_size in config.json."
             )

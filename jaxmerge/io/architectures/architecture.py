@@ -32,7 +32,9 @@ class Architecture:
         family = config.get("model_type")
         self.family = family if isinstance(family, str) else ""
         self.known = table.known(self.family) if self.family else None
-        self.vocabularies = configs.numbers_at(config, configs.VOCABULARIES)
+        sizes = configs.numbers_at(config, configs.VOCABULARIES)
+        self.vocabularies = {p: v for p, v in sizes.items() if v > 0}
+        self._unlisted = configs.numbers_at(config, configs.UNLISTED)
         self._experts = set(configs.numbers_at(config, configs.EXPERTS).values())
         self._shapes = {n: tuple(x.shape) for n, x in like.items()}
         self._names = set(like)
@@ -122,6 +124,8 @@ class Architecture:
 
     def listed(self, stack: Stack) -> bool:
         """Whether the config says of every layer what it is made of."""
+        if any((*stack.count[:-1], k) in self._unlisted for k in configs.UNLISTED):
+            return False
         return bool(
             configs.by_layer(self.config, stack.count, stack.layers)
             or configs.of_layers(self.config, stack.count, stack.layers)

@@ -29,7 +29,9 @@ FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"
 DTYPES = ("dtype", "torch_dtype")
 PERIODS = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq",
            "interleave_moe_layer_step", "full_attention_interval", "encoder_sparse_step",
-           "moe_layer_interval", "moe_every_n_layers", "cross_attention_frequency")  # fmt: skip
+           "moe_layer_interval", "moe_every_n_layers", "cross_attention_frequency",
+           "n_layers_per_attn_res_block")  # fmt: skip
+UNLISTED = ("n_layers_per_attn_res_block",)  # periods that hold whatever lists by layer say
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 INDICES = ("mlp_only_layers", "moe_layers", "cross_attention_layers", "attn_layer_indices",
            "full_attn_idxs", "full_attention_layers", "global_attn_layers", "kv_share_layers",
