@@ -17,16 +17,16 @@ def same_key(a, b) -> bool:
 
 def test_keys_depend_on_name_step_and_stage_alone():
     root = jax.random.key(0)
-    keys = [
+    every = [
         keys.cell_key(keys.leaf_key(root, name), step, stage)
         for name in ("a", "b")
         for step in (0, 1)
         for stage in (0, 1)
     ]
-    data = {tuple(jax.random.key_data(k).tolist()) for k in keys}
+    data = {tuple(jax.random.key_data(k).tolist()) for k in every}
     assert len(data) == 8
     again = keys.cell_key(keys.leaf_key(root, "b"), 1, 1)
-    assert same_key(again, keys[-1])
+    assert same_key(again, every[-1])
     assert keys.leaf_key(None, "a") is None
     assert keys.cell_key(None, 0, 0) is None
 

@@ -33,6 +33,8 @@ from jaxmerge.core.specs import Spec, frozen, thawed
 from jaxmerge.core.types import DECLARED, Merge, Transform
 from jaxmerge.errors import closest, listed
 
+MISSING = object()  # no default was given
+
 
 class ArgumentError(TypeError, ValueError):
     """Arguments that a factory does not take: unknown, missing or out of range."""
@@ -131,20 +133,22 @@ class Registry(Mapping[str, Callable]):
 
         return build
 
-    def factory(self, name: str) -> Callable:
-        """The registered factory of that name.
+    def get(self, name: str, default: Any = MISSING) -> Any:
+        """The registered factory of that name, or `default`, where one is given.
 
         Raises:
             UnknownNameError: there is none (a KeyError and a ValueError); the closest are given.
 
         >>> import jaxmerge
-        >>> REGISTRY.factory("magmx")
+        >>> REGISTRY.get("magmx")
         Traceback (most recent call last):
         jaxmerge.core.registry.UnknownNameError: No method is named 'magmx': did you mean magmax?
         """
         if isinstance(name, str) and name in self.old and name not in self._factories:
             return self._renamed(name)
         if not isinstance(name, str) or name not in self._factories:
+            if default is not MISSING:
+                return default
             raise UnknownNameError(
                 f"No {self.kind} is named {name!r}: {closest(str(name), self._factories)}"
             )
@@ -191,7 +195,7 @@ class Registry(Mapping[str, Callable]):
         if isinstance(what, Mapping):
             settings = {**what, **(settings or {})}
             what = settings.pop(self.kind, None)
-        return self.factory(what)(**(settings or {}))
+        return self.get(what)(**(settings or {}))
 
 
 def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
@@ -237,7 +241,7 @@ def _noted(stage: Merge | Transform, spec: Spec) -> Merge | Transform:
 
 
 REGISTRY = Registry("method", _noted, old_names.MERGES)
-register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.factory
+register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.get
 
 
 def spec_of(stage: Merge | Transform) -> Spec:

@@ -127,7 +127,8 @@ def place_like(out: Any, leaf: Any, mesh: Mesh) -> Any:
     own = getattr(leaf, "sharding", None)
     if isinstance(leaf, Tracer) or not isinstance(own, NamedSharding):
         return out
-    same = np.array_equal(own.mesh.device_ids, mesh.device_ids) and own == out.sharding
+    ids = np.asarray(own.mesh.device_ids)
+    same = np.array_equal(ids, mesh.device_ids) and own == out.sharding
     return out if same else jax.device_put(out, own)
 
 

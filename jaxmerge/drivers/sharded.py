@@ -149,11 +149,9 @@ def _program(method: Merge, plan: tuple, base: Any, spread: Any, rest: Any, key:
     devices = mesh.shape[axis]
 
     def step(state, base, stacked, i):
-        row: Leaves
-        extras: dict[str, Any]
         row, extras = jax.tree.map(lambda x: x[i], stacked)
         integers = {n: x for n, x in base.items() if n not in row}
-        return update(method, state, base, {**row, **integers}, nonfinite=nonfinite, **extras)
+        return update(method, state, base, row | integers, nonfinite=nonfinite, **extras)
 
     def fold(base, spread, key):
         place = jax.lax.axis_index(axis) * share
@@ -192,7 +190,7 @@ def _grows(method: Merge, grid: Any, base: Leaves, extras: Any, key: Any) -> boo
     """Whether cells take another structure with every model (`stacked` ones): one leaf a fold."""
     samples = {repr(p.fold): n for n, p in grid.items()}.values()
     like = {n: jax.ShapeDtypeStruct(base[n].shape, base[n].dtype) for n in samples}
-    sides = {k: {n: v[n] for n in samples if n in v} for k, v in extras.items()}
+    sides: dict[str, Any] = {k: {n: v[n] for n in samples if n in v} for k, v in extras.items()}
     start = lambda base: init(method, base, key=key)
     more = lambda base: update(method, start(base), base, base, **sides)
     before, after = (jax.eval_shape(f, like).cells for f in (start, more))

@@ -174,8 +174,9 @@ def _takes_factor(options: Mapping[str, Any]) -> bool:
     method = options.get("method")
     if isinstance(method, list):
         return True
-    known = isinstance(method, str) and method in REGISTRY
-    return known and "factor" in inspect.signature(get(method)).parameters
+    if not isinstance(method, str) or method not in REGISTRY:
+        return False
+    return "factor" in inspect.signature(get(method)).parameters
 
 
 def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]:

@@ -30,7 +30,7 @@ def forgetting_from_best(
     (0.0, -0.25)
     """
     R, learnt, early = signed(R, learnt, lower_is_better)
-    return mean_or_nan([best_score(R, g, learnt[g]) - R[-1, g] for g in early])
+    return mean_or_nan([best_score(R, g, int(learnt[g])) - R[-1, g] for g in early])
 
 
 def forgetting_all_tasks(
