@@ -74,10 +74,10 @@ def run(
         left = sweep.units(asked, axes, {row["key"] for row in have})
     except ValueError as error:
         raise UserError(str(error)) from None
-    cells, todo = (sum(len(u.cells) for u in units) for units in (every, left))
+    whole, todo = (sum(len(u.cells) for u in units) for units in (every, left))
     if not quiet:
         print(
-            f"{cells} cells, {cells - todo} of them done; {len(left)} runs to train.  {folder}",
+            f"{whole} cells, {whole - todo} of them done; {len(left)} runs to train.  {folder}",
             file=sys.stderr,
         )
     folder.mkdir(parents=True, exist_ok=True)
