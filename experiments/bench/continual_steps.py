@@ -65,9 +65,12 @@ MINILM = """
 import json, sys, time
 from pathlib import Path
 data, tasks = sys.argv[1], int(sys.argv[2])
-from jaxmerge.data.sources import few
 from jaxmerge.data.text import clinc150
 from jaxmerge.models import bert
+try:
+    from jaxmerge.data.splits import few
+except ImportError:
+    from jaxmerge.data.sources import few
 try:
     from jaxmerge.data.streams.scenario import class_incremental
     from jaxmerge.training.fit import Training, fit
