@@ -25,7 +25,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmerge.data.sources import few
+from jaxmerge.data.splits import few
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.data.text import clinc150
 from jaxmerge.studies.config import Experiment, setting

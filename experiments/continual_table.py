@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from jaxmerge.continual.drivers import program
-from jaxmerge.continual.records import LAST, Setup, Stream
+from jaxmerge.continual.records import LAST
+from jaxmerge.continual.stream_records import Setup, Stream
 from jaxmerge.studies.provenance import machine, versions
 
 SCHEMA = "jaxmerge.continual_table/1"

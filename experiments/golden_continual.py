@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.cli.run import load
-from jaxmerge.data.sources import few
+from jaxmerge.data.splits import few
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.seed import run_seed
 from jaxmerge.studies.settings import changed

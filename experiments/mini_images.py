@@ -27,7 +27,8 @@ import numpy as np
 
 from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.data.npz import npz
-from jaxmerge.data.sources import Source, few
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import few
 from jaxmerge.data.streams.builders import domain_incremental
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.errors import UserError, closest

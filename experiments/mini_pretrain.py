@@ -32,8 +32,8 @@ import optax
 
 from jaxmerge.data.glyphs import bank as banks
 from jaxmerge.data.glyphs import concepts as world_of
-from jaxmerge.data.glyphs.render import World
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, encode, write_tokenizer
+from jaxmerge.data.glyphs.world import World
 from jaxmerge.models import clip
 from jaxmerge.models.clip.preprocess import MEAN, STD
 

@@ -38,7 +38,7 @@ from jaxmerge.continual.methods import (
 )
 from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Setup
+from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import permuted, pixels
 from jaxmerge.models.mlp.learner import mlp
 

@@ -27,8 +27,8 @@ from continual_table import Cell, mnist, options, table
 from jaxmerge.continual.methods import cuber, ewc, gpm, l2, lwf, mas, si, supsup, trgp
 from jaxmerge.continual.optimisers import adam, sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Setup
 from jaxmerge.continual.registry import Positive, optimisers
+from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import permuted, pixels, split
 from jaxmerge.models.mlp.learner import mlp
 

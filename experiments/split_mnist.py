@@ -47,8 +47,9 @@ from jaxmerge.continual.methods import (
 from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.parts import named_key
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Model, Setup
+from jaxmerge.continual.records import Model
 from jaxmerge.continual.registry import models
+from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import pixels, split
 from jaxmerge.models.mlp.learner import mlp
 

@@ -13,11 +13,14 @@ from typing import Any
 
 from jaxmerge import folds, methods, transforms
 from jaxmerge.core.composition import by_leaf, by_ndim, chain, keep_base, partition
+from jaxmerge.core.hyperparameters import per_model
 from jaxmerge.core.registry import REGISTRY, get, register
-from jaxmerge.core.types import Context, Measure, Merge, Transform, per_model, stacked, zeros
+from jaxmerge.core.types import Context, Measure, Merge, Transform, stacked, zeros
 from jaxmerge.diagnostics import diagnose, effective_rank
-from jaxmerge.drivers.memory import MergeState, init, join, merge, merged, update
-from jaxmerge.drivers.sharded import gather, mesh, pmerge, shard
+from jaxmerge.drivers.batch_merge import merge
+from jaxmerge.drivers.memory import MergeState, init, join, merged, update
+from jaxmerge.drivers.placement import gather, mesh, shard
+from jaxmerge.drivers.sharded import pmerge
 from jaxmerge.folds import *
 from jaxmerge.methods import *
 from jaxmerge.numerics.linalg import by_kernel

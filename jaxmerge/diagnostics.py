@@ -23,7 +23,8 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import chain
-from jaxmerge.core.types import Leaves, check_range
+from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.types import Leaves
 from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.leaf import delta
 from jaxmerge.drivers.measuring import measure_row

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import stratified
 from jaxmerge.data.streams.scenario import Scenario, class_incremental
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import Learner

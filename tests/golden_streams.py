@@ -13,8 +13,9 @@ import oracles
 from jaxmerge.continual.drivers import run
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Model, Outputs, Setup, Stream
+from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 
 GOLDEN = Path(__file__).parent / "golden" / "continual"
 compared = {"now": ("", "", None)}  # system and file that are open, and the test that opened them

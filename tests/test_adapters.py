@@ -246,7 +246,7 @@ def test_another_prefix_is_named(tmp_path):
     ("config", "words"),
     [
         ({"peft_type": "IA3"}, "only LORA"),
-        ({"r": "x"}, "r must be a number"),
+        ({"r": "x"}, "r must be a whole number above 0"),
         ({"r": 0}, "r must be"),
         ({"lora_alpha": None, "r": 2}, "lora_alpha must be"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern must map"),

@@ -151,6 +151,11 @@ def test_kernels_stored_in_out_give_methods_their_axis():
     assert of_family("regmean", signature, gpt2)["axis"] == dict.fromkeys(kernels, 0)
     llama = architecture(leaves(decoder()), {"model_type": "llama", "vocab_size": 12})
     assert set(of_family("regmean", signature, llama)["axis"].values()) == {1}
+    biases = {f"h.{i}.attn.c_attn.bias": (12,) for i in range(2)}
+    square = {"h.0.attn.c_proj.weight": (4, 4)}  # as all others of a family that nobody knows
+    unknown = architecture(leaves(shapes | biases | square), {"model_type": "never_seen"})
+    expected = dict.fromkeys([*kernels, *square], 0)
+    assert of_family("regmean", signature, unknown)["axis"] == expected
 
 
 def stacked(config: dict, at: str, layers: int, placed: list[int], **more: int) -> dict:

@@ -13,8 +13,9 @@ from tiny_streams import KEY, setup, split
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Evaluator, Method
+from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import evaluators, methods
+from jaxmerge.continual.stream_records import Evaluator
 from jaxmerge.continual.streams import permuted
 from jaxmerge.core.specs import Static
 

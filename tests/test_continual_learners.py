@@ -9,7 +9,8 @@ import pytest
 
 from jaxmerge.data.digits import digits
 from jaxmerge.data.glyphs.vocabulary import CONTEXT, build_tokenizer, write_tokenizer
-from jaxmerge.data.sources import Source, Texts, stratified
+from jaxmerge.data.sources import Source, Texts
+from jaxmerge.data.splits import stratified
 from jaxmerge.data.streams.builders import suite
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.models import bert, clip

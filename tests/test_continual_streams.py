@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from jaxmerge.data.npz import npz
-from jaxmerge.data.sources import Source, Texts, stratified
+from jaxmerge.data.sources import Source, Texts
+from jaxmerge.data.splits import stratified
 from jaxmerge.data.streams import builders
 from jaxmerge.data.text import banking77, clinc150, sentences
 from jaxmerge.evaluation import predict

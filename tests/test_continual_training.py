@@ -11,7 +11,7 @@ import pytest
 from jaxmerge.continual.methods import ewc, train_only
 from jaxmerge.continual.problems import cross_entropy
 from jaxmerge.continual.records import Batch, Border
-from jaxmerge.data.sources import few
+from jaxmerge.data.splits import few
 from jaxmerge.models import bert, packing
 from jaxmerge.training.fit import Training, fit
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.core import types
+from jaxmerge.core import hyperparameters, keys, types
 
 
 def same_key(a, b) -> bool:
@@ -17,18 +17,18 @@ def same_key(a, b) -> bool:
 
 def test_keys_depend_on_name_step_and_stage_alone():
     root = jax.random.key(0)
-    keys = [
-        types.cell_key(types.leaf_key(root, name), step, stage)
+    every = [
+        keys.cell_key(keys.leaf_key(root, name), step, stage)
         for name in ("a", "b")
         for step in (0, 1)
         for stage in (0, 1)
     ]
-    data = {tuple(jax.random.key_data(k).tolist()) for k in keys}
+    data = {tuple(jax.random.key_data(k).tolist()) for k in every}
     assert len(data) == 8
-    again = types.cell_key(types.leaf_key(root, "b"), 1, 1)
-    assert same_key(again, keys[-1])
-    assert types.leaf_key(None, "a") is None
-    assert types.cell_key(None, 0, 0) is None
+    again = keys.cell_key(keys.leaf_key(root, "b"), 1, 1)
+    assert same_key(again, every[-1])
+    assert keys.leaf_key(None, "a") is None
+    assert keys.cell_key(None, 0, 0) is None
 
 
 def test_no_two_stages_of_a_leaf_share_a_key():
@@ -63,14 +63,16 @@ def test_a_custom_method_in_four_lines():
 
 def test_per_model_takes_numbers_lists_and_arrays():
     ctx = types.Context(base=None, step=jnp.int32(2))
-    assert types.per_model(0.5, ctx) == 0.5
+    assert hyperparameters.per_model(0.5, ctx) == 0.5
     for value in ((1.0, 2.0, 3.0), [1, 2, 3], np.float32([1, 2, 3]), jnp.arange(1.0, 4.0)):
-        assert float(types.per_model(value, ctx)) == 3
+        assert float(hyperparameters.per_model(value, ctx)) == 3
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), np.float32([0.5, 2])])
 def test_ranges_are_checked_where_values_are_known(value):
     with pytest.raises(ValueError, match=r"x must be in \[0, 1\]"):
-        types.check_range("x", value, 0, 1)
-    types.check_range("x", [0, 0.5, 1], 0, 1)
-    jax.jit(lambda v: types.check_range("x", v, 0, 1) or v)(2.0)  # traced: cannot be known
+        hyperparameters.check_range("x", value, 0, 1)
+    hyperparameters.check_range("x", [0, 0.5, 1], 0, 1)
+    jax.jit(lambda v: hyperparameters.check_range("x", v, 0, 1) or v)(
+        2.0
+    )  # traced: cannot be known

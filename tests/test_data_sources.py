@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmerge.data.digits import TEST, VAL, digits
-from jaxmerge.data.sources import Source, few, stratified
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import few, stratified
 
 
 def test_digits_are_split_by_class_and_the_split_never_changes():

@@ -203,3 +203,23 @@ def test_bad_input_says_what_is_wrong(tmp_path):
         ValueError, match=r"missing: model.layers.2.*found \(16, 8\), expected \(12"
     ):
         decoder.load(tmp_path)
+
+
+def test_few_rows_meet_large_kernels_with_the_operands_swapped():
+    """The same product, the same gradient, and statistics still see what meets the kernel."""
+    from jaxmerge.models.transformer import FEW_ROWS, product
+    from jaxmerge.statistics.capture import dense_inputs
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(FEW_ROWS.start, 256)).astype(np.float32)
+    kernel = rng.normal(size=(256, 300)).astype(np.float32)
+    for transposed, stored in ((False, kernel), (True, kernel.T.copy())):
+        call = lambda w, x, transposed=transposed: product(x, w, transposed)
+        assert "optimization_barrier" in str(jax.make_jaxpr(call)(stored, rows))
+        np.testing.assert_allclose(jax.jit(call)(stored, rows), rows @ kernel, atol=1e-4)
+        gradient = jax.jit(jax.grad(lambda w, x, call=call: call(w, x).sum()))(stored, rows)
+        expected = np.broadcast_to(rows.sum(0)[:, None], kernel.shape)
+        np.testing.assert_allclose(gradient, expected.T if transposed else expected, atol=1e-5)
+        caught = dense_inputs(lambda p, x, call=call: call(p["w"], x), {"w": stored}, rows)[1]["w"]
+        assert caught.axis == int(transposed)
+        np.testing.assert_array_equal(caught.x, rows)

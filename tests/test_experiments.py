@@ -10,7 +10,7 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge.cli import run as command
-from jaxmerge.cli import runs
+from jaxmerge.cli import run_folder, runs
 from jaxmerge.cli.methods import describe, page
 from jaxmerge.continual.schedule import from_base
 from jaxmerge.errors import UserError
@@ -270,7 +270,7 @@ def test_a_run_that_kept_nothing_leaves_its_folder_free(toy, tmp_path, monkeypat
     assert "To go on" not in capsys.readouterr().err
     with monkeypatch.context() as patch:  # a run that was there before keeps its settings
         patch.setattr(runs, "execute", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        runs.new_run(command.load(toy), tmp_path / "old")
+        run_folder.new_run(command.load(toy), tmp_path / "old")
         with pytest.raises(KeyboardInterrupt):
             command.run(toy, resume=tmp_path / "old")
     assert (tmp_path / "old" / "config.json").exists()
@@ -296,7 +296,7 @@ def test_resume_with_other_settings_or_another_experiment_is_refused(
     with pytest.raises(UserError, match=r"lr: 0\.02 in the run, 0\.03 now"):
         command.run(edited, resume=tmp_path / "run")
     with monkeypatch.context() as patch:  # a finished run shows its table, also of an edited file
-        patch.setattr(runs, "finished", lambda folder: True)
+        patch.setattr(run_folder, "finished", lambda folder: True)
         patch.setattr(runs, "finish", lambda asked, *_, **__: asked)
         assert command.run(edited, resume=tmp_path / "run").lr == 0.02
         with pytest.raises(UserError, match="epochs: 2 in the run, 7 now"):

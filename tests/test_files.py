@@ -11,20 +11,20 @@ from safetensors.numpy import load_file
 
 import jaxmerge as jm
 from jaxmerge.core.types import leaf_sum
-from jaxmerge.drivers.files import chunks, measuring, worker
+from jaxmerge.drivers.files import chunks, measuring, strategy, worker
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.elementwise_proof import elementwise, sums
 from jaxmerge.drivers.files.job import Job
+from jaxmerge.io.install import partial_folder
 from jaxmerge.io.safetensors import File, Like
-from jaxmerge.io.writer import partial_folder
-from jaxmerge.numerics import host_order_statistics
+from jaxmerge.numerics import host_order_statistics, host_rows
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Cut leaves of a few thousand entries, so that tests see pieces."""
     monkeypatch.setattr(chunks, "MIN_PIECE", 64)
-    monkeypatch.setattr(worker, "MIN_PIECE", 64)
+    monkeypatch.setattr(strategy, "MIN_PIECE", 64)
     monkeypatch.setattr(worker, "PIECES", 20_000)
     monkeypatch.setattr("jaxmerge.drivers.files.elementwise_proof.PIECE", 97)
 
@@ -69,7 +69,8 @@ def test_same_bits_as_in_memory(tmp_path, small_pieces, name, dtype):
 @pytest.mark.parametrize("name", ["dare_ties", "dare l1", "breadcrumbs", "model_stock"])
 def test_same_bits_one_model_at_a_time(tmp_path, monkeypatch, name):
     """Leaves too large for all models at once are folded model by model."""
-    monkeypatch.setattr(worker, "ROOM", 100)
+    for module in (strategy, worker):
+        monkeypatch.setattr(module, "ROOM", 100)
     models = family(ml_dtypes.bfloat16)
     files = saved(tmp_path, models)
     method, key = METHODS[name](), jax.random.key(7)
@@ -102,7 +103,8 @@ def test_pieces_are_used_where_entries_do_not_mix(tmp_path, small_pieces, monkey
 
 @pytest.mark.parametrize("name", ["slerp", "karcher", "multislerp", "model_stock"])
 def test_a_giant_leaf_is_cut_around_sums_of_sums(tmp_path, small_pieces, monkeypatch, name):
-    monkeypatch.setattr(worker, "ROOM", 100)
+    for module in (strategy, worker):
+        monkeypatch.setattr(module, "ROOM", 100)
     cut, whole = set(), worker.Run.in_pieces
 
     def noted(self, job, leaf, *rest):
@@ -127,7 +129,8 @@ def test_a_giant_leaf_is_cut_around_sums_of_sums(tmp_path, small_pieces, monkeyp
 @pytest.mark.parametrize("name", ["dare l1", "dare_ties l1"])
 def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch, name, dtype):
     """Sums over the leaf are added up piece by piece: the same draws, the same to rounding."""
-    monkeypatch.setattr(worker, "ROOM", 100)
+    for module in (strategy, worker):
+        monkeypatch.setattr(module, "ROOM", 100)
     coupled, whole = {}, worker.Run.in_pieces
 
     def noted(self, job, name, measured, closing, blocks, cut):
@@ -149,9 +152,10 @@ def test_a_giant_leaf_is_cut_around_its_sums(tmp_path, small_pieces, monkeypatch
 
 
 def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "ROOM", 1)  # so every leaf is
+    for module in (strategy, worker):
+        monkeypatch.setattr(module, "ROOM", 1)  # so every leaf is
     monkeypatch.setattr(host_order_statistics, "SMALL", 100)
-    monkeypatch.setattr(host_order_statistics, "BLOCK", 128)
+    monkeypatch.setattr(host_rows, "BLOCK", 128)
     monkeypatch.setattr(host_order_statistics, "STRIDE", 3)
     longest, read = [], measuring.Unread.__getitem__
 

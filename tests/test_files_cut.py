@@ -9,12 +9,12 @@ from leaves import family, saved
 
 import jaxmerge as jm
 from jaxmerge.core.types import leaf_sum
-from jaxmerge.drivers.files import chunks, measuring, worker
+from jaxmerge.drivers.files import chunks, measuring, measuring_cuts, strategy, worker
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.io.safetensors import File, Like
-from jaxmerge.numerics import host_order_statistics
+from jaxmerge.numerics import host_order_statistics, host_rows
 
 SHAPES = {"w": (90, 40), "norm": (7,)}
 METHODS = {
@@ -44,9 +44,9 @@ def cut(monkeypatch):
         names.add(name)
         whole(self, job, name, *rest)
 
-    for module in (chunks, worker):
+    for module in (chunks, strategy):
         monkeypatch.setattr(module, "MIN_PIECE", 64)
-    for module in (measuring, worker):
+    for module in (measuring_cuts, strategy, worker):
         monkeypatch.setattr(module, "ROOM", 100)
     monkeypatch.setattr(measuring, "PIECE_ENTRIES", 512)
     monkeypatch.setattr(worker, "PIECES", 20_000)
@@ -79,8 +79,9 @@ RANKED = {
 
 @pytest.mark.parametrize("name", [*METHODS, *RANKED])
 def test_changes_that_are_zero_or_equal_are_cut_alike(tmp_path, cut, monkeypatch, name):
-    for key, small in (("SMALL", 64), ("BLOCK", 256), ("PROCESSORS", 3)):
-        monkeypatch.setattr(host_order_statistics, key, small)
+    monkeypatch.setattr(host_order_statistics, "SMALL", 64)
+    for key, small in (("BLOCK", 256), ("PROCESSORS", 3)):
+        monkeypatch.setattr(host_rows, key, small)
     monkeypatch.setattr(host_order_statistics.gather, "__defaults__", (64,))
     rng, count = np.random.default_rng(0), FEWER.get(name, 3)
     coarse = lambda x: np.round(x * 64) / np.float32(64) if x.dtype.kind == "f" else x

@@ -17,8 +17,8 @@ import jaxmerge as jm
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
+from jaxmerge.io.install import partial_folder
 from jaxmerge.io.safetensors import File
-from jaxmerge.io.writer import partial_folder
 
 
 def test_an_output_is_not_replaced_without_force(tmp_path):
@@ -38,16 +38,16 @@ def test_an_output_is_not_replaced_without_force(tmp_path):
 @pytest.mark.parametrize("swap", [True, False])
 def test_an_output_is_replaced_without_a_gap(tmp_path, monkeypatch, kind, swap):
     """Where the system can exchange two paths; elsewhere the old one steps aside first."""
-    from jaxmerge.io import writer
+    from jaxmerge.io import install
 
-    out, exchange, rename, there = tmp_path / "out", writer._exchange, os.rename, []
+    out, exchange, rename, there = tmp_path / "out", install._exchange, os.rename, []
 
     def noted(a, b):
         there.append(os.path.lexists(out))
         rename(a, b)
 
     monkeypatch.setattr(os, "rename", noted)
-    monkeypatch.setattr(writer, "_exchange", lambda a, b: swap and exchange(a, b))
+    monkeypatch.setattr(install, "_exchange", lambda a, b: swap and exchange(a, b))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "kept").write_text("x")
     if kind == "folder":
@@ -140,7 +140,7 @@ def test_disk_space_is_checked_before_the_first_byte(tmp_path, monkeypatch):
 
 
 def test_after_a_reboot_only_synced_leaves_count(tmp_path, monkeypatch):
-    from jaxmerge.io import writer
+    from jaxmerge.io import journal, writer
 
     tensors = {n: ("F32", (2,)) for n in "abc"}
     first = writer.Writer(tmp_path / "out", tensors, digest="x")
@@ -150,7 +150,7 @@ def test_after_a_reboot_only_synced_leaves_count(tmp_path, monkeypatch):
         if n == "a":
             first._sync(1)
     first.close()
-    monkeypatch.setattr(writer, "boot", lambda: "another")
+    monkeypatch.setattr(journal, "boot", lambda: "another")
     again = writer.Writer(tmp_path / "out", tensors, digest="x", resume=True)
     assert again.done == {"a"}
     again.close()

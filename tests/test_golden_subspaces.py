@@ -11,8 +11,8 @@ from golden_streams import close, given, learn, load, stream
 from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.osft import FREE, FROZEN, frozen_rank, osft, rebuilt
 from jaxmerge.continual.optimisers import sgd
-from jaxmerge.continual.records import Evaluator, Problem
 from jaxmerge.continual.registry import optimisers, problems
+from jaxmerge.continual.stream_records import Evaluator, Problem
 
 NAME = "head/kernel"
 

@@ -8,8 +8,8 @@ import pytest
 from golden_streams import close, given, learn, load, stream
 
 from jaxmerge.continual.methods.trgp import nearest, trgp
-from jaxmerge.continual.records import Setup
 from jaxmerge.continual.stages import build
+from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.wraps.scales import SPACE, USED
 
 KERNELS = ("layer_0/kernel", "layer_1/kernel", "head/kernel")

@@ -21,8 +21,9 @@ from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
 from jaxmerge.io import places, writer
-from jaxmerge.io.pickles import Machine, PickleRefused
-from jaxmerge.io.sources import keep_apart, open_source
+from jaxmerge.io.install import keep_apart
+from jaxmerge.io.pickle_machine import Machine, PickleRefused
+from jaxmerge.io.sources import open_source
 from jaxmerge.io.untrusted import printable, read_json
 
 LEAVES = {"model.layers.0.mlp.up.weight": np.ones((4, 4), np.float32)}
@@ -192,13 +193,13 @@ def test_a_lock_of_another_host_is_believed(tmp_path):
 
 
 def test_two_commands_do_not_work_in_one_run_folder(tmp_path):
-    from jaxmerge.cli import runs
+    from jaxmerge.cli import run_folder
 
     lock = places.working(tmp_path / "run")
-    with pytest.raises(UserError, match="Another process"), runs.alone(tmp_path / "run"):
+    with pytest.raises(UserError, match="Another process"), run_folder.alone(tmp_path / "run"):
         pass
     lock.release()
-    with runs.alone(tmp_path / "run"):
+    with run_folder.alone(tmp_path / "run"):
         assert (tmp_path / ".run.lock").exists()
     assert not (tmp_path / ".run.lock").exists()
 

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.pickles import Pickle, PickleRefused
+from jaxmerge.io.pickle_machine import PickleRefused
+from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.sources import open_source
 
 RNG = np.random.default_rng(1)
@@ -145,7 +146,7 @@ def test_the_hub_without_a_connection(monkeypatch):
         raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match="could not be had from the hub") as error:
+    with pytest.raises(UserError, match="could not be downloaded from the hub") as error:
         open_source("org/name@main")
     assert "\n" not in str(error.value)
 

@@ -336,7 +336,25 @@ def test_adapters_come_back_and_equal_the_merged_weights(small, rows, tmp_path, 
         load_adapter(wide, tmp_path / "lora")
 
 
-@pytest.mark.parametrize("case", ["plain", "rslora", "dora", "patterns"])
+CASES = sorted(folder.name for folder in PEFT.iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_base_with_an_adapter_of_peft_gives_its_logits(case, tmp_path):
+    """Every kind of adapter, put on its base by the reference BASE+ADAPTER."""
+    for name, file in (("model.safetensors", "base.safetensors"), ("config.json", "config.json")):
+        (tmp_path / name).write_bytes((PEFT / file).read_bytes())
+    model = decoder.load(f"{tmp_path}+{PEFT / case}", dtype="float32")
+    inputs, expected = np.load(PEFT / "inputs.npz"), load_file(PEFT / case / "expected.safetensors")
+    logits = decoder.logits(model.config, model.params, inputs["ids"])
+    assert np.abs(logits - inputs["base_logits"]).max() > 0.01
+    np.testing.assert_allclose(logits, expected["expected.logits"], atol=5e-5)
+
+
+LOADED = ["plain", "rslora", "dora", "patterns", "fan_exclude", "rslora_patterns_dora"]
+
+
+@pytest.mark.parametrize("case", LOADED)
 def test_adapters_of_peft_give_its_logits(case):
     from jaxmerge.continual.wraps.lora import changed
     from jaxmerge.io.adapters import Adapter

@@ -79,6 +79,26 @@ def test_tied_heads_vocabularies_and_quantised_leaves(family):
         jm.merge_files(jm.mean(), models=["a", "wide"], out="other")
 
 
+def test_task_vectors_need_a_base(family):
+    with pytest.raises(UserError, match=r"works on task vectors.*base: none"):
+        jm.merge_files(jm.magmax(), models=["a", "b"], out="out")
+    jm.merge_files(jm.magmax(1.0), models=["a", "b"], base="none", out="out")
+    a, b, got = (load_file(f"{n}/model.safetensors") for n in ("a", "b", "out"))
+    for n in got:
+        np.testing.assert_array_equal(np.abs(got[n]), np.maximum(np.abs(a[n]), np.abs(b[n])))
+
+
+def test_leaves_that_all_models_have(family):
+    leaves = load_file("b/model.safetensors")
+    save_file({n: x for n, x in leaves.items() if "up_proj" not in n}, "b/model.safetensors")
+    with pytest.raises(ValueError, match="missing leaf"):
+        jm.merge_files(jm.mean(), models=["a", "b"], out="out")
+    jm.merge_files(jm.mean(), models=["a", "b"], out="out", leaves="intersection")
+    assert set(load_file("out/model.safetensors")) == {n for n in leaves if "up_proj" not in n}
+    with pytest.raises(ValueError, match="'same' or 'intersection'"):
+        jm.merge_files(jm.mean(), models=["a", "b"], out="out", leaves="union")
+
+
 def test_leaves_in_memory_stay_open(family):
     a, b = open_source("a"), open_source("b")
     report = jm.merge_files(jm.mean(), models=[a, b], out="out")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmerge.continual.records import Evaluator
+from jaxmerge.continual.stream_records import Evaluator
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import across, tables

@@ -10,8 +10,9 @@ import jaxmerge as jm
 from jaxmerge.continual.drivers import program, run
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification, next_token
-from jaxmerge.continual.records import LAST, Groups, Model, Outputs, Setup, Stream
+from jaxmerge.continual.records import LAST, Model, Outputs
 from jaxmerge.continual.registry import models
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.models import mlp, resnet
 from jaxmerge.models.convolution import is_statistic
 from jaxmerge.models.mlp.learner import mlp as mlp_spec

@@ -18,7 +18,7 @@ def test_offline_one_line_says_so(offline):
         lambda: clip.load("openai/clip-vit-base-patch32@main"),
         lambda: bert.load("sentence-transformers/all-mpnet-base-v2"),
     ):
-        with pytest.raises(ValueError, match=r"could not be had from the hub") as error:
+        with pytest.raises(ValueError, match=r"could not be downloaded from the hub") as error:
             load()
         assert "\n" not in str(error.value)
 

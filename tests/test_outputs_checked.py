@@ -12,7 +12,7 @@ import jaxmerge as jm
 from jaxmerge.cli import merge
 from jaxmerge.drivers.files.chunks import all_finite, bounds
 from jaxmerge.errors import UserError
-from jaxmerge.io.writer import partial_folder
+from jaxmerge.io.install import partial_folder
 
 BF = ml_dtypes.bfloat16
 

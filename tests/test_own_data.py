@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from jaxmerge.data.folders import folder
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import stratified
 from jaxmerge.data.tables import table
 
 ROWS = [(f"sentence {k} of {c}", c) for c in ("bad", "good", "so_so") for k in range(10)]

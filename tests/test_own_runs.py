@@ -134,7 +134,7 @@ def test_long_class_names_are_cut_where_the_message_says_so(pets):
 
 def test_inspect_reads_the_pickle_that_it_says_it_can(tmp_path):
     torch = pytest.importorskip("torch")
-    from jaxmerge.cli.command_line import app
+    from jaxmerge.cli import app
 
     torch.save({"w": torch.ones(2, 3)}, tmp_path / "a.pt")
     path = str(tmp_path / "a.pt")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmerge as jm
 from jaxmerge import statistics
 from jaxmerge.cli import merge as command
-from jaxmerge.drivers.files import worker
+from jaxmerge.drivers.files import strategy, worker
 from jaxmerge.errors import UserError
 from jaxmerge.io.key_tables import Entry
 
@@ -79,7 +79,8 @@ def test_a_leaf_at_a_time(family, monkeypatch):
     """A leaf too large for all models at once meets the side information of one model at a time."""
 
     want = run(method="fisher_merging")
-    monkeypatch.setattr(worker, "ROOM", 50)
+    for module in (strategy, worker):
+        monkeypatch.setattr(module, "ROOM", 50)
     got = run("small", method="fisher_merging")
     for n in want:
         np.testing.assert_array_equal(got[n], want[n])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmerge.numerics import host_order_statistics, order_statistics
-from jaxmerge.numerics.host_order_statistics import Row
+from jaxmerge.numerics import brackets, host_order_statistics, host_rows, order_statistics
+from jaxmerge.numerics.host_rows import Row
 from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
 
 
@@ -115,8 +115,9 @@ def odd_leaf(kind: str, size: int, rng) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["frozen", "hardly trained", "few values", "misleading", "normal"])
 def test_the_value_and_the_place_of_a_rank(monkeypatch, kind, most):
     rng = np.random.default_rng(0)
-    for name, small in (("BLOCK", 512), ("SMALL", 128), ("PROCESSORS", 3)):
-        monkeypatch.setattr(host_order_statistics, name, small)
+    monkeypatch.setattr(host_order_statistics, "SMALL", 128)
+    for name, small in (("BLOCK", 512), ("PROCESSORS", 3)):
+        monkeypatch.setattr(host_rows, name, small)
     monkeypatch.setattr(host_order_statistics.gather, "__defaults__", (most,))
     leaf = odd_leaf(kind, 20_011, rng)
     ranks = np.array([0, 1, 2, 20, 150, 299, 300, 9000, 20_010, 20_011])
@@ -161,7 +162,7 @@ def test_a_row_is_the_difference_in_float32(dtype):
 
 
 def test_many_entries_inside_a_bracket_become_counts():
-    tallies = [host_order_statistics.Tally([np.full(1 << 19, v, np.uint32)]) for v in (3, 5, 5, 7)]
+    tallies = [brackets.Tally([np.full(1 << 19, v, np.uint32)]) for v in (3, 5, 5, 7)]
     whole = tallies[0]
     for other in tallies[1:]:
         whole = whole.join(other)

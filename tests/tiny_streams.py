@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Model, Outputs, Setup, Stream
+from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.specs import Static
 
 KEY = jax.random.key(0)

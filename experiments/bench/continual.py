@@ -31,7 +31,7 @@ import numpy as np
 import jaxmerge as jm
 from jaxmerge.continual.deploys import Deploy, merged_many
 from jaxmerge.data.pipeline import Order
-from jaxmerge.data.sources import few
+from jaxmerge.data.splits import few
 from jaxmerge.data.streams.scenario import class_incremental, class_order
 from jaxmerge.data.text import clinc150
 from jaxmerge.drivers import memory

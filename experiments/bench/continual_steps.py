@@ -32,7 +32,7 @@ from jaxmerge.continual import stages
 from jaxmerge.continual.drivers import over, program, stacked
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Setup, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions
 
@@ -65,9 +65,12 @@ MINILM = """
 import json, sys, time
 from pathlib import Path
 data, tasks = sys.argv[1], int(sys.argv[2])
-from jaxmerge.data.sources import few
 from jaxmerge.data.text import clinc150
 from jaxmerge.models import bert
+try:
+    from jaxmerge.data.splits import few
+except ImportError:
+    from jaxmerge.data.sources import few
 try:
     from jaxmerge.data.streams.scenario import class_incremental
     from jaxmerge.training.fit import Training, fit

@@ -36,7 +36,7 @@ def logits(batch):
 
 
 def rate(step, total):
-    """Linear warm-up, then a half cosine, as `jaxmerge.training.fit.learning_rate`."""
+    """Linear warm-up, then a half cosine, as `jaxmerge.continual.optimisers.learning_rate`."""
     warm = job["warmup"] * total
     if step + 1 <= warm:
         return (step + 1) / max(warm, 1)

@@ -39,7 +39,7 @@ def loop(tasks: int = 300) -> dict[str, Any]:
     from jaxmerge.continual.drivers import run
     from jaxmerge.continual.optimisers import sgd
     from jaxmerge.continual.problems import classification
-    from jaxmerge.continual.records import Setup
+    from jaxmerge.continual.stream_records import Setup
 
     model, problem = tiny(classes=tasks), classification(columns="all")
     merges = {"MagMax": jm.magmax(0.5)}

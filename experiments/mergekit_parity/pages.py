@@ -26,10 +26,8 @@ def write_pages(result: dict) -> None:
     )
     table = [f"| {v} | {count(v)} |" for v in order if count(v)]
     other = [r for r in rows if r["verdict"] not in ("equal", "equal in law")]
-    more = [
-        f"| {r['recipe']} | {r['verdict']} | {(r['why'] or r['seen']).replace('|', '/')} |"
-        for r in other
-    ]
+    said = lambda r: " ".join((r["why"] or r["seen"]).split()).replace("|", "/")
+    more = [f"| {r['recipe']} | {r['verdict']} | {said(r)} |" for r in other]
     page = "\n".join(
         [
             f"{len(rows)} recipes through mergekit {result['mergekit']} (torch {result['torch']})",

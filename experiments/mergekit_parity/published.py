@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes import TIED, Case, model, names, one, recipe
+from recipes import BUFFERS, TIED, Case, model, names, one, recipe
 
 
 def published() -> dict[str, Case]:
@@ -130,7 +130,7 @@ def published() -> dict[str, Case]:
         ),
         "a rotary buffer in one model": one(
             "linear", [model("llama/old", weight=0.5), model(b, weight=0.5)]
-        ),
+        )._replace(differs=BUFFERS),
         "della, density 1 by default": one(
             "della", [model(a, weight=1.0), model(b, weight=0.5)], base
         ),

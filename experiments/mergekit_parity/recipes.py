@@ -12,12 +12,14 @@ class Difference(NamedTuple):
         why: the reason, for the page.
         leaves: parts of the names of the only leaves that may differ.
         entries: how many entries may differ, where that is known.
+        absent: parts of the names of leaves that only one of the outputs may have.
         counted: as many entries change from the base, leaf by leaf.
     """
 
     why: str
     leaves: tuple[str, ...] = ("",)
     entries: int | None = None
+    absent: tuple[str, ...] = ()
     counted: bool = False
 
 
@@ -51,6 +53,10 @@ DIFFERS = {
         ("attention.bias", "masked_bias", "inv_freq"),
     ),
 }  # of a method, of one recipe, of a family
+BUFFERS = Difference(
+    "a buffer stays as in the first model; there it is left out where not all models have it",
+    leaves=(), absent=("rotary_emb.inv_freq",),
+)  # fmt: skip
 TIED = Difference("of equal magnitudes the first stay here; as many there", counted=True)
 
 

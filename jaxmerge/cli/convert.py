@@ -18,10 +18,9 @@ from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError, library_message
+from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.places import Place, delete, working
-from jaxmerge.io.sources import keep_apart
-from jaxmerge.io.writer import install, partial_folder
 from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 

@@ -9,7 +9,8 @@ import jax
 
 from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
-from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, cuts_cells, cuts_row, own_need
+from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, own_need
+from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
 from jaxmerge.drivers.files.memory_budget import (
     ROOM,
     WALK,
@@ -18,7 +19,7 @@ from jaxmerge.drivers.files.memory_budget import (
     needs,
     row_bytes,
 )
-from jaxmerge.drivers.files.worker import PROGRAM, Run, row_programs
+from jaxmerge.drivers.files.strategy import PROGRAM, Strategy, row_programs
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.description import in_words
 from jaxmerge.io.header import nbytes
@@ -65,25 +66,25 @@ def _passes(job: Job) -> int:
 
 def _memory(plan: Plan) -> int:
     """Bytes of the leaves in work at once, at most: the largest leaf of every kind is looked at."""
-    run = Run(plan.jobs, None, None, False, (), None, plan.out_dtype)
+    strategy = Strategy(False, plan.out_dtype)
     most = alone = 0
     for job in plan.jobs:
         kinds: dict[Any, str] = {}
         for n, p in sorted(job.grid.items(), key=lambda item: input_bytes(job, item[0])):
             kinds[jax.tree.structure(p.specs), job.like[n].ndim] = n
-        leaf_bytes = [_leaf(run, job, n) for n in kinds.values()]
+        leaf_bytes = [_leaf(strategy, job, n) for n in kinds.values()]
         most = max([most, *(shared for shared, _ in leaf_bytes)])
         alone = max([alone, *(one for _, one in leaf_bytes)])
     return max(min(WORKERS * most, ROOM), most, alone)
 
 
-def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
+def _leaf(strategy: Strategy, job: Job, n: str) -> tuple[int, int]:
     """Bytes that one leaf takes: while others are in work beside it, and when it is folded for
     facts about all cells, which is done one leaf at a time."""
     p = job.grid[n]
-    measured, closing = facts_like(job, n, run.zero)
-    cut = run.cut(job, n, measured, closing)
-    need = run.strategy(job, n, cut, measured, closing)[1]
+    measured, closing = facts_like(job, n, strategy.zero)
+    cut = strategy.cut(job, n, measured, closing)
+    need = strategy.of(job, n, cut, measured, closing)[1]
     rows = [m for m in (*(t.measure for t in p.before), p.fold.measure) if m is not None]
     if rows and all(m.scope == "leaf" for m in rows):
         keep = input_bytes(job, n) <= ROOM // 2
@@ -94,24 +95,26 @@ def _leaf(run: Run, job: Job, n: str) -> tuple[int, int]:
         need = max(need, 2 * WALK if small else row_bytes(job, n))
     alone = [0]
     if p.fold.opening is not None:
-        alone.append(_cells(run, job, n, p.fold.opening, measured, None))
+        alone.append(_cells(strategy, job, n, p.fold.opening, measured, None))
     if closing is not None:
-        alone.append(_cells(run, job, n, p.fold.closing, measured, closing))
+        alone.append(_cells(strategy, job, n, p.fold.closing, measured, closing))
     return need, max(alone)
 
 
-def _cells(run: Run, job: Job, n: str, measure: Any, measured: tuple, closing: Any) -> int:
+def _cells(
+    strategy: Strategy, job: Job, n: str, measure: Any, measured: tuple, closing: Any
+) -> int:
     """Bytes that folding one leaf for facts about the cells takes."""
-    row = cuts_cells(job, run, n, measure, measured) if job.like[n].size > PIECE_ENTRIES else 0
+    row = cuts_cells(job, strategy, n, measure, measured) if job.like[n].size > PIECE_ENTRIES else 0
     if not row:
-        return run.needs_of(job, n, measured, closing)[0]
-    like = run.base_like(job, n)
+        return strategy.needs_of(job, n, measured, closing)[0]
+    like = strategy.base_like(job, n)
     shape = (max(1, PIECE_ENTRIES // row), *like.shape[1:]) if row > 1 else (PIECE_ENTRIES,)
     like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
     passes = 0 if measure.host else 2 * PROGRAM * measure.passes  # each a program of its own
     more = passes + (2 * row_programs(job) if row > 1 else 0)
-    return 3 * needs(job, n, like, measured, closing, run.zero)[0] + more
+    return 3 * needs(job, n, like, measured, closing, strategy.zero)[0] + more
 
 
 def show(reports: list[dict[str, Any]], json: bool) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.core import names
 from jaxmerge.drivers.files.chunks import pieces
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import open_source
 
 BLOCK = 1 << 22  # entries
 

@@ -12,7 +12,8 @@ from jaxmerge.drivers.files.chunks import pieces
 from jaxmerge.io import architectures
 from jaxmerge.io.architectures.description import as_table, in_words
 from jaxmerge.io.architectures.names import template
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import open_source
 
 BLOCK = 1 << 22  # entries
 

@@ -22,7 +22,9 @@ from jaxmerge.io.adapters.extract import (
     settings,
 )
 from jaxmerge.io.header import CODES
-from jaxmerge.io.sources import Source, keep_apart, open_source
+from jaxmerge.io.install import keep_apart
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import open_source
 from jaxmerge.io.writer import Writer
 
 

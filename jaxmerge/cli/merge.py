@@ -21,7 +21,7 @@ from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.description import in_words
 from jaxmerge.io.hashes import cache_folder
-from jaxmerge.io.sources import keep_apart
+from jaxmerge.io.install import keep_apart
 from jaxmerge.recipes.execute import RESOLVED, execute
 from jaxmerge.recipes.native import Document, load
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of

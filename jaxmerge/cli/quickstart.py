@@ -4,7 +4,7 @@ Five tasks of two digits each arrive in turn; the image tower of the embedded CL
 fine-tuned on one after another (and, for comparison, on each alone); the task vectors are merged
 after every task.  Three seeds, each with its own class order.
 
-The run folder is that of `jaxmerge.cli.runs`; in it the merged model lies as a folder
+The run folder is that of `jaxmerge.cli.run_folder`; in it the merged model lies as a folder
 ``merged/`` that `jaxmerge.models.clip.load` and transformers read.
 
 **Which model.**  `mini-2k` reads prints well and handwriting badly (zero-shot 76.7 % on the test
@@ -38,7 +38,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmerge.cli import runs
+from jaxmerge.cli import run_folder, runs
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.digits import digits
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
@@ -135,15 +135,15 @@ def run(
         config = Quickstart(**asked)
         config = dataclasses.replace(config, weights=digest(config.model))
         config.pretrained()  # a broken model leaves no run behind
-        folder = runs.new_run(config, out)
+        folder = run_folder.new_run(config, out)
     else:
         folder = Path(resume)
-        config = runs.read_run(folder, Quickstart())
-        if not runs.finished(folder):
+        config = run_folder.read_run(folder, Quickstart())
+        if not run_folder.finished(folder):
             now = dataclasses.replace(
                 config, **asked, version=Quickstart().version, weights=digest(config.model)
             )
-            runs.refuse_changes(folder, config, now)
+            run_folder.refuse_changes(folder, config, now)
     again, options = "jaxmerge quickstart", runs.RunOptions(quiet)
     return runs.finish(config, folder, json=json, again=again, options=options, new=resume is None)
 

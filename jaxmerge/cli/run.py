@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmerge.cli import runs
+from jaxmerge.cli import run_folder, runs
 from jaxmerge.errors import UserError
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.result_store import installed
@@ -59,8 +59,8 @@ def run(
     if store is not None and not installed():
         raise UserError('--store writes Parquet: pip install "jaxmerge[store]".')
     config = load(experiment)
-    old = None if resume is None else runs.read_run(resume, config)
-    noted = [] if resume is None else runs.given(resume)
+    old = None if resume is None else run_folder.read_run(resume, config)
+    noted = [] if resume is None else run_folder.given(resume)
     if noted is None:  # a run that did not note its --set: only what is asked now can differ
         config, noted = old or config, []
     given = [*noted, *set]
@@ -70,18 +70,18 @@ def run(
     except ValueError as error:
         raise UserError(str(error)) from None
     if resume is None or old is None:
-        folder = runs.new_run(asked, out, given)
+        folder = run_folder.new_run(asked, out, given)
     else:
         folder = Path(resume)
         # of a finished run the file may have changed since; what is asked for may not differ
-        done = runs.finished(folder)
+        done = run_folder.finished(folder)
         now = changed(old, runs.settings_of(set)) if done else asked
         moved = (
             old if done else dataclasses.replace(old, **{k: getattr(now, k) for k in old.movable})
         )
-        runs.refuse_changes(folder, moved, now)
+        run_folder.refuse_changes(folder, moved, now)
         if moved != old:
-            runs.move(folder, moved, given)
+            run_folder.move(folder, moved, given)
         asked = moved
     options = runs.RunOptions(quiet, log, save_every, None if store is None else Path(store))
     again = f"jaxmerge run {experiment}"

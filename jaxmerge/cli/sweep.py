@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json as jsonlib
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -73,10 +74,10 @@ def run(
         left = sweep.units(asked, axes, {row["key"] for row in have})
     except ValueError as error:
         raise UserError(str(error)) from None
-    cells, todo = (sum(len(u.cells) for u in units) for units in (every, left))
+    whole, todo = (sum(len(u.cells) for u in units) for units in (every, left))
     if not quiet:
         print(
-            f"{cells} cells, {cells - todo} of them done; {len(left)} runs to train.  {folder}",
+            f"{whole} cells, {whole - todo} of them done; {len(left)} runs to train.  {folder}",
             file=sys.stderr,
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,11 +162,12 @@ def on_ray(
     """Run each unit as a Ray task, on one GPU each where the cluster has any."""
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError:
         raise UserError('--ray needs Ray: pip install "jaxmerge[ray]".') from None
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
     waiting = {
@@ -179,7 +181,7 @@ def on_ray(
             unit = waiting.pop(done)
             try:
                 ray.get(done)
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 failed.append((unit, getattr(error, "cause", None) or error))
             if not quiet:
                 print(f"{total - len(waiting)}/{total}  {describe(unit)}", file=sys.stderr)

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Groups, Setup, Stream
 from jaxmerge.continual.scoring import scores
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import concrete
 from jaxmerge.errors import closest, listed
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Groups, Result, Setup, State, Stream
+from jaxmerge.continual.stream_records import Groups, Result, Setup, State, Stream
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 
@@ -129,23 +129,23 @@ def run(
     methods = [m.build() for m in setup.methods]
     host = any(m.host for m in methods)
     stream = jax.tree.map(jnp.asarray, stream)
-    state = compiled[stages.create](setup, stream, key) if state is None else state
+    now: State = compiled[stages.create](setup, stream, key) if state is None else state
     figures, losses, finite = [], [], []
     for t in range(first, stream.tasks):
         index = np.int32(t) if host else jnp.int32(t)
-        at_border = (lambda f: f) if host else compiled.get
-        state = at_border(stages.begin)(setup, stream, state, index)
-        state, task_losses = compiled[stages.train](setup, stream, state, index)
-        state = at_border(stages.end)(setup, stream, state, index)
-        state = compiled[stages.fold](setup, stream, state, index)
+        at_border = (lambda f: f) if host else compiled.__getitem__
+        now = at_border(stages.begin)(setup, stream, now, index)
+        now, task_losses = compiled[stages.train](setup, stream, now, index)
+        now = at_border(stages.end)(setup, stream, now, index)
+        now = compiled[stages.fold](setup, stream, now, index)
         losses.append(task_losses)
-        finite.append(is_finite(state, task_losses))
+        finite.append(is_finite(now, task_losses))
         score = partial(compiled[scoring.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
-        figures.append(score(state) if due else unscored(score, state))
-        watch(t, state, figures[-1])
+        figures.append(score(now) if due else unscored(score, now))
+        watch(t, now, figures[-1])
     pile = lambda *x: jnp.stack(x)
-    return Result(state, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))
+    return Result(now, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))
 
 
 def joint(stream: Stream, key: Array) -> Stream:
@@ -169,7 +169,8 @@ def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
         ValueError: streams of different shapes, or over different data.
     """
     first = streams[0]
-    if not all(isinstance(s.groups, Groups) for s in streams):
+    evaluated = [s.groups for s in streams if isinstance(s.groups, Groups)]
+    if len(evaluated) < len(streams):
         raise ValueError("Streams with several sets of groups cannot be stacked; run them in turn.")
     shapes = sorted({str(s.rows.shape) for s in streams})
     if len(shapes) > 1 or any(s.inputs is not first.inputs for s in streams):
@@ -179,15 +180,15 @@ def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
     same = lambda x, y: np.array_equal(np.asarray(x), np.asarray(y))
     if not all(same(s.weight, first.weight) for s in streams):
         raise ValueError("Stacked streams share their weights, or skipped steps would be computed.")
-    size = max(s.groups.rows.shape[1] for s in streams)
+    size = max(g.rows.shape[1] for g in evaluated)
     fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, size - x.shape[1])))
     streams = [
-        s._replace(groups=s.groups._replace(rows=fill(s.groups.rows), weight=fill(s.groups.weight)))
-        for s in streams
+        s._replace(groups=g._replace(rows=fill(g.rows), weight=fill(g.weight)))
+        for s, g in zip(streams, evaluated, strict=True)
     ]
     sample = None if first.sample is None else 0
     groups = Groups(None, None, 0, 0, 0, 0)
-    axes = Stream(None, None, 0, 0, None, 0, groups, sample, None)
+    axes = Stream(None, None, 0, 0, None, 0, groups, sample)._replace(promise=None)
     pile = lambda axis, *x: x[0] if axis is None else jax.tree.map(lambda *y: np.stack(y), *x)
     return jax.tree.map(pile, axes, *streams, is_leaf=lambda x: x is None), axes
 

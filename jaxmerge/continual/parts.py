@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmerge.continual.records import LAST, Batch, Method, Model, Problem, Setup, State, Stream
+from jaxmerge.continual.records import LAST, Batch, Method, Model
+from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.continual.columns import own, seen, sigmoid
-from jaxmerge.continual.records import Evaluator, Problem, as_stored
 from jaxmerge.continual.registry import evaluators, problems
+from jaxmerge.continual.stream_records import Evaluator, Problem, as_stored
 from jaxmerge.core.types import Array
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.parts import Parts, build, merged_params
-from jaxmerge.continual.records import LAST, Groups, Outputs, Setup, State, Stream
+from jaxmerge.continual.records import LAST, Outputs
+from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 
 

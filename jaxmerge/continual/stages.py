@@ -25,8 +25,9 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
-from jaxmerge.continual.records import Batch, Border, Setup, State, Stream
+from jaxmerge.continual.records import Batch, Border
 from jaxmerge.continual.step import fit_of, steps
+from jaxmerge.continual.stream_records import Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
 

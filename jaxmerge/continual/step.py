@@ -19,7 +19,8 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
-from jaxmerge.continual.records import Batch, Setup, State, Step
+from jaxmerge.continual.records import Batch, Step
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
 
 
@@ -81,7 +82,7 @@ def one_step(
         else:
             stored_inputs, inputs = raw.inputs, view(raw.inputs, raw.task, named_key(key, "view"))
         return Step(
-            None, state.base, raw._replace(inputs=inputs), stored_inputs, view, None, None, info, t,
+            {}, state.base, raw._replace(inputs=inputs), stored_inputs, view, None, None, info, t,
             fit.count, total, key, objective,
         )  # fmt: skip
 

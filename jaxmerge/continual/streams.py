@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.records import Groups, Stream
+from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.specs import Static
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
@@ -117,12 +117,20 @@ def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
     pad = lambda rows: np.r_[rows, np.full(size - len(rows), -1)].astype(np.int32)
     at = np.stack([pad(rows) for rows in tested])
     groups = Groups(
-        *test, np.maximum(at, 0), (at >= 0).astype(np.float32), np.arange(len(at), dtype=np.int32),
-        {k: v for k, v in info.items() if k == "own"},
+        test[0], test[1], np.maximum(at, 0), (at >= 0).astype(np.float32),
+        np.arange(len(at), dtype=np.int32), {k: v for k, v in info.items() if k == "own"},
     )  # fmt: skip
     sample = np.stack([_sample(rows, max(map(len, members)), rng) for rows in members])
     return Stream(
-        *train, np.maximum(rows, 0), origin, weight, info, groups, sample, Static("epochs")
+        train[0],
+        train[1],
+        np.maximum(rows, 0),
+        origin,
+        weight,
+        info,
+        groups,
+        sample,
+        Static("epochs"),
     )
 
 

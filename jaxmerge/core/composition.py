@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxmerge.core.keys import leaf_key
 from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.core.registry import register, spec_of
 from jaxmerge.core.specs import Spec
-from jaxmerge.core.types import Array, Leaves, Measure, Merge, Transform, leaf_key, zeros
+from jaxmerge.core.types import Array, Leaves, Measure, Merge, Transform, zeros
 
 
 @register

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from jaxmerge.core import old_names
 from jaxmerge.core.old_names import Now
@@ -31,6 +32,8 @@ from jaxmerge.core.ranges import checked
 from jaxmerge.core.specs import Spec, frozen, thawed
 from jaxmerge.core.types import DECLARED, Merge, Transform
 from jaxmerge.errors import closest, listed
+
+MISSING = object()  # no default was given
 
 
 class ArgumentError(TypeError, ValueError):
@@ -130,8 +133,8 @@ class Registry(Mapping[str, Callable]):
 
         return build
 
-    def get(self, name: str) -> Callable:  # type: ignore[override]
-        """The registered factory of that name.
+    def get(self, name: str, default: Any = MISSING) -> Any:
+        """The registered factory of that name, or `default`, where one is given.
 
         Raises:
             UnknownNameError: there is none (a KeyError and a ValueError); the closest are given.
@@ -144,6 +147,8 @@ class Registry(Mapping[str, Callable]):
         if isinstance(name, str) and name in self.old and name not in self._factories:
             return self._renamed(name)
         if not isinstance(name, str) or name not in self._factories:
+            if default is not MISSING:
+                return default
             raise UnknownNameError(
                 f"No {self.kind} is named {name!r}: {closest(str(name), self._factories)}"
             )
@@ -217,7 +222,7 @@ def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
 
 def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
     """A static argument as a Python number; raise TypeError where one that must be is traced."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         if shape:
             raise TypeError(
                 f"{name}(): {argument} decides a shape, so it must be a number, and here it is "

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxmerge.core.types import Merge, Transform
 
@@ -69,7 +70,7 @@ class Spec:
 
     def __hash__(self) -> int:
         numbers = jax.tree.leaves(self)
-        if any(isinstance(x, jax.core.Tracer) for x in numbers):
+        if any(isinstance(x, Tracer) for x in numbers):
             raise TypeError(
                 f"{self} has numbers that are being traced, so it cannot be a static argument: "
                 "pass it as an ordinary one."
@@ -94,7 +95,7 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two leaves of specs are equal; traced ones are where they are one."""
     if one is other:
         return True
-    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+    if isinstance(one, Tracer) or isinstance(other, Tracer):
         return False
     one, other = np.asarray(one), np.asarray(other)
     return one.dtype == other.dtype and np.array_equal(one, other)

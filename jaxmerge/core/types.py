@@ -28,8 +28,7 @@ math on **one cell**, and the drivers (`jaxmerge.drivers.memory`, `jaxmerge.driv
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +73,7 @@ class Measure(NamedTuple):
     ``scope="row"`` adds over all leaves that share this very `Measure` object; ``scope="leaf"``
     gives every leaf a summary of its own.  `host`, if given, is a numpy version of `observe`, used
     when the values are concrete and live on the CPU: it gets a
-    `jaxmerge.numerics.host_order_statistics.Row` for the leaf, and its partials may differ in form
+    `jaxmerge.numerics.host_rows.Row` for the leaf, and its partials may differ in form
     if `refine` takes them.  `done(summary)`, if given, says that no further pass is needed: then
     `passes` is only the most there can be.
     ``join(a, b, i)`` brings partials together where not by adding.  `by_entry` says that what a
@@ -255,33 +254,6 @@ class Slots(tuple):
         return cls(children)
 
 
-def leaf_key(key: Any, name: str) -> Any:
-    """The key of one leaf: by name, not by position, so the order of leaves never matters."""
-    return None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-def cell_key(key: Any, step: Any, stage: int) -> Any:
-    """The key of one cell at one stage, from its leaf's key."""
-    if key is None:
-        return None
-    if isinstance(key, Piece):
-        return key._replace(key=cell_key(key.key, step, stage))
-    return jax.random.fold_in(jax.random.fold_in(key, step), stage)
-
-
-class Piece(NamedTuple):
-    """The key of a piece of a leaf that is cut, with which `jaxmerge.numerics.hash_rng` draws what
-    the whole leaf would.
-
-    Attributes:
-        key: of the leaf, the model and the stage; None where nothing is drawn.
-        start: uint32 scalar, the number of the piece's first entry in the flattened leaf.
-    """
-
-    key: Any
-    start: Array
-
-
 @jax.jit
 def leaf_sum(x: Array) -> Array:
     """The sum over all entries of a leaf.
@@ -299,21 +271,6 @@ def leaf_size(x: Array) -> Array:
     return jnp.int32(x.size)
 
 
-def per_model(value: Any, ctx: Context) -> Any:
-    """A hyperparameter at this model: a number as it is, a list over models at ``ctx.step``.
-
-    Lists come in the dtype in which the leaf is merged, float32 or float64.
-
-    >>> ctx = Context(base=None, step=jnp.int32(1))
-    >>> float(per_model(0.5, ctx)), float(per_model((0.1, 0.25), ctx))
-    (0.5, 0.25)
-    """
-    if isinstance(value, tuple | list):
-        dtype = jnp.float32 if ctx.base is None else working_dtype(ctx.base)
-        value = jnp.stack([jnp.asarray(v, dtype) for v in value])
-    return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
-
-
 def beside(kind: str, x: Array, ctx: Context) -> Array | None:
     """The side information of this leaf, entry by entry; None if it was left out."""
     side = ctx.extra.get(kind)
@@ -325,16 +282,6 @@ def beside(kind: str, x: Array, ctx: Context) -> Array | None:
     return side
 
 
-def model_count(*values: Any) -> int | None:
-    """How many models lists of numbers are for (the shortest list); None if one number serves all.
-
-    >>> model_count(0.5), model_count(0.5, (0.1, 0.2, 0.3))
-    (None, 3)
-    """
-    many = [v for v in values if isinstance(v, tuple | list) or getattr(v, "ndim", 0) == 1]
-    return min(map(len, many), default=None)
-
-
 def concrete(*values: Any) -> bool:
     """Whether no value is being traced by jit, vmap or grad."""
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
@@ -343,47 +290,3 @@ def concrete(*values: Any) -> bool:
 def numpy_of(*values: Any) -> Any:
     """numpy where all values are concrete, jax.numpy where one is being traced."""
     return np if concrete(*values) else jnp
-
-
-def check_range(
-    name: str,
-    value: Any,
-    low: float,
-    high: float = float("inf"),
-    *,
-    open_low: bool = False,
-    one: bool = False,
-) -> None:
-    """Raise ValueError unless every (concrete) value lies in [low, high], or (low, high].
-
-    With `one`, a list over models is refused.
-
-    >>> check_range("density", 1.5, 0, 1, open_low=True)
-    Traceback (most recent call last):
-    ValueError: density must be in (0, 1], got 1.5.
-    """
-    if one and isinstance(value, tuple | list):
-        raise ValueError(f"{name} must be one number for all models, got {value}.")
-    inside = lambda v: (low < v if open_low else low <= v) and v <= high
-    for x in jax.tree.leaves(value, is_leaf=lambda v: v is None):
-        if concrete(x) and not all(map(inside, _flat(name, x))):
-            bracket = "(" if open_low else "["
-            raise ValueError(f"{name} must be in {bracket}{low}, {high}], got {x}.")
-
-
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise ValueError unless the value is one of the choices.
-
-    >>> check_choice("scope", "layer", ("global", "leaf"))
-    Traceback (most recent call last):
-    ValueError: scope must be one of 'global', 'leaf', got 'layer'.
-    """
-    if value not in tuple(choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _flat(name: str, x: Any) -> list[float]:
-    try:
-        return [float(v) for v in (x.ravel() if hasattr(x, "ravel") else [x])]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, or a list of numbers, got {x!r}.") from None

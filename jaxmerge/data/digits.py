@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, stratified
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import stratified
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (

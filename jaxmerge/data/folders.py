@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, complete, renamed
+from jaxmerge.data.sources import SPLITS, Source, renamed
+from jaxmerge.data.splits import complete
 from jaxmerge.errors import closest
 
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import Source, hold_out
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError
 from jaxmerge.io.untrusted import open_regular
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, without
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import without
 from jaxmerge.errors import UserError
 
 THREADS, STRIDE = 8, 64  # PIL decodes outside Python's lock

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.folders import NAMES, tidy
-from jaxmerge.data.sources import SPLITS, Source, Texts, complete, renamed
+from jaxmerge.data.sources import SPLITS, Source, Texts, renamed
+from jaxmerge.data.splits import complete
 from jaxmerge.data.text import TEMPLATES
 from jaxmerge.errors import UserError, closest
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, Texts, hold_out
+from jaxmerge.data.sources import Source, Texts
+from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.untrusted import read_bytes, read_json, read_text
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxmerge.data.folders import TEMPLATES, tidy
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, Texts, complete
+from jaxmerge.data.sources import SPLITS, Source, Texts
+from jaxmerge.data.splits import complete
 from jaxmerge.errors import UserError
 from jaxmerge.io.hashes import cache_folder
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
 
-from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, cell_key, working_dtype
+from jaxmerge.core.keys import cell_key
+from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, working_dtype
 
 
 class LeafInputs(NamedTuple):

@@ -23,7 +23,7 @@ from jaxmerge.drivers.leaf import (
     result_leaf,
     row_leaf,
 )
-from jaxmerge.numerics.host_order_statistics import Row, Sliced
+from jaxmerge.numerics.host_rows import Row, Sliced
 
 
 def side(extra: Any, name: str) -> dict[str, Any]:

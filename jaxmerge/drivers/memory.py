@@ -1,11 +1,10 @@
-"""The in-memory drivers: walk the grid of `jaxmerge.core.types` with everything in memory.
+"""Merging in memory, models one after another: one state, however many there are.
 
-    state  = init(method, base, key=key)               # continual: one state, however many models
+    state  = init(method, base, key=key)
     state  = update(method, state, base, model)
     params = merged(method, state, base)               # ask at any time; nothing is consumed
-    params = merge(method, base, models, key=key)      # batch: the fold run to its end
 
-A model is any pytree of arrays, or a flat mapping of names to arrays.  All four are pure: run them
+A model is any pytree of arrays, or a flat mapping of names to arrays.  All are pure: run them
 eagerly, or inside your own jit, vmap, grad or shard_map.
 
 The array work is done by `jaxmerge.drivers.leaf`, compiled **per shape of a leaf**; the file driver
@@ -18,18 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.core import Tracer
 
 from jaxmerge.core import names
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
 from jaxmerge.core.validation import (
-    check_base,
     check_count,
     check_joinable,
     check_method,
@@ -45,13 +43,12 @@ from jaxmerge.drivers.leaf import (
     LeafInputs,
     combine_leaf,
     finish_leaf,
-    fold_leaf,
-    merge_leaf,
     start_alike,
     start_leaf,
     update_leaf,
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.drivers.placement import explicit, implicit
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -140,7 +137,7 @@ def _with_room(grid, base: Leaves, cells: dict[str, Cell], models: int) -> dict[
 
 def _spread(leaf: Any) -> bool:
     """Whether a leaf lies on several devices, or may: inside jit that cannot be seen."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return True
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
@@ -185,11 +182,11 @@ def update(
             )
     if not zero:
         refuse_nonfinite(grid, base, [model])
-    cells = _absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
+    cells = absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
     return MergeState(state.step + 1, state.key, cells, state.folds)
 
 
-def _absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
+def absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
     """The cells after one more model."""
     summaries = measure_row(grid, base, model, key, step, extra, zero)
     summaries = measure_opening(grid, cells, summaries)
@@ -227,7 +224,7 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
         )
         for n, p in grid.items()
     }
-    return rebuild(_like(like, out))
+    return rebuild(like_base(like, out))
 
 
 def _room(cell: Cell) -> float:
@@ -263,137 +260,17 @@ def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> Mer
     return MergeState(first.step + second.step, first.key, cells, first.folds)
 
 
-def merge(
-    method: Merge,
-    base: Any,
-    models: Iterable[Any] | Mapping[str, Any],
-    *,
-    key: Any = None,
-    extras: Sequence[Mapping[str, Any]] | None = None,
-    nonfinite: Nonfinite = "raise",
-) -> Any:
-    """Merge models in memory.
-
-    Args:
-        method: any registered method, or a chain of stages.
-        base: theta_0, a pytree; None stands for zeros, so that task vectors are the weights.
-        models: pytrees with the leaves of the base, as a list or a mapping of names to models, or
-            one pytree of leaves [T, *leaf]; floating dtypes may differ from the base's, and integer
-            leaves come from the base.
-        key: PRNG key, needed by stochastic methods.  Random masks depend on the leaf's name and
-            the model's position, not on the order of leaves or the devices.
-        extras: per model, side information such as ``{"fisher": tree}``.
-        nonfinite: "raise" refuses NaN and Inf by name, "zero" counts them as no change.
-
-    Returns:
-        The merged model, in the structure and dtypes of the base; numpy leaves stay numpy.
-
-    Raises:
-        ValueError: leaves that do not fit (all named), too few or too many models, NaN or Inf,
-            no key where one is needed, side information missing.
-
-    Example:
-        >>> import jaxmerge as jm
-        >>> base = {"w": np.zeros(3, np.float32)}
-        >>> models = [{"w": np.float32([1, -2, 0])}, {"w": np.float32([-3, 1, 0])}]
-        >>> jm.merge(jm.magmax(0.5), base, models)["w"]
-        array([-1.5, -1. ,  0. ], dtype=float32)
-    """
-    check_method(method, key)
-    zero = check_nonfinite(nonfinite)
-    check_base(base, models)
-    if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):
-        models = names.rows_of(models, flat)
-    models = list(models.values()) if isinstance(models, Mapping) else list(models)
-    check_count(method, len(models))
-    if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
-        raise ValueError("models must be a list of models, got the leaves of one: write [model].")
-    like, rebuild = names.flatten(models[0] if base is None else base)
-    flat = names.Zeros(like) if base is None else implicit(like)
-    rows = [implicit(names.flatten(m)[0]) for m in models]
-    names.check_same(like, *rows)
-    if extras is not None and len(extras) != len(rows):
-        raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
-    grid = grid_of(method, like)
-    sides = [
-        flat_extra(method, like, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
-    ]
-    if not zero:
-        refuse_nonfinite(grid, flat, rows)
-    count = np.int32(len(rows))
-
-    def finish(cells: dict[str, Cell]) -> dict[str, Array]:
-        closing = measure_cells(grid, flat, cells, key, count)
-        return {
-            n: finish_leaf(
-                p.specs,
-                cells.pop(n),
-                LeafInputs(flat[n], key=p.key(key, n), step=count, measured=closing[n]),
-            )
-            for n, p in grid.items()
-        }
-
-    walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
-    if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
-        cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
-        for row, t, e in walk:
-            cells = _absorb(grid, flat, cells, row, key, t, e, zero)
-        return rebuild(_like(like, finish(cells)))
-    rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
-
-    def folded(n: str, run: Any) -> Any:
-        inputs = LeafInputs(
-            flat[n],
-            tuple(r[n] for r in rows),
-            grid[n].key(key, n),
-            measured=tuple(f[n] for f in rows_measured),
-            extras=tuple(side(e, n) for e in sides),
-        )
-        return run(grid[n].specs, inputs, zero)
-
-    if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
-        out = finish({n: folded(n, fold_leaf) for n in grid})
-    else:
-        out = {n: folded(n, merge_leaf) for n in grid}
-    return rebuild(_like(like, out))
-
-
-def implicit(leaves: Leaves) -> Leaves:
-    """Leaves on a mesh whose axes are explicit as on one whose axes are automatic; nothing moves.
-
-    Under explicit axes sort, scatter and products over a cut axis are refused by JAX.
-    """
-    if not any(map(_explicit, leaves.values())):
-        return leaves
-    return {n: _implicit(x) for n, x in leaves.items()}
-
-
-def _explicit(leaf: Any) -> bool:
-    own = getattr(leaf, "sharding", None) if isinstance(leaf, jax.Array) else None
-    return isinstance(own, NamedSharding) and AxisType.Explicit in own.mesh.axis_types
-
-
-def _implicit(leaf: Any) -> Any:
-    if not _explicit(leaf):
-        return leaf
-    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-    if isinstance(leaf, jax.core.Tracer):
-        raise TypeError(
-            f"Inside jit a leaf lies on a mesh with explicit axes ({mesh.axis_names}): merge "
-            "outside of it, or under jax.sharding.auto_axes."
-        )
-    return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), spec))
-
-
-def _like(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
+def like_base(base: Leaves, out: Mapping[str, Array]) -> dict[str, Array]:
     """Integer leaves from the base, the rest merged; numpy where the base is numpy.
 
     numpy leaves keep their dtype also where jax computes float64 in float32 (x64 disabled).
     """
-    return {
-        n: leaf if n not in out
-        else np.asarray(out[n], leaf.dtype) if isinstance(leaf, np.ndarray) and concrete(out[n])
-        else jax.device_put(out[n], leaf.sharding) if _explicit(leaf)
-        else out[n]
-        for n, leaf in base.items()
-    }  # fmt: skip
+
+    def alike(leaf: Any, merged: Array) -> Array:
+        if explicit(leaf):
+            return jax.device_put(merged, leaf.sharding)
+        if isinstance(leaf, np.ndarray) and concrete(merged):
+            return np.asarray(merged, leaf.dtype)
+        return merged
+
+    return {n: alike(leaf, out[n]) if n in out else leaf for n, leaf in base.items()}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Setup
+from jaxmerge.continual.stream_records import Setup
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
 from jaxmerge.data.streams.scenario import Scenario

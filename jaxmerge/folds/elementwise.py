@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.core.hyperparameters import model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, beside, concrete, model_count, per_model, zeros
+from jaxmerge.core.types import Merge, beside, concrete, zeros
 
 __all__ = ["add", "linear", "max_magnitude", "mean", "overlap_mean"]
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, check_range, collected
+from jaxmerge.core.types import Merge, collected
 from jaxmerge.folds import vectors
 
 __all__ = ["arc"]

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Merge, check_range, per_model, zeros
+from jaxmerge.core.types import Array, Merge, zeros
 from jaxmerge.folds.spectral import adam
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Measure, Merge, model_count, per_model, zeros
+from jaxmerge.core.types import Array, Measure, Merge, zeros
 from jaxmerge.numerics.measures import square_norm
 
 __all__ = ["disjoint_mean"]

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Merge, check_range, stacked, zeros
+from jaxmerge.core.types import Array, Merge, stacked, zeros
 from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
 
 __all__ = ["least_interference", "share_ranks", "split_subspaces"]

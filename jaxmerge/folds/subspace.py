@@ -11,18 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import (
-    Array,
-    Cell,
-    Context,
-    Measure,
-    Merge,
-    check_range,
-    concrete,
-    working_dtype,
-    zeros,
-)
+from jaxmerge.core.types import Array, Cell, Context, Measure, Merge, concrete, working_dtype, zeros
 from jaxmerge.folds.vectors import root
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
 from jaxmerge.numerics.measures import square_norm

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeGuard
 
 from jaxmerge.io.untrusted import open_regular
 
@@ -27,7 +28,7 @@ def _code(path: Path) -> str:
     return f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
-def _digest(value: object) -> bool:
+def _digest(value: object) -> TypeGuard[str]:
     """Whether this is a SHA-256: the store is a file that anything may have happened to."""
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 

@@ -15,15 +15,10 @@ A relative path is tried from the working directory, then from the folders in `n
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io import gguf
@@ -31,124 +26,15 @@ from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.fused import in_layout, layout_for
 from jaxmerge.io.gguf.tensors import Tensors
+from jaxmerge.io.hub import HUB, PICKLED, download
+from jaxmerge.io.opened_model import Shards, Source
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
-from jaxmerge.io.safetensors import File, Leaves, Like
-from jaxmerge.io.untrusted import check_inside, inside, member, open_regular, read_json
+from jaxmerge.io.safetensors import File, Leaves
+from jaxmerge.io.untrusted import check_inside, inside, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
-from jaxmerge.io.writer import old_folder, partial_folder
-
-HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
-NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-PICKLED = ["*.bin", "*.bin.index.json", "*.pt", "*.pth"]
-
-
-class Shards(Leaves):
-    """Several files as one model."""
-
-    def __init__(self, files: Mapping[str, Leaves], where: Mapping[str, str]):
-        self.files, self.where = dict(files), dict(where)
-        self.stamps = {p: s for file in self.files.values() for p, s in file.stamps.items()}
-        self.like = {n: self.files[f].like[n] for n, f in self.where.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.files[self.where[name]].read(name, start, stop)
-
-    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
-        self.files[self.where[name]].into(out, name, start)
-
-    def close(self) -> None:
-        for file in self.files.values():
-            file.close()
-
-
-class View(Leaves):
-    """Another model under other names.
-
-    Attributes:
-        names: new name -> the name there.
-        ref: what the model is called in messages.
-    """
-
-    def __init__(self, source: Leaves, names: Mapping[str, str], ref: str = ""):
-        self.source, self.names, self.ref = source, dict(names), ref
-        self.stamps = source.stamps
-        self.like: dict[str, Like] = {new: source.like[old] for new, old in self.names.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.source.read(self.names[name], start, stop)
-
-    def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
-        self.source.into(out, self.names[name], start)
-
-
-class Source(View):
-    """An opened reference.
-
-    Attributes:
-        ref: the reference, absolute, so that it means the same anywhere.
-        files: the files that hold the weights, for hashing.
-        made_of: what `jaxmerge.io.architectures` found, once it was asked.
-    """
-
-    made_of: Any = None
-
-    def __init__(
-        self, leaves: Leaves, ref: str, folder: Path | Callable[[], Path] | None,
-        files: Sequence[Path], config: dict[str, Any] | None = None,
-    ):  # fmt: skip
-        odd = [n for n in leaves if not n.isprintable()]
-        if odd:
-            raise UserError(
-                f"{ref}: names of {len(odd)} leaves hold control characters: {odd[0][:80]!r}."
-            )
-        super().__init__(leaves, {n: n for n in leaves}, ref)
-        self._folder, self.files, self._config = folder, tuple(files), config
-
-    @property
-    def folder(self) -> Path | None:
-        """Where config.json and the tokenizer are, or None; made when it is first asked for where
-        the files of the model hold them in another form."""
-        if callable(self._folder):
-            self._folder = self._folder()
-        return self._folder
-
-    def close(self) -> None:
-        self.source.close()
-
-    def renamed(self, names: Mapping[str, str], ref: str | None = None) -> Source:
-        """The same model under other names: new name -> the name here."""
-        out = copy.copy(self)
-        out.made_of = None
-        out.names = {new: self.names[old] for new, old in names.items()}
-        out.like = {new: self.like[old] for new, old in names.items()}
-        out.ref = self.ref if ref is None else ref
-        return out
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """Component -> the file that holds it, for a pipeline of several models."""
-        return getattr(self.source, "parts", {})
-
-    def config(self) -> dict[str, Any]:
-        """The config of these leaves: config.json, changed where the leaves are not the stored
-        ones (dequantised, an adapter on a tied head); empty if there is none."""
-        if self._config is None:
-            path = member(self.folder, "config.json")
-            self._config = {} if path is None else read_json(path)
-        return self._config
-
-    def stamp(self) -> list[list[Any]]:
-        """What changes when the files change, read from their headers and the file system."""
-        out = []
-        for path in self.files:
-            with os.fdopen(open_regular(path), "rb") as file:
-                stat = os.fstat(file.fileno())
-                first = hashlib.sha256(file.read(1 << 16)).hexdigest()
-            out.append([str(path), stat.st_size, stat.st_mtime_ns, first])
-        return out
 
 
 def open_source(
@@ -191,7 +77,7 @@ def open_source(
         files = [*source.files, *lora.files]
         return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
-        folder = _hub(ref, allow_pickle)
+        folder = download(ref, allow_pickle)
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
         return source if stored else _logical(source)
@@ -224,7 +110,7 @@ def _gguf(path: Path, stored: bool) -> Source:
 
 def adapter_folder(ref: str, near: Sequence[Path] = ()) -> Path:
     """The folder of an adapter: a path, or a repository on the hub."""
-    where = _path(ref, near) or (_hub(ref, False) if HUB.fullmatch(ref) else None)
+    where = _path(ref, near) or (download(ref, False) if HUB.fullmatch(ref) else None)
     if where is None:
         raise UserError(f"There is no adapter {ref!r}.{_neighbour(ref)}")
     return where
@@ -336,38 +222,3 @@ def _sharded(folder: Path, index: Path, kind: Callable[[Path], Leaves]) -> Sourc
     if wrong:
         raise UserError(f"{index} and its shards disagree: {'; '.join(wrong[:5])}.")
     return Source(Shards(files, table), str(folder), folder, [folder / f for f in wanted])
-
-
-def _hub(ref: str, allow_pickle: bool) -> Path:
-    name, _, revision = ref.partition("@")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(
-            f"{ref!r} is no local path; to read it from the hub, pip install 'jaxmerge[hub]'."
-        ) from None
-    patterns = NEEDED + (PICKLED if allow_pickle else [])
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(
-            f"{ref!r} is no local path and could not be had from the hub "
-            f"({type(error).__name__}: {reason}). Check the name and the connection."
-        ) from None
-
-
-def keep_apart(out: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
-    """Raise if an input lies where the output, or what is written and deleted on the way, goes."""
-    where = Path(os.path.abspath(out))
-    places = [where, partial_folder(where), old_folder(where)]
-    for path in inputs:
-        for place in places:
-            named = Path(os.path.abspath(path)).is_relative_to(place)
-            if named or Path(path).resolve().is_relative_to(place.resolve()):
-                raise UserError(
-                    f"{place} would take the place of an input, {path}; write elsewhere."
-                    if place == where
-                    else f"an input, {path}, lies in {place}, which writing {where} deletes; move "
-                    "it, or write elsewhere."
-                )

@@ -5,16 +5,15 @@ place, in any order, from any thread; no shard is ever held in memory.
 
     out/            the finished checkpoint: renamed into place by `commit`, after a sync; with an
                     output that is to be replaced it changes places in one step
-    .out.partial/   while it is being written: the shards, and journal.jsonl
+    .out.partial/   while it is being written: the shards, and what of them is done
+                    (`jaxmerge.io.journal`)
     .out.lock       while somebody writes: who (`jaxmerge.io.places.Lock`)
 
-The journal names the leaves that are done.  After a crash `resume=True` goes on behind them: lines
-written since the machine started are trusted as they are, older ones up to the last sync.
+After a crash `resume=True` goes on behind the leaves that are done.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -27,61 +26,13 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io import header
-from jaxmerge.io.places import Lock, Place, boot, delete, working, write_all
+from jaxmerge.io.install import install, occupied, partial_folder
+from jaxmerge.io.journal import Journal, is_journal
+from jaxmerge.io.places import Lock, Place, delete, working
 from jaxmerge.io.safetensors import pack
+from jaxmerge.io.shard_plan import Tensors, plan_parts, plan_shards
 
 SYNC_EVERY = 256 << 20  # bytes between two syncs in the background
-INDEX = "model.safetensors.index.json"
-
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (dtype code, shape)
-
-
-def plan_shards(
-    tensors: Tensors, shard_size: int, single: str = "model.safetensors", stem: str = "model"
-) -> dict[str, list[str]]:
-    """File name -> leaves, in order; a shard is closed before it would exceed `shard_size` bytes.
-
-    >>> plan_shards({"a": ("U8", (6,)), "b": ("U8", (6,))}, 10)
-    {'model-00001-of-00002.safetensors': ['a'], 'model-00002-of-00002.safetensors': ['b']}
-    """
-    groups: list[list[str]] = [[]]
-    used = 0
-    for name, (code, shape) in tensors.items():
-        need = header.nbytes(code, shape)
-        if groups[-1] and used + need > shard_size:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += need
-    if len(groups) == 1:
-        return {single: groups[0]}
-    n = len(groups)
-    return {f"{stem}-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, 1)}
-
-
-def plan_parts(tensors: Tensors, shard_size: int, parts: Mapping[str, str]) -> dict[str, list[str]]:
-    """The same for a pipeline: the leaves of every component in a sub-folder of its own.
-
-    >>> plan_parts({"vae/a": ("U8", (6,))}, 10, {"vae": "model.safetensors"})
-    {'vae/model.safetensors': ['vae/a']}
-    """
-    out: dict[str, list[str]] = {}
-    for part, single in parts.items():
-        own = {n: t for n, t in tensors.items() if n.startswith(f"{part}/")}
-        stem = single.removesuffix(".safetensors")
-        files = plan_shards(own, shard_size, single, stem) if own else {}
-        out |= {f"{part}/{file}": leaves for file, leaves in files.items()}
-    return out
-
-
-def partial_folder(out: Path) -> Path:
-    """Where an output is while it is being written."""
-    return out.parent / f".{out.name}.partial"
-
-
-def old_folder(out: Path) -> Path:
-    """Where an output that is replaced goes before it is deleted."""
-    return out.parent / f".{out.name}.old"
 
 
 class Group(NamedTuple):
@@ -144,9 +95,10 @@ class Writer:
             if self.parts
             else plan_shards(self.tensors, shard_size, single)
         )
-        self._digest, self._guard = digest, threading.Lock()
+        self._guard = threading.Lock()
         self._fds: dict[str, int] = {}
-        self._journal, self.group = -1, group
+        self._journal: Journal | None = None
+        self.group = group
         self._lock: Lock | None = None
         self._place: Place | None = None
         self._since_sync, self._syncer, self._error = 0, None, None
@@ -158,10 +110,8 @@ class Writer:
                 self._prepare(resume, force or once, force)
             group.barrier("prepared")
             self._place = Place(self.folder)
-            self._journal = self._place.open(
-                self._journal_name, os.O_RDWR | os.O_CREAT | os.O_APPEND
-            )
-            self.done = self._read_journal() & self.mine
+            self._journal = Journal(self._place, group.index, digest, self.out)
+            self.done = self._journal.leaves & self.mine
             self._make_shards(metadata)
         except BaseException:
             self.close()
@@ -170,7 +120,7 @@ class Writer:
     def _prepare(self, resume: bool, discard: bool, force: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._lock = working(self.out)
-        if _occupied(self.out) and not force:
+        if occupied(self.out) and not force:
             raise UserError(f"{self.out} exists; choose another output, or --force replaces it.")
         if os.path.lexists(self.folder) and not resume:
             if not discard:
@@ -186,6 +136,13 @@ class Writer:
         if self._place is None:
             raise ValueError(f"the writer of {self.out} is closed.")
         return self._place
+
+    @property
+    def journal(self) -> Journal:
+        """What is written so far."""
+        if self._journal is None:
+            raise ValueError(f"the writer of {self.out} is closed.")
+        return self._journal
 
     # ------------------------------------------------------------ leaves
 
@@ -210,7 +167,7 @@ class Writer:
         self._check()
         entry = self.entries[name]
         with self._guard:
-            self._append({"leaf": name})
+            self.journal.append({"leaf": name})
             self.done.add(name)
             self._since_sync += entry.stop - entry.start
             if self._since_sync >= SYNC_EVERY and self._syncer is None:
@@ -223,7 +180,7 @@ class Writer:
             for fd in self._fds.values():
                 os.fdatasync(fd)
             with self._guard:
-                self._append({"synced": count})
+                self.journal.append({"synced": count})
         except OSError as error:
             self._error = error
         finally:
@@ -264,7 +221,7 @@ class Writer:
             self.place.write(name, content)
         self.place.sync()
         for name in os.listdir(self.place.fd):
-            if name.startswith("journal") and name.endswith(".jsonl"):
+            if is_journal(name):
                 self.place.remove(name)
         self._rename()
 
@@ -280,9 +237,9 @@ class Writer:
         for fd in self._fds.values():
             os.close(fd)
         self._fds = {}
-        if self._journal >= 0:
-            os.close(self._journal)
-            self._journal = -1
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         if self._place is not None:
             self._place.close()
             self._place = None
@@ -302,44 +259,6 @@ class Writer:
             syncer.join()
 
     # ------------------------------------------------------------ the beginning
-
-    @property
-    def _journal_name(self) -> str:
-        return f"journal.{self.group.index}.jsonl" if self.group.index else "journal.jsonl"
-
-    def _read_journal(self) -> set[str]:
-        text = self.place.read(self._journal_name)
-        lines, sound = [], 0
-        for line in text.split(b"\n")[:-1]:
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(entry, dict):
-                break
-            lines.append(entry)
-            sound += len(line) + 1
-        head = {"merge": self._digest, "boot": boot()}
-        names: list[str] = []
-        if lines:
-            if lines[0].get("merge") != self._digest:
-                raise UserError(
-                    f"The interrupted merge into {self.out} is another one (its recipe, its inputs "
-                    "or an option changed); --force starts over."
-                )
-            counts = [c for line in lines[1:] if type(c := line.get("synced")) is int]
-            synced = max(counts, default=0)
-            names = [n for line in lines[1:] if isinstance(n := line.get("leaf"), str)]
-            if lines[0].get("boot") == head["boot"]:
-                os.ftruncate(self._journal, sound)
-                return set(names)
-            names = names[:synced]
-        os.ftruncate(self._journal, 0)
-        self._append(head, *({"leaf": n} for n in names))
-        return set(names)
-
-    def _append(self, *lines: dict) -> None:
-        write_all(self._journal, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _make_shards(self, metadata: Mapping[str, str] | None) -> None:
         self.where = {n: file for file, names in self.shards.items() for n in names}
@@ -374,45 +293,3 @@ class Writer:
                 os.pwrite(fd, heads[file], 0)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.folder / file)) from None
-
-
-def install(folder: Path, out: Path, force: bool) -> None:
-    """Put a folder that is complete in the place of an output; an older one is there until then.
-
-    Raises:
-        UserError: something is there, without `force`.
-    """
-    old = old_folder(out)
-    delete(old)
-    if not os.path.lexists(out):
-        os.rename(folder, out)
-    elif not force and _occupied(out):
-        raise UserError(f"{out} appeared meanwhile; --resume --force replaces it.")
-    elif _exchange(folder, out):
-        os.rename(folder, old)
-    else:  # for a moment there is no output; both are whole
-        os.rename(out, old)
-        os.rename(folder, out)
-    _fsync(out.parent)
-    delete(old)
-
-
-def _occupied(path: Path) -> bool:
-    if path.is_dir() and not path.is_symlink():
-        return any(path.iterdir())
-    return os.path.lexists(path)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Let two paths change places in one step; False where the system cannot (it is Linux's)."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename is not None and not rename(here, os.fsencode(a), here, os.fsencode(b), swap)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

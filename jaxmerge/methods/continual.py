@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import keep_base, partition
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, check_range, zeros
+from jaxmerge.core.types import Merge, zeros
 from jaxmerge.folds.elementwise import add
 from jaxmerge.folds.running import balance_projections, ema
 from jaxmerge.folds.subspace import add_projected, keep_mean_norm

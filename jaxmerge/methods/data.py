@@ -15,16 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_choice, check_range, model_count, per_model
 from jaxmerge.core.registry import record, register
-from jaxmerge.core.types import (
-    Merge,
-    beside,
-    check_choice,
-    check_range,
-    model_count,
-    per_model,
-    zeros,
-)
+from jaxmerge.core.types import Merge, beside, zeros
 from jaxmerge.folds.elementwise import check_total, overlap_mean
 from jaxmerge.transforms.scaling import scale
 from jaxmerge.transforms.sparsify import trim

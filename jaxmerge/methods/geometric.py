@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range, model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, check_range, collected, model_count, per_model, zeros
+from jaxmerge.core.types import Merge, collected, zeros
 from jaxmerge.folds import vectors
 from jaxmerge.folds.elementwise import check_total, linear
 from jaxmerge.folds.geometric import Per, arc

@@ -11,8 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_range, model_count
 from jaxmerge.core.registry import record, register
-from jaxmerge.core.types import Array, Merge, check_range, collected, model_count, zeros
+from jaxmerge.core.types import Array, Merge, collected, zeros
 from jaxmerge.transforms.scaling import scale
 
 __all__ = ["consensus", "tall_task"]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import record, register
-from jaxmerge.core.types import Measure, Merge, check_range, collected, numpy_of
+from jaxmerge.core.types import Measure, Merge, collected, numpy_of
 from jaxmerge.numerics import order_statistics
 from jaxmerge.numerics.measures import keep_count
 from jaxmerge.transforms.scaling import scale

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import (
     Array,
     Measure,
     Merge,
-    check_range,
     collected,
     concrete,
     leaf_size,

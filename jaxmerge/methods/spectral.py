@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmerge.core.composition import chain, keep_base, partition
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, check_range
+from jaxmerge.core.types import Merge
 from jaxmerge.folds.elementwise import add, mean
 from jaxmerge.folds.spectral import Axis, least_interference, share_ranks, split_subspaces
 from jaxmerge.numerics.linalg import by_kernel

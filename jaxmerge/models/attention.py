@@ -10,7 +10,7 @@ Who may look at whom is said by `causal`, `keep` and `mask`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
         prefix: Prefix | None = None,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
-    ) -> jax.Array | tuple[jax.Array, Cache]:
+    ) -> Any:
         """Attends from x to `source` (x itself unless given), both `[batch, tokens, width]`.
 
         Args:
@@ -115,7 +115,7 @@ class Attention(nnx.Module):
           cache: keys and values are written into it from `slot` on, and all of it is looked at.
 
         Returns:
-          `[batch, tokens, width]`; with a cache also the cache with the new tokens in it.
+          `[batch, tokens, width]`; with a cache a pair of that and the cache with the new tokens.
         """
         source = x if source is None else source
         query, key, value = self.query(x), self.key(source), self.value(source)

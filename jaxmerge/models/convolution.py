@@ -148,12 +148,12 @@ class BatchNorm(nnx.Module):
         wide, running = x.astype(jnp.float32), hasattr(self, "mean")
         if mode.train or not running:
             mean, variance, count = moments(wide, mode.weight)
-        if mode.train and running:
             unbiased = variance * count / jnp.maximum(count - 1, 1)
-            for average, now in ((self.mean, mean), (self.variance, unbiased)):
+            averages = ((self.mean, mean), (self.variance, unbiased)) if running else ()
+            for average, now in averages:
                 moved = (1 - self.momentum) * average[...] + self.momentum * now
                 average[...] = jnp.where(count > 0, moved, average[...])
-        elif running:
+        else:
             mean, variance = self.mean[...], jnp.maximum(self.variance[...], 0)
         factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
         spread = (1,) * (x.ndim - 1) + (-1,)

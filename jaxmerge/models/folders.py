@@ -13,7 +13,7 @@ import numpy as np
 from jaxmerge.io import untrusted
 from jaxmerge.io.header import CODES
 from jaxmerge.io.key_tables import Entry, export
-from jaxmerge.io.writer import INDEX, plan_shards
+from jaxmerge.io.shard_plan import INDEX, plan_shards
 
 DTYPES = ("float32", "float16", "bfloat16")
 

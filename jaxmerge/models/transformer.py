@@ -114,6 +114,26 @@ def _normal(key: jax.Array, std: float, shape: tuple[int, ...]) -> jax.Array:
     return std * jax.random.normal(key, shape)
 
 
+FEW_ROWS = range(4, 25)  # where the swapped product took 0.5 to 0.8 of the time
+
+
+def product(rows: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
+    """`rows @ kernel`, `[n, in]` by `[in, out]`, or by `[out, in]` where it is `transposed`.
+
+    XLA's product on a CPU rearranges its right operand before it multiplies. With few rows (a batch
+    that generates, a short prompt) that costs as much as the product itself, so the operands are
+    laid out such that the rows are what is rearranged; the sums are the same.
+    """
+    axis = 1 if transposed else 0
+    few = rows.shape[0] in FEW_ROWS and kernel.size >= 1 << 16
+    if not few or jax.default_backend() != "cpu":
+        return jax.lax.dot_general(rows, kernel, (((1,), (axis,)), ((), ())))
+    keep = jax.lax.optimization_barrier  # or XLA folds the transpositions into the plain product
+    if transposed:
+        return keep(jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ())))).T
+    return jax.lax.dot_general(keep(rows.T), kernel, (((0,), (0,)), ((), ())))
+
+
 class Dense(nnx.Module):
     """`x @ kernel + bias`, kernel `[in, out]`."""
 
@@ -126,7 +146,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel
+        y = product(x.reshape(-1, x.shape[-1]), kernel)
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(x.dtype)[None]
         return y.reshape(*x.shape[:-1], -1)

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core.types import Array, Piece
+from jaxmerge.core.keys import Piece
+from jaxmerge.core.types import Array
 
 __all__ = ["bits", "coin", "uniform"]
 

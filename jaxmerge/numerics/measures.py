@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Array, Measure, concrete, leaf_size, numpy_of
-from jaxmerge.numerics import host_order_statistics, order_statistics
+from jaxmerge.numerics import brackets, host_order_statistics, order_statistics
 
 __all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
 
@@ -66,10 +66,9 @@ def ranked_magnitude(
         if turn >= order_statistics.digits():
             if not exact or turn >= order_statistics.digits() + order_statistics.PLACES:
                 return {}
-            known = (summary[k].reshape(-1) for k in ("value", "place"))
-            return {
-                "hist": order_statistics.place_count(x, *known, turn - order_statistics.digits())
-            }
+            value, place = (summary[k].reshape(-1) for k in ("value", "place"))
+            turn -= order_statistics.digits()
+            return {"hist": order_statistics.place_count(x, value, place, turn)}
         hist = order_statistics.radix_count(x, summary["value"].reshape(-1), turn)
         return {"hist": hist, "size": np.int32(x.size)}
 
@@ -82,7 +81,7 @@ def ranked_magnitude(
         return host_order_statistics.count(row, summary["intervals"])
 
     def join(a, b, turn):
-        return a.join(b) if isinstance(a, host_order_statistics.Tally) else a + b
+        return a.join(b) if isinstance(a, brackets.Tally) else a + b
 
     def refine(summary, total, turn):
         if not total or "value" in total:
@@ -111,14 +110,12 @@ def ranked_magnitude(
     def refine_bracket(summary, total):
         if "sample" in total:
             rank = ranks_of(total["size"])
-            where = host_order_statistics.guess(
-                total["sample"], int(total["size"]), rank.reshape(-1)
-            )
+            where = brackets.guess(total["sample"], int(total["size"]), rank.reshape(-1))
         else:
             rank = summary["rank"]
-            where = host_order_statistics.narrow(summary["intervals"], rank.reshape(-1), total)
-        if host_order_statistics.settled(where):
-            return {"value": host_order_statistics.values(where).reshape(rank.shape), "rank": None}
+            where = brackets.narrow(summary["intervals"], rank.reshape(-1), total)
+        if brackets.settled(where):
+            return {"value": brackets.values(where).reshape(rank.shape), "rank": None}
         return {"intervals": where, "rank": rank}
 
     return Measure(

@@ -20,7 +20,8 @@ from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
 from jaxmerge.io.adapters import Adapter
 from jaxmerge.io.adapters.combine import METHODS, Combination
-from jaxmerge.io.sources import Source, adapter_folder
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import adapter_folder
 from jaxmerge.recipes.parse import check_kinds, mapping
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from jaxmerge.io.sources import HUB
+from jaxmerge.io.hub import HUB
 from jaxmerge.io.untrusted import plain_line, plain_markdown
 
 

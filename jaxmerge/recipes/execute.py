@@ -24,8 +24,8 @@ from jaxmerge.drivers.files.api import merge_jobs, process_group
 from jaxmerge.drivers.files.job import Report, tensors_of
 from jaxmerge.errors import UserError, about, reason
 from jaxmerge.io.hashes import Hashes
+from jaxmerge.io.install import partial_folder
 from jaxmerge.io.model_folder import output_belongings
-from jaxmerge.io.writer import partial_folder
 from jaxmerge.recipes.card import card
 from jaxmerge.recipes.parse import load_yaml
 from jaxmerge.recipes.plan import Plan

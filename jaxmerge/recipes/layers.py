@@ -1,9 +1,9 @@
 """Layers placed anew: which layer of which model becomes which layer of the output.
 
 Mergekit's ``slices`` stack ranges of layers of different models.  A slice is merged from its
-sources under the output's names, so a stack costs a renaming (`jaxmerge.io.sources.View`).  What
-counts as a layer says `jaxmerge.io.architectures`; leaves outside of the layers that are moved come
-from the first slice if they stand before them (embeddings, other towers), else from the last.
+sources under the output's names, so a stack costs a renaming (`jaxmerge.io.opened_model.View`).
+What counts as a layer says `jaxmerge.io.architectures`; leaves outside of the layers that are moved
+come from the first slice if they stand before them (embeddings, other towers), else from the last.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import Architecture, Stack, architecture
 from jaxmerge.io.architectures.config_changes import layer_changes
 from jaxmerge.io.architectures.names import numbers, renumber, template
+from jaxmerge.io.opened_model import Source, View
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import Source, View
 from jaxmerge.recipes.parse import mapping
 
 

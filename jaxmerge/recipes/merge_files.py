@@ -14,10 +14,10 @@ from jaxmerge.core.composition import stochastic
 from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Report
 from jaxmerge.io.header import CODES
+from jaxmerge.io.install import keep_apart
 from jaxmerge.io.safetensors import Leaves, Like
-from jaxmerge.io.sources import keep_apart
 from jaxmerge.recipes.execute import execute
-from jaxmerge.recipes.native import NO_BASE, Recipe
+from jaxmerge.recipes.native import Recipe
 from jaxmerge.recipes.plan import Models
 
 
@@ -37,6 +37,7 @@ def merge_files(
     rename: Mapping[str, Mapping[str, str]] | None = None,
     nonfinite: str = "raise",
     overflow: str = "raise",
+    leaves: str = "same",
     near: Sequence[Path] = (),
     allow_pickle: bool = False,
     resume: bool = False,
@@ -55,7 +56,8 @@ def merge_files(
         method: any registered method, a chain of stages, or a method as recipes write it.
         models: references (see `jaxmerge.io.sources`), or lazy mappings of leaves.
         out: the folder to write; config and tokenizer come from the base or the first model.
-        base: theta_0, likewise; None stands for zeros.
+        base: theta_0, likewise; left out for methods of the weights themselves (mean, slerp, ...),
+            "none" for zeros with any method.
         dtype: of floating leaves; by default each keeps the base's.
         key: PRNG key, for methods that draw.
         seed: of the key of a method that is given as data.
@@ -63,6 +65,7 @@ def merge_files(
             (`jaxmerge.recipes.native.Recipe`).
         nonfinite: "raise" refuses NaN and Inf of inputs by leaf, "zero" counts them as no change.
         overflow: "raise", "clip" or "allow" values that the output's dtype cannot hold.
+        leaves: "same" in all models, or "intersection": merge those that all models have.
         near: folders against which relative references are tried after the working directory.
         allow_pickle: read tensors from pickles too, restricted.
         resume, force, shard_size, devices, progress: see `jaxmerge.drivers.files.api.merge_jobs`.
@@ -71,7 +74,8 @@ def merge_files(
         A `Report`; with `resume`, of a merge that was finished before, only its folder.
 
     Raises:
-        ValueError: models that do not fit together, NaN or Inf, an output that exists.
+        ValueError: models that do not fit together, NaN or Inf, an output that exists, a method of
+            task vectors without a base.
 
     Example:
         >>> import tempfile, jaxmerge as jm
@@ -92,11 +96,13 @@ def merge_files(
         )
     if isinstance(method, Merge) and stochastic(method) and key is None:
         raise ValueError(f"{method} draws random numbers: pass key=jax.random.key(seed).")
-    opened = Models(near, allow_pickle)
+    if leaves not in ("same", "intersection"):
+        raise ValueError(f"leaves must be 'same' or 'intersection', got {leaves!r}.")
+    opened = Models(near, allow_pickle, leaves=leaves)
     recipe = Recipe(
         models=[_ref(opened, m) for m in models],
         method=method,
-        base=NO_BASE if base is None else _ref(opened, base),
+        base=None if base is None else _ref(opened, base),
         rules=rules,
         extras=None if extras is None else {k: [*map(os.fspath, v)] for k, v in extras.items()},
         out_dtype=None if dtype is None else _floating(dtype).name,

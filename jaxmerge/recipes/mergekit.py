@@ -10,7 +10,8 @@ in the slice, the module and the document.  All twenty methods, with mergekit's 
     unknown keys         ignored as there, but named in a warning; refused with --strict
     random methods       other random numbers (seed 0 by default); as there, masks belong to a
                          model's place in the list
-    buffers              stay as in the base (rotary frequencies, masks); there merged like weights
+    buffers              stay as in the base (rotary frequencies, masks); there merged like weights,
+                         and left out where not all models have them
     filters              `self_attn` and `mlp` where a family has other words for attention and mlp:
                          there they match nothing
     ties, breadcrumbs    of equal magnitudes the first in the tensor stay, there whichever the sort
@@ -45,8 +46,8 @@ from jaxmerge.core.types import Merge
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.opened_model import View
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import View
 from jaxmerge.recipes import mergekit_document as document
 from jaxmerge.recipes.layers import Layout, ref_of
 from jaxmerge.recipes.mergekit_methods import READINGS

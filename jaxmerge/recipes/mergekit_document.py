@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import tower_of
-from jaxmerge.io.sources import Source
+from jaxmerge.io.opened_model import Source
 from jaxmerge.recipes.layers import ref_of
 from jaxmerge.recipes.mergekit_methods import Reading
 from jaxmerge.recipes.parse import mapping

@@ -21,8 +21,9 @@ from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.header import CODES
+from jaxmerge.io.opened_model import Source, View
 from jaxmerge.io.safetensors import Leaves
-from jaxmerge.io.sources import Source, View, laid_out, open_source
+from jaxmerge.io.sources import laid_out, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
 

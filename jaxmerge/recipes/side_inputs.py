@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from jaxmerge.core.composition import Pipeline
 from jaxmerge.core.registry import spec_of
 from jaxmerge.errors import UserError
+from jaxmerge.io.opened_model import Source
 from jaxmerge.io.safetensors import File, Leaves
-from jaxmerge.io.sources import Source
 from jaxmerge.recipes.parse import mapping
 from jaxmerge.statistics import store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.sources import Source
+from jaxmerge.io.opened_model import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
 from jaxmerge.io.untrusted import member, read_json
 

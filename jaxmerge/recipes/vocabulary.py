@@ -28,7 +28,7 @@ import numpy as np
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.config_changes import other_vocabularies, vocabulary_changes
-from jaxmerge.io.sources import Source
+from jaxmerge.io.opened_model import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
 from jaxmerge.recipes.chat_templates import template_files
 from jaxmerge.recipes.parse import mapping

@@ -14,9 +14,10 @@ import numpy as np
 import optax
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.names import is_float
-from jaxmerge.core.types import Leaves, check_range
-from jaxmerge.drivers import memory
+from jaxmerge.core.types import Leaves
+from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import add
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 from jaxmerge.transforms.sparsify import trim
@@ -109,8 +110,7 @@ def _disentangled(base: Leaves, models: list[Leaves], density: float) -> Leaves:
     """Task vectors after TIES' trim and election, stacked."""
     floats = {n: x for n, x in base.items() if is_float(x)}
     trimmed = [
-        memory.merge(chain(trim(density), add()), floats, [{n: m[n] for n in floats}])
-        for m in models
+        merge(chain(trim(density), add()), floats, [{n: m[n] for n in floats}]) for m in models
     ]
     taus = task_vectors(floats, trimmed)
     elect = {n: jnp.where(tau.sum(0) >= 0, 1, -1) for n, tau in taus.items()}

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.names import check_same, is_float
-from jaxmerge.core.types import Array, Leaves, check_range
-from jaxmerge.drivers import memory
+from jaxmerge.core.types import Array, Leaves
+from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite
@@ -99,7 +100,7 @@ def frank_wolfe(
         if density is None:
             new = {n: _towards(floats[n], vertex[n], gamma * factor) for n in floats}
         else:
-            new = memory.merge(ties(density, gamma * factor), floats, [vertex])
+            new = merge(ties(density, gamma * factor), floats, [vertex])
         chosen = best if granularity == "layer" else {"all": next(iter(best.values()))}
         info = {"loss": float(value), "gap": gap, "chosen": chosen, "step_size": gamma}
         return FrankWolfeState(state.step + 1, {**rest, **new}), info

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmerge.core.types import Leaves, check_range
+from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.types import Leaves
 from jaxmerge.numerics.measures import keep_count
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 

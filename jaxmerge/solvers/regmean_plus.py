@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.core.hyperparameters import check_choice
 from jaxmerge.core.names import check_same, is_float
 from jaxmerge.core.patterns import compile_pattern
-from jaxmerge.core.types import Leaves, check_choice
-from jaxmerge.drivers import memory
+from jaxmerge.core.types import Leaves
+from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import mean
 from jaxmerge.methods.data import regmean
 from jaxmerge.statistics.capture import dense_inputs
@@ -79,7 +80,7 @@ def regmean_plus(
     }
     fixed = {n: jnp.asarray(x) for n, x in base.items() if is_float(x) and n not in floats}
     rows = [{n: jnp.asarray(m[n]) for n in floats} for m in models]
-    merged = fixed | dict(memory.merge(mean(), floats, rows))
+    merged = fixed | dict(merge(mean(), floats, rows))
     axes: dict[str, int] = {}
     groups: dict[Any, list[str]] = {}
 
@@ -112,7 +113,8 @@ def regmean_plus(
         extras = []
         for own, batches_of in zip(rows, data, strict=True):
             inside = {n: own[n] for n in floats if block and block_of(n) == where}
-            total, count = dict.fromkeys(measured, 0.0), dict.fromkeys(measured, 0)
+            total: dict[str, Any] = dict.fromkeys(measured, 0.0)
+            count = dict.fromkeys(measured, 0)
             for x in batches_of:
                 part, seen = jitted(merged | inside, x, measured)
                 total = {n: total[n] + np.asarray(part[n], np.float64) for n in measured}
@@ -123,5 +125,5 @@ def regmean_plus(
         for n in group:
             method = regmean(off_diagonal, ridge, axes[n])
             sides = [{"gram": {n: e[n]}} for e in extras]
-            merged |= memory.merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
+            merged |= merge(method, {n: floats[n]}, [{n: r[n]} for r in rows], extras=sides)
     return {n: merged.get(n, x) for n, x in base.items()}

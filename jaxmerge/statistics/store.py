@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,13 +57,15 @@ def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
     """
     whole = hashlib.sha256()
     for name in sorted(params if names is None else names):
-        lazy = isinstance(params, LazyLeaves)
-        leaf = params.like[name] if lazy else np.asarray(params[name])
+        if isinstance(params, LazyLeaves):
+            leaf, read = params.like[name], partial(params.read, name)
+        else:
+            leaf = np.asarray(params[name])
+            read = lambda start, stop, flat=leaf.reshape(-1): flat[start:stop]
         shape = tuple(leaf.shape) or (1,)  # as files on disk have it for scalars
         whole.update(f"{name}:{np.dtype(leaf.dtype).name}:{shape};".encode())
         for start in range(0, leaf.size, BLOCK):
-            block = slice(start, min(leaf.size, start + BLOCK))
-            part = params.read(name, block.start, block.stop) if lazy else leaf.reshape(-1)[block]
+            part = read(start, min(leaf.size, start + BLOCK))
             whole.update(np.ascontiguousarray(part).view(np.uint8).data)
     return whole.hexdigest()
 

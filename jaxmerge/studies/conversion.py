@@ -61,6 +61,9 @@ def from_plain(kind: type[Kind], x: Any, where: str) -> Kind:
     Traceback (most recent call last):
     jaxmerge.errors.UserError: pair.json does not fit: a: input should be a valid integer,
     got '1'; b: field required.
+    >>> from_plain(Pair, {"a": 1, "b": [], "c": 2}, "pair.json")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: pair.json does not fit: c: there is no such field.
     """
     from pydantic import ValidationError
 
@@ -81,6 +84,8 @@ def _adapter(kind: type) -> Any:
 def _line(error: Any) -> str:
     """One offender: where it is, what was expected, what is there."""
     path = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in error["loc"])
-    text = f"{path.removeprefix('.')}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    unknown = error["type"] == "unexpected_keyword_argument"
+    message = "there is no such field" if unknown else error["msg"]
+    text = f"{path.removeprefix('.')}: {message[:1].lower()}{message[1:]}"
     plain = isinstance(error["input"], str | int | float) and "keyword" not in error["type"]
     return f"{text}, got {str(error['input'])[:60]!r}" if plain else text

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import Batch, Setup, State, TaskLabels
+from jaxmerge.continual.records import Batch, TaskLabels
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.specs import Spec
 from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario

@@ -36,9 +36,9 @@ from jaxmerge.continual.deploys import (
     running_merge,
 )
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.records import State
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.schedule import Position, Start, from_last
+from jaxmerge.continual.stream_records import State
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmerge.continual.drivers import over, program, stacked
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Groups, Setup, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
 from jaxmerge.data.streams.scenario import Scenario
@@ -116,7 +116,9 @@ def train(
             text = f"stream {plan.name!r}: the loss is not finite in task {t + 1}; lower the rate."
             trained.append(FloatingPointError(text))
             continue
-        own = {k.name: {n: x[i, t] for n, x in models.items()} for t, k in enumerate(scenario)}
+        own: dict[str, Leaves] = {
+            k.name: {n: x[i, t] for n, x in models.items()} for t, k in enumerate(scenario)
+        }
         trained.append(Trained(own, spent))
     return trained
 
@@ -147,7 +149,7 @@ def stream_of(
     full = np.stack([np.resize(d, (steps, d.shape[1])) for d in drawn]).astype(np.int32)
     real = np.stack([np.arange(steps) < len(d) for d in drawn]).astype(np.float32)
     tasks = np.arange(len(scenario), dtype=np.int32)
-    info = {"own": np.stack([scenario.mask(t) for t in tasks])}
+    info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
     sample = [place[split.index[split.task == t]] for t in tasks]
     size = max(map(len, sample))
     sample = np.stack([np.pad(_drawn(s), (0, size - len(s)), constant_values=-1) for s in sample])

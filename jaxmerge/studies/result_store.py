@@ -141,11 +141,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 MOST_FILE, MOST_BYTES = 64 << 20, 512 << 20  # of one file, packed and unpacked
-
-
 MOST_ROWS, BATCH = 1_000_000, 256
-
-
 OPTIONAL = ("factor", "fixed", "order_seed", "sweep", "seconds", *METRICS)
 
 

@@ -174,7 +174,9 @@ def _takes_factor(options: Mapping[str, Any]) -> bool:
     method = options.get("method")
     if isinstance(method, list):
         return True
-    return method in REGISTRY and "factor" in inspect.signature(get(method)).parameters
+    if not isinstance(method, str) or method not in REGISTRY:
+        return False
+    return "factor" in inspect.signature(get(method)).parameters
 
 
 def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]:

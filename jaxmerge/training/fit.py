@@ -23,8 +23,9 @@ from jaxmerge.continual import stages, step
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import Fed, build, trained_leaves, transform, with_trained
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Batch, Setup, State
+from jaxmerge.continual.records import Batch
 from jaxmerge.continual.step import fit_of
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
@@ -217,8 +218,8 @@ def fit_task(
     for k, inputs in enumerate(feed, first):
         rows = chunks[k]
         active = np.arange(training.chunk) < total - k * training.chunk
-        targets = spread((data.columns[rows], data.task[rows]), axis=2)
-        batch = Batch(inputs, *targets, spread(np.ones(rows.shape, np.float32), axis=2))
+        columns, task = spread((data.columns[rows], data.task[rows]), axis=2)
+        batch = Batch(inputs, columns, task, spread(np.ones(rows.shape, np.float32), axis=2))
         fit, chunk_losses = run_chunk(
             fixed, fit, (batch, active), np.int32(t), np.int32(total), tasks
         )

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import build, stored
-from jaxmerge.continual.records import Groups, Setup, State, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.language import Windows
@@ -192,7 +192,8 @@ def _added(init: Callable, key: Any, names: tuple[str, ...], params: Leaves) -> 
 def _mesh_of(params: Leaves) -> Mesh | None:
     """The mesh that weights lie on, None for a single device."""
     shardings = [getattr(leaf, "sharding", None) for leaf in params.values()]
-    return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    meshes = (s.mesh for s in shardings if isinstance(s, NamedSharding))
+    return next((m for m in meshes if isinstance(m, Mesh)), None)
 
 
 def _settled(state: State) -> State:
@@ -200,8 +201,9 @@ def _settled(state: State) -> State:
     mesh = _mesh_of(state.params)
 
     def put(x):
-        away = mesh is not None and not isinstance(x.sharding, NamedSharding)
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec()) if away else x.sharding)
+        if mesh is None or isinstance(x.sharding, NamedSharding):
+            return jax.device_put(x, x.sharding)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
 
     return jax.tree.map(put, state)
 

@@ -61,7 +61,7 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: Any = None) -> Transform:
     return Transform(_routed, route=route)
 
 
-def _by_depth(alpha: Any, beta: Any, depth_of: Callable[[str], float | None] | None) -> Callable:
+def _by_depth(alpha: Any, beta: Any, depth_of: Callable[[str], Any] | None) -> Callable:
     seen: list[tuple[Leaves, dict[str, float]]] = []  # every leaf of a model asks
 
     def route(name: str, like: Leaves) -> Transform:

@@ -7,15 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range, model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import (
-    Array,
-    Transform,
-    beside,
-    check_range,
-    model_count,
-    per_model,
-)
+from jaxmerge.core.types import Array, Transform, beside
 from jaxmerge.numerics import hash_rng
 from jaxmerge.transforms.sparsify import keep
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range, model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Transform, check_range, model_count, per_model
+from jaxmerge.core.types import Transform
 
 __all__ = ["clip", "scale"]
 

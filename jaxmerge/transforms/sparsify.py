@@ -11,17 +11,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range, model_count, per_model
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import (
-    Array,
-    Transform,
-    check_range,
-    leaf_size,
-    leaf_sum,
-    model_count,
-    numpy_of,
-    per_model,
-)
+from jaxmerge.core.types import Array, Transform, leaf_size, leaf_sum, numpy_of
 from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
 from jaxmerge.numerics.order_statistics import magnitude_bits, up_to
 

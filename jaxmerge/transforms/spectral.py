@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Transform, check_range, concrete
+from jaxmerge.core.types import Transform, concrete
 from jaxmerge.numerics.linalg import check_matrix, polar_and_values, thin_svd
 
 __all__ = ["isotropic", "low_rank"]

@@ -92,13 +92,15 @@ def derpp(
 def _init(size):
     def init(model, params, batch, stored):
         logits = jax.eval_shape(lambda: model.apply(params, batch.inputs, 0).logits)
-        return buffers.empty(size, Dark(stored, *batch[1:], logits))
+        return buffers.empty(size, Dark(stored, batch.targets, batch.task, batch.weight, logits))
 
     return init
 
 
 def _observe(model, step):
-    return remember(step, Dark(step.stored, *step.batch[1:], step.outputs.logits))
+    batch = step.batch
+    dark = Dark(step.stored, batch.targets, batch.task, batch.weight, step.outputs.logits)
+    return remember(step, dark)
 
 
 def _apart(batch: Dark, out: Outputs) -> Array:

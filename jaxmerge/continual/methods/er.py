@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual import buffers
-from jaxmerge.continual.records import Batch, Method, Model, Outputs, Step
+from jaxmerge.continual.records import Method, Model, Outputs, Step
 from jaxmerge.continual.registry import Count, NonNegative, methods
 from jaxmerge.core.types import Array
 
@@ -77,7 +77,7 @@ def remember(step: Step, rows: Any, select: Select = "reservoir") -> Any:
     return buffers.balanced(memory, rows, weight, step.key, labels, memory["rows"].targets, classes)
 
 
-def replayed(model: Model, step: Step, key: Array, count: int | None) -> tuple[Batch, Outputs]:
+def replayed(model: Model, step: Step, key: Array, count: int | None) -> tuple[Any, Outputs]:
     """A replay batch, with weight 0 beyond the number of rows, and what the model says of it."""
     one, two, three = jax.random.split(key, 3)
     batch, weight = buffers.draw_distinct(step.memory, one, count or step.batch.weight.shape[0])

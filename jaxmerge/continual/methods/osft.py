@@ -49,7 +49,7 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
             return own | {n: rebuilt(n, params) for n in kernels(params)}
 
         def put(params, merged):
-            whole = model.put(weights(params), merged)
+            whole = dict(model.put(weights(params), merged))
             for n in kernels(params):
                 whole |= cut(n, whole.pop(n), ratio)
             return whole
@@ -94,7 +94,8 @@ def kernels(params: Leaves) -> list[str]:
 
 def cut(name: str, kernel: Array, ratio: float) -> Leaves:
     """The factors of a kernel: the leading ones, and those that train."""
-    k = frozen_rank(*kernel.shape, ratio)
+    rows, columns = kernel.shape
+    k = frozen_rank(rows, columns, ratio)
     left, s, right = jnp.linalg.svd(kernel, full_matrices=False)
     frozen, free = (left[:, :k], s[:k], right[:k]), (left[:, k:], s[k:], right[k:])
     named = lambda which, parts: {name + which + p: x for p, x in zip(PARTS, parts, strict=True)}

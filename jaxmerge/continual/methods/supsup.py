@@ -79,7 +79,7 @@ def supsup(
             return {**params, OFF: jnp.float32(0)}
 
         def effective(params: Leaves, of: Callable[[Array], Array]) -> Leaves:
-            own = plain(params)
+            own = dict(plain(params))
             for n in own:
                 if n + SCORES in params:
                     own[n] = own[n] * jnp.where(params[OFF] > 0, 1, of(params[n + SCORES]))
@@ -149,7 +149,8 @@ def objective(logits: Array, by: By, classes: int | None) -> Array:
     if by == "entropy":
         log = jax.nn.log_softmax(logits)
         return -jnp.sum(jnp.exp(log) * log, -1)
-    real = jnp.arange(logits.shape[-1]) < classes
+    columns = logits.shape[-1]
+    real = jnp.arange(columns) < (columns if classes is None else classes)
     return jax.nn.logsumexp(jnp.where(real, jax.lax.stop_gradient(logits), logits), axis=-1)
 
 

@@ -30,7 +30,6 @@ from jaxmerge.data.glyphs.concepts import (
     class_phrase,
     true_of,
 )
-from jaxmerge.data.glyphs.render import World
 from jaxmerge.data.glyphs.suites import (
     Split,
     Task,
@@ -39,6 +38,7 @@ from jaxmerge.data.glyphs.suites import (
     eight_tasks,
     make_task,
 )
+from jaxmerge.data.glyphs.world import World
 
 __all__ = [
     "CONCEPTS",

@@ -1,6 +1,6 @@
 """From drawings to images: a vectorised renderer for whole batches, in numpy.
 
-``World.sample`` chooses concepts, styles, domains and colours; ``render`` looks the drawings up
+`jaxmerge.data.glyphs.world` chooses what is drawn; ``render`` looks the drawings up
 in the bank through a random affine map and a slow warp, turns distance into ink (any thickness,
 or an outline), blurs or pixelates, and puts colours on. 32 x 32 x 3 uint8, several thousand
 images a second on one core.
@@ -12,9 +12,6 @@ to 8 x 8 (now and then 16 x 16), rounded to 17 grey levels and enlarged again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -24,117 +21,16 @@ from jaxmerge.data.glyphs.concepts import (
     COLOURS,
     CONCEPTS,
     DOMAINS,
-    KIND_OF,
     KINDS,
     PATTERNS,
     STYLES,
-    by_kind,
 )
 
 SIZE = 32
-MIXTURE = {
-    "digit": 0.30, "upper": 0.17, "lower": 0.15, "greek": 0.06, "sign": 0.07, "shape": 0.09,
-    "count": 0.07, "pattern": 0.04, "direction": 0.05,
-}  # fmt: skip
-DOMAIN_SHARES = dict(zip(DOMAINS, (0.13, 0.15, 0.15, 0.08, 0.12, 0.08, 0.08, 0.21), strict=True))
-HANDWRITTEN_SHARE = 0.65
-_RGB = np.array(list(COLOURS.values()), np.float32)
-_BLACK, _WHITE = COLOUR_NAMES.index("black"), COLOUR_NAMES.index("white")
-_PAIRS = np.array(
-    [
-        (i, j)
-        for i in range(len(_RGB))
-        for j in range(len(_RGB))
-        if np.linalg.norm(_RGB[i] - _RGB[j]) > 140
-    ]
-)
-_DOMAIN = {name: i for i, name in enumerate(DOMAINS)}
-_HAND, _DRAWN = STYLES.index("handwritten"), STYLES.index("drawn")
-
-
-@dataclass(frozen=True)
-class World:
-    """A distribution over images and their attributes.
-
-    Attributes:
-      bank: the drawings.
-      mixture: kind -> share of the images.
-      domains: domain -> share.
-      handwritten: share of handwriting among characters that can be handwritten.
-    """
-
-    bank: Bank
-    mixture: dict[str, float] = field(default_factory=lambda: MIXTURE)
-    domains: Mapping[Any, float] = field(default_factory=lambda: DOMAIN_SHARES)
-    handwritten: float = HANDWRITTEN_SHARE
-
-    def sample(self, rng: np.random.Generator, n: int, concepts=None, style: str | None = None):
-        """Render ``n`` images.
-
-        Args:
-          concepts: int [n], what each image shows; drawn from the mixture by default.
-          style: "printed" or "handwritten" where a concept has it.
-
-        Returns:
-          (images uint8 [n, 32, 32, 3], attributes int32 [n, 6]).
-        """
-        concepts = self.subjects(rng, n) if concepts is None else np.asarray(concepts)
-        rows = np.zeros((n, 6), np.int32)
-        rows[:, 0], rows[:, 1] = concepts, KIND_OF[concepts]
-        drawing = np.zeros(n, np.int64)
-        hand = rng.random(n) < (self.handwritten if style is None else style == "handwritten")
-        place = rng.random(n)
-        for i, concept in enumerate(concepts.tolist()):
-            rows[i, 2], choices = self._choices(concept, bool(hand[i]))
-            drawing[i] = choices[int(place[i] * len(choices))]
-        rows[:, 3] = self._domains(rng, rows)
-        rows[:, 4:] = _colours(rng, rows)
-        return render(self.bank, drawing, rows, rng), rows
-
-    def subjects(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Draw ``n`` concepts from the mixture."""
-        shares = np.array([self.mixture.get(kind, 0.0) for kind in KINDS])
-        kinds = rng.choice(len(KINDS), n, p=shares / shares.sum())
-        members = [np.array(by_kind(kind)) for kind in KINDS]
-        return np.array([rng.choice(members[k]) for k in kinds])
-
-    def _choices(self, concept: int, hand: bool) -> tuple[int, np.ndarray]:
-        if (concept, _DRAWN) in self.bank.rows:
-            return _DRAWN, self.bank.rows[concept, _DRAWN]
-        style = _HAND if hand and (concept, _HAND) in self.bank.rows else 0
-        if (concept, style) not in self.bank.rows:
-            raise ValueError(
-                f"the bank has no drawing of {CONCEPTS[concept].name!r}; build it with this concept"
-            )
-        return style, self.bank.rows[concept, style]
-
-    def _domains(self, rng, rows):
-        shares = np.array([self.domains.get(d, 0.0) for d in DOMAINS])
-        chosen = rng.choice(len(DOMAINS), len(rows), p=shares / shares.sum())
-        if len(self.domains) > 1:  # a pattern has no edge to trace and no ground to texture
-            bare = rows[:, 1] == KINDS.index("pattern")
-            unfit = np.isin(chosen, (_DOMAIN["outlined"], _DOMAIN["textured"]))
-            chosen = np.where(bare & unfit, _DOMAIN["coloured"], chosen)
-        return chosen
-
-
-def _colours(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-    """Ink and ground of each image, int [n, 2]: far enough apart to be told from another."""
-    n = len(rows)
-    pairs = _PAIRS[rng.integers(len(_PAIRS), size=n)]
-    grey = rng.random(n)
-    domain = rows[:, 3]
-    low = domain == _DOMAIN["pixelated"]
-    light = (domain == _DOMAIN["inverted"]) | (low & (grey < 0.7))
-    dark = (domain == _DOMAIN["plain"]) | (low & (grey > 0.85))
-    other = ~np.isin(domain, (_DOMAIN["coloured"], _DOMAIN["pixelated"]))
-    light |= other & ~dark & (grey < 0.25)
-    dark |= other & ~light & (grey > 0.75)
-    pairs = np.where(light[:, None], (_WHITE, _BLACK), pairs)
-    return np.where(dark[:, None], (_BLACK, _WHITE), pairs)
-
-
-# ------------------------------------------------------------------------------- rendering
+DOMAIN = {name: i for i, name in enumerate(DOMAINS)}
+RGB = np.array(list(COLOURS.values()), np.float32)
+BLACK, WHITE = COLOUR_NAMES.index("black"), COLOUR_NAMES.index("white")
+HAND, DRAWN = STYLES.index("handwritten"), STYLES.index("drawn")
 
 
 @functools.cache
@@ -178,24 +74,24 @@ def render(
         names = [CONCEPTS[rows[i, 0]].name for i in patterned]
         coverage[patterned] = _patterns([PATTERNS.index(p) for p in names], rng)
     coverage = _degrade(coverage, domain, rng)
-    ink = _RGB[rows[:, 4]] + _normal(rng, (n, 3), 14)
-    ground = _RGB[rows[:, 5]] + _normal(rng, (n, 3), 14)
-    grey = np.asarray(np.isin(rows[:, 4:], (_BLACK, _WHITE)).all(1))
+    ink = RGB[rows[:, 4]] + _normal(rng, (n, 3), 14)
+    ground = RGB[rows[:, 5]] + _normal(rng, (n, 3), 14)
+    grey = np.asarray(np.isin(rows[:, 4:], (BLACK, WHITE)).all(1))
     ink = np.where(grey[:, None], ink[:, :1], ink)
     ground = np.where(grey[:, None], ground[:, :1], ground)
-    pure = (domain == _DOMAIN["pixelated"]) & grey
-    exact = np.where(rows[:, 4:] == _WHITE, 255.0, 0.0).astype(np.float32)
+    pure = (domain == DOMAIN["pixelated"]) & grey
+    exact = np.where(rows[:, 4:] == WHITE, 255.0, 0.0).astype(np.float32)
     ink = np.where(pure[:, None], exact[:, :1], ink)
     ground = np.where(pure[:, None], exact[:, 1:], ground)
     back = np.broadcast_to(ground[:, None, None], (n, SIZE, SIZE, 3)).astype(np.float32)
-    busy = np.flatnonzero(domain == _DOMAIN["textured"])
+    busy = np.flatnonzero(domain == DOMAIN["textured"])
     if len(busy):
         weave = _patterns(rng.integers(len(PATTERNS), size=len(busy)), rng)[..., None]
         shade = _uniform(rng, (len(busy), 1, 1, 3), -75, 75)
         back = back.copy()
         back[busy] += weave * shade
     images = back + coverage[..., None] * (ink[:, None, None] - back)
-    rough = np.flatnonzero(domain == _DOMAIN["noisy"])
+    rough = np.flatnonzero(domain == DOMAIN["noisy"])
     if len(rough):
         level = _uniform(rng, (len(rough), 1, 1, 1), 15, 55)
         images[rough] += level * rng.standard_normal((len(rough), SIZE, SIZE, 3), np.float32)
@@ -209,9 +105,9 @@ def render(
 def _coverage(bank, drawing, domain, style, kind, rng) -> np.ndarray:
     """How much of each pixel is ink, float32 [n, 32, 32] in [0, 1]."""
     n = len(drawing)
-    low = domain == _DOMAIN["pixelated"]
+    low = domain == DOMAIN["pixelated"]
     steady = np.isin(kind, [KINDS.index("count"), KINDS.index("direction")])
-    hand = style == _HAND
+    hand = style == HAND
     pen = np.where(hand, _uniform(rng, n, 0.05, 0.19), _uniform(rng, n, -0.03, 0.03))
     pen = np.where(low & hand, _uniform(rng, n, 0.09, 0.23), pen)
     fill = _uniform(rng, n, 0.9, 1.05) / (1 + np.maximum(pen, 0))
@@ -237,7 +133,7 @@ def _coverage(bank, drawing, domain, style, kind, rng) -> np.ndarray:
         1 + uneven * _slow(rng, n), 0.6, 1.5
     )
     pixels = distance * (scale * SIZE / 2)[:, None, None].astype(np.float32)
-    traced = (domain == _DOMAIN["outlined"])[:, None, None]
+    traced = (domain == DOMAIN["outlined"])[:, None, None]
     width = _uniform(rng, (n, 1, 1), 0.45, 0.9)
     pixels = np.where(traced, np.abs(pixels) - width, pixels)
     return np.clip(0.5 - pixels, 0, 1).astype(np.float32)
@@ -266,14 +162,14 @@ def _look_up(fields: np.ndarray, drawing: np.ndarray, x: np.ndarray, y: np.ndarr
 
 def _degrade(coverage: np.ndarray, domain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Blur the images of the domain "blurred"; average, round and enlarge those "pixelated"."""
-    soft = np.flatnonzero(domain == _DOMAIN["blurred"])
+    soft = np.flatnonzero(domain == DOMAIN["blurred"])
     if len(soft):
         sigma = _uniform(rng, (len(soft), 1, 1), 0.7, 2.0)
         gap = np.arange(SIZE)[:, None] - np.arange(SIZE)[None]
         kernel = np.exp(-0.5 * (gap[None] / sigma) ** 2).astype(np.float32)
         kernel /= kernel.sum(-1, keepdims=True)
         coverage[soft] = kernel @ coverage[soft] @ kernel.transpose(0, 2, 1)
-    coarse = np.flatnonzero(domain == _DOMAIN["pixelated"])
+    coarse = np.flatnonzero(domain == DOMAIN["pixelated"])
     grid = np.where(rng.random(len(coarse)) < 0.8, 8, 16)
     how = rng.choice(("bicubic", "bilinear", "nearest"), len(coarse), p=(0.5, 0.35, 0.15))
     for cells in (8, 16):

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmerge.data.glyphs import bank as banks
 from jaxmerge.data.glyphs.concepts import DOMAINS, by_kind, class_phrase
-from jaxmerge.data.glyphs.render import DOMAIN_SHARES, World
+from jaxmerge.data.glyphs.world import DOMAIN_SHARES, World
 
 EIGHT = {
     "digits": ("digit",),

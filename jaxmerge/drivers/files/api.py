@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.core.types import check_choice
+from jaxmerge.core.hyperparameters import check_choice
 from jaxmerge.core.validation import check_nonfinite
 from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
 from jaxmerge.drivers.files.worker import Run

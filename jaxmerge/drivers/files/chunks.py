@@ -71,7 +71,7 @@ def all_finite(flat: np.ndarray) -> bool:
     if flat.size == 0:
         return True
     if flat.dtype.kind == "c":  # real and imaginary parts, one after the other
-        flat = flat.view(np.zeros((), flat.dtype).real.dtype)
+        flat = flat.view(np.finfo(flat.dtype).dtype)
     if flat.dtype not in INFINITE:
         return bool(np.isfinite(flat.astype(np.float32)).all())
     infinite, signed, unsigned = INFINITE[flat.dtype]

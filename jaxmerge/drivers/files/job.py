@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, keep_base, resolve
-from jaxmerge.core.types import Merge, Piece, leaf_key
+from jaxmerge.core.keys import Piece, leaf_key
+from jaxmerge.core.types import Merge
 from jaxmerge.core.validation import check_count, check_method, grid_of
 from jaxmerge.errors import screen
 from jaxmerge.io.architectures import architecture

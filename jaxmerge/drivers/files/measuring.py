@@ -7,24 +7,21 @@ gives the same facts: where they are counts over entries that do not mix.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import Pipeline
-from jaxmerge.core.types import Measure, leaf_key
+from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.chunks import cast, pieces, run_all
-from jaxmerge.drivers.files.elementwise_proof import by_rows, elementwise
 from jaxmerge.drivers.files.job import Job, piece_key
-from jaxmerge.drivers.files.memory_budget import ROOM, SLICES, WALK, input_bytes, row_bytes
+from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
+from jaxmerge.drivers.files.memory_budget import SLICES, WALK, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
-from jaxmerge.io.safetensors import Like, aligned
-from jaxmerge.numerics.host_order_statistics import Sliced
+from jaxmerge.io.safetensors import aligned
+from jaxmerge.numerics.host_rows import Sliced
 
 
 def _bytes(job: Job, name: str) -> int:
@@ -137,7 +134,9 @@ class Facts:
         for t, row in enumerate(self.rows):
 
             def cuts(n, rows=tuple(self.rows[:t])):
-                return cuts_cells(job, run, n, job.grid[n].fold.opening, tuple(r[n] for r in rows))
+                return cuts_cells(
+                    job, run.strategy, n, job.grid[n].fold.opening, tuple(r[n] for r in rows)
+                )
 
             grid, base, models = cut_grid(job, run, cuts)
             cells = Cells(self, grid, base, models[:t])
@@ -151,7 +150,7 @@ class Facts:
         run.phase, run.done_bytes = "close", 0
         run.total = sum(_bytes(job, n) for n in job.grid)
         closing = lambda n: job.grid[n].fold.closing
-        cuts = lambda n: cuts_cells(job, run, n, closing(n), self.known[n])
+        cuts = lambda n: cuts_cells(job, run.strategy, n, closing(n), self.known[n])
         grid, base, models = cut_grid(job, run, cuts)
         cells = Cells(self, grid, base, models)
         facts = measure_cells(grid, base, cells, job.key, np.int32(len(models)))
@@ -188,7 +187,7 @@ class Unread(Sliced):
 
     def __init__(self, run: Any, job: Job, i: int, name: str):
         self.run, self.job, self.i, self.name = run, job, i, name
-        self.source, self.like = (job.base, *job.models)[i], run.base_like(job, name)
+        self.source, self.like = (job.base, *job.models)[i], run.strategy.base_like(job, name)
         own = self.like if self.source is None or i == 0 else self.source.like[name]
         self.shape, self.dtype, self.size = self.like.shape, own.dtype, self.like.size
 
@@ -224,8 +223,6 @@ class Checked(Mapping):
         return len(self.job.like)
 
 
-# ---------------------------------------------------------------- cutting leaves for facts
-
 SEPARATOR, PIECE_ENTRIES = "\0", 1 << 20  # entries of a piece
 
 
@@ -243,60 +240,6 @@ def cut_grid(job: Job, run: Any, cuts: Callable[[str], int]):
         else:
             grid[n] = p
     return grid, Checked(run, job, 0), [Checked(run, job, t + 1) for t in range(len(job.models))]
-
-
-def cuts_row(job: Job, n: str) -> int:
-    """Whether the facts about a row may be gathered piece by piece: there is one, about the plain
-    task vector, and it adds up over entries.  Sums of floats are cut only where they must be."""
-    p = job.grid[n]
-    first, *others = [*(t.measure for t in p.before), p.fold.measure]
-    if first is None or any(others) or first.scope != "row" or not (p.before or p.fold.measure):
-        return 0
-    return int(first.host is not None or (first.by_entry and row_bytes(job, n) > ROOM))
-
-
-def cuts_cells(job: Job, run: Any, n: str, measure: Measure | None, measured: tuple) -> int:
-    """Whether a fact about the folded cells may be gathered piece by piece: it adds up over
-    entries, and the fold treats them on their own.  Sums of floats are cut only where they must
-    be."""
-    p, like = job.grid[n], run.base_like(job, n)
-    if job.extras or measure is None or measure.scope != "row":
-        return 0
-    if any(t.measure for t in p.after) or not (measure.by_entry or measure.host):
-        return 0
-    kinds = tuple(m.like[n].dtype for m in job.models[: len(measured)])
-    code = run.code(job, n, measured, None), kinds, measure
-    if code not in run.proofs:
-        key = piece_key(job, n, 0)
-
-        def fold(base, models):
-            none = ({},) * len(models)
-            inputs = LeafInputs(base, models, key, measured=measured, extras=none)
-            return fold_leaf(p.specs, inputs, run.zero)
-
-        models = tuple(Like(like.shape, k) for k in kinds)
-        counts = measure.host is not None or _integers(measure, fold, like, models)
-        run.proofs[code] = counts, _apart(fold, like, models)
-    counts, row = run.proofs[code]
-    return row if (row == 1 and counts) or input_bytes(job, n) > ROOM // 2 else 0
-
-
-def _apart(fold: Callable, like: Like, models: tuple[Like, ...]) -> int:
-    """How long the pieces of a leaf are that a fold treats on their own; 0 if it mixes more."""
-    if elementwise(fold, like, models):
-        return 1
-    return math.prod(like.shape[1:]) if by_rows(fold, like, models) == () else 0
-
-
-def _integers(measure: Measure, fold: Callable, like: Like, models: Sequence[Like]) -> bool:
-    observe = lambda base, models: measure.observe(fold(base, models), measure.init(), 0)
-    part = jax.eval_shape(observe, *_structs(like, models))
-    return all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(part))
-
-
-def _structs(like: Like, models: Sequence[Like]):
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return struct(like), tuple(map(struct, models))
 
 
 def _uncut(n: str) -> str:

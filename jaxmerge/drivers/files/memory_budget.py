@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmerge.core.types import leaf_key
+from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.drivers.leaf import (
     LeafInputs,

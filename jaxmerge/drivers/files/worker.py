@@ -6,20 +6,18 @@ written to its place and entered into the journal, on a few threads at a time.
 
 from __future__ import annotations
 
-import math
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.core.types import leaf_key, working_dtype
+from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.chunks import (
     HOT,
-    MIN_PIECE,
     Room,
     all_finite,
     bounds,
@@ -31,80 +29,20 @@ from jaxmerge.drivers.files.chunks import (
     pieces,
     run_all,
 )
-from jaxmerge.drivers.files.elementwise_proof import by_rows, sums
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
 from jaxmerge.drivers.files.measuring import Facts, own_need
 from jaxmerge.drivers.files.memory_budget import (
     PIECES,
-    PIECEWISE,
     ROOM,
     input_bytes,
-    needs,
     update_donated,
 )
+from jaxmerge.drivers.files.side_information import piece_of_sides, sides_of
+from jaxmerge.drivers.files.strategy import Cut, Strategy, entry_bytes
 from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf
-from jaxmerge.drivers.measuring import side
 from jaxmerge.errors import screen
-from jaxmerge.io.safetensors import Leaves, Like, aligned
-
-LONGEST_ROW = 1 << 22  # entries; leaves of longer rows are not cut into rows
-PROGRAM = 12 << 20  # bytes that compiling one more program for the pieces of a leaf takes
-SORTED = 8  # bytes that mixing the entries of a row takes for every byte of its inputs
-
-
-def sides_of(job: Job, name: str, only: slice = slice(None)) -> tuple:
-    """The side information of every model about one leaf."""
-    return tuple(side(e, name) for e in (job.extras or ({},) * len(job.models))[only])
-
-
-def piece_of_sides(job: Job, name: str, start: int, stop: int, shape: tuple[int, ...]) -> tuple:
-    """The same about entries start:stop, in the shape of the piece, zeros behind them; what does
-    not have the leaf's shape goes along whole."""
-    whole = job.like[name].shape
-
-    def piece(v):
-        if like_of(v, name).shape != whole:
-            return v[name]
-        entries = (
-            v.read(name, start, stop) if isinstance(v, Leaves) else v[name].reshape(-1)[start:stop]
-        )
-        entries = np.asarray(entries)
-        more = np.zeros(math.prod(shape) - entries.size, entries.dtype)
-        return (np.concatenate([entries, more]) if more.size else entries).reshape(shape)
-
-    return tuple(
-        {k: piece(v) for k, v in e.items() if name in v}
-        for e in job.extras or ({},) * len(job.models)
-    )
-
-
-def like_of(side: Any, name: str) -> Like:
-    """What side information about one leaf is, without reading it from a file."""
-    leaf = getattr(side, "like", side)[name]
-    return Like(tuple(leaf.shape), np.dtype(leaf.dtype))
-
-
-def _width(job: Job, name: str) -> int:
-    """Bytes of all inputs of one entry."""
-    return max(1, input_bytes(job, name) // job.like[name].size)
-
-
-def row_programs(job: Job) -> int:
-    """Bytes that compiling a program of sorts and reductions by row takes."""
-    return PROGRAM * (2 * len(job.models) + 1)
-
-
-class Cut(NamedTuple):
-    """How a leaf may be cut into pieces.
-
-    Attributes:
-        rounds: of the sums over the leaf that couple its entries.
-        row: pieces are whole rows, of this many entries; 0 where any will do.
-    """
-
-    rounds: tuple[int, ...] = ()
-    row: int = 0
+from jaxmerge.io.safetensors import Like, aligned
 
 
 class Overflow(ValueError):
@@ -116,11 +54,9 @@ class Run:
 
     def __init__(self, jobs, writer, report, zero, devices, progress, out_dtype, overflow="raise"):
         self.jobs, self.writer, self.report, self.zero = jobs, writer, report, zero
-        self.overflow = overflow
-        self.devices, self.out_dtype = list(devices) or [None], out_dtype
+        self.strategy, self.overflow = Strategy(zero, out_dtype, overflow), overflow
+        self.devices = list(devices) or [None]
         self.lock, self.stop, self.room = threading.Lock(), threading.Event(), Room(ROOM)
-        self.proofs: dict[Any, Any] = {}
-        self.needs: dict[Any, tuple[int, int]] = {}
         self.refusing, self.refusal = threading.Lock(), ""
         self.progress, self.phase, self.done_bytes, self.total = progress, "merge", 0, 0
 
@@ -157,16 +93,13 @@ class Run:
 
     def copy_one(self, job: Job, name: str) -> None:
         source = job.models[0] if job.base is None else job.base
-        like, target = job.like[name], self.target(job.like[name])
+        like, target = job.like[name], self.strategy.target(job.like[name])
         for start, stop in pieces(like.size, (1 << 22) // max(1, like.dtype.itemsize) * 2):
             block = source.read(name, start, stop)
             self.store(name, block, target, block, start)
             self.note(block.nbytes)
         with self.lock:
             self.report.copied += 1
-
-    def target(self, like: Like) -> np.dtype:
-        return np.dtype(self.out_dtype) if self.out_dtype and names.is_float(like) else like.stored
 
     def merge_one(self, job: Job, facts: Facts, name: str) -> None:
         like, local = job.like[name], facts.local(name)
@@ -175,8 +108,8 @@ class Run:
         with self.room.take(own_need(job, name, keep) if local else 0):
             blocks = self.read_blocks(job, name, 0, like.size, like.size, None) if keep else None
             measured, closing = facts.of(name, blocks), facts.closing(name)
-            cut = self.cut(job, name, measured, closing)
-            mode, need = self.strategy(job, name, cut, measured, closing)
+            cut = self.strategy.cut(job, name, measured, closing)
+            mode, need = self.strategy.of(job, name, cut, measured, closing)
             if mode == "pieces" and cut is not None:
                 self.in_pieces(job, name, measured, closing, blocks, cut)
         if mode != "pieces":
@@ -187,81 +120,12 @@ class Run:
         with self.lock:
             self.report.merged += 1
 
-    def strategy(
-        self, job: Job, name: str, cut: Cut | None, measured: tuple, closing: tuple | None
-    ) -> tuple[str, int]:
-        """How one leaf is merged, and the bytes that it takes."""
-        if cut == Cut():
-            return "pieces", PIECEWISE
-        together, apart = self.needs_of(job, name, measured, closing)
-        if cut is not None and min(together, apart) > ROOM:
-            more = row_programs(job) if cut.row else 0
-            rounds = PROGRAM * max(cut.rounds, default=0)
-            return "pieces", PIECEWISE + rounds + more + SORTED * cut.row * _width(job, name)
-        return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
-
-    def needs_of(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> tuple:
-        """Bytes that a whole leaf takes with all models at once, and with one after another."""
-        code = self.code(job, name, measured, closing)
-        if code not in self.needs:
-            like = self.base_like(job, name)
-            self.needs[code] = needs(job, name, like, measured, closing, self.zero)
-        return self.needs[code]
-
-    def code(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Any:
-        """The same for leaves that the same programs merge."""
-        kinds = tuple(m.like[name].dtype for m in job.models)
-        form = jax.tree.structure((job.grid[name].specs, measured, closing))
-        sides = [{k: like_of(v, name) for k, v in e.items() if name in v} for e in job.extras]
-        known = tuple(tuple((k, e[k].shape, e[k].dtype) for k in sorted(e)) for e in sides)
-        return form, job.like[name], kinds, known
-
-    def cut(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Cut | None:
-        """How the leaf may be cut; None if its entries are coupled otherwise.
-        Proven once for every pipeline, shape and dtype."""
-        like = job.like[name]
-        if like.size < 2 * MIN_PIECE:
-            return None
-        code = self.code(job, name, measured, closing)
-        if code not in self.proofs:
-            self.proofs[code] = self._proof(job, name, measured, closing)
-        return self.proofs[code]
-
-    def _proof(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> Cut | None:
-        like, specs = self.base_like(job, name), job.grid[name].specs
-        sides = tuple(
-            {k: jax.ShapeDtypeStruct(*like_of(v, name)[:2]) for k, v in e.items() if name in v}
-            for e in job.extras or ({},) * len(job.models)
-        )
-        key, models = (
-            piece_key(job, name, 0),
-            [Like(like.shape, m.like[name].dtype) for m in job.models],
-        )
-
-        def run(base, models, sides):
-            inputs = LeafInputs(base, models, key, measured=measured, extras=sides)
-            return merge_whole(specs, closing, inputs, self.zero)
-
-        rounds = sums(run, like, tuple(models), sides)
-        if rounds is not None:
-            return Cut(rounds)
-        row = math.prod(like.shape[1:])
-        rounds = by_rows(run, like, tuple(models), sides) if row <= LONGEST_ROW else None
-        return None if rounds is None else Cut(rounds, row)
-
-    def base_like(self, job: Job, name: str) -> Like:
-        """The base as the leaf functions see it: wide where the output keeps more than it has."""
-        like = job.like[name]
-        narrow = self.overflow == "clip" and bounds(like.dtype) is not None
-        wide = narrow or self.target(like) != like.dtype
-        return Like(like.shape, np.dtype(working_dtype(like))) if wide else like
-
     def in_pieces(self, job, name, measured, closing, leaves, cut: Cut) -> None:
         """The leaf in pieces: once for every round of sums over it, to add them up, and once to
         merge."""
         like, specs = job.like[name], job.grid[name].specs
-        base_like, target = self.base_like(job, name), self.target(like)
-        longest = longest_piece(PIECES, _width(job, name) + base_like.dtype.itemsize)
+        base_like, target = self.strategy.base_like(job, name), self.strategy.target(like)
+        longest = longest_piece(PIECES, entry_bytes(job, name) + base_like.dtype.itemsize)
         longest = max(longest // cut.row, 1) * cut.row if cut.row else longest
         totals: dict[int, np.ndarray] = {}
         for turn in (*range(1, max(cut.rounds, default=0) + 1), 0):
@@ -294,11 +158,11 @@ class Run:
         """The whole leaf with all models in one compiled pass."""
         like, sides = job.like[name], sides_of(job, name)
         base, *models = self.read_blocks(job, name, 0, like.size, like.size, None)
-        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        base = cast(base, self.strategy.base_like(job, name).dtype).reshape(like.shape)
         rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
         inputs = LeafInputs(base, rows, key, measured=measured, extras=sides)
         out = merge_whole(job.grid[name].specs, closing, inputs, self.zero)
-        self.store(name, out, self.target(like), base)
+        self.store(name, out, self.strategy.target(like), base)
         self.note(input_bytes(job, name))
 
     def one_by_one(self, job: Job, name: str, measured: tuple, closing: tuple | None) -> None:
@@ -306,7 +170,7 @@ class Run:
         like, pipeline = job.like[name], job.grid[name]
         key = leaf_key(job.key, name)
         (base,) = self.read_blocks(job, name, 0, like.size, like.size, None, (0,))
-        base = cast(base, self.base_like(job, name).dtype).reshape(like.shape)
+        base = cast(base, self.strategy.base_like(job, name).dtype).reshape(like.shape)
         cell = start_leaf(pipeline.specs, base)
         for t, model in enumerate(job.models):
             if self.stop.is_set():
@@ -324,7 +188,7 @@ class Run:
         behind = LeafInputs(base, key=key, step=np.int32(len(job.models)), measured=closing or none)
         out = finish_leaf(pipeline.specs, cell, behind)
         del cell
-        self.store(name, out, self.target(like), base)
+        self.store(name, out, self.strategy.target(like), base)
 
     # ------------------------------------------------------------ writing
 

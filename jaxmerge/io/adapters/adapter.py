@@ -117,7 +117,8 @@ class Adapter:
             value = get(key, 8)
             low = 1 if key == "r" else -1e30
             if not _number(value) or value < low or (key == "r" and value != int(value)):
-                wrong.append(f"{key} must be a number, got {value!r}")
+                expected = "a whole number above 0" if key == "r" else "a number"
+                wrong.append(f"{key} must be {expected}, got {value!r}")
         for key in ("rank_pattern", "alpha_pattern"):
             table = get(key) or {}
             sound = isinstance(table, Mapping) and all(_number(v) for v in table.values())

@@ -39,7 +39,7 @@ def applied(base: Any, adapter: Adapter) -> tuple[Computed, dict[str, Any]]:
     """The leaves of `base` with the adapter on them, and their config.
 
     Args:
-        base: an opened model (`jaxmerge.io.sources.Source`).
+        base: an opened model (`jaxmerge.io.opened_model.Source`).
 
     Raises:
         UserError: leaves of the adapter that fit no leaf of the base, all of them; from headers.

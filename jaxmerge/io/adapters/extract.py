@@ -21,7 +21,7 @@ import numpy as np
 from jaxmerge.core.names import is_float
 from jaxmerge.io.adapters.adapter import PREFIX
 from jaxmerge.io.architectures import architecture
-from jaxmerge.io.sources import Source
+from jaxmerge.io.opened_model import Source
 
 END = ".weight"
 

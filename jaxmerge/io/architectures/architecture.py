@@ -279,8 +279,8 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
     """What a model is made of.
 
     Args:
-        source: an opened model (`jaxmerge.io.sources.Source`), or a mapping of names to anything
-            with a shape and a dtype.
+        source: an opened model (`jaxmerge.io.opened_model.Source`), or a mapping of names to
+            anything with a shape and a dtype.
         config: config.json; by default the source's own.
 
     Example:

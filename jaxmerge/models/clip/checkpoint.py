@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.io.key_tables import Entry, absorb, fits
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import open_source
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.clip.modeling import param_shapes
 from jaxmerge.models.clip.open_clip import (

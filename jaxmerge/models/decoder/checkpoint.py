@@ -18,7 +18,8 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.gguf import tokenizer_problem
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.key_tables import absorb, fits
-from jaxmerge.io.sources import Source, open_source
+from jaxmerge.io.opened_model import Source
+from jaxmerge.io.sources import open_source
 from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.modeling import param_shapes
 from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.continual.records import Evaluator, Model, Outputs, Problem
+from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models, problems
+from jaxmerge.continual.stream_records import Evaluator, Problem
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.language import Windows
 from jaxmerge.models.decoder import modeling

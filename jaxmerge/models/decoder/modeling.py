@@ -36,6 +36,7 @@ from jaxmerge.models.transformer import (
     check_inputs,
     normal,
     parameters,
+    product,
     run_blocks,
     shapes,
 )
@@ -262,7 +263,7 @@ class Decoder(nnx.Module):
         if self.config.tied:
             rows = states.reshape(-1, states.shape[-1])
             table = self.token[...].astype(states.dtype)
-            out = jax.lax.dot_general(rows, table, (((1,), (1,)), ((), ())))
+            out = product(rows, table, transposed=True)
             out = out.reshape(*states.shape[:-1], -1)
         else:
             out = self.head(states)

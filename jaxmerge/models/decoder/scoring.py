@@ -22,7 +22,7 @@ from jaxmerge.models.decoder.modeling import Decoder, Positions, positions_of
 from jaxmerge.models.packing import bucket
 from jaxmerge.models.transformer import Compute, bind
 
-CHUNK = 1 << 24  # logits that are made at a time
+CHUNK = 1 << 25  # logits that are made at a time
 
 
 class Score(NamedTuple):
@@ -52,26 +52,26 @@ def target_scores(
     Returns:
       float32 and bool `[batch, tokens]`.
 
-    Memory: the logits of `CHUNK / vocab` tokens; the backward pass makes them again.
+    Memory: the logits of `CHUNK / vocab` tokens. The backward pass takes them from the forward pass
+    where these are all tokens, otherwise it makes them again.
     """
     width, vocab = states.shape[-1], decoder.config.vocab
     rows, wanted = states.reshape(-1, width), targets.reshape(-1)
-    size = max(1, min(len(rows), CHUNK // vocab))
-    pad = -len(rows) % size
-    rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(-1, size, width)
-    wanted = jnp.pad(wanted, (0, pad)).reshape(-1, size)
+    parts = -(-len(rows) // max(1, CHUNK // vocab))
 
-    @jax.checkpoint
-    def log_p_of(part):
+    def some(part):
         logits = decoder.logits(part[0])
         chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
         best = jnp.argmax(logits, axis=-1) == part[1]
         return chosen - jax.nn.logsumexp(logits, axis=-1), best
 
-    if len(rows) == 1:
-        log_p, best = (x[None] for x in log_p_of((rows[0], wanted[0])))
+    if parts <= 1:
+        log_p, best = some((rows, wanted))
     else:
-        log_p, best = jax.lax.map(log_p_of, (rows, wanted))
+        pad = -len(rows) % parts
+        rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(parts, -1, width)
+        wanted = jnp.pad(wanted, (0, pad)).reshape(parts, -1)
+        log_p, best = jax.lax.map(jax.checkpoint(some), (rows, wanted))
     count = targets.size
     return tuple(x.reshape(-1)[:count].reshape(targets.shape) for x in (log_p, best))
 

@@ -1,0 +1,173 @@
+"""The records of a stream: what is to be learnt, from which data, how it is set up, what comes out.
+
+`jaxmerge.continual.records` holds those of models and methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmerge.core.specs import Spec, Static, frozen
+from jaxmerge.core.types import Array, Leaves
+
+
+class Evaluator(NamedTuple):
+    """A figure of a group of examples, reduced on the device.
+
+    Attributes:
+        score: ``(outputs, targets, info) -> [B]``; `info` is that of each example's group,
+            leaves ``[B, ...]``.  Averaged over the group by weight.
+        task_aware: the model is given the task of the group: `apply`, not `predict`.
+        finish: of the mean, such as ``jnp.exp`` for a perplexity.
+        lower_is_better: the direction.
+    """
+
+    score: Callable[..., Array]
+    task_aware: bool = False
+    finish: Callable[[Array], Array] = lambda mean: mean
+    lower_is_better: bool = False
+
+
+def as_stored(inputs: Any, info: Any, task: Array, key: Array | None) -> Any:
+    """The view of a problem whose model reads the stored inputs."""
+    return inputs
+
+
+class Problem(NamedTuple):
+    """What is to be learnt, as functions; with data it makes tasks.
+
+    Attributes:
+        objective: ``(outputs, batch, info, task) -> [B]``.
+        evaluators: name -> `Evaluator`.
+        view: ``(stored, info, task [B], key) -> inputs`` of the model.  The key is None at
+            evaluation; in training another key gives another augmentation.
+    """
+
+    objective: Callable[..., Array]
+    evaluators: Mapping[str, Evaluator]
+    view: Callable[..., Any] = as_stored
+
+
+class Groups(NamedTuple):
+    """What is evaluated, apart from tasks: classes, domains, depths of labels; G of them.
+
+    Attributes:
+        inputs, targets: the examples.
+        rows: int32 ``[G, M]``.
+        weight: float32 ``[G, M]``, 0 fills up.
+        task: int32 ``[G]``: whose view is used, and what a task-aware evaluator is given.
+        info: leaves ``[G, ...]``.
+        metrics: bool ``[G, evaluators]`` by name in sorted order, which figures a group has; None:
+            all.  The others are NaN.
+    """
+
+    inputs: Any
+    targets: Any
+    rows: Array
+    weight: Array
+    task: Array
+    info: Any
+    metrics: Array | None = None
+
+
+class Stream(NamedTuple):
+    """The data: arrays only, and every batch a list of row numbers that was drawn before.
+
+    Attributes:
+        inputs: ``[N, ...]``, the examples of all tasks, each once.
+        targets: likewise.
+        rows: int32 ``[tasks, steps, B]``.
+        origin: int32 ``[tasks, steps, B]``, the task that an example belongs to.
+        weight: float32 ``[tasks, steps, B]``; a step of zeros alone is skipped.
+        info: leaves ``[tasks, ...]``.
+        groups: what is evaluated, or several of them where the forms of the data differ; the
+            columns of R are those of the first, of the second, ...
+        sample: int32 ``[tasks, K]``: rows that `Border.read` gives, in its order; None: the order
+            of training.  -1 fills up.
+        promise: what the index plan promises: "once" (each row at most once in the whole stream),
+            "epochs" (within a task no row comes again before all have come, and none of `sample`
+            is left out), or "nothing".
+    """
+
+    inputs: Any
+    targets: Any
+    rows: Array
+    origin: Array
+    weight: Array
+    info: Any
+    groups: Groups | tuple[Groups, ...]
+    sample: Array | None = None
+    promise: Static = Static("nothing")
+
+    @property
+    def tasks(self) -> int:
+        return self.rows.shape[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that decides the figures besides data and key: a pytree whose floats may be traced.
+
+    Attributes:
+        model, problem, optimiser: specs.
+        methods: specs of methods, in order.
+        merges: label -> a jaxmerge method; each is a deployment beside the last model.
+        start: where a task starts: "last", "base", or the label of a merge.
+        accumulate: parts in which a batch passes through the model; its gradient is their mean.
+    """
+
+    model: Spec
+    problem: Spec
+    optimiser: Spec
+    methods: tuple[Spec, ...] = ()
+    merges: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    start: str = dataclasses.field(default="last", metadata={"static": True})
+    accumulate: int = dataclasses.field(default=1, metadata={"static": True})
+
+    def __post_init__(self):
+        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "merges", {k: frozen(m) for k, m in dict(self.merges).items()})
+
+
+class State(NamedTuple):
+    """All that passes from step to step and from task to task: one checkpoint.
+
+    Attributes:
+        base, params: theta_0 and the weights.
+        memory: one entry for each method.
+        merges: label -> `MergeState`.
+        moments: of the optimiser, for the leaves (and the slot) of this task; new for every task.
+        count: int32, steps taken in this task.
+        key: the root of all draws after the initialisation.
+    """
+
+    base: Leaves
+    params: Leaves
+    memory: tuple
+    merges: dict
+    moments: Any
+    count: Array
+    key: Array
+
+
+class Result(NamedTuple):
+    """What a stream gives.
+
+    Attributes:
+        state: the last one.
+        R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
+        losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
+        finite: bool ``[T]``: the losses of the task and the weights after it are finite.
+        models: where asked for, name -> ``[T, ...]``: the weights after each task.
+    """
+
+    state: State
+    R: dict
+    losses: Array
+    finite: Array
+    models: dict = {}  # noqa: RUF012

@@ -1,0 +1,142 @@
+"""Splits of a source: held-out examples, fewer examples, what is missing, what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.errors import closest, listed
+
+
+def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: int = 0) -> dict:
+    """Splits with the same share of every class; what is left over is "train".
+
+    Args:
+        labels: int [N].
+        per_class: "val" / "test" -> examples of every class, as a count (int) or a share (float,
+            rounded to the nearest count).
+        seed: decides which examples; the same seed gives the same splits on every machine.
+
+    Raises:
+        ValueError: a class that has nothing left for training, all such classes named.
+
+    >>> splits = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), {"val": 1, "test": 0.25})
+    >>> {k: len(v) for k, v in splits.items()}
+    {'val': 2, 'test': 2, 'train': 4}
+    """
+    rng = np.random.default_rng(seed)
+    splits: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
+    starved = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        at = 0
+        for split, amount in per_class.items():
+            count = amount if isinstance(amount, int) else round(amount * len(rows))
+            splits[split].append(rows[at : at + count])
+            at += count
+        if at >= len(rows):
+            starved.append(f"class {label} has {len(rows)} examples")
+        splits["train"].append(rows[at:])
+    if starved:
+        raise ValueError(
+            f"Nothing is left for training after {dict(per_class)}: {'; '.join(starved)}."
+        )
+    return {s: np.sort(np.concatenate(parts)).astype(np.int64) for s, parts in splits.items()}
+
+
+def hold_out(
+    rows: np.ndarray, groups: np.ndarray, val: float, per_class: int | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Split rows into "train" and "val", the same share of every group (class, or class and
+    domain), after keeping at most `per_class` rows of every group.  Every group keeps one row.
+
+    >>> splits = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
+    >>> len(splits["train"]), len(splits["val"])
+    (6, 2)
+    """
+    rng = np.random.default_rng(seed)
+    if per_class is not None:
+        chosen = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
+        rows = np.sort(np.concatenate(chosen))
+    if not val:
+        return {"train": rows, "val": rows[:0]}
+    parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for g in np.unique(groups[rows]):
+        mine = rows[groups[rows] == g]
+        share = min(max(1, round(val * len(mine))), len(mine) - 1)
+        split_rows = stratified(np.zeros(len(mine), int), {"val": share}, seed=seed)
+        for split in parts:
+            parts[split].append(mine[split_rows[split]])
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+
+
+def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
+    """The source with at most so many examples of every class (and domain) in each split.
+
+    Args:
+        counts: split -> examples of a class; splits that are not named stay whole.
+        seed: decides which; for small budgets, said in the report.
+
+    Raises:
+        ValueError: an unknown split, or a count that is not a whole number from 1 on.
+    """
+    wrong = [f"no split {s!r}: {closest(str(s), SPLITS)}" for s in counts if s not in SPLITS]
+    wrong += [
+        f"{s} must be at least 1, and whole, got {count!r}"
+        for s, count in counts.items()
+        if type(count) is not int or count < 1
+    ]
+    if wrong:
+        raise ValueError(f"{source.name}, few examples of each class: {listed(wrong)}")
+    rng = np.random.default_rng(seed)
+    groups = source.labels.astype(np.int64)
+    if source.domains is not None:
+        groups = groups + len(source.classes) * source.domains.astype(np.int64)
+    splits = dict(source.splits)
+    for split, count in counts.items():
+        rows = rng.permutation(splits[split])
+        of = groups[rows]
+        chosen = [rows[of == g][:count] for g in np.unique(of)]
+        splits[split] = np.sort(np.concatenate(chosen))
+    return dataclasses.replace(source, splits=splits)
+
+
+def complete(
+    splits: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    *,
+    val: float = 0.1,
+    test: float = 0.2,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Train, val and test from what a data set publishes; what is missing is held out of "train".
+
+    Args:
+        splits: rows of "train", and of "val" and "test" where they are published.
+        groups: int [N], classes (or class and domain); every group gives the same share.
+        val, test: shares of "train", where the split is missing.
+        per_class: keep at most so many rows of every group in every split.
+
+    >>> splits = complete({"train": np.arange(20)}, np.zeros(20, int))
+    >>> [len(splits[s]) for s in ("train", "val", "test")]
+    [14, 2, 4]
+    """
+    complete_splits = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}
+    for split, share in (
+        ("test", test),
+        ("val", val / (1 - test) if "test" not in splits else val),
+    ):
+        if split not in complete_splits:
+            parts = hold_out(complete_splits["train"], groups, share, None, seed)
+            complete_splits["train"], complete_splits[split] = parts["train"], parts["val"]
+    return {s: hold_out(complete_splits[s], groups, 0.0, per_class, seed)["train"] for s in SPLITS}
+
+
+def without(source: Source, rows: np.ndarray) -> Source:
+    """The source with some rows taken out of its splits."""
+    splits = {s: own[~np.isin(own, rows)] for s, own in source.splits.items()}
+    return dataclasses.replace(source, splits=splits)

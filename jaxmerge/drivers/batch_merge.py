@@ -1,0 +1,131 @@
+"""Merging in memory, all models at once: the fold run to its end.
+
+    params = merge(method, base, models, key=key)
+
+One compiled pass over all models for each shape of a leaf; `jaxmerge.drivers.memory` folds them one
+after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.core import names
+from jaxmerge.core.types import Array, Cell, Merge
+from jaxmerge.core.validation import (
+    check_base,
+    check_count,
+    check_method,
+    check_nonfinite,
+    flat_extra,
+    grid_of,
+    refuse_nonfinite,
+)
+from jaxmerge.drivers.leaf import (
+    LeafInputs,
+    finish_leaf,
+    fold_leaf,
+    merge_leaf,
+    start_leaf,
+)
+from jaxmerge.drivers.measuring import measure_cells, measure_row, side
+from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
+from jaxmerge.drivers.placement import implicit
+
+
+def merge(
+    method: Merge,
+    base: Any,
+    models: Iterable[Any] | Mapping[str, Any],
+    *,
+    key: Any = None,
+    extras: Sequence[Mapping[str, Any]] | None = None,
+    nonfinite: Nonfinite = "raise",
+) -> Any:
+    """Merge models in memory.
+
+    Args:
+        method: any registered method, or a chain of stages.
+        base: theta_0, a pytree; None stands for zeros, so that task vectors are the weights.
+        models: pytrees with the leaves of the base, as a list or a mapping of names to models, or
+            one pytree of leaves [T, *leaf]; floating dtypes may differ from the base's, and integer
+            leaves come from the base.
+        key: PRNG key, needed by stochastic methods.  Random masks depend on the leaf's name and
+            the model's position, not on the order of leaves or the devices.
+        extras: per model, side information such as ``{"fisher": tree}``.
+        nonfinite: "raise" refuses NaN and Inf by name, "zero" counts them as no change.
+
+    Returns:
+        The merged model, in the structure and dtypes of the base; numpy leaves stay numpy.
+
+    Raises:
+        ValueError: leaves that do not fit (all named), too few or too many models, NaN or Inf,
+            no key where one is needed, side information missing.
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base = {"w": np.zeros(3, np.float32)}
+        >>> models = [{"w": np.float32([1, -2, 0])}, {"w": np.float32([-3, 1, 0])}]
+        >>> jm.merge(jm.magmax(0.5), base, models)["w"]
+        array([-1.5, -1. ,  0. ], dtype=float32)
+    """
+    check_method(method, key)
+    zero = check_nonfinite(nonfinite)
+    check_base(base, models)
+    if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):
+        models = names.rows_of(models, flat)
+    models = list(models.values()) if isinstance(models, Mapping) else list(models)
+    check_count(method, len(models))
+    if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
+        raise ValueError("models must be a list of models, got the leaves of one: write [model].")
+    like, rebuild = names.flatten(models[0] if base is None else base)
+    flat = names.Zeros(like) if base is None else implicit(like)
+    rows = [implicit(names.flatten(m)[0]) for m in models]
+    names.check_same(like, *rows)
+    if extras is not None and len(extras) != len(rows):
+        raise ValueError(f"extras has {len(extras)} entries for {len(rows)} models; one each.")
+    grid = grid_of(method, like)
+    sides = [
+        flat_extra(method, like, e, f"model {t}") for t, e in enumerate(extras or [{}] * len(rows))
+    ]
+    if not zero:
+        refuse_nonfinite(grid, flat, rows)
+    count = np.int32(len(rows))
+
+    def finish(cells: dict[str, Cell]) -> dict[str, Array]:
+        closing = measure_cells(grid, flat, cells, key, count)
+        return {
+            n: finish_leaf(
+                p.specs,
+                cells.pop(n),
+                LeafInputs(flat[n], key=p.key(key, n), step=count, measured=closing[n]),
+            )
+            for n, p in grid.items()
+        }
+
+    walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
+    if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
+        cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
+        for row, t, e in walk:
+            cells = absorb(grid, flat, cells, row, key, t, e, zero)
+        return rebuild(like_base(like, finish(cells)))
+    rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
+
+    def folded(n: str, run: Any) -> Any:
+        inputs = LeafInputs(
+            flat[n],
+            tuple(r[n] for r in rows),
+            grid[n].key(key, n),
+            measured=tuple(f[n] for f in rows_measured),
+            extras=tuple(side(e, n) for e in sides),
+        )
+        return run(grid[n].specs, inputs, zero)
+
+    if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
+        out = finish({n: folded(n, fold_leaf) for n in grid})
+    else:
+        out = {n: folded(n, merge_leaf) for n in grid}
+    return rebuild(like_base(like, out))

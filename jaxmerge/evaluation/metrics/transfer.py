@@ -1,0 +1,62 @@
+"""Transfer: what later tasks did to earlier ones, and earlier tasks to later ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxmerge.evaluation.metrics.matrix import mean_or_nan, signed, teachers
+
+
+def backward_transfer(
+    R: np.ndarray, learnt: np.ndarray | None = None, lower_is_better: bool = False
+) -> float:
+    """What later tasks did to groups learnt earlier, negative when they harmed.
+
+    >>> backward_transfer(np.array([[1.0, 0.0], [0.5, 1.0]]))
+    -0.5
+    """
+    R, learnt, early = signed(R, learnt, lower_is_better)
+    return mean_or_nan([R[-1, g] - R[learnt[g], g] for g in early])
+
+
+def positive_backward_transfer(
+    R: np.ndarray, learnt: np.ndarray | None = None, lower_is_better: bool = False
+) -> float:
+    """BWT+: how much later tasks helped, over every later task end; 0 where they harmed.
+
+    >>> positive_backward_transfer(np.array([[0.5, 0.0], [0.75, 1.0]]))
+    0.25
+    """
+    R, learnt, early = signed(R, learnt, lower_is_better)
+    change = mean_or_nan(
+        [R[t, g] - R[learnt[g], g] for g in early for t in range(learnt[g] + 1, len(R))]
+    )
+    return change if np.isnan(change) else max(0.0, change)
+
+
+def forward_transfer(
+    R: np.ndarray, untrained: np.ndarray, learnt: np.ndarray | None = None,
+    lower_is_better: bool = False,
+) -> float:  # fmt: skip
+    """What earlier tasks did to groups not yet learnt, against the model before any task.
+
+    Args:
+        untrained: [G], the scores of the model before the first task.
+
+    >>> forward_transfer(np.array([[1.0, 0.5], [0.5, 1.0]]), np.array([0.5, 0.25]))
+    0.25
+    """
+    R, learnt, _ = signed(R, learnt, lower_is_better)
+    sign = -1 if lower_is_better else 1
+    later = np.flatnonzero(learnt > 0)
+    return mean_or_nan([R[learnt[g] - 1, g] - sign * untrained[g] for g in later])
+
+
+def plain_forward_transfer(R: np.ndarray, learnt: np.ndarray | None = None) -> float:
+    """The mean score on groups before they are learnt, nothing subtracted.
+
+    >>> plain_forward_transfer(np.array([[1.0, 0.5], [0.5, 1.0]]))
+    0.5
+    """
+    learnt = teachers(R, learnt)
+    return mean_or_nan([R[t, g] for g in range(R.shape[1]) for t in range(learnt[g])])

@@ -1,0 +1,104 @@
+"""Leaves on the host, read in blocks that stay in the cache, on a thread for each processor."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxmerge.numerics.order_statistics import double
+
+BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
+PROCESSORS = min(8, os.cpu_count() or 1)
+
+
+class Row:
+    """One leaf of a task vector on the host, model - base, formed block by block as it is read.
+
+    Args:
+        model, base: arrays, or anything with dtype, size and flat slices that are read when asked
+            for; such a leaf is never in memory as a whole.
+        zero: entries that are not finite count as 0.
+        span: which entries; by default all.
+    """
+
+    def __init__(self, model: Any, base: Any = None, zero: bool = False, span: Any = None):
+        given = [x for x in (model, base) if x is not None]
+        self.arrays = [x if isinstance(x, Sliced) else np.asarray(x).reshape(-1) for x in given]
+        self.zero, self.span = zero, span or (0, self.arrays[0].size)
+        self.size = self.span[1] - self.span[0]
+
+    def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
+        """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
+        wide = double() if wide is None else wide
+        kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
+        exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
+        mask = word(np.iinfo(word).max >> 1)
+        infinite = np.asarray(np.inf, kind).view(word)
+        first, last = self.span
+        size = -(-self.size // stride)
+        buffer = np.empty(min(BLOCK, size), kind)
+        for start in range(0, size, BLOCK):
+            part = slice(
+                first + start * stride, min(last, first + (start + BLOCK) * stride), stride
+            )
+            parts = [x[part].astype(exact, copy=False) for x in self.arrays]
+            out = buffer[: parts[0].size]
+            if len(parts) == 2:
+                np.subtract(*parts, out=out, dtype=exact)
+            else:
+                out[:] = parts[0]
+            bits = out.view(word)
+            np.bitwise_and(bits, mask, out=bits)
+            if self.zero:
+                bits[bits >= infinite] = 0
+            yield bits
+
+    def parts(self) -> list[Row]:
+        """The same entries as one row for each processor, if there are enough of them."""
+        many = min(PROCESSORS, self.size // (4 * BLOCK)) or 1
+        cuts = [self.span[0] + self.size * i // many for i in range(many + 1)]
+        return [self.between(*ab) for ab in itertools.pairwise(cuts)]
+
+    def between(self, start: int, stop: int) -> Row:
+        """The entries start:stop of the same arrays."""
+        return Row(*self.arrays, zero=self.zero, span=(start, stop))
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """First entry and end of every block in which the parts are read, in order."""
+        starts = [(s, p.span[1]) for p in self.parts() for s in range(p.span[0], p.span[1], BLOCK)]
+        return [(s, min(s + BLOCK, end)) for s, end in starts]
+
+
+class Sliced(abc.ABC):
+    """A flat array that is read when it is sliced."""
+
+    dtype: np.dtype
+    size: int
+
+    @abc.abstractmethod
+    def __getitem__(self, part: slice) -> np.ndarray: ...
+
+    @abc.abstractmethod
+    def load(self) -> np.ndarray:
+        """All of it, in its shape."""
+
+
+def by_part(row: Row, run: Callable[[Row, bool], Any]) -> list[Any]:
+    """What `run` gives for every part of a row, on a thread each if there are several."""
+    wide = double()  # belongs to this thread: tell the others
+    parts = row.parts()
+    if len(parts) == 1:
+        return [run(row, wide)]
+    return list(_threads().map(run, parts, itertools.repeat(wide)))
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(PROCESSORS, "jaxmerge-select")
