@@ -193,6 +193,31 @@ def test_a_second_table_of_the_same_tokens_goes_by_them(family):
     assert {config[k] for k in more} == {len(got[second])}
 
 
+def test_a_table_of_the_first_tokens_only(family):
+    shared = ["<unk>", "the", "cat", "dog"]
+    tables = {"base": shared, "a": [*shared, "emu"], "b": [*shared, "fox", "owl"]}
+    for i, (name, own) in enumerate(tables.items()):
+        shapes = SHAPES | {"model.embed_tokens.weight": (len(own), 4)}
+        family[name] = model(10 + i, shapes | {"model.embed_tokens_per_layer.weight": (4, 4)})
+        save_file(family[name], f"{name}/model.safetensors")
+        more = {"vocab_size": len(own), "vocab_size_per_layer_input": 4}
+        Path(f"{name}/config.json").write_text(json.dumps(read_json(f"{name}/config.json") | more))
+        Path(f"{name}/tokenizer.json").write_text(json.dumps(tokenizer(own, [])))
+    recipe = {"models": ["a", "b"], "method": {"linear": {"weights": [0.5, 0.5]}},
+              "tokenizer": "union"}  # fmt: skip
+    got, config = run(recipe), read_json("out/config.json")
+    assert len(got["model.embed_tokens.weight"]) == config["vocab_size"] == 7
+    assert config["vocab_size_per_layer_input"] == 4
+    first = [family[n]["model.embed_tokens_per_layer.weight"] for n in "ab"]
+    np.testing.assert_allclose(
+        got["model.embed_tokens_per_layer.weight"], (first[0] + first[1]) / 2, atol=1e-6
+    )
+    moved = ["<unk>", "cat", "the", "dog", "fox"]
+    Path("b/tokenizer.json").write_text(json.dumps(tokenizer(moved, [])))
+    with pytest.raises(UserError, match=r"b: .*first 4 tokens only, and 2 .*such as 'cat'"):
+        run(recipe)
+
+
 def test_a_unigram_tokenizer_with_more_tokens_than_rows(family):
     for name, count, rows in (("base", 6, 4), ("a", 5, 5)):
         letters = "abcdef" if name == "base" else "abcdx"

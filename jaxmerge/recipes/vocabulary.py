@@ -27,7 +27,11 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import architecture
-from jaxmerge.io.architectures.config_changes import other_vocabularies, vocabulary_changes
+from jaxmerge.io.architectures.config_changes import (
+    other_vocabularies,
+    short_vocabularies,
+    vocabulary_changes,
+)
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
 from jaxmerge.recipes.chat_templates import template_files
@@ -107,6 +111,8 @@ class Vocabulary:
         self.size = -(-size // pad) * pad
         self.rows = rows
         self._check_rows(base)
+        for source in self.sources:
+            self._check_short(source)
         self.config |= vocabulary_changes(architecture(base), self._need(base), self.size)
         self._fill(wishes, models)
         return keeper
@@ -124,6 +130,20 @@ class Vocabulary:
                 f"says vocab_size {size}: what the other rows are for is not known. Merge without "
                 "a tokenizer choice, or mend vocab_size in config.json."
             )
+
+    def _check_short(self, source: Source) -> None:
+        """Raise where a table holds the first tokens only and these do not stay the first."""
+        layout, table = architecture(source), self.tables[self.sources.index(source)]
+        short = short_vocabularies(layout, self._need(source))
+        for n in source:
+            count = layout.rows(n) if short and layout.vocabulary(n) else 0
+            moved = [t for t, i in table.items() if i < count and self.rows.get(t) != i]
+            if count in short and moved:
+                raise UserError(
+                    f"tokenizer: {source.ref}: {n!r} has rows for the first {count} tokens only, "
+                    f"and {len(moved)} of them get other places, such as {moved[0]!r}. Merge "
+                    "without a tokenizer choice, or choose this model's tokenizer."
+                )
 
     def _table(self, source: Source) -> dict[str, int]:
         """The tokens of a model that have a row."""

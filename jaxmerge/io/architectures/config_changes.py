@@ -29,6 +29,11 @@ def token_sizes(made_of: Architecture, need: int) -> dict[configs.Path, int]:
     return {p: v for s in enough if max(s.values()) == least for p, v in s.items()}
 
 
+def short_vocabularies(made_of: Architecture, need: int) -> set[int]:
+    """Sizes of tables that hold the first tokens only, as the inputs by layer of Gemma 3n."""
+    return {v for v in token_sizes(made_of, need).values() if v < need}
+
+
 def other_vocabularies(made_of: Architecture, need: int) -> set[int]:
     """Sizes of vocabularies that the config states beside the tokenizer's."""
     own = token_sizes(made_of, need)
@@ -47,7 +52,7 @@ def vocabulary_changes(made_of: Architecture, need: int, size: int) -> dict[conf
     """
     only = made_of.vocabularies if len(made_of.vocabularies) == 1 else {}
     own = token_sizes(made_of, need) or only
-    return {p: size for p, v in own.items() if v != size}
+    return {p: size for p, v in own.items() if v != size and v >= need}
 
 
 def dtype_changes(config: Mapping[str, Any], dtype: str) -> dict[configs.Path, str]:
