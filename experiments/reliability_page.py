@@ -26,6 +26,8 @@ def fuzz(report: dict[str, Any]) -> str:
     total = sum(sum(c.values()) for c in report["counts"].values())
     mended = len(report.get("mended", ()))
     since = f" {mended} of the defects are mended since (`--again`)." if mended else ""
+    if report.get("again"):  # of a run whose counts were changed
+        since = f" {report['again']} were refused badly; mended, and counted as they are now."
     lines = [
         f"`{report['command']}`: {total:,} inputs in {report['seconds']:,.0f} s.{since}",
         "",

@@ -63,7 +63,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     assert "w" in load_file(tmp_path / "out" / "model.safetensors")
 
 
-def test_tables_are_those_of_the_result_files():
+def test_tables_are_those_of_the_result_files(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
