@@ -73,12 +73,12 @@ def split_of(made_of: Architecture, name: str, shape: tuple[int, ...]) -> Split 
     if FUSED[word] is GATED:
         sizes, groups = [shape[axis] // 2] * 2, 1
     else:
-        heads, keys = _heads(made_of, name)
+        heads, keys, grouped = _heads(made_of, name, word)
         if not heads or not keys or heads % keys or shape[axis] % (heads + 2 * keys):
             return None
         width = shape[axis] // (heads + 2 * keys)
         sizes = [heads * width, keys * width, keys * width]
-        groups = keys if _grouped(made_of, word) else 1
+        groups = keys if grouped else 1
     return _split(axis, sizes, groups) if sum(sizes) == shape[axis] else None
 
 
@@ -149,29 +149,20 @@ def _word(name: str) -> str | None:
     return "in_proj" if end in ("in_proj_weight", "in_proj_bias") else None
 
 
-def _grouped(made_of: Architecture, word: str) -> bool:
-    """Whether queries, keys and values lie by groups."""
-    if made_of.family == "chatglm":
-        return not made_of.config.get("multi_query_attention")
-    if made_of.family == "gpt_bigcode":
-        return not made_of.config.get("multi_query", True)
-    return word in GROUPED
-
-
-def _heads(made_of: Architecture, name: str) -> tuple[int, int]:
-    """Heads of queries and heads of keys in the layers where a leaf lies; 0 if it is not said."""
+def _heads(made_of: Architecture, name: str, word: str) -> tuple[int, int, bool]:
+    """Heads of queries and of keys in the layers where a leaf lies, 0 if it is not said; whether
+    it holds them by groups."""
     place, config = made_of.layer(name) if name in made_of.like else None, made_of.config
     near = configs.get(config, place.stack.count[:-1], {}) if place and place.stack.count else {}
     texts = (near, config, config.get("text_config") or {})
     heads = next((v for c in texts for k in HEAD_COUNTS if (v := _number(c, k))), 0)
     keys = next((v for c in texts for k in KEYS if (v := _number(c, k))), heads)
-    if made_of.family == "falcon" and not config.get("new_decoder_architecture"):
-        keys = 1 if config.get("multi_query", True) else heads
-    if made_of.family == "chatglm" and not config.get("multi_query_attention"):
-        keys = heads
-    if made_of.family == "gpt_bigcode":
-        keys = 1 if config.get("multi_query", True) else heads
-    return heads, keys
+    rule = made_of.known.multi_query if made_of.known else {}
+    if not rule or config.get(rule.get("unless")):
+        return heads, keys, word in GROUPED
+    if config.get(rule["flag"], rule["default"]):
+        return heads, rule.get("keys", keys), False
+    return heads, heads, True
 
 
 def _number(config: Any, key: str) -> int:

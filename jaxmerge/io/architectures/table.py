@@ -28,6 +28,10 @@ class Known(NamedTuple):
         early: templates before the layers besides tables; late: after them.
         grows: templates whose shape depends on the number of layers.
         frozen: templates of modules that the family never trains.
+        multi_query: how a config says that all queries share keys, `flag` and its `default`; `keys`
+            is then the number of heads of keys if the config does not say it, `unless` a flag with
+            which none of this holds.  Fused leaves then hold queries, keys and values one behind
+            the other, and otherwise by head.
         renames: prefix of names in the module -> prefix in a checkpoint, where they differ.
     """
 
@@ -39,6 +43,7 @@ class Known(NamedTuple):
     early: tuple[str, ...] = ()
     grows: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    multi_query: Mapping[str, Any] = MappingProxyType({})
     renames: Mapping[str, str] = MappingProxyType({})
 
 
