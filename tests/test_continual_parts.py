@@ -255,6 +255,6 @@ def test_results_of_another_shape_are_refused():
     data["seeds"][0]["speed"] = 1
     del data["seeds"][0]["order"]
     with pytest.raises(
-        ValueError, match=r"seeds\[0\]\.order: field required; seeds\[0\]\.speed: unexp"
+        ValueError, match=r"seeds\[0\]\.order: field required; seeds\[0\]\.speed: there is no"
     ):
         Results.from_json(json.dumps(data))
