@@ -55,13 +55,18 @@ def pytest_cmdline_main(config):
         config.option.numprocesses, config.option.dist = "auto", "loadfile"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Workers get the options of the command, not what was chosen in their place."""
+    node.workerinput["budget"] = node.config.option.budget
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Leave out what the budget does not pay for, of what is selected otherwise."""
     names = [i.nodeid for i in items]
-    out = sampling.left_out(
-        names, sampling.recorded(), config.option.budget or 0.0, config.option.sample
-    )
+    budget = getattr(config, "workerinput", vars(config.option))["budget"] or 0.0
+    out = sampling.left_out(names, sampling.recorded(), budget, config.option.sample)
     if out:
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in out])
         items[:] = [i for i in items if i.nodeid not in out]
