@@ -36,7 +36,7 @@ import yaml
 from safetensors.numpy import save_file
 
 RESULTS = Path(__file__).parent / "results"
-JAXMERGE = [sys.executable, "-m", "jaxmerge.cli.command_line"]
+JAXMERGE = [sys.executable, "-m", "jaxmerge"]
 
 
 TOY = """

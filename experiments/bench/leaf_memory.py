@@ -112,7 +112,7 @@ def command(folder: Path, *options: str) -> tuple[int, int, float, str]:
     began = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen(
-            [sys.executable, "-m", "jaxmerge.cli.command_line", "merge", "r.yaml", *options],
+            [sys.executable, "-m", "jaxmerge", "merge", "r.yaml", *options],
             cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=ENVIRONMENT,
         )  # fmt: skip
         _, status, usage = os.wait4(child.pid, 0)
