@@ -36,7 +36,8 @@ def test_orbax_on_a_full_disk_says_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "out").mkdir()  # an older output stays
     end = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True)
     assert end.returncode == 2
-    assert end.stderr == f"error: {tmp_path}/out: file too large; free some space, then try again.\n"
+    said = f"error: {tmp_path}/out: file too large; free some space, then try again.\n"
+    assert end.stderr == said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "out"]
 
 
