@@ -15,9 +15,9 @@ from jaxmerge.io.gguf.container import parse
 from jaxmerge.io.gguf.names import KINDS, keys_of, place_of, to_ours, to_theirs
 from jaxmerge.io.gguf.writer import write
 from jaxmerge.io.header import HeaderError
+from jaxmerge.io.packaged import packaged
 from jaxmerge.io.sources import open_source
 from jaxmerge.models import decoder
-from jaxmerge.models.packaged import packaged
 
 pytest.importorskip("gguf")
 TINY = Path(__file__).parent / "golden" / "gguf_tiny" / "tiny_llama.gguf"
