@@ -66,7 +66,10 @@ def read(source: Source, dtype: str | None = None) -> Model:
     settings = source.config()
     if not settings:
         raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-    config = Config.from_hf(settings)
+    try:
+        config = Config.from_hf(settings)
+    except ValueError as error:
+        raise ValueError(f"{source.ref}: {error}") from None
     stored = plain_keys(source)
     if config.tied and HEAD in stored:
         _check_tied(source, stored)
@@ -77,7 +80,8 @@ def read(source: Source, dtype: str | None = None) -> Model:
         table = hf_table(config)
         absorb(table, _Shapes(source, stored), shapes)
     except ValueError as error:
-        raise ValueError(f"{source.ref}: {error}") from None
+        advice = "take config.json and weights from the same model"
+        raise ValueError(f"{source.ref}: {error}; {advice}") from None
 
     def placed(entry):
         loaded = absorb([entry], {entry.key: tensors[entry.key]}, shapes)
