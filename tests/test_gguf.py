@@ -102,9 +102,7 @@ def test_rows_without_a_token_are_filled_as_llama_cpp_does(tmp_path):
     again = decoder.load(more)
     assert again.config.vocab == rows + 5
     assert again.tokenizer.size == rows
-    with pytest.raises(
-        UserError, match=f"up to {rows - 1}, the embedding {rows - 1} rows"
-    ):
+    with pytest.raises(UserError, match=f"up to {rows - 1}, the embedding {rows - 1} rows"):
         written(rows - 1)
     assert not (tmp_path / f"{rows - 1}.gguf").exists()
 
