@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 
 from jaxmerge.core.keys import cell_key
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, working_dtype
@@ -68,9 +67,12 @@ def start_leaf(specs, base):
 def start_alike(specs, base):
     """The same, every array of the leaf's shape cut over devices as the leaf is.
 
-    Nothing in a cell of zeros depends on the leaf, so the compiler would put it on one device.
+    Nothing in a cell of zeros depends on the leaf, so the compiler would put it on one device: a
+    zero that it cannot see is added, times what it must read the leaf for.
     """
-    alike = lambda x: shard_alike(base, x)[1] if jnp.shape(x) == base.shape else x
+    zero = jax.lax.optimization_barrier(jnp.int32(0))
+    nothing = lambda dtype: (base == base).astype(dtype) * zero.astype(dtype)
+    alike = lambda x: x + nothing(x.dtype) if jnp.shape(x) == base.shape else x
     return jax.tree.map(alike, start_leaf(specs, base))
 
 
