@@ -59,6 +59,7 @@ def finetune(
     dtype: str = "float32",
     scan: bool = False,
     remat: str | None = None,
+    attention: str = "plain",
     seed: int = 0,
     chunk: int = 16,
     folder: str | Path | None = None,
@@ -78,7 +79,7 @@ def finetune(
       accumulate: parts in which a batch passes through the model.
       optimiser: a registered one; AdamW with warm-up and a cosine unless given.
       methods: what is added to plain fine-tuning, such as `lora(8, use="shared")`.
-      dtype, scan, remat: of the forward pass, see `Compute`.
+      dtype, scan, remat, attention: of the forward pass, see `Compute`.
       seed: of the order of rows, and of adapters.
       chunk: steps in one compiled call.
       folder: where the state is kept; a run with the same settings goes on from there.
@@ -92,7 +93,7 @@ def finetune(
     """
     rows = _rows(model, windows, epochs, batch, accumulate, seed)
     setup = Setup(
-        decoder(model.config.hf, dtype=dtype, scan=scan, remat=remat),
+        decoder(model.config.hf, dtype=dtype, scan=scan, remat=remat, attention=attention),
         language(), optimiser or cosine(rate=1e-4), tuple(methods), accumulate=accumulate,
     )  # fmt: skip
     windows = Windows(*(jnp.asarray(x) for x in windows))

@@ -22,7 +22,8 @@ from jaxmerge.models.decoder.modeling import Decoder, Positions, positions_of
 from jaxmerge.models.packing import bucket
 from jaxmerge.models.transformer import Compute, bind
 
-CHUNK = 1 << 25  # logits that are made at a time
+CHUNK = {"cpu": 1 << 25}  # logits that are made at a time, by backend
+ACCELERATOR = 1 << 28  # elsewhere: fewer, larger products
 
 
 class Score(NamedTuple):
@@ -52,12 +53,13 @@ def target_scores(
     Returns:
       float32 and bool `[batch, tokens]`.
 
-    Memory: the logits of `CHUNK / vocab` tokens. The backward pass takes them from the forward pass
-    where these are all tokens, otherwise it makes them again.
+    Memory: the logits of some tokens in float32, 134 MB on a CPU and 1.1 GB elsewhere. The backward
+    pass takes them from the forward pass where these are all tokens, otherwise it makes them again.
     """
     width, vocab = states.shape[-1], decoder.config.vocab
     rows, wanted = states.reshape(-1, width), targets.reshape(-1)
-    parts = -(-len(rows) // max(1, CHUNK // vocab))
+    most = CHUNK.get(jax.default_backend(), ACCELERATOR)
+    parts = -(-len(rows) // max(1, most // vocab))
 
     def some(part):
         logits = decoder.logits(part[0])
