@@ -45,6 +45,8 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a text; `special` adds the token in front where the model wants one."""
+        if not isinstance(text, str):
+            raise TypeError(f"found {text!r:.80}, expected a text")
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
