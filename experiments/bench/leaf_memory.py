@@ -81,7 +81,8 @@ def write_sides(folder: Path, kind: str, shape: tuple[int, int]) -> None:
         path, about = folder / f"m{i}" / f"{kind}.safetensors", None
         if path.exists():
             continue
-        values = np.random.default_rng(i).random(1 << 22, np.float32)
+        count = WIDTH * WIDTH if kind == "gram" else 1 << 22
+        values = np.random.default_rng(i).random(count, np.float32)
         if kind == "mask":
             values = values > 0.5
         else:
