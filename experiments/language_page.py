@@ -80,8 +80,9 @@ def harness() -> str:
     head = ["Task, figure", "examples", "jaxmerge", "harness's own", "largest difference"]
     return (
         f"`{about['command']}` makes five tasks of local texts and runs `jaxmerge evaluate` and "
-        f"the `hf` model of lm-evaluation-harness {about['lm_eval']} on {about['model']} (dequantised, "
-        f"context {about['context']}). The last column compares all answers to its requests: "
+        f"the `hf` model of lm-evaluation-harness {about['lm_eval']} on {about['model']} "
+        f"(dequantised, context {about['context']}). The last column compares all answers to its "
+        "requests: "
         "log-likelihoods of a task's continuations; texts are equal.\n\n" + grid(head, rows)
     )
 
