@@ -79,10 +79,10 @@ def harness() -> str:
     about = content["about"]
     head = ["Task, figure", "examples", "jaxmerge", "harness's own", "largest difference"]
     return (
-        f"`python experiments/language_harness.py FOLDER` makes four tasks of local texts and runs "
-        f"them on {about['model']} (dequantised, context {about['context']}) with lm-evaluation-"
-        f"harness {about['lm_eval']}, as ours and as its `hf` model. The last column compares all "
-        "answers to its requests: log-likelihoods of a task's continuations; texts are equal.\n\n"
+        f"`{about['command']}` makes five tasks of local texts and runs `jaxmerge evaluate` and "
+        f"the `hf` model of lm-evaluation-harness {about['lm_eval']} on {about['model']} "
+        f"(dequantised, context {about['context']}). The last column compares all answers to its "
+        "requests: log-likelihoods of a task's continuations; texts are equal.\n\n"
         + grid(head, rows)
     )
 
