@@ -162,7 +162,7 @@ def main() -> None:
     results = {
         task: {
             "count": len(answered[task]), "apart": apart(answered[task], expected[task]),
-            "jaxmerge": {k: v for k, v in mine[task].items() if k in other[task]},
+            "jaxmerge": {k: mine[task][k] for k in other[task] if "stderr" not in k},
             "harness": {k: v for k, v in other[task].items() if "stderr" not in k},
         }
         for task in TASKS

@@ -437,6 +437,9 @@ def test_tasks_are_names_or_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="has no entry 'task'"):
         tasks_of([str(tmp_path / "bad.yaml")])
+    (tmp_path / "data.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"data.jsonl is empty; a task needs at least one example"):
+        tasks_of([str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.parity
@@ -475,3 +478,8 @@ def test_the_harness_says_of_us_what_it_says_of_transformers(tiny, tmp_path, mon
     )["results"]  # fmt: skip
     for task, name in (("mc", "acc"), ("mc", "acc_norm"), ("roll", "byte_perplexity")):
         assert ours[task][name] == pytest.approx(theirs[task][f"{name},none"], rel=1e-5)
+    with pytest.raises(UserError, match=r"no task 'arc_easyy' \(did you mean arc_easy"):
+        evaluate(tiny, ["arc_easyy", files[0]])
+    (tmp_path / "mc.yaml").write_text((tmp_path / "mc.yaml").read_text().replace("{{q}}", "{{p}}"))
+    with pytest.raises(UserError, match=r"could not run .*mc.yaml \(UndefinedError: 'p' is undef"):
+        evaluate(tiny, files[:1])

@@ -122,6 +122,20 @@ def row_leaf(before, inputs, zero=False):
     return _enter([s.build() for s in before], inputs, 0, zero)
 
 
+@functools.partial(_compiled, static_argnames="zero")
+def join_rows(before, inputs, zero=False):
+    """The entries of many leaves of a row, each behind its transforms, as one array."""
+    rows = [_enter([s.build() for s in b], x, 0, zero) for b, x in zip(before, inputs, strict=True)]
+    return jnp.concatenate([row.reshape(-1) for row in rows])
+
+
+@functools.partial(_compiled, static_argnames=("i", "turn"))
+def observe_part(specs, i, summary, turn, x):
+    """What entries contribute, in pass `turn`, to the measure of stage i."""
+    before, fold, _ = _build(specs)
+    return _observe(before[i].measure if i < len(before) else fold.measure, x, summary, turn)
+
+
 @functools.partial(_compiled, static_argnames=("i", "turn", "zero"))
 def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
