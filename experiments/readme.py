@@ -256,6 +256,8 @@ def torch() -> str:
             lines.append(f"| {what} | {row['machine']} | {' | '.join(shown)} |")
     for path in sorted(RESULTS.glob("continual_*.json")):
         content = json.loads(path.read_text())
+        if "run" not in content:  # of single steps
+            continue
         ours, theirs = (content["run"][k]["seconds"] for k in ("jaxmerge", "torch"))
         machine = f"{content['machine']['platform']}, {content['machine']['cpus']} cores"
         what = "MiniLM, a whole class-incremental run, seconds"
