@@ -130,6 +130,7 @@ def test_a_nested_config():
         ("model.layers.0.moe.shared.gate_proj.weight", (8, 4), "kernel"),
         ("layers.0.attention.continuous_position_bias_mlp.0.weight", (8, 4), "kernel"),
         ("layers.0.self_attn.linear_pos.weight", (8, 4), "kernel"),
+        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 4), "kernel"),
         ("projector.pos_embed", (8, 4), "position"),
     ],
 )

@@ -34,7 +34,7 @@ HEADS = re.compile(
 )
 SURE_HEADS = re.compile(r"(^|[./])((lm_head|embed_out)[./](weight|kernel|bias)|final_logits_bias)$")
 TOKENS = re.compile(  # of the leaf's own module: what is inside of it may be a whole tower
-    r"((embed_tokens|tok_embed|word_embed|token_embed|word_token)\w*|embed_in|wte"
+    r"((embed_tokens|tok_embeddings|word_embed|token_embed|word_token)\w*|embed_in|wte"
     r"|(^|[./])(tokens?|shared))([./](\d+|base_layer|original_module|modules_to_save[./]\w+))*"
     r"([./](weight|embeddings?))?$"
     r"|(^|[./_])text_embed(dings?)?([./](weight|embeddings?))?$"
@@ -43,7 +43,9 @@ POSITIONS = re.compile(
     r"(^|[./_])pos(ition(s|al)?)?([./_]|$)|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
     r"|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
 )
-TABLES = re.compile(r"embed(?!der)|codebook|(^|[./_])(wte|wpe|shared|tables?)([./_]|$)")
+TABLES = re.compile(
+    r"embed(?!der)|codebook|(^|[./_])(wte|wpe|tables?)([./_]|$)|(^|[./])shared([./]|$)"
+)
 NORMS = re.compile(
     r"norm|(^|[./_])(ln|bn|gn)(\d|_\w+)?([./_]|$)|(^|[./])(ln|bn)\w*[./](weight|bias|scale)$"
 )
