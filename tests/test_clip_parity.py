@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmerge.io.packaged import packaged
 from jaxmerge.models import bert, clip
-from jaxmerge.models.packaged import packaged
 
 pytestmark = pytest.mark.parity
 

@@ -63,7 +63,7 @@ def edit(path: Path, drop=(), **entries) -> None:
 def test_a_family_that_is_not_known(folder, command):
     edit(folder / "config.json", model_type="jamba", mamba_d_state=16)
     message = command("generate", folder, "the")
-    assert "'jamba'" in message
+    assert f"{folder}: config.json: found model_type 'jamba'" in message
     assert all(family in message for family in decoder.FAMILIES)
     assert "no known family has 'mamba_d_state'" in message
 
@@ -73,6 +73,7 @@ def test_weights_that_contradict_the_config(folder, command):
     message = command("generate", folder, "the")
     assert "model.layers.2." in message
     assert "found (96, 64), expected (100, 64)" in message
+    assert "take config.json and weights from the same model" in message
 
 
 def test_a_prompt_longer_than_the_context(folder, command):
@@ -89,6 +90,48 @@ def test_a_tokenizer_of_another_vocabulary(folder, command):
     message = command("generate", folder, "the")
     assert "the tokenizer has 275 tokens, the embedding 200 rows" in message
     assert "the tokenizer of another model" in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "form", "bytes"])
+def test_a_damaged_tokenizer(folder, command, damage):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = [[0]] if damage == "form" else content["model"]["merges"]
+    text = json.dumps(content)
+    path.write_text(text[: len(text) // 2] if damage == "cut" else text)
+    if damage == "bytes":
+        path.write_bytes(b"\xff\xfe")
+    assert "tokenizer.json" in command("generate", folder, "the")
+
+
+@pytest.mark.parametrize(
+    "entries, expected",
+    [
+        ({"eos_token_id": "</s>"}, "eos_token_id is ['</s>']; expected whole numbers"),
+        ({"eos_token_id": [1, None]}, "config.json: eos_token_id is [1, None]"),
+    ],
+)
+def test_tokens_that_are_no_numbers(folder, command, entries, expected):
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    edit(folder / "config.json", **entries)
+    assert expected in command("generate", folder, "the")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% for i in range(10 ** 12) %}x{% endfor %}",
+        "{{ 1 // 0 }}",
+        "{{ messages + 1 }}",
+        "{{ missing.attribute }}",
+    ],
+)
+def test_templates_that_fail_are_refused_in_one_line(folder, command, template):
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    message = command("generate", folder, "the", "--chat")
+    assert "the chat template refuses this conversation: " in message
 
 
 def test_no_tokenizer(folder, command):

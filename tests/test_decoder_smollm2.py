@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxmerge.evaluation import language
+from jaxmerge.io.packaged import packaged
 from jaxmerge.models import decoder
-from jaxmerge.models.packaged import packaged
 
 pytestmark = pytest.mark.slow
 REF = "HuggingFaceTB/SmolLM2-135M-Instruct"

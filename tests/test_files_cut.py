@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import laws
 import numpy as np
 import pytest
 from leaves import family, saved
@@ -102,6 +103,27 @@ def test_changes_that_are_zero_or_equal_are_cut_alike(tmp_path, cut, monkeypatch
         np.testing.assert_allclose(got[n], want[n], rtol=6e-7, atol=2.5e-8, err_msg=n)
 
 
+ALL = [*(name for name, _ in laws.stages()), "continual_ties leaf"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_gives_the_same_beyond_the_budget(tmp_path, cut, monkeypatch, name):
+    """Whether its leaves are cut or not: a proof that is wrong shows here."""
+    monkeypatch.setattr(laws, "SHAPES", SHAPES)
+    laws.case_of.cache_clear()
+    case = laws.case_of(name.split()[0])
+    laws.case_of.cache_clear()
+    method = jm.continual_ties(scope="leaf") if name == "continual_ties leaf" else case.method
+    want = jm.merge(method, case.base, case.models, key=case.key, extras=case.extras)
+    files = saved(tmp_path, [case.base, *case.models])
+    job = Job(method, files[1:], files[0], case.key, case.extras or ())
+    merge_jobs([job], tmp_path / "out")
+    got = File(tmp_path / "out" / "model.safetensors")
+    for n in want:
+        np.testing.assert_allclose(got[n], want[n], rtol=1e-6, atol=4e-7, err_msg=n)
+
+
 @pytest.mark.parametrize("name", ["fisher", "mask"])
 def test_side_information_is_cut_with_its_leaf(tmp_path, cut, name):
     models, rng = family(np.float32, shapes=SHAPES), np.random.default_rng(0)
@@ -141,6 +163,8 @@ def test_rows_are_proven_from_the_program():
         lambda b, x: (x @ x.T) @ b,
         lambda b, x: x * np.ones((300, 1), np.float32),
         lambda b, x: x * np.ones((300, 40), np.float32),
+        lambda b, x: x * np.array([len(x)], np.float32),
+        lambda b, x: x * jax.jit(lambda x: x * np.array([x.size], np.float32))(x),
     ]
     assert [prove(f) for f in refused] == [None] * len(refused)
     assert sums(lambda b, m: m[0] - m[0].mean(-1, keepdims=True), leaf, (leaf,)) is None

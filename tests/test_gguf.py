@@ -15,9 +15,9 @@ from jaxmerge.io.gguf.container import parse
 from jaxmerge.io.gguf.names import KINDS, keys_of, place_of, to_ours, to_theirs
 from jaxmerge.io.gguf.writer import write
 from jaxmerge.io.header import HeaderError
+from jaxmerge.io.packaged import packaged
 from jaxmerge.io.sources import open_source
 from jaxmerge.models import decoder
-from jaxmerge.models.packaged import packaged
 
 pytest.importorskip("gguf")
 TINY = Path(__file__).parent / "golden" / "gguf_tiny" / "tiny_llama.gguf"
@@ -77,6 +77,34 @@ def test_what_is_written_is_read_back(tiny, tmp_path, dtype, atol):
         write(tiny, tiny.config(), tiny.folder, out, dtype)
     with pytest.raises(UserError, match=r"found 'q4_0', expected f32, f16, bf16, q8_0"):
         write(tiny, tiny.config(), tiny.folder, out, "q4_0", force=True)
+
+
+def test_rows_without_a_token_are_filled_as_llama_cpp_does(tmp_path):
+    """llama.cpp wants a token for every row of the embedding; Qwen has more rows than tokens."""
+    from gguf import GGUFReader, TokenType
+
+    model = decoder.load(TINY, dtype="float32")
+    rows = model.config.vocab
+
+    def written(count):
+        params = {**model.params, "token": np.resize(model.params["token"], (count, 64))}
+        config = model.config.edit(vocab_size=count)
+        decoder.save(decoder.Model(config, params, model.tokenizer), tmp_path / "hf")
+        source = open_source(tmp_path / "hf")
+        write(source, source.config(), source.folder, tmp_path / f"{count}.gguf", "f32")
+        return tmp_path / f"{count}.gguf"
+
+    more = written(rows + 5)
+    fields = GGUFReader(more).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens[rows:] == [f"[PAD{i}]" for i in range(rows, rows + 5)]
+    assert fields["tokenizer.ggml.token_type"].contents()[rows:] == [TokenType.UNUSED] * 5
+    again = decoder.load(more)
+    assert again.config.vocab == rows + 5
+    assert again.tokenizer.size == rows
+    with pytest.raises(UserError, match=f"up to {rows - 1}, the embedding {rows - 1} rows"):
+        written(rows - 1)
+    assert not (tmp_path / f"{rows - 1}.gguf").exists()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2moe", "gemma2", "phi3"])

@@ -64,6 +64,8 @@ def test_scores_are_those_of_all_logits(tiny, monkeypatch):
         decoder.score(tiny, [([], [3])])
     with pytest.raises(ValueError, match="1 a continuation longer than the model's context of 64"):
         decoder.score(tiny, [([1], [3] * 65)])
+    with pytest.raises(ValueError, match="found ids 3 to 275, expected 0 to 274"):
+        decoder.score(tiny, [([1], [3, 275])])
 
 
 def test_logits_in_pieces_are_the_same(tiny, monkeypatch):
@@ -79,7 +81,7 @@ def test_logits_in_pieces_are_the_same(tiny, monkeypatch):
         return actual[0].sum()
 
     whole, slope = jax.value_and_grad(loss)(dict(model.params))
-    monkeypatch.setattr(scoring, "CHUNK", 275 * 7)
+    monkeypatch.setitem(scoring.CHUNK, "cpu", 275 * 7)
     pieces, slopes = jax.value_and_grad(loss)(dict(model.params))
     np.testing.assert_allclose(pieces, whole, rtol=1e-6)
     np.testing.assert_allclose(slopes["token"], slope["token"], atol=1e-4)
@@ -221,8 +223,17 @@ def test_documents_are_packed_and_answers_alone_are_learnt(tiny):
     assert tokenizer.decode(learnt, skip_special=False) == "the man<|im_end|>\n"
     with pytest.raises(ValueError, match="nothing to learn: found no document"):
         data.texts(tokenizer, [], 8)
-    with pytest.raises(ValueError, match="1 documents in which every target is masked"):
+    with pytest.raises(ValueError, match="1 documents without a target"):
         data.instructions(tokenizer, [talk[:1]], 40)
+    with pytest.raises(TypeError, match="found a single text, expected a sequence"):
+        data.texts(tokenizer, "the man", 8)
+    with pytest.raises(TypeError, match="found 3, expected a text"):
+        data.texts(tokenizer, ["the", 3], 8)
+    for wrong in (talk, [talk, "the man"], [[{"role": "user"}]]):
+        with pytest.raises(
+            TypeError, match=r"conversation \d: found .*, expected a list of messages"
+        ):
+            data.instructions(tokenizer, wrong, 40)
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +303,11 @@ def test_data_that_cannot_be_trained_on(small, rows):
     strange = rows._replace(tokens=rows.tokens + 20)
     with pytest.raises(ValueError, match="the model has 0 to 39: they are of another tokenizer"):
         finetune(small, strange, batch=2)
+    strange = rows._replace(targets=rows.targets + 20)
+    with pytest.raises(ValueError, match="the model has 0 to 39: they are of another tokenizer"):
+        finetune(small, strange, batch=2)
+    with pytest.raises(ValueError, match=r"epochs is 0, batch is -1, .*expected 1 or more"):
+        finetune(small, rows, epochs=0, batch=-1, accumulate=0, chunk=0)
 
 
 KINDS = {
@@ -421,6 +437,9 @@ def test_tasks_are_names_or_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="has no entry 'task'"):
         tasks_of([str(tmp_path / "bad.yaml")])
+    (tmp_path / "data.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"data.jsonl is empty; a task needs at least one example"):
+        tasks_of([str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.parity
@@ -459,3 +478,8 @@ def test_the_harness_says_of_us_what_it_says_of_transformers(tiny, tmp_path, mon
     )["results"]  # fmt: skip
     for task, name in (("mc", "acc"), ("mc", "acc_norm"), ("roll", "byte_perplexity")):
         assert ours[task][name] == pytest.approx(theirs[task][f"{name},none"], rel=1e-5)
+    with pytest.raises(UserError, match=r"no task 'arc_easyy' \(did you mean arc_easy"):
+        evaluate(tiny, ["arc_easyy", files[0]])
+    (tmp_path / "mc.yaml").write_text((tmp_path / "mc.yaml").read_text().replace("{{q}}", "{{p}}"))
+    with pytest.raises(UserError, match=r"could not run .*mc.yaml \(UndefinedError: 'p' is undef"):
+        evaluate(tiny, files[:1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from jaxmerge.cli.cost import PROCESS, cost
+from jaxmerge.cli.cost import PROCESS, cost, too_large
 from jaxmerge.drivers.files.memory_budget import ROOM, facts_like, needs
 from jaxmerge.io.header import build
 from jaxmerge.io.safetensors import Like
@@ -56,6 +56,21 @@ def test_a_matrix_method_says_what_its_programs_take(tmp_path):
     together, apart = needs(only, "w", like, measured, closing)
     assert 5 * like.nbytes < together < 20 * like.nbytes  # five leaves go in and out alone
     assert 3 * like.nbytes < apart <= together
+
+
+def test_a_merge_that_takes_more_than_is_free_says_so_before_it_starts(tmp_path, monkeypatch):
+    plan = job(tmp_path, "iso_c", shape=(4096, 4096))
+    monkeypatch.setattr("jaxmerge.cli.cost.memory_free", lambda: 500_000_000)
+    (line,) = too_large(plan)
+    assert "500.00 MB are free" in line
+    for free in (None, 64 << 30):
+        monkeypatch.setattr("jaxmerge.cli.cost.memory_free", lambda free=free: free)
+        assert too_large(plan) == []
+
+
+def test_what_is_merged_in_pieces_is_never_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmerge.cli.cost.memory_free", lambda: 1 << 30)
+    assert too_large(job(tmp_path, "magmax")) == []
 
 
 def test_facts_have_the_form_of_real_ones(tmp_path):

@@ -90,7 +90,7 @@ def ours(learner, scenario, training) -> dict:
 
 def theirs(learner, scenario, training, python: str) -> dict:
     """The run in torch, in a process of its own."""
-    from jaxmerge.models.packaged import packaged
+    from jaxmerge.io.packaged import packaged
 
     everything = scenario.split("train", learner.prepare)
     test = scenario.split("test", learner.prepare)

@@ -2,12 +2,18 @@
 
     python experiments/bench/decoder.py                           # SmolLM2-135M, float32
     python experiments/bench/decoder.py --small --out out.json    # a tiny one, to try the script
+    python experiments/bench/decoder.py --gpu --out experiments/results/decoder_gpu.json
 
 Both sides have the same weights (ours are written to a folder that transformers reads), run the
 same batches, and the first call of each shape is not counted. torch runs eager in its default
 attention, compiled with --compile. Each figure is the best of --repeat. The last column compares
 processor seconds, which other work on the machine stretches less than the clock's. Loading is
 compared with reading the bytes of the same file.
+
+--gpu is what the figures for one GPU need: a random model of the shape of Llama 3.2 1B, 8 rows of
+1024 tokens, bfloat16 products over float32 weights, cuDNN's flash attention, torch compiled under
+autocast; nothing is written to a disk. "MFU" is the share of --peak (989e12 FLOP/s, the bfloat16
+tensor cores of an H100 or H200) that a step of full training needs by `training_flops`.
 """
 
 from __future__ import annotations
@@ -15,8 +21,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +38,7 @@ from jaxmerge.continual import optimisers
 from jaxmerge.continual.methods.lora import lora
 from jaxmerge.data.language import windows
 from jaxmerge.models import decoder
+from jaxmerge.models.transformer import Compute
 from jaxmerge.training.language import finetune
 
 SMALL = {
@@ -36,6 +46,13 @@ SMALL = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 2048, "tie_word_embeddings": True,
 }  # fmt: skip
+ONE_BILLION = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True, "rope_theta": 500000.0,
+}  # fmt: skip
+GPU = {"rows": 8, "length": 1024, "dtype": "bfloat16", "attention": "cudnn", "compile": True}
+GPU |= {"new": 128, "peak": 989e12, "repeat": 5}
 LORA = {"rank": 8, "alpha": 16.0, "target": "attn/(query|value)", "use": "shared"}
 
 
@@ -71,21 +88,34 @@ def best(repeat: int, call, name: str = "", side: str = "jaxmerge") -> float:
     return shortest(name, side, spans)
 
 
+def training_flops(config: decoder.Config, length: int) -> float:
+    """Operations that a trained token needs: 6 a weight of a product, attention's causal half.
+
+    6 (weights of all kernels and of the head) + 6 layers heads depth length.
+    """
+    shapes = decoder.param_shapes(config)
+    weights = sum(math.prod(s) for n, s in shapes.items() if n.endswith("kernel"))
+    if config.tied:
+        weights += config.vocab * config.width
+    return 6 * weights + 6 * config.layers * config.heads * config.depth * length
+
+
 def ours(model, ids, options) -> dict[str, float]:
     """Tokens a second of this library."""
     rows, length = ids.shape
     rates = {}
+    compute = Compute(options.dtype, options.attention)
     score = lambda: np.asarray(
         decoder.token_scores(
             model.config, model.params, ids[:, :-1], ids[:, 1:],
-            decoder.positions_of(np.ones((rows, length - 1))),
+            decoder.positions_of(np.ones((rows, length - 1))), compute=compute,
         )[0]
     )  # fmt: skip
     rates["scoring"] = rows * length / best(options.repeat, score, "scoring")
     for batch in (1, 16):
         prompts = [row[:16].tolist() for row in np.resize(ids, (batch, length))]
         write = lambda prompts=prompts: decoder.generate(
-            decoder.Model(model.config, model.params), prompts, most=options.new
+            decoder.Model(model.config, model.params), prompts, most=options.new, compute=compute
         )
         name = f"generation {batch}"
         rates[name] = batch * options.new / best(options.repeat, write, name)
@@ -95,7 +125,8 @@ def ours(model, ids, options) -> dict[str, float]:
         tick = lambda done, total, loss, times=times: times.append(now())
         finetune(
             model, data, epochs=1 + options.repeat, batch=rows, chunk=1, methods=methods,
-            optimiser=optimisers.adamw(rate=1e-4), on_chunk=tick,
+            optimiser=optimisers.adamw(rate=1e-4), on_chunk=tick, dtype=options.dtype,
+            attention=options.attention,
         )  # fmt: skip
         rates[name] = rows * length / shortest(name, "jaxmerge", list(np.diff(times, axis=0)))
     return rates
@@ -108,30 +139,46 @@ def loading(folder: Path, repeat: int) -> dict[str, float]:
     return {"reading": best(repeat, read, side=""), "loading": best(repeat, load, side="")}
 
 
-def theirs(folder: Path, ids, options) -> dict[str, float]:
+def theirs(folder: Path | None, ids, options) -> dict[str, float]:
     """Tokens a second of transformers."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(options.threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() and options.gpu else "cpu"
+    if folder is None:
+        shape = dict(ONE_BILLION if options.gpu else SMALL)
+        shape = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device)
+    half = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=options.dtype == "bfloat16"
+    )
     forward = torch.compile(model) if options.compile else model
-    tokens, (rows, length) = torch.tensor(ids), ids.shape
+    tokens, (rows, length) = torch.tensor(ids, device=device), ids.shape
     rates = {}
 
     def score():
-        with torch.no_grad():
+        with torch.no_grad(), half():
             log_p = forward(tokens).logits[:, :-1].log_softmax(-1)
             log_p.gather(2, tokens[:, 1:, None]).sum().item()
 
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     timed = functools.partial(best, options.repeat, side="transformers")
     rates["scoring"] = rows * length / timed(score, "scoring")
     for batch in (1, 16):
-        prompts = torch.tensor(np.resize(ids, (batch, length))[:, :16])
-        write = lambda prompts=prompts: model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=options.new,
-            min_new_tokens=options.new, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
+        prompts = torch.tensor(np.resize(ids, (batch, length))[:, :16], device=device)
+
+        def write(prompts=prompts):
+            with half():
+                model.generate(
+                    prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=options.new,
+                    min_new_tokens=options.new, do_sample=False, pad_token_id=0,
+                )  # fmt: skip
+            wait()
+
         name = f"generation {batch}"
         rates[name] = batch * options.new / timed(write, name)
 
@@ -141,8 +188,11 @@ def theirs(folder: Path, ids, options) -> dict[str, float]:
 
         def step():
             optimiser.zero_grad(set_to_none=True)
-            module(tokens, labels=tokens).loss.backward()
+            with half():
+                loss = module(tokens, labels=tokens).loss
+            loss.backward()
             optimiser.step()
+            wait()
 
         return rows * length / timed(step, name)
 
@@ -156,6 +206,14 @@ def theirs(folder: Path, ids, options) -> dict[str, float]:
     return rates
 
 
+def elsewhere() -> dict[str, float]:
+    """`theirs` in a process of its own, which gives its memory of the GPU back."""
+    command = [sys.executable, *sys.argv, "--only-transformers"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    rates, PROCESSOR["transformers"] = json.loads(done.stdout.strip().splitlines()[-1])
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -166,27 +224,48 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--attention", choices=["plain", "fused", "cudnn"], default="plain")
+    parser.add_argument("--peak", type=float, help="FLOP/s of the device, for the MFU")
+    parser.add_argument("--gpu", action="store_true", help=f"defaults for one GPU: {GPU}")
+    parser.add_argument("--only-transformers", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
+    if "--gpu" in sys.argv:
+        parser.set_defaults(**GPU)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if options.small:
-        config = decoder.Config.from_hf(SMALL)
-        model = decoder.Model(config, decoder.init(config, jax.random.key(0)))
+    shape = SMALL if options.small else ONE_BILLION if options.gpu else None
+    if shape is None:
+        config = decoder.load(options.model, dtype="float32").config
+        model = lambda: decoder.load(options.model, dtype="float32")
     else:
-        model = decoder.load(options.model, dtype="float32")
-    shape = (options.rows, options.length)
-    ids = np.random.default_rng(0).integers(3, model.config.vocab, shape)
-    with tempfile.TemporaryDirectory() as folder:
-        decoder.save(decoder.Model(model.config, model.params), folder)
-        mine = ours(model, ids, options)
-        del model  # transformers needs the room
-        seconds = loading(Path(folder), options.repeat)
-        other = theirs(Path(folder), ids, options)
+        config = decoder.Config.from_hf(shape)
+        model = lambda: decoder.Model(config, decoder.init(config, jax.random.key(0)))
+    size = (options.rows, options.length)
+    ids = np.random.default_rng(0).integers(3, config.vocab, size)
+    if options.only_transformers:
+        print(json.dumps([theirs(None, ids, options), PROCESSOR["transformers"]]))
+        return
+    if options.gpu:
+        other, seconds = elsewhere(), {}
+        mine = ours(model(), ids, options)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            decoder.save(model(), folder)
+            mine = ours(model(), ids, options)
+            seconds = loading(Path(folder), options.repeat)
+            other = theirs(Path(folder), ids, options)
     table = {name: {"jaxmerge": mine[name], "transformers": other.get(name)} for name in mine}
     load = os.getloadavg()[0]
     about = {"machine": platform.machine(), "cores": os.cpu_count(), "load": load}
     about |= {"device": jax.devices()[0].device_kind, "rows": options.rows}
     about |= {"length": options.length, "new": options.new, "compiled": options.compile}
+    about |= {"dtype": options.dtype, "attention": options.attention, "jax": jax.__version__}
+    if options.peak:
+        needed = training_flops(config, options.length)
+        about["mfu"] = mine["training"] * needed / options.peak
+        about["torch_mfu"] = other["training"] * needed / options.peak
+        print(f"MFU {about['mfu']:.3f}, torch {about['torch_mfu']:.3f}")
     if options.out:
         report = {"about": about, "tokens_per_second": table, "seconds": seconds, "first": FIRST}
         sides = ("jaxmerge", "transformers")
@@ -201,9 +280,10 @@ def main() -> None:
         work = PROCESSOR["transformers"][name] / PROCESSOR["jaxmerge"][name]
         numbers = f"{row['jaxmerge']:9.1f} {row['transformers']:9.1f}"
         print(f"{name:16} {numbers} {ratio:6.2f}x, by processor seconds {work:.2f}x")
-    ratio = seconds["loading"] / seconds["reading"]
     print("first calls, seconds: " + ", ".join(f"{n} {x:.1f}" for n, x in FIRST.items()))
-    print(f"loading {seconds['loading']:.2f} s, {ratio:.2f} x reading the file")
+    if seconds:
+        ratio = seconds["loading"] / seconds["reading"]
+        print(f"loading {seconds['loading']:.2f} s, {ratio:.2f} x reading the file")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Obtained: experiments/results/opcm_cpu.json (both with --json, one after the oth
 
 Both fold one task vector into a running sum, kernel by kernel, as merging 20 models does 19 times
 for each of 72 kernels.  Prints seconds a step (the best of `--repeat`) for every shape, and the sum
-over the model.  On a busy machine pin both to one core and one thread and count processor time,
+over the model.  Both run on a GPU where their library sees one.  On a busy machine pin both to one
+core and one thread and count processor time,
 ``OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 taskset -c 0 python ... --cpu-time``: LAPACK's threads
 wait for each other by spinning.
 """
@@ -15,6 +16,7 @@ wait for each other by spinning.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -41,10 +43,15 @@ def with_jaxmerge(alpha: float, zero_diag: bool, double: bool):
 
     import jaxmerge as jm
     from jaxmerge.core.types import Context
+    from jaxmerge.numerics.precision import full_precision
 
     fold = jm.add_projected(alpha, zero_diag, double or None)
-    step = jax.jit(lambda total, x: fold.update(total, x, Context(base=None, step=jnp.int32(1))))
-    return lambda total, x: jax.block_until_ready(step(total, x))
+    step = jax.jit(
+        full_precision(
+            lambda total, x: fold.update(total, x, Context(base=None, step=jnp.int32(1)))
+        )
+    )
+    return jnp.asarray, lambda total, x: jax.block_until_ready(step(total, x))
 
 
 def with_torch(alpha: float, zero_diag: bool, double: bool):
@@ -53,16 +60,19 @@ def with_torch(alpha: float, zero_diag: bool, double: bool):
     def step(total, x):
         if double:
             raise SystemExit("--double is for jaxmerge")
-        total, x = torch.as_tensor(total), torch.as_tensor(x)
         u, s, vt = torch.linalg.svd(total, full_matrices=True)
         r = int((s.cumsum(0) > alpha * s.sum()).float().argmax())
         seen = u.T @ x @ vt.T
         if zero_diag:
             seen.diagonal().fill_(0)
         seen[:r, :r] = 0
-        return total + u @ seen @ vt
+        out = total + u @ seen @ vt
+        if out.is_cuda:
+            torch.cuda.synchronize()
+        return out
 
-    return step
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return functools.partial(torch.as_tensor, device=device), step
 
 
 def main() -> None:
@@ -77,12 +87,14 @@ def main() -> None:
     parser.add_argument("--save", help="write the results of the steps to this .npz, to compare")
     parser.add_argument("--json", type=Path, help="enter the figures into this file")
     args = parser.parse_args()
-    step = (with_torch if args.torch else with_jaxmerge)(args.alpha, args.zero_diag, args.double)
+    build = with_torch if args.torch else with_jaxmerge
+    put, step = build(args.alpha, args.zero_diag, args.double)
     clock = time.process_time if args.cpu_time else time.perf_counter
     results, total_time, seconds = {}, 0.0, {}
     for shape, count in KERNELS.items():
-        total, x = draw(shape)
-        results["x".join(map(str, shape))] = np.asarray(step(total, x))
+        total, x = map(put, draw(shape))
+        out = step(total, x)
+        results["x".join(map(str, shape))] = np.asarray(out.cpu() if args.torch else out)
         times = []
         for _ in range(args.repeat):
             start = clock()

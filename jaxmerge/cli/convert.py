@@ -17,10 +17,10 @@ from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
-from jaxmerge.errors import UserError, library_message
+from jaxmerge.errors import UserError
 from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
-from jaxmerge.io.places import Place, delete, working
+from jaxmerge.io.places import Place, delete, delete_busy, working
 from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
@@ -97,7 +97,7 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
     needs the model in memory."""
     import orbax.checkpoint as ocp
 
-    from jaxmerge.io.orbax import nested
+    from jaxmerge.io.orbax import nested, one_error
 
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
@@ -109,20 +109,15 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         delete(partial)
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # else its words come before ours
         try:
-            with ocp.StandardCheckpointer() as writer:
-                writer.save(partial, nested(source.source, tree))
-            place = Place(partial)
+            whole = partial / "whole"  # Orbax writes beside it first
+            with one_error(out), ocp.StandardCheckpointer() as writer:
+                writer.save(whole, nested(source.source, tree))
+            place = Place(whole)
             for name, content in output_belongings(source, kind).items():
                 place.write(name, content)
             place.close()
-            install(partial, out, force)
-        except OSError:
+            install(whole, out, force)
+        except BaseException:
+            delete_busy(partial)
             raise
-        except Exception as error:  # of TensorStore, in its own words
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{out} could not be written by Orbax ({library_message(error)})."
-            ) from None
-        finally:
-            delete(partial)
+        delete(partial)

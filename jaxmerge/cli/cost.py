@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxmerge.drivers.files.chunks import WORKERS
+from jaxmerge.drivers.files.chunks import WORKERS, memory_free
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
 from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, own_need
 from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
@@ -26,6 +26,7 @@ from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 
 PROCESS = 200_000_000  # resident bytes of Python and XLA, their code too, with nothing to merge
+MULTIPLE = 12  # of a leaf's inputs, base and models, is more than any method takes
 
 
 def cost(plan: Plan, name: str | None) -> dict[str, Any]:
@@ -50,6 +51,23 @@ def cost(plan: Plan, name: str | None) -> dict[str, Any]:
         "architecture": in_words(architecture(plan.source)) if plan.source else [],
         "mismatches": wrong,
     }
+
+
+def too_large(plan: Plan) -> list[str]:
+    """A line for the user where a merge takes more memory than there is; looked at only where the
+    inputs of the largest leaf are so many that it might."""
+    free = memory_free()
+    largest = max((input_bytes(job, n) for job in plan.jobs for n in job.grid), default=0)
+    if free is None or MULTIPLE * largest < free or any(map(mismatches, plan.jobs)):
+        return []
+    need = PROCESS + _memory(plan)
+    if need < free:
+        return []
+    return [
+        f"this merge takes about {names_of(need)} of memory at once, {names_of(free)} are free: "
+        "the system may end it, and --resume goes on with it on a larger machine. Methods that "
+        "need a whole matrix at once take multiples of the largest leaf (--check says how much)."
+    ]
 
 
 def _passes(job: Job) -> int:

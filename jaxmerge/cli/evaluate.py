@@ -24,6 +24,8 @@ def run(
     from jaxmerge.evaluation import lm_eval
     from jaxmerge.models import decoder
 
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
     lm_eval.require()
     names = [task.strip() for task in tasks.split(",") if task.strip()]
     lm_eval.tasks_of(names)

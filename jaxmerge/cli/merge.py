@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxmerge.cli.bytesbar import BytesBar
-from jaxmerge.cli.cost import cost, show
+from jaxmerge.cli.cost import cost, show, too_large
 from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
 from jaxmerge.errors import UserError, about, closest
@@ -86,6 +86,7 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
+            warn(too_large(plan))
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])

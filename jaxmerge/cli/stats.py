@@ -15,7 +15,6 @@ import numpy as np
 from jaxmerge import statistics
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.sources import open_source
-from jaxmerge.models.packaged import packaged
 from jaxmerge.statistics.fisher import Kind
 
 KINDS = ("fisher", "gram")
@@ -65,8 +64,7 @@ def run(
         raise UserError(f"--samples and --batch must be at least 1, got {samples} and {batch}.")
     target = _target(ref, kind, out)
     source = open_data(data, text=text, label=label)
-    place = str(packaged(ref) or ref)
-    learner, layout_of, keep = _learner(place, base, suite([source]))
+    learner, layout_of, keep = _learner(ref, base, suite([source]))
     params = learner.params
     rows = np.random.default_rng(seed).permutation(source.splits["train"])[:samples]
     images = learner.prepare(source.inputs[rows])
@@ -81,7 +79,7 @@ def run(
         )
     else:
         statistic = statistics.gram(learner.features, params, shown, keep=keep, about=about)
-    checkpoint = open_source(place)
+    checkpoint = open_source(ref)
     try:
         statistic = statistics.in_layout(statistic, layout_of(checkpoint), checkpoint)
     finally:

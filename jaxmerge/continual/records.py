@@ -198,6 +198,9 @@ class Method(NamedTuple):
             own examples, chosen on the host before its batches are drawn: positions in the
             training examples of tasks s. `tasks` are `TaskLabels`.
         host: `begin` and `end` need concrete arrays (numpy, files); then only `run` serves.
+
+    Matrix products are of full precision (`jaxmerge.numerics.precision`) in all hooks but
+    `objective` and `loss`, which multiply as the model does.
     """
 
     wrap: Callable[[Model, int], Model] | None = None

@@ -30,6 +30,7 @@ from jaxmerge.continual.step import fit_of, steps
 from jaxmerge.continual.stream_records import Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
+from jaxmerge.numerics.precision import full_precision
 
 
 def create(setup: Setup, stream: Stream, key: Array) -> State:
@@ -100,7 +101,7 @@ def border(
             continue
         key = named_key(jax.random.fold_in(state.key, t), f"{which} {name}")
         place = Border(t, state.base, info, key, read, objective)
-        params, after = hook(parts.model, params, memory[i], place)
+        params, after = full_precision(hook)(parts.model, params, memory[i], place)
         memory[i] = same_form(memory[i], after, f"{name}: `{which}`")
         params = same_form(dict(state.params), dict(params), f"{name}: `{which}`", "the params")
     return state._replace(params=params, memory=tuple(memory))

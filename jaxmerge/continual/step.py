@@ -22,6 +22,7 @@ from jaxmerge.continual.parts import (
 from jaxmerge.continual.records import Batch, Step
 from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
+from jaxmerge.numerics.precision import full_precision
 
 
 class Fit(NamedTuple):
@@ -164,7 +165,7 @@ def one_step(
     for i, (m, _) in enumerate(hooks):
         if m.perturb is not None:
             step = joined()._replace(params=with_trained(model, before, start, t))
-            start = m.perturb(model, seen(i, step, fit.memory), start, objective_at)
+            start = full_precision(m.perturb)(model, seen(i, step, fit.memory), start, objective_at)
     (loss, grads, plain), (params, out, statistics) = over_parts(start)
     memory = list(fit.memory)
     if watched:
@@ -172,15 +173,15 @@ def one_step(
     grad_at = lambda trained: over_parts(trained)[0][1]
     for i, (m, _) in enumerate(hooks):
         if m.gradient is not None:
-            grads = m.gradient(model, seen(i, step, memory), grads, grad_at)
+            grads = full_precision(m.gradient)(model, seen(i, step, memory), grads, grad_at)
     updates, moments = transform(setup, total).update(grads, fit.moments, start)
     for i, (m, name) in enumerate(hooks):
         if m.update is not None:
-            updates, after = m.update(model, seen(i, step, memory), updates)
+            updates, after = full_precision(m.update)(model, seen(i, step, memory), updates)
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
-            after = m.observe(model, seen(i, step, memory, updates=updates))
+            after = full_precision(m.observe)(model, seen(i, step, memory, updates=updates))
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
     trained = optax.apply_updates(start, updates)
     fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)

@@ -72,8 +72,8 @@ def windows(documents: Iterable[Document], length: int) -> Windows:
     filled = [row + [(0, 0, 0, -1)] * (length - len(row)) for row in rows if row]
     result = Windows(*np.array(filled or [[(0, 0, 0, -1)]], np.int32).transpose(2, 0, 1))
     if not (result.targets >= 0).any():
-        what = "no document" if not count else f"{count} documents in which every target is masked"
-        raise ValueError(f"there is nothing to learn: found {what}")
+        found = f"{count} documents without a target (all masked, or shorter than two tokens)"
+        raise ValueError(f"there is nothing to learn: found {found if count else 'no document'}")
     return result
 
 
@@ -85,8 +85,11 @@ def texts(tokenizer: Tokenizer, documents: Iterable[str], length: int) -> Window
     """Plain texts: every token is learnt, and that the text ends.
 
     Raises:
+      TypeError: a single text, documents that are no text.
       ValueError: there is nothing to learn.
     """
+    if isinstance(documents, str):
+        raise TypeError("documents: found a single text, expected a sequence of texts")
     end = list(tokenizer.ends[:1])
     ids = [tokenizer.encode(text) + end for text in documents]
     return windows([(row, [True] * len(row)) for row in ids], length)
@@ -101,10 +104,16 @@ def instructions(
       conversations: lists of messages with `role` and `content`.
 
     Raises:
+      TypeError: conversations of another form.
       ValueError: no chat template, a template that rewrites earlier turns, nothing to learn.
     """
     documents = []
-    for messages in conversations:
+    for number, messages in enumerate(conversations):
+        if not _is_conversation(messages):
+            raise TypeError(
+                f"conversation {number}: found {messages!r:.80}, expected a list of messages, each "
+                "with role and content"
+            )
         ids: list[int] = []
         learnt: list[bool] = []
         for turn, message in enumerate(messages):
@@ -116,6 +125,11 @@ def instructions(
             _add(tokenizer, text, answer, ids, learnt)
         documents.append((ids, learnt))
     return windows(documents, length)
+
+
+def _is_conversation(messages: object) -> bool:
+    entries = messages if isinstance(messages, Sequence) else [None]
+    return all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in entries)
 
 
 def _add(tokenizer: Tokenizer, text: str, answer: bool, ids: list[int], learnt: list[bool]) -> None:

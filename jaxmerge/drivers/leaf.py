@@ -9,14 +9,15 @@ every value of a factor, and the memory, file and sharded drivers give the same 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 
 from jaxmerge.core.keys import cell_key
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, working_dtype
+from jaxmerge.numerics.precision import full_precision
 
 
 class LeafInputs(NamedTuple):
@@ -50,6 +51,11 @@ class LeafInputs(NamedTuple):
         return LeafInputs(self.base, (), self.key, count, measured)
 
 
+def _compiled(f: Callable, **options: Any) -> Callable:
+    """`jax.jit` at full precision: projections and Gram matrices are as exact on a TPU as here."""
+    return jax.jit(full_precision(f), **options)
+
+
 def delta(model: Array, base: Array, zero: bool = False) -> Array:
     """One leaf of the task vector, in the working dtype."""
     dtype = working_dtype(base)
@@ -57,23 +63,26 @@ def delta(model: Array, base: Array, zero: bool = False) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0) if zero else x
 
 
-@jax.jit
+@_compiled
 def start_leaf(specs, base):
     """The cell of one leaf before any model."""
     return specs[1].build().init(base)
 
 
-@jax.jit
+@_compiled
 def start_alike(specs, base):
     """The same, every array of the leaf's shape cut over devices as the leaf is.
 
-    Nothing in a cell of zeros depends on the leaf, so the compiler would put it on one device.
+    Nothing in a cell of zeros depends on the leaf, so the compiler would put it on one device: a
+    zero that it cannot see is added, times what it must read the leaf for.
     """
-    alike = lambda x: shard_alike(base, x)[1] if jnp.shape(x) == base.shape else x
+    zero = jax.lax.optimization_barrier(jnp.int32(0))
+    nothing = lambda dtype: (base == base).astype(dtype) * zero.astype(dtype)
+    alike = lambda x: x + nothing(x.dtype) if jnp.shape(x) == base.shape else x
     return jax.tree.map(alike, start_leaf(specs, base))
 
 
-@functools.partial(jax.jit, static_argnames="zero")
+@functools.partial(_compiled, static_argnames="zero")
 def update_leaf(specs, cell, inputs, zero=False):
     """Fold models into the cell of one leaf, in one compiled pass."""
     for t in range(len(inputs.models)):
@@ -81,7 +90,7 @@ def update_leaf(specs, cell, inputs, zero=False):
     return cell
 
 
-@functools.partial(jax.jit, static_argnames="zero")
+@functools.partial(_compiled, static_argnames="zero")
 def _update_once(specs, cell, inputs, zero):
     """The same for one model; traced once for all models of a leaf."""
     before, fold, _ = _build(specs)
@@ -89,27 +98,27 @@ def _update_once(specs, cell, inputs, zero):
     return fold.update(cell, x, _context(inputs, len(before), inputs.measured[0][-1], 0))
 
 
-@jax.jit
+@_compiled
 def combine_leaf(specs, first, second):
     """The cell of the models of two cells, in that order."""
     return specs[1].build().combine(first, second)
 
 
-@jax.jit
+@_compiled
 def finish_leaf(specs, cell, inputs):
     """The merged leaf of the model, in the dtype of the base."""
     base, x = inputs.base, _leave(*_build(specs), cell, inputs)
     return (base.astype(x.dtype) + x).astype(base.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="zero")
+@functools.partial(_compiled, static_argnames="zero")
 def fold_leaf(specs, inputs, zero=False):
     """All models folded: the cell of one leaf."""
     cell = _opaque(start_leaf(specs, inputs.base))
     return update_leaf(specs, cell, inputs._replace(step=jnp.zeros((), jnp.int32)), zero)
 
 
-@functools.partial(jax.jit, static_argnames="zero")
+@functools.partial(_compiled, static_argnames="zero")
 def merge_leaf(specs, inputs, zero=False):
     """Fold and finish one leaf in one compiled pass over memory; no facts about the whole row."""
     cell = fold_leaf(specs, inputs, zero)
@@ -119,13 +128,27 @@ def merge_leaf(specs, inputs, zero=False):
     return finish_leaf(specs, cell, inputs.behind(count, none))
 
 
-@functools.partial(jax.jit, static_argnames="zero")
+@functools.partial(_compiled, static_argnames="zero")
 def row_leaf(before, inputs, zero=False):
     """One leaf of a row behind the transforms `before` (their specs)."""
     return _enter([s.build() for s in before], inputs, 0, zero)
 
 
-@functools.partial(jax.jit, static_argnames=("i", "turn", "zero"))
+@functools.partial(_compiled, static_argnames="zero")
+def join_rows(before, inputs, zero=False):
+    """The entries of many leaves of a row, each behind its transforms, as one array."""
+    rows = [_enter([s.build() for s in b], x, 0, zero) for b, x in zip(before, inputs, strict=True)]
+    return jnp.concatenate([row.reshape(-1) for row in rows])
+
+
+@functools.partial(_compiled, static_argnames=("i", "turn"))
+def observe_part(specs, i, summary, turn, x):
+    """What entries contribute, in pass `turn`, to the measure of stage i."""
+    before, fold, _ = _build(specs)
+    return _observe(before[i].measure if i < len(before) else fold.measure, x, summary, turn)
+
+
+@functools.partial(_compiled, static_argnames=("i", "turn", "zero"))
 def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
     before, fold, _ = _build(specs)
@@ -134,13 +157,13 @@ def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     return _observe(measure, x, summary, turn)
 
 
-@functools.partial(jax.jit, static_argnames="turn")
+@functools.partial(_compiled, static_argnames="turn")
 def observe_opening(specs, summary, turn, cell):
     """What one leaf contributes to the opening measure."""
     return _observe(specs[1].build().opening, cell, summary, turn)
 
 
-@functools.partial(jax.jit, static_argnames=("i", "turn"))
+@functools.partial(_compiled, static_argnames=("i", "turn"))
 def observe_cell(specs, i, summary, turn, cell, inputs):
     """What one leaf contributes to the closing measure (i = 0) or to that of transform i - 1."""
     before, fold, after = _build(specs)
@@ -150,7 +173,7 @@ def observe_cell(specs, i, summary, turn, cell, inputs):
     return _observe(after[i - 1].measure, x, summary, turn)
 
 
-@jax.jit
+@_compiled
 def result_leaf(specs, cell, inputs):
     """The merged leaf behind all its transforms, still a task vector."""
     return _leave(*_build(specs), cell, inputs)

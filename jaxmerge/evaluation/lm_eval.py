@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, closest
 from jaxmerge.evaluation.language import encode_pair, log_likelihoods, start_of, tokenizer_of
 from jaxmerge.models.decoder.checkpoint import Model
 from jaxmerge.models.decoder.generate import Sampling, generate
@@ -120,7 +120,7 @@ def tasks_of(wanted: Iterable[str]) -> list[str | dict[str, Any]]:
     Paths of data in a file are relative to that file.
 
     Raises:
-      UserError: a file that is not there, or is no task.
+      UserError: a file that is not there or is no task; data that are empty.
     """
     import yaml
 
@@ -152,6 +152,8 @@ def _absolute(files: Any, folder: Path) -> Any:
     if isinstance(files, list):
         return [_absolute(file, folder) for file in files]
     here = folder / str(files)
+    if here.is_file() and not here.stat().st_size:
+        raise UserError(f"{here} is empty; a task needs at least one example.")
     return str(here.resolve()) if not os.path.isabs(str(files)) and here.exists() else files
 
 
@@ -179,21 +181,32 @@ def evaluate(
       task -> figure -> value; the harness's estimates of errors are `..._stderr`.
 
     Raises:
-      UserError: the harness is not installed, a task that is not there.
+      UserError: the harness is not installed, tasks that are not there or cannot be run.
     """
     require()
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     if not tasks:
         raise UserError("Name at least one task with --tasks.")
-    wanted = tasks_of(tasks)
+    wanted, manager = tasks_of(tasks), TaskManager()
+    if unknown := [t for t in wanted if isinstance(t, str) and not manager.match_tasks([t])]:
+        hints = (f"{name!r} ({closest(name, manager.all_tasks)})" for name in unknown[:5])
+        raise UserError(f"The harness knows no task {', '.join(hints)}.")
+    lm = adapter(model, batch=batch, compute=compute)
     try:
         output = simple_evaluate(
-            adapter(model, batch=batch, compute=compute), tasks=wanted, limit=limit,
-            num_fewshot=fewshot, apply_chat_template=chat, bootstrap_iters=100, log_samples=False,
+            lm, tasks=wanted, limit=limit, num_fewshot=fewshot, apply_chat_template=chat,
+            bootstrap_iters=100, log_samples=False, task_manager=manager,
         )  # fmt: skip
-    except KeyError as error:
-        raise UserError(f"The harness knows no task {error}.") from None
+    except UserError:
+        raise
+    except Exception as error:  # of the harness, of what loads its data, of a task's own words
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The harness could not run {', '.join(tasks)} ({type(error).__name__}: {words}); look "
+            "at the task's file and its data, or at the connection."
+        ) from error
     results = {} if output is None else output["results"]
     return {
         task: {

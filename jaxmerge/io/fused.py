@@ -15,6 +15,7 @@ joined, each computed when it is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -50,6 +51,14 @@ class Split(NamedTuple):
     def part(self, fused: np.ndarray, i: int) -> np.ndarray:
         """One part of a fused array."""
         return np.take(fused, self.places[i], self.axis)
+
+    def read(self, leaves: Leaves, name: str, i: int) -> np.ndarray:
+        """One part of a leaf, from a file: of rows one behind the other nothing else is read."""
+        first, last, shape = self.places[i][0], self.places[i][-1] + 1, leaves.like[name].shape
+        if self.axis or last - first != len(self.places[i]):
+            return self.part(leaves[name], i)
+        row = math.prod(shape[1:])
+        return leaves.read(name, first * row, last * row).reshape(-1, *shape[1:])
 
     def join(self, parts: Collection[np.ndarray]) -> np.ndarray:
         """The array of all parts."""
@@ -95,7 +104,7 @@ def in_layout(leaves: Leaves, made_of: Architecture, wanted: Collection[str]) ->
         parts = next((p for p in parts_of(n) if all(m in wanted for m in p)), ())
         if split is not None and not any(m in leaves for m in parts):
             for i, m in enumerate(parts):
-                load = lambda n=n, split=split, i=i: split.part(leaves[n], i)
+                load = lambda n=n, split=split, i=i: split.read(leaves, n, i)
                 computed[m] = Computation(_like(like, split.axis, len(split.places[i])), load, [n])
     for n in [n for n in wanted if n not in leaves and _word(n)]:
         parts = next((p for p in parts_of(n) if all(m in leaves for m in p)), ())

@@ -29,7 +29,7 @@ def download(ref: str, allow_pickle: bool) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:160]
+        reason = re.split(r"\n|\. ", str(error).strip())[0][:160]
         raise UserError(
             f"{ref!r} is no local path and could not be downloaded from the hub "
             f"({type(error).__name__}: {reason}). Check the name and the connection."

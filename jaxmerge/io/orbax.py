@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,40 @@ def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
             return dict(leaves)
         place[last] = leaf
     return tree
+
+
+@contextlib.contextmanager
+def one_error(out: Path) -> Iterator[None]:
+    """A checkpoint is written inside; a failure is the one exception that leaves the block.
+
+    When a leaf cannot be written, Orbax closes its event loop and raises, while TensorStore is
+    still at the others; each of those ends in a callback to the closed loop, which Python would
+    print as a traceback of its own. They come until the process ends, so after a failure the
+    filter stays; everything else is passed on.
+
+    Raises:
+        OSError: what the system said, of `out`, where TensorStore names its number.
+        UserError: else, with the words of the library.
+    """
+    before = sys.unraisablehook
+
+    def without_late_callbacks(late: Any) -> None:
+        if late.exc_type is not RuntimeError or str(late.exc_value) != "Event loop is closed":
+            before(late)
+
+    sys.unraisablehook = without_late_callbacks
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number:
+            code = int(number.group(1))
+            raise OSError(code, os.strerror(code), str(out)) from None
+        message = f"{out} could not be written by Orbax ({library_message(error)})."
+        raise UserError(message) from None
+    sys.unraisablehook = before
 
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:

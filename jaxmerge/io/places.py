@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from pathlib import Path
 
 from jaxmerge.errors import UserError
@@ -260,3 +261,15 @@ def delete(path: Path) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
+
+
+def delete_busy(path: Path, seconds: float = 3) -> None:
+    """A folder into which a library's threads, after a failure, may still write: until it has been
+    away for a moment, or the time is over."""
+    until, gone_since = time.monotonic() + seconds, time.monotonic()
+    while time.monotonic() < min(until, gone_since + 0.3):
+        if os.path.lexists(path):
+            with contextlib.suppress(OSError):
+                delete(path)
+            gone_since = time.monotonic()
+        time.sleep(0.03)

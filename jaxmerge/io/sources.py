@@ -5,7 +5,8 @@
     diffusers/pipeline        model_index.json and components in sub-folders, as one model
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
     file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
-    org/name[@revision]       a repository on the hub, downloaded by huggingface_hub
+    org/name[@revision]       a repository on the hub, downloaded by huggingface_hub; a few models
+                              come from a Python package where it is installed (`io.packaged`)
     folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
     any of these#params       the leaves whose names begin with "params/" or "params.", without it
     any of these+adapter      with a PEFT LoRA adapter (a folder or a repository) on top
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.hub import HUB, PICKLED, download
 from jaxmerge.io.opened_model import Shards, Source
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
+from jaxmerge.io.packaged import hint, packaged
 from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
@@ -59,6 +62,8 @@ def open_source(
     """
     ref = os.fspath(ref)
     path = _path(ref, near)
+    if path is None and (path := packaged(ref)) is not None:
+        _say_quantised(ref, path)
     if path is not None:
         if path.suffix == ".gguf" and path.is_file():
             return _gguf(path, stored)
@@ -77,7 +82,10 @@ def open_source(
         files = [*source.files, *lora.files]
         return Source(leaves, f"{source.ref}+{where}", source._folder, files, config)
     if HUB.fullmatch(ref):
-        folder = download(ref, allow_pickle)
+        try:
+            folder = download(ref, allow_pickle)
+        except UserError as error:
+            raise UserError(f"{error}{hint(ref)}") from None
         source = _local(folder, allow_pickle)
         source.ref = ref if "@" in ref else f"{ref}@{folder.name}"
         return source if stored else _logical(source)
@@ -90,6 +98,14 @@ def open_source(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
         f", and it is no org/name[@revision] of the hub.{_neighbour(ref)}"
     )
+
+
+def _say_quantised(ref: str, path: Path) -> None:
+    """Warns where a packaged file is not the model that the reference names, but its 4 bits."""
+    kinds = Tensors(path).quantised() if path.suffix == ".gguf" else ()
+    if kinds:
+        text = f"{ref}: quantised weights ({', '.join(kinds)}) from {path.name}"
+        warnings.warn(text, stacklevel=3)
 
 
 def laid_out(source: Source, names: Collection[str]) -> Source:

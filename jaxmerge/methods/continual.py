@@ -119,7 +119,7 @@ def continual_ties(
             For "global" the models before it are read again before every model: from files,
             T (T - 1) reads more for T models.
 
-    Memory: 1 x the model.
+    Memory: 1 x the model; from files a multiple of the largest leaf for "leaf", which is not cut.
 
     Source: baseline of Tang et al., OPCM, NeurIPS 2025.
     """

@@ -92,7 +92,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
         g = ctx.extra["gram"].astype(x.dtype)
         rows = _matrix(x, axis, g)
         g = jnp.where(jnp.eye(len(g), dtype=bool), g, off_diagonal * g)
-        moment = jnp.matmul(g, rows, precision="highest")
+        moment = g @ rows
         if len(cell) == 3:
             return total, cell[1] + g, cell[2] + moment
         return total, g, moment
@@ -103,7 +103,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
             return mean
         _, g, moment = cell
         start = _matrix(mean, axis, g)
-        rest = moment - jnp.matmul(g, start, precision="highest")
+        rest = moment - g @ start
         g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         x = start + jax.lax.custom_linear_solve(
             lambda v: g @ v, rest, lambda _, b: _host_solve(g, b), symmetric=True

@@ -4,14 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxmerge.errors import UserError, library_message
+from jaxmerge.io.untrusted import read_text
 from jaxmerge.models.folders import read_json
 
 SHOWN = 5  # offenders spelt out in an error; the rest is counted
 
 
+def backend_of(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, without truncation and padding.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    import tokenizers
+
+    text = read_text(path)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+        backend.no_truncation()
+        backend.no_padding()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the package raises bare exceptions and, rarely, panics
+        raise UserError(
+            f"{path} is no tokenizer that can be read ({library_message(error)}); take it anew "
+            "from where the model came from."
+        ) from None
+    return backend
+
+
+def text_of(token: Any) -> str | None:
+    """The text of a token as files have it, a string or an object with its `content`."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
 def special_tokens(folder: Path, defaults: Mapping[str, str]) -> dict[str, str]:
     """What a folder's files say of these names, `"eos_token"` and so on -> token.
+
+    Raises:
+      UserError: a token that is no text.
 
     Args:
       folder: may hold `special_tokens_map.json` and `tokenizer_config.json` (which has the last
@@ -22,9 +57,12 @@ def special_tokens(folder: Path, defaults: Mapping[str, str]) -> dict[str, str]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         given = read_json(folder / name)
         for key in defaults:
-            if given.get(key) is not None:
-                token = given[key]
-                tokens[key] = token["content"] if isinstance(token, dict) else token
+            if given.get(key) is None:
+                continue
+            token = text_of(given[key])
+            if token is None:
+                raise UserError(f"{folder / name}: {key} is {given[key]!r:.80}; expected text.")
+            tokens[key] = token
     return tokens
 
 

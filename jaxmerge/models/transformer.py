@@ -30,7 +30,9 @@ class Compute:
     """How a forward pass is carried out; never what it computes.
 
     Attributes:
-      dtype: of the matrix products, "float32" or "bfloat16".
+      dtype: of the matrix products, "float32" or "bfloat16". What an accelerator makes of float32
+        products is `jax_default_matmul_precision`'s to say: by default TF32 on NVIDIA GPUs and one
+        pass of bfloat16 on TPUs; "highest" is what the parity tables were measured with.
       attention: "plain" (three matrix products, any backend) or "fused"
         (`jax.nn.dot_product_attention`, whose implementation the backend chooses), "cudnn"
         (the same, cuDNN flash attention demanded; needs a GPU and bfloat16).

@@ -19,6 +19,7 @@ from jaxmerge.core.names import is_float
 from jaxmerge.core.types import Leaves
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import add
+from jaxmerge.numerics.precision import full_precision
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite, task_vectors
 from jaxmerge.transforms.sparsify import trim
 
@@ -76,6 +77,7 @@ def adamerging(
     optimizer = optimizer or optax.adam(1e-3)
     fixed = {n: jnp.asarray(x) for n, x in base.items()}
 
+    @full_precision
     def build(coefficients, taus):
         one = coefficients.get("all")
         moved = {

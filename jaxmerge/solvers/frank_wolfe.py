@@ -25,6 +25,7 @@ from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.errors import closest
 from jaxmerge.methods.sparse import ties
+from jaxmerge.numerics.precision import full_precision
 from jaxmerge.solvers.core import Loss, Solver, check_step, descend, finite
 
 _to_simplex = jnp.vectorize(optax.projections.projection_simplex, signature="(n)->(n)")
@@ -96,7 +97,7 @@ def frank_wolfe(
             best = dict.fromkeys(best, int(np.argmin(total)))
         gamma = step_size * 2 / (int(state.step) + 2)
         vertex = {n: jnp.asarray(pool[m][n]) for n, m in best.items()}
-        gap = sum(float(jnp.vdot(grad[n], floats[n] - vertex[n])) for n in grad)
+        gap = sum(float(_inner(grad[n], floats[n] - vertex[n])) for n in grad)
         if density is None:
             new = {n: _towards(floats[n], vertex[n], gamma * factor) for n in floats}
         else:
@@ -150,6 +151,7 @@ def soft_frank_wolfe(
     optimizer = optimizer or optax.adam(0.05)
     gradient = _gradient(loss)
 
+    @full_precision
     def mixed(coefficients, points):
         return {n: jnp.tensordot(c, points[n], 1) for n, c in coefficients.items()}
 
@@ -188,7 +190,7 @@ def soft_frank_wolfe(
             n: jnp.stack([floats[n], *(jnp.asarray(pool[int(m)][n]) for m in order[n])])
             for n in floats
         }
-        gap = sum(float(jnp.vdot(grad[n], x[0] - x[1])) for n, x in points.items())
+        gap = sum(float(_inner(grad[n], x[0] - x[1])) for n, x in points.items())
         gamma = 2 / (int(state.step) + 2)
         from_here = jnp.array([1 - gamma] + [gamma / vertices] * vertices)
         names = list(points) if granularity == "layer" else ["all"]
@@ -242,9 +244,12 @@ def oracle_scores(grad: Leaves, pool: Sequence[Leaves], oracle: Oracle) -> dict[
     return scores
 
 
+_inner = full_precision(jnp.vdot)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _score(g, s, oracle):
-    inner = jnp.vdot(g, s.astype(g.dtype))
+    inner = _inner(g, s.astype(g.dtype))
     if oracle == "inner":
         return inner
     norms = jnp.linalg.norm(g) * jnp.linalg.norm(s.astype(g.dtype))

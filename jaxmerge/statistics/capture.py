@@ -195,6 +195,14 @@ def _catch_patches(params, ins, view, seen) -> None:
     seen.setdefault(view.kernels[0], []).append(Input(rows, 0))
 
 
+def _counts(params) -> tuple[int, int]:
+    """How many operands of a scan are the same in every step, and how many it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    fixed, carried, _ = params["ft_in"].unpack()  # since jax 0.11
+    return len(fixed), len(carried)
+
+
 def _stacked(view: View | None, length: int) -> bool:
     """Whether an array is so many kernels on its first axis, a step of a scan each."""
     return view is not None and not view.axes[0] and len(view.kernels) == length
@@ -202,7 +210,7 @@ def _stacked(view: View | None, length: int) -> bool:
 
 def _unrolled(params, ins, views, seen, every) -> list[Any]:
     """A scan step by step: the kernels that were stacked for it meet an input each."""
-    consts, carries = params["num_consts"], params["num_carry"]
+    consts, carries = _counts(params)
     fixed, carry, over = ins[:consts], ins[consts : consts + carries], ins[consts + carries :]
     length, inner = params["length"], params["jaxpr"]
     order = range(length - 1, -1, -1) if params["reverse"] else range(length)
@@ -225,7 +233,7 @@ def _unrolled(params, ins, views, seen, every) -> list[Any]:
 
 def _scan(params, ins, views, seen) -> list[Any]:
     """Run a scan; kernels that it closes over or cuts into layers are looked for in its body."""
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = _counts(params)
     inner, first = params["jaxpr"], consts + carry
     axes: dict[str, int] = {}
 

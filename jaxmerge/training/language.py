@@ -59,6 +59,7 @@ def finetune(
     dtype: str = "float32",
     scan: bool = False,
     remat: str | None = None,
+    attention: str = "plain",
     seed: int = 0,
     chunk: int = 16,
     folder: str | Path | None = None,
@@ -78,21 +79,21 @@ def finetune(
       accumulate: parts in which a batch passes through the model.
       optimiser: a registered one; AdamW with warm-up and a cosine unless given.
       methods: what is added to plain fine-tuning, such as `lora(8, use="shared")`.
-      dtype, scan, remat: of the forward pass, see `Compute`.
+      dtype, scan, remat, attention: of the forward pass, see `Compute`.
       seed: of the order of rows, and of adapters.
       chunk: steps in one compiled call.
       folder: where the state is kept; a run with the same settings goes on from there.
       on_chunk: called with steps done, steps in all, and the mean loss of the chunk.
 
     Raises:
-      ValueError: fewer rows than a batch, windows longer than the model's context, ids outside of
-        its vocabulary, a loss that is not finite.
+      ValueError: numbers below 1, fewer rows than a batch, windows longer than the model's
+        context, ids outside of its vocabulary, a loss that is not finite.
 
     Memory: weights, gradients and two moments of what is trained; activations of a batch's part.
     """
-    rows = _rows(model, windows, epochs, batch, accumulate, seed)
+    rows = _rows(model, windows, epochs, batch, accumulate, seed, chunk)
     setup = Setup(
-        decoder(model.config.hf, dtype=dtype, scan=scan, remat=remat),
+        decoder(model.config.hf, dtype=dtype, scan=scan, remat=remat, attention=attention),
         language(), optimiser or cosine(rate=1e-4), tuple(methods), accumulate=accumulate,
     )  # fmt: skip
     windows = Windows(*(jnp.asarray(x) for x in windows))
@@ -130,22 +131,32 @@ def model_with(model: Model, params: Leaves) -> Model:
 
 
 def _rows(
-    model: Model, windows: Windows, epochs: int, batch: int, accumulate: int, seed: int
+    model: Model, windows: Windows, epochs: int, batch: int, accumulate: int, seed: int, chunk: int
 ) -> np.ndarray:
     """Row numbers of every step, `[steps, batch]`."""
     tokens = np.asarray(windows.tokens)
     count, length = tokens.shape
+    numbers = {"epochs": epochs, "batch": batch, "accumulate": accumulate, "chunk": chunk}
+    if low := [f"{name} is {value}" for name, value in numbers.items() if value < 1]:
+        raise ValueError(f"this cannot be trained: {', '.join(low)}, expected 1 or more")
     wrong = []
     if count < batch:
-        wrong.append(f"found {count} rows, a batch has {batch}")
-    if length > model.config.context:
-        wrong.append(f"rows of {length} tokens, the model's context has {model.config.context}")
-    if tokens.max() >= model.config.vocab or tokens.min() < 0:
         wrong.append(
-            f"ids {tokens.min()} to {tokens.max()}, the model has 0 to {model.config.vocab - 1}: "
-            "they are of another tokenizer"
+            f"found {count} rows, a batch has {batch}: take a smaller one, or shorter rows"
         )
-    if not (np.asarray(windows.targets) >= 0).any():
+    if length > model.config.context:
+        wrong.append(
+            f"rows of {length} tokens, the model's context has {model.config.context}: cut texts "
+            "into shorter rows"
+        )
+    targets = np.asarray(windows.targets)
+    ids = np.concatenate([tokens.ravel(), targets[targets >= 0]])
+    if ids.max() >= model.config.vocab or ids.min() < 0:
+        wrong.append(
+            f"ids {ids.min()} to {ids.max()}, the model has 0 to {model.config.vocab - 1}: they "
+            "are of another tokenizer"
+        )
+    if not (targets >= 0).any():
         wrong.append("every target is masked, there is nothing to learn")
     if batch % accumulate:
         wrong.append(f"a batch of {batch} rows in {accumulate} parts")

@@ -14,6 +14,7 @@ from jaxmerge.continual.registry import Count, Share, methods
 from jaxmerge.continual.wraps.kernels import chosen, fan_in, reading
 from jaxmerge.continual.wraps.masks import OFF, SCORES, mask, plain, signed_constant, through
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.precision import full_precision
 
 By = Literal["entropy", "surplus"]
 Search = Literal["one_shot", "binary"]
@@ -134,6 +135,7 @@ def masks(scores: Array, density: float | None) -> Array:
     return jax.vmap(lambda s: mask(s, density))(scores)
 
 
+@full_precision
 def superpose(alpha: Array, masks: Array) -> Array:
     """sum_t alpha_t M_t."""
     return jnp.tensordot(alpha.astype(masks.dtype), masks, 1)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.wraps.kernels import chosen, fan_in, reading
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.precision import full_precision
 
 A, B, M = "/lora_a", "/lora_b", "/lora_m"
 Patterns = Sequence[tuple[str, float]]
@@ -42,6 +43,7 @@ def pattern(table: Patterns, name: str, default: float) -> float:
     return next((value for regex, value in table if re.search(regex, name)), default)
 
 
+@full_precision
 def changed(params: Leaves, name: str, slot: Array | int, scale: float) -> Array:
     """A kernel with the pair of a slot on it, DoRA where it has lengths."""
     v = params[name] + scale * (params[name + A][slot] @ params[name + B][slot])
@@ -97,6 +99,7 @@ def with_lora(
                 params[n + M] = jnp.tile(jnp.linalg.norm(w, axis=0)[None], (many, 1))
         return params
 
+    @full_precision
     def weights(params: Leaves, task: Array) -> Leaves:
         own = {n: p for n, p in params.items() if not adapter(n)}
         for n in own:

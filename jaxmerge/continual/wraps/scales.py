@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.wraps.kernels import chosen, reading
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.precision import full_precision
 
 SPACE, SCALE, USED = "/space", "/scale", "/used"
 
@@ -30,6 +31,7 @@ def added(name: str) -> bool:
     return name.endswith((SPACE, SCALE, USED))
 
 
+@full_precision
 def rescaled(kernel: Array, spaces: Array, scales: Array, used: Array) -> Array:
     """W_eff of one task.
 

@@ -119,8 +119,15 @@ def _signature(run, shape, base, models, rest, judge) -> list | None:
         closed = jax.make_jaxpr(run)(like(base), tuple(map(like, models)), *rest)
     except (TypeError, ValueError):  # it reads the shape, or has arrays that fit no piece
         return None
-    seen: list = []
+    seen: list = [("constants", [_constant(c) for c in closed.consts])]
     return None if _walk(closed.jaxpr, shape, seen, (), judge) is None else seen
+
+
+def _constant(value: Any) -> tuple:
+    """A constant of a program, entry by entry: one that was computed from the shape shows there."""
+    keys = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(value) if keys else value)
+    return array.shape, str(array.dtype), array.tobytes()
 
 
 def _walk(jaxpr, shape, seen: list, summed, judge) -> list | None:
@@ -137,13 +144,14 @@ def _walk(jaxpr, shape, seen: list, summed, judge) -> list | None:
 
     def label(v):
         if hasattr(v, "val"):
-            return ("literal", str(v.val), str(v.aval.dtype))
+            return ("literal", *_constant(v.val))
         return number.setdefault(v, len(number))
 
     for v in (*jaxpr.constvars, *jaxpr.invars):
         label(v)
     for eqn in jaxpr.eqns:
         inner = [p for p in map(_jaxpr_of, eqn.params.values()) if p is not None]
+        consts = [c for p in eqn.params.values() for c in getattr(p, "consts", ())]
         rounds = [0 if hasattr(v, "val") else after.get(v, 0) for v in eqn.invars]
         last = max(rounds, default=0)
         named = eqn.params.get("name") if eqn.params.get("name") in OPAQUE else None
@@ -161,7 +169,7 @@ def _walk(jaxpr, shape, seen: list, summed, judge) -> list | None:
                 for k, v in eqn.params.items()
                 if isinstance(v, str | int | float | bool | np.dtype) and "name" not in k
             }
-            seen.append((eqn.primitive.name, names, facts))
+            seen.append((eqn.primitive.name, names, facts, [_constant(c) for c in consts]))
             out = [last] * len(eqn.outvars)
             for p in inner:
                 results = _walk(p, shape, seen, rounds, judge)

@@ -127,7 +127,9 @@ def parse(path: str | os.PathLike) -> Contents:
         try:
             return _parse(_Cursor(file, size), size)
         except HeaderError as error:
-            raise HeaderError(f"{path} is no sound GGUF file: {error}.") from None
+            raise HeaderError(
+                f"{path} is no sound GGUF file: {error}. Copy or convert it anew."
+            ) from None
 
 
 def _parse(cursor: _Cursor, size: int) -> Contents:

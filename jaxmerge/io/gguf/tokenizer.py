@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # token_type
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -70,7 +70,8 @@ def files_of(metadata: Mapping[str, Any], context: int | None) -> dict[str, Any]
         raise UserError("this GGUF file has no list of distinct tokens")
     if not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
         kinds = np.ones(len(tokens), np.int32)
-    ids = {token: index for index, token in enumerate(tokens)}
+    filling = {i for i in np.flatnonzero(kinds == UNUSED).tolist() if tokens[i] == _filling(i)}
+    ids = {token: index for index, token in enumerate(tokens) if index not in filling}
     model = {"gpt2": _byte_level, "llama": _sentencepiece}.get(settings.get("model", ""))
     if model is None:
         raise UserError(f"a tokenizer of the kind {settings.get('model')!r} is not rebuilt")
@@ -130,7 +131,7 @@ def _byte_level(
 
 def _sentencepiece(settings: Mapping, ids: Mapping[str, int], named: Mapping[str, str]) -> dict:
     scores = settings.get("scores")
-    if not isinstance(scores, np.ndarray) or len(scores) != len(ids):
+    if not isinstance(scores, np.ndarray) or len(scores) != len(settings["tokens"]):
         raise UserError("a SentencePiece tokenizer without a score for every token")
     merges = []
     for token, index in ids.items():
@@ -169,11 +170,22 @@ def _template(token: str, index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def metadata_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _filling(index: int) -> str:
+    """What llama.cpp's converter calls an id that no token has; embeddings have more rows."""
+    return f"[PAD{index}]"
+
+
+def metadata_of(
+    tokenizer: Mapping[str, Any], config: Mapping[str, Any], rows: int
+) -> dict[str, Any]:
     """The metadata for tokenizer.json and tokenizer_config.json, byte-level BPE only.
 
+    Args:
+        tokenizer, config: what the files hold.
+        rows: of the embedding; a GGUF file lists as many tokens.
+
     Raises:
-        UserError: a tokenizer that has no form in a GGUF file here.
+        UserError: a tokenizer that has no form in a GGUF file here, or of another model.
     """
     model, cut = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer")
     pre = next((name for name, steps in CUTS.items() if _same(steps, cut)), None)
@@ -187,9 +199,14 @@ def metadata_of(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     for token in tokenizer.get("added_tokens", []):
         ids[token["content"]] = token["id"]
         kinds[token["content"]] = CONTROL if token["special"] else USER_DEFINED
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"its {len(ids)} tokens have ids that are not 0 to {len(ids) - 1}")
-    tokens = sorted(ids, key=lambda token: ids[token])
+    by_id = {index: token for token, index in ids.items()}
+    if len(by_id) != len(ids) or not 0 <= min(by_id) <= max(by_id) < rows:
+        raise UserError(
+            f"its tokenizer has {len(ids)} tokens with {len(by_id)} ids up to {max(by_id)}, the "
+            f"embedding {rows} rows: it is the tokenizer of another model"
+        )
+    tokens = [by_id.get(index, _filling(index)) for index in range(rows)]
+    kinds |= {_filling(index): UNUSED for index in range(rows) if index not in by_id}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     entries: dict[str, Any] = {
         "model": "gpt2", "pre": pre, "tokens": tokens, "token_type": [kinds[t] for t in tokens],

@@ -69,6 +69,9 @@ def write(
     groups: dict[str, list[str]] = {}
     for key in names:
         groups.setdefault(place_of(key, kind).name, []).append(key)
+    if "token_embd.weight" not in groups:
+        raise UserError("A GGUF file needs an embedding, model.embed_tokens.weight; found none.")
+    rows = source.like[groups["token_embd.weight"][0]].shape[0]
     partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(partial, name)
@@ -77,7 +80,7 @@ def write(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         for key, value in metadata.items():
             _add(writer, f"{name}.{key}", value)
-        for key, value in _tokenizer(folder, out).items():
+        for key, value in _tokenizer(folder, out, rows).items():
             _add(writer, key, value)
         freqs = configs.scaling_tensor(config)
         kinds = {}
@@ -107,7 +110,7 @@ def write(
     return len(groups) + (freqs is not None)
 
 
-def _tokenizer(folder: Path | None, out: Path) -> dict[str, Any]:
+def _tokenizer(folder: Path | None, out: Path, rows: int) -> dict[str, Any]:
     path = member(folder, "tokenizer.json")
     if path is None or folder is None:
         return {"tokenizer.ggml.model": "none"}
@@ -117,7 +120,7 @@ def _tokenizer(folder: Path | None, out: Path) -> dict[str, Any]:
     if template is not None:
         config["chat_template"] = read_text(template)
     try:
-        return metadata_of(read_json(path), config)
+        return metadata_of(read_json(path), config, rows)
     except UserError as error:
         raise UserError(f"{out} cannot be written: {error}.") from None
 

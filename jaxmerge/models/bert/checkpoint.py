@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.errors import UserError
 from jaxmerge.io.key_tables import Entry, absorb, fits
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.bert.config import Config
@@ -20,7 +19,6 @@ from jaxmerge.models.bert.params import hf_table, plain_key
 from jaxmerge.models.bert.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import read_json, write_folder
 from jaxmerge.models.heads import text_head
-from jaxmerge.models.packaged import hint, packaged
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,7 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     Memory: the model once, and once more while it is read.
     """
     ref = os.fspath(ref)
-    try:
-        source = open_source(packaged(ref) or ref, allow_pickle=allow_pickle)
-    except UserError as error:
-        raise UserError(f"{error}{hint(ref)}") from None
+    source = open_source(ref, allow_pickle=allow_pickle)
     try:
         settings, folder = source.config(), source.folder
         if not settings or folder is None:

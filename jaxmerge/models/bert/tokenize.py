@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.models.folders import read_json
-from jaxmerge.models.tokens import refuse_long, special_tokens, token_ids
+from jaxmerge.models.tokens import backend_of, refuse_long, special_tokens, token_ids
 
 NAMED = {f"{token.lower()}_token": f"[{token}]" for token in ("CLS", "SEP", "PAD", "UNK", "MASK")}
 NAMED |= {"tokenizer_class": "BertTokenizer"}
@@ -79,14 +79,10 @@ def load_tokenizer(folder: str | Path, max_tokens: int) -> Tokenizer | None:
       ValueError: a vocabulary without the tokens that start, end and fill up a sentence: those
         which the folder's files name, or [CLS], [SEP] and [PAD].
     """
-    import tokenizers
-
     folder = Path(folder)
     named = special_tokens(folder, NAMED)
     if (folder / "tokenizer.json").exists():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.no_truncation()
-        backend.no_padding()
+        backend = backend_of(folder / "tokenizer.json")
     elif (folder / "vocab.txt").exists():
         backend = _from_vocab(folder, named)
     else:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.io.untrusted import read_json, read_text
-from jaxmerge.models.tokens import refuse_long, special_tokens, token_ids
+from jaxmerge.models.tokens import backend_of, refuse_long, special_tokens, token_ids
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -143,13 +143,9 @@ def load_tokenizer(folder: str | Path, context: int) -> Tokenizer | None:
     Raises:
       ValueError: half a tokenizer, or one without the special tokens it names.
     """
-    import tokenizers
-
     folder = Path(folder)
     if (folder / "tokenizer.json").exists():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.no_truncation()
-        backend.no_padding()
+        backend = backend_of(folder / "tokenizer.json")
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         vocab = read_json(folder / "vocab.json")
         lines = read_text(folder / "merges.txt").split("\n")

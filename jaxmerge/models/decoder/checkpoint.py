@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,18 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.errors import UserError
 from jaxmerge.io.gguf import tokenizer_problem
-from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.opened_model import Source
+from jaxmerge.io.packaged import packaged
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.modeling import param_shapes
 from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys
 from jaxmerge.models.decoder.tokenize import Tokenizer, load_tokenizer
 from jaxmerge.models.folders import DTYPES, write_folder
-from jaxmerge.models.packaged import hint, packaged
 
 READERS = min(4, os.cpu_count() or 1)  # leaves that are read at a time
 
@@ -57,15 +54,7 @@ def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected float32, float16 or bfloat16")
-    ref = os.fspath(ref)
-    here = packaged(ref)
-    try:
-        source = open_source(here or ref, allow_pickle=allow_pickle)
-    except UserError as error:
-        raise UserError(f"{error}{hint(ref)}") from None
-    if here is not None and here.suffix == ".gguf":
-        kinds = ", ".join(Tensors(here).quantised())
-        warnings.warn(f"{ref}: quantised weights ({kinds}) from {here.name}", stacklevel=2)
+    source = open_source(ref, allow_pickle=allow_pickle)
     try:
         return read(source, dtype)
     finally:
@@ -77,7 +66,10 @@ def read(source: Source, dtype: str | None = None) -> Model:
     settings = source.config()
     if not settings:
         raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-    config = Config.from_hf(settings)
+    try:
+        config = Config.from_hf(settings)
+    except ValueError as error:
+        raise ValueError(f"{source.ref}: {error}") from None
     stored = plain_keys(source)
     if config.tied and HEAD in stored:
         _check_tied(source, stored)
@@ -88,7 +80,8 @@ def read(source: Source, dtype: str | None = None) -> Model:
         table = hf_table(config)
         absorb(table, _Shapes(source, stored), shapes)
     except ValueError as error:
-        raise ValueError(f"{source.ref}: {error}") from None
+        advice = "take config.json and weights from the same model"
+        raise ValueError(f"{source.ref}: {error}; {advice}") from None
 
     def placed(entry):
         loaded = absorb([entry], {entry.key: tensors[entry.key]}, shapes)

@@ -26,6 +26,7 @@ def decoder(
     dtype: Literal["float32", "bfloat16"] = "float32",
     scan: bool = False,
     remat: Literal["dots", "full"] | None = None,
+    attention: Literal["plain", "fused", "cudnn"] = "plain",
 ) -> Model:
     """A decoder that learns the targets of `Windows`; its inputs are the whole `Windows`.
 
@@ -34,10 +35,10 @@ def decoder(
 
     Args:
       config: config.json as text; params come from the key, or from a state made with others.
-      dtype, scan, remat: see `Compute`; parameters and moments stay as they are.
+      dtype, scan, remat, attention: see `Compute`; parameters and moments stay as they are.
     """
     parsed = Config.from_hf(json.loads(config))
-    compute = Compute(dtype, scan=scan, remat=remat)
+    compute = Compute(dtype, attention, scan, remat)
 
     def apply(params: Leaves, inputs: Any, task: Any) -> Outputs:
         inputs = Windows(*inputs)

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.errors import UserError, library_message
+from jaxmerge.io.untrusted import read_text
 from jaxmerge.models.folders import read_json
+from jaxmerge.models.tokens import backend_of, text_of
 
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -42,6 +45,8 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a text; `special` adds the token in front where the model wants one."""
+        if not isinstance(text, str):
+            raise TypeError(f"found {text!r:.80}, expected a text")
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -65,13 +70,13 @@ class Tokenizer:
                 "there is no chat_template.jinja): it was not made for conversations; give it "
                 "plain text"
             )
-        from jinja2 import TemplateError
-
         variables = {"messages": list(messages), "add_generation_prompt": answer, **self.named}
         try:
             return _environment().from_string(self.template).render(**{**variables, **more})
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses this conversation: {error}") from None
+        except Exception as error:  # of Jinja, or of what the template does
+            raise ValueError(
+                f"the chat template refuses this conversation: {library_message(error)}"
+            ) from None
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`."""
@@ -119,14 +124,10 @@ def load_tokenizer(folder: str | Path | None, vocab: int) -> Tokenizer | None:
     """
     if folder is None or not (Path(folder) / "tokenizer.json").exists():
         return None
-    import tokenizers
-
     folder = Path(folder)
     settings = read_json(folder / "tokenizer_config.json")
     special = read_json(folder / "special_tokens_map.json")
-    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    backend.no_truncation()
-    backend.no_padding()
+    backend = backend_of(folder / "tokenizer.json")
     size = backend.get_vocab_size(with_added_tokens=True)
     if size > vocab:
         raise ValueError(
@@ -135,15 +136,19 @@ def load_tokenizer(folder: str | Path | None, vocab: int) -> Tokenizer | None:
         )
     named = {}
     for name in NAMED:
-        token = settings.get(name, special.get(name))
-        token = token["content"] if isinstance(token, dict) else token
-        if isinstance(token, str) and backend.token_to_id(token) is not None:
+        token = text_of(settings.get(name, special.get(name)))
+        if token is not None and backend.token_to_id(token) is not None:
             named[name] = token
     ids = {name: backend.token_to_id(token) for name, token in named.items()}
     ends = []
     for config in ("generation_config.json", "config.json"):
         end = read_json(folder / config).get("eos_token_id")
-        ends += end if isinstance(end, list) else [end]
+        end = end if isinstance(end, list) else [] if end is None else [end]
+        if any(type(i) is not int for i in end):
+            raise UserError(
+                f"{folder / config}: eos_token_id is {end!r:.80}; expected whole numbers."
+            )
+        ends += end
     ends = tuple(dict.fromkeys(i for i in [*ends, ids.get("eos_token")] if i is not None))
     pad = ids.get("pad_token", ends[0] if ends else 0)
     keep = {k: v for k, v in settings.items() if k not in ("chat_template", *NAMED)}
@@ -155,8 +160,9 @@ def load_tokenizer(folder: str | Path | None, vocab: int) -> Tokenizer | None:
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     alone = folder / "chat_template.jinja"
     if alone.exists():
-        return alone.read_text(encoding="utf-8")
+        return read_text(alone)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = {e.get("name"): e.get("template") for e in template if isinstance(e, Mapping)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
