@@ -119,8 +119,11 @@ def tabled(content: dict[str, Any]) -> str:
             lines = [heads, [":--"] + ["--:"] * (len(heads) - 1)]
             lines += [[shown(r.get(h, "")) for h in heads] for r in rows]
             tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        elif not isinstance(value, dict | list):
-            words.append(f"* {key}: `{value}`")
+        elif isinstance(value, dict):  # the machine, versions
+            facts = ", ".join(f"{k} {shown(v)}" for k, v in flat(value).items())
+            words += [f"* {key}: {facts}"] if facts else []
+        elif not isinstance(value, list):
+            words.append(f"* {key}: `{value if isinstance(value, str) else shown(value)}`")
     return "\n\n".join(["\n".join(words), *tables])
 
 
@@ -142,7 +145,7 @@ def shown(value: Any) -> str:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def methods(plain: bool = False) -> str:

@@ -157,13 +157,17 @@ def started(command: Command, folder: Path) -> bool:
     return (folder / command.out).exists() or hidden.exists()
 
 
-def trial(command: Command, sound: Path, kills: int, seconds: float, want: Any, rng) -> dict:
-    """One output, killed some times on its way."""
+def trial(
+    command: Command, sound: Path, kills: int, seconds: float, want: Any, rng, attempts: int = 3
+) -> dict:
+    """One output, killed some times on its way; again from the start where it was through before
+    the first kill."""
     with tempfile.TemporaryDirectory(dir=sound.parent) as temporary:
         folder, done = Path(temporary) / "work", 0
         shutil.copytree(sound, folder)
         for _ in range(kills):
             args = command.again if started(command, folder) else command.first
+            began = time.perf_counter()
             child = subprocess.Popen(
                 [*JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, text=True, env=environment(),
@@ -178,6 +182,10 @@ def trial(command: Command, sound: Path, kills: int, seconds: float, want: Any, 
             if child.returncode:
                 errors = child.stderr.read() if child.stderr else ""
                 return {"kills": done, "held": False, "said": errors[-300:]}
+            if not done and attempts:  # the machine was busier when the time was taken
+                shutil.rmtree(folder)
+                sooner = min(seconds, time.perf_counter() - began)
+                return trial(command, sound, kills, sooner, want, rng, attempts - 1)
             break
         args = command.again if started(command, folder) else command.first
         last = run(folder, args)
@@ -199,7 +207,8 @@ def full_disk(command: Command, sound: Path, want: Any) -> dict[str, Any]:
         again = run(folder, command.again if started(command, folder) else command.first)
         same = again.returncode == 0 and command.same(folder / command.out) == want
         return {
-            "code": failed.returncode, "said": lines[-1][:300] if lines else failed.stderr[-300:],
+            "code": failed.returncode,
+            "said": (lines or [failed.stderr[-300:]])[-1].replace(f"{folder}/", "")[:300],
             "lines": len(failed.stderr.strip().splitlines()),
             "traceback": "Traceback" in failed.stderr, "next": same,
             "next_said": "" if same else again.stderr[-300:],

@@ -89,22 +89,34 @@ def harness() -> str:
 
 
 def speed() -> str:
-    """Tokens a second beside transformers."""
-    content = read("decoder_cpu")
-    if content is None:
-        return ""
-    about, table, seconds = content["about"], content["tokens_per_second"], content["seconds"]
+    """Tokens a second beside transformers, on every machine that was measured."""
+    found = (read("decoder_cpu"), read("decoder_gpu"))
+    return "\n\n".join(speed_on(content) for content in found if content)
+
+
+def speed_on(content: dict) -> str:
+    about, seconds = content["about"], content["seconds"]
     rows = []
-    for name, row in table.items():
+    for name, row in content["tokens_per_second"].items():
         theirs = row["transformers"]
         ratio = "–" if theirs is None else f"{row['jaxmerge'] / theirs:.2f}"
         shown = "–" if theirs is None else f"{theirs:.1f}"
         rows.append([name, f"{row['jaxmerge']:.1f}", shown, ratio])
+    table = grid(["What", "jaxmerge", "transformers", "ratio"], rows)
+    size = f"{about['rows']} x {about['length']} tokens"
+    if not seconds:
+        return (
+            f"`experiments/bench/decoder.py --gpu`: a random model of the shape of Llama 3.2 1B, "
+            f"{about['dtype']} products over float32 weights, {about['device']}, jax "
+            f"{about['jax']}, {size}; transformers under `torch.compile` and autocast (its "
+            f"`generate` is not compiled). Tokens a second:\n\n{table}\n\nFull training takes "
+            f"{100 * about['mfu']:.1f} % of the card's bfloat16 peak, torch "
+            f"{100 * about['torch_mfu']:.1f} %."
+        )
     return (
         f"`experiments/bench/decoder.py`: SmolLM2-135M, float32, {about['device']} with "
-        f"{about['cores']} cores, {about['rows']} x {about['length']} tokens, tokens a second:\n\n"
-        + grid(["What", "jaxmerge", "transformers", "ratio"], rows)
-        + f"\n\nLoading takes {seconds['loading']:.2f} s, reading the bytes of the file "
+        f"{about['cores']} cores, {size}, tokens a second:\n\n{table}"
+        f"\n\nLoading takes {seconds['loading']:.2f} s, reading the bytes of the file "
         f"{seconds['reading']:.2f} s. First calls, which compile 30 layers one by one: "
         + ", ".join(f"{name} {x:.0f} s" for name, x in content["first"].items())
         + "."

@@ -132,7 +132,7 @@ def diagnose(
     leaves, effective = {}, {}
     done, total = 0, sum(like[n].size for n in grid)
     for n in grid:
-        changes = [np.asarray(delta(row[n], base[n])) for row in rows]
+        changes = [_parts(np.asarray(delta(row[n], base[n]))) for row in rows]
         leaves[n] = pairs_of(changes, bounds)
         if ranks and like[n].ndim > 1:
             effective[n] = np.array([effective_rank(x) for x in changes])
@@ -140,6 +140,11 @@ def diagnose(
         if progress is not None:
             progress(done, total)
     return Diagnosis(functools.reduce(operator.add, leaves.values()), leaves, effective)
+
+
+def _parts(x: np.ndarray) -> np.ndarray:
+    """An array of real numbers: both parts of complex ones, side by side."""
+    return x if x.dtype.kind != "c" else x.reshape(*x.shape, 1).view(np.finfo(x.dtype).dtype)
 
 
 def pairs_of(changes: Sequence[np.ndarray], bounds: Iterable[float]) -> Pairs:

@@ -57,6 +57,30 @@ def about(path: object) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from error
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What the system refuses inside is an OSError that names a file, this one where none is named;
+    also where a library says it in its own words.
+
+    >>> with writing("m.safetensors"):
+    ...     raise RuntimeError("I/O error: No space left on device (os error 28)")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'm.safetensors'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    except Exception as error:
+        number = re.search(r"os error (\d+)|os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1) or number.group(2))
+        raise OSError(code, os.strerror(code), os.fspath(path)) from None
+
+
 def reason(error: OSError) -> str:
     """What went wrong with which file, in a few words.
 

@@ -20,7 +20,7 @@ from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError
-from jaxmerge.io import places, writer
+from jaxmerge.io import header, places, writer
 from jaxmerge.io.install import keep_apart
 from jaxmerge.io.pickle_machine import Machine, PickleRefused
 from jaxmerge.io.sources import open_source
@@ -496,3 +496,32 @@ def test_what_orbax_stumbles_over_is_not_repeated(tmp_path):
         with pytest.raises(UserError) as caught:
             open_source(tmp_path / "m")
         assert "object" not in str(caught.value)
+
+
+def test_no_array_has_such_a_shape(tmp_path):
+    head, _ = header.build({"w": ("F32", (0, 2**62, 2**62))})
+    (tmp_path / "m.safetensors").write_bytes(head)
+    with pytest.raises(
+        ValueError, match=r"m\.safetensors: tensor 'w' has a shape that no array has"
+    ):
+        open_source(tmp_path / "m.safetensors")
+
+
+def test_imaginary_parts_are_looked_at(tmp_path):
+    from jaxmerge.cli import diff, inspect
+
+    for name, value in (("a", 3 + 4j), ("b", 3 - 4j)):
+        save_file({"w": np.full(4, value, np.complex64)}, tmp_path / f"{name}.safetensors")
+    a, b = (open_source(tmp_path / f"{n}.safetensors") for n in "ab")
+    assert inspect.values_of(b, "w") == {"norm": 10, "min": -4, "max": 3, "nonfinite": 0}
+    (only,) = diff.compare(a, b)["changed"]
+    assert (only["largest"], only["relative"], only["entries"]) == (8, 1.6, 4)
+    assert jm.diagnose(a, [b, b]).leaves["w"].size == 8
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+def test_complex_entries_rank_by_their_magnitude(scope):
+    base = {"w": np.zeros(4, np.complex64)}
+    model = {"w": np.complex64([1, 5j, -2, 3 - 3j])}
+    method = jm.chain(jm.trim(0.5, scope=scope, inclusive=False), jm.add())
+    np.testing.assert_array_equal(jm.merge(method, base, [model])["w"], [0, 5j, 0, 3 - 3j])

@@ -31,6 +31,7 @@ HOSTILE = {
     "an unknown alias": ("a: *b", "not YAML"),
     "control characters": ("a: \x00", "not YAML"),
     "too long": ("a: " + "x" * (1 << 20), "characters"),
+    "a number without end": ("a: 0x" + "f" * 4000, "4,002 digits"),
     "a wrong date": ("a: 2020-99-99", "not YAML"),
 }
 
@@ -85,3 +86,19 @@ def test_any_recipe_is_planned_or_refused(tmp_path_factory, recipe, kind):
             document.plan(Models(near=[folder]))
     except ValueError:  # anything else would be ours
         pass
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "[0.1, .nan]", "{gradient: [.inf]}"])
+def test_numbers_that_are_not_finite_are_refused_before_the_merge(tmp_path, value):
+    save_file(model(0), tmp_path / "a.safetensors")
+    text = "base: a.safetensors\nmodels: [a.safetensors]\nmethod: {task_arithmetic: {factor: %s}}\n"
+    (tmp_path / "r.yaml").write_text(text % value)
+    with pytest.raises(UserError, match="must be a number"):
+        native.load(tmp_path / "r.yaml")[0].plan(Models([tmp_path]))
+
+
+def test_more_models_than_a_program_is_compiled_for(tmp_path):
+    many = "models: [" + "a," * 1001 + "]\n"
+    (tmp_path / "r.yaml").write_text("base: a\nmethod: magmax\n" + many)
+    with pytest.raises(UserError, match="1,001 models are named; at most 1,000"):
+        native.load(tmp_path / "r.yaml")[0].plan(Models([tmp_path]))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -81,7 +82,8 @@ def write_sides(folder: Path, kind: str, shape: tuple[int, int]) -> None:
         path, about = folder / f"m{i}" / f"{kind}.safetensors", None
         if path.exists():
             continue
-        values = np.random.default_rng(i).random(1 << 22, np.float32)
+        count = WIDTH * WIDTH if kind == "gram" else 1 << 22
+        values = np.random.default_rng(i).random(count, np.float32)
         if kind == "mask":
             values = values > 0.5
         else:
@@ -130,7 +132,11 @@ def measure(folder: Path, name: str, shape: tuple[int, int]) -> dict[str, Any]:
     models = [f"m{i + 1}" for i in range(count)]
     recipe: dict[str, Any] = {"base": "m0", "models": models, "method": {name: arguments}}
     for kind in method.needs:
-        write_sides(folder, kind, shape)
+        apart = multiprocessing.get_context("spawn").Process(
+            target=write_sides, args=(folder, kind, shape)
+        )  # a command's peak counts the memory of the process that it was started from
+        apart.start()
+        apart.join()
     if method.needs:
         recipe["extras"] = {k: [f"{m}/{k}.safetensors" for m in models] for k in method.needs}
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe))

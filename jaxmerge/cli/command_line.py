@@ -23,6 +23,8 @@ COMMANDS = (experiment_commands, model_commands)  # in the order of the help
 
 def main() -> None:
     """Entry point of the `jaxmerge` command."""
+    # a cache that cannot be read or written is no matter of the user's
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     warnings.formatwarning = lambda text, *where, **line: f"warning: {printable(text)}\n"
     try:
         code = app(standalone_mode=False)
@@ -52,7 +54,8 @@ def _explain(error: Exception) -> int:
     ):
         raise error
     if isinstance(error, MemoryError):
-        print("error: there is not enough memory; --check says how much it takes.", file=sys.stderr)
+        more = f" ({printable(error)})" if str(error) else ""
+        print(f"error: there is not enough memory{more}.", file=sys.stderr)
         return 2
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.diagnostics import Diagnosis, Pairs, diagnose
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, writing
 from jaxmerge.io.architectures import Architecture, architecture
 from jaxmerge.io.sources import open_source
 
@@ -62,10 +62,11 @@ def run(
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "compare.json").write_text(jsonlib.dumps(facts, indent=2) + "\n")
         drawn = pictures(diagnosis, labels)
-        for name, picture in drawn.items():
-            (folder / name).write_bytes(picture)
+        with writing(folder):
+            (folder / "compare.json").write_text(jsonlib.dumps(facts, indent=2) + "\n")
+            for name, picture in drawn.items():
+                (folder / name).write_bytes(picture)
     if json:
         print(jsonlib.dumps(facts, indent=2))
     else:

@@ -12,10 +12,14 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
+
 from jaxmerge.cli.bytesbar import BytesBar
+from jaxmerge.cli.cost import names_of
 from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
+from jaxmerge.drivers.files.chunks import memory_free
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
 from jaxmerge.io.install import install, keep_apart, partial_folder
@@ -92,6 +96,17 @@ def _gguf(source, out: Path, dtype: str | None, force: bool, quiet: bool) -> int
         )
 
 
+def _fits(source, kind) -> None:
+    """Raise if the model, which Orbax writes from memory, is larger than the memory there is."""
+    most = lambda like: max(like.dtype.itemsize, np.dtype(kind).itemsize if kind else 0)
+    need, free = sum(x.size * most(x) for x in source.like.values()), memory_free()
+    if free is not None and need > free:
+        raise UserError(
+            f"--to orbax holds the model in memory: {source.ref} takes {names_of(need)}, "
+            f"{names_of(free)} are free. Write safetensors instead."
+        )
+
+
 def _orbax(source, out: Path, kind, force: bool) -> None:
     """An Orbax checkpoint, nested as the model came in, and what belongs to the model beside it;
     needs the model in memory."""
@@ -101,6 +116,7 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
 
     if out.exists() and not force:
         raise UserError(f"{out} exists; choose another output, or --force replaces it.")
+    _fits(source, kind)
     tree = {n: source[n] if kind is None else source[n].astype(kind) for n in source}
     out = Path(os.path.abspath(out))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -68,23 +68,28 @@ def difference(a: Source, b: Source, name: str) -> dict[str, Any] | None:
     for start, stop in pieces(size, BLOCK):
         x, y = a.read(name, start, stop), b.read(name, start, stop)
         if same_type and np.array_equal(x.view(np.uint8), y.view(np.uint8)):
-            base += float(np.square(x.astype(np.float64)).sum())
+            base += float(np.square(np.abs(wide(x))).sum())
             continue
-        x, y = x.astype(np.float64), y.astype(np.float64)
+        x, y = wide(x), wide(y)
         d = y - x
         off = (d != 0) & ~(np.isnan(x) & np.isnan(y))
         count += int(off.sum())
         if off.any():
             top = np.abs(d[off]).max()
             largest = max(largest, float(top)) if np.isfinite(top) else float("inf")
-        square += float(np.square(d).sum())
-        base += float(np.square(x).sum())
+        square += float(np.square(np.abs(d)).sum())
+        base += float(np.square(np.abs(x)).sum())
     if count == 0:
         return None
     relative = (square / base) ** 0.5 if base else float("inf")
     return {
         "name": name, "largest": largest, "relative": relative, "entries": count, "size": size,
     }  # fmt: skip
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """Values in double precision, both parts of complex ones."""
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
 
 
 def _print(table: dict[str, Any], top: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from pathlib import Path
 
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, writing
 
 
 def run(
@@ -37,7 +37,8 @@ def run(
         compute=decoder.Compute(dtype if dtype != "float16" else "float32"),
     )  # fmt: skip
     if out is not None:
-        out.write_text(jsonlib.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with writing(out):
+            out.write_text(jsonlib.dumps(results, indent=1) + "\n", encoding="utf-8")
     if json:
         print(jsonlib.dumps(results, indent=2))
         return

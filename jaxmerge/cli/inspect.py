@@ -77,15 +77,18 @@ def describe(source: Source, norms: bool, quiet: bool = True) -> dict[str, Any]:
 
 
 def values_of(source: Source, name: str) -> dict[str, Any]:
-    """Norm, extremes and non-finite entries of one leaf, block by block in float64."""
+    """Norm, extremes (of both parts of complex entries) and non-finite entries of one leaf, block
+    by block in float64."""
     size = source.like[name].size
     square, low, high, broken = 0.0, np.inf, -np.inf, 0
     for start, stop in pieces(size, BLOCK):
-        block = source.read(name, start, stop).astype(np.float32)
+        block = source.read(name, start, stop)
+        block = block.astype(np.complex64 if block.dtype.kind == "c" else np.float32)
         finite = np.isfinite(block)
         if not finite.all():
             broken += int(block.size - finite.sum())
             block = block[finite]
+        block = block.view(np.float32)
         if block.size:
             square += float(np.dot(block.astype(np.float64), block))
             low, high = min(low, float(block.min())), max(high, float(block.max()))

@@ -6,7 +6,6 @@ import json as jsonlib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -239,4 +238,3 @@ def compile_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")

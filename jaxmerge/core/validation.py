@@ -182,20 +182,20 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
     are counted only where it is not.  Every shard is summed on its own device: no device waits for
     another.  Where leaves span several hosts, all of them hear of what each has found.
     """
-    sums, parts = {}, {}
+    finite, parts = {}, {}
     for n in grid:
         leaves = [base[n], *(m[n] for m in models)]
         if not concrete(leaves):
             return
         parts[n] = _by_device(leaves)
         with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
-            sums[n] = [_sums([x for _, x in pieces]) for pieces in parts[n].values()]
+            finite[n] = [_finite([x for _, x in pieces]) for pieces in parts[n].values()]
     counts = np.zeros((len(grid), 1 + len(models)), np.int64)
-    sums = jax.device_get(sums)
+    finite = jax.device_get(finite)
     for row, n in enumerate(grid):
-        for pieces, totals in zip(parts[n].values(), sums[n], strict=True):
-            for (t, part), total in zip(pieces, totals, strict=True):
-                if not np.isfinite(total):
+        for pieces, answers in zip(parts[n].values(), finite[n], strict=True):
+            for (t, part), good in zip(pieces, answers, strict=True):
+                if not good:
                     counts[row, t] += np.sum(~np.isfinite(_wide(np.asarray(part))))
     if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
         from jax.experimental.multihost_utils import process_allgather
@@ -238,5 +238,6 @@ def _elsewhere(leaf: Any) -> bool:
 
 
 @jax.jit
-def _sums(leaves):
-    return [jnp.sum(x, dtype=working_dtype(x)) for x in leaves]
+def _finite(leaves):
+    """Whether the sum of each is finite, in one array: to wait for many takes longer."""
+    return jnp.stack([jnp.isfinite(jnp.sum(x, dtype=working_dtype(x))) for x in leaves])

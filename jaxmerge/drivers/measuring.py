@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Measure, concrete
+from jaxmerge.drivers.joined_rows import joined, worth_joining
 from jaxmerge.drivers.leaf import (
     LeafInputs,
     observe_cell,
     observe_leaf,
     observe_opening,
+    observe_part,
     result_leaf,
     row_leaf,
 )
@@ -38,7 +40,7 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
         walk: iterates over leaf names with their leaves, ``walk(names) -> (name, base, model)``;
             the file driver gives one that reads ahead.
     """
-    walk = walk or (lambda group: ((n, base[n], model[n]) for n in group))
+    given, walk = walk, walk or (lambda group: ((n, base[n], model[n]) for n in group))
     summaries: dict[str, tuple] = {n: () for n in grid}
     for i in range(max((len(p.before) for p in grid.values()), default=0) + 1):
         here = {
@@ -47,10 +49,22 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
             if i <= len(p.before)
         }
 
-        def observe(measure, group, summary, turn, i=i):
+        long: dict[int, list] = {}  # measure -> the entries of its leaves, joined
+
+        def inputs_of(n, b, m):
+            extras = (side(extra, n),)
+            return LeafInputs(b, (m,), grid[n].key(key, n), step, (summaries[n],), extras)
+
+        def observe(measure, group, summary, turn, i=i, inputs_of=inputs_of, long=long):
+            if given is None and turn == 0 and worth_joining(measure, group, base, model):
+                inputs = {n: inputs_of(n, base[n], model[n]) for n in group}
+                long[id(measure)] = joined(grid, inputs, i, zero)
+            if id(measure) in long:
+                for n, x in long[id(measure)]:
+                    yield n, observe_part(grid[n].specs, i, summary, turn, x)
+                return
             for n, b, m in walk(group):
-                key_of_leaf, extras = grid[n].key(key, n), (side(extra, n),)
-                inputs = LeafInputs(b, (m,), key_of_leaf, step, (summaries[n],), extras)
+                inputs = inputs_of(n, b, m)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
                 if _on_host(measure, m, (s, before, inputs)):
                     yield n, measure.host(_host_row(before, inputs, zero), s, turn)

@@ -184,6 +184,8 @@ def _entry(name: str, value: object, data: int) -> Entry:
     start, stop = span
     if not 0 <= start <= stop <= data:
         raise HeaderError(f"tensor {short!r} lies at {start}:{stop}, outside of {data} data bytes.")
+    if nbytes(code, [n or 1 for n in shape]) >= 2**63:
+        raise HeaderError(f"tensor {short!r} has a shape that no array has: {_short(shape)}.")
     need = nbytes(code, shape)
     if need != stop - start:
         raise HeaderError(

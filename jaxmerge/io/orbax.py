@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import UserError, library_message
+from jaxmerge.errors import UserError, library_message, writing
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
@@ -148,14 +148,11 @@ def one_error(out: Path) -> Iterator[None]:
 
     sys.unraisablehook = without_late_callbacks
     try:
-        yield
+        with writing(out):
+            yield
     except OSError:
         raise
     except Exception as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        if number:
-            code = int(number.group(1))
-            raise OSError(code, os.strerror(code), str(out)) from None
         message = f"{out} could not be written by Orbax ({library_message(error)})."
         raise UserError(message) from None
     sys.unraisablehook = before

@@ -118,7 +118,7 @@ def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> 
         lambda: None,
         observe,
         refine,
-        passes=6,
+        passes=18,
         done=lambda summary: summary.get("rank", 0) is None,
         scope="row" if scope == "global" else "leaf",
         join=lambda a, b, turn: jnp.maximum(a, b) if turn == 0 else a + b,

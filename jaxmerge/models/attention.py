@@ -147,15 +147,14 @@ class Attention(nnx.Module):
             )
         else:
             seen = None if keep is None else keep[:, None, None, :]
-            mixed = jax.nn.dot_product_attention(
-                query,
-                *(t.transpose(0, 2, 1, 3) for t in (key, value)),
+            key, value = (t.transpose(0, 2, 1, 3) for t in (key, value))
+            fused = even_attention if compute.attention == "cudnn" else jax.nn.dot_product_attention
+            mixed = fused(
+                query, key, value,
                 bias=None if bias is None else bias.astype(query.dtype),
-                mask=seen if mask is None else mask[:, None],
-                scale=self.scale,
-                is_causal=causal,
+                mask=seen if mask is None else mask[:, None], scale=self.scale, is_causal=causal,
                 implementation="cudnn" if compute.attention == "cudnn" else None,
-            )
+            )  # fmt: skip
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         out = self.out(mixed if packed is None else gather(mixed, packed))
         return out if cache is None else (out, cache)
@@ -164,6 +163,32 @@ class Attention(nnx.Module):
 def _before(prefix: jax.Array, tokens: jax.Array) -> jax.Array:
     prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]))
     return jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=2)
+
+
+def even_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, bias=None, mask=None, **options
+) -> jax.Array:
+    """`jax.nn.dot_product_attention` with one token more where their number is odd.
+
+    cuDNN's backward pass takes even numbers only, and a ViT-B/16 has 197 tokens. No token looks at
+    the one that is added.
+
+    Args:
+      query, key, value: `[batch, tokens, heads, depth]`.
+      bias, mask: `[batch or 1, heads or 1, queries or 1, keys]`.
+      options: as there.
+    """
+    tokens, keys = query.shape[1], key.shape[1]
+    if tokens % 2 or keys % 2:
+        query = jnp.pad(query, ((0, 0), (0, tokens % 2), (0, 0), (0, 0)))
+        key, value = (jnp.pad(t, ((0, 0), (0, keys % 2), (0, 0), (0, 0))) for t in (key, value))
+        wider = lambda t, q: jnp.pad(t, ((0, 0), (0, 0), (0, q), (0, keys % 2)))
+        more = lambda t: wider(t, tokens % 2 if t.shape[2] > 1 else 0)
+        bias, mask = (None if t is None else more(t) for t in (bias, mask))
+        if mask is None and keys % 2:
+            options["key_value_seq_lengths"] = jnp.full(len(key), keys, jnp.int32)
+    mixed = jax.nn.dot_product_attention(query, key, value, bias, mask, **options)
+    return mixed[:, :tokens]
 
 
 def plain_attention(

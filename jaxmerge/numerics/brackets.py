@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.numerics.order_statistics import DIGIT, digits
+from jaxmerge.numerics.order_statistics import word
 
+DIGIT = 16  # bits of a bin of the sample
 FINE = 1 << 18  # counters of one pass inside a bracket
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
 Interval = tuple[int, int]  # bits from low to high, both included
@@ -47,7 +48,7 @@ def guess(
     slack = 5 * np.sqrt(stride * size * share * (1 - share)) + 2 * stride
     place = lambda sought: np.searchsorted(-at_least, -sought, "right") - 1  # the last bin so full
     low, high = (np.maximum(0, place(r)).tolist() for r in (ranks + slack, ranks - slack))
-    shift = DIGIT * (digits() - 1)
+    shift = word() - DIGIT
     intervals = ((a << shift, ((b + 1) << shift) - 1) for a, b in zip(low, high, strict=True))
     return tuple(
         x if r else (above_all(), above_all()) for x, r in zip(intervals, ranks, strict=True)
@@ -56,7 +57,7 @@ def guess(
 
 def above_all() -> int:
     """A bound that no magnitude reaches: what holds rank 0."""
-    return (1 << DIGIT * digits()) - 1
+    return (1 << word()) - 1
 
 
 def enclose(sampled: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
@@ -88,7 +89,7 @@ def narrow(
         histogram = tally.histogram()
         above = n - histogram.sum()
         if rank <= above:
-            new.append((high + 1, (1 << (DIGIT * digits() - 1)) - 1))
+            new.append((high + 1, (1 << (word() - 1)) - 1))
         elif rank > n:
             new.append((0, low - 1))
         else:
@@ -106,7 +107,7 @@ def settled(intervals: tuple[Interval, ...]) -> bool:
 
 def values(intervals: tuple[Interval, ...]) -> np.ndarray:
     """What settled intervals are down to, as bits."""
-    return np.array([low for low, _ in intervals], f"uint{DIGIT * digits()}")
+    return np.array([low for low, _ in intervals], f"uint{word()}")
 
 
 def shift_of(low: int, high: int) -> int:

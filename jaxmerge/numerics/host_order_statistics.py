@@ -15,20 +15,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmerge.numerics.brackets import STRIDE, Interval, Tally, above_all, enclose, narrow, shift_of
+from jaxmerge.numerics.brackets import (
+    DIGIT,
+    STRIDE,
+    Interval,
+    Tally,
+    above_all,
+    enclose,
+    narrow,
+    shift_of,
+)
 from jaxmerge.numerics.host_rows import Row, by_part
-from jaxmerge.numerics.order_statistics import BINS, DIGIT, digits
+from jaxmerge.numerics.order_statistics import word
 
 BRACKET_ENTRIES = 1 << 21  # entries inside a bracket that one thread keeps
 SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
 
 
 def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
-    """A histogram of the first digit of one entry in `stride`, scaled to the size of the leaf."""
-    counts = np.zeros(BINS, np.int64)
+    """A histogram of the first 16 bits of one entry in `stride`, scaled to the size of the leaf."""
+    counts = np.zeros(1 << DIGIT, np.int64)
     for bits in row.bits(stride):
-        first = bits >> bits.dtype.type(DIGIT * (digits() - 1))
-        counts += np.bincount(first.astype(np.int64), minlength=BINS)
+        first = bits >> bits.dtype.type(word() - DIGIT)
+        counts += np.bincount(first.astype(np.int64), minlength=1 << DIGIT)
     return counts * stride
 
 
@@ -154,7 +163,7 @@ def in_one_leaf(row: Row, ranks: np.ndarray, exact: bool = False) -> tuple[np.nd
     """
     flat = ranks.reshape(-1)
     value, place = _in_one_leaf(row, np.maximum(flat, 1), exact)
-    bits = np.array(value, f"uint{DIGIT * digits()}")
+    bits = np.array(value, f"uint{word()}")
     bits[flat == 0] = above_all()
     if not exact:
         return bits.reshape(ranks.shape), None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.numerics.order_statistics import double
@@ -39,6 +40,8 @@ class Row:
         wide = double() if wide is None else wide
         kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
         exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
+        complex_ = any(x.dtype.kind == "c" for x in self.arrays)
+        exact = np.result_type(exact, np.complex64) if complex_ else exact
         mask = word(np.iinfo(word).max >> 1)
         infinite = np.asarray(np.inf, kind).view(word)
         first, last = self.span
@@ -50,7 +53,9 @@ class Row:
             )
             parts = [x[part].astype(exact, copy=False) for x in self.arrays]
             out = buffer[: parts[0].size]
-            if len(parts) == 2:
+            if complex_:  # by the function that the compiled stages compare with
+                out[:] = jnp.abs(np.subtract(*parts) if len(parts) == 2 else parts[0])
+            elif len(parts) == 2:
                 np.subtract(*parts, out=out, dtype=exact)
             else:
                 out[:] = parts[0]

@@ -64,7 +64,7 @@ def ranked_magnitude(
 
     def observe(x, summary, turn):
         if turn >= order_statistics.digits():
-            if not exact or turn >= order_statistics.digits() + order_statistics.PLACES:
+            if not exact or turn >= order_statistics.digits() + order_statistics.places():
                 return {}
             value, place = (summary[k].reshape(-1) for k in ("value", "place"))
             turn -= order_statistics.digits()
@@ -104,7 +104,7 @@ def ranked_magnitude(
         rank = summary["rank"]
         flat = (summary["place"].reshape(-1), rank.reshape(-1), total["hist"], turn)
         place, left = (a.reshape(rank.shape) for a in order_statistics.place_refine(*flat))
-        last = turn == order_statistics.PLACES - 1
+        last = turn == order_statistics.places() - 1
         return summary | {"place": place, "rank": None if last else left}
 
     def refine_bracket(summary, total):
@@ -119,7 +119,7 @@ def ranked_magnitude(
         return {"intervals": where, "rank": rank}
 
     return Measure(
-        init, observe, refine, passes=8, scope=scope, host=None if traced else host,
+        init, observe, refine, passes=32, scope=scope, host=None if traced else host,
         done=lambda summary: summary["rank"] is None, join=join,
     )  # fmt: skip
 
@@ -150,7 +150,8 @@ def largest(x: Array, count: Any, exact: bool) -> Array:
 def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
     measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
-    for turn in range(order_statistics.digits() + (order_statistics.PLACES if exact else 0)):
+    places = order_statistics.places() if exact else 0
+    for turn in range(order_statistics.digits() + places):
         part = measure.observe(x, summary, turn)
         part |= {"size": leaf_size(x)} if turn == 0 else {}
         summary = measure.refine(summary, part, turn)

@@ -1,13 +1,16 @@
 """Order statistics without sorting, in compiled code: the exact k-th largest magnitude.
 
 Magnitudes become unsigned integers of the same order (`magnitude_bits`), and the k-th largest
-integer is found digit by digit, by a histogram of 2^16 bins for each digit of 16 bits: two passes
-for float32, four for float64.  Counts add up, so leaves, files and devices may be visited in any
-order.  `jaxmerge.numerics.host_order_statistics` does the same for arrays that lie on the host.
+integer is found digit by digit, by a histogram for each digit.  On a CPU a digit has 16 bits: two
+passes for float32, four for float64, and entries are scattered into 2^16 bins.  An accelerator
+reads its memory in no time and is slow at scattering: there a digit has 4 bits, and its 16 bins are
+16 sums of one pass.  Counts add up, so leaves, files and devices may be visited in any order.
+`jaxmerge.numerics.host_order_statistics` does the same for arrays that lie on the host.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -17,9 +20,9 @@ import numpy as np
 from jaxmerge.core.types import Array, numpy_of
 from jaxmerge.numerics.hash_rng import entry_numbers
 
-DIGIT = 16
-BINS = 1 << DIGIT
-PLACES = 2  # digits of the number of an entry in its leaf
+WIDTHS = {"cpu": 16}  # bits of a digit, by backend
+ACCELERATOR = 4  # elsewhere
+PLACE = 32  # bits of the number of an entry in its leaf
 
 
 def magnitude_bits(x: Array) -> Array:
@@ -40,9 +43,24 @@ def bits_to_magnitude(bits: Array) -> Array:
     return jax.lax.bitcast_convert_type(bits, jnp.dtype(f"float{8 * bits.dtype.itemsize}"))
 
 
+def word() -> int:
+    """How many bits a magnitude has."""
+    return 64 if double() else 32
+
+
+def width() -> int:
+    """How many bits a digit has here."""
+    return WIDTHS.get(jax.default_backend(), ACCELERATOR)
+
+
 def digits() -> int:
-    """How many digits of 16 bits a magnitude has."""
-    return 4 if double() else 2
+    """How many passes find a magnitude."""
+    return word() // width()
+
+
+def places() -> int:
+    """How many passes find the place of an entry in its leaf."""
+    return PLACE // width()
 
 
 def double() -> bool:
@@ -57,18 +75,18 @@ def radix_count(x: Array, value: Array, turn: int) -> Array:
         value: digits found so far, one number for each rank sought, shape [R].
 
     Returns:
-        int32 [R, 2^16], or [1, 2^16] for the first digit.
+        int32 [R, bins], or [1, bins] for the first digit.
     """
     bits = magnitude_bits(x)  # in its shape: flattening would gather a leaf cut along a later axis
-    shift = bits.dtype.type(DIGIT * (digits() - 1 - turn))
-    digit = (bits >> shift) & bits.dtype.type(BINS - 1)
+    shift = bits.dtype.type(width() * (digits() - 1 - turn))
+    digit = (bits >> shift) & bits.dtype.type((1 << width()) - 1)
     if turn == 0:
-        return leaf_histogram(digit, 1)[None]
-    above = bits.dtype.type(DIGIT * (digits() - turn))
+        return leaf_histogram(digit, 1, width())[None]
+    above = bits.dtype.type(width() * (digits() - turn))
     rows = []
     for v in value:
         inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
-        rows.append(leaf_histogram(digit, inside))
+        rows.append(leaf_histogram(digit, inside, width()))
     return jnp.stack(rows)
 
 
@@ -85,22 +103,23 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
     bits = magnitude_bits(x)
     if place is None:
         return bits >= value
-    return (bits > value) | ((bits == value) & (entry_numbers(key, x.shape) <= place))
+    behind = entry_numbers(key, x.shape) > place  # where only larger ones rank high enough
+    return bits >= value + behind.astype(bits.dtype)
 
 
 def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
-    """Histograms of digit `turn` of the places of entries of these magnitudes, [R, 2^16]."""
+    """Histograms of digit `turn` of the places of entries of these magnitudes, [R, bins]."""
     bits = magnitude_bits(x).reshape(-1)
     number = entry_numbers(None, x.shape).reshape(-1)
-    shift = number.dtype.type(DIGIT * (PLACES - 1 - turn))
-    digit = (number >> shift) & number.dtype.type(BINS - 1)
+    shift = number.dtype.type(width() * (places() - 1 - turn))
+    digit = (number >> shift) & number.dtype.type((1 << width()) - 1)
     rows = []
     for v, p in zip(value, place, strict=True):
         inside = bits == v
         if turn:
-            above = number.dtype.type(DIGIT * (PLACES - turn))
+            above = number.dtype.type(width() * (places() - turn))
             inside &= (number >> above) == (p >> above)
-        rows.append(leaf_histogram(digit, inside.astype(jnp.int32)))
+        rows.append(leaf_histogram(digit, inside.astype(jnp.int32), width()))
     return jnp.stack(rows)
 
 
@@ -108,27 +127,29 @@ def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Arr
     """One digit more of every place sought (rank 1 = the first), and the rank left in its bin."""
     xp = numpy_of(place, rank, hist)
     upto = xp.cumsum(hist, axis=1)
-    b = xp.minimum(xp.sum(upto < rank[:, None], axis=1), BINS - 1)
+    b = xp.minimum(xp.sum(upto < rank[:, None], axis=1), hist.shape[1] - 1)
     before = xp.take_along_axis(upto - hist, b[:, None], axis=1)[:, 0]
-    digit = xp.asarray(b, np.uint32) << np.uint32(DIGIT * (PLACES - 1 - turn))
+    digit = xp.asarray(b, np.uint32) << np.uint32(width() * (places() - 1 - turn))
     return xp.asarray(place, np.uint32) | digit, rank - before
 
 
-@jax.jit
-def leaf_histogram(digit: Array, weight: Array | int) -> Array:
-    """How often every digit of 16 bits occurs in a leaf, weighted; it adds up over the pieces of a
-    leaf that is cut, as `jaxmerge.core.types.leaf_sum` does."""
-    empty = jnp.zeros(BINS, jnp.int32)
+@functools.partial(jax.jit, static_argnums=2)
+def leaf_histogram(digit: Array, weight: Array | int, width: int) -> Array:
+    """How often every digit of so many bits occurs in a leaf, weighted; it adds up over the pieces
+    of a leaf that is cut, as `jaxmerge.core.types.leaf_sum` does."""
+    if width <= 4:
+        return jnp.stack([jnp.sum(jnp.where(digit == b, weight, 0)) for b in range(1 << width)])
+    empty = jnp.zeros(1 << width, jnp.int32)
     return empty.at[digit.astype(jnp.int32)].add(weight, mode="promise_in_bounds")
 
 
 def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
     """One digit more of every value sought, and the rank left inside its bin."""
     xp = numpy_of(value, rank, hist)
-    kind = f"uint{DIGIT * digits()}"
+    kind = f"uint{word()}"
     at_least = xp.cumsum(hist[:, ::-1], axis=1)[:, ::-1]
     b = xp.sum(at_least >= rank[:, None], axis=1) - 1
-    at_least, hist = (xp.broadcast_to(a, (len(rank), BINS)) for a in (at_least, hist))
+    at_least, hist = (xp.broadcast_to(a, (len(rank), hist.shape[1])) for a in (at_least, hist))
     here = xp.take_along_axis(at_least - hist, b[:, None], axis=1)[:, 0]
-    digit = xp.asarray(b, kind) << xp.asarray(DIGIT * (digits() - 1 - turn), kind)
+    digit = xp.asarray(b, kind) << xp.asarray(width() * (digits() - 1 - turn), kind)
     return xp.asarray(value, kind) | digit, rank - here

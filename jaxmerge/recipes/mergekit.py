@@ -57,6 +57,7 @@ from jaxmerge.recipes.plan import (
     Models,
     Plan,
     by_presence,
+    check_models,
     check_rename,
     check_vocabulary,
     dtype_of,
@@ -139,6 +140,7 @@ class Config:
         models.rename = check_rename(
             content.get("rename"), [*([base_ref] if base_ref else []), *refs]
         )
+        check_models(refs)
         family = models.family(list(dict.fromkeys([base_ref or refs[0], *refs])))
         sources = dict(zip(dict.fromkeys([base_ref or refs[0], *refs]), family, strict=True))
         setting = content.get("tokenizer") or content.get("tokenizer_source")

@@ -40,6 +40,7 @@ from jaxmerge.recipes.plan import (
     Models,
     Plan,
     by_presence,
+    check_models,
     check_rename,
     check_vocabulary,
     dtype_of,
@@ -112,6 +113,7 @@ class Recipe:
             raise UserError(f"models must be a list of references, got {self.models!r}.")
         if not self.models:
             raise UserError("models is an empty list.")
+        check_models(self.models)
         if self.nonfinite not in ("raise", "zero"):
             raise UserError(f'nonfinite must be "raise" or "zero", got {self.nonfinite!r}.')
         bases = [] if self.base in (None, NO_BASE) else [self.base]

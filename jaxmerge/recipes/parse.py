@@ -20,6 +20,7 @@ from jaxmerge.io.untrusted import read_text
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 200_000  # after every alias is expanded
+MAX_DIGITS = 1000  # of an integer
 
 
 def load_yaml(path: str | Path) -> list[Any]:
@@ -91,6 +92,8 @@ def _check(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> in
         raise UserError(f"{line}: nested more than 60 levels deep.")
     if node.tag not in PLAIN:
         raise UserError(f"{line}: the tag {node.tag!r} is refused; recipes are plain YAML.")
+    if node.tag.endswith(":int") and len(str(node.value)) > MAX_DIGITS:
+        raise UserError(f"{line}: a number of {len(str(node.value)):,} digits.")
     total, here = 1, (*above, id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()

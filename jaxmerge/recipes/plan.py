@@ -26,6 +26,8 @@ from jaxmerge.io.safetensors import Leaves
 from jaxmerge.io.sources import laid_out, open_source
 from jaxmerge.recipes.side_inputs import Extra
 
+MAX_MODELS = 1000  # of one merge
+
 
 @dataclasses.dataclass
 class Plan:
@@ -121,6 +123,15 @@ class Models:
         for source in self.opened.values():
             if not any(source is g or source.source is g for g in given):
                 source.close()
+
+
+def check_models(refs: Sequence[Any]) -> None:
+    """Raise if so many models are named that their programs would not be compiled in hours."""
+    if len(refs) > MAX_MODELS:
+        raise UserError(
+            f"{len(refs):,} models are named; at most {MAX_MODELS:,} are merged at once. Merge "
+            "groups of them first (stages), or fold them one by one with jm.update."
+        )
 
 
 def check_rename(setting: Any, refs: Collection[str]) -> dict[str, dict[str, str]]:

@@ -64,7 +64,7 @@ def constant(value: Any, models: int, what: str) -> Any:
 def _read(
     value: Any, models: int, what: str, names: Collection[str]
 ) -> tuple[Callable | None, Any]:
-    plain = isinstance(value, int) and not isinstance(value, bool)
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
     return None, float(number(value, what)) if plain else value
 
 

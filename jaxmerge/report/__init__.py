@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxmerge.errors import writing
 from jaxmerge.studies.results import Results
 
 
@@ -35,5 +36,6 @@ def write(results: Results, folder: str | Path) -> list[Path]:
         ("table.tex", tables.latex(results)),
     ):
         paths.append(folder / name)
-        paths[-1].write_text(text, encoding="utf-8")
+        with writing(paths[-1]):
+            paths[-1].write_text(text, encoding="utf-8")
     return [*paths, html.write(results, folder / "report.html")]

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.errors import writing
 from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import numbers, plots, tables, words
 from jaxmerge.report.picture import Plot, Table
@@ -29,7 +30,8 @@ def write(results: Results, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(page(results), encoding="utf-8")
+    with writing(path):
+        new.write_text(page(results), encoding="utf-8")
     return new.replace(path)
 
 

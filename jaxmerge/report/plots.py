@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxmerge.errors import writing
 from jaxmerge.report import numbers, tables, vectors, words
 from jaxmerge.report.picture import Plot, Table, cell, grid
 from jaxmerge.report.style import LIGHT, slots
@@ -45,7 +46,8 @@ def write_png(results: Results, folder: str | Path) -> list[Path]:
     paths = []
     for plot in of(results):
         paths.append(folder / f"{plot.name}.png")
-        paths[-1].write_bytes(png(plot.draw(LIGHT), LIGHT))
+        with writing(paths[-1]):
+            paths[-1].write_bytes(png(plot.draw(LIGHT), LIGHT))
     return paths
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.errors import writing
 from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import numbers
 from jaxmerge.report.picture import Plot, Table, cell
@@ -42,7 +43,9 @@ def write_png(rows: Sequence[Mapping[str, Any]], folder: Path, metric: str = "ac
     if plots:
         folder.mkdir(parents=True, exist_ok=True)
     for plot in plots:
-        (folder / f"{plot.name}.png").write_bytes(png(plot.draw(LIGHT), LIGHT))
+        path = folder / f"{plot.name}.png"
+        with writing(path):
+            path.write_bytes(png(plot.draw(LIGHT), LIGHT))
     return len(plots)
 
 

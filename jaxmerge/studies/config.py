@@ -53,7 +53,7 @@ from jaxmerge.continual.deploys import LAST, Deploy, running_merge
 from jaxmerge.continual.schedule import STARTS
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario, Task
-from jaxmerge.errors import closest, listed
+from jaxmerge.errors import closest, listed, writing
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
 from jaxmerge.studies.settings import build_all, built, methods_of, only
@@ -230,7 +230,8 @@ class Experiment(abc.ABC):
         params = dict(merged[saved(merged)])
         checkpoint.save(folder / "merged.safetensors", params)
         if learner.write is not None and data_parallel.first():
-            learner.write(params, folder / "merged")
+            with writing(folder / "merged"):
+                learner.write(params, folder / "merged")
 
     def check(self) -> None:
         """Raise ValueError for settings out of range, all of them named."""

@@ -27,7 +27,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, writing
 from jaxmerge.io.untrusted import parse_json, read_json
 from jaxmerge.studies.conversion import checked, from_plain, to_plain
 
@@ -190,7 +190,8 @@ class Results:
         if path is not None:
             path = Path(path)
             new = path.with_name(path.name + ".new")
-            new.write_text(text)
+            with writing(path):
+                new.write_text(text)
             new.replace(path)
         return text
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
+from jaxmerge.errors import writing
 from jaxmerge.training import data_parallel
 
 RECORD = "record"
@@ -72,7 +73,7 @@ def replace(path: str | Path, data: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(new, "wb") as file:
+        with writing(path), open(new, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -70,10 +70,10 @@ def grow(basis: Basis, inputs: Array, threshold: float | Array, below: bool | Ar
     rest = outside(basis, x.T).T
     total = jnp.sum(x**2)
     _, s, v = jnp.linalg.svd(rest, full_matrices=False)
-    known = (total - jnp.sum(rest**2)) / jnp.where(total > 0, total, 1)
-    share = jnp.cumsum(s**2) / jnp.where(total > 0, total, 1)
-    before = known + jnp.concatenate([jnp.zeros(1, share.dtype), share[:-1]])
-    joins = jnp.where(below, known + share < threshold, before < threshold)
+    # What is still missing, added up from the smallest: at a threshold of 1 no rounding decides.
+    missing = jnp.cumsum(s[::-1] ** 2)[::-1]
+    behind = jnp.concatenate([missing[1:], jnp.zeros(1, s.dtype)])
+    joins = jnp.where(below, behind, missing) > (1 - threshold) * total
     joins = joins & (total > 0) & (s > 0)
     return append(basis, v, jnp.sum(joins).astype(jnp.int32))
 

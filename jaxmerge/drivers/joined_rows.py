@@ -1,0 +1,52 @@
+"""Many leaves of a row as few long arrays, for an accelerator.
+
+To find a rank an accelerator passes over a row eight times, each in no time; what takes time is to
+start a program for every leaf and to wait for its counts.  So the leaves are joined once, and a
+pass is one program.  Only whole numbers are counted so: sums of floats would round differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxmerge.core.types import Measure, concrete
+from jaxmerge.drivers.leaf import LeafInputs, join_rows
+
+PART = 1 << 28  # entries that are counted together: an int32 holds them, a gigabyte is at hand
+
+
+def worth_joining(measure: Measure, group: list[str], base: Any, model: Any) -> bool:
+    """Whether a measure counts, and all leaves of a row lie whole on one accelerator."""
+    if measure.host is None or measure.scope != "row" or len(group) == 1:
+        return False
+    leaves = [tree[n] for tree in (base, model) for n in group]
+    if not concrete(leaves) or not all(isinstance(x, jax.Array) for x in leaves):
+        return False
+    return on_accelerator(leaves)
+
+
+def on_accelerator(leaves: list[jax.Array]) -> bool:
+    """Whether arrays lie on one device, and it is no CPU."""
+    devices = set().union(*(x.devices() for x in leaves))
+    return len(devices) == 1 and all(d.platform != "cpu" for d in devices)
+
+
+def joined(grid: Any, inputs: dict[str, LeafInputs], i: int, zero: bool) -> list[tuple[str, Any]]:
+    """The entries of a row at stage i in arrays of at most `PART`, or of one leaf, entries.
+
+    Returns:
+        Each array with the name of its first leaf, whose stages are those of all.
+    """
+    parts: list[list[str]] = []
+    room = 0
+    for n, leaf in inputs.items():
+        size = leaf.base.size
+        if size > room:
+            parts.append([])
+            room = PART
+        parts[-1].append(n)
+        room -= size
+    before = lambda n: grid[n].specs[0][:i]
+    return [(p[0], join_rows(list(map(before, p)), [inputs[n] for n in p], zero)) for p in parts]
