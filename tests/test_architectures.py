@@ -120,6 +120,18 @@ def test_a_nested_config():
         ("conv1.weight", (4, 3, 7, 7), "convolution"),
         ("vision_model.embeddings.class_embedding", (4,), "vector"),
         ("model.layers.0.mlp.experts.gate_up_proj", (8, 4, 6), "experts"),
+        ("decoder.embed_tokens.0.weight", (9, 4), "embedding"),
+        ("model.embed_tokens.modules_to_save.default.weight", (9, 4), "embedding"),
+        # a whole tower, or a layer, inside of what is called after tokens or positions
+        ("model.vision_embed_tokens.vision_model.layers.0.mlp.fc1.weight", (8, 4), "kernel"),
+        ("model.embed_tokens_extend.image_embed.img_projection.0.weight", (8, 4), "kernel"),
+        ("time_text_embed.text_embedder.linear_1.weight", (8, 4), "kernel"),
+        ("context_embedder.weight", (8, 4), "kernel"),
+        ("model.layers.0.moe.shared.gate_proj.weight", (8, 4), "kernel"),
+        ("layers.0.attention.continuous_position_bias_mlp.0.weight", (8, 4), "kernel"),
+        ("layers.0.self_attn.linear_pos.weight", (8, 4), "kernel"),
+        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 4), "kernel"),
+        ("projector.pos_embed", (8, 4), "position"),
     ],
 )
 def test_roles(name, shape, role):

@@ -40,6 +40,12 @@ class LeafInputs(NamedTuple):
     measured: tuple = ()
     extras: tuple = ()
 
+    def only(self, t: int) -> LeafInputs:
+        """The inputs of model t alone."""
+        one = slice(t, t + 1)
+        models, measured, extras = self.models[one], self.measured[one], self.extras[one]
+        return LeafInputs(self.base, models, self.key, self.step + t, measured, extras)
+
     def behind(self, count: Any, measured: tuple) -> LeafInputs:
         """The inputs of what comes behind the fold of so many models."""
         return LeafInputs(self.base, (), self.key, count, measured)
@@ -79,11 +85,17 @@ def start_alike(specs, base):
 @functools.partial(_compiled, static_argnames="zero")
 def update_leaf(specs, cell, inputs, zero=False):
     """Fold models into the cell of one leaf, in one compiled pass."""
-    before, fold, _ = _build(specs)
     for t in range(len(inputs.models)):
-        x = _enter(before, inputs, t, zero)
-        cell = fold.update(cell, x, _context(inputs, len(before), inputs.measured[t][-1], t))
+        cell = _update_once(specs, cell, inputs.only(t), zero)
     return cell
+
+
+@functools.partial(_compiled, static_argnames="zero")
+def _update_once(specs, cell, inputs, zero):
+    """The same for one model; traced once for all models of a leaf."""
+    before, fold, _ = _build(specs)
+    x = _enter(before, inputs, 0, zero)
+    return fold.update(cell, x, _context(inputs, len(before), inputs.measured[0][-1], 0))
 
 
 @_compiled

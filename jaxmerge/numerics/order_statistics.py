@@ -103,7 +103,8 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
     bits = magnitude_bits(x)
     if place is None:
         return bits >= value
-    return (bits > value) | ((bits == value) & (entry_numbers(key, x.shape) <= place))
+    behind = entry_numbers(key, x.shape) > place  # where only larger ones rank high enough
+    return bits >= value + behind.astype(bits.dtype)
 
 
 def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:

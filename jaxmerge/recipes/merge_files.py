@@ -97,7 +97,11 @@ def merge_files(
     if isinstance(method, Merge) and stochastic(method) and key is None:
         raise ValueError(f"{method} draws random numbers: pass key=jax.random.key(seed).")
     if leaves not in ("same", "intersection"):
-        raise ValueError(f"leaves must be 'same' or 'intersection', got {leaves!r}.")
+        raise ValueError(
+            f"leaves must be 'same' or 'intersection', got {leaves!r}. A union merges each leaf "
+            "among the models that have it, so every model needs parameters of its own: write a "
+            "recipe in mergekit's form and use jaxmerge merge --tensor-union."
+        )
     opened = Models(near, allow_pickle, leaves=leaves)
     recipe = Recipe(
         models=[_ref(opened, m) for m in models],

@@ -33,15 +33,19 @@ HEADS = re.compile(
     r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
 )
 SURE_HEADS = re.compile(r"(^|[./])((lm_head|embed_out)[./](weight|kernel|bias)|final_logits_bias)$")
-TOKENS = re.compile(
-    r"embed_tokens|tok_embeddings|(^|[./])tokens?([./]|$)|wte|word_embed|(^|[./])shared([./]|$)"
-    r"|token_embed|embed_in([./]|$)|text_embed|word_token"
+TOKENS = re.compile(  # of the leaf's own module: what is inside of it may be a whole tower
+    r"((embed_tokens|tok_embeddings|word_embed|token_embed|word_token)\w*|embed_in|wte"
+    r"|(^|[./])(tokens?|shared))([./](\d+|base_layer|original_module|modules_to_save[./]\w+))*"
+    r"([./](weight|embeddings?))?$"
+    r"|(^|[./_])text_embed(dings?)?([./](weight|embeddings?))?$"
 )
 POSITIONS = re.compile(
     r"(^|[./_])pos(ition(s|al)?)?([./_]|$)|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
     r"|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
 )
-TABLES = re.compile(r"embed|codebook|(^|[./_])(wte|wpe|shared|tables?)([./_]|$)")
+TABLES = re.compile(
+    r"embed(?!der)|codebook|(^|[./_])(wte|wpe|tables?)([./_]|$)|(^|[./])shared([./]|$)"
+)
 NORMS = re.compile(
     r"norm|(^|[./_])(ln|bn|gn)(\d|_\w+)?([./_]|$)|(^|[./])(ln|bn)\w*[./](weight|bias|scale)$"
 )
@@ -63,6 +67,7 @@ MLP = re.compile(
     re.I,
 )
 EXPERTS = re.compile(r"(^|[./_])experts?([./_]|$)")
+LINEAR = re.compile(r"proj|linear|dense|fc|mlp|kernel|conv")  # what multiplies is no table
 
 
 def role_of(
@@ -109,11 +114,8 @@ def role_of(
         return "head"
     if ndim == 2 and TOKENS.search(low):
         return "embedding"
-    if (
-        POSITIONS.search(low)
-        and (ndim == 2 or not bias)
-        and not re.search(r"proj|kernel$|conv", low)
-    ):
+    place = POSITIONS.search(low)
+    if place and (ndim == 2 or not bias) and not LINEAR.search(_from(low, place.start())):
         return "position"
     if NORMS.search(_module(low)) and ndim <= 1:
         return "norm"
@@ -122,15 +124,18 @@ def role_of(
     if bias and not (ndim == 2 and "relative" in low):
         return "bias"
     if ndim == 2:
-        table = TABLES.search(_module(low)) and not re.search(
-            r"proj|linear|dense|fc|mlp|kernel", low
-        )
+        table = TABLES.search(_module(low)) and not LINEAR.search(_module(low))
         return "table" if table else "kernel"
     if ndim == 3 and EXPERTS.search(low):
         return "experts"
     if ndim >= 3:
         return "convolution" if low.endswith(("weight", "kernel")) else "vector"
     return "vector"
+
+
+def _from(name: str, at: int) -> str:
+    """The rest of a name from the segment on that lies there."""
+    return name[max(name.rfind(c, 0, at + 1) for c in "./") + 1 :]
 
 
 def _module(name: str) -> str:
