@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxmerge.cli import main
 from jaxmerge.models import decoder
+from jaxmerge.models.decoder import templates
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "gguf_tiny" / "tiny_llama.gguf"
@@ -66,6 +67,23 @@ def test_a_family_that_is_not_known(folder, command):
     assert f"{folder}: config.json: found model_type 'jamba'" in message
     assert all(family in message for family in decoder.FAMILIES)
     assert "no known family has 'mamba_d_state'" in message
+
+
+@pytest.mark.parametrize(
+    "entries, said",
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000, expected at most"),
+        ({"num_experts": 10**9}, "num_experts is 1,000,000,000, expected at most"),
+        ({"rope_theta": "x"}, "rope_theta is 'x', expected finite numbers"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', expected a finite number"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": float("nan")}}, "factor is nan"),
+    ],
+)
+def test_numbers_that_no_decoder_has(folder, command, entries, said):
+    edit(folder / "config.json", drop=("rope_parameters",), **entries)
+    message = command("generate", folder, "the")
+    assert "config.json" in message
+    assert said in message
 
 
 def test_weights_that_contradict_the_config(folder, command):
@@ -126,9 +144,14 @@ def test_tokens_that_are_no_numbers(folder, command, entries, expected):
         "{{ 1 // 0 }}",
         "{{ messages + 1 }}",
         "{{ missing.attribute }}",
+        "{{ 'x' * 10 ** 11 }}",
+        "{{ [1] * 99999999 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
     ],
 )
-def test_templates_that_fail_are_refused_in_one_line(folder, command, template):
+def test_templates_that_fail_are_refused_in_one_line(folder, command, template, monkeypatch):
+    monkeypatch.setattr(templates, "SECONDS", 1.0)
     edit(folder / "tokenizer_config.json", chat_template=template)
     message = command("generate", folder, "the", "--chat")
     assert "the chat template refuses this conversation: " in message

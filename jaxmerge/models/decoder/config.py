@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -206,6 +207,12 @@ _SIZES = (
 )  # fmt: skip
 
 
+# More than any decoder has: each layer and each expert is built, so that a number alone could fill
+# the memory before a weight is read.
+MOST_LAYERS, MOST_EXPERTS = 4096, 16384
+_COUNTS = ("num_experts", "num_local_experts")
+
+
 def _refuse(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for entries that no decoder can have."""
     wrong = [
@@ -213,6 +220,17 @@ def _refuse(settings: Mapping[str, Any]) -> None:
         for name in (*_SIZES, "num_key_value_heads", "head_dim")
         if (name in _SIZES or settings.get(name) is not None)
         and not (type(settings.get(name)) is int and 0 < settings[name] < 1 << 31)
+    ]
+    most = {"num_hidden_layers": MOST_LAYERS, **dict.fromkeys(_COUNTS, MOST_EXPERTS)}
+    wrong += [
+        f"{name} is {settings[name]:,}, expected at most {limit:,}"
+        for name, limit in most.items()
+        if type(settings.get(name)) is int and settings[name] > limit
+    ]
+    wrong += [
+        f"{name} is {settings.get(name)!r:.60}, expected a finite number"
+        for name in ("rms_norm_eps", "initializer_range")
+        if not (isinstance(settings.get(name), int | float) and math.isfinite(settings[name]))
     ]
     if settings.get("use_bidirectional_attention"):
         wrong.append("use_bidirectional_attention is set, expected a causal decoder")

@@ -41,6 +41,12 @@ OPTIONAL = {
 }
 
 
+def _finite(value: Any) -> bool:
+    """Whether a setting of a rotation is a finite number, or a list of them."""
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(x, int | float) and math.isfinite(x) for x in values)
+
+
 @dataclass(frozen=True)
 class Rope:
     """One rotation.
@@ -80,6 +86,9 @@ class Rope:
         options = {
             n: tuple(settings[n]) if isinstance(settings[n], list) else settings[n] for n in named
         }
+        numbers = {"rope_theta": settings["rope_theta"], **options}
+        if wrong := [f"{n} is {x!r:.60}" for n, x in numbers.items() if not _finite(x)]:
+            raise ValueError(f"{'; '.join(wrong)}, expected finite numbers")
         original = original or settings.get("original_max_position_embeddings") or context
         width = int(depth * (settings.get("partial_rotary_factor") or 1.0))
         rope = cls(kind, settings["rope_theta"], width, context, original, tuple(options.items()))

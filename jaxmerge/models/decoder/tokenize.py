@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxmerge.errors import UserError, library_message
 from jaxmerge.io.untrusted import read_text
+from jaxmerge.models.decoder.templates import rendered
 from jaxmerge.models.folders import read_json
 from jaxmerge.models.tokens import backend_of, text_of
 
@@ -72,7 +73,7 @@ class Tokenizer:
             )
         variables = {"messages": list(messages), "add_generation_prompt": answer, **self.named}
         try:
-            return _environment().from_string(self.template).render(**{**variables, **more})
+            return rendered(self.template, {**variables, **more})
         except Exception as error:  # of Jinja, or of what the template does
             raise ValueError(
                 f"the chat template refuses this conversation: {library_message(error)}"
@@ -87,29 +88,6 @@ class Tokenizer:
             config["chat_template"] = self.template
         text = json.dumps(config, indent=1, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _environment():
-    """Jinja as transformers sets it up: nothing of Python's can be reached from a template."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    def strftime_now(form: str) -> str:
-        import datetime
-
-        return datetime.datetime.now().strftime(form)
-
-    loops = "jinja2.ext.loopcontrols"
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loops])
-    jinja.filters["tojson"] = tojson
-    jinja.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
-    return jinja
 
 
 def load_tokenizer(folder: str | Path | None, vocab: int) -> Tokenizer | None:
