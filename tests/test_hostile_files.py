@@ -486,6 +486,20 @@ def test_a_statistics_header_is_checked(tmp_path, samples):
     assert "invalid literal" not in str(caught.value)
 
 
+def test_a_leaf_of_orbax_larger_than_memory(tmp_path):
+    import orbax.checkpoint as ocp
+
+    folder = tmp_path / "bomb"
+    writer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+    writer.save(folder, {"w": np.ones((8, 8), np.float32)})
+    header = folder / "w" / ".zarray"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"shape": [1 << 21, 1 << 21]}))
+    source = open_source(folder)
+    with pytest.raises(ValueError, match=r"bomb: leaf 'w' is float32\[2097152,2097152\], 1.76e"):
+        source.load("w")
+    source.close()
+
+
 def test_what_orbax_stumbles_over_is_not_repeated(tmp_path):
     import orbax.checkpoint as ocp
 

@@ -19,9 +19,9 @@ from jaxmerge.cli.cost import names_of
 from jaxmerge.cli.merge import parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
-from jaxmerge.drivers.files.chunks import memory_free
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
+from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.places import Place, delete, delete_busy, working

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxmerge.drivers.files.chunks import WORKERS, memory_free
+from jaxmerge.drivers.files.chunks import WORKERS
 from jaxmerge.drivers.files.job import Job, mismatches, tensors_of
 from jaxmerge.drivers.files.measuring import PIECE_ENTRIES, own_need
 from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
@@ -22,6 +22,7 @@ from jaxmerge.drivers.files.memory_budget import (
 from jaxmerge.drivers.files.strategy import PROGRAM, Strategy, row_programs
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.description import in_words
+from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.header import nbytes
 from jaxmerge.recipes.plan import Plan
 

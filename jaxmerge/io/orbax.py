@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.errors import UserError, library_message, writing
+from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
@@ -72,6 +73,12 @@ class Orbax(Whole):
         import jax
         import orbax.checkpoint as ocp
 
+        need, free = self.like[name].nbytes, memory_free()
+        if free is not None and need > free:  # TensorStore would end the process
+            raise UserError(
+                f"{self.path}: leaf {name!r} is {names.kind(self.like[name])}, "
+                f"{need / 1e9:.3g} GB; it is read whole, and {free / 1e9:.3g} GB are free."
+            )
         rest = {n: ocp.PLACEHOLDER for n in self.like}
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})

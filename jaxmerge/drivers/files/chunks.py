@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -156,21 +155,6 @@ def memory_in_use() -> int:
     except OSError:
         return 0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-
-
-def memory_free() -> int | None:
-    """Bytes of memory that this process may still take; None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        free = [int(lines["MemAvailable"].split()[0]) << 10]
-    except (OSError, KeyError, ValueError):
-        return None
-    group = Path("/sys/fs/cgroup")  # of a container
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
-    return max(0, min(free))
 
 
 class Room:

@@ -1,0 +1,27 @@
+"""How much memory there is for what a file says that it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+
+
+def memory_free() -> int | None:
+    """Bytes of memory that this process may still take; None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        free = [int(lines["MemAvailable"].split()[0]) << 10]
+    except (OSError, KeyError, ValueError):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # of a shell, by ulimit -v
+    if limit != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    group = Path("/sys/fs/cgroup")  # of a container
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit = int((group / "memory.max").read_text())
+        free.append(limit - int((group / "memory.current").read_text()))
+    return max(0, min(free))
