@@ -256,7 +256,7 @@ def test_hostile_headers_are_refused_in_one_line(tmp_path, name):
     with pytest.raises(HeaderError, match=message) as caught:
         open_source(path)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 340  # a path may be long
 
 
 def test_random_damage_is_refused_or_read(tmp_path):

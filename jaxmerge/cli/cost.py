@@ -58,8 +58,10 @@ def too_large(plan: Plan) -> list[str]:
     """A line for the user where a merge takes more memory than there is; looked at only where the
     inputs of the largest leaf are so many that it might."""
     free = memory_free()
+    if free is None or any(map(mismatches, plan.jobs)):  # what does not fit is refused by the merge
+        return []
     largest = max((input_bytes(job, n) for job in plan.jobs for n in job.grid), default=0)
-    if free is None or MULTIPLE * largest < free or any(map(mismatches, plan.jobs)):
+    if MULTIPLE * largest < free:
         return []
     need = PROCESS + _memory(plan)
     if need < free:

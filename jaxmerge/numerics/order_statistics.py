@@ -104,7 +104,8 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
     if place is None:
         return bits >= value
     behind = entry_numbers(key, x.shape) > place  # where only larger ones rank high enough
-    return bits >= value + behind.astype(bits.dtype)
+    most = bits.dtype.type(jnp.iinfo(bits.dtype).max - 1)  # above all entries; two more would be 0
+    return bits >= jnp.minimum(value, most) + behind.astype(bits.dtype)
 
 
 def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
