@@ -287,6 +287,14 @@ def test_weights_and_rows_cut_over_devices_learn_the_same(small, rows):
         assert _placing(cut.params, 3)(np.zeros((3, 3))).sharding.is_fully_replicated
 
 
+def test_the_form_of_the_attention_does_not_change_what_is_learnt(small, rows):
+    options = {"batch": 4, "optimiser": optimisers.sgd(rate=0.1)}
+    plain, fused = (finetune(small, rows, attention=x, **options) for x in ("plain", "fused"))
+    np.testing.assert_allclose(fused.losses, plain.losses, atol=1e-5)
+    with pytest.raises(ValueError, match="attention"):
+        finetune(small, rows, attention="flash", **options)
+
+
 def test_parts_of_a_batch_and_padding_do_not_change_the_gradient(small, rows):
     options = {"batch": 4, "optimiser": optimisers.sgd(rate=0.1)}
     one, two = (finetune(small, rows, accumulate=n, **options) for n in (1, 2))

@@ -6,12 +6,17 @@
 # Needs torch and transformers in the same environment.  A part that fails or takes too long leaves
 # its log and does not stop the others.
 set -u
+[ $# -gt 0 ] || { echo "usage: $0 OUT [PART ...], a folder for the figures"; exit 2; }
 out="$(realpath -m "$1")"; shift
-mkdir -p "$out"
+mkdir -p "$out" || exit 2
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-python}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
-parts="${*:-steps merges parity opcm clip decoder}"
+all="steps merges parity opcm clip decoder"
+parts="${*:-$all}"
+for part in $parts; do
+  [[ " $all " == *" $part "* ]] || { echo "no part $part; there are $all"; exit 2; }
+done
 
 run() {  # name, seconds, command...
   local name="$1" most="$2"; shift 2
@@ -37,6 +42,5 @@ for part in $parts; do
     clip) run clip 240 "$python" experiments/bench/clip_train.py --gpu --models ViT-B/16 ViT-B/32 \
       --torch-python "$python" --out "$out/clip_gpu.json" ;;
     decoder) run decoder 240 "$python" experiments/bench/decoder.py --gpu --out "$out/decoder_gpu.json" ;;
-    *) echo "no part $part"; exit 2 ;;
   esac
 done

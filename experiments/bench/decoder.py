@@ -233,6 +233,8 @@ def main() -> None:
     if "--gpu" in sys.argv:
         parser.set_defaults(**GPU)
     options = parser.parse_args()
+    if options.gpu and not options.small and jax.default_backend() == "cpu":
+        parser.error("--gpu: JAX sees none here; --gpu --small tries the script on a tiny model")
     warnings.simplefilter("ignore")
     shape = SMALL if options.small else ONE_BILLION if options.gpu else None
     if shape is None:

@@ -50,11 +50,14 @@ def main() -> None:
     parser.add_argument("--default-precision", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    only = [n for n in options.only.split(",") if n]
+    if unknown := [n for n in only if n.split("/")[0] not in jm.REGISTRY]:
+        parser.error(f"--only: no method is called {', '.join(unknown)}")
     report = {"versions": versions(), "machine": machine(), "differences": {}, "not measured": {}}
     report["default precision"] = options.default_precision
     nothing = lambda *args: contextlib.nullcontext()
-    for name in [n for n in options.only.split(",") if n] or published():
-        if "/" in name:
+    for name in only or published():
+        if "/" in name:  # a second reading of merge_memory.py
             continue
         loose = mock.patch.object(jax, "default_matmul_precision", nothing)
         try:

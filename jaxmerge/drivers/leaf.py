@@ -151,10 +151,8 @@ def observe_part(specs, i, summary, turn, x):
 @functools.partial(_compiled, static_argnames=("i", "turn", "zero"))
 def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
-    before, fold, _ = _build(specs)
-    x = _enter(before[:i], inputs, 0, zero)
-    measure = before[i].measure if i < len(before) else fold.measure
-    return _observe(measure, x, summary, turn)
+    before = [s.build() for s in specs[0][:i]]
+    return observe_part(specs, i, summary, turn, _enter(before, inputs, 0, zero))
 
 
 @functools.partial(_compiled, static_argnames="turn")

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.numerics.precision import full_precision
 
+_sum_over = full_precision(jnp.tensordot)
+
 
 def sum_of_squares(
     gradient: Callable[[Any], Leaves],
@@ -46,7 +48,6 @@ def sum_of_squares(
     >>> float(sum_of_squares(lambda x: {"w": x}, jnp.arange(3.0), jnp.ones(3), zero)["w"])
     5.0
     """
-    sum_over = full_precision(jnp.tensordot)
     if chunk > 1:
         pad = -len(weights) % chunk
         cut = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(
@@ -56,7 +57,7 @@ def sum_of_squares(
         def add_chunk(total, part):
             examples, w = part
             grads = jax.vmap(gradient)(examples)
-            fold = lambda t, g: t + sum_over(w, jnp.square(g.astype(t.dtype)), 1)
+            fold = lambda t, g: t + _sum_over(w, jnp.square(g.astype(t.dtype)), 1)
             return jax.tree.map(fold, total, grads), None
 
         return jax.lax.scan(add_chunk, start, jax.tree.map(cut, (items, weights)))[0]

@@ -28,7 +28,7 @@ def rendered(template: str, variables: Mapping[str, Any]) -> str:
     >>> rendered("{% for m in messages %}<{{ m.role }}>{% endfor %}", {"messages": [{"role": "a"}]})
     '<a>'
     """
-    from jinja2.sandbox import SecurityError
+    from jinja2.exceptions import SecurityError
 
     program = _environment().from_string(template)
     end, before = time.monotonic() + SECONDS, sys.gettrace()
@@ -47,8 +47,8 @@ def rendered(template: str, variables: Mapping[str, Any]) -> str:
 
 def _environment():
     """Jinja as transformers sets it up: nothing of Python's can be reached from a template."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Bounded(ImmutableSandboxedEnvironment):
         """Refuses products and powers that do not fit into memory."""
