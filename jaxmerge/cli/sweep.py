@@ -22,6 +22,7 @@ from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
 from jaxmerge.errors import UserError
+from jaxmerge.io.buckets import into_bucket
 from jaxmerge.io.places import working
 from jaxmerge.report import swept
 from jaxmerge.studies import cells, resident, result_store, sweep
@@ -31,6 +32,7 @@ from jaxmerge.studies.seed import run_seed, steps_of
 from jaxmerge.studies.settings import changed, restored
 
 
+@into_bucket(always=True)
 def run(
     experiment: str | Path,
     *,

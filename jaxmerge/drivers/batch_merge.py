@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
+from jaxmerge.core.finite import refuse_nonfinite
 from jaxmerge.core.types import Array, Cell, Merge
 from jaxmerge.core.validation import (
     check_base,
@@ -22,7 +23,6 @@ from jaxmerge.core.validation import (
     check_nonfinite,
     flat_extra,
     grid_of,
-    refuse_nonfinite,
 )
 from jaxmerge.drivers.leaf import (
     LeafInputs,
