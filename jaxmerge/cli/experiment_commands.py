@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from jaxmerge.cli.typer_app import Json, Quiet, command
+from jaxmerge.cli.typer_app import Json, Profile, Quiet, command
 
 
 @command("quickstart")
@@ -54,6 +54,7 @@ def run(
     store: Annotated[
         Path | None, Option(help="Result store to add the cells to, for `jaxmerge report`.")
     ] = None,
+    profile: Profile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -89,6 +90,7 @@ def sweep(
         bool,
         Option(help="Keep every task's model in the store: methods added later train nothing."),
     ] = True,
+    profile: Profile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

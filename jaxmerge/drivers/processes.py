@@ -3,28 +3,27 @@
     with together():                   # as JAX_COORDINATOR_ADDRESS and its like say; else nothing
         ...
 
-Process 0 holds a connection to every other.  Where a process is killed or its program fails, its
-connection breaks, and the others end within seconds with one line; a machine that is cut off is
-noticed within 25.  (`jax.distributed` alone would wait for 100 seconds, in a collective that
-nothing interrupts, and SIGTERM would end no process of it.)
+Process 0 holds a connection to every other, at the port behind the coordinator's.  Where a process
+is killed or its program fails, its connection breaks, and the others end within seconds with one
+line; a machine that is cut off is noticed within half a minute.  (`jax.distributed` alone waits for
+100 seconds, in a collective that nothing interrupts, and SIGTERM ends no process of it.)
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
-import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
-DONE = b"."
+DONE, FAILED, HELLO = b".", b"!", b"jaxmerge"
 PATIENCE = 25  # seconds until silence is taken for an end
 GRACE = 3  # seconds in which a process may say itself what went wrong
+START = 300  # seconds in which all processes must have started
 
 
 @contextlib.contextmanager
@@ -41,64 +40,77 @@ def together() -> Iterator[None]:
         yield
         return
     number = lambda key: int(os.environ[key]) if key in os.environ else None
+    count, index = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
     with contextlib.suppress(AttributeError):  # it would take SIGTERM as a notice, and go on
         jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"),
-        process_id=number("JAX_PROCESS_ID"),
-        heartbeat_timeout_seconds=PATIENCE,
-        shutdown_timeout_seconds=PATIENCE,
-    )
-    if jax.process_count() == 1:
-        yield
-        return
-    watch = Watch(address.rpartition(":")[0] or address)
+    watch = None
+    if index is not None and (count or 0) > 1:
+        host, _, port = address.rpartition(":")
+        watch = Watch(host, int(port) + 1, index, count or 0)
     try:
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=index,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
         yield
     except BaseException as error:
-        watch.fail(error)
+        if watch is not None:
+            watch.fail(any(isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)))
         raise
-    watch.leave()
+    if watch is not None:
+        watch.leave()
 
 
 class Watch:
     """The connections of this process; a thread waits at each of them.
 
     Args:
-        host: of process 0.
+        host, port: of process 0.
+        index, count: this process among how many.
     """
 
-    def __init__(self, host: str):
-        import jax
+    def __init__(self, host: str, port: int, index: int, count: int):
+        self.index, self.count, self.over = index, count, False
+        self.peers: dict[int, socket.socket] = {}
+        if index:
+            self._start(self._call, host, port)
+            return
+        try:
+            self.server = socket.create_server(("", port))
+        except OSError:  # the port is taken: what JAX notices must do
+            return
+        self._start(self._listen)
 
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self.over = False
-        self.peers: dict[int, socket.socket] = self._listen() if not self.index else {}
-        if self.index:
-            port, token = _announced(0, bytes(16))
-            self.peers[0] = self._call(host, port, token)
-        for index, peer in self.peers.items():
-            threading.Thread(target=self._wait, args=(index, peer), daemon=True).start()
+    def _start(self, run, *args) -> None:
+        threading.Thread(target=run, args=args, daemon=True).start()
 
-    def _listen(self) -> dict[int, socket.socket]:
-        token, peers = secrets.token_bytes(16), {}
-        with socket.create_server(("", 0)) as server:
-            server.settimeout(PATIENCE)
-            _announced(server.getsockname()[1], token)
-            while len(peers) < self.count - 1:
+    def _listen(self) -> None:
+        with self.server as server, contextlib.suppress(OSError):
+            while len(self.peers) < self.count - 1:
                 peer, _ = server.accept()
                 peer.settimeout(PATIENCE)
-                greeting = peer.recv(20, socket.MSG_WAITALL)
-                if greeting[:16] != token:  # a stranger
+                greeting = peer.recv(len(HELLO) + 4, socket.MSG_WAITALL)
+                if greeting[: len(HELLO)] != HELLO:
                     peer.close()
                     continue
-                peers[int.from_bytes(greeting[16:], "big")] = _patient(peer)
-        return peers
+                index = int.from_bytes(greeting[len(HELLO) :], "big")
+                self.peers[index] = _patient(peer)
+                self._start(self._wait, index, peer)
 
-    def _call(self, host: str, port: int, token: bytes) -> socket.socket:
-        peer = socket.create_connection((host, port), timeout=PATIENCE)
-        peer.sendall(token + self.index.to_bytes(4, "big"))
-        return _patient(peer)
+    def _call(self, host: str, port: int) -> None:
+        until = time.monotonic() + START
+        while time.monotonic() < until:
+            try:
+                peer = socket.create_connection((host, port), timeout=PATIENCE)
+                peer.sendall(HELLO + self.index.to_bytes(4, "big"))
+            except OSError:  # it has not started yet
+                time.sleep(0.2)
+                continue
+            self.peers[0] = _patient(peer)
+            self._wait(0, peer)
+            return
 
     def _wait(self, index: int, peer: socket.socket) -> None:
         try:
@@ -107,38 +119,60 @@ class Watch:
             said = b""
         if said == DONE or self.over:
             return
-        time.sleep(GRACE)
-        if not self.over:
-            print(
-                f"error: process {index} of {self.count} has ended before the others were done; "
-                f"process {self.index} ends too. Start all of them again, with --resume.",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            os._exit(2)
+        if said == FAILED:
+            time.sleep(GRACE)
+            if self.over:
+                return
+        self.over = True
+        for other in self.peers.values():
+            with contextlib.suppress(OSError):
+                other.shutdown(socket.SHUT_RDWR)
+        sys.stderr.write(
+            f"error: process {index} of {self.count} has ended before the others were done; "
+            f"process {self.index} ends too. Start all of them again, with --resume.\n"
+        )
+        sys.stderr.flush()
+        os._exit(2)
 
     def leave(self) -> None:
         """This process has done its part."""
+        self._say(DONE)
+
+    def fail(self, of_devices: bool) -> None:
+        """This process ends with an error; the others hear of it.
+
+        Args:
+            of_devices: the error may be the end of another process, which is said by `_wait`.
+        """
+        if of_devices:
+            time.sleep(2 * GRACE)
+        self._say(FAILED)
+        if not self.index:  # the others would fail without the coordinator, in many lines
+            until = time.monotonic() + 2 * GRACE
+            for peer in self.peers.values():
+                peer.settimeout(max(0.1, until - time.monotonic()))
+                with contextlib.suppress(OSError):
+                    peer.recv(1)
+        atexit.register(_now)  # JAX would wait for the others
+
+    def _say(self, word: bytes) -> None:
         self.over = True
         for peer in self.peers.values():
             with contextlib.suppress(OSError):
-                peer.sendall(DONE)
-                peer.close()
-
-    def fail(self, error: BaseException) -> None:
-        """This process will end with an error; the others hear of it."""
-        self.over = True
-        for peer in self.peers.values():
-            with contextlib.suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)
+                peer.sendall(word)
 
 
-def _announced(port: int, token: bytes) -> tuple[int, bytes]:
-    """What process 0 has said to all others: its port, and what a caller must know."""
-    from jax.experimental.multihost_utils import broadcast_one_to_all
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
-    said = np.frombuffer(port.to_bytes(4, "little") + token, np.uint32)
-    words = np.asarray(broadcast_one_to_all(said), np.uint32).tobytes()
-    return int.from_bytes(words[:4], "little"), words[4:]
+
+def _now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _patient(peer: socket.socket) -> socket.socket:
