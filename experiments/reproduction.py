@@ -32,6 +32,8 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
     "gpm": (("gpm",), "1e-12", "gpm"),
+    "hle": (("expansion",), "exact, accuracies 1e-7", "plans"),
+    "iblurry": (("i_blurry",), "counts, exact where they are not drawn", "plans"),
     "mas": (("mas",), "1e-12", "regularisers"),
     "olora": (("lora", "olora"), "1e-12", "olora"),
     "osft": (("osft",), "1e-10", "subspaces"),
@@ -41,6 +43,7 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
         "1e-12, importances 1e-11",
         "regularisers",
     ),
+    "siblurry": (("si_blurry",), "exact", "plans"),
     "slca": (("slca",), "1e-9", "slca"),
     "supsup": (("supsup",), "1e-11", "supsup"),
     "trgp": (("trgp",), "1e-9", "trgp"),
@@ -248,7 +251,8 @@ def page() -> str:
         "Differences are absolute, of weights, losses, gradients and importances in float64, "
         "through the public driver where the file is a stream; `JAXMERGE_ORACLES=FILE pytest "
         "tests/test_golden_*.py` measures the largest. Ranks, masks, buffer slots and chosen tasks "
-        "are compared exactly and are equal.",
+        "are compared exactly and are equal. `si_blurry`, `i_blurry` and `expansion` are index "
+        "plans.",
         "",
         *oracles(),
         "Every registered method; accuracies in percent, mean and standard deviation.",
