@@ -198,8 +198,10 @@ class Layout:
             return name, depth
         if i != (0 if made_of.early(name) else last):
             return None, 0.0
-        for number in numbers(name) if moved else ():
-            if number.container == moved.path and (number.value,) in moved.extra:
+        for number in numbers(name):
+            if moved is None or number.container != moved.path:
+                continue
+            if (number.value,) in moved.extra:
                 behind = moved.extra.index((number.value,))
                 return renumber(name, number, self.begin + len(self.placed) + behind), 0.0
         return name, depth
