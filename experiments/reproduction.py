@@ -58,7 +58,8 @@ ELSEWHERE = {  # methods without golden files of their authors
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
-    "clib": "CLIB 500", "lingocl": "LingoCL", "onpro": "OnPro", "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++",
+    "clib": "CLIB 500", "lingocl": "LingoCL", "onpro": "OnPro", "pl_fms": "PL-FMS 500",
+    "prd": "PRD", "slcapp": "SLCA++",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.continual.contrast import unit
 from jaxmerge.continual.records import Method, Outputs
 from jaxmerge.continual.registry import Positive, methods
 from jaxmerge.continual.wraps.head import with_head
-from jaxmerge.models.trained_head import unit
 
 ROWS, SCALE, PROJECTION = "language/rows", "language/scale", "language/projection"
 
@@ -64,7 +64,7 @@ def lingocl(embeddings: Any, scale: Positive = 1.0) -> Method:
 
         def read(params, out):
             f = out.features @ params[PROJECTION] if PROJECTION in params else out.features
-            logits = params[SCALE] * (unit(f, -1) @ unit(params[ROWS], -1).T)
+            logits = params[SCALE] * (unit(f) @ unit(params[ROWS]).T)
             return Outputs(logits, out.features, out.aux)
 
         return with_head(model, leaves, read, (SCALE, PROJECTION))
