@@ -185,7 +185,7 @@ def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
 def test_accuracies_from_the_definition(scenario, learner, source):
     data = predict.probe(learner, scenario, "test", batch=8)
     assert len(data.chunks) == 5  # 36 examples
-    actual = predict.logits(learner, predict.stack(learner.params), data)
+    actual = predict.logits(learner, [learner.params], data)
     free, aware = predict.accuracies(actual, data)
     for t, task in enumerate(scenario):
         rows = task.rows["test"]

@@ -216,7 +216,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
     for label in ("joint", "magmax, factor 0.6"):
         expected = np.mean(np.array(rows[label].aware[-1]) / alone)
         assert rows[label].metrics["normalised"] == pytest.approx(expected)
-    actual = predict.logits(learner, predict.stack(stream.last), stream.test)[0].argmax(-1)
+    actual = predict.logits(learner, [stream.last], stream.test)[0].argmax(-1)
     columns = stream.test.columns
     shares = [np.mean(actual[columns == c] == c) for c in np.unique(columns)]
     assert rows["last model"].metrics["per_class"] == pytest.approx(np.mean(shares))

@@ -184,6 +184,7 @@ def fit_task(
     state = state._replace(moments=transform(setup, total).init(trained), count=jnp.int32(0))
     fit = fit_of(parts, state, t)
     fit = everywhere(jax.tree.map(jnp.array, fit))  # it is donated
+    state = state._replace(moments=())  # they would be held all through the task
     rest = {
         n: p
         for n, p in state.params.items()
