@@ -44,6 +44,7 @@ from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
 from jaxmerge.evaluation.metrics import per_class
 from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, wrapped_logits
+from jaxmerge.io.free_memory import give_back
 from jaxmerge.studies.deployed import Deployed
 from jaxmerge.studies.hooks import at_border, training_examples
 from jaxmerge.studies.outcomes import Outcome, measure
@@ -194,6 +195,7 @@ class Stream:
         )  # fmt: skip
         setup = setup_of(self.learner, training, self.methods)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
+        give_back()
         if known is None:
             state, losses = fit_task(
                 setup, self.info, state, t, data, training, collate=self.learner.collate,
@@ -201,6 +203,7 @@ class Stream:
                 watch=lambda steps, loss: self.watch("training", steps, loss),
             )  # fmt: skip
             self.losses.append(losses)
+            give_back()
         else:
             state = state._replace(params=self.model.put(state.params, known))
         state = at_border(setup, self.scenario, self.info, state, t, "end", data)

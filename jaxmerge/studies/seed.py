@@ -219,7 +219,8 @@ def joint_training(
     began = time.perf_counter()
     halfway = store and Halfway(store / "training_joint", every)
     data = scenario.split("train", learner.prepare)
-    own = np.any([scenario.mask(t) for t in range(len(scenario))], axis=0)
+    masks = np.stack([scenario.mask(t) for t in range(len(scenario))])
+    own = np.broadcast_to(masks.any(axis=0), masks.shape)  # in the form of a stream's tasks
     model, _ = fit(
         learner, learner.params, data.inputs, data.columns, own, training,
         seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),
