@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,6 +272,20 @@ def torch() -> str:
     return "\n".join(lines)
 
 
+def notebooks() -> str:
+    """The notebooks of colabs/ by their titles, each with the badge that opens it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    place = project["urls"]["Repository"].removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{place}/blob/main/colabs"
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    lines = ["| Notebook | |", "| :-- | :-- |"]
+    for path in sorted((ROOT / "colabs").glob("*.ipynb")):
+        title = "".join(json.loads(path.read_text())["cells"][0]["source"]).split("\n")[0]
+        link = f"[![Open in Colab]({badge})]({colab}/{path.name})"
+        lines.append(f"| {title.removeprefix('# ')} (`colabs/{path.name}`) | {link} |")
+    return "\n".join(lines)
+
+
 def leaf_memory() -> str:
     """Peak memory on one large leaf beside what --check says."""
     path = RESULTS / "leaf_memory.md"
@@ -291,6 +306,7 @@ SECTIONS = {
         speed,
         mergekit,
         torch,
+        notebooks,
         leaf_memory,
         attack,
     )
