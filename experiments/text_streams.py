@@ -9,7 +9,8 @@ any moment (Ctrl-C, a kill) it goes on from its last checkpoint with the same fi
 run the finished ones are put together in ``experiments/results/``: ``clinc150_10_full.json`` and so
 on, an order as soon as its sequential stream is done.
 
-`runs` is the order of work: ten tasks of CLINC150 in the first class order, the two streams that
+All training and test sentences are used; of the validation split five of each intent, since every
+factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150 in the first class order, the two streams that
 every merge is compared on and joint training, then LwF and EWC; Banking77; the other orders; five
 and thirty tasks.
 
@@ -38,6 +39,7 @@ RESULTS = HERE / "results"
 SETTINGS = RESULTS / "text_settings.json"
 ORDERS = (0, 1, 2)
 OTHER_ORDERS = (10, 11)
+VALIDATION = "few={val: 5}"  # sentences of an intent that factors are chosen on, after every task
 WAYS = ("sequential", "independent", "joint", "LwF", "EWC")
 
 
@@ -58,7 +60,7 @@ class Run(NamedTuple):
         """For ``--set``."""
         others = [way for way in WAYS if way not in (self.way, "joint")]
         known = command.load(HERE / f"{self.experiment}.py").streams
-        given = [f"data={data}", f"tasks={self.tasks}", f"seed={self.order}", "seeds=1"]
+        given = [f"data={data}", f"tasks={self.tasks}", f"seed={self.order}", "seeds=1", VALIDATION]
         given += [f"streams.{way}=null" for way in others if way in known]
         baselines = {"sequential": "zero-shot", "joint": "joint"}.get(self.way, "")
         given.append(f"baselines=[{baselines}]")
@@ -161,7 +163,7 @@ def choose(data: Path, folder: Path, more: list[str]) -> None:
     """Learning rate and strengths on validation sentences of other class orders."""
     tried: dict[str, dict[str, float]] = {}
     best: dict[str, float] = {}
-    scored = ["validation=true", "merges.MagMax.factor=0.5", "few={train: 100, val: 5}"]
+    scored = ["validation=true", "merges.MagMax.factor=0.5", VALIDATION]
     scored.append("streams.sequential.deploys=[last model, MagMax]")
     for rate in RATES:
         tried.setdefault("lr", {})[f"{rate:g}"] = _score(

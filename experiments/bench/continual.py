@@ -71,9 +71,7 @@ def ours(learner, scenario, training) -> dict:
     start = time.perf_counter()
     data = probe(learner, scenario, "test")
     merged = memory.merged(method, state, learner.params)
-    correct = [
-        logits(learner, [p], data)[0].argmax(1) == data.columns for p in (params, merged)
-    ]
+    correct = [logits(learner, [p], data)[0].argmax(1) == data.columns for p in (params, merged)]
     ended = time.perf_counter()
     return {
         "seconds": ended - began,
