@@ -10,9 +10,9 @@ run the finished ones are put together in ``experiments/results/``: ``clinc150_1
 on, an order as soon as its sequential stream is done.
 
 All training and test sentences are used; of the validation split five of each intent, since every
-factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150 in the first class order, the two streams that
-every merge is compared on and joint training, then LwF and EWC; Banking77; the other orders; five
-and thirty tasks.
+factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150 in the
+first class order, the two streams that every merge is compared on and joint training, then LwF and
+EWC; Banking77; the other orders; five and thirty tasks.
 
 **How the settings were chosen.**  ``--choose`` trains on class orders 10 and 11, which are in no
 table, scores on validation sentences, and writes ``experiments/results/text_settings.json``, where
