@@ -64,6 +64,8 @@ class Run(NamedTuple):
         given += [f"streams.{way}=null" for way in others if way in known]
         baselines = {"sequential": "zero-shot", "joint": "joint"}.get(self.way, "")
         given.append(f"baselines=[{baselines}]")
+        if self.tasks > 10:  # the factor of the OPCM paper: 0.3 for 8 tasks, 0.1 for 14 and 20
+            given.append("merges.continual TIES.factor=0.1")
         return given + chosen(self.way)
 
 

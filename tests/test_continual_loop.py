@@ -360,9 +360,12 @@ def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path
     assert by_name["last model", "sequential"].factors is None
     assert by_name["last model", "sequential"].metrics["bwt"] is not None
     phases = set()
-    again, _ = run_seed(
-        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32,
+    one = (MERGES[0].label, "independent")
+    again, given = run_seed(
+        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32, keep=[one],
         watch=lambda stream, phase, n, value: phases.add(phase),
     )  # fmt: skip
     assert again.entries == run.entries
+    assert set(given) == {one}
+    same(given[one], merged[one])
     assert phases == {"resumed"}
