@@ -129,7 +129,8 @@ def test_lists_that_one_key_counts_move_together():
     a, b = (save(n, draw(shapes, s), settings) for s, n in enumerate("ab"))
     run(stack(("a", (0, 2)), ("b", (1, 3))))
     got = read()
-    assert config()["n_layers"] == 4 and len(got) == 16
+    assert config()["n_layers"] == 4
+    assert len(got) == 16
     for x in lists:
         for new, (leaves, old) in enumerate(((a, 0), (a, 1), (b, 1), (b, 2))):
             at = f"transformer.{x}.{{}}.w.weight"
