@@ -54,10 +54,13 @@ def further_families() -> dict[str, Any]:
         "qwen3": dict(head_dim=4),
         "glm4": dict(head_dim=4),
         "mamba": dict(state_size=4, conv_kernel=2),
+        "cohere": dict(use_qk_norm=True),
+        "falcon": dict(new_decoder_architecture=True),
+        "distilbert": dict(dim=16, hidden_dim=32, n_layers=4, n_heads=4),
         "gpt_bigcode": dict(n_embd=16, n_layer=4, n_head=4, n_positions=64),
     }
-    plain = ("apertus", "arcee", "bert", "cohere", "cohere2", "falcon", "granite", "olmo2", "phi",
-             "phi3", "roberta", "stablelm", "starcoder2")  # fmt: skip
+    plain = ("apertus", "arcee", "cohere2", "granite", "olmo2", "phi", "phi3", "roberta",
+             "stablelm", "starcoder2")  # fmt: skip
     return {n: t.AutoConfig.for_model(n, **small | more.get(n, {})) for n in (*plain, *more)}
 
 
@@ -67,7 +70,7 @@ def checkpoints(folder: Path) -> None:
     import transformers as t
 
     kinds = {"t5": t.AutoModelForSeq2SeqLM}
-    kinds |= dict.fromkeys(("bert", "roberta"), t.AutoModelForMaskedLM)
+    kinds |= dict.fromkeys(("distilbert", "roberta"), t.AutoModelForMaskedLM)
     for name, config in (families() | further_families()).items():
         if (folder / name).exists():
             continue

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from recipes import TIED, Case, Difference, model, names, one, recipe
-
-MASKED = Difference("random masks: only their law can agree")
+from recipes import TIED, Case, model, names, one, recipe
 
 
 def options() -> dict[str, Case]:
@@ -23,12 +21,12 @@ def references() -> dict[str, Case]:
         "a base as a mapping": one(
             "task_arithmetic", [model(a, weight=0.5)], {"model": {"path": base}}
         ),
-        "a reference as another architecture": one(
+        "references as another architecture": one(
             "linear",
             [
-                model({"model": {"path": a}, "override_architecture": "MistralForCausalLM"},
-                      weight=0.7),
-                model(b, weight=0.3),
+                model({"model": {"path": m}, "override_architecture": "MistralForCausalLM"},
+                      weight=w)
+                for m, w in ((a, 0.7), (b, 0.3))
             ],
         ),
         "an adapter on a base": one(
