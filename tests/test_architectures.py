@@ -132,6 +132,27 @@ def test_a_nested_config():
         ("layers.0.self_attn.linear_pos.weight", (8, 4), "kernel"),
         ("model.layers.0.mlp.shared_expert_gate.weight", (1, 4), "kernel"),
         ("projector.pos_embed", (8, 4), "position"),
+        # parameters of their own: what stands in for tokens, what scales, what shifts
+        ("image_to_text_projection.latent_query", (6, 4), "table"),
+        ("resampler.query", (6, 4), "table"),
+        ("qformer.query_tokens", (1, 6, 4), "table"),
+        ("embeddings.mask_token", (1, 4), "table"),
+        ("patch_generator.cls_token.token", (3, 4), "table"),
+        ("perceiver.embeddings.latents", (6, 4), "table"),
+        ("encoder.layer.0.attn.query", (4, 4), "kernel"),
+        ("tokens", (9, 4), "embedding"),
+        ("backbone.layers.0.mixer.A_log", (8, 2), "vector"),
+        ("layers.0.attn.q_clip.scale", (2, 4), "vector"),
+        ("encoder.layers.0.self_attn.pos_bias_u", (2, 4), "bias"),
+        ("encoder.layers.0.self_attn.bias_v", (2, 4), "bias"),
+        ("encoder.stages.0.layers.0.grn.weight", (1, 1, 1, 4), "norm"),
+        # of experts, and of heads, in one array
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 6, 4), "experts"),
+        ("model.layers.0.mlp.output_linear.weight", (8, 4, 6), "experts"),
+        ("model.layers.0.mlp.depthwise_conv.weight", (8, 1, 3), "convolution"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 4), "router"),
+        ("encoder/attention/query/kernel", (4, 2, 2), "kernel"),
+        ("patch_embedding.weight", (4, 3, 2, 2), "convolution"),
     ],
 )
 def test_roles(name, shape, role):

@@ -76,6 +76,16 @@ def test_remote_code_that_auto_map_names_comes_along(tmp_path, place):
     assert not any(n.endswith(".py") for n in belongings(model(tmp_path / "b", **files)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("custom_st.Transformer", True), ("sentence_transformers.models.Pooling", False),
+     ("org/name--custom_st.Transformer", False), (None, False)],
+)  # fmt: skip
+def test_code_that_modules_json_names_comes_along(tmp_path, kind, own):
+    files = {"custom_st.py": "", "modules.json": [{"path": "", "type": kind}, "junk"]}
+    assert ("custom_st.py" in belongings(model(tmp_path / "a", **files))) == own
+
+
 def test_the_api_takes_them_along_too(tmp_path):
     files = {
         "config.json": {"auto_map": {"AutoModel": "m.X"}, "torch_dtype": "float32"},

@@ -4,7 +4,7 @@
     chat templates                  additional_chat_templates/
     model_index.json                sub-folders of a pipeline, without weights (diffusers)
     modules.json                    the sub-folders that it names, whole (sentence-transformers)
-    auto_map                        the folder's *.py, which config.json names as remote code
+    auto_map, modules.json          the folder's *.py, where a config or a module names code of it
     licences                        LICENSE*, NOTICE*, USE_POLICY*
 
 Indices of shards, recipes, results and adapters are left out: they describe other weights.
@@ -77,12 +77,14 @@ def read_json(path: Path) -> Any:
 
 
 def _remote_code(folder: Path) -> bool:
-    """Whether a config names code of the folder itself (``repository--module.Class`` does not)."""
+    """Whether a config or a module names code of the folder (``repository--module.Class`` not)."""
     names = ("config.json", "tokenizer_config.json", "processor_config.json",
              "preprocessor_config.json", "generation_config.json")  # fmt: skip
     contents = [read_json(folder / n) for n in names]
-    maps = [c.get("auto_map") for c in contents if isinstance(c, Mapping)]
-    return any("--" not in v for m in maps for v in _strings(m))
+    named = [v for c in contents if isinstance(c, Mapping) for v in _strings(c.get("auto_map"))]
+    kinds = [t for m in _modules(folder) if isinstance(t := m.get("type"), str)]
+    named += [t for t in kinds if not t.startswith("sentence_transformers.")]
+    return any("--" not in v for v in named)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -95,10 +97,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 def module_folders(folder: Path) -> list[str]:
     """The sub-folders that modules.json names; the folder itself is none of them."""
-    modules = read_json(folder / "modules.json")
-    entries = modules if isinstance(modules, list) else []
-    paths = [m.get("path") for m in entries if isinstance(m, Mapping)]
+    paths = [m.get("path") for m in _modules(folder)]
     return [p for p in paths if isinstance(p, str) and p.strip("./")]
+
+
+def _modules(folder: Path) -> list[Mapping[str, Any]]:
+    """The entries of modules.json."""
+    modules = read_json(folder / "modules.json")
+    return [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
 
 
 def _inside(folder: Path, sub: Path) -> list[Path]:
