@@ -159,6 +159,21 @@ def test_roles(name, shape, role):
     assert role_of(name, shape, vocabularies=[11], experts=[8]) == role
 
 
+def test_vocabularies_of_an_unknown_family_are_found_by_their_rows():
+    shapes = {f"net.units.{i}.w.weight": (12, 4) for i in range(3)}  # no vocabulary: a layer's
+    shapes |= {"net.tok.weight": (12, 4), "net.out.weight": (12, 4), "net.out.bias": (12,)}
+    shapes |= {"net.mix.weight": (4, 4), "net.last/kernel": (4, 12)}
+    arch = architecture(leaves(shapes), {"model_type": "of our own", "vocab_size": 12})
+    roles = {n: arch.role(n) for n in shapes}
+    assert roles.pop("net.tok.weight") == "embedding"
+    assert [n for n, r in roles.items() if r == "head"] == [
+        "net.out.weight", "net.out.bias", "net.last/kernel",
+    ]  # fmt: skip
+    assert arch.token_axis("net.last/kernel") == 1
+    arch = architecture(leaves(shapes), {"model_type": "llama", "vocab_size": 12})
+    assert arch.role("net.tok.weight") == "kernel"  # the family is known: its modules decide
+
+
 def test_parts():
     names = {
         "transformer.h.0.attn.c_attn.weight": "attention",

@@ -121,6 +121,7 @@ def outcome(case: Case, one: dict, other: str, folder: Path) -> tuple[str, str]:
         seen = (f"there {other}" if other else "", f"here {message}" if message else "")
         return verdict, "; ".join(filter(None, seen))
     root = next((d["base_model"] for d in case.documents if "base_model" in d), None)
+    root = root["model"]["path"] if isinstance(root, dict) else root
     base = folder / root if root else None
     return compare(case, Path(one["out"]), Path(ours["out"]), base)
 

@@ -18,7 +18,7 @@ from jaxmerge.io.architectures.names import (
     segments,
     template,
 )
-from jaxmerge.io.architectures.roles import part_of, role_of, tower_of
+from jaxmerge.io.architectures.roles import part_of, role_of, tower_of, vocabularies_by_shape
 from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
 
@@ -158,14 +158,14 @@ class Architecture:
     @functools.cached_property
     def _roles(self) -> dict[str, str]:
         sizes = set(self.vocabularies.values())
-        special = {n: self._special(n) for n in self.like}
-        return {
-            n: special[n]
-            or role_of(
-                n, self._shapes[n], floating=_floating(x), vocabularies=sizes, experts=self._experts
-            )
-            for n, x in self.like.items()
-        }
+        by_rules = lambda n, x: role_of(
+            n, self._shapes[n], floating=_floating(x), vocabularies=sizes, experts=self._experts
+        )
+        out = {n: self._special(n) or by_rules(n, x) for n, x in self.like.items()}
+        if self.known is None and sizes:
+            outside = {n: s for n, s in self._shapes.items() if self.layer(n) is None}
+            out |= vocabularies_by_shape(outside, out, sizes)
+        return out
 
     def _special(self, name: str) -> str | None:
         roles = self._facts.roles

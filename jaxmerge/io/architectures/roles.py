@@ -24,7 +24,7 @@ family departs from them, the table (`jaxmerge.io.architectures.table`) says so 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 ROLES = ("embedding", "head", "position", "table", "kernel", "experts", "router", "convolution",
          "norm", "statistic", "bias", "buffer", "vector")  # fmt: skip
@@ -157,6 +157,36 @@ def role_of(
         if low.endswith("kernel") and ATTENTION.search(low):  # Flax's, heads apart
             return "kernel"
     return "convolution" if ndim >= 3 and whole else "vector"
+
+
+def vocabularies_by_shape(
+    shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str], sizes: Collection[int]
+) -> dict[str, str]:
+    """What has a row, or a column, for every token, whatever it is called: for no known family.
+
+    The first table without a bias is the embedding, unless one is known by its name.
+
+    Args:
+        shapes: of the leaves outside of layers.
+        roles: by name and shape, of all leaves.
+        sizes: of vocabulary.
+
+    >>> shapes = {"inp": (9, 4), "hidden.weight": (4, 4), "out.weight": (9, 4), "out.bias": (9,)}
+    >>> vocabularies_by_shape(shapes, dict.fromkeys(shapes, "kernel"), [9])
+    {'inp': 'embedding', 'out.weight': 'head', 'out.bias': 'head'}
+    """
+    out: dict[str, str] = {}
+    for n, shape in shapes.items():
+        tokens = [axis for axis, size in enumerate(shape) if size in sizes]
+        if roles[n] != "kernel" or len(shape) != 2 or len(tokens) != 1:
+            continue
+        bias = n[: max(map(n.rfind, "./")) + 1] + "bias"
+        biased = shapes.get(bias) == (shape[tokens[0]],)
+        first = "embedding" not in {*roles.values(), *out.values()}
+        out[n] = "embedding" if first and tokens == [0] and not biased else "head"
+        if biased:
+            out[bias] = "head"
+    return out
 
 
 def _from(name: str, at: int) -> str:
