@@ -21,6 +21,7 @@ from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
 from jaxmerge.errors import UserError
+from jaxmerge.io.buckets import into_bucket
 from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
@@ -31,6 +32,7 @@ from jaxmerge.recipes.plan import Models, Plan, dtype_of
 FORMS = ("safetensors", "orbax", "gguf")
 
 
+@into_bucket(last="config.json")
 def run(
     ref: str,
     out: Path,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from jaxmerge.cli.typer_app import AllowPickle, Json, Quiet, Refs, command
+from jaxmerge.cli.typer_app import AllowPickle, Json, Profile, Quiet, Refs, command
 
 
 @command("merge")
@@ -47,6 +47,7 @@ def merge(
         str | None,
         Option(help="Values beyond the output's dtype: raise, clip or allow.  Default: raise."),
     ] = None,
+    profile: Profile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

@@ -47,7 +47,6 @@ class Orbax(Whole):
     """The leaves of an Orbax checkpoint; names join the path with "/"."""
 
     def __init__(self, path: str | os.PathLike):
-        import orbax.checkpoint as ocp
 
         super().__init__()
         folder = checkpoint_folder(Path(path))
@@ -58,7 +57,7 @@ class Orbax(Whole):
         for path in self.stamps:
             if path.suffix == ".json" or path.name in ("_METADATA", "_sharding"):
                 read_bytes(path)  # no larger than what describes a checkpoint
-        self._reader = ocp.PyTreeCheckpointer()
+        self._reader = _reader()
         try:
             metadata = self._reader.metadata(self.path)
             tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
@@ -105,6 +104,19 @@ class Orbax(Whole):
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _reader() -> Any:
+    """Reads for this process alone: others read other leaves, and none waits for another."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"jaxmerge{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
