@@ -32,11 +32,12 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
     "gpm": (("gpm",), "1e-12", "gpm"),
-    "hle": (("expansion",), "exact, accuracies 1e-7", "plans"),
-    "iblurry": (("i_blurry",), "counts, exact where they are not drawn", "plans"),
+    "hle": (("expansion", "pl_fms"), "1e-12, counts exact, accuracies 1e-7", "iblurry"),
+    "iblurry": (("i_blurry", "clib"), "1e-12, counts exact where not drawn", "iblurry"),
     "mas": (("mas",), "1e-12", "regularisers"),
     "olora": (("lora", "olora"), "1e-12", "olora"),
     "osft": (("osft",), "1e-10", "subspaces"),
+    "prd": (("prd",), "1e-12", "prd"),
     "refresh": (("refresh",), "1e-12", "refresh"),
     "rehearsal_free": (
         ("l2", "ewc", "si", "mas", "pred_kd", "feat_kd"),
@@ -44,7 +45,7 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
         "regularisers",
     ),
     "siblurry": (("si_blurry",), "exact", "plans"),
-    "slca": (("slca",), "1e-9", "slca"),
+    "slca": (("slca", "slcapp"), "1e-9", "slca"),
     "supsup": (("supsup",), "1e-11", "supsup"),
     "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
@@ -55,6 +56,7 @@ ELSEWHERE = {  # methods without golden files of their authors
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
+    "clib": "CLIB 500", "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",

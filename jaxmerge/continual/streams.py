@@ -7,7 +7,7 @@ order; a last batch that is short is filled up with weight 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +97,9 @@ def permuted(
 def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
     """An index plan in batches, in its order: one pass; a group for every class that arrives.
 
-    ``info["own"]`` [tasks, columns] are the columns that arrive in a task; a plan with levels has
-    ``info["level"]`` and ``info["parent"]`` [columns] too. A task without an example is left out.
+    ``info["own"]`` [tasks, columns] are the columns that arrive in a task, ``info["examples"]``
+    [tasks] how many examples; a plan with levels has ``info["level"]`` and ``info["parent"]``
+    [columns] too. A task without an example is left out.
     Groups do not depend on tasks: one for each column, level after level, its test examples all
     that are of this class or below it; a group's task is the first in which the class arrives.
 
@@ -136,7 +137,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
         at[t, : len(x)] = x
     origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
     own = plan.counts()[:, kept].T > 0
-    info = {"own": own}
+    info: dict[str, Any] = {"own": own, "examples": np.int32([len(r) for r in rows])}
     if plan.level is not None:
         info |= {"level": plan.levels, "parent": np.asarray(plan.parent, np.int32)}
     groups = _classes(plan, test, own, info)
@@ -159,7 +160,7 @@ def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Group
         if len(met):
             size = max(map(len, members))
             at = np.stack([np.r_[m, np.full(size - len(m), -1)] for m in members]).astype(np.int32)
-            more = {k: np.tile(v, (len(met), 1)) for k, v in info.items() if k != "own"}
+            more = {k: np.tile(info[k], (len(met), 1)) for k in ("level", "parent") if k in info}
             sets.append(Groups(
                 test[0], above.astype(np.int32), np.maximum(at, 0), (at >= 0).astype(np.float32),
                 np.argmax(own[:, met], 0).astype(np.int32),
