@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmerge.core.composition import Pipeline
@@ -169,11 +170,14 @@ class Cells(Mapping):
         name, start, *_ = _span(n, job)
         key = leaf_key(job.key, name) if n == name else piece_key(job, name, start)
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
-        models = tuple(m[n] for m in self.models)
-        run.note(sum(m.nbytes for m in models))
         measured = self.facts.of(name, None)
-        inputs = LeafInputs(self.base[n], models, key, measured=measured, extras=sides)
-        return fold_leaf(self.grid[n].specs, inputs, run.zero)
+        whole = n == name and len(self.models) == len(job.models)
+        need = run.strategy.needs_of(job, name, measured, None)[0] if whole else 0
+        with run.room.take(need):
+            models = tuple(m[n] for m in self.models)
+            run.note(sum(m.nbytes for m in models))
+            inputs = LeafInputs(self.base[n], models, key, measured=measured, extras=sides)
+            return jax.block_until_ready(fold_leaf(self.grid[n].specs, inputs, run.zero))
 
     def __iter__(self):
         return iter(self.grid)
