@@ -18,7 +18,7 @@ from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.chunks import cast, pieces, run_all
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
-from jaxmerge.drivers.files.memory_budget import SLICES, WALK, input_bytes, row_bytes
+from jaxmerge.drivers.files.memory_budget import SLICES, WALK, facts_like, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import aligned
@@ -172,7 +172,8 @@ class Cells(Mapping):
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
         measured = self.facts.of(name, None)
         whole = n == name and len(self.models) == len(job.models)
-        need = run.strategy.needs_of(job, name, measured, None)[0] if whole else 0
+        like = facts_like(job, name, run.zero) if whole else ((), None)
+        need = run.strategy.needs_of(job, name, *like)[0] if whole else 0
         with run.room.take(need):
             models = tuple(m[n] for m in self.models)
             run.note(sum(m.nbytes for m in models))
