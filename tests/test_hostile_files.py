@@ -58,7 +58,7 @@ def two(tmp_path):
 def test_a_pipe_is_refused_and_not_waited_for(two, name):
     (two / "base" / name).unlink(missing_ok=True)
     os.mkfifo(two / "base" / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file"):
+    with pytest.raises(UserError, match=f"{name} is a pipe"):
         command.run(recipe(two, tokenizer="base"), two / "out", quiet=True)
     assert not (two / "out").exists()
 

@@ -131,8 +131,9 @@ def member(folder: Path | None, name: str) -> Path | None:
         return None
     check_inside(folder, [name])
     path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} is no regular file; delete it, or put the file there.")
+    if not path.exists():
+        raise UserError(f"{path} is a link to nothing; delete it, or put the file there.")
+    check_regular(path, "delete it, or put the file there")
     return path
 
 
