@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxmerge.cli import run_folder, runs
 from jaxmerge.errors import UserError
+from jaxmerge.io.buckets import into_bucket
 from jaxmerge.io.untrusted import check_regular
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.result_store import installed
@@ -26,6 +27,7 @@ def beside(path: Path) -> None:
         sys.path.insert(0, folder)
 
 
+@into_bucket(last="results.json", always=True)
 def run(
     experiment: str | Path,
     *,

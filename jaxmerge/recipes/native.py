@@ -150,14 +150,14 @@ class Recipe:
         job = Job(method, rest, base, key_of(method, seed), sides)
         check_axes(extras, job.grid)
         resolved = {k: v for k, v in vars(self).items() if not (v is None or v == [])}
-        resolved["method"] = as_data(self.method) if given else self.method
+        resolved["method"] = as_data(self.method) if isinstance(self.method, Merge) else self.method
         if self.rename:
             resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
         if self.tokenizer:
             resolved["tokenizer"] = resolved_tokenizer(self.tokenizer, models)
-        if bases:
-            resolved["base"] = models.resolve(self.base)
+        for ref in bases:
+            resolved["base"] = models.resolve(ref)
         if extras:
             kinds = dict.fromkeys(e.kind for e in extras)
             resolved["extras"] = {k: [e.source.ref for e in extras if e.kind == k] for k in kinds}
