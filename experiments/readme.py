@@ -21,7 +21,7 @@ from jaxmerge.studies.results import Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
-PAGES = ("README.md", "docs/measured.md", "docs/files.md", "docs/reliability.md")
+PAGES = ("README.md", "docs/measured.md", "docs/files.md", "docs/reliability.md", "docs/scaling.md")
 STREAMS = {  # result file -> column head
     "clinc150_10": "CLINC150, 10 tasks",
     "clinc150_5": "CLINC150, 5 tasks",
@@ -271,6 +271,14 @@ def leaf_memory() -> str:
     return path.read_text().strip() if path.exists() else "Not measured yet."
 
 
+def placement() -> str:
+    """Where every method's leaves lie on eight devices."""
+    from placement_table import table
+
+    path = RESULTS / "placement.json"
+    return table(json.loads(path.read_text())["methods"]) if path.exists() else "Not measured yet."
+
+
 SECTIONS = {
     f.__name__: f
     for f in (
@@ -286,6 +294,7 @@ SECTIONS = {
         torch,
         leaf_memory,
         attack,
+        placement,
     )
 }
 
