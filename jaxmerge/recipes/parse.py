@@ -38,23 +38,15 @@ def load_yaml(path: str | Path) -> list[Any]:
         raise UserError(f"{path}: {error}") from None
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse one document of plain YAML.
+def parse_documents(text: str) -> list[Any]:
+    """Parse plain YAML, every document of it that is not empty.
 
-    >>> parse_yaml("{a: 1, b: [x, 0.5]}")
-    {'a': 1, 'b': ['x', 0.5]}
-    >>> parse_yaml("a: !!python/object/apply:os.system [ls]")
+    >>> parse_documents("{a: 1, b: [x, 0.5]}")
+    [{'a': 1, 'b': ['x', 0.5]}]
+    >>> parse_documents("a: !!python/object/apply:os.system [ls]")
     Traceback (most recent call last):
     jaxmerge.errors.UserError: line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' ...
     """
-    documents = parse_documents(text)
-    if len(documents) > 1:
-        raise UserError(f"one document was expected, there are {len(documents)}.")
-    return documents[0] if documents else None
-
-
-def parse_documents(text: str) -> list[Any]:
-    """Parse plain YAML, every document of it that is not empty."""
     if len(text) > MAX_BYTES:
         raise UserError(f"{len(text)} characters; a recipe has at most {MAX_BYTES}.")
     out = []
