@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import writing
+from jaxmerge.errors import library_message, writing
+from jaxmerge.io.untrusted import open_regular
 from jaxmerge.training import data_parallel
 
 RECORD = "record"
@@ -45,13 +46,15 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
+    os.close(open_regular(path))  # the library would wait for a pipe
     try:
         with safe_open(path, framework="np") as file:
             record = json.loads((file.metadata() or {})[RECORD])
             flat = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not a complete checkpoint ({error}); delete it to start that task again."
+            f"{path}: not a complete checkpoint ({library_message(error)}); delete it to start "
+            "that task again."
         ) from None
     if like is None:
         return flat, record
