@@ -65,9 +65,11 @@ def imports(texts: dict[str, str]) -> Graph:
 
 
 def running(tree: ast.AST):
-    """All nodes but those that only a type checker sees."""
+    """All statements but those that only a type checker sees; no expression holds an import."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.expr) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
             continue
         yield node
         yield from running(node)

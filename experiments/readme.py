@@ -22,7 +22,14 @@ from jaxmerge.studies.results import Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
-PAGES = ("README.md", "docs/index.md", "docs/measured.md", "docs/files.md", "docs/reliability.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/measured.md",
+    "docs/files.md",
+    "docs/reliability.md",
+    "docs/scaling.md",
+)
 STREAMS = {  # result file -> column head; what is not measured is left out
     "clinc150_10_full": "CLINC150, 10 tasks, all sentences",
     "clinc150_5_full": "CLINC150, 5 tasks, all sentences",
@@ -292,6 +299,14 @@ def leaf_memory() -> str:
     return path.read_text().strip() if path.exists() else "Not measured yet."
 
 
+def placement() -> str:
+    """Where every method's leaves lie on eight devices."""
+    from placement_table import table
+
+    path = RESULTS / "placement.json"
+    return table(json.loads(path.read_text())["methods"]) if path.exists() else "Not measured yet."
+
+
 SECTIONS = {
     f.__name__: f
     for f in (
@@ -309,6 +324,7 @@ SECTIONS = {
         notebooks,
         leaf_memory,
         attack,
+        placement,
     )
 }
 

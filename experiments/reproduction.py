@@ -32,16 +32,20 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
     "gpm": (("gpm",), "1e-12", "gpm"),
+    "hle": (("expansion", "pl_fms"), "1e-12, counts exact, accuracies 1e-7", "iblurry"),
+    "iblurry": (("i_blurry", "clib"), "1e-12, counts exact where not drawn", "iblurry"),
     "mas": (("mas",), "1e-12", "regularisers"),
     "olora": (("lora", "olora"), "1e-12", "olora"),
     "osft": (("osft",), "1e-10", "subspaces"),
+    "prd": (("prd",), "1e-12", "prd"),
     "refresh": (("refresh",), "1e-12", "refresh"),
     "rehearsal_free": (
         ("l2", "ewc", "si", "mas", "pred_kd", "feat_kd"),
         "1e-12, importances 1e-11",
         "regularisers",
     ),
-    "slca": (("slca",), "1e-9", "slca"),
+    "siblurry": (("si_blurry",), "exact", "plans"),
+    "slca": (("slca", "slcapp"), "1e-9", "slca"),
     "supsup": (("supsup",), "1e-11", "supsup"),
     "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
@@ -52,6 +56,7 @@ ELSEWHERE = {  # methods without golden files of their authors
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
+    "clib": "CLIB 500", "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",
@@ -248,7 +253,8 @@ def page() -> str:
         "Differences are absolute, of weights, losses, gradients and importances in float64, "
         "through the public driver where the file is a stream; `JAXMERGE_ORACLES=FILE pytest "
         "tests/test_golden_*.py` measures the largest. Ranks, masks, buffer slots and chosen tasks "
-        "are compared exactly and are equal.",
+        "are compared exactly and are equal. `si_blurry`, `i_blurry` and `expansion` are index "
+        "plans.",
         "",
         *oracles(),
         "Every registered method; accuracies in percent, mean and standard deviation.",

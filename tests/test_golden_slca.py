@@ -12,6 +12,8 @@ import optax
 import pytest
 from golden_streams import close, given, learn, load, stream
 
+from jaxmerge.continual.methods.slcapp import slcapp, symmetric
+from jaxmerge.continual.optimisers import by_name
 from jaxmerge.continual.registry import optimisers
 
 module = importlib.import_module("jaxmerge.continual.methods.slca")  # the name is the method's too
@@ -95,7 +97,7 @@ def test_pipeline(name, x64):
 
     def draws(key, seen, per_class, d, epoch):
         eps, perm = jnp.asarray(z["t1_ca_eps"]), jnp.asarray(z["t1_ca_perm"], jnp.int32)
-        return eps[epoch].astype(jnp.float64), perm[epoch]
+        return eps[epoch].astype(jnp.float64), perm[epoch], None
 
     with mock.patch.object(module, "draws", draws):
         _, after = learn(
@@ -128,10 +130,96 @@ def test_pipeline(name, x64):
         close(logits[:, :seen], z[f"t{t}_logits_all_seen"], 1e-9)
 
 
+@pytest.mark.parametrize("case", range(3))
+def test_symmetric_cross_entropy(case, x64):
+    z = load("slca", "symmetric_ce")
+    of = lambda name: z[f"case{case}_{name}"]
+    labels, every = jnp.asarray(of("labels")), np.ones(of("logits").shape[1], bool)
+    loss = lambda x, a, b: jnp.mean(symmetric(x, labels, every, a, b))
+    logits = jnp.asarray(of("logits"))
+    a, b = float(of("a")), float(of("b"))
+    value, grad = jax.value_and_grad(loss)(logits, a, b)
+    close(value, of("loss"), 1e-12)
+    close(grad, of("grad_logits"), 1e-12)
+    close(loss(logits, 1.0, 0.0), of("ce"), 1e-12)
+    close(loss(logits, 0.0, 1.0), of("rce"), 1e-12)
+
+
+@optimisers.register
+def falling(rate: float, least: float, each: int, epochs: int, momentum: float, decay: float):
+    """SGD whose rate falls by epochs as half a cosine, to one that is not 0."""
+    e = lambda count: count // each
+    fall = lambda count: least + (rate - least) * (1 + jnp.cos(jnp.pi * e(count) / epochs)) / 2
+    return optax.chain(
+        optax.add_decayed_weights(decay), optax.trace(momentum), optax.scale_by_learning_rate(fall)
+    )
+
+
+def test_pipeline_of_slcapp(x64):
+    z = load("slca", "pipeline_slcapp")
+    sizes, e = z["task_sizes"], int(z["epochs"])
+    own = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=1)
+    xs, ys, weight, sample = [], [], [], []
+    for t in range(len(sizes)):
+        order = z[f"t{t}_order"]
+        pieces = np.r_[order, np.full(-len(order) % 32, -1)].reshape(-1, 32)
+        pieces = np.concatenate([pieces] * e)
+        weight.append((pieces >= 0) * 1.0)
+        xs.append(z["x"][pieces])
+        ys.append(z["y"][pieces])
+    tasks = stream(xs, ys, own=own)
+    sample = np.stack([r.reshape(-1)[: len(z["t0_order"])] for r in tasks.rows])
+    tasks = tasks._replace(weight=np.stack(weight), sample=sample.astype(np.int32))
+    head = np.concatenate([z[f"t{t}_new_head_w0"] for t in range(len(sizes))])
+    model = given((z["backbone_w0"], head), (z["backbone_b0"], np.zeros(len(head))), "tanh")
+    rate, s = float(z["lr"]), float(z["backbone_lr_scale"])
+    more = rate * s * 0.1, len(xs[0]) // e, e, float(z["momentum"]), float(z["weight_decay"])
+    optimiser = by_name((("head/.*", falling(rate, *more)), (".*", falling(rate * s, *more))))
+    method = slcapp(slow=1.0, epochs=int(z["ca_epochs"]), temperature=float(z["logit_norm"]),
+                    examples=sample.shape[1])  # fmt: skip
+    many = sum(sizes)
+
+    def draws(key, seen, per_class, d, epoch):
+        """Of this task: the file has draws of the classes seen, which come first."""
+        at = jnp.sum(seen) // sizes[0] - 1
+        eps, perm, u = (np.zeros((len(sizes), *x)) for x in (
+            (2, many, 256, d), (2, many * 256), (2, many, 256)))  # fmt: skip
+        perm[:] = np.arange(many * 256)
+        for t in range(1, len(sizes)):
+            seen_now = int(sizes[: t + 1].sum())
+            eps[t, :, :seen_now] = z[f"t{t}_ca_eps"]
+            perm[t, :, : seen_now * 256] = z[f"t{t}_ca_perm"]
+            u[t, :, :seen_now] = z[f"t{t}_ca_uniform"]
+        return (jnp.asarray(eps)[at, epoch], jnp.asarray(perm, jnp.int32)[at, epoch],
+                jnp.asarray(u)[at, epoch])  # fmt: skip
+
+    with mock.patch.object(module, "draws", draws):
+        _, after = learn(model, tasks, method, optimiser=optimiser)
+    for t, state in enumerate(after):
+        seen, memory = int(sizes[: t + 1].sum()), state.memory[0]
+        close(state.params["layer_0/kernel"].T, z[f"t{t}_backbone_w"], 1e-9)
+        close(state.params["layer_0/bias"], z[f"t{t}_backbone_b"], 1e-9)
+        close(memory.head["head/kernel"].T[:seen], z[f"t{t}_head_w_before_ca"], 1e-9)
+        close(memory.head["head/bias"][:seen], z[f"t{t}_head_b_before_ca"], 1e-9)
+        close(memory.classes.mean[:seen], z[f"t{t}_class_mean"], 1e-9)
+        root = memory.classes.root[:seen]
+        close(jnp.einsum("cij,ckj->cik", root, root), z[f"t{t}_class_cov"], 1e-9)
+        if t:
+            scale = np.repeat(z[f"t{t}_head_input_scale"], sizes[: t + 1])
+            kernel = state.params["head/kernel"].T[:seen] / scale[:, None]
+            close(kernel, z[f"t{t}_head_w_after_ca"], 1e-9)
+            close(state.params["head/bias"][:seen], z[f"t{t}_head_b_after_ca"], 1e-9)
+        rows = np.isin(z["y"], np.arange(seen))
+        p = state.params
+        hidden = np.tanh(z["x"][rows] @ p["layer_0/kernel"] + p["layer_0/bias"])
+        logits = hidden @ p["head/kernel"] + p["head/bias"]
+        close(logits[:, :seen], z[f"t{t}_logits_all_seen"], 1e-9)
+
+
 def test_draws_of_classes_seen_come_first():
     seen = jnp.array([True, False, True, False])
-    eps, order = module.draws(jax.random.key(0), seen, 5, 3, 0)
-    assert eps.shape == (4, 5, 3)
+    eps, order, u = module.draws(jax.random.key(0), seen, 5, 3, 0)
+    assert eps.shape == (*u.shape, 3) == (4, 5, 3)
     assert sorted(order.tolist()) == list(range(20))
     assert sorted(order[:10].tolist()) == [*range(5), *range(10, 15)]
 

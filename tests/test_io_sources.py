@@ -320,3 +320,42 @@ def test_archives_that_are_none(tmp_path):
     path = torch_archive(tmp_path / "z.pt", program[:20], {"0": bytes(24)})
     with pytest.raises(PickleRefused, match="damaged"):
         Pickle(path)
+
+
+def test_an_npz_as_big_vision_saves_it(tmp_path):
+    tree = {f"params/{n}": x for n, x in MODEL.items()} | {"opt/0/count": np.int32(3)}
+    half = MODEL["model.embed_tokens.weight"].astype(ml_dtypes.bfloat16)
+    np.savez(tmp_path / "x.npz", **tree, **{"params/half": half})
+    source = open_source(f"{tmp_path}/x.npz#params")
+    assert source.like["half"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(source["half"], half)
+    same({n: source[n] for n in source if n != "half"})
+    np.testing.assert_array_equal(source.read("half", 3, 7), half.reshape(-1)[3:7])
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"objects.npz: x.npy: an array of Python objects"):
+        open_source(tmp_path / "objects.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"cut.npz is no .npz file of arrays, or is damaged"):
+        open_source(tmp_path / "cut.npz")
+
+
+def test_parameters_that_flax_serialized(tmp_path):
+    from flax import serialization
+
+    tree = {"params": {"a": {"kernel": MODEL["model.layers.0.q.weight"]},
+                       "half": np.ones(3, ml_dtypes.bfloat16)}, "step": 3}  # fmt: skip
+    (tmp_path / "x.msgpack").write_bytes(serialization.to_bytes(tree))
+    source = open_source(tmp_path / "x.msgpack")
+    assert set(source) == {"params/a/kernel", "params/half"}
+    np.testing.assert_array_equal(source["params/a/kernel"], MODEL["model.layers.0.q.weight"])
+    assert source.like["params/half"].dtype == ml_dtypes.bfloat16
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    os.rename(tmp_path / "x.msgpack", tmp_path / "hub" / "flax_model.msgpack")
+    assert set(open_source(f"{tmp_path}/hub#params")) == {"a/kernel", "half"}
+    (tmp_path / "cut.msgpack").write_bytes(serialization.to_bytes(tree)[:40])
+    with pytest.raises(UserError, match=r"cut.msgpack is no msgpack file of Flax, or is damaged"):
+        open_source(tmp_path / "cut.msgpack")
+    (tmp_path / "none.msgpack").write_bytes(serialization.to_bytes({"step": 3}))
+    with pytest.raises(UserError, match="holds no arrays"):
+        open_source(tmp_path / "none.msgpack")

@@ -27,6 +27,7 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
     "cuber": {"examples": 8},
     "der": {"size": 20},
@@ -36,10 +37,13 @@ EXAMPLES = {
     "ewc_magmax": {"examples": 8, "strength": 1.0},
     "gpm": {"examples": 8},
     "mas": {"examples": 8},
+    "pl_fms": {"size": 12, "period": 2, "total": 60},
+    "prd": {"projection": 4},
     "refresh": {"examples": 8},
     "train_only": {"pattern": "^head/"},
     "trgp": {"examples": 8},
     "slca": {"epochs": 1, "per_class": 4},
+    "slcapp": {"epochs": 1, "per_class": 4},
 }
 SIGMOID = classification(columns="seen", loss="sigmoid")
 PLAIN = {"pred_kd": SIGMOID}  # what fine-tuning is under the objective of the method's own

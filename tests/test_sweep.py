@@ -16,7 +16,9 @@ from jaxmerge.cli import app, report, runs
 from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
 from jaxmerge.errors import UserError
+from jaxmerge.report import swept
 from jaxmerge.studies import resident, result_store, sweep
+from jaxmerge.studies.claims import Claims
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed
 
@@ -109,6 +111,81 @@ def test_finished_cells_are_skipped_and_a_larger_grid_adds_to_them(toy, whole, t
     assert [list(u.experiment.streams) for u in left] == [["sequential"]] * 2
     assert [len(u.cells) for u in left] == [1, 1]  # factor 1.0 is new
     assert not any(u.experiment.baselines for u in left)
+
+
+def test_any_setting_of_a_merge_is_an_axis_of_one_training(toy, whole, tmp_path, monkeypatch):
+    trained = []
+    real = command.run_seed
+    monkeypatch.setattr(
+        command, "run_seed", lambda *a, **k: trained.append(k["seed"]) or real(*a, **k)
+    )
+    grid = ["seed=3 stream=sequential method=ties,magmax density=0.2,0.6 scope=leaf,global"]
+    rows = command.run(toy, grid=grid, out=tmp_path / "s", quiet=True)
+    assert trained == [3]
+    at = {r["merge"]: r for r in rows if r["merge"] != "last model"}
+    densities = {f"ties, density {d}, scope {s}" for d in (0.2, 0.6) for s in ("leaf", "global")}
+    assert set(at) == densities | {"magmax"}
+    assert "density=0.6" in at["ties, density 0.6, scope leaf"]["method"]
+    assert swept.axes(rows) == ["density"]
+    alone = ["merges.T.method=ties", "merges.T.density=0.6", "merges.T.scope=leaf"]
+    alone += ["seeds=1", "seed=3", "baselines=[]", "streams.sequential.deploys=[T]"]
+    results = run_command.run(toy, set=alone, out=tmp_path / "run", quiet=True)
+    expected = results.entry("T", "sequential").matrix[-1]
+    assert at["ties, density 0.6, scope leaf"]["matrix"][-1] == expected
+    own = sweep.parse(["merges.average.factor=0.2,0.4 stream=sequential seed=3"])
+    assert len(sweep.units(run_command.load(toy), own)) == 1
+
+
+def test_a_method_that_is_added_later_trains_nothing(toy, tmp_path, monkeypatch, capsys):
+    """Whether its models were trained alone or together with those of other seeds."""
+    from jaxmerge.studies import loop
+
+    for k, seeds in enumerate(["seed=3", "seed=3,4"]):
+        folder = tmp_path / f"s{k}"
+        command.run(toy, grid=[f"{seeds} method=magmax"], out=folder, quiet=True)
+        more = [f"{seeds} method=magmax,ties stream=sequential"]
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "fit_task", None)
+            patch.setattr(resident, "train", None)
+            capsys.readouterr()
+            rows = command.run(toy, grid=more, out=folder, resume=True)
+        assert "MB of models are kept for methods that are added later" in capsys.readouterr().err
+        fresh = command.run(
+            toy, grid=["seed=3 method=ties stream=sequential"], out=tmp_path / f"fresh{k}",
+            quiet=True, keep_models=False,
+        )  # fmt: skip
+        assert not (tmp_path / f"fresh{k}" / "models").exists()
+        (one,) = (r for r in rows if r["merge"] == "ties" and r["seed"] == 3)
+        (other,) = (r for r in fresh if r["merge"] == "ties")
+        np.testing.assert_allclose(one["matrix"][-1], other["matrix"][-1], atol=1e-6)
+
+
+def test_what_another_process_trains_is_waited_for_and_not_done_twice(toy, tmp_path, monkeypatch):
+    grid, folder = ["epochs=1,2", "seed=3", "stream=sequential"], tmp_path / "s"
+    units = sweep.units(run_command.load(toy), sweep.parse(grid))
+    folder.mkdir()
+    trained, waited = [], []
+    real, other = command.work, Claims(folder)
+
+    def work(file, settings, *rest):
+        trained.append(settings["epochs"])
+        real(file, settings, *rest)
+
+    def pause(seconds):
+        """The other process comes to an end: it has done the first unit, the second it gives up."""
+        waited.append(seconds)
+        real(toy, to_plain(units[0].experiment), folder, units[0].name, None)
+        other.release(units)
+
+    monkeypatch.setattr(command, "work", work)
+    monkeypatch.setattr(command.time, "sleep", pause)
+    assert other.take(units[0])
+    assert other.take(units[1])
+    rows = command.run(toy, grid=grid, out=folder, resume=True, quiet=True)
+    assert len(waited) == 1
+    assert trained == [2]
+    assert len(rows) == len({r["key"] for r in rows}) == 4
+    assert not list(folder.rglob("*.lock"))
 
 
 def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from jaxmerge.cli.typer_app import Json, Quiet, command
+from jaxmerge.cli.typer_app import Json, Profile, Quiet, command
 
 
 @command(
@@ -59,6 +59,7 @@ def run(
     store: Annotated[
         Path | None, Option(help="Result store to add the cells to, for `jaxmerge report`.")
     ] = None,
+    profile: Profile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -76,8 +77,8 @@ def sweep(
         list[str],
         Option(
             "--grid",
-            help="key=value,value or key=low:high:step; repeatable.  Keys: method, factor, stream, "
-            "seed, order, and every setting of the experiment.",
+            help="key=value,value or key=low:high:step; repeatable.  Keys: method, factor and "
+            "other settings of merges, stream, seed, order, and every setting of the experiment.",
         ),
     ],
     set: Annotated[
@@ -90,10 +91,19 @@ def sweep(
         bool, Option("--resume", help="Go on in a store: only the cells that are missing.")
     ] = False,
     ray: Annotated[bool, Option("--ray", help="Run on a Ray cluster, or on Ray here.")] = False,
+    keep_models: Annotated[
+        bool,
+        Option(help="Keep every task's model in the store: methods added later train nothing."),
+    ] = True,
+    profile: Profile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run a grid: methods and factors share one training, seeds and settings are runs."""
+    """Run a grid: methods and their settings share one training, seeds and others are runs.
+
+    Start it in several terminals, or on several machines with one disk, to fill one store
+    together: with --resume --out S each takes what nobody else has.
+    """
 
 
 @command("report")

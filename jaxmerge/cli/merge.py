@@ -16,16 +16,21 @@ from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.cli.cost import cost, show, too_large
 from jaxmerge.drivers.files.api import OVERFLOW
 from jaxmerge.drivers.files.chunks import keep_memory
+from jaxmerge.drivers.processes import together
 from jaxmerge.errors import UserError, about, closest
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.architectures.description import in_words
+from jaxmerge.io.buckets import fetched, into_bucket, url_of
 from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.install import keep_apart
+from jaxmerge.io.model_folder import lacking
 from jaxmerge.recipes.execute import RESOLVED, execute
 from jaxmerge.recipes.native import Document, load
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
 
 
+@together()  # several processes write one output
+@into_bucket(last=RESOLVED)
 def run(
     recipe: Path,
     out: Path | None = None,
@@ -54,11 +59,10 @@ def run(
     size = parse_size(shard_size)
     if out is None and not check:
         raise UserError("Name the folder to write: jaxmerge merge RECIPE OUT (or --check).")
-    if os.environ.get("JAX_COORDINATOR_ADDRESS"):  # several processes write one output
-        distribute()
     used = choose_devices(device, devices)
     compile_cache()
     keep_memory()
+    near, recipe = local_recipe(recipe)
     documents = load(recipe, allow_import)
     ignored = [line for document in documents for line in document.ignored]
     if strict and ignored:
@@ -71,7 +75,7 @@ def run(
         _override(document, dtype if last else None, seed)
         with about(recipe):
             document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
-        models = Models([Path(recipe).resolve().parent], allow_pickle, stages, leaves)
+        models = Models([near], allow_pickle, stages, leaves)
         try:
             with about(recipe):
                 plan = document.plan(models)
@@ -85,7 +89,7 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
-            warn(too_large(plan))
+            warn([*too_large(plan), *lacking(getattr(plan.source, "folder", None))])
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
@@ -124,12 +128,15 @@ def say_what_is_guessed(plan: Plan) -> None:
         print("\n  ".join(in_words(made_of)), file=sys.stderr)
 
 
-def distribute() -> None:
-    """Join the processes that the environment names, as `jax.distributed` reads it."""
-    number = lambda key: int(os.environ[key]) if key in os.environ else None
-    jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
-    )
+def local_recipe(recipe: str | os.PathLike) -> tuple[Any, Path]:
+    """Where the references of a recipe are looked for, and the file: its copy, if it is a URL."""
+    url = url_of(recipe)
+    if url is None:
+        return Path(recipe).resolve().parent, Path(recipe)
+    copy = fetched(url)
+    if copy is None:
+        raise UserError(f"There is no recipe {url}.")
+    return url.rpartition("/")[0], copy
 
 
 def stage_folder(out: Path, name: str | None) -> Path:

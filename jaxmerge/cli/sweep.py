@@ -1,18 +1,19 @@
 """`jaxmerge sweep EXPERIMENT --grid ...`: many runs into one result store, here or on Ray.
 
 The sweep folder is a store (`jaxmerge.studies.result_store`): one Parquet file for each finished
-unit, and ``state/`` with the checkpoints of what is under way.  A sweep that was killed goes on
-with ``--resume``; a larger grid on the same folder runs only the cells that are new.
+unit, ``models/`` with the models of every task, and ``state/`` with the checkpoints of what is
+under way.  A sweep that was killed goes on with ``--resume``; a larger grid on the same folder runs
+only the cells that are new, and trains only what nobody has trained.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json as jsonlib
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,15 +23,17 @@ from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
 from jaxmerge.errors import UserError
-from jaxmerge.io.places import working
+from jaxmerge.io.buckets import into_bucket
 from jaxmerge.report import swept
-from jaxmerge.studies import cells, resident, result_store, sweep
+from jaxmerge.studies import cells, kept_models, resident, result_store, sweep
+from jaxmerge.studies.claims import Claims
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.gather import gather
 from jaxmerge.studies.seed import run_seed, steps_of
 from jaxmerge.studies.settings import changed, restored
 
 
+@into_bucket(always=True)
 def run(
     experiment: str | Path,
     *,
@@ -39,6 +42,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     ray: bool = False,
+    keep_models: bool = True,
     quiet: bool = False,
     json: bool = False,
 ) -> list[cells.Row]:
@@ -52,6 +56,11 @@ def run(
         resume: go on in a folder that holds cells already.
         ray: a task on a Ray cluster for each unit; file, data and store must lie where all
             machines see them.
+        keep_models: keep the models of every task in the store (T x the model, a stream and a
+            seed), so that a method or a setting of a merge that is added later trains nothing.
+
+    Several of these commands may fill one store, on machines that share a disk: each claims the
+    units that it trains, and all end with the whole table.
 
     Raises:
         UserError: a wrong axis or value, a folder in use, units that failed (the others are kept).
@@ -82,8 +91,9 @@ def run(
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with working(folder):
-            failed = (on_ray if ray else here)(file, left, folder, quiet or json)
+        with Claims(folder) as claims:
+            failed = (on_ray if ray else here)(file, left, claims, quiet or json, keep_models)
+            claims.tidy()
     except KeyboardInterrupt:
         print(f"Stopped. To go on, the same with:  --resume --out {folder}", file=sys.stderr)
         raise
@@ -92,13 +102,18 @@ def run(
             f"{len(failed)} of {len(left)} runs failed, the others are kept in {folder}: "
             + "; ".join(f"{describe(u)}: {e}" for u, e in failed)
         )
-    shutil.rmtree(folder / "state", ignore_errors=True)
     rows = result_store.read(folder)
     drawn = swept.write_png(rows, folder / "plots")
     if json:
         print(jsonlib.dumps(rows))
     else:
         report.show(gather(rows))
+        if bytes_kept := kept_models.size(folder):
+            print(
+                f"{bytes_kept / 1e6:,.0f} MB of models are kept for methods that are added later: "
+                f"{folder / kept_models.FOLDER}",
+                file=sys.stderr,
+            )
         if drawn:
             print(f"{drawn} pictures over what was swept: {folder / 'plots'}", file=sys.stderr)
     return rows
@@ -110,32 +125,70 @@ def describe(unit: sweep.Unit) -> str:
 
 
 def here(
-    file: Path, units: Sequence[sweep.Unit], folder: Path, quiet: bool
+    file: Path, units: Sequence[sweep.Unit], claims: Claims, quiet: bool, keep: bool
 ) -> list[tuple[sweep.Unit, Exception]]:
-    """Run units one after the other in this process."""
-    failed = []
-    trained: dict[str, dict[str, Any]] = {}
+    """Run units one after the other in this process; those that another one has are waited for."""
+    failed: list[tuple[sweep.Unit, Exception]] = []
+    pending, count, said = list(units), 0, False
     with Bars(quiet) as bars:
-        for k, unit in enumerate(units):
-            bars.prefix = f"run {k + 1}/{len(units)}"
-            bars.reach(0)
-            try:
-                if unit.name not in trained and not (folder / "state" / unit.name).exists():
-                    trained |= together(file, units[k:], quiet)
-                models = trained.pop(unit.name, {})
-                work(file, to_plain(unit.experiment), folder, unit.name, bars, models)
-            except (ValueError, OSError, FloatingPointError) as error:
-                failed.append((unit, error))
+        while pending:
+            mine = claimed(pending, claims)
+            if not mine:
+                if not (said or quiet):
+                    print("The rest is being trained by another process; waiting.", file=sys.stderr)
+                said = True
+                time.sleep(PAUSE)
+                continue
+            pending = [u for u in pending if u not in mine]
+            done = claims.done()
+            rest = [(u, left) for u in mine if (left := sweep.left(u.experiment, done))]
+            trained = None
+            for unit, now in rest:
+                count += 1
+                bars.prefix = f"run {len(units) - len(pending) - len(rest) + count}/{len(units)}"
+                bars.reach(0)
+                try:
+                    if trained is None:
+                        alike = [n for _, n in rest]
+                        trained = together(file, alike, claims.store, quiet)
+                    models = trained.pop(now.name, {})
+                    settings = to_plain(now.experiment)
+                    work(file, settings, claims.store, now.name, bars, models, keep)
+                except (ValueError, OSError, FloatingPointError) as error:
+                    failed.append((unit, error))
+                finally:
+                    claims.release([unit])
+            claims.release(mine)
     return failed
 
 
-def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, dict[str, Any]]:
-    """Unit -> stream -> its models, for the next units that differ in their seed only.
+PAUSE = 1.0  # seconds between two looks at what another process has
+
+
+def claimed(pending: Sequence[sweep.Unit], claims: Claims) -> list[sweep.Unit]:
+    """The first unit that is free, and those behind it that differ in their seed only."""
+    first = next((u for u in pending if claims.take(u)), None)
+    if first is None:
+        return []
+    alike = [u for u in pending[pending.index(first) :] if unseeded(u) == unseeded(first)]
+    return [u for u in alike if claims.take(u)]
+
+
+def unseeded(unit: sweep.Unit) -> Any:
+    """What units that may be one program have in common."""
+    return {**to_plain(unit.experiment), "seed": 0}
+
+
+def together(
+    file: Path, units: Sequence[sweep.Unit], store: Path, quiet: bool
+) -> dict[str, dict[str, Any]]:
+    """Unit -> stream -> its models, for units that differ in their seed only.
 
     What fits on the device is trained as one program, and said so; the rest is left to `work`.
     """
-    plain = lambda u: {**to_plain(u.experiment), "seed": 0}
-    units = list(itertools.takewhile(lambda u: plain(u) == plain(units[0]), units))
+    state = store / "state"
+    units = [u for u in units if unseeded(u) == unseeded(units[0])]
+    units = [u for u in units if not (state / u.name).exists()]  # those that go on where they were
     models: dict[str, dict[str, Any]] = {u.name: {} for u in units}
     if len(units) < 2:
         return models
@@ -143,6 +196,12 @@ def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, 
     shared = _parts(file, units[0].experiment, scenarios[0])
     seeds = [u.experiment.seed for u in units]
     for plan in shared["plans"]:
+        places = [
+            kept_models.kept(store, u.experiment, plan, s)
+            for u, s in zip(units, scenarios, strict=True)
+        ]
+        if all(p is not None and p.complete for p in places):
+            continue
         why = resident.obstacle(plan, scenarios[0], shared["learner"])
         if not quiet:
             how = f"trained one by one, for {why}" if why else "trained in one program"
@@ -157,9 +216,11 @@ def together(file: Path, units: Sequence[sweep.Unit], quiet: bool) -> dict[str, 
 
 
 def on_ray(
-    file: Path, units: Sequence[sweep.Unit], folder: Path, quiet: bool
+    file: Path, units: Sequence[sweep.Unit], claims: Claims, quiet: bool, keep: bool
 ) -> list[tuple[sweep.Unit, Exception]]:
-    """Run each unit as a Ray task, on one GPU each where the cluster has any."""
+    """Run each unit as a Ray task, on one GPU each where the cluster has any; this process claims
+    them, and what another one has is left to it."""
+    units, folder = [u for u in units if claims.take(u)], claims.store
     try:
         import ray
         from ray.exceptions import RayError
@@ -171,7 +232,7 @@ def on_ray(
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
     waiting = {
-        task.remote(file, to_plain(unit.experiment), folder, unit.name, None): unit
+        task.remote(file, to_plain(unit.experiment), folder, unit.name, None, {}, keep): unit
         for unit in units
     }
     total, failed = len(waiting), []
@@ -193,7 +254,7 @@ def on_ray(
 
 def work(
     file: Path, settings: dict[str, Any], folder: Path, name: str, bars: Any,
-    models: dict[str, Any] | None = None,
+    models: dict[str, Any] | None = None, keep: bool = True,
 ) -> None:  # fmt: skip
     """One unit: learn, merge, evaluate, and leave its cells in the store.
 
@@ -202,6 +263,7 @@ def work(
         name: of the unit's files.
         bars: progress, or None.
         models: stream -> models that are trained already, or why they are not.
+        keep: the models for methods that are added later.
     """
     experiment, models = restored(load(file), settings), models or {}
     diverged = [m for m in models.values() if isinstance(m, Exception)]
@@ -209,7 +271,13 @@ def work(
         raise diverged[0]
     scenario = experiment.tasks_of(experiment.seed)
     shared = _parts(file, experiment, scenario)
-    plans = [p._replace(models=models.get(p.name, p.models)) for p in shared["plans"]]
+    places = {p.name: kept_models.kept(folder, experiment, p, scenario) for p in shared["plans"]}
+    places = {n: p for n, p in places.items() if p is not None and (keep or p.complete)}
+    for stream, trained in models.items():
+        if stream in places:
+            kept_models.keep_all(places[stream], trained.models)
+    at_hand = {**places, **models}
+    plans = [p._replace(models=at_hand.get(p.name, p.models)) for p in shared["plans"]]
     if bars is not None:
         bars.batch = experiment.how().batch
         bars.total(steps_of(scenario, plans, experiment.how, experiment.baselines))

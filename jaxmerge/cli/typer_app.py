@@ -6,11 +6,13 @@ Each command imports what it needs when it is called.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +28,9 @@ AllowPickle = Annotated[
     bool, Option("--allow-pickle", help="Read tensors from .bin and .pt, restricted.")
 ]
 Json = Annotated[bool, Option("--json", help="Print machine-readable JSON and nothing else.")]
+Profile = Annotated[
+    Path | None, Option(help="Write a trace of devices and host (jax.profiler) into this folder.")
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bars.")]
 Refs = Annotated[
     list[str],
@@ -68,12 +73,30 @@ def command(
                 gc.enable()
                 atexit.register(gc.freeze)
             given = {name: value for name, value in options.items() if value is not None}
-            code = run(**given)
+            with profiled(given.pop("profile", None)):
+                code = run(**given)
             raise typer.Exit(code if isinstance(code, int) else 0)
 
         return app.command(name)(call)
 
     return register
+
+
+@contextlib.contextmanager
+def profiled(folder: Path | None) -> Iterator[None]:
+    """Writes a trace of what runs inside into a folder; without one nothing."""
+    if folder is None:
+        yield
+        return
+    import jax
+
+    with jax.profiler.trace(folder):
+        yield
+    print(
+        f"trace: {folder} (tensorboard --logdir {folder}, or its .trace.json.gz in "
+        "https://ui.perfetto.dev)",
+        file=sys.stderr,
+    )
 
 
 @app.callback()

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.scoring import scores
+from jaxmerge.continual.scoring import scores, with_met
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import concrete
 from jaxmerge.errors import closest, listed
@@ -177,6 +177,7 @@ def _metrics(setup: Setup, stream: Stream, parts: stages.Parts) -> None:
         inputs = parts.problem.view(take(g.inputs), stream.info, given, None)
         info = jax.tree.map(lambda a: jnp.asarray(a)[given], g.info)
         targets, task = take(g.targets), jnp.int32(0)
+        info = with_met(info, stream.info, task)
         return scores(parts, params, inputs, targets, task, task, info)
 
     for g in sets:

@@ -49,6 +49,21 @@ def old(info: Any, task: Array) -> Array:
     return seen(info, task - 1)
 
 
+def on_level(info: Any, targets: Array) -> Array:
+    """bool [B, columns]: those on the same level of a hierarchy as the targets [B].
+
+    Raises:
+        ValueError: the stream has no levels.
+    """
+    if not isinstance(info, dict) or "level" not in info:
+        raise ValueError(
+            "Columns by level need a stream of a hierarchy, whose info has 'level', int [columns] "
+            "(`jaxmerge.data.streams.hierarchy`)."
+        )
+    depth = jnp.asarray(info["level"])
+    return depth == depth[targets][:, None]
+
+
 def task_of(info: Any) -> Array:
     """int32 [columns]: the first task that has a column."""
     return jnp.argmax(table(info), axis=0).astype(jnp.int32)

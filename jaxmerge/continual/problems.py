@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from jaxmerge.continual.columns import own, seen, sigmoid
+from jaxmerge.continual.columns import on_level, own, seen, sigmoid
 from jaxmerge.continual.registry import evaluators, problems
 from jaxmerge.continual.stream_records import Evaluator, Problem, as_stored
 from jaxmerge.core.types import Array
@@ -41,6 +41,46 @@ def aware() -> Evaluator:
 
 
 @evaluators.register
+def met() -> Evaluator:
+    """Task-agnostic: the right class among the columns of the tasks so far."""
+    return Evaluator(lambda out, y, info: _right(_among(out, info["met"]), y))
+
+
+@evaluators.register
+def level() -> Evaluator:
+    """The right class among the columns met so far on its own level of a hierarchy."""
+    return Evaluator(lambda out, y, info: _right(_among(out, _level(info, y)), y))
+
+
+@evaluators.register
+def level_or_below() -> Evaluator:
+    """As `level`, right too where the parent of the answer one level below is the class.
+
+    The level below counts from two classes met on.
+
+    Source: the released code of Lee et al., HLE, ICCV 2023, which evaluates coarse labels so.
+    """
+
+    def score(out, y, info):
+        rows = jnp.arange(y.shape[0])
+        below = (info["level"] == info["level"][rows, y][:, None] + 1) & info["met"]
+        answer = jnp.argmax(_among(out, below), -1)
+        hit = (info["parent"][rows, answer] == y) & (jnp.sum(below, -1) > 1)
+        return jnp.maximum(_right(_among(out, _level(info, y)), y), hit.astype(jnp.float32))
+
+    return Evaluator(score)
+
+
+def _level(info: Any, y: Array) -> Array:
+    """bool [B, columns]: those met on the level of the label."""
+    return (info["level"] == info["level"][jnp.arange(y.shape[0]), y][:, None]) & info["met"]
+
+
+def _among(out: Any, mask: Array) -> Array:
+    return jnp.where(mask, out.logits, -jnp.inf)
+
+
+@evaluators.register
 def perplexity() -> Evaluator:
     """exp of the mean negative log-likelihood a token; targets of -1 are not predicted."""
     return Evaluator(
@@ -54,7 +94,7 @@ def _right(logits: Array, targets: Array) -> Array:
 
 @problems.register
 def classification(
-    columns: Literal["all", "seen", "own"] = "all",
+    columns: Literal["all", "seen", "own", "level"] = "all",
     metrics: Any = ("accuracy", "aware"),
     view: Callable | None = None,
     loss: Literal["softmax", "sigmoid"] = "softmax",
@@ -62,8 +102,9 @@ def classification(
     """Cross-entropy over columns of the head.
 
     Args:
-        columns: that compete in training: all, those of the tasks so far, or those of the task
-            that an example is from (of the trained task where it is from a later one).
+        columns: that compete in training: all, those of the tasks so far, those of the task that an
+            example is from (of the trained task where it is from a later one), or those of the
+            tasks so far on the label's own level of a hierarchy.
         metrics: names of registered evaluators.
         view: ``(stored, info, task [B], key) -> inputs``; the same function object for equal specs.
         loss: "softmax", or "sigmoid": binary cross-entropy of each column, their mean.
@@ -74,6 +115,7 @@ def classification(
             "all": lambda: None,
             "seen": lambda: seen(info, task),
             "own": lambda: own(info, batch.task),
+            "level": lambda: on_level(info, batch.targets) & seen(info, task),
         }[columns]()
         if loss == "sigmoid":
             return sigmoid(out.logits, batch.targets, mask)

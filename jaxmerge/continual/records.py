@@ -163,6 +163,8 @@ class Border(NamedTuple):
         read: ``count -> Batch``: the first `count` examples of the task's sample (by default the
             order of training), seen as at evaluation; fewer where there are fewer.
         objective: ``(outputs, batch) -> [B]``, that of the task.
+        stored: ``count -> inputs`` of the same examples as they are stored, which a buffer keeps;
+            None: as they are read.
     """
 
     index: Array
@@ -171,6 +173,7 @@ class Border(NamedTuple):
     key: Array
     read: Callable[[int], Batch]
     objective: Callable[..., Array]
+    stored: Callable[[int], Any] | None = None
 
 
 def nothing(model: Model, params: Leaves, batch: Batch, stored: Any) -> tuple:

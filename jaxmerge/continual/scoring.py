@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual.columns import seen
 from jaxmerge.continual.parts import Parts, build, merged_params
 from jaxmerge.continual.records import LAST, Outputs
 from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
@@ -26,6 +27,7 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
         rows_info = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape)), info)
         given = jnp.broadcast_to(task, rows.shape)
         inputs = parts.problem.view(take(groups.inputs), stream.info, given, None)
+        rows_info = with_met(rows_info, stream.info, t)
         values = scores(parts, params, inputs, take(groups.targets), task, t, rows_info)
         mean = {n: jnp.sum(weight * v) / jnp.sum(weight) for n, v in values.items()}
         figures = {n: parts.problem.evaluators[n].finish(mean[n]) for n in names}
@@ -41,6 +43,14 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
 
     labels = (LAST, *setup.merges)
     return {k: every(merged_params(setup, parts.model, state, k)) for k in labels}
+
+
+def with_met(rows_info: Any, info: Any, t: Array) -> Any:
+    """The info of examples, and ``"met"`` [B, columns]: the columns of the tasks so far."""
+    if not (isinstance(rows_info, dict) and rows_info and isinstance(info, dict) and "own" in info):
+        return rows_info
+    met, rows = seen(info, t), jax.tree.leaves(rows_info)[0].shape[0]
+    return {**rows_info, "met": jnp.broadcast_to(met, (rows, *met.shape))}
 
 
 def scores(

@@ -70,8 +70,11 @@ def steps_of(stream: Stream, t: Array) -> Array:
     return jnp.sum(jnp.any(jnp.asarray(stream.weight)[t] > 0, axis=-1), dtype=jnp.int32)
 
 
-def reader(parts: Parts, stream: Stream, t: Array) -> Callable[[int], Batch]:
-    """`Border.read` of task t: its sample, or else the order of training."""
+Read = Callable[[int], Batch]
+
+
+def reader(parts: Parts, stream: Stream, t: Array) -> tuple[Read, Read]:
+    """`Border.read` of task t, its sample or else the order of training; and the same as stored."""
 
     def read(count: int) -> Batch:
         if stream.sample is None:
@@ -83,16 +86,21 @@ def reader(parts: Parts, stream: Stream, t: Array) -> Callable[[int], Batch]:
             rows = jnp.asarray(stream.sample)[t][:count]
             weight = (rows >= 0).astype(jnp.float32)
             rows, origin = jnp.maximum(rows, 0), jnp.full(rows.shape, t, jnp.int32)
-        batch = stored(stream, rows, origin, weight)
-        return batch._replace(inputs=parts.problem.view(batch.inputs, stream.info, origin, None))
+        return stored(stream, rows, origin, weight)
 
-    return read
+    def seen(count: int) -> Batch:
+        batch = read(count)
+        view = parts.problem.view(batch.inputs, stream.info, batch.task, None)
+        return batch._replace(inputs=view)
+
+    return seen, read
 
 
 def border(
-    parts: Parts, info: Any, state: State, t: Array, which: str, read: Callable[[int], Batch]
-) -> State:
-    """The hooks `begin` or `end` of all methods."""
+    parts: Parts, info: Any, state: State, t: Array, which: str, read: Read,
+    raw: Read | None = None,
+) -> State:  # fmt: skip
+    """The hooks `begin` or `end` of all methods; `raw` reads what is stored, where that differs."""
     params, memory = state.params, list(state.memory)
     objective = objective_of(parts, info, t)
     for i, (method, name) in enumerate(zip(parts.methods, parts.names, strict=True)):
@@ -100,7 +108,8 @@ def border(
         if hook is None:
             continue
         key = named_key(jax.random.fold_in(state.key, t), f"{which} {name}")
-        place = Border(t, state.base, info, key, read, objective)
+        inputs = lambda count: (raw or read)(count).inputs
+        place = Border(t, state.base, info, key, read, objective, inputs)
         params, after = full_precision(hook)(parts.model, params, memory[i], place)
         memory[i] = same_form(memory[i], after, f"{name}: `{which}`")
         params = same_form(dict(state.params), dict(params), f"{name}: `{which}`", "the params")
@@ -118,7 +127,7 @@ def begin(setup: Setup, stream: Stream, state: State, t: Array) -> State:
         merged = merged_params(setup, parts.model, state, setup.start)
         before = {n: jnp.where(enough, p, state.params[n]) for n, p in merged.items()}
         state = state._replace(params=before)
-    state = border(parts, stream.info, state, t, "begin", reader(parts, stream, t))
+    state = border(parts, stream.info, state, t, "begin", *reader(parts, stream, t))
     moments = transform(setup, steps_of(stream, t)).init(
         trained_leaves(parts.model, state.params, t)
     )
@@ -156,7 +165,7 @@ def train(
 def end(setup: Setup, stream: Stream, state: State, t: Array) -> State:
     """What methods do after the last step of a task."""
     parts = build(setup, stream.tasks)
-    return border(parts, stream.info, state, t, "end", reader(parts, stream, t))
+    return border(parts, stream.info, state, t, "end", *reader(parts, stream, t))
 
 
 def fold(setup: Setup, stream: Stream, state: State, t: Array) -> State:

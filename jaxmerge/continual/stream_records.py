@@ -20,7 +20,8 @@ class Evaluator(NamedTuple):
 
     Attributes:
         score: ``(outputs, targets, info) -> [B]``; `info` is that of each example's group,
-            leaves ``[B, ...]``.  Averaged over the group by weight.
+            leaves ``[B, ...]``, and ``"met"`` [B, columns], the columns of the tasks so far, where
+            the stream has columns of tasks.  Averaged over the group by weight.
         task_aware: the model is given the task of the group: `apply`, not `predict`.
         finish: of the mean, such as ``jnp.exp`` for a perplexity.
         lower_is_better: the direction.

@@ -1,4 +1,4 @@
-"""Streams of arrays in memory: classes split over tasks, permuted inputs.
+"""Streams of arrays in memory: classes split over tasks, permuted inputs, index plans.
 
 Every stream is deterministic in its seed.  Batches are passes over a task's examples in random
 order; a last batch that is short is filled up with weight 0.
@@ -7,13 +7,14 @@ order; a last batch that is short is filled up with weight 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.specs import Static
+from jaxmerge.data.streams.plans import Plan
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
 Scenario = Literal["class", "domain", "task"]
@@ -91,6 +92,82 @@ def permuted(
     chosen = [np.sort(rng.permutation(many)[: examples or many]) for _ in range(tasks)]
     tested = [np.arange(len(test[1]))] * tasks
     return _stream(train, test, chosen, tested, info, batch, epochs, seed)
+
+
+def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
+    """An index plan in batches, in its order: one pass; a group for every class that arrives.
+
+    ``info["own"]`` [tasks, columns] are the columns that arrive in a task, ``info["examples"]``
+    [tasks] how many examples; a plan with levels has ``info["level"]`` and ``info["parent"]``
+    [columns] too. A task without an example is left out.
+    Groups do not depend on tasks: one for each column, level after level, its test examples all
+    that are of this class or below it; a group's task is the first in which the class arrives.
+
+    Args:
+        plan: see `jaxmerge.data.streams.plans`.
+        train: its labels are not read, the plan has them; of a "dual" plan an example is stored
+            once for each of its labels.
+        test: labels are finest classes.
+
+    >>> from jaxmerge.data.streams.blurry import i_blurry
+    >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
+    >>> planned(i_blurry(y, 2), (x, y), (x, y), batch=3).rows.shape
+    (2, 2, 3)
+    """
+    if len(train[0]) != plan.examples:
+        raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")
+    kept = [t for t in range(len(plan)) if len(plan.rows[t])]
+    rows, columns = ([x[t] for t in kept] for x in (plan.rows, plan.columns))
+    inputs, every = train[0], np.stack([np.concatenate(rows), np.concatenate(columns)], 1)
+    pairs = np.unique(every, axis=0)
+    if len(np.unique(pairs[:, 0])) == len(pairs):
+        targets = np.zeros(plan.examples, np.int32)
+        targets[pairs[:, 0]] = pairs[:, 1]
+    else:
+        inputs, targets = inputs[pairs[:, 0]], pairs[:, 1].astype(np.int32)
+        place = {tuple(x): i for i, x in enumerate(pairs.tolist())}
+        rows = [
+            np.array([place[x] for x in zip(r.tolist(), c.tolist(), strict=True)])
+            for r, c in zip(rows, columns, strict=True)
+        ]
+    filled = [_filled(r, batch) for r in rows]
+    steps = max(map(len, filled))
+    at = np.full((len(filled), steps, batch), -1, np.int32)
+    for t, x in enumerate(filled):
+        at[t, : len(x)] = x
+    origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
+    own = plan.counts()[:, kept].T > 0
+    info: dict[str, Any] = {"own": own, "examples": np.int32([len(r) for r in rows])}
+    if plan.level is not None:
+        info |= {"level": plan.levels, "parent": np.asarray(plan.parent, np.int32)}
+    groups = _classes(plan, test, own, info)
+    return Stream(
+        inputs, targets, np.maximum(at, 0), origin, (at >= 0).astype(np.float32), info,
+        groups[0] if len(groups) == 1 else groups, promise=Static("once"),
+    )  # fmt: skip
+
+
+def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Groups, ...]:
+    """Groups of the columns that arrive, a set for each level."""
+    levels, sets = plan.levels, []
+    above = np.asarray(test[1]) + np.argmax(levels == levels.max())  # the column on this level
+    for d in range(levels.max(), -1, -1):
+        met = np.flatnonzero(own.any(0) & (levels == d))
+        members = [np.flatnonzero(above == c) for c in met]
+        lacking = [plan.names[c] for c, m in zip(met, members, strict=True) if not len(m)]
+        if lacking:
+            raise ValueError(f"No test example is of class {', '.join(lacking[:5])}.")
+        if len(met):
+            size = max(map(len, members))
+            at = np.stack([np.r_[m, np.full(size - len(m), -1)] for m in members]).astype(np.int32)
+            more = {k: np.tile(info[k], (len(met), 1)) for k in ("level", "parent") if k in info}
+            sets.append(Groups(
+                test[0], above.astype(np.int32), np.maximum(at, 0), (at >= 0).astype(np.float32),
+                np.argmax(own[:, met], 0).astype(np.int32),
+                {"own": own[np.argmax(own[:, met], 0)], **more},
+            ))  # fmt: skip
+        above = plan.parent[above] if d else above
+    return tuple(sets[::-1])
 
 
 def pixels(stored, info, task, key):

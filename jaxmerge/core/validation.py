@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
 from jaxmerge.core.registry import spec_of
-from jaxmerge.core.types import Leaves, Merge, Transform, concrete, working_dtype
+from jaxmerge.core.types import Leaves, Merge, Transform
 from jaxmerge.errors import screen
 
 
@@ -173,71 +172,3 @@ def flat_extra(
             + "\nName its leaves as the base does; a leaf may be left out."
         )
     return flat
-
-
-def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequence[Leaves]) -> None:
-    """Raise one ValueError that names every leaf with NaN or Inf (concrete values only).
-
-    A finite sum proves that every entry is finite, and a sum runs at the speed of memory; entries
-    are counted only where it is not.  Every shard is summed on its own device: no device waits for
-    another.  Where leaves span several hosts, all of them hear of what each has found.
-    """
-    finite, parts = {}, {}
-    for n in grid:
-        leaves = [base[n], *(m[n] for m in models)]
-        if not concrete(leaves):
-            return
-        parts[n] = _by_device(leaves)
-        with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
-            finite[n] = [_finite([x for _, x in pieces]) for pieces in parts[n].values()]
-    counts = np.zeros((len(grid), 1 + len(models)), np.int64)
-    finite = jax.device_get(finite)
-    for row, n in enumerate(grid):
-        for pieces, answers in zip(parts[n].values(), finite[n], strict=True):
-            for (t, part), good in zip(pieces, answers, strict=True):
-                if not good:
-                    counts[row, t] += np.sum(~np.isfinite(_wide(np.asarray(part))))
-    if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
-        from jax.experimental.multihost_utils import process_allgather
-
-        counts = np.asarray(process_allgather(counts)).sum(axis=0)
-    wrong = [
-        f"{'the base' if t == 0 else f'model {t - 1}'}, leaf {n!r}: {counts[row, t]} of "
-        f"{math.prod(base[n].shape)} entries"
-        for row, n in enumerate(grid)
-        for t in np.flatnonzero(counts[row])
-    ]
-    if wrong:
-        raise ValueError(
-            "NaN or Inf in\n  " + "\n  ".join(screen(wrong)) + "\nMend the checkpoint, or pass "
-            'nonfinite="zero" to count such entries as no change.'
-        )
-
-
-def _wide(x: np.ndarray) -> np.ndarray:
-    """Values that numpy can ask whether they are finite; both parts of complex ones."""
-    return x if x.dtype.kind == "c" else x.astype(np.float64)
-
-
-def _by_device(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:
-    """Device -> the parts of leaves that lie there, with the number of the leaf; copies once."""
-    by_device: dict[Any, list[tuple[int, Any]]] = {}
-    for t, leaf in enumerate(leaves):
-        if not isinstance(leaf, jax.Array):
-            by_device.setdefault(None, []).append((t, leaf))
-            continue
-        for shard in leaf.addressable_shards:
-            if shard.replica_id == 0:
-                by_device.setdefault(shard.device, []).append((t, shard.data))
-    return by_device
-
-
-def _elsewhere(leaf: Any) -> bool:
-    """Whether a part of the leaf lies on another host."""
-    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-
-
-@jax.jit
-def _finite(leaves):
-    """Whether the sum of each is finite, in one array: to wait for many takes longer."""
-    return jnp.stack([jnp.isfinite(jnp.sum(x, dtype=working_dtype(x))) for x in leaves])

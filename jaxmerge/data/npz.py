@@ -9,10 +9,6 @@ streams.  JPEGs stay compressed in memory and are decoded when asked for.
 from __future__ import annotations
 
 import io
-import math
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +19,8 @@ from jaxmerge.data.pictures import Pictures
 from jaxmerge.data.sources import Source
 from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError
-from jaxmerge.io.untrusted import open_regular
+from jaxmerge.io.npz import arrays
 
-MOST_UNPACKED = 1 << 30  # bytes that any file may unpack to; a larger one to RATIO times its size
-RATIO = 64  # images pack to a twentieth at best
-DAMAGED = (
-    zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OSError, SyntaxError
-)  # fmt: skip
 PARTS = {"images", "jpeg", "offsets", "domains"}
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 
@@ -49,58 +40,6 @@ class Jpegs(Pictures):
         data, offsets = self.parts[which]
         at = row - self.starts[which]
         return io.BytesIO(data[offsets[at] : offsets[at + 1]].tobytes())
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file; nothing is unpacked before what they take is known.
-
-    Raises:
-        UserError: not such a file, arrays of objects, sizes beyond the bound; names the file.
-    """
-    with os.fdopen(open_regular(path), "rb") as file:
-        packed = os.fstat(file.fileno()).st_size
-        most = max(MOST_UNPACKED, RATIO * packed)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = {i.filename: i for i in archive.infolist()}
-                total = sum(i.file_size for i in members.values())
-                if total > most:
-                    raise UserError(
-                        f"{path}: its {packed:,} bytes unpack to {total:,}; more than {most:,} are "
-                        "refused."
-                    )
-                return {
-                    n.removesuffix(".npy"): _array(archive, i, f"{path}: {n}")
-                    for n, i in members.items()
-                }
-        except UserError:
-            raise
-        except DAMAGED as error:
-            raise UserError(f"{path} is no .npz file of arrays, or is damaged ({error}).") from None
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
-    """One array, whose header must say what its member holds."""
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise UserError(f"{where}: an array of format {version}; 1.0 and 2.0 are read.")
-        shape, turned, dtype = read(member)
-        if dtype.hasobject:
-            raise UserError(f"{where}: an array of Python objects; only plain arrays are read.")
-        need, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-        if need != there or min(shape, default=0) < 0:
-            raise UserError(
-                f"{where}: {dtype}{list(shape)} needs {need:,} bytes, it holds {there:,}."
-            )
-        data = member.read(need)
-    if len(data) != need:
-        raise UserError(f"{where} ends after {len(data):,} of {need:,} bytes.")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if turned else "C")
 
 
 def _check(path: Path, file: Mapping[str, np.ndarray]) -> None:

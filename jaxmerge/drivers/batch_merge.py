@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmerge.core import names
+from jaxmerge.core.finite import refuse_nonfinite
 from jaxmerge.core.types import Array, Cell, Merge
 from jaxmerge.core.validation import (
     check_base,
@@ -22,7 +24,6 @@ from jaxmerge.core.validation import (
     check_nonfinite,
     flat_extra,
     grid_of,
-    refuse_nonfinite,
 )
 from jaxmerge.drivers.leaf import (
     LeafInputs,
@@ -73,6 +74,11 @@ def merge(
         array([-1.5, -1. ,  0. ], dtype=float32)
     """
     check_method(method, key)
+    with jax.profiler.TraceAnnotation(f"merge {method}"):
+        return _merge(method, base, models, key, extras, nonfinite)
+
+
+def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfinite: str) -> Any:
     zero = check_nonfinite(nonfinite)
     check_base(base, models)
     if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.keys import cell_key
+from jaxmerge.core.registry import spec_of
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, working_dtype
 from jaxmerge.numerics.precision import full_precision
 
@@ -95,7 +96,8 @@ def _update_once(specs, cell, inputs, zero):
     """The same for one model; traced once for all models of a leaf."""
     before, fold, _ = _build(specs)
     x = _enter(before, inputs, 0, zero)
-    return fold.update(cell, x, _context(inputs, len(before), inputs.measured[0][-1], 0))
+    with named(fold):
+        return fold.update(cell, x, _context(inputs, len(before), inputs.measured[0][-1], 0))
 
 
 @_compiled
@@ -131,13 +133,13 @@ def merge_leaf(specs, inputs, zero=False):
 @functools.partial(_compiled, static_argnames="zero")
 def row_leaf(before, inputs, zero=False):
     """One leaf of a row behind the transforms `before` (their specs)."""
-    return _enter([s.build() for s in before], inputs, 0, zero)
+    return _enter(list(map(_built, before)), inputs, 0, zero)
 
 
 @functools.partial(_compiled, static_argnames="zero")
 def join_rows(before, inputs, zero=False):
     """The entries of many leaves of a row, each behind its transforms, as one array."""
-    rows = [_enter([s.build() for s in b], x, 0, zero) for b, x in zip(before, inputs, strict=True)]
+    rows = [_enter(list(map(_built, b)), x, 0, zero) for b, x in zip(before, inputs, strict=True)]
     return jnp.concatenate([row.reshape(-1) for row in rows])
 
 
@@ -151,7 +153,7 @@ def observe_part(specs, i, summary, turn, x):
 @functools.partial(_compiled, static_argnames=("i", "turn", "zero"))
 def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     """What one leaf of a row contributes, in pass `turn`, to the measure of stage i."""
-    before = [s.build() for s in specs[0][:i]]
+    before = list(map(_built, specs[0][:i]))
     return observe_part(specs, i, summary, turn, _enter(before, inputs, 0, zero))
 
 
@@ -195,7 +197,13 @@ def _observe(measure: Measure | None, x: Any, summary: Any, turn: int) -> Any:
 
 def _build(specs) -> tuple[list[Transform], Merge, list[Transform]]:
     before, fold, after = specs
-    return [s.build() for s in before], fold.build(), [s.build() for s in after]
+    return list(map(_built, before)), _built(fold), list(map(_built, after))
+
+
+def _built(spec: Any) -> Any:
+    """A stage that knows its spec."""
+    stage = spec.build()
+    return stage._replace(**{"core" if isinstance(stage, Merge) else "spec": spec})
 
 
 def _context(inputs: LeafInputs, stage: int, measured: Any, t: int | None = None) -> Context:
@@ -208,12 +216,20 @@ def _context(inputs: LeafInputs, stage: int, measured: Any, t: int | None = None
 def _enter(before: list[Transform], inputs: LeafInputs, t: int, zero: bool) -> Array:
     x = delta(inputs.models[t], inputs.base, zero)
     for i, stage in enumerate(before):
-        x = stage.kernel(x, _context(inputs, i, inputs.measured[t][i], t))
+        with named(stage):
+            x = stage.kernel(x, _context(inputs, i, inputs.measured[t][i], t))
     return x
 
 
 def _leave(before, fold, after, cell, inputs: LeafInputs) -> Array:
-    x = fold.finalize(cell, _context(inputs, len(before) + 1, inputs.measured[0]))
+    with named(fold):
+        x = fold.finalize(cell, _context(inputs, len(before) + 1, inputs.measured[0]))
     for j, stage in enumerate(after):
-        x = stage.kernel(x, _context(inputs, len(before) + 2 + j, inputs.measured[1 + j]))
+        with named(stage):
+            x = stage.kernel(x, _context(inputs, len(before) + 2 + j, inputs.measured[1 + j]))
     return x
+
+
+def named(stage: Merge | Transform) -> Any:
+    """The operations inside bear the name of the stage in traces and in compiled programs."""
+    return jax.named_scope(getattr(spec_of(stage).factory, "__name__", "stage"))

@@ -26,6 +26,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmerge.core import names
+from jaxmerge.core.finite import refuse_nonfinite
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
 from jaxmerge.core.validation import (
     check_count,
@@ -37,7 +38,6 @@ from jaxmerge.core.validation import (
     flat_extra,
     folds_of,
     grid_of,
-    refuse_nonfinite,
 )
 from jaxmerge.drivers.leaf import (
     LeafInputs,

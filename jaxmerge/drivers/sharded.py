@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
+from jaxmerge.core.finite import refuse_nonfinite
 from jaxmerge.core.specs import frozen
 from jaxmerge.core.types import Leaves, Merge, concrete
 from jaxmerge.core.validation import (
@@ -34,7 +35,6 @@ from jaxmerge.core.validation import (
     check_nonfinite,
     flat_extra,
     grid_of,
-    refuse_nonfinite,
 )
 from jaxmerge.drivers.memory import MergeState, Nonfinite, init, join, merged, update
 from jaxmerge.drivers.placement import (

@@ -36,7 +36,7 @@ def adapter(model: Model, *, batch: int = 16, compute: Compute = Compute()):
     """
     tokenizer_of(model)
     require()
-    from lm_eval.api.model import LM
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
     class Decoder(LM):
         """Answers the harness's three kinds of requests."""
@@ -184,8 +184,8 @@ def evaluate(
       UserError: the harness is not installed, tasks that are not there or cannot be run.
     """
     require()
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    from lm_eval import simple_evaluate  # pyright: ignore[reportAttributeAccessIssue]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     if not tasks:
         raise UserError("Name at least one task with --tasks.")

@@ -16,6 +16,7 @@ from jaxmerge.core.hyperparameters import check_range
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Merge, stacked, zeros
 from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
+from jaxmerge.numerics.measures import square_sum
 
 __all__ = ["least_interference", "share_ranks", "split_subspaces"]
 
@@ -134,7 +135,7 @@ def least_interference(
 
     def update(cell, x, ctx):
         x = turn(x)
-        square = jnp.vdot(x, x)
+        square = square_sum(x)
         gram = x.T @ x / jnp.where(square > 0, square, 1)
         return Interference(cell.total + x, cell.gram + gram, cell.wanted + x @ gram)
 

@@ -16,7 +16,7 @@ from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Cell, Context, Measure, Merge, concrete, working_dtype, zeros
 from jaxmerge.folds.vectors import root
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
-from jaxmerge.numerics.measures import square_norm
+from jaxmerge.numerics.measures import square_norm, square_sum
 
 __all__ = ["add_projected", "keep_mean_norm"]
 
@@ -163,7 +163,7 @@ def _cells_norm(inner: Merge) -> Measure:
         if not jax.tree.leaves(cell.inner):
             return jnp.zeros((), jnp.float32)  # keep_base: no change
         x = inner.finalize(cell.inner, Context(base=None, step=cell.count))
-        return jnp.vdot(x, x)
+        return square_sum(x)
 
     return Measure(init=lambda: None, observe=observe, by_entry=inner.elementwise)
 

@@ -167,7 +167,7 @@ def _heads(made_of: Architecture, name: str, word: str) -> tuple[int, int, bool]
     heads = next((v for c in texts for k in HEAD_COUNTS if (v := _number(c, k))), 0)
     keys = next((v for c in texts for k in KEYS if (v := _number(c, k))), heads)
     rule = made_of.known.multi_query if made_of.known else {}
-    if not rule or config.get(rule.get("unless")):
+    if not rule or config.get(rule.get("unless", "")):
         return heads, keys, word in GROUPED
     if config.get(rule["flag"], rule["default"]):
         return heads, rule.get("keys", keys), False

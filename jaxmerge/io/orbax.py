@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -47,7 +48,6 @@ class Orbax(Whole):
     """The leaves of an Orbax checkpoint; names join the path with "/"."""
 
     def __init__(self, path: str | os.PathLike):
-        import orbax.checkpoint as ocp
 
         super().__init__()
         folder = checkpoint_folder(Path(path))
@@ -58,9 +58,10 @@ class Orbax(Whole):
         for path in self.stamps:
             if path.suffix == ".json" or path.name in ("_METADATA", "_sharding"):
                 read_bytes(path)  # no larger than what describes a checkpoint
-        self._reader = ocp.PyTreeCheckpointer()
+        self._reader = _reader()
         try:
-            metadata = self._reader.metadata(self.path)
+            with _quietly():
+                metadata = self._reader.metadata(self.path)
             tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
             self._flat, self._rebuild = names.flatten(tree)
             self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
@@ -83,7 +84,7 @@ class Orbax(Whole):
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})
         try:
-            with self._lock:
+            with self._lock, _quietly():
                 tree = self._reader.restore(
                     self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
                 )
@@ -105,6 +106,31 @@ class Orbax(Whole):
 
     def close(self) -> None:
         self._reader.close()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Orbax's warnings of what a checkpoint may lack."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
+
+
+def _reader() -> Any:
+    """Reads for this process alone: others read other leaves, and none waits for another."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"jaxmerge{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def nested(source: Any, leaves: Mapping[str, Any]) -> Any:

@@ -5,9 +5,11 @@
     diffusers/pipeline        model_index.json and components in sub-folders, as one model
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
     file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
+    x.npz, x.msgpack          NumPy arrays as big_vision saves them; Flax's serialized parameters
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub; a few models
                               come from a Python package where it is installed (`io.packaged`)
     folder/with/*.bin, x.pt   pickles: only with allow_pickle, only tensors
+    gs://bucket/any of these  and s3://, or another URL that fsspec opens (`io.buckets`)
     any of these#params       the leaves whose names begin with "params/" or "params.", without it
     any of these+adapter      with a PEFT LoRA adapter (a folder or a repository) on top
 
@@ -26,9 +28,12 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io import gguf
 from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.buckets import exists, fetched, url_of
 from jaxmerge.io.fused import in_layout, layout_for
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.hub import HUB, PICKLED, download
+from jaxmerge.io.msgpack import Msgpack
+from jaxmerge.io.npz import Archive
 from jaxmerge.io.opened_model import Shards, Source
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.packaged import hint, packaged
@@ -36,8 +41,11 @@ from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves
-from jaxmerge.io.untrusted import check_inside, inside, read_json
+from jaxmerge.io.untrusted import check_inside, check_regular, inside, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
+
+WHOLE: dict[str, Callable[[Path], Leaves]] = {".npz": Archive, ".msgpack": Msgpack}
+FLAX = ("flax_model.msgpack",)  # beside a config.json of the hub
 
 
 def open_source(
@@ -50,7 +58,8 @@ def open_source(
     """Open a reference; see the module's docstring.
 
     Args:
-        near: folders against which a relative path is tried after the working directory.
+        near: folders (or URLs of folders) against which a relative path is tried after the
+            working directory.
         allow_pickle: read tensors from pickles too.
         stored: the leaves as they are in the files, quantised ones too; by default they are
             dequantised when they are read (`jaxmerge.io.quantised`).
@@ -61,13 +70,14 @@ def open_source(
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
-    path = _path(ref, near)
+    path, url = _path(ref, near), _url(ref, near)
     if path is None and (path := packaged(ref)) is not None:
         _say_quantised(ref, path)
     if path is not None:
         if path.suffix == ".gguf" and path.is_file():
             return _gguf(path, stored)
         source = _local(path, allow_pickle)
+        source.ref = url or source.ref
         return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
@@ -93,6 +103,8 @@ def open_source(
     if hash_ and whole and part:
         opened = open_source(whole, near=near, allow_pickle=allow_pickle, stored=stored)
         return _part(opened, part)
+    if url:
+        raise UserError(f"There is no model {url}: nothing is there, or it may not be listed.")
     looked = [Path.cwd(), *near]
     raise UserError(
         f"There is no model {ref!r}: no such path in {' or '.join(map(str, dict.fromkeys(looked)))}"
@@ -151,9 +163,20 @@ def _part(source: Source, part: str) -> Source:
 
 
 def _path(ref: str, near: Sequence[Path]) -> Path | None:
-    path = Path(ref).expanduser()
+    path, url = Path(ref).expanduser(), _url(ref, near)
+    if url is not None:
+        return fetched(url)
     tries = [path] if path.is_absolute() else [Path.cwd() / path, *(Path(d) / path for d in near)]
     return next((Path(os.path.abspath(p)) for p in tries if os.path.exists(p)), None)
+
+
+def _url(ref: str, near: Sequence[Path]) -> str | None:
+    """Where a reference is in a bucket: it is a URL, or near one."""
+    url = url_of(ref)
+    if url is not None or os.path.lexists(ref) or os.path.isabs(ref):
+        return url
+    tries = [f"{at}/{ref}" for d in near if (at := url_of(d)) is not None]
+    return next((t for t in tries if exists(t)), None)
 
 
 def _neighbour(ref: str) -> str:
@@ -173,9 +196,14 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
             return Source(Pickle(path), str(path), path.parent, [path])
+        if path.suffix in WHOLE:
+            return Source(WHOLE[path.suffix](path), str(path), path.parent, [path])
         raise UserError(
-            f"{path}: expected a folder, a .safetensors or .gguf file or an Orbax checkpoint."
+            f"{path}: expected a folder, a .safetensors, .gguf, .npz or .msgpack file or an Orbax "
+            "checkpoint."
         )
+    if not path.is_dir():
+        check_regular(path, "a model is a folder or a file")
     if (path / PIPELINE).is_file():
         leaves, files, config = open_components(path, lambda part: _local(part, allow_pickle))
         return Source(leaves, str(path), path, files, config)
@@ -184,6 +212,9 @@ def _local(path: Path, allow_pickle: bool) -> Source:
         return _sharded(path, weights, File)
     if weights is not None:
         return Source(File(weights), str(path), path, [weights])
+    whole = [path / n for n in FLAX if (path / n).is_file()]
+    if whole:
+        return Source(Msgpack(whole[0]), str(path), path, whole)
     orbax = checkpoint_folder(path)
     if orbax is not None:
         files = sorted(p for p in orbax.rglob("*") if p.is_file())

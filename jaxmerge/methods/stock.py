@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Measure, Merge, stacked, zeros
 from jaxmerge.folds import vectors
-from jaxmerge.numerics.measures import square_norm
+from jaxmerge.numerics.measures import square_norm, square_sum
 
 __all__ = ["model_stock"]
 
@@ -65,8 +65,9 @@ def model_stock(
     if average == "angle":
 
         def dots(cell, summary, turn):
-            flat = jnp.stack([x.ravel() for x in cell])
-            return flat @ flat.T
+            rows = jnp.stack(cell)
+            every = tuple(range(1, rows.ndim))
+            return jax.lax.dot_general(rows, rows, ((every, every), ((), ())))
 
         def reduce(rows, ctx):
             flat, back = vectors.split(rows, "leaf" if whole else per)
@@ -113,7 +114,7 @@ def _units_norm() -> Measure:
     """The squared norm of the sum of the whole rows' directions."""
     return Measure(
         init=lambda: None,
-        observe=lambda cell, s, turn: jnp.vdot(cell.units, cell.units),
+        observe=lambda cell, s, turn: square_sum(cell.units),
         by_entry=True,
     )
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+Built = TypeVar("Built", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def shapes(build: Callable[..., nnx.Module], config) -> dict[str, tuple[int, ...
     return {name: leaf.get_value().shape for name, leaf in _skeleton(build, config)[1].items()}
 
 
-def bind(build: Callable[..., nnx.Module], config, params: Mapping) -> nnx.Module:
+def bind(build: Callable[..., Built], config, params: Mapping) -> Built:
     """The module `build(config, ...)` holding `params` (names as `parameters` gives them)."""
     graph, leaves = _skeleton(build, config)
     missing = sorted(set(leaves) - set(params))
@@ -317,7 +319,7 @@ def bind(build: Callable[..., nnx.Module], config, params: Mapping) -> nnx.Modul
         (tuple(name.split("/")), leaf.replace(jnp.asarray(params[name])))
         for name, leaf in leaves.items()
     ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return cast(Built, nnx.merge(graph, nnx.from_flat_state(flat)))
 
 
 def parameters(module: nnx.Module) -> dict[str, jax.Array]:

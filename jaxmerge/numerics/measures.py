@@ -10,19 +10,38 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Array, Measure, concrete, leaf_size, numpy_of
 from jaxmerge.numerics import brackets, host_order_statistics, order_statistics
 
-__all__ = ["keep_count", "largest", "ranked_magnitude", "ranked_magnitudes", "square_norm"]
+__all__ = [
+    "keep_count",
+    "largest",
+    "ranked_magnitude",
+    "ranked_magnitudes",
+    "square_norm",
+    "square_sum",
+]
 
 
 def square_norm(scope: str = "row") -> Measure:
     """The squared Euclidean norm of the whole row, or of each leaf."""
-    observe = lambda x, summary, turn: jnp.vdot(x, x)
+    observe = lambda x, summary, turn: square_sum(x)
     return Measure(lambda: None, observe, scope=scope, by_entry=True)
+
+
+def square_sum(x: Array) -> Array:
+    """The sum of |x|^2 over all entries, in the shape of the leaf: to flatten one that is cut over
+    devices along a later axis would gather it.
+
+    >>> float(square_sum(jnp.array([[3.0], [4.0]])))
+    25.0
+    """
+    every = tuple(range(x.ndim))
+    return jax.lax.dot_general(jnp.conj(x), x, ((every, every), ((), ())))
 
 
 def keep_count(density: Any, size: Any) -> Any:

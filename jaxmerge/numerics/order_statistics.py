@@ -110,8 +110,7 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
 
 def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
     """Histograms of digit `turn` of the places of entries of these magnitudes, [R, bins]."""
-    bits = magnitude_bits(x).reshape(-1)
-    number = entry_numbers(None, x.shape).reshape(-1)
+    bits, number = magnitude_bits(x), entry_numbers(None, x.shape)
     shift = number.dtype.type(width() * (places() - 1 - turn))
     digit = (number >> shift) & number.dtype.type((1 << width()) - 1)
     rows = []

@@ -32,6 +32,7 @@ from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.untrusted import check_regular
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.adapters import AdapterRecipe
 from jaxmerge.recipes.method_spec import as_data, build, route
@@ -149,14 +150,14 @@ class Recipe:
         job = Job(method, rest, base, key_of(method, seed), sides)
         check_axes(extras, job.grid)
         resolved = {k: v for k, v in vars(self).items() if not (v is None or v == [])}
-        resolved["method"] = as_data(self.method) if given else self.method
+        resolved["method"] = as_data(self.method) if isinstance(self.method, Merge) else self.method
         if self.rename:
             resolved["rename"] = {models.resolve(r): dict(v) for r, v in self.rename.items()}
         resolved |= {"models": [models.resolve(m) for m in self.models], "seed": seed}
         if self.tokenizer:
             resolved["tokenizer"] = resolved_tokenizer(self.tokenizer, models)
-        if bases:
-            resolved["base"] = models.resolve(self.base)
+        for ref in bases:
+            resolved["base"] = models.resolve(ref)
         if extras:
             kinds = dict.fromkeys(e.kind for e in extras)
             resolved["extras"] = {k: [e.source.ref for e in extras if e.kind == k] for k in kinds}
@@ -271,8 +272,9 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
             import that is not allowed or lies elsewhere.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"There is no recipe {path}.")
+    check_regular(path, "a recipe is a file")
     if path.suffix == ".py":
         recipe = _run(path).get("recipe")
         if recipe is None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.architectures import architecture
+from jaxmerge.io.architectures import architecture, configs
 from jaxmerge.io.architectures.config_changes import (
     other_vocabularies,
     short_vocabularies,
@@ -62,7 +62,7 @@ class Vocabulary:
     def __init__(self, setting, template, models: Any, sources: Sequence[Source], based: bool):
         self.sources, self.based = list(dict.fromkeys(sources)), based
         self.warnings: list[str] = []
-        self.config: dict[str, Any] = {}
+        self.config: dict[configs.Path, int] = {}
         self.files: dict[str, bytes | Path | None] = {}  # None: left out
         self.active = setting is not None
         keeper = self.sources[0]

@@ -1,13 +1,15 @@
-"""A stream of tasks as a picture: one row a task, with a few of its training examples."""
+"""Streams as pictures: tasks with a few of their training examples; plans, class by class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxmerge.data.streams.plans import Plan
 from jaxmerge.data.streams.scenario import Scenario, shortened
 
 ROWS = 20  # more tasks than this are drawn as the first and the last ones
@@ -50,3 +52,63 @@ def show(axes: Any, example: Any) -> None:
     pixels = np.asarray(example)
     grey = pixels.ndim == 2
     axes.imshow(pixels if pixels.ndim > 1 else pixels[None], cmap="gray" if grey else None)
+
+
+def draw_plan(
+    plans: Plan | Sequence[Plan], path: str | Path, columns: int = 2, bins: int = 100
+) -> None:
+    """Write index plans as a picture, one panel each: which class arrives where in the stream.
+
+    A row is a class, in the order in which classes first arrive, from left to right the examples
+    as they arrive; the darker, the more of this class's examples come there (the shade is the root
+    of their number, so that the few that leak into other tasks are seen). Lines are the borders of
+    tasks.
+
+    Args:
+        columns: of panels.
+        bins: of a panel, from left to right.
+    """
+    plans = [plans] if isinstance(plans, Plan) else list(plans)
+    lines = -(-len(plans) // columns)
+    wide = min(columns, len(plans))
+    figure = Figure(figsize=(4.6 * wide, 2.6 * lines), layout="constrained")
+    for axes, plan in zip(figure.subplots(lines, wide, squeeze=False).flat, plans, strict=False):
+        share, borders = arrivals(plan, bins)
+        axes.imshow(share**0.5, aspect="auto", cmap="Blues", vmin=0, vmax=1,
+                    interpolation="nearest", extent=(0, borders[-1], len(share), 0))  # fmt: skip
+        for border in borders[1:-1]:
+            axes.axvline(border, color="0.45", linewidth=0.7)
+        axes.set_title(shortened(plan.name, 46), fontsize=9)
+        axes.set_xlabel("examples", fontsize=7)
+        axes.set_ylabel("class", fontsize=7)
+        axes.tick_params(labelsize=6)
+        if len(share) <= 24:
+            order = np.argsort(_first(plan), kind="stable")[: len(share)]
+            axes.set_yticks(
+                np.arange(len(share)) + 0.5, [shortened(plan.names[c], 12) for c in order]
+            )
+    for axes in figure.axes[len(plans) :]:
+        axes.axis("off")
+    figure.savefig(path)
+
+
+def arrivals(plan: Plan, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """[classes that arrive, bins]: examples, 1 at each class's most; int [tasks + 1]: borders."""
+    every = np.concatenate(plan.columns)
+    first = _first(plan)
+    order = np.argsort(first, kind="stable")[: np.isfinite(first).sum()]
+    place = np.zeros(len(plan.names), int)
+    place[order] = np.arange(len(order))
+    bins = min(bins, len(every))
+    at = np.arange(len(every)) * bins // len(every)
+    counts = np.zeros((len(order), bins))
+    np.add.at(counts, (place[every], at), 1)
+    return counts / counts.max(1, keepdims=True), np.cumsum([0, *map(len, plan.rows)])
+
+
+def _first(plan: Plan) -> np.ndarray:
+    """[columns]: the place in the stream where a class first arrives; inf: never."""
+    every = np.concatenate(plan.columns)
+    first = np.full(len(plan.names), np.inf)
+    first[every[::-1]] = np.arange(len(every))[::-1]
+    return first

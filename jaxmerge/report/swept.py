@@ -20,6 +20,7 @@ from jaxmerge.evaluation.definitions import DEFINITIONS
 from jaxmerge.report import numbers
 from jaxmerge.report.picture import Plot, Table, cell
 from jaxmerge.report.style import LIGHT, slots
+from jaxmerge.studies.cells import swept_of
 from jaxmerge.studies.gather import flat
 
 Point = tuple[float, ...]
@@ -64,7 +65,7 @@ def axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _methods(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list]:
     groups: dict[tuple[str, str], list] = {}
     for row in rows:
-        groups.setdefault((row["merge"], row["stream"]), []).append(row)
+        groups.setdefault((swept_of(row["merge"])[0], row["stream"]), []).append(row)
     return groups
 
 
@@ -75,6 +76,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, float]:
         for name, value in flat(json.loads(row["settings"])).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    settings |= swept_of(row["merge"])[1]
     if row["fixed"] is not None:
         settings["factor"] = float(row["fixed"])
     return settings

@@ -28,6 +28,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,18 @@ def key(
     parts = [experiment, settings_of(recipe, stream), stream, merge, options]
     parts += [recipe.get("seed"), recipe.get("order")]
     return hashlib.sha256(json.dumps(to_plain(parts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+SWEPT = re.compile(r", (\w+) (-?[\d.]+(?:e[-+]?\d+)?)(?=, |$)")
+
+
+def swept_of(merge: str) -> tuple[str, dict[str, float]]:
+    """The name of a merge without the settings that a sweep made rows of, and those.
+
+    >>> swept_of("ties, density 0.1"), swept_of("ties")
+    (('ties', {'density': 0.1}), ('ties', {}))
+    """
+    return SWEPT.sub("", merge), {k: float(v) for k, v in SWEPT.findall(merge)}
 
 
 def merge_of(entry: Entry) -> str:

@@ -36,7 +36,7 @@ class Finetuned:
             ValueError: a model with other leaves or shapes.
         """
         place = self.folder / _name(task)
-        file = self.folder / f"{_name(task)}.safetensors"
+        file = self.file(task)
         if place.is_dir() and self.read is not None:
             model = self.read(place)
         elif file.exists():
@@ -54,7 +54,11 @@ class Finetuned:
     def keep(self, task: str, model: Leaves) -> None:
         """Write the model of a task."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(self.folder / f"{_name(task)}.safetensors", dict(model))
+        checkpoint.save(self.file(task), dict(model))
+
+    def file(self, task: str) -> Path:
+        """Where the model of a task is kept."""
+        return self.folder / f"{_name(task)}.safetensors"
 
 
 def _name(task: str) -> str:

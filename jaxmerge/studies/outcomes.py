@@ -26,9 +26,9 @@ class Outcome:
         fixed: the factor, where each factor of a deployment is an outcome of its own.
     """
 
-    matrix: list
-    aware: list
-    factors: list
+    matrix: list[list[float | None]]
+    aware: list[list[float | None]]
+    factors: list[float | None]
     sweep: dict | None = None
     method: str = ""
     per_class: float | None = None

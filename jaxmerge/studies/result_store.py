@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation.definitions import NAMES as METRICS
+from jaxmerge.io.buckets import fetched, url_of
 from jaxmerge.io.untrusted import memory_at_most, parse_json, read_bytes
 from jaxmerge.studies.cells import Row, cells
 from jaxmerge.studies.results import Results
@@ -83,6 +84,8 @@ def read(path: str | Path) -> list[Row]:
     Raises:
         UserError: nothing to read there, a file that is damaged or of another layout.
     """
+    if (url := url_of(path)) is not None:
+        path = fetched(url) or path
     path = Path(path)
     if path.is_dir():
         runs = sorted(path.rglob("results.json"))
@@ -96,7 +99,10 @@ def read(path: str | Path) -> list[Row]:
     if not path.exists():
         raise UserError(f"{path}: no such run or store.")
     if path.suffix == ".json":
-        return cells(Results.from_json(path))
+        rows = cells(Results.from_json(path))
+        if not rows:
+            raise UserError(f"{path} holds no figures: its seeds have no entries.")
+        return rows
     return _read_parquet(path)
 
 

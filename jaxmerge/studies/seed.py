@@ -9,6 +9,7 @@ the same figures.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.predict import Probe, probe
 from jaxmerge.studies import vectors
+from jaxmerge.studies.conversion import from_plain
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.outcomes import Measured, Outcome, measure
@@ -204,6 +206,17 @@ def individual(plans: Sequence[Plan], outcomes: dict[str, dict[str, Outcome]]) -
     return None
 
 
+@dataclasses.dataclass
+class Joint:
+    """What is kept of joint training: accuracies by task, their mean over classes, seconds."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+    free: list[float]
+    aware: list[float]
+    per_class: float
+    seconds: float
+
+
 def joint_training(
     scenario: Scenario, learner: Learner, test: Probe, training: Training, seed: int,
     store: Path | None, watch: Callable, every: float = EVERY,
@@ -211,11 +224,10 @@ def joint_training(
     """All tasks at once: accuracies, and the seconds of training."""
     path = store and store / "joint.safetensors"
     if path and path.exists():
-        _, record = checkpoint.load(path)
-        measured = Measured(
-            np.array(record["free"]), np.array(record["aware"]), record["per_class"]
-        )
-        return measured, record["seconds"]
+        joint = from_plain(Joint, checkpoint.load(path)[1], str(path))
+        if {len(joint.free), len(joint.aware)} != {len(scenario)}:
+            raise ValueError(f"{path} is of other tasks; delete it to begin again.")
+        return Measured(np.array(joint.free), np.array(joint.aware), joint.per_class), joint.seconds
     began = time.perf_counter()
     halfway = store and Halfway(store / "training_joint", every)
     data = scenario.split("train", learner.prepare)
@@ -229,9 +241,8 @@ def joint_training(
     spent = time.perf_counter() - began + (halfway.before if halfway else 0)
     measured = measure(learner, model, test)
     if path:
-        record = {"free": measured.free.tolist(), "aware": measured.aware.tolist()}
-        record |= {"per_class": measured.per_class, "seconds": spent}
-        checkpoint.save(path, model, record)
+        joint = Joint(measured.free.tolist(), measured.aware.tolist(), measured.per_class, spent)
+        checkpoint.save(path, model, dataclasses.asdict(joint))
     if halfway:
         halfway.clear()
     return measured, spent

@@ -1,10 +1,12 @@
 """Sweeps: a grid of settings, cut into units of work that share one training.
 
 The axes ``method`` and ``factor`` cost no training: all methods are folds over the same models, all
-factors of a method are merged and evaluated together.  ``stream`` chooses among the experiment's
-streams; ``seed``, ``order`` and every other setting make units of their own.  A unit is a run
-with one seed; its cells are known by name before it runs (`jaxmerge.studies.cells.key`), so what
-a store holds already is left out.
+factors of a method are merged and evaluated together.  So does every other setting of a merge, by
+its own name (``density``, for the methods that take one) or of one merge alone
+(``merges.TIES.density``).  ``stream`` chooses among the experiment's streams; ``seed``, ``order``
+and every other setting make units of their own.  A unit is a run with one seed; its cells are
+known by name before it runs (`jaxmerge.studies.cells.key`), so what a store holds already is left
+out.
 
     axes = parse(["seed=0,1,2", "method=magmax,ties", "factor=0.1:1.0:0.1"])
     for unit in units(experiment, axes, done=keys_in_the_store): ...
@@ -101,7 +103,8 @@ def units(
         ValueError: an unknown axis, method or stream, a value of a wrong type.
     """
     base = _with_merges(experiment, axes)
-    training = {k: v for k, v in axes.items() if k not in MERGING}
+    merging = {*MERGING, *_merge_axes(experiment, axes)}
+    training = {k: v for k, v in axes.items() if k not in merging}
     training.setdefault("seed", range(base.seed, base.seed + base.seeds))
     names = [n for n in training if n != "seed"] + ["seed"]  # seeds last: they share compiled code
     result = []
@@ -115,7 +118,7 @@ def units(
             place[inner] = value
         one = changed(base, settings)
         one.check()
-        unit = _left(one, done)
+        unit = left(one, done)
         if unit is not None:
             result.append(unit)
     return result
@@ -166,8 +169,55 @@ def _with_merges(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> E
             else options
             for m, options in merges.items()
         }
+    for name, key in _merge_axes(experiment, axes).items():
+        takes = [
+            m
+            for m, options in merges.items()
+            if name in (key, f"merges.{m}.{key}") and _takes(options, key)
+        ]
+        merges, streams = _spread(merges, streams, takes, key, axes[name])
     settings = {"streams": streams, "merges": merges, "baselines": baselines}
     return restored(experiment, settings)
+
+
+def _merge_axes(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Axis -> the setting of merges that it is; those of merges that training reads are not in."""
+    read = {cells.read_by(options) for options in experiment.streams.values()}
+    fields = {f.name for f in dataclasses.fields(experiment)}
+    chosen = [{"method": m} for m in axes.get("method", ())]
+    merges = [*experiment.merges.values(), *chosen]
+    found = {}
+    for name in axes:
+        first, _, rest = name.partition(".")
+        label, _, key = rest.rpartition(".")
+        if first == "merges" and label in experiment.merges and key and label not in read:
+            if _takes(experiment.merges[label], key):
+                found[name] = key
+        elif name not in {*fields, *MERGING} and any(_takes(o, name) for o in merges):
+            found[name] = name
+    return found
+
+
+def _takes(options: Mapping[str, Any], key: str) -> bool:
+    """Whether a merge has a setting of that name."""
+    method = options.get("method")
+    if not isinstance(method, str) or method not in REGISTRY:
+        return False
+    return key in inspect.signature(get(method)).parameters
+
+
+def _spread(
+    merges: dict[str, Any], streams: dict[str, Any], labels: Sequence[str], key: str,
+    values: Sequence[Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Merges with a row of their own for every value of a setting, in the streams that had them."""
+    rows = {m: {f"{m}, {key} {v}": {**merges[m], key: v} for v in values} for m in labels}
+    merges = {n: o for m, options in merges.items() for n, o in rows.get(m, {m: options}).items()}
+    for name, options in streams.items():
+        if "deploys" in options:
+            deploys = [n for m in options["deploys"] for n in rows.get(m, [m])]
+            streams = {**streams, name: {**options, "deploys": deploys}}
+    return merges, streams
 
 
 def _takes_factor(options: Mapping[str, Any]) -> bool:
@@ -193,18 +243,18 @@ def expected(experiment: Experiment) -> dict[tuple[str, str, float | None], str]
     return {row: cells.key(experiment.name, recipe, *row) for row in rows}
 
 
-def _left(experiment: Experiment, done: Collection[str]) -> Unit | None:
+def left(experiment: Experiment, done: Collection[str]) -> Unit | None:
     """The experiment without the cells that are done; None where nothing is left."""
-    left = {row: k for row, k in expected(experiment).items() if k not in done}
-    if not left:
+    rest = {row: k for row, k in expected(experiment).items() if k not in done}
+    if not rest:
         return None
     streams = {}
     for name, options in experiment.streams.items():
-        need = {merge for stream, merge, _ in left if stream == name}
+        need = {merge for stream, merge, _ in rest if stream == name}
         if need:
             need.add(options.get("running", ""))
             own = options.get("deploys", [LAST.label])
             streams[name] = {**options, "deploys": [d for d in own if d in need]}
-    baselines = [b for b in experiment.baselines if any(merge == b for _, merge, _ in left)]
+    baselines = [b for b in experiment.baselines if any(merge == b for _, merge, _ in rest)]
     cut = restored(experiment, {"streams": streams, "baselines": baselines})
-    return Unit(cut, tuple(sorted(left.values())))
+    return Unit(cut, tuple(sorted(rest.values())))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import writing
+from jaxmerge.errors import library_message, writing
 from jaxmerge.training import data_parallel
 
 RECORD = "record"
@@ -44,7 +44,6 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
         FileNotFoundError: no such file.
         ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
     """
-    from jaxmerge.io.header import HeaderError
     from jaxmerge.io.safetensors import File
 
     path = Path(path)
@@ -55,9 +54,10 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
         record = json.loads(file.metadata[RECORD])
         flat = dict(file)
         file.close()
-    except (HeaderError, KeyError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not a complete checkpoint ({error}); delete it to start that task again."
+            f"{path}: not a complete checkpoint ({library_message(error)}); delete it to start "
+            "that task again."
         ) from None
     if like is None:
         return flat, record

@@ -1,19 +1,20 @@
 """Published methods, one file each; importing this package registers them by name.
 
-==============================  =========================================
+==============================  =================================================
 what it does                    methods
-==============================  =========================================
+==============================  =================================================
 holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
-holds answers                   `lwf`, `pred_kd`, `feat_kd`
-replays examples                `er`, `der`, `derpp`, `replay`
+holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
+replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `replay`
 unlearns before it learns       `refresh`
 projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
-aligns the classifier           `slca`
+aligns the classifier           `slca`, `slcapp`
 trains a part                   `train_only`
-==============================  =========================================
+==============================  =================================================
 """
 
+from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
@@ -28,16 +29,20 @@ from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
 from jaxmerge.continual.methods.osft import osft
+from jaxmerge.continual.methods.pl_fms import pl_fms
+from jaxmerge.continual.methods.prd import prd
 from jaxmerge.continual.methods.pred_kd import pred_kd
 from jaxmerge.continual.methods.refresh import refresh
 from jaxmerge.continual.methods.replay import replay
 from jaxmerge.continual.methods.si import si
 from jaxmerge.continual.methods.slca import slca
+from jaxmerge.continual.methods.slcapp import slcapp
 from jaxmerge.continual.methods.supsup import supsup
 from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
 
 __all__ = [
+    "clib",
     "coso",
     "cuber",
     "der",
@@ -53,11 +58,14 @@ __all__ = [
     "mas",
     "olora",
     "osft",
+    "pl_fms",
+    "prd",
     "pred_kd",
     "refresh",
     "replay",
     "si",
     "slca",
+    "slcapp",
     "supsup",
     "train_only",
     "trgp",

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual import buffers
-from jaxmerge.continual.records import Method, Model, Outputs, Step
+from jaxmerge.continual.memories import eight_bits, herding
+from jaxmerge.continual.records import Batch, Method, Model, Outputs, Step
 from jaxmerge.continual.registry import Count, NonNegative, methods
 from jaxmerge.core.types import Array
 
@@ -20,7 +21,9 @@ def er(
     size: Count = 200,
     replay: Count | None = None,
     strength: NonNegative | None = None,
-    select: Select = "reservoir",
+    select: Literal["reservoir", "balanced", "herding"] = "reservoir",
+    store: Literal["inputs", "features"] = "inputs",
+    examples: Count = 10_000,
 ) -> Method:
     """Experience replay: every batch is joined by as many examples from a buffer.
 
@@ -32,12 +35,17 @@ def er(
         replay: examples replayed a step; None: as many as the batch has.
         strength: None as the authors have it; a number is a form of **ours**: the mean over the
             replay batch times strength is added to the mean over the stream's batch.
-        select: "reservoir", or "balanced" with equal shares of classes (labels are integers).
+        select: "reservoir", or with equal shares of classes (labels are integers) "balanced", or
+            iCaRL's "herding": chosen at the end of a task, by the features of then.
+        store: "inputs" as they are stored; "features" a form of **ours**: what the head reads, in a
+            byte each, as they were when the example was met; replay then trains the head alone.
+        examples: of a task, what herding chooses from: the first so many of `Border.read`.
 
-    Memory: `size` examples as they are stored (a byte a pixel stays a byte).
+    Memory: `size` examples as they are stored (a byte a pixel stays a byte), or d + 4 bytes each
+    for d features.
 
     Source: Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019, algorithm 1;
-    aimagelab/mammoth, ``models/er.py``.
+    aimagelab/mammoth, ``models/er.py``. Herding: Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.
 
     Differs:
         The stream's batch and the replay batch pass through the model one after the other; batch
@@ -46,9 +54,10 @@ def er(
     >>> er(size=500)
     er(size=500)
     """
+    latent = store == "features"
 
     def loss(model, step):
-        batch, out = replayed(model, step, step.key, replay)
+        batch, out = (recalled if latent else replayed)(model, step, step.key, replay)
         again = jnp.sum(batch.weight * step.objective(out, batch))
         count = jnp.sum(batch.weight)
         if strength is not None:
@@ -60,11 +69,34 @@ def er(
         return (jnp.sum(new) + again) / (n + count) - jnp.sum(new) / n
 
     def init(model, params, batch, stored):
-        return buffers.empty(size, batch._replace(inputs=stored))
+        if latent:
+            stored = jax.eval_shape(lambda: kept(model, params, batch.inputs, batch.task))
+        buffer = buffers.empty(size, batch._replace(inputs=stored))
+        return {**buffer, "rank": jnp.full(size, size)} if select == "herding" else buffer
+
+    def kept(model, params, inputs, task):
+        if model.from_features is None:
+            raise ValueError("er: store='features' needs a model with `from_features`.")
+        return eight_bits.packed(model.apply(params, inputs, task).features)
 
     def observe(model, step):
-        return remember(step, step.batch._replace(inputs=step.stored), select)
+        inputs = eight_bits.packed(step.outputs.features) if latent else step.stored
+        return remember(step, step.batch._replace(inputs=inputs), select)
 
+    def end(model, params, memory, border):
+        read, old = border.read(examples), memory["rows"]
+        out = model.apply(params, read.inputs, border.index)
+        classes = out.logits.shape[-1]
+        rank = herding.ranks(out.features, read.targets, read.weight, classes, size)
+        inputs = eight_bits.packed(out.features) if latent else border.stored(examples)
+        rows, rank, many = herding.refill(
+            size, classes, old, read._replace(inputs=inputs),
+            jnp.concatenate([memory["rank"], rank]), jnp.concatenate([old.targets, read.targets]),
+        )  # fmt: skip
+        return params, {"rows": rows, "met": many, "rank": rank}
+
+    if select == "herding":
+        return Method(init=init, loss=loss, end=end)
     return Method(init=init, loss=loss, observe=observe)
 
 
@@ -84,3 +116,11 @@ def replayed(model: Model, step: Step, key: Array, count: int | None) -> tuple[A
     inputs = step.view(batch.inputs, batch.task, two)
     batch = batch._replace(inputs=inputs, weight=weight.astype(step.batch.weight.dtype))
     return batch, model.learn(step.params, inputs, step.task, three)
+
+
+def recalled(model: Model, step: Step, key: Array, count: int | None) -> tuple[Batch, Outputs]:
+    """A replay batch of features, and what the head says of it."""
+    batch, weight = buffers.draw_distinct(step.memory, key, count or step.batch.weight.shape[0])
+    features = eight_bits.unpacked(batch.inputs, step.outputs.features.dtype)
+    batch = batch._replace(inputs=features, weight=weight.astype(step.batch.weight.dtype))
+    return batch, model.from_features(step.params, features, step.task)

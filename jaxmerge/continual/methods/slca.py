@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,17 @@ from jaxmerge.continual.memories import gaussians
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Positive, Share, methods
 from jaxmerge.core.types import Array, Leaves
+
+
+class Alignment(NamedTuple):
+    """How heads are trained on draws: the arguments of `slca` of these names."""
+
+    epochs: int
+    per_class: int
+    rate: Any
+    momentum: Any
+    weight_decay: Any
+    temperature: Any
 
 
 class Aligned(NamedTuple):
@@ -74,12 +86,36 @@ def slca(
     >>> slca(temperature=0.05)
     slca(temperature=0.05)
     """
+    plan = Alignment(epochs, per_class, rate, momentum, weight_decay, temperature)
+
+    def finish(known, trained, info, t, key):
+        many = known.known.shape[0]
+        own = jnp.sum(columns.own(info, t))
+        of = jnp.arange(many) // own if released_tasks else columns.task_of(info)
+        centre = known.mean * (1 - shrink + shrink * (of + 1) / (t + 1))[:, None].astype(
+            known.mean.dtype
+        )
+        return align(known._replace(mean=centre), trained, info, t, key, plan)
+
+    return slow_learner(slow, ridge, examples, head, finish)
+
+
+def slow_learner(
+    slow: Any, ridge: Any, examples: int, head: str, finish: Callable[..., Leaves],
+    objective: Callable[..., Array] | None = None,
+) -> Method:  # fmt: skip
+    """What `slca` and `slcapp` share: a slow trunk, Gaussians of classes, a head for prediction.
+
+    Args:
+        finish: ``(gaussians, head, info, t, key) -> head``, from the second task on.
+        objective: see `Method`.
+    """
     names = f"{head}/kernel", f"{head}/bias"
 
     def init(model, params, batch, stored):
         missing = [n for n in names if n not in params]
         if missing:
-            raise ValueError(f"slca: the model has no leaf {' and '.join(missing)}; give head=.")
+            raise ValueError(f"SLCA: the model has no leaf {' and '.join(missing)}; give head=.")
         d, many = params[names[0]].shape
         return Aligned(gaussians.empty(many, d, params[names[0]].dtype), _head(params))
 
@@ -100,67 +136,78 @@ def slca(
         features = model.apply(params, data.inputs, t).features
         new = columns.own(info, t)
         known = gaussians.learn(memory.classes, features, data.targets, data.weight, new, ridge)
-        of = jnp.arange(new.shape[0]) // jnp.sum(new) if released_tasks else columns.task_of(info)
-        centre = known.mean * (1 - shrink + shrink * (of + 1) / (t + 1))[:, None].astype(
-            features.dtype
-        )
         trained = _head(params)
-        aligned = align(known._replace(mean=centre), trained, info, t, border.key)
+        aligned = finish(known, trained, info, t, border.key)
         pick = {n: jnp.where(t > 0, aligned[n], trained[n]) for n in names}
         return {**params, **pick}, Aligned(known, trained)
 
-    def align(classes, start, info, t, key):
-        seen = columns.seen(info, t)
-        steps = optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale(-1.0)
+    return Method(init=init, begin=begin, objective=objective, update=update, end=end)
+
+
+def align(
+    classes: gaussians.Gaussians, start: Leaves, info: Any, t: Array, key: Array, plan: Alignment,
+    spread: Callable[[Array, Array], Array] = lambda z, u: z,
+) -> Leaves:  # fmt: skip
+    """The head after training on draws from the Gaussians of the classes seen.
+
+    Args:
+        start: kernel [d, C] and bias [C], in this order.
+        spread: ``(z [C, n, d], u [C, n]) -> z``: what is made of the draws, u uniform in [0, 1).
+    """
+    kernel, bias = start
+    per_class, epochs, seen = plan.per_class, plan.epochs, columns.seen(info, t)
+    steps = optax.chain(
+        optax.add_decayed_weights(plan.weight_decay), optax.trace(plan.momentum), optax.scale(-1.0)
+    )
+    labels = jnp.repeat(jnp.arange(seen.shape[0]), per_class)
+
+    def loss(leaves, z, y):
+        logits = z @ leaves[kernel] + leaves[bias]
+        if plan.temperature is not None:
+            logits = normalised(logits, columns.table(info), t, plan.temperature)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            jnp.where(seen, logits, -jnp.inf), y
         )
-        labels = jnp.repeat(jnp.arange(seen.shape[0]), per_class)
+        return jnp.mean(losses)
 
-        def loss(leaves, z, y):
-            logits = z @ leaves[names[0]] + leaves[names[1]]
-            if temperature is not None:
-                logits = normalised(logits, columns.table(info), t, temperature)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                jnp.where(seen, logits, -jnp.inf), y
-            )
-            return jnp.mean(losses)
+    def epoch(carry, x):
+        e, key = x
+        eps, order, u = draws(key, seen, per_class, classes.mean.shape[1], e)
+        z = classes.mean[:, None] + jnp.einsum("cij,cnj->cni", classes.root, eps)
+        z = spread(z, u)
+        z = z.reshape(-1, z.shape[-1])[order].reshape(seen.shape[0], per_class, -1)
+        y = labels[order].reshape(seen.shape[0], per_class)
+        now = plan.rate * (1 + jnp.cos(jnp.pi * e / epochs)) / 2
 
-        def epoch(carry, x):
-            e, key = x
-            eps, order = draws(key, seen, per_class, classes.mean.shape[1], e)
-            z = classes.mean[:, None] + jnp.einsum("cij,cnj->cni", classes.root, eps)
-            z = z.reshape(-1, z.shape[-1])[order].reshape(seen.shape[0], per_class, -1)
-            y = labels[order].reshape(seen.shape[0], per_class)
-            now = rate * (1 + jnp.cos(jnp.pi * e / epochs)) / 2
+        def step(carry, x):
+            z, y, on = x
 
-            def step(carry, x):
-                z, y, on = x
+            def move(carry):
+                leaves, moments = carry
+                updates, moments = steps.update(jax.grad(loss)(leaves, z, y), moments, leaves)
+                change = lambda p, u: p + jnp.where(seen, now * u, 0).astype(p.dtype)
+                return jax.tree.map(change, leaves, updates), moments
 
-                def move(carry):
-                    leaves, moments = carry
-                    updates, moments = steps.update(jax.grad(loss)(leaves, z, y), moments, leaves)
-                    change = lambda p, u: p + jnp.where(seen, now * u, 0).astype(p.dtype)
-                    return jax.tree.map(change, leaves, updates), moments
+            return jax.lax.cond(on, move, lambda c: c, carry), None
 
-                return jax.lax.cond(on, move, lambda c: c, carry), None
+        on = jnp.arange(seen.shape[0]) < jnp.sum(seen)
+        return jax.lax.scan(step, carry, (z, y, on))[0], None
 
-            on = jnp.arange(seen.shape[0]) < jnp.sum(seen)
-            return jax.lax.scan(step, carry, (z, y, on))[0], None
-
-        keys = jax.random.split(key, epochs)
-        start = start, steps.init(start)
-        (aligned, _), _ = jax.lax.scan(epoch, start, (jnp.arange(epochs), keys))
-        return aligned
-
-    return Method(init=init, begin=begin, update=update, end=end)
+    keys = jax.random.split(key, epochs)
+    start = start, steps.init(start)
+    (aligned, _), _ = jax.lax.scan(epoch, start, (jnp.arange(epochs), keys))
+    return aligned
 
 
-def draws(key: Array, seen: Array, per_class: int, d: int, epoch: Any) -> tuple[Array, Array]:
-    """eps [C, per_class, d]; order [C per_class], a permutation, draws of classes seen first."""
+def draws(
+    key: Array, seen: Array, per_class: int, d: int, epoch: Any
+) -> tuple[Array, Array, Array]:
+    """eps [C, per_class, d]; order [C per_class], draws of classes seen first; u [C, per_class]."""
     one, two = jax.random.split(key)
     eps = jax.random.normal(one, (seen.shape[0], per_class, d))
     late = jnp.repeat(~seen, per_class)
-    return eps, jnp.argsort(jax.random.uniform(two, late.shape) + late)
+    order = jnp.argsort(jax.random.uniform(two, late.shape) + late)
+    return eps, order, jax.random.uniform(jax.random.fold_in(key, 2), eps.shape[:2])
 
 
 def normalised(logits: Array, own: Array, task: Array, temperature: float | Array) -> Array:

@@ -8,14 +8,15 @@ task_incremental    the same, and the task is told at test time    those classes
 domain_incremental  all classes of the t-th domain                 the classes of the domain
 data_incremental    the t-th random share of every class           all classes
 recurring           a few classes, drawn anew for every task       those classes
+planned             what an index plan says (blurry, online)       the classes that arrive
 suite               a whole source                                 the classes of the source
 ==================  =============================================  =========================
 
 Every run gives task-agnostic figures (the right class among all) and task-aware ones (among the
 task's own).  Task-incremental learning and suites are read by the task-aware ones.
 
-Evaluation of a task always uses its own val and test examples.  In `data_incremental` and
-`recurring` tasks share them: R[t, i] then says how well task i's classes are known after task t.
+Evaluation of a task always uses its own val and test examples.  In `data_incremental`, `recurring`
+and `planned` tasks share them: R[t, i] then says how well task i's classes are known after task t.
 
 Sources: van de Ven et al., Three types of incremental learning, Nature Machine Intelligence 2022;
 Lesort et al., Challenging Common Assumptions about Catastrophic Forgetting (SCoLe), CoLLAs 2023.
@@ -29,12 +30,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.data.streams.plans import Plan
 from jaxmerge.data.streams.scenario import Scenario, Task, class_incremental, permutation
 
 __all__ = [
     "class_incremental",
     "data_incremental",
     "domain_incremental",
+    "planned",
     "recurring",
     "suite",
     "task_incremental",
@@ -126,6 +129,42 @@ def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenar
         stream.append(Task(f"{t + 1}: {names}", source, 0, drawn, rows))
     name = f"recurring, {tasks} tasks of {classes} of {total} classes, {source.name}"
     return Scenario(name, tuple(stream), (source,))
+
+
+def planned(source: Source, plan: Plan) -> Scenario:
+    """The tasks of an index plan, such as those with blurry borders.
+
+    Tasks that have no example are left out. A task's val and test examples are those of the classes
+    that arrive in it.
+
+    Args:
+        plan: of the training examples, in the order of ``source.rows("train")``, on one level.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> from jaxmerge.data.streams.blurry import i_blurry
+    >>> source = digits()
+    >>> labels = source.labels[source.rows("train")]
+    >>> [len(task.classes) for task in planned(source, i_blurry(labels, 5, 50, 10))]
+    [6, 5, 6, 5, 5]
+    """
+    train = source.rows("train")
+    if plan.level is not None:
+        raise ValueError(
+            f"{plan.name}: its labels have levels and a source has one; use "
+            "jaxmerge.continual.streams.planned."
+        )
+    if plan.examples != len(train):
+        raise ValueError(
+            f"{source.name} has {len(train)} training examples, the plan is of {plan.examples}."
+        )
+    tasks = []
+    for t, (rows, columns) in enumerate(zip(plan.rows, plan.columns, strict=True)):
+        if len(rows):
+            classes = tuple(int(c) for c in np.unique(columns))
+            split = {s: source.rows(s, classes=classes) for s in SPLITS} | {"train": train[rows]}
+            names = ", ".join(source.classes[c] for c in classes)
+            tasks.append(Task(f"{t + 1}: {names}", source, 0, classes, split))
+    return Scenario(f"{plan.name}, {source.name}", tuple(tasks), (source,))
 
 
 def suite(sources: Sequence[Source], order: Sequence[int] | None = None) -> Scenario:

@@ -120,7 +120,7 @@ def kind_of(config: Any, layer: int) -> tuple:
         return ()
     period = lambda k: config[k] if type(config.get(k)) is int and config[k] > 0 else 1
     out: list[Any] = [layer % period(k) for k in PERIODS]
-    dense = [config.get(k) for k in DENSE if type(config.get(k)) is int]
+    dense = [config[k] for k in DENSE if type(config.get(k)) is int]
     return (*out, *(layer < k for k in dense))
 
 

@@ -48,7 +48,7 @@ def kind_of(metadata: Mapping[str, Any], who: str) -> tuple[str, Kind]:
         UserError: it says none, or one that is not read.
     """
     name = metadata.get("general.architecture")
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise UserError(
             f"{who} is of the architecture {name!r}, which is not read as a GGUF file "
             f"({closest(str(name), KINDS)})."
@@ -154,7 +154,7 @@ def metadata_of(config: Mapping[str, Any]) -> tuple[str, Kind, dict[str, Any]]:
     Raises:
         UserError: a family that has none here.
     """
-    family = config.get("model_type")
+    family = str(config.get("model_type"))
     family = "llama" if family == "mistral" and not config.get("sliding_window") else family
     names = [n for n, kind in KINDS.items() if family in (kind.family, kind.moe)]
     if not names:

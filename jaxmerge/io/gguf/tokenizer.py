@@ -107,7 +107,7 @@ def files_of(metadata: Mapping[str, Any], context: int | None) -> dict[str, Any]
 def _byte_level(
     settings: Mapping, ids: Mapping[str, int], named: Mapping[str, str]
 ) -> dict[str, Any]:
-    pre = settings.get("pre", "default")
+    pre = str(settings.get("pre", "default"))
     pre = ALIASES.get(pre, pre)
     if pre not in CUTS:
         raise UserError(
@@ -224,9 +224,9 @@ def metadata_of(
     return metadata
 
 
-def _same(steps: Mapping[str, Any], cut: Any) -> bool:
+def _same(steps: Any, cut: Any) -> bool:
     """Whether two cuts do the same: `trim_offsets` changes no token."""
-    if isinstance(cut, Mapping):
+    if isinstance(steps, Mapping) and isinstance(cut, Mapping):
         keys = (set(steps) | set(cut)) - {"trim_offsets"}
         return all(_same(steps[k], cut[k]) if k in steps and k in cut else False for k in keys)
     if isinstance(steps, list) and isinstance(cut, list):

@@ -174,7 +174,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
       ValueError: there is none; says which there are and what this config has that none knows.
     """
     kind = config.get("model_type")
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     known = f"expected a decoder of {_known(FAMILIES)}"
     if kind is None:

@@ -216,7 +216,7 @@ class Decoder(nnx.Module):
             return jnp.stack([*states[:-1], self.final_norm(x)]), None
         x, caches = run_blocks(blocks, x, compute, per_block=per_block, **options)
         if state is not None:
-            state = State(tuple(caches), key, slot + tokens.shape[1])
+            state = State(tuple(caches), key, state.slot + tokens.shape[1])
         return self.final_norm(x), state
 
     def logits(self, states: jax.Array) -> jax.Array:

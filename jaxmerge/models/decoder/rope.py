@@ -179,7 +179,8 @@ class Rope:
 
 def _inverse(theta: float, width: int) -> np.ndarray:
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    return np.float32(1) / np.float32(np.float64(theta) ** exponent.astype(np.float64))
+    powers = np.float64(theta) ** exponent.astype(np.float64)
+    return np.float32(1) / powers.astype(np.float32)
 
 
 def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

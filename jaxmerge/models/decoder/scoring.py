@@ -74,8 +74,8 @@ def target_scores(
         rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(parts, -1, width)
         wanted = jnp.pad(wanted, (0, pad)).reshape(parts, -1)
         log_p, best = jax.lax.map(jax.checkpoint(some), (rows, wanted))
-    count = targets.size
-    return tuple(x.reshape(-1)[:count].reshape(targets.shape) for x in (log_p, best))
+    back = lambda x: x.reshape(-1)[: targets.size].reshape(targets.shape)
+    return back(log_p), back(best)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -1,0 +1,186 @@
+"""Index plans: which example arrives when, and under which label; numpy alone, before any training.
+
+A `Plan` is made of labels and a seed, so it can be printed, checked, drawn
+(`jaxmerge.report.streams.draw_plan`) and compared by its digest without data or model.
+
+================  ==========================================================  ====================
+maker             what arrives                                                each example comes
+================  ==========================================================  ====================
+online            the classes of task after task, one pass                    exactly once
+si_blurry         disjoint and blurry classes, borders and shares at random   at most once
+i_blurry          the same with equal tasks                                   at most once
+expansion         coarse labels first, then finer ones (`hierarchy`)          once; "dual" a level
+================  ==========================================================  ====================
+
+`jaxmerge.continual.streams.planned` makes a stream of a plan and data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxmerge.data.streams.scenario import permutation
+from jaxmerge.errors import listed
+
+Promise = Literal["exactly once", "at most once", "a level once"]
+SHOWN = 30  # rows of a printed plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The order of arrival of a whole stream.
+
+    Attributes:
+        name: one line.
+        rows: of every task, int [N_t]: positions in the training examples, as they arrive.
+        columns: of every task, int [N_t]: the column of the head under which each arrives.
+        examples: how many training examples there are.
+        names: of the columns.
+        promise: how often an example comes; "a level once": once under the labels of a level.
+        level: int [columns]: the depth of a label in a hierarchy, 0 the coarsest; else all 0.
+        parent: int [columns]: the column one level above, -1 at the top.
+    """
+
+    name: str
+    rows: tuple[np.ndarray, ...]
+    columns: tuple[np.ndarray, ...]
+    examples: int
+    names: tuple[str, ...]
+    promise: Promise = "at most once"
+    level: np.ndarray | None = None
+    parent: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """int [columns], the depth of each label."""
+        zero = np.zeros(len(self.names), np.int32)
+        return zero if self.level is None else np.asarray(self.level, np.int32)
+
+    def counts(self) -> np.ndarray:
+        """int [columns, tasks]: how many examples of a column arrive in a task."""
+        return np.stack([np.bincount(c, minlength=len(self.names)) for c in self.columns], 1)
+
+    def left_out(self) -> int:
+        """How many examples never come."""
+        return self.examples - len(np.unique(np.concatenate(self.rows)))
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that two plans share only if they are the same."""
+        total = hashlib.sha256()
+        for rows, columns in zip(self.rows, self.columns, strict=True):
+            total.update(np.ascontiguousarray(np.stack([rows, columns]), np.int64).tobytes())
+            total.update(b"|")
+        return total.hexdigest()[:12]
+
+    def __str__(self) -> str:
+        counts = self.counts()
+        sizes = ", ".join(str(len(r)) for r in self.rows)
+        lines = [
+            f"{self.name}: {len(self)} tasks of {sizes} examples, {self.left_out()} of "
+            f"{self.examples} never come, digest {self.digest()}"
+        ]
+        width = max(len(str(counts.max(initial=0))), 3) + 1
+        wide = min(max(map(len, self.names)), 24)
+        for c in range(min(len(self.names), SHOWN)):
+            row = "".join(f"{n:{width}}" if n else " " * (width - 1) + "." for n in counts[c])
+            lines.append(f"  {self.names[c][:wide]:{wide}}{row}")
+        if len(self.names) > SHOWN:
+            lines.append(f"  ... and {len(self.names) - SHOWN} more classes")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise ValueError, all of it at once, where the plan breaks what it promises.
+
+        Raises:
+            ValueError: rows or columns out of range, an example that comes too often or never.
+        """
+        wrong = []
+        for t, (rows, columns) in enumerate(zip(self.rows, self.columns, strict=True)):
+            if len(rows) != len(columns):
+                wrong.append(f"task {t} has {len(rows)} rows and {len(columns)} columns")
+                continue
+            for what, x, high in (
+                ("row", rows, self.examples), ("column", columns, len(self.names)),
+            ):  # fmt: skip
+                bad = x[(x < 0) | (x >= high)]
+                if len(bad):
+                    wrong.append(f"task {t}: {what} {bad[0]} is not in 0..{high - 1}")
+        if wrong:
+            raise ValueError(f"{self.name}: {listed(wrong)}")
+        rows, columns = np.concatenate(self.rows), np.concatenate(self.columns)
+        key = (
+            rows if self.promise != "a level once" else rows + self.examples * self.levels[columns]
+        )
+        times = np.bincount(key, minlength=self.examples)
+        if (times > 1).any():
+            first = int(np.argmax(times > 1)) % self.examples
+            wrong.append(
+                f"{int((times > 1).sum())} examples come again (row {first}, {times.max()} times)"
+            )
+        if self.promise == "exactly once" and self.left_out():
+            wrong.append(
+                f"{self.left_out()} examples never come "
+                f"(row {np.setdiff1d(np.arange(self.examples), rows)[0]})"
+            )
+        if wrong:
+            raise ValueError(f"{self.name} promises each example {self.promise}: {listed(wrong)}")
+
+
+def generator(seed: Any) -> Any:
+    """Draws: a number seeds numpy's generator; an object with its two methods is taken as it is."""
+    return seed if hasattr(seed, "permutation") else np.random.default_rng(seed)
+
+
+def class_names(labels: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names given, or the numbers of the labels."""
+    many = int(np.max(labels)) + 1
+    if names is None:
+        return tuple(map(str, range(many)))
+    if len(names) < many:
+        raise ValueError(f"{len(names)} names, but labels go up to {many - 1}.")
+    return tuple(names)
+
+
+def checked(plan: Plan) -> Plan:
+    """The plan, if it holds what it promises."""
+    plan.check()
+    return plan
+
+
+def online(
+    labels: np.ndarray, tasks: int, seed: Any = 0, *, order: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Plan:  # fmt: skip
+    """One pass over all examples, the classes in equal parts, shuffled within a task.
+
+    Args:
+        order: the classes in order of arrival, a permutation; drawn by the seed where None.
+
+    >>> print(online(np.arange(6) % 3, 3, order=(0, 2, 1)))
+    online, 3 tasks: 3 tasks of 2, 2, 2 examples, 0 of 6 never come, digest c1e9ca22d017
+      0   2   .   .
+      1   .   .   2
+      2   .   2   .
+    """
+    labels, rng, names = np.asarray(labels), generator(seed), class_names(labels, names)
+    many = len(names)
+    if not 1 <= tasks <= many:
+        raise ValueError(f"{many} classes make 1 to {many} tasks, got {tasks}.")
+    order = np.asarray(permutation(order, many, "classes") if order is not None
+                       else rng.permutation(many))  # fmt: skip
+    bounds = [many * t // tasks for t in range(tasks + 1)]
+    rows = []
+    for low, high in itertools.pairwise(bounds):
+        own = np.flatnonzero(np.isin(labels, order[low:high]))
+        rows.append(own[rng.permutation(len(own))])
+    return checked(Plan(f"online, {tasks} tasks", tuple(rows), tuple(labels[r] for r in rows),
+                        len(labels), names, "exactly once"))  # fmt: skip

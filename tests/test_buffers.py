@@ -1,0 +1,100 @@
+"""What buffers promise beside their oracles: herding, shares, eight bits, memory alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny_streams import KEY, setup, split
+
+from jaxmerge.continual.drivers import run
+from jaxmerge.continual.memories import eight_bits, herding
+from jaxmerge.continual.methods import clib, er
+from jaxmerge.continual.methods.clib import from_memory
+from jaxmerge.continual.methods.pl_fms import keep_probability
+from jaxmerge.continual.registry import methods
+
+
+def greedy(f, many):
+    """Algorithm 4 of iCaRL, written out."""
+    f = f / np.linalg.norm(f, axis=1, keepdims=True)
+    taken = []
+    for k in range(min(many, len(f))):
+        means = [(f[[*taken, i]].sum(0)) / (k + 1) for i in range(len(f))]
+        far = [np.inf if i in taken else np.sum((f.mean(0) - m) ** 2) for i, m in enumerate(means)]
+        taken.append(int(np.argmin(far)))
+    return taken
+
+
+def test_herding_is_greedy(x64):
+    rng = np.random.default_rng(0)
+    f, labels = rng.normal(size=(30, 5)), rng.integers(0, 4, 30)
+    weight = (np.arange(30) % 7 > 0) * 1.0
+    rank = np.asarray(herding.ranks(jnp.asarray(f), jnp.asarray(labels), jnp.asarray(weight), 5, 6))
+    for c in range(4):
+        own = np.flatnonzero((labels == c) & (weight > 0))
+        order = own[np.argsort(rank[own])][: min(6, len(own))]
+        assert order.tolist() == own[greedy(f[own], 6)].tolist()
+    assert (rank[weight == 0] == 6).all()
+
+
+def test_a_herded_buffer_has_equal_shares_and_only_shrinks_old_ones():
+    """Six classes in three tasks, 12 places: 6, 3, 2 a class."""
+    after = []
+    keep = lambda t, state, R: after.append(state.memory[0])
+    run(setup(er(12, select="herding")), split(tasks=3, steps=4), KEY, watch=keep)
+    for memory, share in zip(after, (6, 3, 2), strict=True):
+        labels = np.asarray(memory["rows"].targets)[: int(memory["met"])]
+        assert np.unique(labels, return_counts=True)[1].tolist() == [share] * (12 // share)
+    old, new = after[0]["rows"].inputs, after[-1]["rows"].inputs
+    first = set(np.asarray(after[0]["rows"].targets).tolist())
+    kept = [i for i, c in enumerate(np.asarray(after[-1]["rows"].targets)) if int(c) in first]
+    assert len(kept) == 4
+    assert all((np.asarray(old) == np.asarray(new[i])).all(1).any() for i in kept)
+
+
+def test_eight_bits():
+    x = jax.random.normal(KEY, (5, 4, 3)) * jnp.arange(5)[:, None, None]
+    packed = eight_bits.packed(x)
+    assert packed.values.dtype == jnp.int8
+    apart = jnp.abs(eight_bits.unpacked(packed) - x)
+    assert (apart <= packed.scale[:, None, None] / 2 + 1e-6).all()
+    result = run(setup(er(20, store="features")), split(tasks=3, steps=4), KEY)
+    rows = result.state.memory[0]["rows"]
+    assert rows.inputs.values.dtype == jnp.int8
+    assert rows.inputs.values.shape == (20, 8)
+
+
+def test_training_on_memory_alone_takes_nothing_from_the_batch():
+    """A memory of one example: the gradient is that of this example, whatever the batch."""
+    method = clib(size=1, replay=3, adaptive=False)
+    s = split(tasks=1, steps=1, batch=4)
+    result = run(setup(method), s, KEY)
+    kept = result.state.memory[0].examples
+    assert int(kept.met) == 4
+    alone = s._replace(
+        rows=np.full((1, 1, 1), np.argmax((s.inputs == np.asarray(kept.rows.inputs[0])).all(1))),
+        origin=np.zeros((1, 1, 1), np.int32), weight=np.ones((1, 1, 1), np.float32),
+    )  # fmt: skip
+    plain = run(setup(), alone, KEY)
+    for n, p in plain.state.params.items():
+        np.testing.assert_allclose(result.state.params[n], p, atol=1e-6, err_msg=n)
+
+
+@methods.register
+def all_from_the_stream():
+    """Every example of the batch trains itself, so that the memory fills nothing up."""
+    return from_memory(5, None, 0.9, 1, False, lambda memory, step: step.batch.weight)
+
+
+def test_with_all_examples_from_the_stream_it_is_fine_tuning():
+    s = split(tasks=2, steps=3, batch=4)
+    first, plain = (run(setup(*m), s, KEY) for m in ((all_from_the_stream(),), ()))
+    for n, p in plain.state.params.items():
+        np.testing.assert_allclose(first.state.params[n], p, atol=1e-6, err_msg=n)
+
+
+def test_the_share_of_the_stream_grows_with_the_age_of_a_class():
+    first = jnp.array([0, 10, 40, jnp.iinfo(jnp.int32).max])
+    p = keep_probability(first, jnp.array([0, 1, 2]), 40, 44, 200)
+    np.testing.assert_allclose(p, np.array([43, 33, 3]) / (200 / 3), rtol=1e-6)
