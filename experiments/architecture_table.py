@@ -2,6 +2,7 @@
 
     python experiments/architecture_table.py NOTES.jsonl [--types llama t5]
     python experiments/architecture_table.py NOTES.jsonl --write
+    python experiments/architecture_table.py NOTES.jsonl --roles     # of the table there the roles
 
 Every model type is built small on the meta device (`zoo`).  Then each key of its config that counts
 something is raised by one, and the leaves are compared: names that appear say which number counts
@@ -40,7 +41,11 @@ COUNTS = re.compile(
 NO_COUNT = re.compile(
     r"head|_tok|top_?k|label|channel|token|patch|size|freq|period|offset|mel|bins|step|beams"
 )
+TABLE = Path(str(resources.files("jaxmerge.io.architectures") / "families.json"))
 TABLES = ("embedding", "position", "table")
+LEARNT = re.compile(  # buffers that training changes: statistics, codebooks, balances of experts
+    r"running_|embed|cluster|bias|codebook|usage|queue|_(min|max)$|scaling_factor|_integer|^weight"
+)
 
 
 def main() -> None:
@@ -49,17 +54,23 @@ def main() -> None:
     parser.add_argument("--types", nargs="*")
     parser.add_argument("--part", default="0/1", help="this part of the types, as 0/2 and 1/2")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--roles", action="store_true", help="after a change of the rules for roles"
+    )
     args = parser.parse_args()
+    table = stored_table() if args.roles else {}
     if args.write:
         write(args.notes)
         return
     done = {n["type"] for n in notes(args.notes)}
     part, parts = map(int, args.part.split("/"))
-    for model_type in (args.types or zoo.types())[part::parts]:
+    for model_type in (args.types or [*table] or zoo.types())[part::parts]:
         if model_type in done:
             continue
         try:
-            note = {"type": model_type, "facts": facts_of(model_type)}
+            known = table.get(model_type, {})
+            facts = {**known, "roles": roles_of(model_type)} if known else facts_of(model_type)
+            note = {"type": model_type, "facts": facts}
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:160]
             note = {"type": model_type, "error": f"{type(error).__name__}: {reason}"}
@@ -70,6 +81,12 @@ def main() -> None:
 def notes(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of notes."""
     return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+
+
+def stored_table() -> dict[str, dict]:
+    """Model type -> its entry in the table as it is."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {t: table["entries"][i] for t, i in table["families"].items()}
 
 
 def write(path: Path) -> None:
@@ -86,7 +103,6 @@ def write(path: Path) -> None:
     import transformers
 
     out = {"transformers": transformers.__version__, "families": families, "entries": entries}
-    target = Path(str(resources.files("jaxmerge.io.architectures") / "families.json"))
     lines = [
         f'{{"transformers": "{out["transformers"]}",',
         f'"families": {json.dumps(families, separators=(",", ":"))},',
@@ -94,8 +110,8 @@ def write(path: Path) -> None:
         ",\n".join(json.dumps(e, separators=(",", ":")) for e in entries),
         "]}",
     ]
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{target}: {len(families)} families, {len(entries)} entries")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{TABLE}: {len(families)} families, {len(entries)} entries")
 
 
 def facts_of(model_type: str) -> dict[str, Any]:
@@ -105,27 +121,10 @@ def facts_of(model_type: str) -> dict[str, Any]:
     first = {n: tuple(t.shape) for n, t in zoo.checkpoint(model).items()}
     dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in zoo.checkpoint(model).items()}
     stacks, others, grows = counted(model_type, config, first)
-    tokens = token_leaves(model_type, config, first)
     like = {n: Like(s, _numpy(dtypes[n])) for n, s in first.items()}
     guess = Architecture(like, {**config, "model_type": ""})
-    truth, transposed = module_roles(model, tokens)
-    roles = {}
-    for name, role in truth.items():
-        if name not in like:  # a copy of a tied array
-            continue
-        guessed = guess.role(name)
-        if role == "a table":
-            role = (
-                guessed
-                if guessed in TABLES[1:]
-                else "position"
-                if POSITIONS.search(name)
-                else "table"
-            )
-        if role == "kernel" and guessed == "router":
-            continue
-        if guessed != role:
-            roles[template(name)] = role
+    truth, transposed = module_roles(model, token_leaves(model_type, config, first))
+    roles = departures(truth, guess)
     paths = {s.path for s in guess.stacks}
     stages = {p for p in stacks if p not in paths and any(q.startswith(f"{p}.*") for q in stacks)}
     stacks = {p: key for p, key in stacks.items() if p not in stages}
@@ -143,6 +142,36 @@ def facts_of(model_type: str) -> dict[str, Any]:
         "frozen": frozen(model_type, config),
         "renames": renames(model),
     }
+
+
+def roles_of(model_type: str) -> dict[str, str]:
+    """The roles of one type that the rules do not find."""
+    config = zoo.config_of(model_type, factors=(1,), most=10**15)
+    model = zoo.build(model_type, config)
+    leaves = zoo.checkpoint(model)
+    first = {n: tuple(t.shape) for n, t in leaves.items()}
+    like = {
+        n: Like(first[n], _numpy(str(t.dtype).removeprefix("torch."))) for n, t in leaves.items()
+    }
+    truth, _ = module_roles(model, token_leaves(model_type, config, first))
+    return departures(truth, Architecture(like, {**config, "model_type": ""}))
+
+
+def departures(truth: dict[str, str], guess: Architecture) -> dict[str, str]:
+    """Template -> role, where modules say another one than the rules."""
+    roles = {}
+    for name, role in truth.items():
+        if name not in guess.like:  # a copy of a tied array
+            continue
+        guessed = guess.role(name)
+        if role == "a table":
+            spare = "position" if POSITIONS.search(name) else "table"
+            role = guessed if guessed in TABLES[1:] else spare
+        if role == "not a convolution":
+            role = "kernel" if guessed == "convolution" else guessed
+        if not (role == "kernel" and guessed == "router") and guessed != role:
+            roles[template(name)] = role
+    return roles
 
 
 def _numpy(dtype: str) -> Any:
@@ -249,11 +278,13 @@ def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, st
     names, roles, transposed = zoo.stored(model), {}, set()
     for at, module in model.named_modules():
         kind = type(module).__name__
-        for part, _ in module.named_buffers(recurse=False):  # of integers: a row for every token
+        for part, buffer in module.named_buffers(recurse=False):
             name = names.get(f"{at}.{part}" if at else part)
-            if name in tokens:
+            if name in tokens:  # of integers: a row for every token
                 roles[name] = "embedding"
-        for part, _ in module.named_parameters(recurse=False):
+            elif name is not None and buffer.is_floating_point() and not LEARNT.search(part):
+                roles[name] = "buffer"
+        for part, parameter in module.named_parameters(recurse=False):
             name = names.get(f"{at}.{part}" if at else part)
             if name is None:
                 continue
@@ -269,6 +300,8 @@ def module_roles(model: torch.nn.Module, tokens: set[str]) -> tuple[dict[str, st
                 roles[name] = "norm"
             elif re.fullmatch(r"Conv\dd|ConvTranspose\dd", kind) and part == "weight":
                 roles[name] = "convolution"
+            elif parameter.ndim == 3 and "Conv" not in kind:
+                roles[name] = "not a convolution"
     return roles, transposed
 
 

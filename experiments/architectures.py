@@ -7,7 +7,8 @@ For every model type that `zoo` builds small: two random checkpoints, then throu
 
     plain      linear merge of both: values, config unchanged
     gradient   the weight falls from the first layer to the last, in every stack by itself
-    stack      layers 0..1 of one and 1..2 of the other: values, the count in the config
+    stack      layers 0..1 of one and 1..2 of the other: values, the count in the config; of several
+               stacks one, named by its path
     union      tokens of both, half of them shared: rows of every token, sizes in the config
     lora       a PEFT adapter on every linear layer: W + s B A, transposed where kernels are
 
@@ -175,15 +176,20 @@ class Case:
     def stack(self) -> None:
         if not self.stacks:
             raise Skipped("no stack of layers")
-        main = architecture(self.a, self.config).main()
-        last = [s for s in main if tower_of(s.path) == "decoder"] or main
-        n = last[0].layers if main else 3
+        made_of = architecture(self.a, self.config)
+        groups = list(dict.fromkeys(map(made_of.together, made_of.main())))
+        groups = [g for g in groups if not g[0].stages] or groups  # stages are refused
+        last = [g for g in groups if tower_of(g[0].path) == "decoder"] or groups
+        n = last[0][0].layers if last else 3
         ranges = (("a", [0, n]), ("b", [n - 1, n]))
         slices = [{"sources": [{"model": m, "layer_range": r}]} for m, r in ranges]
         recipe: dict[str, Any] = {"merge_method": "passthrough", "slices": slices}
-        if {tower_of(s.path) for s in main} == {"encoder", "decoder"}:
-            whole = {"models": [{"model": "a"}]}
+        whole = {"models": [{"model": "a"}]}
+        if {tower_of(s.path) for g in groups for s in g} == {"encoder", "decoder"}:
             modules = {"encoder": whole, "decoder": {"slices": slices}, "text_decoder": whole}
+            recipe = {"merge_method": "passthrough", "modules": modules}
+        elif len(groups) > 1 and len(last[0]) == 1:
+            modules = {last[0][0].path: {"slices": slices}, "default": whole}
             recipe = {"merge_method": "passthrough", "modules": modules}
         got = self.merge(recipe)
         new, gone = got.keys() - self.a.keys(), self.a.keys() - got.keys()

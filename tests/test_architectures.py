@@ -132,10 +132,46 @@ def test_a_nested_config():
         ("layers.0.self_attn.linear_pos.weight", (8, 4), "kernel"),
         ("model.layers.0.mlp.shared_expert_gate.weight", (1, 4), "kernel"),
         ("projector.pos_embed", (8, 4), "position"),
+        # parameters of their own: what stands in for tokens, what scales, what shifts
+        ("image_to_text_projection.latent_query", (6, 4), "table"),
+        ("resampler.query", (6, 4), "table"),
+        ("qformer.query_tokens", (1, 6, 4), "table"),
+        ("embeddings.mask_token", (1, 4), "table"),
+        ("patch_generator.cls_token.token", (3, 4), "table"),
+        ("perceiver.embeddings.latents", (6, 4), "table"),
+        ("encoder.layer.0.attn.query", (4, 4), "kernel"),
+        ("tokens", (9, 4), "embedding"),
+        ("backbone.layers.0.mixer.A_log", (8, 2), "vector"),
+        ("layers.0.attn.q_clip.scale", (2, 4), "vector"),
+        ("encoder.layers.0.self_attn.pos_bias_u", (2, 4), "bias"),
+        ("encoder.layers.0.self_attn.bias_v", (2, 4), "bias"),
+        ("encoder.stages.0.layers.0.grn.weight", (1, 1, 1, 4), "norm"),
+        # of experts, and of heads, in one array
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 6, 4), "experts"),
+        ("model.layers.0.mlp.output_linear.weight", (8, 4, 6), "experts"),
+        ("model.layers.0.mlp.depthwise_conv.weight", (8, 1, 3), "convolution"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 4), "router"),
+        ("encoder/attention/query/kernel", (4, 2, 2), "kernel"),
+        ("patch_embedding.weight", (4, 3, 2, 2), "convolution"),
     ],
 )
 def test_roles(name, shape, role):
     assert role_of(name, shape, vocabularies=[11], experts=[8]) == role
+
+
+def test_vocabularies_of_an_unknown_family_are_found_by_their_rows():
+    shapes = {f"net.units.{i}.w.weight": (12, 4) for i in range(3)}  # no vocabulary: a layer's
+    shapes |= {"net.tok.weight": (12, 4), "net.out.weight": (12, 4), "net.out.bias": (12,)}
+    shapes |= {"net.mix.weight": (4, 4), "net.last/kernel": (4, 12)}
+    arch = architecture(leaves(shapes), {"model_type": "of our own", "vocab_size": 12})
+    roles = {n: arch.role(n) for n in shapes}
+    assert roles.pop("net.tok.weight") == "embedding"
+    assert [n for n, r in roles.items() if r == "head"] == [
+        "net.out.weight", "net.out.bias", "net.last/kernel",
+    ]  # fmt: skip
+    assert arch.token_axis("net.last/kernel") == 1
+    arch = architecture(leaves(shapes), {"model_type": "llama", "vocab_size": 12})
+    assert arch.role("net.tok.weight") == "kernel"  # the family is known: its modules decide
 
 
 def test_parts():

@@ -95,6 +95,52 @@ def test_slices_of_two_stacks_need_modules():
     np.testing.assert_array_equal(got[n], a[n])
 
 
+TOWERS = {"emb.weight": (9, D)} | {
+    f"{part}.units.{i}.w.weight": (D, D) for part in ("stem", "late") for i in range(3)
+}
+
+
+def test_a_module_may_be_a_path():
+    a, b = (save(n, draw(TOWERS, s)) for s, n in enumerate("ab"))
+    whole = {"models": [{"model": "a"}]}
+    slices = stack(("a", (0, 1)), ("b", (0, 2)), ("a", (2, 3)))["slices"]
+    with pytest.raises(UserError, match=r"2 stacks.*{late\.units: {slices: \.\.\.}, default:"):
+        run(stack(("a", (0, 2))))
+    with pytest.raises(UserError, match=r"modules\.lat: no part.*late\.units"):
+        run({"merge_method": "passthrough", "modules": {"lat": whole, "default": whole}})
+    with pytest.raises(UserError, match=r"all but 4 leaves of .*a such as 'emb\.weight'"):
+        run({"merge_method": "passthrough", "modules": {"late.units": whole}})
+    run({"merge_method": "passthrough",
+         "modules": {"late.units": {"slices": slices}, "default": whole}})  # fmt: skip
+    got = read()
+    assert len(got) == len(TOWERS) + 1
+    for new, (leaves, old) in enumerate(((a, 0), (b, 0), (b, 1), (a, 2))):
+        at = "late.units.{}.w.weight"
+        np.testing.assert_array_equal(got[at.format(new)], leaves[at.format(old)])
+    for n in TOWERS:
+        if not n.startswith("late"):
+            np.testing.assert_array_equal(got[n], a[n])
+
+
+def test_lists_that_one_key_counts_move_together():
+    lists = ("attentions", "ffns", "layer_norm1", "layer_norm2")
+    shapes = {f"transformer.{x}.{i}.w.weight": (D, D) for x in lists for i in range(3)}
+    settings = {"model_type": "xlm", "n_layers": 3}
+    a, b = (save(n, draw(shapes, s), settings) for s, n in enumerate("ab"))
+    run(stack(("a", (0, 2)), ("b", (1, 3))))
+    got = read()
+    assert config()["n_layers"] == 4
+    assert len(got) == 16
+    for x in lists:
+        for new, (leaves, old) in enumerate(((a, 0), (a, 1), (b, 1), (b, 2))):
+            at = f"transformer.{x}.{{}}.w.weight"
+            np.testing.assert_array_equal(got[at.format(new)], leaves[at.format(old)])
+    slices = stack(("a", (0, 2)))["slices"]
+    modules = {"transformer.ffns": {"slices": slices}, "default": {"models": [{"model": "a"}]}}
+    with pytest.raises(UserError, match=r"n_layers, counts the layers of transformer\.ffns and of"):
+        run({"merge_method": "passthrough", "modules": modules})
+
+
 def test_layers_beyond_the_stack_move_behind_it():
     shapes = {"model.embed_tokens.weight": (9, D), **layers("model.layers", 4, experts=2)}
     settings = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1, "n_routed_experts": 2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -16,11 +17,12 @@ from safetensors.numpy import load_file
 
 import jaxmerge as jm
 from jaxmerge.solvers import regmean_plus
-from jaxmerge.statistics import extras, gram
+from jaxmerge.statistics import extras, fisher, gram
 
 FOLDER = Path(__file__).parent / "golden" / "mergebench"
 EXPECTED = load_file(FOLDER / "expected.safetensors")
 EXTRAS = load_file(FOLDER / "extras.safetensors")
+FISHER = load_file(FOLDER / "fisher.safetensors")
 
 
 def leaves(name: str) -> dict:
@@ -148,3 +150,35 @@ def test_regmean_plus_block_by_block(x64, a):
     same = actual["model.embed_tokens.weight"] == WHOLE[0]["model.embed_tokens.weight"]
     assert same.all()
     assert gap(actual, f"regmeanpp_a{a}") < 5e-6
+
+
+def test_fisher_of_the_most_probable_token(x64):
+    """One batch of all examples; their labels are the model's own at the last position."""
+
+    def last(params, tokens):
+        return llama(params, tokens)[:, -1] @ params["model.embed_tokens.weight"].T
+
+    sides = []
+    for t, (model, batches) in enumerate(zip(WHOLE[1:], DATA, strict=True)):
+        tokens = np.concatenate(batches)
+        labels = np.asarray(last(model, tokens).argmax(-1))
+        actual = fisher(last, model, [(tokens, labels)], kind="empirical")
+        for n in [n for n in model if f"fisher/task{t}/{n}" in FISHER]:
+            want = FISHER[f"fisher/task{t}/{n}"]
+            np.testing.assert_allclose(actual.values[n], want, rtol=2e-5, atol=1e-6 * want.max())
+        sides.append({"fisher": {n: actual.values[n] for n in BASE}})
+    merged = jm.merge(jm.fisher_merging(), BASE, MODELS, extras=sides)
+    for n, x in merged.items():
+        want = FISHER[f"fisher_hard_last_token/{n}"]
+        np.testing.assert_allclose(x, want, atol=2e-6)
+
+
+def test_a_sampled_fisher_in_float64(x64):
+    apply = lambda p, x: x @ p["w"]
+    batch = (np.eye(2), None)
+    for chunk in (1, 8):
+        actual = fisher(
+            apply, {"w": np.zeros((2, 2))}, [batch], kind="sampled", chunk=chunk,
+            key=jax.random.key(0),
+        )  # fmt: skip
+        assert np.asarray(actual.values["w"]).tolist() == [[0.125, 0.125], [0.125, 0.125]]

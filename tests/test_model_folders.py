@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmerge as jm
 from jaxmerge.cli import merge
 from jaxmerge.errors import UserError
-from jaxmerge.io.model_folder import belongings
+from jaxmerge.io.model_folder import belongings, lacking
 from jaxmerge.io.sources import open_source
 
 W = {"w": np.ones((4, 2), np.float32)}
@@ -74,6 +74,34 @@ def test_remote_code_that_auto_map_names_comes_along(tmp_path, place):
     assert {"modeling_x.py", "helper.py"} <= set(belongings(model(tmp_path / "a", **files)))
     files[place] = {"auto_map": {"AutoModel": "org/name--modeling_x.X"}}
     assert not any(n.endswith(".py") for n in belongings(model(tmp_path / "b", **files)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("custom_st.Transformer", True), ("sentence_transformers.models.Pooling", False),
+     ("org/name--custom_st.Transformer", False), (None, False)],
+)  # fmt: skip
+def test_code_that_modules_json_names_comes_along(tmp_path, kind, own):
+    files = {"custom_st.py": "", "modules.json": [{"path": "", "type": kind}, "junk"]}
+    assert ("custom_st.py" in belongings(model(tmp_path / "a", **files))) == own
+
+
+def test_what_a_folder_lacks_is_said(tmp_path):
+    files = {
+        "config.json": {"auto_map": {"AutoModel": "gone.X", "AutoConfig": "org/x--far.Y"}},
+        "modules.json": [{"path": ""}, {"path": "1_Pooling"}, {"path": "../secret"}],
+        "1_Pooling/config.json": {},
+    }
+    folder = model(tmp_path / "a", **files)
+    assert lacking(folder) == [
+        f"{folder}: modules.json names '../secret', which is no folder in it; the output lacks it"
+        " too",
+        f"{folder}: its files name the code of 'gone.py', which is not there; the output lacks it"
+        " too",
+    ]
+    (folder / "gone.py").write_text("")
+    assert len(lacking(folder)) == 1
+    assert lacking(None) == []
 
 
 def test_the_api_takes_them_along_too(tmp_path):

@@ -4,13 +4,15 @@
     python experiments/mergekit_parity --mergekit ME/bin/python [--only NAME] [--keep FOLDER]
 
 Recipes of our own in the shapes of the published ones (mergekit's examples, model cards, its
-documentation) on small random checkpoints of six families.  Both programs merge from the same files
+documentation) on small random checkpoints: all methods on six families, a gradient, a slerp and a
+stack on 22 more.  Both programs merge from the same files
 into float32; leaves are compared by name and value, rows of a vocabulary by token, and so are layer
 counts and vocabulary sizes of config.json.  Methods that draw random numbers cannot agree in their
 values: there the share of entries that changed and the mean size of the change must, within four
 deviations.
 
-* `checkpoints`: the models; `recipes`, `published`, `vocabularies`: what is merged
+* `checkpoints`: the models; `recipes`, `families`, `published`, `options`, `vocabularies`: what is
+  merged
 * `programs`: both programs on one recipe; `outputs`: two outputs compared; `pages`: what is written
 
 Writes `experiments/results/mergekit_parity.json` and the generated parts of docs/mergekit.md and of
@@ -29,7 +31,9 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from checkpoints import checkpoints, families
+from checkpoints import checkpoints, families, further_families
+from families import by_family
+from options import options
 from outputs import compare
 from pages import RESULT, write_pages
 from programs import run_jaxmerge, run_mergekit, versions
@@ -40,9 +44,11 @@ from vocabularies import vocabularies
 
 def cases() -> dict[str, Case]:
     """All recipes by name; of single methods the name is family/method."""
-    recipes = published() | vocabularies()
+    recipes = published() | options() | vocabularies()
     for family in families():
         recipes |= methods(family)
+    for family in further_families():
+        recipes |= by_family(family)
     return recipes
 
 
@@ -115,6 +121,7 @@ def outcome(case: Case, one: dict, other: str, folder: Path) -> tuple[str, str]:
         seen = (f"there {other}" if other else "", f"here {message}" if message else "")
         return verdict, "; ".join(filter(None, seen))
     root = next((d["base_model"] for d in case.documents if "base_model" in d), None)
+    root = root["model"]["path"] if isinstance(root, dict) else root
     base = folder / root if root else None
     return compare(case, Path(one["out"]), Path(ours["out"]), base)
 

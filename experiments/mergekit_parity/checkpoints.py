@@ -1,7 +1,8 @@
-"""Small random checkpoints of six families: a base and fine-tunes, chat models, raw files."""
+"""Small random checkpoints: a base and fine-tunes of every family, chat models, raw files."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,46 @@ def families() -> dict[str, Any]:
     }
 
 
+def further_families() -> dict[str, Any]:
+    """More families that mergekit has a definition of, each a model of four layers."""
+    import transformers as t
+
+    wide = dict(hidden_size=16, intermediate_size=32, vocab_size=64, num_hidden_layers=4)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    small = wide | heads | dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    experts = dict(num_experts_per_tok=2, num_local_experts=4, num_experts=4)
+    window = dict(sliding_window=16, head_dim=4)
+    more = {
+        "qwen3_moe": experts | dict(moe_intermediate_size=8, head_dim=4),
+        "mixtral": experts,
+        "gemma3_text": window,
+        "gemma2": window,
+        "gemma": dict(head_dim=4),
+        "qwen3": dict(head_dim=4),
+        "glm4": dict(head_dim=4),
+        "mamba": dict(state_size=4, conv_kernel=2),
+        "cohere": dict(use_qk_norm=True),
+        "falcon": dict(new_decoder_architecture=True),
+        "distilbert": dict(dim=16, hidden_dim=32, n_layers=4, n_heads=4),
+        "gpt_bigcode": dict(n_embd=16, n_layer=4, n_head=4, n_positions=64),
+    }
+    plain = ("apertus", "arcee", "cohere2", "granite", "olmo2", "phi", "phi3", "roberta",
+             "stablelm", "starcoder2")  # fmt: skip
+    return {n: t.AutoConfig.for_model(n, **small | more.get(n, {})) for n in (*plain, *more)}
+
+
 def checkpoints(folder: Path) -> None:
     """A base and three fine-tunes of every family; `chat` models with tokens of their own."""
     import torch
     import transformers as t
 
-    for name, config in families().items():
+    kinds = {"t5": t.AutoModelForSeq2SeqLM}
+    kinds |= dict.fromkeys(("distilbert", "roberta"), t.AutoModelForMaskedLM)
+    for name, config in (families() | further_families()).items():
         if (folder / name).exists():
             continue
         torch.manual_seed(0)
-        kind = t.T5ForConditionalGeneration if name == "t5" else t.AutoModelForCausalLM
-        model = kind(config) if name == "t5" else kind.from_config(config)
+        model = kinds.get(name, t.AutoModelForCausalLM).from_config(config)
         base = {n: p.detach().clone() for n, p in model.state_dict().items()}
         for i, who in enumerate(("base", "a", "b", "c")):
             if i:
@@ -57,6 +87,7 @@ def checkpoints(folder: Path) -> None:
             if name == "pythia":
                 _add_buffers(folder / name / who)
             tokenizer(folder / name / who, ["<pad>"])
+    _adapter(folder / "llama" / "adapter", folder / "llama" / "base")
     if (folder / "llama" / "chat1").exists():
         return
     for who, extra in (("chat1", ["<|im_start|>", "<|im_end|>"]), ("chat2", ["<|user|>"])):
@@ -92,6 +123,27 @@ def checkpoints(folder: Path) -> None:
         leaves = leaves_of(folder / "llama" / {"raw1": "a", "raw2": "b"}[who])
         leaves.pop(drop)
         save_file(leaves, folder / "llama" / f"{who}.safetensors", {"format": "pt"})
+
+
+def _adapter(folder: Path, base: Path) -> None:
+    """A LoRA adapter on queries and on one layer of the MLP, of two ranks."""
+    rng = np.random.default_rng(3)
+    like, factors = leaves_of(base), {}
+    for i in range(4):
+        for part, rank in (("self_attn.q_proj", 3), ("mlp.down_proj", 2)):
+            module = f"model.layers.{i}.{part}"
+            out, into = like[f"{module}.weight"].shape
+            for end, shape in (("A", (rank, into)), ("B", (out, rank))):
+                key = f"base_model.model.{module}.lora_{end}.weight"
+                factors[key] = 0.1 * rng.normal(size=shape).astype(np.float32)
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
+        "r": 3, "lora_alpha": 6, "rank_pattern": {"down_proj": 2},
+        "target_modules": ["q_proj", "down_proj"], "bias": "none",
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
 def _add_buffers(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -12,8 +13,11 @@ RESULT = ROOT / "experiments" / "results" / "mergekit_parity.json"
 def write_pages(result: dict) -> None:
     """The generated parts of docs/mergekit.md and of the README."""
     rows = result["rows"]
-    families = list(dict.fromkeys(r["recipe"].split("/")[0] for r in rows if "/" in r["recipe"]))
-    methods = f", and every method on {', '.join(families)}" if families else ""
+    families = Counter(r["recipe"].split("/")[0] for r in rows if "/" in r["recipe"])
+    whole = [f for f, recipes in families.items() if recipes > 3]
+    methods = f", and every method on {', '.join(whole)}" if whole else ""
+    few = len(families) - len(whole)
+    methods += f"; a gradient, a slerp and a stack on {few} more families" if few else ""
     count = lambda *verdicts: sum(r["verdict"] in verdicts for r in rows)
     order = (
         "equal",

@@ -33,7 +33,8 @@ for line in sys.stdin:
             if result.exit_code: raise RuntimeError(result.output[-300:])
         else:
             config = MergeConfiguration.model_validate(yaml.safe_load(text))
-            options = MergeOptions(random_seed=0, quiet=True, write_model_card=False)
+            options = MergeOptions(random_seed=0, quiet=True, write_model_card=False,
+                                   lora_merge_cache=task["out"] + ".lora")
             run_merge(config, task["out"], options)
         said = ""
     except BaseException as error:

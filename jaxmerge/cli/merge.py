@@ -23,6 +23,7 @@ from jaxmerge.io.architectures.description import in_words
 from jaxmerge.io.buckets import fetched, into_bucket, url_of
 from jaxmerge.io.hashes import cache_folder
 from jaxmerge.io.install import keep_apart
+from jaxmerge.io.model_folder import lacking
 from jaxmerge.recipes.execute import RESOLVED, execute
 from jaxmerge.recipes.native import Document, load
 from jaxmerge.recipes.plan import Models, Plan, dtype_of, seed_of
@@ -88,7 +89,7 @@ def run(
                     if not stages_there(out, document, stages):
                         break
                 continue
-            warn(too_large(plan))
+            warn([*too_large(plan), *lacking(getattr(plan.source, "folder", None))])
             where = Path(out) if last else stage_folder(Path(out), document.name)
             keep_apart(where, [f for s in models.opened.values() for f in s.files])
             keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])

@@ -4,7 +4,7 @@
     chat templates                  additional_chat_templates/
     model_index.json                sub-folders of a pipeline, without weights (diffusers)
     modules.json                    the sub-folders that it names, whole (sentence-transformers)
-    auto_map                        the folder's *.py, which config.json names as remote code
+    auto_map, modules.json          the folder's *.py, where a config or a module names code of it
     licences                        LICENSE*, NOTICE*, USE_POLICY*
 
 Indices of shards, recipes, results and adapters are left out: they describe other weights.
@@ -51,7 +51,7 @@ def belongings(folder: Path | None) -> dict[str, Path]:
         if p.is_file() and p.stat().st_size < MAX_BYTES and _taken(p.name)
     }
     check_inside(folder, out)
-    if _remote_code(folder):
+    if _code(folder):
         code = {p.name: p for p in sorted(folder.glob("*.py")) if p.stat().st_size < MAX_BYTES}
         check_inside(folder, code)
         out |= code
@@ -76,13 +76,27 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _remote_code(folder: Path) -> bool:
-    """Whether a config names code of the folder itself (``repository--module.Class`` does not)."""
+def lacking(folder: Path | None) -> list[str]:
+    """A line for everything that a folder's files name and that it does not hold."""
+    if folder is None:
+        return []
+    gone = [p for p in module_folders(folder) if not _inside(folder, folder / p)]
+    out = [f"{folder}: modules.json names {p!r}, which is no folder in it" for p in gone]
+    files = {f"{v.split('.')[0]}.py" for v in _code(folder) if "." in v}
+    gone = sorted(f for f in files if not (folder / f).is_file())
+    out += [f"{folder}: its files name the code of {f!r}, which is not there" for f in gone]
+    return [f"{line}; the output lacks it too" for line in out]
+
+
+def _code(folder: Path) -> list[str]:
+    """What configs and modules name of the folder's own code (not ``repository--module.Class``)."""
     names = ("config.json", "tokenizer_config.json", "processor_config.json",
              "preprocessor_config.json", "generation_config.json")  # fmt: skip
     contents = [read_json(folder / n) for n in names]
-    maps = [c.get("auto_map") for c in contents if isinstance(c, Mapping)]
-    return any("--" not in v for m in maps for v in _strings(m))
+    named = [v for c in contents if isinstance(c, Mapping) for v in _strings(c.get("auto_map"))]
+    kinds = [t for m in _modules(folder) if isinstance(t := m.get("type"), str)]
+    named += [t for t in kinds if not t.startswith("sentence_transformers.")]
+    return [v for v in named if "--" not in v]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -95,10 +109,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 def module_folders(folder: Path) -> list[str]:
     """The sub-folders that modules.json names; the folder itself is none of them."""
-    modules = read_json(folder / "modules.json")
-    entries = modules if isinstance(modules, list) else []
-    paths = [m.get("path") for m in entries if isinstance(m, Mapping)]
+    paths = [m.get("path") for m in _modules(folder)]
     return [p for p in paths if isinstance(p, str) and p.strip("./")]
+
+
+def _modules(folder: Path) -> list[Mapping[str, Any]]:
+    """The entries of modules.json."""
+    modules = read_json(folder / "modules.json")
+    return [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
 
 
 def _inside(folder: Path, sub: Path) -> list[Path]:

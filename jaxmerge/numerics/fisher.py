@@ -65,9 +65,11 @@ def sum_of_squares(
     def add(carry, part):
         total, sums = carry
         item, w = part
-        grads = jax.tree.map(lambda g: jnp.where(w > 0, g, 0), gradient(item))
+        cast = lambda g, t: jnp.where(w > 0, g.astype(t.dtype), 0)
+        grads = jax.tree.map(cast, gradient(item), total)
         sums = jax.tree.map(jnp.add, sums, grads) if running else grads
-        total = jax.tree.map(lambda t, g: t + jnp.where(w > 0, w * g**2, 0), total, sums)
+        square = lambda t, g: t + jnp.where(w > 0, w.astype(t.dtype) * g**2, 0)
+        total = jax.tree.map(square, total, sums)
         return (total, sums), None
 
     zero = jax.tree.map(jnp.zeros_like, start)

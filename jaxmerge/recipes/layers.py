@@ -64,11 +64,11 @@ class Layout:
         self.placed: list[tuple[Architecture, int]] = []
         self.offsets: list[int] = []
         self.depths: list[dict[str, float]] = [{} for _ in slices]
-        self.moved: dict[str, Stack] = {}
+        self.moved: dict[str, tuple[Stack, ...]] = {}
         self.begin = 0  # the number of the output's first layer
         if self.moves:
             self.moved = {ref: self._moved(ref) for ref in sources}
-            self.begin = next(iter(self.moved.values())).order[0][0]
+            self.begin = next(iter(self.moved.values()))[0].order[0][0]
             for piece in slices:
                 self.offsets.append(len(self.placed))
                 source = piece["sources"][0]
@@ -76,26 +76,34 @@ class Layout:
                 self.placed += [(self.made_of[ref], i) for i in range(*self._range(source, ref))]
             self._check()
 
-    def _moved(self, ref: str) -> Stack:
-        """The stack whose layers are placed anew."""
-        stacks = [s for s in self.made_of[ref].main(self.inside) if s.layers]
-        if len(stacks) != 1:
-            named = ", ".join(f"{s.path} ({s.layers})" for s in stacks) or "none"
+    def _moved(self, ref: str) -> tuple[Stack, ...]:
+        """The stack whose layers are placed anew, with those that move with it."""
+        made_of = self.made_of[ref]
+        stacks = [s for s in made_of.main(self.inside) if s.layers]
+        if not stacks:
+            raise UserError(f"layer_range: {ref} has no stack of layers.")
+        together = made_of.together(stacks[0])
+        if not {*stacks} <= {*together}:
+            named = ", ".join(f"{s.path} ({s.layers})" for s in stacks)
             raise UserError(
-                f"layer_range: {ref} has {len(stacks) or 'no'} stacks of layers, {named}; "
-                "say which by modules: {encoder: {slices: ...}, decoder: {...}}."
-                if stacks
-                else f"layer_range: {ref} has no stack of layers."
+                f"layer_range: {ref} has {len(stacks)} stacks of layers, {named}; say which by "
+                f"modules: {{{stacks[0].path}: {{slices: ...}}, default: {{models: ...}}}}."
+            )
+        if left := [s.path for s in together if s not in stacks]:
+            raise UserError(
+                f"layer_range: one key of config.json, {'.'.join(map(str, stacks[0].count))}, "
+                f"counts the layers of {stacks[0].path} and of {', '.join(left)}, so they move "
+                "together; name a module that holds all of them."
             )
         if stacks[0].stages:
             raise UserError(
                 f"layer_range: the layers of {ref} come in stages of different shapes "
                 f"({stacks[0].path}), which cannot be stacked."
             )
-        return stacks[0]
+        return tuple(stacks)
 
     def _range(self, source: Mapping[str, Any], ref: str) -> tuple[int, int]:
-        have = self.moved[ref].layers
+        have = self.moved[ref][0].layers
         start, stop = source.get("layer_range") or (0, have)
         if not 0 <= start <= stop <= have:
             raise UserError(
@@ -106,14 +114,15 @@ class Layout:
 
     def _check(self) -> None:
         """Raise where the config could not say what the layers of the output are made of."""
-        first, stack = self.first, next(iter(self.moved.values()))
+        first, (stack, *more) = self.first, next(iter(self.moved.values()))
         grown = first.grows() if len(self.placed) != stack.layers else []
         if grown:
             raise UserError(
                 f"layer_range: {len(grown)} leaves such as {grown[0]!r} have a size that follows "
                 f"from the number of layers, so {len(self.placed)} layers do not fit them."
             )
-        alone = _matrix(first, stack) if stack.layers == 1 and len(self.placed) > 1 else None
+        grows = len(self.placed) > stack.layers == 1 and not more
+        alone = _matrix(first, stack) if grows else None
         if alone and alone[0] != alone[1]:
             raise UserError(
                 f"layer_range: {stack.path} has one layer, whose one matrix is {list(alone)}: it "
@@ -123,7 +132,7 @@ class Layout:
             return
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
-        stacks = {id(a): moved for a, moved in self._all()}
+        stacks = {id(a): moved[0] for a, moved in self._all()}
         reported = {first.kind(stack, i): kind for i, kind in here.items()}
         explained = all(reported[first.kind(stack, i)] == kind for i, kind in here.items())
         due = lambda i: (
@@ -147,7 +156,7 @@ class Layout:
                 "layers); choose ranges that keep the order in which kinds of layers follow."
             )
 
-    def _all(self) -> list[tuple[Architecture, Stack]]:
+    def _all(self) -> list[tuple[Architecture, tuple[Stack, ...]]]:
         return [(self.made_of[ref], moved) for ref, moved in self.moved.items()]
 
     def depth(self, i: int, name: str) -> float:
@@ -175,18 +184,23 @@ class Layout:
         leaves, made_of, names = self.sources[ref], self.made_of[ref], {}
         span = self._range(source, ref) if self.moves else (0, 0)
         for n in filter(self.inside, leaves):
-            new, depth = self._placed(i, n, made_of, self.moved.get(ref), span)
+            new, depth = self._placed(i, n, made_of, self.moved.get(ref, ()), span)
             if new is not None:
                 names[new] = n
                 self.depths[i][new] = depth
         return View(leaves, names, leaves.ref)
 
     def _placed(
-        self, i: int, name: str, made_of: Architecture, moved: Stack | None, span: tuple[int, int]
+        self,
+        i: int,
+        name: str,
+        made_of: Architecture,
+        moved: Sequence[Stack],
+        span: tuple[int, int],
     ) -> tuple[str | None, float]:
         """The name of a leaf in the output, None if slice i lacks it, and its depth."""
         place, last = made_of.layer(name), len(self.slices) - 1
-        if place is not None and place.stack == moved:
+        if place is not None and place.stack in moved:
             start, stop = span
             if not start <= place.layer < stop:
                 return None, 0.0
@@ -198,11 +212,10 @@ class Layout:
             return name, depth
         if i != (0 if made_of.early(name) else last):
             return None, 0.0
-        for number in numbers(name):
-            if moved is None or number.container != moved.path:
-                continue
-            if (number.value,) in moved.extra:
-                behind = moved.extra.index((number.value,))
+        extra = {(s.path, *e): i for s in moved for i, e in enumerate(s.extra)}
+        for number in numbers(name) if extra else ():
+            behind = extra.get((number.container, number.value))
+            if behind is not None:
                 return renumber(name, number, self.begin + len(self.placed) + behind), 0.0
         return name, depth
 
@@ -210,7 +223,7 @@ class Layout:
         """What to change in the config, by path of keys: nothing where no layer moves."""
         if not self.moves:
             return {}
-        return layer_changes(self.first, next(iter(self.moved.values())), self.placed)
+        return layer_changes(self.first, next(iter(self.moved.values()))[0], self.placed)
 
 
 def _matrix(made_of: Architecture, stack: Stack) -> tuple[int, ...] | None:
@@ -220,13 +233,14 @@ def _matrix(made_of: Architecture, stack: Stack) -> tuple[int, ...] | None:
     return shapes[0] if len(shapes) == 1 else None
 
 
-def _kinds(made_of: Architecture, stack: Stack) -> dict[int, frozenset]:
-    """Layer -> the leaves in it, by what stands behind their number, with their shapes."""
+def _kinds(made_of: Architecture, stacks: Sequence[Stack]) -> dict[int, frozenset]:
+    """Layer -> the leaves in it, by what stands around their number, with their shapes."""
     out: dict[int, set] = {}
     for n, like in made_of.like.items():
         place = made_of.layer(n)
-        if place is not None and place.stack == stack:
-            out.setdefault(place.layer, set()).add((template(n[place.number.stop :]), like.shape))
+        if place is not None and place.stack in stacks:
+            at = stacks.index(place.stack), template(n[place.number.stop :])
+            out.setdefault(place.layer, set()).add((*at, like.shape))
     return {i: frozenset(out[i]) for i in sorted(out)}
 
 

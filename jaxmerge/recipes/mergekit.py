@@ -152,7 +152,7 @@ class Config:
             check_vocabulary(list(sources.values()))
         else:
             sources = dict(zip(sources, vocabulary.apply(list(sources.values())), strict=True))
-        document.check_covered(next(iter(sources.values())), [inside for inside, _, _ in modules])
+        document.check_covered(next(iter(sources.values())), content.get("modules") or {}, modules)
         for inside, slices, levels in modules:
             layout = Layout(sources, slices, base_ref, inside)
             changes |= layout.changes()

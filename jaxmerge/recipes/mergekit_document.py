@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxmerge.errors import UserError, closest
-from jaxmerge.io.architectures import tower_of
+from jaxmerge.io.architectures import architecture, tower_of
 from jaxmerge.io.opened_model import Source
 from jaxmerge.recipes.layers import ref_of
 from jaxmerge.recipes.mergekit_methods import Reading
@@ -32,6 +33,7 @@ MODULES = {
     "decoder": ("decoder",),
 }  # name in a recipe -> towers
 _TEXT = ("default", "text_decoder", "language_model", "text_model")
+SHOWN = 20  # keys that nothing reads, with a hint
 MODEL = ("model", "parameters")
 SOURCE = ("model", "layer_range", "parameters")
 SLICE = ("sources", "base_model", "parameters", "residual_weight")
@@ -48,26 +50,52 @@ def modules(content: Mapping[str, Any]) -> list[Module]:
     if not isinstance(modules, Mapping) or not modules:
         raise UserError(f"modules must map names to models or slices, got {modules!r}.")
     elsewhere = {t for m in modules for t in MODULES.get(m, ())}
+    paths = [m for m in modules if m not in MODULES and m not in _TEXT]
     out: list[Module] = []
     for name, module in modules.items():
         module = mapping(module, f"modules.{name}", MODULE)
+        apart = [p for p in paths if p != name and (name not in paths or below(p, name))]
         if name in MODULES:
-            inside = lambda n, towers=MODULES[name]: tower_of(n) in towers
+            own = lambda n, towers=MODULES[name]: tower_of(n) in towers
         elif name in _TEXT:
-            inside = lambda n: tower_of(n) not in elsewhere
+            own = lambda n: tower_of(n) not in elsewhere
         else:
-            raise UserError(f"modules.{name}: {closest(name, [*MODULES, *_TEXT])}")
+            own = lambda n, path=name: below(n, path)
+        inside = lambda n, own=own, apart=apart: own(n) and not any(below(n, p) for p in apart)
         out.append((inside, slices(module), [module.get("parameters") or {}, world]))
     return out
 
 
-def check_covered(first: Source, modules: Sequence[Callable[[str], bool]]) -> None:
-    """Raise UserError for leaves that no module covers: they would be missing in the output."""
-    left = [n for n in first if not any(inside(n) for inside in modules)]
+def below(name: str, path: str) -> bool:
+    """Whether a leaf lies below a path.
+
+    >>> below("model.layers.0.norm.weight", "model.layers"), below("model.norm.weight", "model.no")
+    (True, False)
+    """
+    return name.startswith(path) and re.match(r"$|[./]|(?<=_)\d", name[len(path) :]) is not None
+
+
+def check_covered(first: Source, named: Mapping[str, Any], inside: Sequence[Module]) -> None:
+    """Raise UserError for modules without a leaf, and for leaves that would be missing.
+
+    Args:
+        first: the model whose leaves the output has.
+        named: the modules of the document by name, empty where it has none.
+        inside: what `modules` makes of them.
+    """
+    parts = (*MODULES, *_TEXT)
+    for name, (own, _, _) in zip(named, inside, strict=False):
+        if name not in parts and not any(map(own, first)):
+            stacks = [s.path for s in architecture(first).stacks]
+            raise UserError(
+                f"modules.{name}: no part of a model, and no leaf of {first.ref} lies below that; "
+                f"{closest(name, [*parts, *stacks])}"
+            )
+    left = [n for n in first if not any(own(n) for own, _, _ in inside)]
     if left:
         raise UserError(
             f"modules cover all but {len(left)} leaves of {first.ref} such as {left[0]!r}; add the "
-            f"module that holds them: {', '.join((*MODULES, 'text_decoder'))}."
+            f"module that holds them: {', '.join((*MODULES, 'default'))}, or a path of leaves."
         )
 
 
@@ -126,7 +154,8 @@ def read_keys(content: Mapping[str, Any], reading: Reading) -> tuple[dict[str, A
             return value  # refused, with what was expected, where it is used
         for k in value:
             if k not in known:
-                hint = f" ({closest(str(k), known)})" if known else ""
+                few = known and len(ignored) < SHOWN
+                hint = f" ({closest(str(k), known)})" if few else ""
                 ignored.append(f"{where}: nothing reads {k!r}{hint}")
         return {
             k: take(v, f"{where}: parameters", parameters) if k == "parameters" else v

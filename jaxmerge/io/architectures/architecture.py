@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.io.architectures import configs, orientation, table, ties
-from jaxmerge.io.architectures.names import alike, ends_alike, numbers, segments, template
-from jaxmerge.io.architectures.roles import part_of, role_of, tower_of
+from jaxmerge.io.architectures.names import (
+    alike,
+    ends_alike,
+    numbers,
+    renamed,
+    segments,
+    template,
+)
+from jaxmerge.io.architectures.roles import part_of, role_of, tower_of, vocabularies_by_shape
 from jaxmerge.io.architectures.stacks import LAYER, Place, Stack, find_stacks, place_of
 
 
@@ -113,6 +120,17 @@ class Architecture:
         counted = [s for s in text or stacks if s.count]
         return counted or text or stacks
 
+    def together(self, stack: Stack) -> tuple[Stack, ...]:
+        """The stacks that move with this one, itself among them: one key counts all their layers.
+
+        XLM has its attentions, its feed-forward parts and their norms in four lists.
+        """
+        known = self._facts.stacks
+        key = lambda s: known.get(self._nearest(s.path, known) or "")
+        alike = lambda s: key(s) and key(s) == key(stack) and s._replace(path="") == apart
+        apart = stack._replace(path="")
+        return tuple(s for s in self.stacks if s == stack or alike(s))
+
     def grows(self) -> list[str]:
         """Leaves outside of the layers whose shape depends on how many layers there are."""
         known = self._facts.grows
@@ -140,14 +158,14 @@ class Architecture:
     @functools.cached_property
     def _roles(self) -> dict[str, str]:
         sizes = set(self.vocabularies.values())
-        special = {n: self._special(n) for n in self.like}
-        return {
-            n: special[n]
-            or role_of(
-                n, self._shapes[n], floating=_floating(x), vocabularies=sizes, experts=self._experts
-            )
-            for n, x in self.like.items()
-        }
+        by_rules = lambda n, x: role_of(
+            n, self._shapes[n], floating=_floating(x), vocabularies=sizes, experts=self._experts
+        )
+        out = {n: self._special(n) or by_rules(n, x) for n, x in self.like.items()}
+        if self.known is None and sizes:
+            outside = {n: s for n, s in self._shapes.items() if self.layer(n) is None}
+            out |= vocabularies_by_shape(outside, out, sizes)
+        return out
 
     def _special(self, name: str) -> str | None:
         roles = self._facts.roles
@@ -189,21 +207,7 @@ class Architecture:
 
     def stored(self, name: str) -> str:
         """The name in this checkpoint of what transformers' module calls `name`."""
-        if name in self._names:
-            return name
-        parts, renames = name.split("."), self._facts.renames
-        for prefix in sorted(renames, key=len, reverse=True):
-            known = prefix.split(".") if prefix else []
-            here = parts[: len(known)]
-            if not (len(here) == len(known) and all(map(_matches, here, known))):
-                continue
-            digits = iter([p for p, k in zip(here, known, strict=True) if k == "*"])
-            new = renames[prefix].split(".") if renames[prefix] else []
-            head = [next(digits, "") if p == "*" else p for p in new]
-            candidate = ".".join([*head, *parts[len(known) :]])
-            if candidate in self._names:
-                return candidate
-        return name
+        return name if name in self._names else renamed(name, self._facts.renames, self._names)
 
     def merged(self, name: str) -> bool:
         """Whether a leaf takes part in a merge: buffers are constants, frozen towers never trained.
@@ -302,11 +306,6 @@ def architecture(source: Any, config: Mapping[str, Any] | None = None) -> Archit
         read = source.config()
         source.made_of = Architecture(like, read if isinstance(read, Mapping) else {})
     return source.made_of
-
-
-def _matches(segment: str, known: str) -> bool:
-    """Whether a segment of a name is this one of a template."""
-    return segment == known or (known == "*" and segment.isdigit())
 
 
 def _floating(leaf: Any) -> bool:

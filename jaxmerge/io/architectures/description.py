@@ -35,7 +35,7 @@ def in_words(made_of: Architecture) -> list[str]:
         out.append(f"frozen, not merged: {', '.join(modules)} ({len(frozen)} leaves)")
     for group in made_of.tied:
         there = [n for n in group if n in made_of._names]
-        if len(group) > 1 and there:
+        if made_of.known and 0 < len(there) < len(group):
             out.append(f"tied: {', '.join(group)}")
     return out
 

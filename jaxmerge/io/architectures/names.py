@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 NUMBER = re.compile(r"(?:^|(?<=[./]))(?P<word>(?:[A-Za-z][A-Za-z0-9]*_)*)(?P<digits>\d+)(?=[./])")
@@ -99,3 +100,33 @@ def ends_alike(path: str, known: str) -> bool:
         return True
     long, short = (path, known) if len(path) > len(known) else (known, path)
     return long.endswith(short) and long[-len(short) - 1] in "./"
+
+
+def renamed(name: str, renames: Mapping[str, str], there: Collection[str]) -> str:
+    """What a checkpoint calls a leaf of a module; the name itself where it has none.
+
+    Args:
+        renames: prefix in the module -> prefix in the checkpoint, with stars for numbers.
+        there: the names in the checkpoint.
+
+    >>> renamed("model.layers.3.k.weight", {"model.layers.*.k": "h.*.key"}, {"h.3.key.weight"})
+    'h.3.key.weight'
+    """
+    parts = name.split(".")
+    for prefix in sorted(renames, key=len, reverse=True):
+        known = prefix.split(".") if prefix else []
+        here = parts[: len(known)]
+        if not (len(here) == len(known) and all(map(_matches, here, known))):
+            continue
+        digits = iter([p for p, k in zip(here, known, strict=True) if k == "*"])
+        new = renames[prefix].split(".") if renames[prefix] else []
+        head = [next(digits, "") if p == "*" else p for p in new]
+        candidate = ".".join([*head, *parts[len(known) :]])
+        if candidate in there:
+            return candidate
+    return name
+
+
+def _matches(segment: str, known: str) -> bool:
+    """Whether a segment of a name is this one of a template."""
+    return segment == known or (known == "*" and segment.isdigit())

@@ -7,8 +7,9 @@ family departs from them, the table (`jaxmerge.io.architectures.table`) says so 
     embedding      a row for every token
     head           a row for every token, at the output; its bias too
     position       a table of positions, absolute or relative
-    table          another table whose rows are looked up (token types, codebooks)
-    kernel         the matrix of a dense layer
+    table          another table whose rows are looked up (token types, codebooks), or learned
+                   vectors that stand in for tokens (queries, class and mask tokens, latents)
+    kernel         the matrix of a dense layer, its heads perhaps an axis of their own
     experts        the kernels of all experts in one array
     router         scores the experts
     convolution    a kernel with axes of space or time
@@ -23,16 +24,18 @@ family departs from them, the table (`jaxmerge.io.architectures.table`) says so 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 ROLES = ("embedding", "head", "position", "table", "kernel", "experts", "router", "convolution",
          "norm", "statistic", "bias", "buffer", "vector")  # fmt: skip
 
 HEADS = re.compile(
-    r"(^|[./_])(lm_head|embed_out|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
+    r"(^|[./_])(lm_head|embed_out|unembed|proj_out|predictions|generator_lm_head|head|output|score)([./_]|$)"
     r"|(^|[./])(decoder|fc_out|logits)[./](weight|kernel|bias)$"
 )
-SURE_HEADS = re.compile(r"(^|[./])((lm_head|embed_out)[./](weight|kernel|bias)|final_logits_bias)$")
+SURE_HEADS = re.compile(
+    r"(^|[./])((lm_head|embed_out|unembed)[./](weight|kernel|bias)|final_logits_bias)$"
+)
 TOKENS = re.compile(  # of the leaf's own module: what is inside of it may be a whole tower
     r"((embed_tokens|tok_embeddings|word_embed|token_embed|word_token)\w*|embed_in|wte"
     r"|(^|[./])(tokens?|shared))([./](\d+|base_layer|original_module|modules_to_save[./]\w+))*"
@@ -40,14 +43,19 @@ TOKENS = re.compile(  # of the leaf's own module: what is inside of it may be a 
     r"|(^|[./_])text_embed(dings?)?([./](weight|embeddings?))?$"
 )
 POSITIONS = re.compile(
-    r"(^|[./_])pos(ition(s|al)?)?([./_]|$)|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
+    r"(^|[./_])(pos(ition(s|al)?)?|ape)([./_]|$)|attention_biases$|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
     r"|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
 )
 TABLES = re.compile(
-    r"embed(?!der)|codebook|(^|[./_])(wte|wpe|tables?)([./_]|$)|(^|[./])shared([./]|$)"
+    r"embed(?!der)|codebook|codevectors|(^|[./_])(wte|wpe|emb|tables?)([./_]|$)"
+    r"|(^|[./])shared([./]|$)"
+)
+LEARNED = re.compile(  # vectors that stand in for tokens, parameters of their own
+    r"(^|[./_])(latents?(_\dd)?|quer(y|ies)|prompts?|probe|pointer)$"
+    r"|(^|[./])\w+_tokens?([./]tokens?)?$"
 )
 NORMS = re.compile(
-    r"norm|(^|[./_])(ln|bn|gn)(\d|_\w+)?([./_]|$)|(^|[./])(ln|bn)\w*[./](weight|bias|scale)$"
+    r"norm|(^|[./_])(ln|bn|gn|grn)(\d|_\w+)?([./_]|$)|(^|[./])(ln|bn)\w*[./](weight|bias|scale)$"
 )
 BUFFERS = re.compile(
     r"(^|[./_])(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|causal_mask"
@@ -56,7 +64,14 @@ BUFFERS = re.compile(
     r"|posterior_\w+)$"
 )
 STATISTICS = re.compile(r"(^|[./])(running_(mean|var)|batch_stats[./].*)$")
-ROUTERS = re.compile(r"(^|[./_])(gate|router|wg|classifier)([./](weight|wg|kernel|classifier).*)?$")
+ROUTERS = re.compile(
+    r"(^|[./_])(gate|router|wg|classifier)(_weight|[./](layer[./])?(weight|wg|kernel|classifier).*)?$"
+)
+BIASES = re.compile(r"bias(es)?(_[uv])?$")
+SCALES = re.compile(  # of channels, heads or states, in two axes
+    r"(^|[./_])(a_log|scales?(_\d)?|gammas?|lambdas?(_\d)?|temperature|alphas?|betas?|decay"
+    r"|translate)$|(mamba|ssm|mixer)\w*[./]d$"
+)
 ATTENTION = re.compile(
     r"att(e?n|ention)|(^|[./_])(sa|mha|q_proj|k_proj|v_proj|o_proj)([./_]|$)", re.I
 )
@@ -67,7 +82,9 @@ MLP = re.compile(
     re.I,
 )
 EXPERTS = re.compile(r"(^|[./_])experts?([./_]|$)")
+MIXED = re.compile(r"moe|mlp|ffn?[./_]|feed_?forward")  # where experts lie, whatever their name
 LINEAR = re.compile(r"proj|linear|dense|fc|mlp|kernel|conv")  # what multiplies is no table
+CONVOLUTIONS = re.compile(r"conv")
 
 
 def role_of(
@@ -102,7 +119,7 @@ def role_of(
         or (ndim == 4 and low.endswith(("attn.bias", "attention.bias")))
     ):
         return "buffer"
-    bias = low.endswith("bias")
+    bias = BIASES.search(low) is not None
     if ndim in (1, 2) and shape[0] in vocabularies and not (ndim == 1 and not bias):
         if HEADS.search(low) and not TOKENS.search(low):
             return "head"
@@ -112,25 +129,64 @@ def role_of(
             return "head"
     if SURE_HEADS.search(low):
         return "head"
+    learned = LEARNED.search(low) and not (TOKENS.search(low) and not low.endswith(".token"))
+    if ndim >= 2 and learned and not ATTENTION.search(low):
+        return "table"
     if ndim == 2 and TOKENS.search(low):
         return "embedding"
     place = POSITIONS.search(low)
-    if place and (ndim == 2 or not bias) and not LINEAR.search(_from(low, place.start())):
+    near = place and (ndim == 2 or not bias) and not low.endswith(("bias_u", "bias_v"))
+    if place and near and not LINEAR.search(_from(low, place.start())):
         return "position"
-    if NORMS.search(_module(low)) and ndim <= 1:
+    module, flat = _module(low), sum(n > 1 for n in shape) <= 1
+    if NORMS.search(module) and (ndim <= 1 or (flat and not LEARNED.search(low))):
         return "norm"
     if ROUTERS.search(low) and ndim == 2 and min(shape) > 1 and set(shape) & set(experts):
         return "router"
     if bias and not (ndim == 2 and "relative" in low):
         return "bias"
+    whole = low.endswith(("weight", "kernel"))
+    rows = ndim == 2 or (ndim > 2 and not whole)
+    if rows and TABLES.search(module) and not LINEAR.search(module):
+        return "table"
     if ndim == 2:
-        table = TABLES.search(_module(low)) and not LINEAR.search(_module(low))
-        return "table" if table else "kernel"
-    if ndim == 3 and EXPERTS.search(low):
-        return "experts"
-    if ndim >= 3:
-        return "convolution" if low.endswith(("weight", "kernel")) else "vector"
-    return "vector"
+        return "vector" if SCALES.search(low) else "kernel"
+    if ndim == 3 and not CONVOLUTIONS.search(low):
+        if EXPERTS.search(low) or (MIXED.search(low) and shape[0] in experts):
+            return "experts"
+        if low.endswith("kernel") and ATTENTION.search(low):  # Flax's, heads apart
+            return "kernel"
+    return "convolution" if ndim >= 3 and whole else "vector"
+
+
+def vocabularies_by_shape(
+    shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str], sizes: Collection[int]
+) -> dict[str, str]:
+    """What has a row, or a column, for every token, whatever it is called: for no known family.
+
+    The first table without a bias is the embedding, unless one is known by its name.
+
+    Args:
+        shapes: of the leaves outside of layers.
+        roles: by name and shape, of all leaves.
+        sizes: of vocabulary.
+
+    >>> shapes = {"inp": (9, 4), "hidden.weight": (4, 4), "out.weight": (9, 4), "out.bias": (9,)}
+    >>> vocabularies_by_shape(shapes, dict.fromkeys(shapes, "kernel"), [9])
+    {'inp': 'embedding', 'out.weight': 'head', 'out.bias': 'head'}
+    """
+    out: dict[str, str] = {}
+    for n, shape in shapes.items():
+        tokens = [axis for axis, size in enumerate(shape) if size in sizes]
+        if roles[n] != "kernel" or len(shape) != 2 or len(tokens) != 1:
+            continue
+        bias = n[: max(map(n.rfind, "./")) + 1] + "bias"
+        biased = shapes.get(bias) == (shape[tokens[0]],)
+        first = "embedding" not in {*roles.values(), *out.values()}
+        out[n] = "embedding" if first and tokens == [0] and not biased else "head"
+        if biased:
+            out[bias] = "head"
+    return out
 
 
 def _from(name: str, at: int) -> str:
