@@ -29,6 +29,7 @@ from jaxmerge.continual.registry import methods
 EXAMPLES = {
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "ctp": {"queue": 10},
     "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},

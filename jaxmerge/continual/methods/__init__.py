@@ -11,12 +11,14 @@ projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
 aligns the classifier           `slca`, `slcapp`
 freezes the classifier          `lingocl`
+learns pairs of image and text  `ctp`
 trains a part                   `train_only`
 ==============================  ========================================================
 """
 
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
+from jaxmerge.continual.methods.ctp import ctp
 from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
@@ -47,6 +49,7 @@ from jaxmerge.continual.methods.trgp import trgp
 __all__ = [
     "clib",
     "coso",
+    "ctp",
     "cuber",
     "der",
     "derpp",
