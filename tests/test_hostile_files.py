@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -444,6 +445,33 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
     save_file({"a\x1b[2Jb": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="control characters"):
         open_source(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_control_characters_of_results_are_refused(tmp_path, suffix, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    import fuzz_data
+
+    from jaxmerge.studies import cells, result_store
+
+    results = fuzz_data.results()
+    results.seeds[0].entries[0].label = "a\x1b[2Jb"
+    if suffix == "json":
+        results.to_json(tmp_path / "r.json")
+    else:
+        pytest.importorskip("pyarrow")
+        result_store.write(tmp_path, cells.cells(results), "r")
+    with pytest.raises(UserError, match=r"control characters: 'a\\x1b\[2Jb'"):
+        result_store.read(tmp_path / f"r.{suffix}")
+
+
+def test_names_are_no_markup_of_the_terminal(tmp_path, capsys):
+    from jaxmerge.cli.inspect import run as inspect
+
+    name = "model.layers.0.mlp.[red]up[/blue].weight"
+    save_file({name: np.ones((2, 2), np.float32)}, tmp_path / "m.safetensors")
+    inspect(str(tmp_path / "m.safetensors"))
+    assert name in capsys.readouterr().out
 
 
 def test_headings_and_cards_are_quoted():
