@@ -367,6 +367,26 @@ def test_an_npz_that_unpacks_without_bound(tmp_path, monkeypatch):
         npz(tmp_path, "d")
 
 
+def test_a_msgpack_file_of_mappings_without_end(tmp_path):
+    count = 4_000_000
+    (tmp_path / "m.msgpack").write_bytes(b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count)
+    with pytest.raises(UserError, match=r"m\.msgpack unpacks to more than 79,108,879 bytes"):
+        open_source(tmp_path / "m.msgpack")
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.msgpack"])
+def test_leaves_that_no_model_has(tmp_path, name):
+    from flax.serialization import to_bytes
+
+    odd = np.zeros(3, "S5")
+    if name == "m.npz":
+        np.savez(tmp_path / name, a=odd)
+    else:
+        (tmp_path / name).write_bytes(to_bytes({"a": odd}))
+    with pytest.raises(UserError, match=rf"{name}.*(no leaf of a model|no msgpack file)"):
+        open_source(tmp_path / name)
+
+
 def test_a_picture_of_too_many_pixels(tmp_path):
     from PIL import Image
 
