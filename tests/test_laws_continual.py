@@ -35,6 +35,8 @@ EXAMPLES = {
     "er": {"size": 20},
     "ewc": {"examples": 8},
     "ewc_magmax": {"examples": 8, "strength": 1.0},
+    "fedavg": {"clients": 5, "batch": 1},
+    "fot": {"clients": 5, "batch": 1},
     "gpm": {"examples": 8},
     "mas": {"examples": 8},
     "pl_fms": {"size": 12, "period": 2, "total": 60},

@@ -9,6 +9,7 @@ replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `replay`
 unlearns before it learns       `refresh`
 projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
 a module for every task         `lora`, `olora`, `supsup`
+averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
 trains a part                   `train_only`
 ==============================  =================================================
@@ -22,6 +23,8 @@ from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
 from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
+from jaxmerge.continual.methods.fedavg import fedavg
+from jaxmerge.continual.methods.fot import fot
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
 from jaxmerge.continual.methods.lora import lora
@@ -51,6 +54,8 @@ __all__ = [
     "ewc",
     "ewc_magmax",
     "feat_kd",
+    "fedavg",
+    "fot",
     "gpm",
     "l2",
     "lora",
