@@ -35,8 +35,10 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "gpm": (("gpm",), "1e-12", "gpm"),
     "hle": (("expansion", "pl_fms"), "1e-12, counts exact, accuracies 1e-7", "iblurry"),
     "iblurry": (("i_blurry", "clib"), "1e-12, counts exact where not drawn", "iblurry"),
+    "lingocl": (("lingocl",), "1e-12 (the head alone)", "lingocl"),
     "mas": (("mas",), "1e-12", "regularisers"),
     "olora": (("lora", "olora"), "1e-12", "olora"),
+    "onpro": (("onpro",), "1e-11, a loss 1e-10, a gradient 1e-9", "onpro"),
     "osft": (("osft",), "1e-10", "subspaces"),
     "prd": (("prd",), "1e-12", "prd"),
     "refresh": (("refresh",), "1e-12", "refresh"),
@@ -58,7 +60,8 @@ ELSEWHERE = {  # methods without golden files of their authors
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
-    "clib": "CLIB 500", "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++",
+    "clib": "CLIB 500", "lingocl": "LingoCL", "onpro": "OnPro", "pl_fms": "PL-FMS 500",
+    "prd": "PRD", "slcapp": "SLCA++",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",

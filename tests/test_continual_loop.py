@@ -190,7 +190,7 @@ def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
 def test_accuracies_from_the_definition(scenario, learner, source):
     data = predict.probe(learner, scenario, "test", batch=8)
     assert len(data.chunks) == 5  # 36 examples
-    actual = predict.logits(learner, predict.stack(learner.params), data)
+    actual = predict.logits(learner, [learner.params], data)
     free, aware = predict.accuracies(actual, data)
     for t, task in enumerate(scenario):
         rows = task.rows["test"]
@@ -407,9 +407,12 @@ def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path
     assert by_name["last model", "sequential"].factors is None
     assert by_name["last model", "sequential"].metrics["bwt"] is not None
     phases = set()
-    again, _ = run_seed(
-        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32,
+    one = (MERGES[0].label, "independent")
+    again, given = run_seed(
+        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32, keep=[one],
         watch=lambda stream, phase, n, value: phases.add(phase),
     )  # fmt: skip
     assert again.entries == run.entries
+    assert set(given) == {one}
+    same(given[one], merged[one])
     assert phases == {"resumed"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,7 @@ def run_seed(
     every: float = EVERY,
     batch: int = 128,
     watch: Watch | None = None,
+    keep: Collection[tuple[str, str]] | None = None,
 ) -> tuple[SeedRun, dict[tuple[str, str], Leaves]]:
     """Learn every stream, merge, train jointly, evaluate.
 
@@ -86,9 +87,12 @@ def run_seed(
         store: folder for checkpoints, or None.
         every: seconds between checkpoints within a task.
         watch: for progress, called as that of `Stream` with the stream's name in front.
+        keep: which merged models are given back, of `merges_of`; None: all.
 
     Returns:
         The figures, and the merged models at the end by (label, stream).
+
+    Memory: the folds of one stream, some eight models more, and what is given back.
     """
     watch = watch or (lambda stream, phase, steps, loss: None)
     val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))
@@ -106,6 +110,7 @@ def run_seed(
             store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
             keep=plan.vectors or int(plan.name in donors.values()),
         )  # fmt: skip
+        given = [row for row in merges_of([plan]) if keep is None or row in keep]
         for t in stream.tasks_left():
             task, models = scenario[t].name, plan.models
             known = None if models is None else models.get(task, learner.params)
@@ -117,12 +122,13 @@ def run_seed(
         if plan.name in donors.values():
             first[plan.name] = stream.models[0]
         outcomes[plan.name] = stream.outcomes
-        merged |= {(label, plan.name): params for label, params in stream.deployed.items()}
+        merged |= {row: stream.deployed[row[0]] for row in given}
         if plan.vectors:
             described.append(vectors.describe(learner.params, stream.models, plan.name))
         spent_by[plan.name] = stream.seconds
         for phase, spent in stream.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
+        del stream  # its folds go before those of the next one come
     alone = individual(plans, outcomes)
     rows = []
     if "zero-shot" in baselines:
@@ -146,6 +152,12 @@ def run_seed(
         streams=spent_by,
     )
     return run, merged
+
+
+def merges_of(plans: Sequence[Plan]) -> list[tuple[str, str]]:
+    """(label, stream) of every merge that `run_seed` can give back."""
+    single = lambda d: d.method is not None and (not d.each or len(d.factors) < 2)
+    return [(d.label, plan.name) for plan in plans for d in plan.deploys if single(d)]
 
 
 def steps_of(
@@ -219,7 +231,8 @@ def joint_training(
     began = time.perf_counter()
     halfway = store and Halfway(store / "training_joint", every)
     data = scenario.split("train", learner.prepare)
-    own = np.any([scenario.mask(t) for t in range(len(scenario))], axis=0)
+    masks = np.stack([scenario.mask(t) for t in range(len(scenario))])
+    own = np.broadcast_to(masks.any(axis=0), masks.shape)  # in the form of a stream's tasks
     model, _ = fit(
         learner, learner.params, data.inputs, data.columns, own, training,
         seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),

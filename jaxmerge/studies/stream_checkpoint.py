@@ -75,12 +75,6 @@ def restore(stream: Stream) -> None:
         checkpoint.load(stream.store / f"task_{t:02d}.safetensors")[0]
         for t in range(min(stream.keep, stream.done))
     ]
-    for d in stream.deploys:  # what the last task left behind, for whoever asks
-        if d.method is None or (d.each and len(d.factors) > 1):
-            continue
-        outcome = stream.outcomes[d.label]
-        if outcome.matrix[stream.done - 1][0] is not None:
-            stream.deployed[d.label] = stream.merged(d, outcome.factors[stream.done - 1])
 
 
 def _check(stream: Stream, record: Record, path: Path) -> None:
