@@ -53,6 +53,7 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
 ELSEWHERE = {  # methods without golden files of their authors
+    "agem": "none; the paper's equation in `test_agem.py`",
     "ewc_magmax": "none; a transcription in `test_continual_strategies.py`",
     "fedavg": "none; closed forms in `test_golden_fot.py`",
     "lwf": "none; the paper's equations in `test_golden_regularisers.py`",

@@ -27,6 +27,7 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "agem": {"size": 12, "examples": 4},
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
     "cuber": {"examples": 8},

@@ -7,7 +7,7 @@ holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
 replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
-projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
+projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
 a module for every task         `lora`, `olora`, `supsup`
 averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
@@ -16,6 +16,7 @@ trains a part                   `train_only`
 ==============================  ========================================================
 """
 
+from jaxmerge.continual.methods.agem import agem
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.cuber import cuber
@@ -48,6 +49,7 @@ from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
 
 __all__ = [
+    "agem",
     "clib",
     "coso",
     "cuber",
