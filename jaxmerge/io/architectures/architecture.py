@@ -164,7 +164,7 @@ class Architecture:
         out = {n: self._special(n) or by_rules(n, x) for n, x in self.like.items()}
         if self.known is None and sizes:
             outside = {n: s for n, s in self._shapes.items() if self.layer(n) is None}
-            out |= vocabularies_by_shape(outside, out, sizes)
+            out |= vocabularies_by_shape(outside, out, sizes - {1})
         return out
 
     def _special(self, name: str) -> str | None:
