@@ -189,6 +189,16 @@ def test_vocabularies_of_an_unknown_family_are_found_by_their_rows():
     assert arch.role("net.tok.weight") == "kernel"  # the family is known: its modules decide
 
 
+def test_a_head_comes_after_the_layers():
+    shapes = {
+        "embed.weight": (9, 4),
+        "vocab_projector.bias": (9,),
+        "vocab_transform.weight": (4, 4),
+    }
+    arch = architecture(leaves(shapes), {"model_type": "distilbert", "vocab_size": 9})
+    assert [arch.early(n) for n in shapes] == [True, False, False]
+
+
 def test_parts():
     names = {
         "transformer.h.0.attn.c_attn.weight": "attention",

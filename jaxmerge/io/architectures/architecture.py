@@ -240,7 +240,10 @@ class Architecture:
 
     def early(self, name: str) -> bool:
         """Whether a leaf outside of the layers comes before them: tables, towers, what is known."""
-        if self.role(name) in ("embedding", "position", "table") or "embed" in name.lower():
+        role = self.role(name)
+        if role == "head":
+            return False
+        if role in ("embedding", "position", "table") or "embed" in name.lower():
             return True
         path = template(name)
         if any(ends_alike(path, k) for k in self._facts.early):
