@@ -176,13 +176,12 @@ class Suite:
 
     def evaluate(self, params, adapters=None):
         """Task-aware test accuracy of each task [T], and accuracy on the held-out task."""
-        stacked = {n: jnp.asarray(x)[None] for n, x in params.items()}
         if adapters is None:
-            outputs = logits(self.learner, stacked, self.test)
+            outputs = logits(self.learner, [params], self.test)
         else:
             outputs = self._operated(params, adapters)[None]
         _, aware = accuracies(outputs, self.test)
-        free, _ = accuracies(logits(self._held_learner, stacked, self._held), self._held)
+        free, _ = accuracies(logits(self._held_learner, [params], self._held), self._held)
         return aware[0], float(free[0, 0])
 
     def _operated(self, params, adapters):

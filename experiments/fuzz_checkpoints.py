@@ -128,3 +128,33 @@ def read_orbax(path: Path) -> None:
         if source[n].shape != source.like[n].shape:
             raise Wrong(f"leaf {n!r} is not what was said of it")
     source.close()
+
+
+def interrupted(path: Path, resume: bool) -> Any:
+    """The writer of an output of six leaves, in two shards."""
+    from jaxmerge.io.writer import Writer
+
+    tensors = {f"w{i}": ("F32", (8, 8)) for i in range(6)}
+    return Writer(path / "out", tensors, digest="d", shard_size=800, resume=resume)
+
+
+def write_journal(path: Path) -> None:
+    writer = interrupted(path, resume=False)
+    for name in ("w0", "w3"):
+        writer.write(name, np.ones(64, np.float32))
+        writer.finish_leaf(name)
+    writer.journal.append({"synced": 1})
+    writer.close()
+
+
+def read_journal(path: Path) -> None:
+    writer = interrupted(path, resume=True)
+    try:
+        if not writer.done <= set(writer.tensors):
+            raise Wrong(f"leaves are done that the output has not: {sorted(writer.done)[:3]}")
+        for name in set(writer.tensors) - writer.done:
+            writer.write(name, np.ones(64, np.float32))
+            writer.finish_leaf(name)
+        writer.commit({})
+    finally:
+        writer.close()

@@ -113,3 +113,18 @@ def read_statistic(path: Path) -> None:
     from jaxmerge.statistics import store
 
     store.load(path / "f.safetensors", model(0))
+
+
+def write_tables(path: Path) -> None:
+    rows = [{"text": f"some text {i}", "label": f"k{i % 2}"} for i in range(20)]
+    (path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for ending, mark in (("csv", ","), ("tsv", "\t")):
+        lines = [mark.join(r.values()) for r in ({"text": "text", "label": "label"}, *rows)]
+        (path / f"t.{ending}").write_text("\n".join(lines) + "\n")
+
+
+def read_tables(path: Path) -> None:
+    from jaxmerge.data.tables import table
+
+    for file in sorted(path.glob("t.*")):
+        table(file)

@@ -15,10 +15,12 @@ from fuzz_checkpoints import (
     model,
     read_file,
     read_gguf,
+    read_journal,
     read_orbax,
     read_shards,
     read_torch,
     write_gguf,
+    write_journal,
     write_orbax,
     write_shards,
     write_torch,
@@ -28,12 +30,14 @@ from fuzz_data import (
     read_npz,
     read_results,
     read_statistic,
+    read_tables,
     read_texts,
     results,
     write_images,
     write_npz,
     write_parquet,
     write_statistic,
+    write_tables,
     write_texts,
 )
 from fuzz_recipes import (
@@ -83,6 +87,7 @@ FORMATS: dict[str, Format] = {
     "recipe": Format(write_recipe, ("own.yaml", "mk.yaml"), read_recipe, slow=True),
     "resolved recipe": Format(write_resolved, ("out/recipe.resolved.yaml",), read_resolved,
                               slow=True),
+    "journal": Format(write_journal, (".out.partial/journal.jsonl",), read_journal),
     "results": Format(
         lambda p: (p / "r.json").write_text(results().to_json()) and None, ("r.json",), read_results
     ),
@@ -90,6 +95,7 @@ FORMATS: dict[str, Format] = {
     "npz": Format(write_npz, ("d_train.npz", "d_test.npz"), read_npz),
     "text": Format(write_texts, ("data_full.json", "domains.json", "train.csv", "custrev.all"),
                    read_texts),
+    "table": Format(write_tables, ("t.csv", "t.jsonl", "t.tsv"), read_tables),
     "images": Format(write_images, ("d/a/0.png", "d/b/0.jpg"), read_images),
     "statistics": Format(write_statistic, ("f.safetensors",), read_statistic),
 }  # fmt: skip

@@ -4,11 +4,12 @@
     python experiments/kill_trials.py --kills 20 --only merge,convert
 
 A trial starts the command, kills it (SIGKILL) at a moment drawn within the time that it takes
-undisturbed, and goes on with it (``--resume`` where there is one, else the command again) until
-it is through.  It holds if the result is that of a run that nobody killed: equal bytes of
-checkpoints and statistics, equal figures of runs.  Then the command runs with a limit on the size
-of the files that it writes, which ends a write as a full disk does: it must end with exit code 2
-and one line that names a file, and the next try must succeed.
+undisturbed, or within the time that it takes from its lock on (it writes then), and goes on with
+it (``--resume`` where there is one, else the command again) until it is through.  It holds if the
+result is that of a run that nobody killed: equal bytes of checkpoints and statistics, equal figures
+of runs.  Then the command runs with a limit on the size of the files that it writes, which ends a
+write as a full disk does: it must end with exit code 2 and one line that names a file, and the next
+try must succeed.
 
 Writes `experiments/results/kills.json`, from which docs/reliability.md is made.
 """
@@ -16,6 +17,7 @@ Writes `experiments/results/kills.json`, from which docs/reliability.md is made.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -157,9 +159,51 @@ def started(command: Command, folder: Path) -> bool:
     return (folder / command.out).exists() or hidden.exists()
 
 
+def locks(command: Command, folder: Path) -> list[Path]:
+    """Where a command notes that it works on its output."""
+    return [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
+
+
+def holds(child: subprocess.Popen, command: Command, folder: Path) -> bool:
+    """Whether that process has a lock."""
+    for lock in locks(command, folder):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(lock.read_text())["pid"] == child.pid:
+                return True
+    return False
+
+
+def begin(folder: Path, args: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*prefix, *JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def at_work(child: subprocess.Popen, command: Command, folder: Path) -> bool:
+    """Waits until a process has its lock; False if it ended without one."""
+    while child.poll() is None and not holds(child, command, folder):
+        time.sleep(0.002)
+    return child.poll() is None
+
+
+def undisturbed(command: Command, folder: Path) -> tuple[float, float]:
+    """Seconds that a command takes, and seconds of them with its lock; SystemExit if it fails."""
+    began = locked = time.perf_counter()
+    child = begin(folder, command.first)
+    if at_work(child, command, folder):
+        locked = time.perf_counter()
+    errors = child.communicate()[1]
+    if child.returncode:
+        sys.exit(f"{' '.join(command.first)}: {errors}")
+    ended = time.perf_counter()
+    return ended - began, ended - locked if locked > began else 0.0
+
+
 def trial(
-    command: Command, sound: Path, kills: int, seconds: float, want: Any, rng, attempts: int = 3
-) -> dict:
+    command: Command, sound: Path, kills: int, times: tuple[float, float], want: Any, rng,
+    attempts: int = 3,
+) -> dict:  # fmt: skip
     """One output, killed some times on its way; again from the start where it was through before
     the first kill."""
     with tempfile.TemporaryDirectory(dir=sound.parent) as temporary:
@@ -167,13 +211,12 @@ def trial(
         shutil.copytree(sound, folder)
         for _ in range(kills):
             args = command.again if started(command, folder) else command.first
-            began = time.perf_counter()
-            child = subprocess.Popen(
-                [*JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE, text=True, env=environment(),
-            )  # fmt: skip
+            began, seconds, child = time.perf_counter(), times[0], begin(folder, args)
+            after = rng.uniform(0.3, 1.0) * seconds
+            if times[1] and rng.random() < 0.7 and at_work(child, command, folder):
+                after = rng.random() * times[1]
             try:
-                child.wait(rng.uniform(0.3, 1.0) * seconds)
+                child.wait(after)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -184,7 +227,8 @@ def trial(
                 return {"kills": done, "held": False, "said": errors[-300:]}
             if not done and attempts:  # the machine was busier when the time was taken
                 shutil.rmtree(folder)
-                sooner = min(seconds, time.perf_counter() - began)
+                share = min(1.0, (time.perf_counter() - began) / seconds)
+                sooner = times[0] * share, times[1] * share / 2
                 return trial(command, sound, kills, sooner, want, rng, attempts - 1)
             break
         args = command.again if started(command, folder) else command.first
@@ -233,25 +277,22 @@ def main() -> None:
         sound = Path(temporary) / "sound"
         write_models(sound)
         for name in given.only.split(",") if given.only else known:
-            command, seconds, want = known[name], float("inf"), None
+            command, want = known[name], None
+            times = float("inf"), float("inf")
             for _ in range(2):  # the first one may compile what the second one finds
                 with tempfile.TemporaryDirectory(dir=temporary) as other:
                     folder = Path(other) / "work"
                     shutil.copytree(sound, folder)
-                    began = time.perf_counter()
-                    first = run(folder, command.first)
-                    if first.returncode:
-                        sys.exit(f"{name}: {first.stderr}")
-                    seconds = min(seconds, time.perf_counter() - began)
+                    times = min(times, undisturbed(command, folder))
                     want = command.same(folder / command.out)
             trials = [
-                trial(command, sound, given.kills, seconds, want, rng) for _ in range(given.trials)
+                trial(command, sound, given.kills, times, want, rng) for _ in range(given.trials)
             ]
             full = full_disk(command, sound, want)
             report["commands"][name] = {
                 "command": " ".join(["python experiments/kill_trials.py", *words]),
                 "trials": len(trials), "kills": sum(t["kills"] for t in trials),
-                "held": sum(t["held"] for t in trials), "seconds": seconds, "full": full,
+                "held": sum(t["held"] for t in trials), "seconds": times[0], "full": full,
                 "wrong": [t for t in trials if not t["held"]],
             }  # fmt: skip
             report["not tried"] = [n for n in known if n not in report["commands"]]

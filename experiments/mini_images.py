@@ -1,15 +1,18 @@
-"""`mini` on real images: CIFAR-10, Caltech-101, the domains of PACS, the alphabets of Omniglot.
+"""`mini-2k` on real images: photographs of hands that sign digits, photographs of clothes.
 
-    jaxmerge run experiments/mini_images.py --set data=/path/to/data --set stream=cifar10
-    jaxmerge run experiments/mini_images.py --set data=/path/to/data --set stream=pacs
+    jaxmerge run experiments/mini_images.py --set data=/path/to/data --set stream=sign_digits
+    jaxmerge run experiments/mini_images.py --set data=/path/to/data --set stream=fashion_mnist
 
 `data` is a folder with ``<name>/<name>_train.npz`` and ``<name>_test.npz`` for each data set (see
-`jaxmerge.data.npz`).  `mini` has seen glyphs and shapes only, so its zero-shot figures on natural
-images are near chance; that is part of the result.
+`jaxmerge.data.npz`).  The model has seen drawn glyphs and shapes only, so it begins at chance; on
+these two streams joint training shows that it can learn them.  What a stream does to a model that
+cannot learn its data says little, so the streams of `WEAK` (CIFAR-10, Caltech-101, the domains of
+PACS, the alphabets of Omniglot) can be run, but are in no table: `mini` itself, trained
+jointly, ends there at 32 % of ten classes, 5 % of 101, 38 % of seven and 5 % of 242.
 
-The budget is small: `STREAMS` holds the examples of each class (and domain), four epochs a task.
-Merge factors are chosen on the validation images; the learning rate is the quickstart's, chosen
-there on the validation split of the digits.
+`STREAMS` holds the examples of each class (and domain), four epochs a task.  Merge factors are
+chosen on the validation images; the learning rate is the quickstart's, chosen there on the
+validation split of the digits.
 
 Expected figures: none are published for this model.  Obtained: ``experiments/results/`` and the
 page "Continual learning, measured" of the documentation.
@@ -23,8 +26,6 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.data.npz import npz
 from jaxmerge.data.sources import Source
@@ -37,11 +38,14 @@ from jaxmerge.studies.presets import MERGES, comparisons
 from jaxmerge.training.learner import Learner, from_clip
 
 STREAMS = {  # tasks (None: one a domain), examples of each class by split
+    "sign_digits": (5, {"train": 130, "val": 30, "test": 41}),
+    "fashion_mnist": (5, {"train": 200, "val": 30, "test": 100}),
+}
+WEAK = {
     "cifar10": (5, {"train": 100, "val": 20, "test": 60}),
     "caltech101": (10, {"train": 16, "val": 3, "test": 8}),
     "pacs": (None, {"train": 40, "val": 8, "test": 20}),
     "omniglot8": (None, {"train": 12, "val": 2, "test": 4}),
-    "caltech101-rest": (10, {"train": 16, "val": 3, "test": 8}),  # see mini_plus.py
 }
 
 
@@ -53,27 +57,15 @@ def images(data: Path, name: str, counts: dict[str, int]) -> Source:
     return dataclasses.replace(source, classes=tuple(names))
 
 
-def half(source: Source, first: int) -> Source:
-    """Every second class only, from class `first` on."""
-    classes = np.arange(first, len(source.classes), 2)
-    labels = np.where(source.labels % 2 == first, source.labels // 2, 0)
-    return dataclasses.replace(
-        source,
-        labels=labels.astype(np.int32),
-        classes=tuple(source.classes[c] for c in classes),
-        splits={split: source.rows(split, classes) for split in source.splits},
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Images(Experiment):
     """Settings beside those of every experiment.
 
     Attributes:
         data: the folder with one folder for each data set.
-        stream: which of `STREAMS`.
-        few: examples of every class (and domain), by split, where they differ from `STREAMS`.
-        model: "mini" or a CLIP folder.
+        stream: which of `STREAMS` and `WEAK`.
+        few: examples of every class (and domain), by split, where they differ from those.
+        model: "mini-2k", "mini" or a CLIP folder.
     """
 
     name: ClassVar[str] = "mini-images"
@@ -82,18 +74,16 @@ class Images(Experiment):
     merges: dict[str, Any] = setting(MERGES)
     streams: dict[str, Any] = setting(comparisons())
     data: str = os.environ.get("JAXMERGE_DATA", "data")
-    stream: str = "cifar10"
+    stream: str = "sign_digits"
     few: dict[str, int] = setting({})
-    model: str = "mini"
+    model: str = "mini-2k"
 
     def scenario(self, seed: int) -> Scenario:
-        if self.stream not in STREAMS:
-            raise UserError(f"No stream {self.stream!r}: {closest(self.stream, STREAMS)}")
-        tasks, counts = STREAMS[self.stream]
-        name, _, rest = self.stream.partition("-")
-        source = images(Path(self.data), name, {**counts, **self.few})
-        if rest:
-            source = half(source, 1)
+        known = STREAMS | WEAK
+        if self.stream not in known:
+            raise UserError(f"No stream {self.stream!r}: {closest(self.stream, known)}")
+        tasks, counts = known[self.stream]
+        source = images(Path(self.data), self.stream, {**counts, **self.few})
         if tasks is None:
             return domain_incremental(source, class_order(len(source.domain_names), seed))
         return class_incremental(source, tasks, class_order(len(source.classes), seed))

@@ -32,7 +32,7 @@ from jaxmerge.core.composition import stochastic
 from jaxmerge.core.types import Merge
 from jaxmerge.data.streams.builders import suite
 from jaxmerge.drivers import memory
-from jaxmerge.evaluation.predict import accuracies, logits, probe, stack
+from jaxmerge.evaluation.predict import accuracies, logits, probe
 from jaxmerge.models import clip
 from jaxmerge.studies.provenance import machine, versions
 from jaxmerge.training import checkpoint
@@ -89,7 +89,7 @@ class Suite:
 
     def aware(self, params, data) -> np.ndarray:
         """Task-aware accuracy of each task, [T]."""
-        return accuracies(logits(self.learner, stack(params), data), data)[1][0]
+        return accuracies(logits(self.learner, [params], data), data)[1][0]
 
     def merged(self, method: Merge, order=None):
         """The merge of all models, folded one by one in an order."""

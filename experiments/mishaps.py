@@ -30,24 +30,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kill_trials import JAXMERGE, RESULTS, Command, commands, environment, started, write_models
+from kill_trials import RESULTS, Command, at_work, begin, commands, locks, started, write_models
 
 # root writes wherever it likes, unless it is without these rights
 PLAIN = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 INPUTS = {"merge": "b", "convert": "a", "convert --to orbax": "a", "extract-lora": "a"}
 SINGLE_FILE = ("stats",)  # commands without a lock
 FOREIGN = {"host": "elsewhere.example", "pid": 4242, "boot": "another"}
-
-
-def start(folder: Path, args: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*prefix, *JAXMERGE, *args], cwd=folder, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
 
 
 def ended(child: subprocess.Popen) -> dict[str, Any]:
@@ -61,29 +53,18 @@ def ended(child: subprocess.Popen) -> dict[str, Any]:
 def as_wanted(command: Command, folder: Path, want: Any) -> bool:
     """Whether the command, tried (again), gives what an undisturbed one gives."""
     args = command.again if started(command, folder) else command.first
-    child = start(folder, args)
+    child = begin(folder, args)
     child.communicate()
     return (folder / command.out).exists() and command.same(folder / command.out) == want
 
 
-def locks(command: Command, folder: Path) -> list[Path]:
-    """Where a command notes that it works on its output."""
-    return [folder / f".{command.out}.lock", folder / f"{command.out}.lock"]
-
-
-def taken(lock: Path) -> bool:
-    """Whether somebody has written into a lock who he is."""
-    return lock.exists() and lock.stat().st_size > 0
-
-
 def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any] | None:
-    one = start(folder, command.first)
-    while one.poll() is None and not any(map(taken, locks(command, folder))):
-        time.sleep(0.002)
+    one = begin(folder, command.first)
+    at_work(one, command, folder)
     one.send_signal(signal.SIGSTOP)
     if one.poll() is not None:
         return None
-    other = ended(start(folder, command.first))
+    other = ended(begin(folder, command.first))
     one.send_signal(signal.SIGCONT)
     first = ended(one)
     same = first["code"] == 0 and command.same(folder / command.out) == want
@@ -91,7 +72,7 @@ def two_at_once(command: Command, folder: Path, want: Any) -> dict[str, Any] | N
 
 
 def both(command: Command, folder: Path, want: Any) -> dict[str, Any]:
-    ends = [ended(c) for c in [start(folder, command.first) for _ in range(2)]]
+    ends = [ended(c) for c in [begin(folder, command.first) for _ in range(2)]]
     held = all(e["code"] == 0 for e in ends) and command.same(folder / command.out) == want
     return {"held": held, "said": "both made it" if held else ends[0]["said"]}
 
@@ -99,7 +80,7 @@ def both(command: Command, folder: Path, want: Any) -> dict[str, Any]:
 def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
     for lock in locks(command, folder):
         lock.write_text(json.dumps(FOREIGN))
-    end = ended(start(folder, command.first))
+    end = ended(begin(folder, command.first))
     for lock in locks(command, folder):
         lock.unlink(missing_ok=True)
     well = end["well"] and FOREIGN["host"] in end["said"] and as_wanted(command, folder, want)
@@ -108,13 +89,13 @@ def another_host(command: Command, folder: Path, want: Any) -> dict[str, Any]:
 
 def read_only(command: Command, folder: Path, want: Any) -> dict[str, Any]:
     folder.chmod(0o555)
-    end = ended(start(folder, command.first, PLAIN))
+    end = ended(begin(folder, command.first, PLAIN))
     folder.chmod(0o755)
     return {"held": end["well"] and as_wanted(command, folder, want), "said": end["said"]}
 
 
 def vanished(command: Command, folder: Path, want: Any, name: str) -> dict[str, Any] | None:
-    child, gone = start(folder, command.first), folder / "gone"
+    child, gone = begin(folder, command.first), folder / "gone"
     while child.poll() is None and not started(command, folder):
         time.sleep(0.002)
     os.rename(folder / name, gone)
@@ -145,7 +126,7 @@ def main() -> None:
 
         for name in given.only.split(",") if given.only else known:
             command, folder = known[name], fresh(0)
-            first = ended(start(folder, command.first))
+            first = ended(begin(folder, command.first))
             if first["code"]:
                 sys.exit(f"{name}: {first['said']}")
             want: Any = command.same(folder / command.out)

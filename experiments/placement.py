@@ -169,24 +169,6 @@ def names() -> list[str]:
     return [n for n in (name for name, _ in laws.stages()) if n in jm.REGISTRY]
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| Method | Sharding kept | Gathered, cut along the longer axis | along the shorter | "
-        "Temporaries, longer | shorter | Compilations |",
-        "| :-- | :-: | --: | --: | --: | --: | --: |",
-    ]
-    for name, row in rows.items():
-        pair = row["longer"], row["shorter"]
-        figures = [f"{r['gathered']:g}" for r in pair] + [f"{r['temporaries']:g}" for r in pair]
-        again = f" + {row['again']}" if row["again"] else ""
-        lines.append(
-            f"| `{name}` | {'yes' if row['kept'] else 'no'} | {' | '.join(figures)} | "
-            f"{row['compiled']}{again} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -142,6 +142,20 @@ def screen(lines: Sequence[str], most: int = 12) -> list[str]:
     return [*lines[:most], f"and {len(lines) - most} more lines like these"]
 
 
+def not_known(
+    unknown: Sequence[object], known: Iterable[str], what: str = "", most: int = 8
+) -> str:
+    """Names that nothing has, the first of them with the closest known ones.
+
+    >>> not_known(["magmx", "tis"], ["magmax", "ties"], "No method ", most=1)
+    "No method 'magmx': did you mean magmax?; and 1 more"
+    """
+    known = sorted(known)
+    lines = [f"{what}{k!r}: {closest(str(k), known)}" for k in unknown[:most]]
+    more = [f"and {len(unknown) - most:,} more"] if len(unknown) > most else []
+    return "; ".join([*lines, *more])
+
+
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     """A hint that names the nearest known words, or all of them when they are few.
 
@@ -153,7 +167,7 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     known = sorted(known)
     if not known:
         return "there is none"
-    near = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
+    near = difflib.get_close_matches(word[:MAX_WORD], known, n=n, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
     if len(known) > 24:

@@ -1,5 +1,7 @@
 """The loop on a tiny CLIP: learning happens, merges are those of jm.merge, kills lose nothing."""
 
+import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,13 +11,16 @@ import jax
 import numpy as np
 import pytest
 from clouds import TRAINING, features
+from safetensors.numpy import save as dump
 
 import jaxmerge as jm
 from jaxmerge.continual import methods, schedule
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.evaluation import predict
 from jaxmerge.studies.loop import LAST, Deploy, Stream
+from jaxmerge.studies.provenance import Cost
 from jaxmerge.studies.seed import Plan, run_seed, steps_of
+from jaxmerge.training import checkpoint
 from jaxmerge.training.fit import Training, fit
 from jaxmerge.training.mid_task import Halfway
 
@@ -185,7 +190,7 @@ def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):
 def test_accuracies_from_the_definition(scenario, learner, source):
     data = predict.probe(learner, scenario, "test", batch=8)
     assert len(data.chunks) == 5  # 36 examples
-    actual = predict.logits(learner, predict.stack(learner.params), data)
+    actual = predict.logits(learner, [learner.params], data)
     free, aware = predict.accuracies(actual, data)
     for t, task in enumerate(scenario):
         rows = task.rows["test"]
@@ -326,6 +331,48 @@ def test_a_stream_of_other_tasks_does_not_go_on(scenario, learner, source, tmp_p
         stream(class_incremental(source, 3), learner, store=tmp_path)
 
 
+DAMAGE = {
+    "no record": lambda r: {},
+    "more tasks done than there are": lambda r: r | {"done": 99},
+    "a number as text": lambda r: r | {"done": "1"},
+    "another field": lambda r: r | {"x": 1},
+    "no outcomes": lambda r: r | {"outcomes": {}},
+    "figures of another shape": lambda r: r | {
+        "outcomes": {k: o | {"matrix": [[0.5]]} for k, o in r["outcomes"].items()}
+    },
+    "figures that are none": lambda r: r | {
+        "outcomes": {k: o | {"matrix": "x"} for k, o in r["outcomes"].items()}
+    },
+    "losses of no task": lambda r: r | {"losses": 3},
+    "a list": lambda r: [r],
+}  # fmt: skip
+
+
+def test_a_damaged_record_is_one_line_that_names_the_file(scenario, learner, tmp_path):
+    stream(scenario, learner, store=tmp_path).learn(0)
+    path = tmp_path / "state.safetensors"
+    flat, record = checkpoint.load(path)
+    for what, damaged in DAMAGE.items():
+        path.write_bytes(dump(flat, {checkpoint.RECORD: json.dumps(damaged(record))}))
+        with pytest.raises(
+            ValueError, match=r"state\.safetensors (is damaged|does not fit)"
+        ) as caught:
+            stream(scenario, learner, store=tmp_path)
+        assert "NoneType" not in str(caught.value), what
+    checkpoint.save(path, flat, record)
+    assert stream(scenario, learner, store=tmp_path).done == 1
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a pipe"):
+        stream(scenario, learner, store=tmp_path)
+
+
+def test_a_damaged_cost_of_earlier_attempts_is_one_line(tmp_path):
+    (tmp_path / "cost.json").write_text('{"seconds": "x"}')
+    with pytest.raises(ValueError, match=r"cost\.json does not fit: seconds"):
+        Cost(tmp_path)
+
+
 def test_tasks_come_in_order(scenario, learner):
     with pytest.raises(ValueError, match="Task 0 comes next, got 1"):
         stream(scenario, learner).learn(1)
@@ -360,9 +407,12 @@ def test_one_seed_has_every_row_and_counts_its_steps(scenario, learner, tmp_path
     assert by_name["last model", "sequential"].factors is None
     assert by_name["last model", "sequential"].metrics["bwt"] is not None
     phases = set()
-    again, _ = run_seed(
-        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32,
+    one = (MERGES[0].label, "independent")
+    again, given = run_seed(
+        scenario, learner, plans, seed=7, how=how, store=tmp_path, batch=32, keep=[one],
         watch=lambda stream, phase, n, value: phases.add(phase),
     )  # fmt: skip
     assert again.entries == run.entries
+    assert set(given) == {one}
+    same(given[one], merged[one])
     assert phases == {"resumed"}

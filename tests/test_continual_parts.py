@@ -231,6 +231,10 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(path, {"a": np.zeros(2)}, 2)
     assert checkpoint.load(path)[1] == 1
+    monkeypatch.undo()
+    (tmp_path / f".x.safetensors.{os.getpid()}.new").write_text("of a killed process")
+    checkpoint.save(path, {"a": np.zeros(2)}, 3)  # process numbers begin anew in a container
+    assert checkpoint.load(path)[1] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 

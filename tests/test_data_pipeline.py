@@ -129,7 +129,7 @@ def test_training_and_evaluation_of_examples_that_do_not_fit_into_memory(tiny_cl
             np.asarray,
         )
     )
-    params = predict.stack(one[0])
+    params = [one[0]]
     np.testing.assert_array_equal(
         predict.logits(learner, params, whole_probe), predict.logits(learner, params, streamed)
     )

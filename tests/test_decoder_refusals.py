@@ -146,8 +146,19 @@ def test_tokens_that_are_no_numbers(folder, command, entries, expected):
         "{{ missing.attribute }}",
         "{{ 'x' * 10 ** 11 }}",
         "{{ [1] * 99999999 }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
         "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{{ 'x'|center(10 ** 11) }}",
+        "{{ '%99999999999d' % 1 }}",
+        "{{ '{:>99999999999}'.format(1) }}",
+        "{{ 'x'.ljust(10 ** 11) }}",
+        "{{ 'x'|indent(10 ** 11) }}",
+        "{{ 'x' * 9000000 }}{{ 'x' * 9000000 }}",
+        "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}"
+        "{% endfor %}",
+        # two trees of 2^60 leaves that are compared inside one call
+        "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+        "{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}",
     ],
 )
 def test_templates_that_fail_are_refused_in_one_line(folder, command, template, monkeypatch):
@@ -214,3 +225,17 @@ def test_values_that_are_not_finite(folder, command):
     weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
     save_file(weights, folder / "model.safetensors")
     assert "NaN" in command("generate", folder, "the")
+
+
+def test_templates_go_on_after_one_was_ended():
+    for _ in range(2):
+        with pytest.raises(Exception, match="memory"):
+            templates.rendered("{{ 'x'|center(10 ** 11) }}", {})
+        assert templates.rendered("{{ a }}-{{ 'b'.upper() }}", {"a": "é\u2028"}) == "é\u2028-B"
+    templates._process.end()
+    assert templates.rendered("{{ 1 + 1 }}", {}) == "2"
+
+
+def test_what_json_cannot_hold_is_no_variable():
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        templates.rendered("{{ a }}", {"a": object()})

@@ -58,9 +58,24 @@ def two(tmp_path):
 def test_a_pipe_is_refused_and_not_waited_for(two, name):
     (two / "base" / name).unlink(missing_ok=True)
     os.mkfifo(two / "base" / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file"):
+    with pytest.raises(UserError, match=f"{name} is a pipe"):
         command.run(recipe(two, tokenizer="base"), two / "out", quiet=True)
     assert not (two / "out").exists()
+
+
+@pytest.mark.parametrize("how, says", [(os.mkfifo, "is a pipe"), (os.mkdir, "is a folder")])
+@pytest.mark.parametrize("name", ["r.yaml", "r.py", "t.csv", "e.py", "m.safetensors"])
+def test_what_lies_in_place_of_a_file_is_said(tmp_path, name, how, says):
+    from jaxmerge.cli.run import load as load_experiment
+    from jaxmerge.data.tables import table
+    from jaxmerge.recipes.native import load
+
+    read = {"t.csv": table, "e.py": load_experiment, "m.safetensors": open_source}.get(name, load)
+    how(tmp_path / name)
+    if name == "m.safetensors" and how is os.mkdir:
+        says = "holds no weights"  # a folder is a model
+    with pytest.raises(UserError, match=f"{name} {says}"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -542,3 +557,68 @@ def test_complex_entries_rank_by_their_magnitude(scope):
     model = {"w": np.complex64([1, 5j, -2, 3 - 3j])}
     method = jm.chain(jm.trim(0.5, scope=scope, inclusive=False), jm.add())
     np.testing.assert_array_equal(jm.merge(method, base, [model])["w"], [0, 5j, 0, 3 - 3j])
+
+
+# ------------------------------------------------------------ what takes long to refuse
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("[" + "1," * 500_000 + "1]", "more than 200,000 values"),
+        ("".join(f"k{i}: 1\n" for i in range(90_000)), "and 89,992 more"),
+        ("#" * (1 << 20) + "\n", "a recipe has at most 1,048,576"),
+    ],
+)
+def test_a_recipe_of_a_megabyte_is_refused_at_once(tmp_path, text, says, monkeypatch):
+    from jaxmerge import errors
+    from jaxmerge.recipes.native import load
+
+    looked_up = []
+    nearest = errors.difflib.get_close_matches
+    count = lambda *a, **k: looked_up.append(a) or nearest(*a, **k)
+    monkeypatch.setattr(errors.difflib, "get_close_matches", count)
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load(tmp_path / "r.yaml")
+    assert len(looked_up) < 10  # a hint for every one of 90,000 keys took ten seconds
+
+
+def test_a_journal_is_bounded(tmp_path):
+    place = places.Place(tmp_path / ".out.partial")
+    with open(tmp_path / ".out.partial" / "journal.jsonl", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"journal\.jsonl has 1,099,511,627,776 bytes"):
+        place.read("journal.jsonl")
+    place.close()
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("t.jsonl", "[" * 100_000, "line 1 is nested too deeply"),
+        ("t.jsonl", "[1]", "line 1 holds a list"),
+        ("t.csv", "text,label\n" + '"' + "a\n" * 10, "lack|no rows"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, name, text, says):
+    from jaxmerge.data.tables import table
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}.*({says})"):
+        table(tmp_path / name)
+
+
+def test_tables_of_long_texts_and_lines_of_unicode(tmp_path):
+    from jaxmerge.data.tables import table
+
+    texts = ["x " * 100_000, *(f"a\u2028b {i}" for i in range(19))]
+    rows = [json.dumps({"text": t, "label": str(i % 2)}, ensure_ascii=False)
+            for i, t in enumerate(texts)]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["text,label", *(f'"{t}",{i % 2}' for i, t in enumerate(texts))]),
+        encoding="utf-8",
+    )
+    for name in ("t.jsonl", "t.csv"):
+        assert len(table(tmp_path / name).labels) == 20

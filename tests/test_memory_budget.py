@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
+from jaxmerge.cli import merge as command
 from jaxmerge.cli.cost import PROCESS, cost, too_large
+from jaxmerge.drivers.files import memory_budget
 from jaxmerge.drivers.files.memory_budget import ROOM, facts_like, needs
 from jaxmerge.io.header import build
 from jaxmerge.io.safetensors import Like
@@ -79,3 +85,29 @@ def test_facts_have_the_form_of_real_ones(tmp_path):
     assert len(measured) == 3
     assert measured[0][0]["rank"] is None
     assert closing is not None
+
+
+@pytest.mark.parametrize("method", ["opcm", "dop", "iso_c"])
+def test_programs_are_asked_before_a_matrix_is_merged(tmp_path, method, monkeypatch):
+    """What a large matrix goes through, on a small one: the same bytes."""
+    leaves = {f"m{i}": {"a.weight": np.random.default_rng(i).random((12, 8), np.float32)}
+              for i in range(3)}  # fmt: skip
+    for name, content in leaves.items():
+        (tmp_path / name).mkdir()
+        save_file(content, tmp_path / name / "model.safetensors")
+    options = {"steps": 2} if method == "dop" else {}
+    recipe = {"base": "m0", "models": ["m1", "m2"], "method": {method: options}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    command.run(tmp_path / "r.yaml", tmp_path / "small", quiet=True)
+    monkeypatch.setattr(memory_budget, "ROUGH", 0)
+    command.run(tmp_path / "r.yaml", tmp_path / "large", quiet=True)
+    small, large = (load_file(tmp_path / n / "model.safetensors") for n in ("small", "large"))
+    assert small["a.weight"].tobytes() == large["a.weight"].tobytes()
+
+
+def test_what_lapack_takes_for_itself_is_counted():
+    with jax.enable_x64(True):
+        program = jax.jit(jnp.linalg.eigh).lower(jax.ShapeDtypeStruct((300, 300), jnp.float64))
+    matrix = 8 * 300 * 300
+    assert memory_budget._workspace(program) == 2 * matrix
+    assert memory_budget._bytes(program) >= 4 * matrix  # with what goes in and out

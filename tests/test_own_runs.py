@@ -244,3 +244,57 @@ def test_orbax_goes_out_nested_as_it_came_in(tmp_path):
         back, again = (reader.restore(tmp_path / name) for name in ("out", "again"))
     np.testing.assert_array_equal(back["layers"][0]["w"], tree["layers"][0]["w"])
     np.testing.assert_array_equal(again["layers"]["0"]["w"], tree["layers"][0]["w"])
+
+
+OWN = '''
+import jax.numpy as jnp
+
+import jaxmerge as jm
+from jaxmerge.continual.records import Method
+from jaxmerge.continual.registry import NonNegative, methods
+
+
+@methods.register
+def near_the_start(strength: NonNegative = 1.0) -> Method:
+    """(strength / 2) |theta - theta_0|^2."""
+
+    def loss(model, step):
+        apart = (jnp.sum((p - step.base[n]) ** 2) for n, p in step.params.items())
+        return 0.5 * strength * sum(apart)
+
+    return Method(loss=loss)
+
+
+@jm.register
+def middle() -> jm.Merge:
+    """The median of each entry."""
+    return jm.stacked(lambda rows, ctx: jnp.median(rows, axis=0))
+
+
+'''
+
+
+def test_methods_of_ones_own_are_known_to_settings_and_sweeps(pets, tmp_path):
+    from jaxmerge.core.registry import REGISTRY
+    from jaxmerge.studies.settings import changed
+    from jaxmerge.studies.sweep import parse, units
+
+    text = (EXPERIMENTS / "my_images.py").read_text()
+    start = text.index("CLASSES: dict")
+    (tmp_path / "mine.py").write_text(text[:start] + OWN + text[start:])
+    try:
+        config = command.load(tmp_path / "mine.py")
+        given = [
+            f"data={pets}", "streams.pulled.methods.near_the_start.strength=0.1",
+            "merges.mine.method=middle", "streams.sequential.deploys=[last model, mine]",
+        ]  # fmt: skip
+        config = changed(config, runs.settings_of(given))
+        config.check()
+        plans = {plan.name: plan for plan in config.plans()}
+        assert repr(plans["pulled"].methods) == "(near_the_start(strength=0.1),)"
+        assert repr(plans["sequential"].deploys[1].merge()) == "middle()"
+        axes = parse(["method=middle,magmax", "streams.pulled.methods.near_the_start.strength=1,2"])
+        made = [u.experiment.streams["pulled"]["methods"] for u in units(config, axes)]
+        assert {m["near_the_start"]["strength"] for m in made} == {1, 2}
+    finally:
+        del REGISTRY["middle"]

@@ -29,13 +29,12 @@ import jax
 import numpy as np
 
 import jaxmerge as jm
-from jaxmerge.continual.deploys import Deploy, merged_many
 from jaxmerge.data.pipeline import Order
 from jaxmerge.data.splits import few
 from jaxmerge.data.streams.scenario import class_incremental, class_order
 from jaxmerge.data.text import clinc150
 from jaxmerge.drivers import memory
-from jaxmerge.evaluation.predict import accuracies, logits, probe, stack
+from jaxmerge.evaluation.predict import accuracies, logits, probe
 from jaxmerge.models import bert
 from jaxmerge.studies.provenance import machine, versions
 from jaxmerge.training.fit import Training, fit
@@ -72,9 +71,7 @@ def ours(learner, scenario, training) -> dict:
     start = time.perf_counter()
     data = probe(learner, scenario, "test")
     merged = memory.merged(method, state, learner.params)
-    correct = [
-        logits(learner, stack(p), data)[0].argmax(1) == data.columns for p in (params, merged)
-    ]
+    correct = [logits(learner, [p], data)[0].argmax(1) == data.columns for p in (params, merged)]
     ended = time.perf_counter()
     return {
         "seconds": ended - began,
@@ -165,7 +162,7 @@ def sweep(options) -> dict:
     factors = tuple(np.linspace(0.05, 1, options.factors).tolist())
 
     def together():
-        models = merged_many(Deploy("MagMax", jm.magmax, factors), state, base)
+        models = (memory.merged(jm.magmax(factor), state, base) for factor in factors)
         data = probe(learner, scenario, "val")
         return accuracies(logits(learner, models, data), data)[0].mean(1)
 
@@ -174,13 +171,13 @@ def sweep(options) -> dict:
         for factor in factors:
             merged = memory.merged(jm.magmax(factor), state, base)
             data = probe(learner, scenario, "val")
-            scores.append(accuracies(logits(learner, stack(merged), data), data)[0].mean(1)[0])
+            scores.append(accuracies(logits(learner, [merged], data), data)[0].mean(1)[0])
         return np.array(scores)
 
     if options.one:
         memory.merged(jm.magmax(0.5), state, base)
         data = probe(learner, scenario, "val")
-        logits(learner, stack(base), data)
+        logits(learner, [base], data)
         return {}
     jax.block_until_ready(together())
     seconds = {}

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
 from jaxmerge.cli.cost import names_of
-from jaxmerge.cli.merge import parse_size
+from jaxmerge.cli.merge import choose, parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
@@ -25,7 +25,10 @@ from jaxmerge.io.buckets import into_bucket
 from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
+from jaxmerge.io.opened_model import Source
 from jaxmerge.io.places import Place, delete, delete_busy, working
+from jaxmerge.io.tunix import LAYOUTS, laid_out
+from jaxmerge.io.untrusted import member
 from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
 
@@ -38,6 +41,8 @@ def run(
     out: Path,
     *,
     to: str = "safetensors",
+    names: str | None = None,
+    like: Path | None = None,
     dtype: str | None = None,
     shard_size: str = "5GB",
     allow_pickle: bool = False,
@@ -46,13 +51,26 @@ def run(
     quiet: bool = False,
     json: bool = False,
 ) -> None:
-    """Write the model in another form."""
+    """Write the model in another form.
+
+    Args:
+        names: "hf" or "tunix": under the names, and in the shapes, of another library
+            (`jaxmerge.io.tunix`).
+        like: a folder whose config.json and tokenizer belong to the output, where the model has
+            none.
+    """
     out = Path(out)
     if to not in FORMS:
         raise UserError(f"--to must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}.")
     to = "gguf" if out.suffix == ".gguf" else to
     models = Models(allow_pickle=allow_pickle)
     source = models.open(ref)
+    if like is not None:
+        if member(Path(like), "config.json") is None:
+            raise UserError(f"--like {like}: there is no config.json.")
+        source = Source(source.source, source.ref, Path(like), source.files)
+    if names is not None:
+        source = laid_out(source, choose("--names", names, LAYOUTS))
     keep_apart(out, source.files)
     if to == "gguf":
         report = {"out": str(out), "leaves": _gguf(source, out, dtype, force, quiet or json)}
@@ -65,7 +83,7 @@ def run(
         report = {"out": str(out), "leaves": len(source)}
     else:
         job = Job(keep_base(), [source], source)
-        plan = Plan([job], models, source, kind, 0, {"ref": source.ref}, "convert")
+        plan = Plan([job], models, source, kind, 0, {"ref": source.ref, "names": names}, "convert")
         digest = digest_of(plan, [source], tensors_of([job], kind), size)
         files = output_belongings(source, kind)
         with BytesBar(quiet or json) as bar:

@@ -127,6 +127,12 @@ def convert(
     ref: Annotated[str, Argument(help="The model.")],
     out: Annotated[Path, Argument(help="Folder to write, or a file that ends in .gguf.")],
     to: Annotated[str, Option(help="safetensors, orbax or gguf.")] = "safetensors",
+    names: Annotated[
+        str | None, Option(help="hf or tunix: under the names that the other library has.")
+    ] = None,
+    like: Annotated[
+        Path | None, Option(help="Folder with the config and tokenizer, where REF has none.")
+    ] = None,
     dtype: Annotated[
         str | None, Option(help="Dtype of floating leaves; of GGUF f32, f16, bf16 or q8_0.")
     ] = None,

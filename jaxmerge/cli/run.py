@@ -11,6 +11,7 @@ from pathlib import Path
 from jaxmerge.cli import run_folder, runs
 from jaxmerge.errors import UserError
 from jaxmerge.io.buckets import into_bucket
+from jaxmerge.io.untrusted import check_regular
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.result_store import installed
 from jaxmerge.studies.results import Results
@@ -94,6 +95,8 @@ def load(path: str | Path) -> Experiment:
     """The experiment that a Python file defines; its folder is on the path, as of any script."""
     path = Path(path)
     if not path.is_file():
+        if path.exists():
+            check_regular(path, "an experiment is a Python file")
         raise UserError(f"{path}: no such experiment file.")
     beside(path)
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)

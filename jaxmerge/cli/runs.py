@@ -23,7 +23,7 @@ from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import from_plain, to_plain
 from jaxmerge.studies.provenance import Cost, machine, versions
 from jaxmerge.studies.results import Results, SeedRun, summarize
-from jaxmerge.studies.seed import Plan, Watch, run_seed, steps_of
+from jaxmerge.studies.seed import Plan, Watch, merges_of, run_seed, steps_of
 from jaxmerge.studies.settings import parsed
 from jaxmerge.training import checkpoint, data_parallel
 from jaxmerge.training.learner import Learner
@@ -127,9 +127,10 @@ def one_seed(
     if done.exists():
         return from_plain(SeedRun, read_json(done), str(done))
     state = folder / "state" / f"seed_{seed}"
+    keep = experiment.to_save(merges_of(plans)) if seed == experiment.seed else []
     run, merged = run_seed(
         scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
-        store=state, every=every, batch=experiment.evaluation_batch, watch=watch,
+        store=state, every=every, batch=experiment.evaluation_batch, watch=watch, keep=keep,
     )  # fmt: skip
     if seed == experiment.seed:
         experiment.save(merged, folder, learner)

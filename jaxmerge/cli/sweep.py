@@ -285,7 +285,7 @@ def work(
     run, _ = run_seed(
         scenario, shared["learner"], plans, seed=experiment.seed, how=experiment.how,
         baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
-        watch=bars.step if bars is not None else None,
+        watch=bars.step if bars is not None else None, keep=(),
     )  # fmt: skip
     for stream, trained in models.items():
         run.streams[stream]["training"] = trained.seconds

@@ -6,16 +6,15 @@ A `Deploy` is the last model or a merge; several are served by one pass over the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge import methods  # noqa: F401, registers them: deployments may name one
 from jaxmerge.continual.schedule import Start
 from jaxmerge.core.registry import get
-from jaxmerge.core.types import Leaves, Merge
+from jaxmerge.core.types import Merge
 from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 
@@ -86,18 +85,6 @@ def deploy(what: Deploy | Merge | str) -> Deploy:
         return LAST
     get(what)  # an unknown name is found now
     return Deploy(what, what, ())
-
-
-def merged_many(
-    deploy: Deploy, state: Any, base: Leaves, put: Callable[[Leaves], Leaves] = dict
-) -> Leaves:
-    """The merges under all factors of a deployment, stacked: name -> [F, ...].
-
-    Args:
-        put: what is made of each merge, see `Model.put`.
-    """
-    one = lambda factor: put(memory.merged(deploy.merge(factor), state, base))
-    return jax.vmap(one)(jnp.asarray(deploy.factors, jnp.float32))
 
 
 def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) -> Deploy | None:

@@ -31,7 +31,7 @@ from jaxmerge.core.old_names import Now
 from jaxmerge.core.ranges import checked
 from jaxmerge.core.specs import Spec, frozen, thawed
 from jaxmerge.core.types import DECLARED, Merge, Transform
-from jaxmerge.errors import closest, listed
+from jaxmerge.errors import closest, listed, not_known
 
 MISSING = object()  # no default was given
 
@@ -203,9 +203,7 @@ def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
     known = list(signature.parameters)
     wrong = [k for k in kwargs if k not in known]
     if wrong:
-        raise ArgumentError(
-            listed(f"{name} has no setting {k!r}: {closest(k, known)}" for k in wrong)
-        )
+        raise ArgumentError(listed([not_known(wrong, known, f"{name} has no setting ")]))
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

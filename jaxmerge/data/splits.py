@@ -92,9 +92,7 @@ def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
     if wrong:
         raise ValueError(f"{source.name}, few examples of each class: {listed(wrong)}")
     rng = np.random.default_rng(seed)
-    groups = source.labels.astype(np.int64)
-    if source.domains is not None:
-        groups = groups + len(source.classes) * source.domains.astype(np.int64)
+    groups = source.labels if source.domains is None else _both(source)
     splits = dict(source.splits)
     for split, count in counts.items():
         rows = rng.permutation(splits[split])
@@ -134,6 +132,28 @@ def complete(
             parts = hold_out(complete_splits["train"], groups, share, None, seed)
             complete_splits["train"], complete_splits[split] = parts["train"], parts["val"]
     return {s: hold_out(complete_splits[s], groups, 0.0, per_class, seed)["train"] for s in SPLITS}
+
+
+def on_validation(source: Source, share: float = 0.25, seed: int = 0) -> Source:
+    """The source with its validation examples in place of the test examples, to choose settings
+    by: a share of every class stays for choosing factors, the rest is scored.
+
+    >>> labels, rows = np.zeros(9, int), np.arange(9)
+    >>> splits = {"train": rows[:3], "val": rows[3:7], "test": rows[7:]}
+    >>> chosen = on_validation(Source("x", rows, labels, ("a",), ("{}",), splits)).splits
+    >>> {split: len(rows) for split, rows in chosen.items()}
+    {'train': 3, 'val': 1, 'test': 3}
+    """
+    val = source.splits["val"]
+    groups = source.labels if source.domains is None else _both(source)
+    parts = hold_out(val, np.asarray(groups), share, None, seed)
+    splits = {**source.splits, "val": parts["val"], "test": parts["train"]}
+    return dataclasses.replace(source, splits=splits)
+
+
+def _both(source: Source) -> np.ndarray:
+    """A number for each class and domain."""
+    return source.labels + len(source.classes) * np.asarray(source.domains, np.int64)
 
 
 def without(source: Source, rows: np.ndarray) -> Source:

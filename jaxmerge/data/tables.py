@@ -10,18 +10,18 @@ several files may be the splits: ``table({"train": "a.csv", "test": "b.csv"}, ..
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxmerge.data.folders import NAMES, tidy
 from jaxmerge.data.sources import SPLITS, Source, Texts, renamed
 from jaxmerge.data.splits import complete
-from jaxmerge.data.text import TEMPLATES
+from jaxmerge.data.text import MAX_BYTES, TEMPLATES
 from jaxmerge.errors import UserError, closest
+from jaxmerge.io.untrusted import check_regular, parse_json, read_bytes
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 LINES = (".jsonl", ".ndjson")
@@ -105,23 +105,29 @@ def table(
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The wanted columns of a file, stripped, nothing of them empty."""
     if not path.is_file():
+        if path.exists():
+            check_regular(path, "a table is a file")
         raise FileNotFoundError(f"There is no table {path}.")
     ending = path.suffix.lower()
     if ending not in (*DELIMITERS, *LINES):
         known = ", ".join((*DELIMITERS, *LINES))
         raise UserError(f"{path}: found the ending {ending!r}, expected one of {known}.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_bytes(path, MAX_BYTES, "a table").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-    lines = content.splitlines(keepends=True)
     if ending in LINES:
-        raw = [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        lines = enumerate(content.split("\n"), 1)
+        raw = [(at, parse_json(line, f"{path}, line {at}")) for at, line in lines if line.strip()]
         have = list(dict.fromkeys(key for _, row in raw for key in row))
     else:
-        reader = csv.DictReader(lines, delimiter=DELIMITERS[ending])
-        have = list(reader.fieldnames or [])
-        raw = [(reader.line_num, row) for row in reader]
+        csv.field_size_limit(MAX_BYTES)  # texts may be long
+        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=DELIMITERS[ending])
+        try:
+            have = list(reader.fieldnames or [])
+            raw = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: no table ({error}).") from None
     missing = [c for c in columns if c not in have]
     if missing or not raw:
         what = f"no column {', '.join(map(repr, missing))}" if missing else "no rows"
@@ -139,13 +145,3 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             f"{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))}{more}."
         )
     return [row for _, row in rows]
-
-
-def _object(path: Path, number: int, line: str) -> tuple[int, dict[str, Any]]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error}).") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: expected key: value pairs.")
-    return number, row

@@ -2,13 +2,14 @@
 
 All examples pass in batches of one shape (packed sentences: of a few), filled up at the end, so
 evaluation is compiled once for any number of examples, tasks and models.  Many models (one merge
-under many factors) are a pytree with a leading axis; on an accelerator they are vmapped, on a CPU
-they pass one after the other: batched matrix products were measured to cost 1.5 times as much
-there, and cutting one model out of the stack for every batch a tenth.
+under many factors) are stacked and vmapped on an accelerator; on a CPU they pass one after the
+other, and an iterator of them needs the memory of one: batched matrix products were measured to
+cost 1.5 times as much there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -71,19 +72,13 @@ def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) ->
     return Probe(chunks, data.columns[data.index], data.task, data.index, own, batch)
 
 
-def stack(params: Leaves) -> Leaves:
-    """One model as a stack of one."""
-    return {n: jnp.asarray(p)[None] for n, p in params.items()}
-
-
-def logits(learner: Learner, models: Leaves, data: Probe) -> np.ndarray:
-    """[F, N, columns] of F stacked models on the examples of a probe."""
+def logits(learner: Learner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
+    """[F, N, columns] of F models on the examples of a probe."""
     if jax.default_backend() == "cpu":
-        count = len(next(iter(models.values())))
-        one = lambda i: logits_of(learner, {n: x[i] for n, x in models.items()}, data)
-        return np.stack([one(i) for i in range(count)])
-    models, head, scale = everywhere((dict(models), learner.head, learner.scale))
-    parts = [_logits(models, chunk, head, scale, learner.features) for chunk in data.chunks]
+        return np.stack([logits_of(learner, model, data) for model in models])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(dict, models))
+    stacked, head, scale = everywhere((stacked, learner.head, learner.scale))
+    parts = [_logits(stacked, chunk, head, scale, learner.features) for chunk in data.chunks]
     return np.concatenate([to_numpy(p) for p in parts], axis=1)[:, data.index]
 
 
@@ -105,13 +100,13 @@ def _logits(models, inputs, head, scale, features):
 
 
 def wrapped_logits(
-    setup: Setup, models: Leaves, data: Probe, seen: int, tasks: int
+    setup: Setup, models: Iterable[Leaves], data: Probe, seen: int, tasks: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits [F, N, columns] of models whose network methods have changed.
 
     Args:
         setup: of the stream.
-        models: stacked params.
+        models: the params of each.
         data: tasks in a row; every batch passes once, and once more for each task in it.
         seen: the last task that was learnt.
 
@@ -120,8 +115,8 @@ def wrapped_logits(
     """
     batches = data.index // data.batch
     free, own = [], []
-    for i in range(len(next(iter(models.values())))):
-        fixed = everywhere((setup, {n: x[i] for n, x in models.items()}))
+    for model in models:
+        fixed = everywhere((setup, dict(model)))
         call = lambda chunk, task, aware, fixed=fixed: to_numpy(
             _answer(fixed, chunk, np.int32(task), aware, tasks)
         )

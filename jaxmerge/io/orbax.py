@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -59,7 +60,8 @@ class Orbax(Whole):
                 read_bytes(path)  # no larger than what describes a checkpoint
         self._reader = _reader()
         try:
-            metadata = self._reader.metadata(self.path)
+            with _quietly():
+                metadata = self._reader.metadata(self.path)
             tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
             self._flat, self._rebuild = names.flatten(tree)
             self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
@@ -82,7 +84,7 @@ class Orbax(Whole):
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})
         try:
-            with self._lock:
+            with self._lock, _quietly():
                 tree = self._reader.restore(
                     self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
                 )
@@ -104,6 +106,18 @@ class Orbax(Whole):
 
     def close(self) -> None:
         self._reader.close()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Orbax's warnings of what a checkpoint may lack."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _reader() -> Any:

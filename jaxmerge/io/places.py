@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.untrusted import open_regular
+from jaxmerge.io.untrusted import SMALL, open_regular
 
 COPY = 4 << 20
 
@@ -110,15 +110,21 @@ class Place:
         finally:
             os.close(fd)
 
-    def read(self, name: str) -> bytes:
-        """A file of the folder; empty if there is none."""
+    def read(self, name: str, most: int = SMALL) -> bytes:
+        """A file of the folder, of at most `most` bytes; empty if there is none."""
         plain(name)
         try:
             fd = open_regular(name, os.O_NOFOLLOW, self.fd)
         except FileNotFoundError:
             return b""
         with os.fdopen(fd, "rb") as file:
-            return file.read()
+            size = os.fstat(fd).st_size
+            if size > most:
+                raise UserError(
+                    f"{self.path / name} has {size:,} bytes, expected at most {most:,}; delete "
+                    f"{self.path} and begin again."
+                )
+            return file.read(most)
 
     def remove(self, name: str) -> None:
         """A file of the folder, if it is there; of a link only the link."""

@@ -226,6 +226,7 @@ def save_file(path: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[st
     )
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        new.unlink(missing_ok=True)  # of a process that was killed, where numbers begin anew
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
             write_all(fd, head)

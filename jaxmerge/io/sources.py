@@ -41,7 +41,7 @@ from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves
-from jaxmerge.io.untrusted import check_inside, inside, read_json
+from jaxmerge.io.untrusted import check_inside, check_regular, inside, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
 
 WHOLE: dict[str, Callable[[Path], Leaves]] = {".npz": Archive, ".msgpack": Msgpack}
@@ -202,6 +202,8 @@ def _local(path: Path, allow_pickle: bool) -> Source:
             f"{path}: expected a folder, a .safetensors, .gguf, .npz or .msgpack file or an Orbax "
             "checkpoint."
         )
+    if not path.is_dir():
+        check_regular(path, "a model is a folder or a file")
     if (path / PIPELINE).is_file():
         leaves, files, config = open_components(path, lambda part: _local(part, allow_pickle))
         return Source(leaves, str(path), path, files, config)

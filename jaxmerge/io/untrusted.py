@@ -36,10 +36,23 @@ def open_regular(path: str | os.PathLike, flags: int = 0, dir_fd: int | None = N
         OSError: it cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=dir_fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
-        raise UserError(f"{path} is no regular file (a pipe, a device or a folder).")
+        raise UserError(f"{path} is {_kind(mode)}; expected a regular file.")
     return fd
+
+
+def check_regular(path: Path, expected: str) -> None:
+    """Raise UserError where something lies there that is no regular file; it is not opened."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {_kind(mode)}; {expected}.")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_bytes(path: str | os.PathLike, most: int = SMALL, what: str = "such a file") -> bytes:
@@ -118,8 +131,9 @@ def member(folder: Path | None, name: str) -> Path | None:
         return None
     check_inside(folder, [name])
     path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} is no regular file; delete it, or put the file there.")
+    if not path.exists():
+        raise UserError(f"{path} is a link to nothing; delete it, or put the file there.")
+    check_regular(path, "delete it, or put the file there")
     return path
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_choice, check_range, model_count, per_model
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import Merge, beside, zeros
 from jaxmerge.folds.elementwise import check_total, overlap_mean
+from jaxmerge.numerics.linalg import product
 from jaxmerge.transforms.scaling import scale
 from jaxmerge.transforms.sparsify import trim
 
@@ -76,7 +76,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
     Source: Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, ICLR 2023,
     eq. 2 and section 3.3.
 
-    Differs: solved in float64 on the host; directions in which no model has data take the mean of
+    Differs: solved in float64; directions in which no model has data take the mean of
     the task vectors (a plain pseudo-inverse would leave them at the base, the textbook inverse
     fails there).  Sums over models are float32 for float32 leaves: at ``off_diagonal=1`` the result
     is then some 3e-6 off (float64 leaves and Gram matrices under x64 give float64's digits).
@@ -106,7 +106,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
         rest = moment - g @ start
         g = g + ridge * jnp.trace(g) / len(g) * jnp.eye(len(g), dtype=g.dtype)
         x = start + jax.lax.custom_linear_solve(
-            lambda v: g @ v, rest, lambda _, b: _host_solve(g, b), symmetric=True
+            lambda v: g @ v, rest, lambda _, b: _solve(g, b), symmetric=True
         )
         return (x if axis == 0 else x.T).reshape(mean.shape)
 
@@ -189,19 +189,15 @@ def _matrix(x, axis, g):
     return x.reshape(len(g), -1) if axis == 0 else x.reshape(-1, len(g)).T
 
 
-def _host_solve(g, rest):
-    like = jax.ShapeDtypeStruct(rest.shape, rest.dtype)
-    solve = lambda *a: _solve(*map(np.asarray, a))
-    return jax.pure_callback(solve, like, g, rest, vmap_method="sequential")
-
-
+@jax.custom_batching.sequential_vmap
 def _solve(g, rest):
     """pinv(G) rest, in float64; G is scaled to a unit diagonal first."""
-    dtype, noise = rest.dtype, np.finfo(g.dtype).eps
-    g, rest = g.astype(np.float64), rest.astype(np.float64)
-    scale = 1 / np.sqrt(np.maximum(np.diag(g), np.finfo(np.float64).tiny))
-    values, vectors = np.linalg.eigh(g * scale[:, None] * scale)
-    keep = values > values[-1] * len(g) * noise
-    inverse = np.where(keep, 1 / np.where(keep, values, 1), 0)
-    step = vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * rest)))
-    return (scale[:, None] * step).astype(dtype)
+    noise = len(g) * float(jnp.finfo(g.dtype).eps)
+    with jax.enable_x64(True):
+        wide = g.astype(jnp.float64)
+        scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(wide), jnp.finfo(wide.dtype).tiny))
+        values, vectors = jnp.linalg.eigh(wide * scale[:, None] * scale[None, :])
+        known = values > values[-1] * noise
+        inverse = jnp.where(known, 1 / jnp.where(known, values, 1), 0)
+        vectors = scale[:, None] * vectors
+        return product((vectors * inverse[None, :]) @ vectors.T, rest)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -319,7 +319,7 @@ def bind(build: Callable[..., Built], config, params: Mapping) -> Built:
         (tuple(name.split("/")), leaf.replace(jnp.asarray(params[name])))
         for name, leaf in leaves.items()
     ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return cast(Built, nnx.merge(graph, nnx.from_flat_state(flat)))
 
 
 def parameters(module: nnx.Module) -> dict[str, jax.Array]:

@@ -28,6 +28,8 @@ import jax.numpy as jnp
 from jaxmerge.core.types import Array
 from jaxmerge.io.architectures.roles import role_of
 
+BLOCK = 1 << 23  # entries of a matrix that are in float64 at a time
+
 
 def by_kernel(name: str, leaf: Any) -> str:
     """ "matrix" for kernels of dense layers: two axes, and no table whose rows are looked up.
@@ -75,9 +77,6 @@ def thin_svd(
         >>> [float(v) for v in s.round(6)], bool(jnp.allclose((u * s) @ vt, u @ jnp.diag(s) @ vt))
         ([2.0, 1.0], True)
     """
-    if x.shape[0] > x.shape[1]:
-        v, s, ut = thin_svd(x.T, double, vectors)
-        return ut.T, s, v.T
     return _triples(double, vectors)(x)
 
 
@@ -116,7 +115,7 @@ def _by_svd(x: Array, vectors: int | None) -> tuple[Array, Array, Array]:
 
 @functools.cache
 def _triples(double: bool, vectors: int | None) -> Callable:
-    """The decomposition of a wide matrix; vmap walks through float32 ones one by one.
+    """The decomposition; vmap walks through float32 matrices one by one.
 
     Its derivative is that of the SVD in the matrix's own dtype: transformations replay compiled
     code outside of the context in which float64 exists.  Where it does not exist, in directions
@@ -127,14 +126,15 @@ def _triples(double: bool, vectors: int | None) -> Callable:
     @jax.custom_batching.sequential_vmap
     def by_gram(x):
         with jax.enable_x64(double):
-            y = x.astype(jnp.float64 if double else jnp.float32)
-            squares, u = jnp.linalg.eigh(y @ y.T, symmetrize_input=False)
+            wide = jnp.float64 if double else jnp.float32
+            squares, u = jnp.linalg.eigh(_gram(x, wide), symmetrize_input=False)
             squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
-            s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(y.dtype).tiny))
-            known = (squares > _noise(x, y.dtype) * squares[0])[:vectors]
+            s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(wide).tiny))
+            known = (squares > _noise(x, wide) * squares[0])[:vectors]
             u = jnp.where(known[None, :], u[:, :vectors], 0)
-            vt = (u.T @ y) / s[:vectors, None]
-            return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
+            other = product((u / s[None, :vectors]).T, x, int(x.shape[0] <= x.shape[1]))
+            u, s = u.astype(x.dtype), s.astype(x.dtype)
+            return (other, s, u.T) if x.shape[0] > x.shape[1] else (u, s, other)
 
     decompose = jax.custom_jvp(
         lambda x: _by_svd(x, vectors) if x.dtype == jnp.float64 else by_gram(x)
@@ -154,6 +154,45 @@ def _triples(double: bool, vectors: int | None) -> Callable:
         return (u[:, cut], s, vt[cut]), (du[:, cut], jnp.diagonal(inner), dv.T[cut])
 
     return decompose
+
+
+def _gram(x: Array, dtype: Any) -> Array:
+    """The Gram matrix [k, k] of the shorter side."""
+    long = int(x.shape[0] <= x.shape[1])
+
+    def add(total, at, block):
+        y = block.astype(dtype)
+        return total + (y @ y.T if long else y.T @ y)
+
+    return _over_blocks(add, jnp.zeros((min(x.shape),) * 2, dtype), x, long, dtype)
+
+
+def product(a: Array, x: Array, axis: int = 1) -> Array:
+    """a @ x (axis 1) or x @ a.T (axis 0), computed in the dtype of a and rounded to that of x.
+
+    Columns (rows) are taken in blocks, so no copy of all of x is made in a wider dtype.
+    """
+    shape = (len(a), x.shape[1]) if axis else (x.shape[0], len(a))
+
+    def put(out, at, block):
+        y = block.astype(a.dtype)
+        y = a @ y if axis else y @ a.T
+        return jax.lax.dynamic_update_slice_in_dim(out, y.astype(x.dtype), at, axis)
+
+    return _over_blocks(put, jnp.zeros(shape, x.dtype), x, axis, a.dtype)
+
+
+def _over_blocks(step: Callable, state: Array, x: Array, axis: int, dtype: Any) -> Array:
+    """A fold ``state = step(state, at, block)`` over x, cut along an axis where it is large and
+    computed with in another dtype."""
+    rows = max(1, BLOCK // max(1, x.shape[1 - axis]))
+    if x.shape[axis] <= rows or x.dtype == dtype:
+        return step(state, 0, x)
+    whole, rest = divmod(x.shape[axis], rows)
+    block = lambda at, size: jax.lax.dynamic_slice_in_dim(x, at, size, axis)
+    one = lambda i, state: step(state, i * rows, block(i * rows, rows))
+    state = jax.lax.fori_loop(0, whole, one, state)
+    return step(state, whole * rows, block(whole * rows, rest)) if rest else state
 
 
 def _inverse(values: Array, x: Array) -> Array:

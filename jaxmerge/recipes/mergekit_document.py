@@ -33,6 +33,7 @@ MODULES = {
     "decoder": ("decoder",),
 }  # name in a recipe -> towers
 _TEXT = ("default", "text_decoder", "language_model", "text_model")
+SHOWN = 20  # keys that nothing reads, with a hint
 MODEL = ("model", "parameters")
 SOURCE = ("model", "layer_range", "parameters")
 SLICE = ("sources", "base_model", "parameters", "residual_weight")
@@ -153,7 +154,8 @@ def read_keys(content: Mapping[str, Any], reading: Reading) -> tuple[dict[str, A
             return value  # refused, with what was expected, where it is used
         for k in value:
             if k not in known:
-                hint = f" ({closest(str(k), known)})" if known else ""
+                few = known and len(ignored) < SHOWN
+                hint = f" ({closest(str(k), known)})" if few else ""
                 ignored.append(f"{where}: nothing reads {k!r}{hint}")
         return {
             k: take(v, f"{where}: parameters", parameters) if k == "parameters" else v

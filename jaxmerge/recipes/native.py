@@ -32,6 +32,7 @@ from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
+from jaxmerge.io.untrusted import check_regular
 from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.adapters import AdapterRecipe
 from jaxmerge.recipes.method_spec import as_data, build, route
@@ -271,8 +272,9 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
             import that is not allowed or lies elsewhere.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"There is no recipe {path}.")
+    check_regular(path, "a recipe is a file")
     if path.suffix == ".py":
         recipe = _run(path).get("recipe")
         if recipe is None:

@@ -42,7 +42,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -217,6 +217,10 @@ class Experiment(abc.ABC):
             deploy.merge(one)
         return deploy
 
+    def to_save(self, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Which merged models of the first seed `save` gets, of (label, stream) of all."""
+        return [saved(merges)] if merges else []
+
     def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
         """Keep a merged model of the first seed, `saved`.
 
@@ -263,6 +267,7 @@ class Experiment(abc.ABC):
             raise ValueError(listed(wrong))
 
 
-def saved(merged: Mapping[tuple[str, str], Leaves]) -> tuple[str, str]:
+def saved(merged: Iterable[tuple[str, str]]) -> tuple[str, str]:
     """Which merged model a run keeps: MagMax on sequential fine-tunes, or else the first one."""
-    return MAGMAX if MAGMAX in merged else next(iter(merged))
+    merged = list(merged)
+    return MAGMAX if MAGMAX in merged else merged[0]

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from jaxmerge.continual.deploys import (
     Deploy,
     check_counts,
     deploy,
-    merged_many,
     running_merge,
 )
 from jaxmerge.continual.parts import build
@@ -45,7 +43,9 @@ from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
 from jaxmerge.evaluation.metrics import per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, stack, wrapped_logits
+from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, wrapped_logits
+from jaxmerge.io.free_memory import give_back
+from jaxmerge.studies.deployed import Deployed
 from jaxmerge.studies.hooks import at_border, training_examples
 from jaxmerge.studies.outcomes import Outcome, measure
 from jaxmerge.studies.stream_checkpoint import restore, save
@@ -136,7 +136,6 @@ class Stream:
         self.seconds: dict[str, float] = {}
         self.losses: list[list[float]] = []
         self.models: list[Leaves] = []
-        self.deployed: dict[str, Leaves] = {}
         self.halfway: Halfway | None = None
         restore(self)
         if self.losses:
@@ -196,6 +195,7 @@ class Stream:
         )  # fmt: skip
         setup = setup_of(self.learner, training, self.methods)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
+        give_back()
         if known is None:
             state, losses = fit_task(
                 setup, self.info, state, t, data, training, collate=self.learner.collate,
@@ -203,6 +203,7 @@ class Stream:
                 watch=lambda steps, loss: self.watch("training", steps, loss),
             )  # fmt: skip
             self.losses.append(losses)
+            give_back()
         else:
             state = state._replace(params=self.model.put(state.params, known))
         state = at_border(setup, self.scenario, self.info, state, t, "end", data)
@@ -231,26 +232,23 @@ class Stream:
         leaves = memory.merged(d.merge(factor), self.states[d.label], self.folded)
         return self.model.put(self.last, leaves)
 
+    @property
+    def deployed(self) -> Mapping[str, Leaves]:
+        """The merges of the last task by their rows; each is made when it is read.
+
+        Not among them: the last model, and merges whose factors are rows of their own.
+        """
+        return Deployed(self)
+
     def _deploy(self, d: Deploy, t: int) -> None:
-        """Merge, choose a factor if asked to, evaluate; many merged models at once."""
-        began = time.perf_counter()
-        rows: list[tuple[str, float | None]] = d.rows()
-        sweep = None
+        """Merge, choose a factor if asked to, evaluate."""
+        rows, sweep = d.rows(), None
         if len(d.factors) <= 1:
             rows = [(d.label, d.factors[0] if d.factors else None)]
-            one = self.last if d.method is None else self.merged(d, rows[0][1])
-            models = stack(one)
-        else:
-            put = partial(self.model.put, self.last)
-            models = merged_many(d, self.states[d.label], self.folded, put)
-            if not d.each:
-                sweep = self._choose(d, models, t)
-                best = d.factors.index(sweep["chosen"])
-                models = {n: x[best : best + 1] for n, x in models.items()}
-                rows = [(d.label, sweep["chosen"])]
-        self._clock("merging", began)
-        began = time.perf_counter()
-        outputs, own = self._logits(models, self.test, t)
+        elif not d.each:
+            sweep = self._choose(d, t)
+            rows = [(d.label, sweep["chosen"])]
+        outputs, own = self._outputs(d, [factor for _, factor in rows], self.test, t)
         free, aware = accuracies(outputs, self.test, own)
         columns = self.test.columns
         for k, (row, factor) in enumerate(rows):
@@ -260,24 +258,36 @@ class Stream:
             outcome.factors[t], outcome.sweep = factor, sweep
             if d.method is not None:
                 outcome.method = repr(d.merge(factor))
-                if not d.each:
-                    self.deployed[row] = {n: x[k] for n, x in models.items()}
             self.watch(row, 0, float(np.mean(free[k, : t + 1])))
-        self._clock("evaluation", began)
 
-    def _choose(self, d: Deploy, models: Leaves, t: int) -> dict:
+    def _choose(self, d: Deploy, t: int) -> dict:
         """Accuracy of every factor on the validation examples of the tasks so far."""
         seen = self.val.upto(t + 1)
-        right, _ = accuracies(*self._logits(models, seen, t)[:1], seen)
+        right, _ = accuracies(self._outputs(d, d.factors, seen, t)[0], seen)
         means = right[:, : t + 1].mean(axis=1)
         chosen = d.factors[int(np.argmax(means))]
         return {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": chosen}
 
-    def _logits(self, models: Leaves, data: Probe, t: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits [F, N, columns] without the task, and with it where methods change the network."""
+    def _outputs(
+        self, d: Deploy, factors: Sequence[float | None], data: Probe, t: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits [F, N, columns] under each factor, without the task, and with it where methods
+        change the network; a merge is made when it is asked for, so that not all need memory."""
+        began, merging = time.perf_counter(), -self.seconds.get("merging", 0.0)
+
+        def merge(factor):
+            start = time.perf_counter()
+            model = self.last if d.method is None else self.merged(d, factor)
+            self._clock("merging", start)
+            return model
+
+        models = map(merge, factors)
         if self.predict is None:
-            return logits(self.learner, models, data), None
-        return wrapped_logits(self.setup, models, data, t, len(self.scenario))
+            outputs = logits(self.learner, models, data), None
+        else:
+            outputs = wrapped_logits(self.setup, models, data, t, len(self.scenario))
+        self._clock("evaluation", began + merging + self.seconds.get("merging", 0.0))
+        return outputs
 
     def measure(self, params: Leaves, data: Probe) -> tuple[np.ndarray, np.ndarray]:
         """Task-agnostic and task-aware accuracy of one model on every task, each [T]."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmerge.core.types import Leaves
 from jaxmerge.evaluation.metrics import over_time, per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, logits, stack
+from jaxmerge.evaluation.predict import Probe, accuracies, logits
 from jaxmerge.training.learner import Learner
 
 
@@ -26,9 +26,9 @@ class Outcome:
         fixed: the factor, where each factor of a deployment is an outcome of its own.
     """
 
-    matrix: list
-    aware: list
-    factors: list
+    matrix: list[list[float | None]]
+    aware: list[list[float | None]]
+    factors: list[float | None]
     sweep: dict | None = None
     method: str = ""
     per_class: float | None = None
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 def measure(learner: Learner, params: Leaves, data: Probe) -> Measured:
     """The accuracies of one model."""
-    outputs = logits(learner, stack(params), data)
+    outputs = logits(learner, [params], data)
     free, aware = accuracies(outputs, data)
     return Measured(
         free[0], aware[0], per_class(outputs[0].argmax(-1) == data.columns, data.columns)

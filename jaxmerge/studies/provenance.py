@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.untrusted import read_json
+from jaxmerge.studies.conversion import from_plain
 from jaxmerge.training import checkpoint
 
 PACKAGES = ("jaxmerge", "jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "safetensors")
@@ -52,6 +54,15 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@dataclasses.dataclass
+class Spent:
+    """Wall time in seconds and peak memory in bytes of earlier attempts."""
+
+    __pydantic_config__ = {"strict": True, "allow_inf_nan": False}  # noqa: RUF012
+    seconds: float = 0.0
+    memory: int | None = None
+
+
 class Cost:
     """Wall time and peak memory of a run over all its attempts, kept beside its state.
 
@@ -62,7 +73,8 @@ class Cost:
     def __init__(self, state: Path) -> None:
         self.began, self.path = time.perf_counter(), state / "cost.json"
         earlier = read_json(self.path) if self.path.exists() else {}
-        self.earlier = {"seconds": 0.0, "memory": None} | earlier
+        kept = from_plain(Spent, earlier, str(self.path))
+        self.earlier = {"seconds": kept.seconds, "memory": kept.memory}
 
     def seconds(self) -> float:
         """Wall time until now."""

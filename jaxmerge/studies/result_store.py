@@ -99,7 +99,10 @@ def read(path: str | Path) -> list[Row]:
     if not path.exists():
         raise UserError(f"{path}: no such run or store.")
     if path.suffix == ".json":
-        return cells(Results.from_json(path))
+        rows = cells(Results.from_json(path))
+        if not rows:
+            raise UserError(f"{path} holds no figures: its seeds have no entries.")
+        return rows
     return _read_parquet(path)
 
 

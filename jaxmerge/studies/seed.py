@@ -9,8 +9,9 @@ the same figures.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.evaluation import metrics
 from jaxmerge.evaluation.predict import Probe, probe
 from jaxmerge.studies import vectors
+from jaxmerge.studies.conversion import from_plain
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.outcomes import Measured, Outcome, measure
@@ -75,6 +77,7 @@ def run_seed(
     every: float = EVERY,
     batch: int = 128,
     watch: Watch | None = None,
+    keep: Collection[tuple[str, str]] | None = None,
 ) -> tuple[SeedRun, dict[tuple[str, str], Leaves]]:
     """Learn every stream, merge, train jointly, evaluate.
 
@@ -84,9 +87,12 @@ def run_seed(
         store: folder for checkpoints, or None.
         every: seconds between checkpoints within a task.
         watch: for progress, called as that of `Stream` with the stream's name in front.
+        keep: which merged models are given back, of `merges_of`; None: all.
 
     Returns:
         The figures, and the merged models at the end by (label, stream).
+
+    Memory: the folds of one stream, some eight models more, and what is given back.
     """
     watch = watch or (lambda stream, phase, steps, loss: None)
     val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))
@@ -104,6 +110,7 @@ def run_seed(
             store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
             keep=plan.vectors or int(plan.name in donors.values()),
         )  # fmt: skip
+        given = [row for row in merges_of([plan]) if keep is None or row in keep]
         for t in stream.tasks_left():
             task, models = scenario[t].name, plan.models
             known = None if models is None else models.get(task, learner.params)
@@ -115,12 +122,13 @@ def run_seed(
         if plan.name in donors.values():
             first[plan.name] = stream.models[0]
         outcomes[plan.name] = stream.outcomes
-        merged |= {(label, plan.name): params for label, params in stream.deployed.items()}
+        merged |= {row: stream.deployed[row[0]] for row in given}
         if plan.vectors:
             described.append(vectors.describe(learner.params, stream.models, plan.name))
         spent_by[plan.name] = stream.seconds
         for phase, spent in stream.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
+        del stream  # its folds go before those of the next one come
     alone = individual(plans, outcomes)
     rows = []
     if "zero-shot" in baselines:
@@ -144,6 +152,12 @@ def run_seed(
         streams=spent_by,
     )
     return run, merged
+
+
+def merges_of(plans: Sequence[Plan]) -> list[tuple[str, str]]:
+    """(label, stream) of every merge that `run_seed` can give back."""
+    single = lambda d: d.method is not None and (not d.each or len(d.factors) < 2)
+    return [(d.label, plan.name) for plan in plans for d in plan.deploys if single(d)]
 
 
 def steps_of(
@@ -192,6 +206,17 @@ def individual(plans: Sequence[Plan], outcomes: dict[str, dict[str, Outcome]]) -
     return None
 
 
+@dataclasses.dataclass
+class Joint:
+    """What is kept of joint training: accuracies by task, their mean over classes, seconds."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+    free: list[float]
+    aware: list[float]
+    per_class: float
+    seconds: float
+
+
 def joint_training(
     scenario: Scenario, learner: Learner, test: Probe, training: Training, seed: int,
     store: Path | None, watch: Callable, every: float = EVERY,
@@ -199,15 +224,15 @@ def joint_training(
     """All tasks at once: accuracies, and the seconds of training."""
     path = store and store / "joint.safetensors"
     if path and path.exists():
-        _, record = checkpoint.load(path)
-        measured = Measured(
-            np.array(record["free"]), np.array(record["aware"]), record["per_class"]
-        )
-        return measured, record["seconds"]
+        joint = from_plain(Joint, checkpoint.load(path)[1], str(path))
+        if {len(joint.free), len(joint.aware)} != {len(scenario)}:
+            raise ValueError(f"{path} is of other tasks; delete it to begin again.")
+        return Measured(np.array(joint.free), np.array(joint.aware), joint.per_class), joint.seconds
     began = time.perf_counter()
     halfway = store and Halfway(store / "training_joint", every)
     data = scenario.split("train", learner.prepare)
-    own = np.any([scenario.mask(t) for t in range(len(scenario))], axis=0)
+    masks = np.stack([scenario.mask(t) for t in range(len(scenario))])
+    own = np.broadcast_to(masks.any(axis=0), masks.shape)  # in the form of a stream's tasks
     model, _ = fit(
         learner, learner.params, data.inputs, data.columns, own, training,
         seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),
@@ -216,9 +241,8 @@ def joint_training(
     spent = time.perf_counter() - began + (halfway.before if halfway else 0)
     measured = measure(learner, model, test)
     if path:
-        record = {"free": measured.free.tolist(), "aware": measured.aware.tolist()}
-        record |= {"per_class": measured.per_class, "seconds": spent}
-        checkpoint.save(path, model, record)
+        joint = Joint(measured.free.tolist(), measured.aware.tolist(), measured.per_class, spent)
+        checkpoint.save(path, model, dataclasses.asdict(joint))
     if halfway:
         halfway.clear()
     return measured, spent

@@ -17,7 +17,7 @@ from jaxmerge.core.composition import chain
 from jaxmerge.core.registry import get
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Merge
-from jaxmerge.errors import closest, listed
+from jaxmerge.errors import listed, not_known
 from jaxmerge.transforms.scaling import scale
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
     known = {f.name for f in dataclasses.fields(experiment)}
     unknown = [k for k in settings if k not in known]
     if unknown:
-        hints = [f"No setting {k!r}: {closest(k, known)}" for k in unknown]
-        raise ValueError("; ".join(hints))
+        raise ValueError(not_known(unknown, known, "No setting "))
     typed, wrong = {}, []
     for k, v in settings.items():
         old = getattr(experiment, k)
@@ -106,7 +105,7 @@ def only(given: Any, known: Iterable[str], what: str) -> None:
         raise ValueError(f"expected key: value pairs, got {given!r}.")
     unknown = [k for k in given if k not in known]
     if unknown:
-        raise ValueError("; ".join(f"{what} no {k!r}: {closest(str(k), known)}" for k in unknown))
+        raise ValueError(not_known(unknown, known, f"{what} no "))
 
 
 def build_all(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:

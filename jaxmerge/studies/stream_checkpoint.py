@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.drivers import memory
+from jaxmerge.errors import bounded
+from jaxmerge.studies.conversion import from_plain
 from jaxmerge.studies.outcomes import Outcome
 from jaxmerge.training import checkpoint
 
 if TYPE_CHECKING:
     from jaxmerge.studies.loop import Stream
+
+
+@dataclasses.dataclass
+class Record:
+    """What a checkpoint holds beside arrays.
+
+    Attributes:
+        done: how many tasks are learnt.
+        tasks: names of all tasks.
+        outcomes: label -> what was measured.
+        seconds: phase -> seconds.
+        losses: of every task that was trained here.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+    done: int
+    tasks: list[str]
+    outcomes: dict[str, Outcome]
+    seconds: dict[str, float]
+    losses: list[list[float]]
 
 
 def save(stream: Stream, t: int) -> None:
@@ -22,14 +45,10 @@ def save(stream: Stream, t: int) -> None:
         return
     if t < stream.keep:
         checkpoint.save(stream.store / f"task_{t:02d}.safetensors", stream.models[t])
-    record = {
-        "done": stream.done,
-        "tasks": [task.name for task in stream.scenario],
-        "outcomes": {k: dataclasses.asdict(o) for k, o in stream.outcomes.items()},
-        "seconds": stream.seconds,
-        "losses": stream.losses,
-    }
-    checkpoint.save(stream.store / "state.safetensors", _tree(stream), record)
+    tasks = [task.name for task in stream.scenario]
+    record = Record(stream.done, tasks, stream.outcomes, stream.seconds, stream.losses)
+    path = stream.store / "state.safetensors"
+    checkpoint.save(path, _tree(stream), dataclasses.asdict(record))
     if stream.halfway is not None:
         stream.halfway.clear()
 
@@ -38,33 +57,44 @@ def restore(stream: Stream) -> None:
     """Put a stream where its last checkpoint was, if it has one.
 
     Raises:
-        ValueError: the checkpoint is of other tasks.
+        ValueError: the checkpoint is damaged, or of other tasks.
     """
-    if stream.store is None or not (stream.store / "state.safetensors").exists():
+    path = stream.store and stream.store / "state.safetensors"
+    if path is None or not path.exists():
         return
-    tree, record = checkpoint.load(stream.store / "state.safetensors", _tree(stream))
+    tree, content = checkpoint.load(path, _tree(stream))
+    record = from_plain(Record, content, str(path))
+    _check(stream, record, path)
     tree = jax.tree.map(jnp.asarray, tree)
-    if record["tasks"] != [task.name for task in stream.scenario]:
-        raise ValueError(
-            f"{stream.store}: the checkpoint is of the tasks {record['tasks']}, "
-            f"this stream has {[task.name for task in stream.scenario]}."
-        )
-    stream.last, stream.memory, stream.done = tree["last"], tree["memory"], record["done"]
+    stream.last, stream.memory, stream.done = tree["last"], tree["memory"], record.done
     for label, state in tree["merges"].items():
         key = stream.states[label].key
         stream.states[label] = memory.MergeState(state["step"], key, state["cells"])
-    stream.outcomes = {k: Outcome(**o) for k, o in record["outcomes"].items()}
-    stream.seconds, stream.losses = record["seconds"], record["losses"]
+    stream.outcomes, stream.seconds, stream.losses = record.outcomes, record.seconds, record.losses
     stream.models = [
         checkpoint.load(stream.store / f"task_{t:02d}.safetensors")[0]
         for t in range(min(stream.keep, stream.done))
     ]
-    for d in stream.deploys:  # what the last task left behind, for whoever asks
-        if d.method is None or (d.each and len(d.factors) > 1):
-            continue
-        outcome = stream.outcomes[d.label]
-        if outcome.matrix[stream.done - 1][0] is not None:
-            stream.deployed[d.label] = stream.merged(d, outcome.factors[stream.done - 1])
+
+
+def _check(stream: Stream, record: Record, path: Path) -> None:
+    """Raise ValueError unless the record is one of this stream."""
+    tasks = [task.name for task in stream.scenario]
+    if record.tasks != tasks:
+        raise ValueError(
+            f"{path}: the checkpoint is of the tasks {record.tasks}, this stream has {tasks}."
+        )
+    many, wrong = len(tasks), []
+    if not 0 <= record.done <= many or len(record.losses) > record.done:
+        wrong.append(f"{record.done} tasks are done, with {len(record.losses)} lists of losses")
+    if set(record.outcomes) != set(stream.outcomes):
+        wrong.append(f"it measures {sorted(record.outcomes)}, not {sorted(stream.outcomes)}")
+    for label, o in record.outcomes.items():
+        rows = {len(row) for matrix in (o.matrix, o.aware) for row in matrix} | {len(o.factors)}
+        if rows | {len(o.matrix), len(o.aware)} != {many}:
+            wrong.append(f"the figures of {label!r} are not of {many} tasks")
+    if wrong:
+        raise ValueError(f"{path} is damaged: {bounded(wrong)}. Delete it to begin again.")
 
 
 def _tree(stream: Stream) -> dict:

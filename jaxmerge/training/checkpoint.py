@@ -14,23 +14,27 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import writing
+from jaxmerge.errors import library_message, writing
 from jaxmerge.training import data_parallel
 
 RECORD = "record"
 
 
 def save(path: str | Path, tree: Any, record: Any = None) -> None:
-    """Write a pytree of arrays and a JSON-able record to `path` (safetensors).
+    """Write a pytree of arrays and a JSON-able record to `path` (safetensors), leaf by leaf.
+
+    Memory: nothing on a CPU, where numpy reads the arrays in their place; else a copy on the host.
 
     Raises:
         OSError: the disk is full or the folder is not writable; an older file stays.
     """
-    from safetensors.numpy import save as dump
+    from jaxmerge.io.safetensors import save_file
 
     flat, _ = names.flatten(tree)
-    arrays = {n: np.array(x, order="C") for n, x in flat.items()}
-    replace(path, dump(arrays, metadata={RECORD: json.dumps(record)}))
+    arrays = {n: np.asarray(x) for n, x in flat.items()}
+    if data_parallel.first():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(Path(path), arrays, {RECORD: json.dumps(record)})
 
 
 def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
@@ -40,18 +44,20 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
         FileNotFoundError: no such file.
         ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
     """
-    from safetensors import SafetensorError, safe_open
+    from jaxmerge.io.safetensors import File
 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
     try:
-        with safe_open(path, framework="np") as file:
-            record = json.loads((file.metadata() or {})[RECORD])
-            flat = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        file = File(path)
+        record = json.loads(file.metadata[RECORD])
+        flat = dict(file)
+        file.close()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not a complete checkpoint ({error}); delete it to start that task again."
+            f"{path}: not a complete checkpoint ({library_message(error)}); delete it to start "
+            "that task again."
         ) from None
     if like is None:
         return flat, record

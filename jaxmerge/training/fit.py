@@ -184,6 +184,7 @@ def fit_task(
     state = state._replace(moments=transform(setup, total).init(trained), count=jnp.int32(0))
     fit = fit_of(parts, state, t)
     fit = everywhere(jax.tree.map(jnp.array, fit))  # it is donated
+    state = state._replace(moments=())  # they would be held all through the task
     rest = {
         n: p
         for n, p in state.params.items()
@@ -278,7 +279,8 @@ def fit(
         start: the weights to start from; not changed.
         inputs: prepared inputs of all training examples: numpy, or prepared when asked for.
         columns: int [N], their columns of the head.
-        own: bool [columns], the columns in the cross-entropy.
+        own: bool [columns], the columns in the cross-entropy, or [T, columns] with those of this
+            task first: what was compiled for T tasks is then used again.
         methods: specs that change the network or the step; a memory starts empty.
         seed, watch, halfway: as in `fit_task`.
 
@@ -289,7 +291,7 @@ def fit(
         ValueError: bfloat16 asked of a model without that form.
         FloatingPointError: the loss is not finite.
     """
-    setup, info = setup_of(learner, training, methods), {"own": np.asarray(own)[None]}
+    setup, info = setup_of(learner, training, methods), {"own": np.atleast_2d(np.asarray(own))}
     data = Data(inputs, columns, np.zeros(len(columns), np.int32))
     state = begin_state(setup, info, start, data, learner.collate, jax.random.key(0))
     state, losses = fit_task(

@@ -260,6 +260,9 @@ def _resumed(folder: str | Path | None, state: State, settings: list) -> tuple[S
         raise ValueError(f"{path} is of a run with other settings; delete it, or change the folder")
     keep = state._replace(base={}, merges={}, key=jax.random.key_data(state.key))
     leaves, form = jax.tree.flatten(keep)
+    form_now = [np.shape(x) for x in leaves]
+    if [np.shape(flat[name]) for name in sorted(flat)][:-1] != form_now or not flat:
+        raise ValueError(f"{path} is of another model or optimiser; delete it to begin again.")
     *stored, losses = (flat[name] for name in sorted(flat))
     put = lambda x, like: jax.device_put(x, like.sharding)
     restored = jax.tree.unflatten(form, [put(*x) for x in zip(stored, leaves, strict=True)])

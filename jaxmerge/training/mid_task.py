@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from jaxmerge.errors import library_message
+
 EVERY = 60.0  # seconds
 
 
@@ -108,24 +110,28 @@ class Halfway:
             return None
         import orbax.checkpoint as ocp
 
-        manager = self._open()
-        step = manager.latest_step()
-        if step is None:
-            return None
         parts = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
             record=ocp.args.JsonRestore(),
         )
         try:
+            manager = self._open()
+            step = manager.latest_step()
+            if step is None:
+                return None
             with _silent():
                 restored = manager.restore(step, args=parts)
-        except (ValueError, KeyError) as error:
+            record = restored["record"]
+            self.before = float(record["seconds"])
+            losses = [float(x) for x in record["losses"]]
+        except OSError:
+            raise
+        except Exception as error:  # whatever Orbax says of files that are not its own
             raise ValueError(
-                f"{self.folder} holds a state of another model or training "
-                f"({str(error).splitlines()[0]}); delete it to start the task again."
+                f"{self.folder} holds a state of another model or training, or a damaged one "
+                f"({library_message(error)}); delete it to start the task again."
             ) from None
-        self.before = restored["record"]["seconds"]
-        return restored["state"], restored["record"]["losses"]
+        return restored["state"], losses
 
     def clear(self) -> None:
         """The task is done: remove its checkpoint."""

@@ -126,7 +126,7 @@ def _signature(run, shape, base, models, rest, judge) -> list | None:
 
 def _constant(value: Any) -> tuple:
     """A constant of a program, entry by entry: one that was computed from the shape shows there."""
-    keys = jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    keys = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     array = np.asarray(jax.random.key_data(value) if keys else value)
     return array.shape, str(array.dtype), array.tobytes()
 

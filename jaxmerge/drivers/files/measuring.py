@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmerge.core.composition import Pipeline
@@ -17,7 +18,7 @@ from jaxmerge.core.keys import leaf_key
 from jaxmerge.drivers.files.chunks import cast, pieces, run_all
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.measuring_cuts import cuts_cells, cuts_row
-from jaxmerge.drivers.files.memory_budget import SLICES, WALK, input_bytes, row_bytes
+from jaxmerge.drivers.files.memory_budget import SLICES, WALK, facts_like, input_bytes, row_bytes
 from jaxmerge.drivers.leaf import LeafInputs, fold_leaf
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import aligned
@@ -169,11 +170,15 @@ class Cells(Mapping):
         name, start, *_ = _span(n, job)
         key = leaf_key(job.key, name) if n == name else piece_key(job, name, start)
         sides = tuple(side(e, name) for e in job.extras or ({},) * len(job.models))
-        models = tuple(m[n] for m in self.models)
-        run.note(sum(m.nbytes for m in models))
         measured = self.facts.of(name, None)
-        inputs = LeafInputs(self.base[n], models, key, measured=measured, extras=sides)
-        return fold_leaf(self.grid[n].specs, inputs, run.zero)
+        whole = n == name and len(self.models) == len(job.models)
+        like = facts_like(job, name, run.zero) if whole else ((), None)
+        need = run.strategy.needs_of(job, name, *like)[0] if whole else 0
+        with run.room.take(need):
+            models = tuple(m[n] for m in self.models)
+            run.note(sum(m.nbytes for m in models))
+            inputs = LeafInputs(self.base[n], models, key, measured=measured, extras=sides)
+            return jax.block_until_ready(fold_leaf(self.grid[n].specs, inputs, run.zero))
 
     def __iter__(self):
         return iter(self.grid)

@@ -9,6 +9,7 @@ form that it takes on a tiny leaf.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -118,6 +119,19 @@ class Unsaid(Exception):
     """The backend does not say what a program takes."""
 
 
+CALL = re.compile(r"@lapack_[sdcz](syevd|heevd|gesdd)_ffi.* : \(tensor<([\dx]+)x(complex<)?f(\d+)")
+WORKSPACE = {"syevd": 2, "heevd": 3, "gesdd": 4}  # matrices [k, k] that LAPACK takes for itself
+
+
+def _workspace(lowered: Any) -> int:
+    """Bytes that the largest decomposition of a program allocates itself, unknown to XLA."""
+    most = 0
+    for kind, dims, pairs, bits in CALL.findall(lowered.as_text()):
+        side = min(int(d) for d in dims.split("x")[-2:])
+        most = max(most, WORKSPACE[kind] * side**2 * int(bits) // 8 * (1 + bool(pairs)))
+    return most
+
+
 def _bytes(lowered: Any) -> int:
     """Bytes of a program with its arguments, results and temporaries."""
     memory = lowered.compile().memory_analysis()
@@ -128,6 +142,7 @@ def _bytes(lowered: Any) -> int:
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
+        + _workspace(lowered)
     )
 
 

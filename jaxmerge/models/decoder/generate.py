@@ -87,7 +87,7 @@ class Loop(NamedTuple):
       key: of the draws.
     """
 
-    state: State
+    state: State | None
     logits: jax.Array
     index: jax.Array
     tokens: jax.Array

@@ -1,0 +1,69 @@
+"""The tables' runs of the text streams: their settings, and how finished ones are put together."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+import report_results
+
+from jaxmerge.cli import run as command
+from jaxmerge.cli import runs as commands
+from jaxmerge.studies.settings import changed
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(EXPERIMENTS / "text_streams.py"))
+
+
+def test_every_run_builds_and_no_two_share_a_folder(script):
+    every = list(script["runs"]())
+    assert len({run.name for run in every}) == len(every)
+    assert every[0].name == "clinc150_10_order0_sequential"
+    for run in every:
+        config = command.load(EXPERIMENTS / f"{run.experiment}.py")
+        config = changed(config, commands.settings_of(run.settings(Path("data"))))
+        config.check()
+        assert [*config.streams, *config.baselines].count(run.way) == 1
+        assert (config.seed, config.seeds, config.tasks) == (run.order, 1, run.tasks)
+
+
+def part(results, ways, order):
+    """The rows of some ways of learning, as one run leaves them."""
+    (seed,) = results.seeds
+    rows = [e for e in seed.entries if e.finetunes in ways]
+    seed = dataclasses.replace(seed, seed=order, entries=rows)
+    streams = {w: {} for w in ways if w not in ("none", "joint")}
+    recipe = {"streams": streams, "baselines": [w for w in ways if w == "joint"]}
+    return dataclasses.replace(results, seeds=[seed], recipe=recipe)
+
+
+def test_finished_runs_are_put_together_by_order(script, tmp_path):
+    run = script["Run"]
+    made = report_results.results(seeds=1)
+    for order, way, rows in (
+        (0, "sequential", ("none", "sequential")), (0, "joint", ("joint",)),
+        (0, "independent", ("independent",)), (1, "independent", ("independent",)),
+        (2, "sequential", ("none", "sequential")),
+    ):  # fmt: skip
+        folder = tmp_path / run("clinc150", 10, order, way).name
+        folder.mkdir()
+        part(made, rows, order).to_json(folder / "results.json")
+    finished = script["done"]("clinc150", 10, tmp_path)
+    assert {order: set(ways) for order, ways in finished.items()} == {
+        0: {"sequential", "independent", "joint"}, 2: {"sequential"},
+    }  # fmt: skip
+    whole = script["together"](finished)
+    whole.check("whole")
+    assert [s.seed for s in whole.seeds] == [0, 2]
+    rows = [(e.label, e.finetunes) for e in whole.seeds[0].entries]
+    assert rows[0] == ("zero-shot", "none")
+    assert rows[-1] == ("joint", "joint")
+    assert len(rows) == len(made.seeds[0].entries)
+    assert set(whole.recipe["streams"]) == {"sequential", "independent"}
+    stat = next(s for s in whole.summary if s.label == "last model").metrics["accuracy"]
+    assert stat.n == 2
+    assert whole.seconds["total"] == pytest.approx(4 * made.seconds["total"])
