@@ -14,8 +14,8 @@
   clients of 480 images, 64 a round, 200 rounds a task, SGD 0.01 at the clients; ``fot_short``:
   20 clients, all in each of 20 rounds, not comparable with the figures of the paper.
 * ``gpm`` (with A-GEM), ``trgp``, ``cuber``: permuted MNIST of GPM: 784-100-100-10 without biases,
-  10 tasks, 5 epochs of 54,000 images, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99; TRGP with its code's
-  trust 0.2, CUBER with its paper's 0.5.
+  10 tasks, 5 epochs of 54,000 images, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99;
+  TRGP with its code's trust 0.2, CUBER with its paper's 0.5.
 
 ``fot``, ``gpm``, ``trgp`` and ``cuber`` take hours and are not among the defaults.
 
