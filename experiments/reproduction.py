@@ -31,6 +31,7 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "coso": (("coso",), "1e-8", "subspaces"),
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
+    "fot": (("fot",), "1e-12, projectors 1e-10, ranks exact", "fot"),
     "gpm": (("gpm",), "1e-12", "gpm"),
     "hle": (("expansion", "pl_fms"), "1e-12, counts exact, accuracies 1e-7", "iblurry"),
     "iblurry": (("i_blurry", "clib"), "1e-12, counts exact where not drawn", "iblurry"),
@@ -52,7 +53,9 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
 ELSEWHERE = {  # methods without golden files of their authors
+    "agem": "none; the paper's equation in `test_agem.py`",
     "ewc_magmax": "none; a transcription in `test_continual_strategies.py`",
+    "fedavg": "none; closed forms in `test_golden_fot.py`",
     "lwf": "none; the paper's equations in `test_golden_regularisers.py`",
     "replay": "none; a form of ours, the laws in `test_continual_strategies.py`",
     "train_only": "none; the laws in `test_laws_continual.py`",
@@ -185,7 +188,7 @@ def continual() -> list[str]:
             reason = p.get("because", "it has not been run in this version")
             ours = f"not reproduced, because {reason}"
         protocol = ": ".join(x for x in (p["method"], p["protocol"]) if x != "–")
-        own = [row_of("split_mnist", s, LABELS[p["name"]]) for s in SCENARIOS]
+        own = [row_of("split_mnist", s, LABELS.get(p["name"], "")) for s in SCENARIOS]
         table = " / ".join(percent(r) if r else "–" for r in own)
         rows.append(
             [f"`{p['name']}`", oracle(p["name"]), protocol, p["published"] or "–", p["note"],

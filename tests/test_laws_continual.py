@@ -27,6 +27,7 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "agem": {"size": 12, "examples": 4},
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
     "cuber": {"examples": 8},
@@ -35,6 +36,8 @@ EXAMPLES = {
     "er": {"size": 20},
     "ewc": {"examples": 8},
     "ewc_magmax": {"examples": 8, "strength": 1.0},
+    "fedavg": {"clients": 5, "batch": 1},
+    "fot": {"clients": 5, "batch": 1},
     "gpm": {"examples": 8},
     "lingocl": {"embeddings": np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)},
     "mas": {"examples": 8},

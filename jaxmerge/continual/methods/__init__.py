@@ -7,14 +7,16 @@ holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
 replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
-projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
+projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
 a module for every task         `lora`, `olora`, `supsup`
+averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
 freezes the classifier          `lingocl`
 trains a part                   `train_only`
 ==============================  ========================================================
 """
 
+from jaxmerge.continual.methods.agem import agem
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.cuber import cuber
@@ -23,6 +25,8 @@ from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
 from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
+from jaxmerge.continual.methods.fedavg import fedavg
+from jaxmerge.continual.methods.fot import fot
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
 from jaxmerge.continual.methods.lingocl import lingocl
@@ -45,6 +49,7 @@ from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
 
 __all__ = [
+    "agem",
     "clib",
     "coso",
     "cuber",
@@ -54,6 +59,8 @@ __all__ = [
     "ewc",
     "ewc_magmax",
     "feat_kd",
+    "fedavg",
+    "fot",
     "gpm",
     "l2",
     "lingocl",
