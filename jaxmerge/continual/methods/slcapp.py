@@ -53,7 +53,8 @@ def slcapp(
 
     Differs:
         LoRA beside it starts at random, theirs from the singular vectors of the kernel, scaled by
-        0.8: ``lora(4, alpha=3.2, use="shared", train="^head/")``. The scale of the inputs is put into the kernel of the aligned head, which only predicts.
+        0.8: ``lora(4, alpha=3.2, use="shared", train="^head/")``. The scale of the inputs is put
+        into the kernel of the aligned head, which only predicts.
 
     >>> slcapp(reverse=0.5, ce=0.5)
     slcapp(ce=0.5, reverse=0.5)
