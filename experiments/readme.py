@@ -60,11 +60,11 @@ def quickstart() -> str:
     results = read("quickstart")
     return "\n\n".join(
         [
+            "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
+            words.lesson(results),
             "What it prints (`jaxmerge quickstart`, accuracy on the test split, mean and standard "
             f"deviation over {len(results.seeds)} class orders):",
             tables.markdown(shortened(results)).strip(),
-            words.lesson(results),
-            "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
             "All methods: [docs/results.md](docs/results.md).",
         ]
     )
