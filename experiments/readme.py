@@ -40,8 +40,6 @@ STREAMS = {  # result file -> column head; what is not measured is left out
     "clinc150_30": "CLINC150, 30 tasks",
     "banking77": "Banking77, 7 tasks",
     "quickstart": "Handwritten digits, 5 tasks",
-    "sign_digits": "Signed digits, 5 tasks",
-    "fashion_mnist": "Fashion-MNIST, 5 tasks",
 }
 
 
