@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from jaxmerge.io.architectures.architecture import Architecture
 from jaxmerge.io.architectures.names import numbers, template
 from jaxmerge.io.architectures.roles import POSITIONS
+from jaxmerge.io.architectures.table import Known
 from jaxmerge.io.safetensors import Like
 
 COUNTS = re.compile(
@@ -45,6 +46,7 @@ TABLE = Path(str(resources.files("jaxmerge.io.architectures") / "families.json")
 TABLES = ("embedding", "position", "table")
 LEARNT = re.compile(  # buffers that training changes: statistics, codebooks, balances of experts
     r"running_|embed|cluster|bias|codebook|usage|queue|_(min|max)$|scaling_factor|_integer|^weight"
+    r"|_scalar$|^shift$"
 )
 
 
@@ -158,12 +160,16 @@ def roles_of(model_type: str) -> dict[str, str]:
 
 
 def departures(truth: dict[str, str], guess: Architecture) -> dict[str, str]:
-    """Template -> role, where modules say another one than the rules."""
-    roles = {}
+    """Template -> role, where modules say another one than the rules.
+
+    Of families in the table sizes alone decide nothing.
+    """
+    rules, roles = Architecture(guess.like, guess.config), {}
+    rules.known = Known()
     for name, role in truth.items():
-        if name not in guess.like:  # a copy of a tied array
+        if name not in rules.like:  # a copy of a tied array
             continue
-        guessed = guess.role(name)
+        guessed = rules.role(name)
         if role == "a table":
             spare = "position" if POSITIONS.search(name) else "table"
             role = guessed if guessed in TABLES[1:] else spare

@@ -29,13 +29,17 @@ SCENARIOS = {
 }
 ORACLES = {  # golden files: methods, the tolerance to which tests hold them, the test
     "coso": (("coso",), "1e-8", "subspaces"),
+    "ctp": (("ctp",), "1e-12, a loss 1e-11", "ctp"),
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
+    "fot": (("fot",), "1e-12, projectors 1e-10, ranks exact", "fot"),
     "gpm": (("gpm",), "1e-12", "gpm"),
     "hle": (("expansion", "pl_fms"), "1e-12, counts exact, accuracies 1e-7", "iblurry"),
     "iblurry": (("i_blurry", "clib"), "1e-12, counts exact where not drawn", "iblurry"),
+    "lingocl": (("lingocl",), "1e-12 (the head alone)", "lingocl"),
     "mas": (("mas",), "1e-12", "regularisers"),
     "olora": (("lora", "olora"), "1e-12", "olora"),
+    "onpro": (("onpro",), "1e-11, a loss 1e-10, a gradient 1e-9", "onpro"),
     "osft": (("osft",), "1e-10", "subspaces"),
     "prd": (("prd",), "1e-12", "prd"),
     "refresh": (("refresh",), "1e-12", "refresh"),
@@ -50,13 +54,17 @@ ORACLES = {  # golden files: methods, the tolerance to which tests hold them, th
     "trgp": (("trgp",), "1e-9", "trgp"),
 }  # fmt: skip
 ELSEWHERE = {  # methods without golden files of their authors
+    "agem": "none; the paper's equation in `test_agem.py`",
     "ewc_magmax": "none; a transcription in `test_continual_strategies.py`",
+    "fedavg": "none; closed forms in `test_golden_fot.py`",
     "lwf": "none; the paper's equations in `test_golden_regularisers.py`",
     "replay": "none; a form of ours, the laws in `test_continual_strategies.py`",
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
-    "clib": "CLIB 500", "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++",
+    "clib": "CLIB 500", "ctp": "CTP", "lingocl": "LingoCL", "onpro": "OnPro",
+    "pl_fms": "PL-FMS 500",
+    "prd": "PRD", "slcapp": "SLCA++",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",
@@ -182,7 +190,7 @@ def continual() -> list[str]:
             reason = p.get("because", "it has not been run in this version")
             ours = f"not reproduced, because {reason}"
         protocol = ": ".join(x for x in (p["method"], p["protocol"]) if x != "–")
-        own = [row_of("split_mnist", s, LABELS[p["name"]]) for s in SCENARIOS]
+        own = [row_of("split_mnist", s, LABELS.get(p["name"], "")) for s in SCENARIOS]
         table = " / ".join(percent(r) if r else "–" for r in own)
         rows.append(
             [f"`{p['name']}`", oracle(p["name"]), protocol, p["published"] or "–", p["note"],

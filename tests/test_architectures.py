@@ -159,6 +159,21 @@ def test_roles(name, shape, role):
     assert role_of(name, shape, vocabularies=[11], experts=[8]) == role
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "shape", "role"),
+    [
+        ("granitemoeshared", "model.layers.0.block_sparse_moe.input_linear.weight", (8, 6, 4),
+         "experts"),
+        ("minimax", "model.layers.0.self_attn.slope_rate", (4, 1, 1), "buffer"),
+        ("zamba", "model.layers.0.mamba.x_proj_weight", (2, 6, 4), "kernel"),
+        ("inkling_text", "model.layers.1.mlp.gate.weight", (10, 4), "router"),
+    ],
+)  # fmt: skip
+def test_roles_that_modules_tell(family, name, shape, role):
+    config = {"model_type": family, "num_local_experts": 8}
+    assert architecture(leaves({name: shape}), config).role(name) == role
+
+
 def test_vocabularies_of_an_unknown_family_are_found_by_their_rows():
     shapes = {f"net.units.{i}.w.weight": (12, 4) for i in range(3)}  # no vocabulary: a layer's
     shapes |= {"net.tok.weight": (12, 4), "net.out.weight": (12, 4), "net.out.bias": (12,)}
@@ -172,6 +187,16 @@ def test_vocabularies_of_an_unknown_family_are_found_by_their_rows():
     assert arch.token_axis("net.last/kernel") == 1
     arch = architecture(leaves(shapes), {"model_type": "llama", "vocab_size": 12})
     assert arch.role("net.tok.weight") == "kernel"  # the family is known: its modules decide
+
+
+def test_a_head_comes_after_the_layers():
+    shapes = {
+        "embed.weight": (9, 4),
+        "vocab_projector.bias": (9,),
+        "vocab_transform.weight": (4, 4),
+    }
+    arch = architecture(leaves(shapes), {"model_type": "distilbert", "vocab_size": 9})
+    assert [arch.early(n) for n in shapes] == [True, False, False]
 
 
 def test_parts():

@@ -27,16 +27,22 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "agem": {"size": 12, "examples": 4},
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "ctp": {"queue": 10},
     "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},
     "er": {"size": 20},
     "ewc": {"examples": 8},
     "ewc_magmax": {"examples": 8, "strength": 1.0},
+    "fedavg": {"clients": 5, "batch": 1},
+    "fot": {"clients": 5, "batch": 1},
     "gpm": {"examples": 8},
+    "lingocl": {"embeddings": np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)},
     "mas": {"examples": 8},
+    "onpro": {"size": 20, "replay": 8, "projection": 4, "rotations": False},
     "pl_fms": {"size": 12, "period": 2, "total": 60},
     "prd": {"projection": 4},
     "refresh": {"examples": 8},
@@ -45,6 +51,7 @@ EXAMPLES = {
     "slca": {"epochs": 1, "per_class": 4},
     "slcapp": {"epochs": 1, "per_class": 4},
 }
+MANY = {"lingocl": {"embeddings": np.eye(20, 5, dtype=np.float32)}}  # of twenty classes
 SIGMOID = classification(columns="seen", loss="sigmoid")
 PLAIN = {"pred_kd": SIGMOID}  # what fine-tuning is under the objective of the method's own
 OTHERWISE = {
@@ -138,7 +145,7 @@ def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
 
 @every
 def test_ten_tasks_compile_every_stage_once(name):
-    config, ten = setup(of(name)), split(tasks=10, steps=1, classes=20)
+    config, ten = setup(of(name, **MANY.get(name, {}))), split(tasks=10, steps=1, classes=20)
     from tiny_streams import tiny
 
     config = jax.tree.map(lambda x: x, config)

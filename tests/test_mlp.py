@@ -45,3 +45,20 @@ def test_what_is_wrong_is_said():
     config = mlp.Config(inputs=6)
     with pytest.raises(ValueError, match="6 numbers an example"):
         mlp.features(config, mlp.init(config, jax.random.key(0)), jnp.ones((2, 5)))
+
+
+def test_dropout_is_of_training_only():
+    config = mlp.Config(inputs=6, hidden=(400, 4), dropout=(0.25, 0.0))
+    params = mlp.init(config, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (3, 6))
+    plain = mlp.forward(mlp.Config(inputs=6, hidden=(400, 4)), params, x)
+    np.testing.assert_array_equal(mlp.forward(config, params, x).features, plain.features)
+    seen = mlp.forward(config, params, x, key=jax.random.key(2), inputs=True).inputs
+    hidden = mlp.forward(config, params, x, inputs=True).inputs["layer_1/kernel"]
+    kept = np.asarray(seen["layer_1/kernel"] != 0)[np.asarray(hidden != 0)]
+    assert 0.7 < kept.mean() < 0.8
+    np.testing.assert_allclose(
+        seen["layer_1/kernel"], np.where(seen["layer_1/kernel"] != 0, hidden / 0.75, 0), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"dropout \(0.5,\), expected 2 rates"):
+        mlp.Config(inputs=6, hidden=(4, 4), dropout=(0.5,))

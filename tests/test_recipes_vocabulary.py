@@ -240,9 +240,31 @@ WISHES = {
     "<im>": {"source": {"kind": "model_token", "model": "b", "token": "fox"}, "force": True},
     "emu": {"source": "b"},
 }
+MAPPED = {  # references as mergekit's mappings
+    "<im>": {"source": {"kind": "model_token", "model": {"model": {"path": "b"}}, "token": "fox"},
+             "force": True},
+    "emu": {"source": {"model": {"path": "b"}}, "force": True},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("tokenizer", ["a", {"source": "a", "tokens": WISHES}])
+def test_references_of_a_tokenizer_as_mappings(vocabularies):
+    recipe = {"merge_method": "linear", "models": [
+        {"model": {"model": {"path": m}}, "parameters": {"weight": 1}} for m in ("a", "b")
+    ]}  # fmt: skip
+    mapped = {"source": {"model": {"path": "a"}}, "tokens": MAPPED}
+    got = run(recipe | {"tokenizer": mapped})["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(got[TOKENS["a"].index("<im>")], row(vocabularies, "b", "fox"))
+    np.testing.assert_array_equal(got[TOKENS["a"].index("emu")], row(vocabularies, "b", "emu"))
+    for wrong in ({"model": {"revision": "main"}}, {"model": 5}, {"model": "a", "lora": 5}):
+        with pytest.raises(UserError, match="a model must be a reference"):
+            run(recipe | {"tokenizer": {"source": wrong}})
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    ["a", {"source": "a", "tokens": WISHES},
+     {"source": {"model": {"path": "a"}}, "tokens": MAPPED}],
+)  # fmt: skip
 @pytest.mark.parametrize("form", ["ours", "mergekit's"])
 def test_a_resolved_recipe_finds_the_models_of_its_tokenizer_anywhere(
     vocabularies, form, tokenizer, tmp_path, monkeypatch

@@ -155,6 +155,19 @@ def test_merges_keep_axes_of_any_name_and_kind(name, kind):
         np.testing.assert_allclose(np.asarray(out["w"]), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["ties", "iso_c"])
+def test_explicit_axes_inside_jit(name):
+    method = jm.get(name)()
+    base = on_devices(FULL, P("fsdp"), AxisType.Explicit)
+    rows = [on_devices(r, P("fsdp"), AxisType.Explicit) for r in ROWS]
+    out = jax.jit(lambda b, ms: jm.merge(method, b, ms))(base, rows)
+    assert out["w"].sharding.is_equivalent_to(base["w"].sharding, 2)
+    want = jm.merge(method, FULL, ROWS)["w"]
+    np.testing.assert_allclose(np.asarray(out["w"]), want, atol=2e-6)
+    with pytest.raises(TypeError, match=r"jm\.init inside jit cannot take leaves on explicit axes"):
+        jax.jit(lambda b: jm.init(method, b))(base)
+
+
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs", "magmax"])
 def test_no_leaf_is_gathered_to_rank_its_entries(name):
     base = on_devices(FULL, P(None, "fsdp"))
@@ -263,3 +276,29 @@ def test_two_processes_write_what_one_writes(tmp_path):
         with np.load(tmp_path / f"{name}.npz") as out:
             expected = jm.merge(method, BASE, models(3), key=KEY)
             (laws.same if name == "magmax" else laws.close)({n: out[n] for n in expected}, expected)
+
+
+def test_leaves_go_from_a_file_to_their_devices(tmp_path, monkeypatch):
+    from safetensors.numpy import save_file
+
+    from jaxmerge.io.safetensors import File
+    from jaxmerge.io.sources import open_source
+
+    tree = {n: x for n, x in BASE.items() if x.ndim} | {"wide": FULL["w"]}
+    save_file({n: np.ascontiguousarray(x) for n, x in tree.items()}, tmp_path / "m.safetensors")
+    on, reads = jm.mesh(1, 8), []
+    read = File.read
+    monkeypatch.setattr(
+        File, "read", lambda file, *at: reads.append(at) or read(file, *at)
+    )  # fmt: skip
+    placed = jm.shard(open_source(tmp_path / "m.safetensors"), on)
+    laws.same({n: np.asarray(placed[n]) for n in tree}, tree)
+    expected = jm.shard(tree, on)
+    assert all(placed[n].sharding == expected[n].sharding for n in tree)
+    assert [at[0] for at in reads].count("wide") == 1  # cut along columns: read once
+    rules = [("wide", P("params")), (".*", P())]
+    reads.clear()
+    rows = jm.shard(str(tmp_path / "m.safetensors"), on, rules)
+    np.testing.assert_array_equal(np.asarray(rows["wide"]), FULL["w"])
+    sizes = [stop - start for n, start, stop in reads if n == "wide"]
+    assert sizes == [8 * 128] * 8  # only what a device holds

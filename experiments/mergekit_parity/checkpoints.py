@@ -55,7 +55,7 @@ def further_families() -> dict[str, Any]:
         "glm4": dict(head_dim=4),
         "mamba": dict(state_size=4, conv_kernel=2),
         "cohere": dict(use_qk_norm=True),
-        "falcon": dict(new_decoder_architecture=True),
+        "falcon": dict(new_decoder_architecture=True, tie_word_embeddings=False),
         "distilbert": dict(dim=16, hidden_dim=32, n_layers=4, n_heads=4),
         "gpt_bigcode": dict(n_embd=16, n_layer=4, n_head=4, n_positions=64),
     }

@@ -1,8 +1,8 @@
-"""Recipes on every other family that mergekit has a definition of: a gradient, filters, a stack."""
+"""Recipes on every other family that mergekit has a definition of: a gradient, a slerp, a stack."""
 
 from __future__ import annotations
 
-from recipes import Case, model, names, recipe
+from recipes import DIFFERS, Case, model, names, recipe
 
 
 def by_family(family: str) -> dict[str, Case]:
@@ -10,7 +10,7 @@ def by_family(family: str) -> dict[str, Case]:
     _, a, b, _ = names(family)
     gradient = [0.0, 0.3, 1.0]
     source = lambda m, r: {"sources": [{"model": m, "layer_range": r}]}
-    return {
+    out = {
         f"{family}/gradient": Case([
             recipe("linear", [model(a, weight=gradient), model(b, weight=0.5)])
         ]),
@@ -20,3 +20,5 @@ def by_family(family: str) -> dict[str, Case]:
             "slices": [source(a, [0, 3]), source(b, [2, 4])],
         }]),
     }  # fmt: skip
+    why = lambda n: DIFFERS.get(n) or DIFFERS.get(family)
+    return {n: case._replace(differs=why(n)) for n, case in out.items()}

@@ -26,7 +26,8 @@ def leaves_of(folder: Path) -> dict[str, np.ndarray]:
 
 def compare(case: Case, theirs: Path, ours: Path, base: Path | None) -> tuple[str, str]:
     """A verdict and what was seen."""
-    a, b = leaves_of(theirs), by_token(leaves_of(ours), ours, theirs)
+    b = by_token(leaves_of(ours), ours, theirs)
+    a = by_expert(leaves_of(theirs), b)
     known = case.differs
     alone = [n for n in sorted(a.keys() ^ b.keys()) if not _tied(n, a, b)]
     if any(known is None or not any(p in n for p in known.absent) for n in alone):
@@ -62,6 +63,32 @@ def compare(case: Case, theirs: Path, ours: Path, base: Path | None) -> tuple[st
         if changed(a) != changed(b):
             return "differs", f"another number of changed entries; {seen}"
     return "differs on purpose", seen
+
+
+def by_expert(leaves: dict, like: dict) -> dict[str, np.ndarray]:
+    """Leaves with experts apart, as published checkpoints and `like` have them.
+
+    mergekit writes all experts of a layer in one array (gate and up in one), as transformers'
+    modules hold them.
+    """
+    out = {}
+    for n, x in leaves.items():
+        layer, fused, part = n.rpartition(".mlp.experts.")
+        mixtral = f"{layer or n.removesuffix('.mlp.gate.weight')}.block_sparse_moe"
+        if n in like or not (fused or f"{mixtral}.gate.weight" in like):
+            out[n] = x
+            continue
+        if not fused:
+            out[f"{mixtral}.gate.weight"] = x
+            continue
+        old = f"{mixtral}.experts.0.w1.weight" in like
+        at, (gate, up, down) = (mixtral, ("w1", "w3", "w2")) if old else (
+            f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj"))  # fmt: skip
+        for e, w in enumerate(x):
+            names = (gate, up) if part == "gate_up_proj" else (down,)
+            for name, half in zip(names, np.split(w, len(names)), strict=True):
+                out[f"{at}.experts.{e}.{name}.weight"] = half
+    return out
 
 
 def by_token(leaves: dict, folder: Path, like: Path) -> dict[str, np.ndarray]:

@@ -41,6 +41,8 @@ class Case(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+STAY = "buffers stay as they are, there they are merged like weights"
+APART = "experts stored apart are merged apart, there all of a layer as one array"
 DIFFERS = {
     "arcee_fusion": Difference(
         "the cancellation in a float32 divergence decides at the threshold there", entries=3
@@ -48,10 +50,10 @@ DIFFERS = {
     "t5/linear-filter": Difference(
         "`mlp` is T5's DenseReluDense here; there it matches no name", ("DenseReluDense",)
     ),
-    "pythia": Difference(
-        "buffers stay as they are, there they are merged like weights",
-        ("attention.bias", "masked_bias", "inv_freq"),
-    ),
+    "pythia": Difference(STAY, ("attention.bias", "masked_bias", "inv_freq")),
+    "mixtral/slerp": Difference(APART, ("experts",)),
+    "qwen3_moe/slerp": Difference(APART, ("experts",)),
+    "apertus": Difference(STAY, ("act_fn.beta", "act_fn.eps")),
 }  # of a method, of one recipe, of a family
 BUFFERS = Difference(
     "a buffer stays as in the first model; there it is left out where not all models have it",

@@ -35,19 +35,28 @@ def filled(buffer: dict[str, Any]) -> Array:
     return jnp.minimum(buffer["met"], size_of(buffer))
 
 
-def reservoir(buffer: dict[str, Any], rows: Any, weight: Array, key: Array) -> dict[str, Any]:
+def reservoir(
+    buffer: dict[str, Any], rows: Any, weight: Array, key: Array, batchwise: bool = False
+) -> dict[str, Any]:
     """Reservoir sampling: of all examples met, each is there with the same probability.
 
     Args:
         rows: leaves ``[B, ...]``.
         weight: ``[B]``; examples of weight 0 are not met.
+        batchwise: every example of a batch is drawn against the number of those before the batch
+            and of those that found a free place (the online papers' code); no exact reservoir.
 
     Source: Vitter, Random sampling with a reservoir, ACM TOMS 1985, algorithm R.
     """
     place = buffer["met"] + jnp.cumsum(weight > 0) - 1
     place = place.astype(jnp.int32)
     size = size_of(buffer)
-    drawn = jax.random.randint(key, place.shape, 0, jnp.maximum(place, 0) + 1)
+    last = jnp.maximum(place, 0)
+    if batchwise:
+        last = jnp.full_like(
+            place, jnp.maximum(buffer["met"], jnp.minimum(place[-1] + 1, size)) - 1
+        )
+    drawn = jax.random.randint(key, place.shape, 0, last + 1)
     return write(buffer, rows, jnp.where(place < size, place, drawn), weight)
 
 

@@ -25,6 +25,7 @@ from jaxmerge.core.validation import (
     flat_extra,
     grid_of,
 )
+from jaxmerge.drivers.explicit_axes import automatically, implicit, traced_explicit
 from jaxmerge.drivers.leaf import (
     LeafInputs,
     finish_leaf,
@@ -34,7 +35,6 @@ from jaxmerge.drivers.leaf import (
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
-from jaxmerge.drivers.placement import implicit
 
 
 def merge(
@@ -75,7 +75,14 @@ def merge(
     """
     check_method(method, key)
     with jax.profiler.TraceAnnotation(f"merge {method}"):
-        return _merge(method, base, models, key, extras, nonfinite)
+        run = lambda base, models, key, extras: _merge(
+            method, base, models, key, extras, nonfinite
+        )  # fmt: skip
+        if traced_explicit(base, models):
+            models = models if isinstance(models, Mapping) else list(models)
+            first = next(iter(models.values() if isinstance(models, Mapping) else models), None)
+            run = automatically(run, first if base is None else base)
+        return run(base, models, key, extras)
 
 
 def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfinite: str) -> Any:

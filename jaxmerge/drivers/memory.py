@@ -39,6 +39,7 @@ from jaxmerge.core.validation import (
     folds_of,
     grid_of,
 )
+from jaxmerge.drivers.explicit_axes import explicit, implicit, refuse_traced_explicit
 from jaxmerge.drivers.leaf import (
     LeafInputs,
     combine_leaf,
@@ -48,7 +49,6 @@ from jaxmerge.drivers.leaf import (
     update_leaf,
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
-from jaxmerge.drivers.placement import explicit, implicit
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -100,6 +100,7 @@ def init(method: Merge, base: Any, *, key: Any = None, models: int | None = None
         Array([1.414, 1.414], dtype=float32)
     """
     check_method(method, key)
+    refuse_traced_explicit("jm.init", base)
     flat = implicit(names.flatten(base)[0])
     if not flat:
         raise ValueError(
@@ -167,6 +168,7 @@ def update(
     check_method(method, getattr(state, "key", None))
     check_order(state, MergeState, "jm.update(method, state, base, model)")
     zero = check_nonfinite(nonfinite)
+    refuse_traced_explicit("jm.update", base, model)
     base, model = (implicit(names.flatten(x)[0]) for x in (base, model))
     names.check_same(base, model, who="the model")
     grid = grid_of(method, base)
@@ -207,6 +209,7 @@ def merged(method: Merge, state: MergeState, base: Any) -> Any:
     """The merged model so far, in the form and the dtypes of the base."""
     check_method(method, getattr(state, "key", None))
     check_order(state, MergeState, "jm.merged(method, state, base)")
+    refuse_traced_explicit("jm.merged", base)
     like, rebuild = names.flatten(base)
     flat = implicit(like)
     grid = grid_of(method, flat)

@@ -1,7 +1,6 @@
 """Where leaves lie: a mesh of devices, trees cut over it, models stacked along one of its axes.
 
-    grid = mesh(models=4, params=2)
-    base = shard(base, grid, [("kernel$", P(None, "params")), (".*", P())])
+    base = shard(base, mesh(4, 2), [("kernel$", P(None, "params")), (".*", P())])
 
 Sharded leaves need nothing else: `merge`, `update` and `merged` keep the sharding of the base.
 """
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
 from jaxmerge.core.types import Leaves
+from jaxmerge.io.safetensors import Leaves as Stored
+from jaxmerge.io.sources import open_source
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -47,15 +49,45 @@ def shard(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     """Place a tree on the mesh, every leaf cut as the first rule says whose regex matches its name.
 
     Args:
+        params: a tree; or a reference (`jaxmerge.io.sources`), or what one opened, whose leaves go
+            from the file to the devices one by one: the host never holds more than one, and a host
+            reads only the rows that its devices hold.  Flat then, by the names in the file.
         rules: ``[(regex, PartitionSpec), ...]``; every leaf must match one.  None cuts each leaf
             along its largest axis that the devices divide, over all axes of the mesh but "models".
 
     Raises:
         ValueError: leaves without a rule, or with an axis that does not divide, all of them named.
     """
+    if isinstance(params, str | os.PathLike):
+        opened = open_source(params)
+        try:
+            return shard(opened, mesh, rules)
+        finally:
+            opened.close()
+    if isinstance(params, Stored):
+        specs = _specs(params.like, mesh, rules)
+        return {n: _from_file(params, n, NamedSharding(mesh, specs[n])) for n in params}
     flat, rebuild = names.flatten(params)
     specs = _specs(flat, mesh, rules)
     return rebuild({n: place_leaf(x, NamedSharding(mesh, specs[n])) for n, x in flat.items()})
+
+
+def _from_file(leaves: Stored, name: str, sharding: NamedSharding) -> jax.Array:
+    """A leaf of a file on its devices."""
+    shape = leaves.like[name].shape
+    row = math.prod(shape[1:])
+
+    @functools.lru_cache(maxsize=1)  # devices that hold other columns of the same rows
+    def rows(start: int, stop: int) -> np.ndarray:
+        return leaves.read(name, start * row, stop * row).reshape(stop - start, *shape[1:])
+
+    def part(at: tuple[slice, ...]) -> np.ndarray:
+        if not at:
+            return leaves[name]
+        start, stop, _ = at[0].indices(shape[0])
+        return rows(start, stop)[:, *at[1:]]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def gather(params: Any) -> Any:
@@ -238,31 +270,3 @@ def _largest(x: Any, over: tuple[str, ...], size: int) -> PartitionSpec:
         return PartitionSpec()
     axis = max(fits)[1]
     return PartitionSpec(*[None] * axis, over[0] if len(over) == 1 else over)
-
-
-def implicit(leaves: Leaves) -> Leaves:
-    """Leaves on a mesh whose axes are explicit as on one whose axes are automatic; nothing moves.
-
-    Under explicit axes sort, scatter and products over a cut axis are refused by JAX.
-    """
-    if not any(map(explicit, leaves.values())):
-        return leaves
-    return {n: _implicit(x) for n, x in leaves.items()}
-
-
-def explicit(leaf: Any) -> bool:
-    """Whether a leaf lies on a mesh with explicit axes."""
-    own = getattr(leaf, "sharding", None) if isinstance(leaf, jax.Array) else None
-    return isinstance(own, NamedSharding) and AxisType.Explicit in own.mesh.axis_types
-
-
-def _implicit(leaf: Any) -> Any:
-    if not explicit(leaf):
-        return leaf
-    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-    if isinstance(leaf, Tracer):
-        raise TypeError(
-            f"Inside jit a leaf lies on a mesh with explicit axes ({mesh.axis_names}): merge "
-            "outside of it, or under jax.sharding.auto_axes."
-        )
-    return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), spec))

@@ -29,9 +29,14 @@ def ref_of(value: Any) -> str:
         for part in (inner, lora):
             if isinstance(part, Mapping):
                 part = mapping(part, "a model", ("path", "revision"))
+                if not isinstance(part.get("path"), str):
+                    raise UserError(f"a model must be a reference, got {value!r}.")
                 part = part["path"] + (f"@{part['revision']}" if part.get("revision") else "")
             parts.append(part)
-        value = parts[0] if parts[1] is None else f"{parts[0]}+{parts[1]}"
+        if all(isinstance(p, str) for p in parts):
+            value = "+".join(parts)
+        else:
+            value = parts[0] if parts[1] is None else value
     if not isinstance(value, str):
         raise UserError(f"a model must be a reference, got {value!r}.")
     return value

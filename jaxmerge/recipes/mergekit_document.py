@@ -202,10 +202,11 @@ def resolved(content: Mapping[str, Any], models: Models) -> dict[str, Any]:
             return [walk(v) for v in value]
         return value
 
-    out = walk(dict(content))
+    own = ("tokenizer", "tokenizer_source")
+    out = walk({k: v for k, v in content.items() if k not in own})
     if out.get("rename"):
         out["rename"] = {models.resolve(r): dict(v) for r, v in content["rename"].items()}
-    for key in ("tokenizer", "tokenizer_source"):
-        if out.get(key):
+    for key in own:
+        if content.get(key):
             out[key] = resolved_tokenizer(content[key], models)
     return out

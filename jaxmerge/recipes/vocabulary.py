@@ -35,6 +35,7 @@ from jaxmerge.io.architectures.config_changes import (
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.tokenizer_files import tokenizer_files
 from jaxmerge.recipes.chat_templates import template_files
+from jaxmerge.recipes.layers import ref_of
 from jaxmerge.recipes.parse import mapping
 from jaxmerge.recipes.reindexed import MEAN, ZERO, Reindexed
 from jaxmerge.recipes.tokenizer_json import add_tokens, in_order, token_table
@@ -159,8 +160,8 @@ class Vocabulary:
             )
         return {t: i for t, i in table.items() if t not in set(beyond)}
 
-    def _source(self, ref: str, models: Any) -> Source:
-        opened = models.open(ref)
+    def _source(self, ref: Any, models: Any) -> Source:
+        opened = models.open(ref_of(ref))
         return next((s for s in self.sources if s.ref == opened.ref), opened)
 
     def _fill(self, wishes: Any, models: Any) -> None:
@@ -189,7 +190,7 @@ class Vocabulary:
     def _wish(self, token: str, source: Any, models: Any) -> tuple[int, int]:
         what = f"tokenizer: tokens: {token!r}"
         wanted: Any = token
-        if isinstance(source, Mapping):
+        if isinstance(source, Mapping) and not _is_model(source):
             known = ("kind", "model", "token", "token_id")
             source = mapping(source, what, known)
             kind, wanted = source.get("kind"), source.get("token", token)
@@ -238,20 +239,26 @@ class Vocabulary:
         return {n for n, r in rows.items() if r >= need and r not in others}
 
 
+def _is_model(source: Any) -> bool:
+    """Whether a source of rows is mergekit's mapping of a model, and no kind of row."""
+    return isinstance(source, Mapping) and "model" in source and "kind" not in source
+
+
 def resolved(setting: Any, models: Any) -> Any:
     """A tokenizer choice with references that mean the same anywhere."""
-    own = lambda ref: ref if ref in ("union", "base") else models.resolve(ref)
+    own = lambda ref: ref if ref in ("union", "base") else models.resolve(ref_of(ref))
     if isinstance(setting, str):
         return own(setting)
     out = dict(setting)
-    if isinstance(out.get("source"), str):
+    if out.get("source") is not None:
         out["source"] = own(out["source"])
     wishes = {}
     for token, wish in (out.get("tokens") or {}).items():
         source = (wish or {}).get("source")
-        if isinstance(source, str):
-            wish = {**wish, "source": models.resolve(source)}
-        elif isinstance(source, Mapping) and isinstance(source.get("model"), str):
-            wish = {**wish, "source": {**source, "model": models.resolve(source["model"])}}
+        if isinstance(source, str) or _is_model(source):
+            wish = {**wish, "source": models.resolve(ref_of(source))}
+        elif isinstance(source, Mapping) and source.get("model") is not None:
+            model = models.resolve(ref_of(source["model"]))
+            wish = {**wish, "source": {**source, "model": model}}
         wishes[token] = wish
     return out | ({"tokens": wishes} if wishes else {})

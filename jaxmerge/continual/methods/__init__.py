@@ -1,33 +1,42 @@
 """Published methods, one file each; importing this package registers them by name.
 
-==============================  =================================================
+==============================  ========================================================
 what it does                    methods
-==============================  =================================================
+==============================  ========================================================
 holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
-replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `replay`
+replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
-projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`
+projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
 a module for every task         `lora`, `olora`, `supsup`
+averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
+freezes the classifier          `lingocl`
+learns pairs of image and text  `ctp`
 trains a part                   `train_only`
-==============================  =================================================
+==============================  ========================================================
 """
 
+from jaxmerge.continual.methods.agem import agem
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
+from jaxmerge.continual.methods.ctp import ctp
 from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
 from jaxmerge.continual.methods.ewc import ewc
 from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
+from jaxmerge.continual.methods.fedavg import fedavg
+from jaxmerge.continual.methods.fot import fot
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
+from jaxmerge.continual.methods.lingocl import lingocl
 from jaxmerge.continual.methods.lora import lora
 from jaxmerge.continual.methods.lwf import lwf
 from jaxmerge.continual.methods.mas import mas
 from jaxmerge.continual.methods.olora import olora
+from jaxmerge.continual.methods.onpro import onpro
 from jaxmerge.continual.methods.osft import osft
 from jaxmerge.continual.methods.pl_fms import pl_fms
 from jaxmerge.continual.methods.prd import prd
@@ -42,8 +51,10 @@ from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
 
 __all__ = [
+    "agem",
     "clib",
     "coso",
+    "ctp",
     "cuber",
     "der",
     "derpp",
@@ -51,12 +62,16 @@ __all__ = [
     "ewc",
     "ewc_magmax",
     "feat_kd",
+    "fedavg",
+    "fot",
     "gpm",
     "l2",
+    "lingocl",
     "lora",
     "lwf",
     "mas",
     "olora",
+    "onpro",
     "osft",
     "pl_fms",
     "prd",

@@ -10,6 +10,7 @@ from jaxmerge.continual.contrast import supervised, unit
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Method, Outputs, Step
 from jaxmerge.continual.registry import Count, NonNegative, Positive, methods
+from jaxmerge.continual.wraps.head import with_head
 from jaxmerge.core.types import Array
 
 PROTOTYPES, KERNEL, BIAS = "prototypes", "projection/kernel", "projection/bias"
@@ -61,16 +62,14 @@ def prd(
     """
 
     def wrap(model, tasks):
-        def init(key):
-            own, below = jax.random.split(key)
-            params = dict(model.init(below))
+        def leaves(params, key):
             if "head/kernel" not in params:
                 raise ValueError("prd: the model has no leaf head/kernel, whose shape it takes.")
             d, classes = params["head/kernel"].shape
-            one, two = jax.random.split(own)
+            one, two = jax.random.split(key)
             kind, bound = params["head/kernel"].dtype, d**-0.5
             draw = lambda key, shape: jax.random.uniform(key, shape, kind, -bound, bound)
-            return params | {
+            return {
                 PROTOTYPES: draw(one, (classes, d)), KERNEL: draw(two, (d, projection)),
                 BIAS: jnp.zeros(projection, kind),
             }  # fmt: skip
@@ -80,16 +79,7 @@ def prd(
             aux = {**(out.aux or {}), "detached": unit(jax.lax.stop_gradient(f)) @ rows.T}
             return Outputs(unit(f) @ rows.T, f, aux)
 
-        above = lambda g: g and (lambda params, *rest: read(params, g(params, *rest)))
-        own = (PROTOTYPES, KERNEL, BIAS)
-        return model._replace(
-            init=init, apply=above(model.apply), predict=above(model.predict),
-            train=above(model.train),
-            from_features=lambda params, f, task: read(params, Outputs(None, f)),
-            trainable=lambda n: (
-                n in own or (not n.startswith("head/") and model.trainable(n))
-            ),
-        )  # fmt: skip
+        return with_head(model, leaves, read, (PROTOTYPES, KERNEL, BIAS))
 
     def objective(out, batch, info, task):
         near = jnp.take_along_axis(out.aux["detached"], batch.targets[:, None], 1)[:, 0]

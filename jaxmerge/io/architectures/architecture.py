@@ -164,7 +164,7 @@ class Architecture:
         out = {n: self._special(n) or by_rules(n, x) for n, x in self.like.items()}
         if self.known is None and sizes:
             outside = {n: s for n, s in self._shapes.items() if self.layer(n) is None}
-            out |= vocabularies_by_shape(outside, out, sizes)
+            out |= vocabularies_by_shape(outside, out, sizes - {1})
         return out
 
     def _special(self, name: str) -> str | None:
@@ -240,7 +240,10 @@ class Architecture:
 
     def early(self, name: str) -> bool:
         """Whether a leaf outside of the layers comes before them: tables, towers, what is known."""
-        if self.role(name) in ("embedding", "position", "table") or "embed" in name.lower():
+        role = self.role(name)
+        if role == "head":
+            return False
+        if role in ("embedding", "position", "table") or "embed" in name.lower():
             return True
         path = template(name)
         if any(ends_alike(path, k) for k in self._facts.early):

@@ -214,7 +214,7 @@ def part_of(name: str) -> str:
 
 TOWERS = {
     "projector": re.compile(
-        r"projector|connector|aligner|(^|[./_])(merger|resampler|mm_\w+|abstractor)"
+        r"(?<!vocab_)projector|connector|aligner|(^|[./_])(merger|resampler|mm_\w+|abstractor)"
     ),
     "vision": re.compile(r"vision|visual|(^|[./_])(vpm|image|img|vit)([./_]|$)|image_encoder"),
     "audio": re.compile(r"audio|speech|whisper|(^|[./_])apm([./_]|$)"),

@@ -13,11 +13,12 @@ from jaxmerge.models.trained_head import trained_head
 def tower(config: modeling.Config, dtype: str = "float32") -> Model:
     """Features without a head; ``aux["taps"]`` has the inputs of all kernels."""
 
-    def apply(params: Any, inputs: Any, task: Any) -> Outputs:
-        output = modeling.forward(config, params, inputs, inputs=True, dtype=dtype)
+    def apply(params: Any, inputs: Any, task: Any, key: Any = None) -> Outputs:
+        output = modeling.forward(config, params, inputs, key=key, inputs=True, dtype=dtype)
         return Outputs(None, output.features, {"taps": output.inputs})
 
-    return Model(lambda key: modeling.init(config, key), apply)
+    train = apply if any(config.dropout) else None
+    return Model(lambda key: modeling.init(config, key), apply, train=train)
 
 
 @models.register
@@ -27,6 +28,7 @@ def mlp(
     classes: Count = 10,
     bias: bool = True,
     activation: Literal["relu", "tanh", "gelu"] = "relu",
+    dropout: Any = (),
     head: Literal["linear", "cosine", "sigmoid"] = "linear",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Model:
@@ -38,8 +40,9 @@ def mlp(
         classes: columns of the head.
         bias: whether layers and head have one (GPM and its relatives have none).
         activation: of the hidden layers.
+        dropout: rates behind the hidden layers in training, such as (0.2, 0.5, 0.5).
         head: see `jaxmerge.models.trained_head`.
         dtype: of the matrix products below the head.
     """
-    config = modeling.Config(inputs, tuple(hidden), bias, activation)
+    config = modeling.Config(inputs, tuple(hidden), bias, activation, tuple(dropout))
     return trained_head(tower(config, dtype), config.features, classes, head, bias=bias)

@@ -34,20 +34,27 @@ class Config:
       hidden: width of each hidden layer; the last is that of the features.
       bias: whether layers have one (GPM and its relatives have none).
       activation: "relu", "tanh" or "gelu" (the tanh approximation).
+      dropout: rates in [0, 1) behind the hidden layers in training; () for none.
     """
 
     inputs: int = 784
     hidden: tuple[int, ...] = (100, 100)
     bias: bool = True
     activation: str = "relu"
+    dropout: tuple[float, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "dropout", tuple(self.dropout))
         wrong = []
         if self.inputs < 1:
             wrong.append(f"inputs {self.inputs}, expected at least 1")
         if not self.hidden or any(width < 1 for width in self.hidden):
             wrong.append(f"hidden {self.hidden}, expected one layer or more of width 1 or more")
+        if self.dropout and len(self.dropout) != len(self.hidden):
+            wrong.append(f"dropout {self.dropout}, expected {len(self.hidden)} rates, one a layer")
+        if not all(0 <= rate < 1 for rate in self.dropout):
+            wrong.append(f"dropout {self.dropout}, expected rates in [0, 1)")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(sorted(ACTIVATIONS))
             wrong.append(f"activation {self.activation!r}, expected one of {known}")
@@ -73,6 +80,7 @@ class Mlp(nnx.Module):
         for index in range(len(self.config.hidden)):
             layer = getattr(self, f"layer_{index}")
             x = ACTIVATIONS[self.config.activation](layer(x, mode))
+            x = mode.drop(x, self.config.dropout[index], index) if self.config.dropout else x
         return x
 
 
@@ -96,6 +104,7 @@ def forward(
     params: Mapping[str, jax.Array],
     x: jax.Array,
     *,
+    key: jax.Array | None = None,
     inputs: bool = False,
     dtype: str = "float32",
 ) -> Forward:
@@ -105,6 +114,7 @@ def forward(
       config: the architecture (static).
       params: flat mapping; names that are not the tower's (a head) are ignored.
       x: floats `[batch, ...]`, `config.inputs` numbers an example.
+      key: of dropout, in training; None drops nothing.
       inputs: give the inputs of all kernels too (static).
       dtype: of the matrix products, "float32" or "bfloat16" (static).
 
@@ -117,7 +127,7 @@ def forward(
             f"inputs: found shape {x.shape}, expected (batch, ...) with {config.inputs} numbers"
             " an example"
         )
-    mode = Mode(inputs=[] if inputs else None)
+    mode = Mode(train=key is not None, key=key, inputs=[] if inputs else None)
     module = bind(Mlp, config, params)
     output = module(x.reshape(len(x), -1).astype(dtype), mode)
     return Forward(output.astype(jnp.float32), {}, layer_inputs(module, mode))

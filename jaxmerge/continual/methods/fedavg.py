@@ -1,0 +1,50 @@
+"""Federated averaging: a step is a round of clients."""
+
+from __future__ import annotations
+
+from jaxmerge.continual.memories.clients import Local, average, weights_of
+from jaxmerge.continual.parts import trained_leaves
+from jaxmerge.continual.records import Method
+from jaxmerge.continual.registry import Count, NonNegative, Positive, methods
+
+
+@methods.register
+def fedavg(
+    clients: Count = 64,
+    epochs: Count = 1,
+    batch: Count = 64,
+    rate: Positive = 0.01,
+    weight_decay: NonNegative = 0.0,
+) -> Method:
+    """Federated averaging: clients train from the global weights, the server takes their mean.
+
+    Formula: theta <- theta - eta (theta - mean_c theta_c), theta_c the weights of client c after
+    its own epochs of SGD on the objective. The optimiser of the setup is the server's and takes
+    theta - mean_c theta_c for a gradient: ``sgd(1.0)`` is the plain mean, Adam is FedAdam.
+
+    Args:
+        clients: of a round. The batch of the stream is a round, an equal part for each client
+            (`streams.federated` makes such a stream).
+        epochs, batch, rate, weight_decay: of a client's SGD.
+
+    Memory: `clients` models.
+
+    Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized
+    Data, AISTATS 2017, algorithm 1; the mean as a gradient: Reddi et al., Adaptive Federated
+    Optimization, ICLR 2021, algorithm 1.
+
+    Differs:
+        Clients count equally, not by their number of examples. Clients see the objective alone,
+        no losses of other methods.
+
+    >>> fedavg(clients=8)
+    fedavg(clients=8)
+    """
+    local = Local(clients, epochs, batch, rate, weight_decay)
+
+    def gradient(model, step, grads, grad_at):
+        mean = average(step, weights_of(model, step, local), clients)
+        start = trained_leaves(model, step.params, step.task)
+        return {n: start[n] - mean[n] for n in grads}
+
+    return Method(gradient=gradient)
