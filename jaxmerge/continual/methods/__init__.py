@@ -12,6 +12,7 @@ a module for every task         `lora`, `olora`, `supsup`
 averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
 freezes the classifier          `lingocl`
+learns pairs of image and text  `ctp`
 trains a part                   `train_only`
 ==============================  ========================================================
 """
@@ -19,6 +20,7 @@ trains a part                   `train_only`
 from jaxmerge.continual.methods.agem import agem
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
+from jaxmerge.continual.methods.ctp import ctp
 from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
@@ -52,6 +54,7 @@ __all__ = [
     "agem",
     "clib",
     "coso",
+    "ctp",
     "cuber",
     "der",
     "derpp",
