@@ -189,7 +189,7 @@ class Case:
         if {tower_of(s.path) for g in groups for s in g} == {"encoder", "decoder"}:
             modules = {"encoder": whole, "decoder": {"slices": slices}, "text_decoder": whole}
             recipe = {"merge_method": "passthrough", "modules": modules}
-        elif len(groups) > 1:
+        elif last and {*made_of.main()} - {*last[0]}:
             modules = {holding(last[0]): {"slices": slices}, "default": whole}
             recipe = {"merge_method": "passthrough", "modules": modules}
         got = self.merge(recipe)
