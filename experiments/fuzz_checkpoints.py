@@ -130,6 +130,26 @@ def read_orbax(path: Path) -> None:
     source.close()
 
 
+def write_archive(path: Path) -> None:
+    np.savez(path / "m.npz", **{n.replace(".", "/"): x for n, x in model(0).items()})
+
+
+def write_msgpack(path: Path) -> None:
+    from flax.serialization import to_bytes
+
+    (path / "m.msgpack").write_bytes(to_bytes({"params": model(0), "step": 3}))
+
+
+def read_whole(path: Path) -> None:
+    """A model of a format that says no shapes twice: every leaf is as large as it was said."""
+    from jaxmerge.io.sources import open_source
+
+    source = open_source(next(path.glob("m.*")))
+    for n in source:
+        if source[n].shape != source.like[n].shape:
+            raise Wrong(f"leaf {n!r} is not what was said of it")
+
+
 def interrupted(path: Path, resume: bool) -> Any:
     """The writer of an output of six leaves, in two shards."""
     from jaxmerge.io.writer import Writer

@@ -13,9 +13,9 @@
 * ``fot``: permuted MNIST of FOT: 784-400-400-400-10 with dropout, first task unpermuted, 125
   clients of 480 images, 64 a round, 200 rounds a task, SGD 0.01 at the clients; ``fot_short``:
   20 clients, all in each of 20 rounds, not comparable with the figures of the paper.
-* ``gpm``, ``trgp``, ``cuber``: permuted MNIST of GPM: 784-100-100-10 without biases, 10 tasks,
-  5 epochs of 54,000 images, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99; TRGP with its code's
-  trust 0.2, CUBER with its paper's 0.5.
+* ``gpm`` (with A-GEM), ``trgp``, ``cuber``: permuted MNIST of GPM: 784-100-100-10 without biases,
+  10 tasks, 5 epochs of 54,000 images, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99;
+  TRGP with its code's trust 0.2, CUBER with its paper's 0.5.
 
 ``fot``, ``gpm``, ``trgp`` and ``cuber`` take hours and are not among the defaults.
 
@@ -29,7 +29,20 @@ import numpy as np
 import optax
 from continual_table import Cell, mnist, options, table
 
-from jaxmerge.continual.methods import cuber, ewc, fedavg, fot, gpm, l2, lwf, mas, si, supsup, trgp
+from jaxmerge.continual.methods import (
+    agem,
+    cuber,
+    ewc,
+    fedavg,
+    fot,
+    gpm,
+    l2,
+    lwf,
+    mas,
+    si,
+    supsup,
+    trgp,
+)
 from jaxmerge.continual.optimisers import adam, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import Positive, optimisers
@@ -121,6 +134,7 @@ def projected(data: dict) -> list[Cell]:
     protocol = "10 permuted tasks, 5 epochs of 54,000 images, batch 10, 784-100-100-10, SGD 0.01"
     share, given = (0.95, 0.99, 0.99), f"{protocol}, task given"
     return [
+        Cell("gpm", "A-GEM", setup_of(agem()), stream, "accuracy", protocol),
         Cell("gpm", "GPM", setup_of(gpm(share)), stream, "accuracy", protocol),
         Cell("trgp", "TRGP", setup_of(trgp(share, trust=0.2)), stream, "aware", given),
         Cell("cuber", "CUBER", setup_of(cuber(share)), stream, "aware", given),

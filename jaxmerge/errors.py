@@ -103,6 +103,8 @@ def library_message(error: BaseException) -> str:
     >>> library_message(AttributeError("'int' has no attribute 'get'"))
     'not of the form that it takes'
     """
+    if isinstance(error, UnicodeError):
+        return "text that is not UTF-8"
     stumbled = (AttributeError, TypeError, LookupError, AssertionError, NameError)
     if isinstance(error, stumbled):
         return "not of the form that it takes"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -366,6 +367,26 @@ def test_an_npz_that_unpacks_without_bound(tmp_path, monkeypatch):
         npz(tmp_path, "d")
 
 
+def test_a_msgpack_file_of_mappings_without_end(tmp_path):
+    count = 4_000_000
+    (tmp_path / "m.msgpack").write_bytes(b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count)
+    with pytest.raises(UserError, match=r"m\.msgpack unpacks to more than 79,108,879 bytes"):
+        open_source(tmp_path / "m.msgpack")
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.msgpack"])
+def test_leaves_that_no_model_has(tmp_path, name):
+    from flax.serialization import to_bytes
+
+    odd = np.zeros(3, "S5")
+    if name == "m.npz":
+        np.savez(tmp_path / name, a=odd)
+    else:
+        (tmp_path / name).write_bytes(to_bytes({"a": odd}))
+    with pytest.raises(UserError, match=rf"{name}.*(no leaf of a model|no msgpack file)"):
+        open_source(tmp_path / name)
+
+
 def test_a_picture_of_too_many_pixels(tmp_path):
     from PIL import Image
 
@@ -444,6 +465,33 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
     save_file({"a\x1b[2Jb": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="control characters"):
         open_source(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_control_characters_of_results_are_refused(tmp_path, suffix, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    import fuzz_data
+
+    from jaxmerge.studies import cells, result_store
+
+    results = fuzz_data.results()
+    results.seeds[0].entries[0].label = "a\x1b[2Jb"
+    if suffix == "json":
+        results.to_json(tmp_path / "r.json")
+    else:
+        pytest.importorskip("pyarrow")
+        result_store.write(tmp_path, cells.cells(results), "r")
+    with pytest.raises(UserError, match=r"control characters: 'a\\x1b\[2Jb'"):
+        result_store.read(tmp_path / f"r.{suffix}")
+
+
+def test_names_are_no_markup_of_the_terminal(tmp_path, capsys):
+    from jaxmerge.cli.inspect import run as inspect
+
+    name = "model.layers.0.mlp.[red]up[/blue].weight"
+    save_file({name: np.ones((2, 2), np.float32)}, tmp_path / "m.safetensors")
+    inspect(str(tmp_path / "m.safetensors"))
+    assert name in capsys.readouterr().out
 
 
 def test_headings_and_cards_are_quoted():

@@ -27,8 +27,10 @@ from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import methods
 
 EXAMPLES = {
+    "agem": {"size": 12, "examples": 4},
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "ctp": {"queue": 10},
     "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},

@@ -84,7 +84,7 @@ def show(groups: Mapping[str, Results], metric: str | None = None) -> None:
     from jaxmerge.report import across
     from jaxmerge.report import tables as one
 
-    console = Console()
+    console = Console(markup=False)
     if metric is not None:
         console.print(across.rich_table(groups, metric))
         return

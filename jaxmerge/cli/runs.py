@@ -198,7 +198,7 @@ def show(results: Results, folder: Path, json: bool) -> None:
 
     from jaxmerge.report import tables, words
 
-    console = Console()
+    console = Console(markup=False)
     console.print(tables.rich_table(results))
     console.print(words.headline(results), highlight=False)
     if lesson := words.lesson(results):

@@ -11,5 +11,6 @@ WIDE = 1000  # columns; a table takes no more of them than it needs
 
 def console() -> Console:
     """The terminal; in a file or a pipe there is room for every name, so that `grep` finds it."""
-    terminal = Console()
-    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
+    terminal = Console(markup=False)  # names of files may hold "[red]"
+    wide = not terminal.is_terminal and "COLUMNS" not in os.environ
+    return Console(width=WIDE, markup=False) if wide else terminal

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, bounded, library_message
 from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Like, Stamp, Whole
-from jaxmerge.io.untrusted import open_regular
+from jaxmerge.io.untrusted import memory_at_most, open_regular
 
 
 class Msgpack(Whole):
@@ -34,23 +35,37 @@ class Msgpack(Whole):
                     f"{path} is read whole and takes {need / 1e9:.3g} GB, {free / 1e9:.3g} GB are "
                     "free; convert it to safetensors where there are more."
                 )
-            self._arrays = dict(_leaves(_restored(self.path, file.read())))
+            content = file.read()
+        most = ROOM + MULTIPLE * len(content)
+        try:
+            with memory_at_most(most):  # a byte may stand for a mapping
+                self._arrays = _restored(self.path, content)
+        except MemoryError:
+            raise UserError(f"{path} unpacks to more than {most:,} bytes.") from None
         if not self._arrays:
             raise UserError(f"{path} holds no arrays: no model that Flax saved.")
+        odd = [f"{n!r} ({x.dtype})" for n, x in self._arrays.items() if x.dtype not in CODES]
+        if odd:
+            raise UserError(f"{path}: of a dtype that no leaf of a model has: {bounded(odd)}.")
         self.like = {n: Like(x.shape, x.dtype) for n, x in self._arrays.items()}
 
     def load(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
 
-def _restored(path: Path, content: bytes) -> Any:
+ROOM, MULTIPLE = 64 << 20, 3  # bytes that reading a file may take: so many, and times its size
+
+
+def _restored(path: Path, content: bytes) -> dict[str, np.ndarray]:
     from flax.serialization import msgpack_restore
 
     try:
-        return msgpack_restore(content)
+        return dict(_leaves(msgpack_restore(content)))
+    except MemoryError:
+        raise
     except Exception as error:  # of msgpack, numpy, flax: the file may hold anything
-        text = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{path} is no msgpack file of Flax, or is damaged ({text}).") from None
+        text = f"{path} is no msgpack file of Flax, or is damaged ({library_message(error)})."
+        raise UserError(text) from None
 
 
 def _leaves(tree: Any, at: str = "") -> Iterator[tuple[str, np.ndarray]]:

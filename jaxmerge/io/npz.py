@@ -7,6 +7,7 @@ big_vision: names are paths at "/", bfloat16 is stored as two bytes without a ty
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
 import os
 import zipfile
@@ -19,13 +20,15 @@ import numpy as np
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import open_regular
 
 MOST_UNPACKED = 1 << 30  # bytes that any file may unpack to; a larger one to RATIO times its size
 RATIO = 64  # images pack to a twentieth at best
 DAMAGED = (
-    zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OSError, SyntaxError
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, RuntimeError, OSError,
+    SyntaxError,
 )  # fmt: skip
 
 
@@ -56,7 +59,12 @@ class Archive(Whole):
     def _like(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Like:
         with archive.open(info) as member:
             shape, _, dtype = _header(member, info, f"{self.path}: {info.filename}")
-        return Like(shape, np.dtype(ml_dtypes.bfloat16) if dtype.str == "|V2" else dtype)
+        dtype = np.dtype(ml_dtypes.bfloat16) if dtype.str == "|V2" else dtype
+        if dtype not in CODES:
+            raise UserError(
+                f"{self.path}: {info.filename} is of dtype {dtype}, no leaf of a model."
+            )
+        return Like(shape, dtype)
 
     def load(self, name: str) -> np.ndarray:
         like, free = self.like[name], memory_free()

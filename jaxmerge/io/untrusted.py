@@ -22,6 +22,8 @@ from jaxmerge.errors import UserError
 
 SMALL = 64 << 20  # bytes of a config, an index, a tokenizer
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and new lines
+
 KINDS = {
     dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number",
     bool: "true or false",
@@ -182,6 +184,25 @@ def printable(text: object) -> str:
         c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
         for c in str(text)
     )
+
+
+def check_printable(value: Any, where: str) -> None:
+    """Raise UserError where a text within plain data holds control characters, which no name has.
+
+    >>> check_printable({"label": ["MagMax"]}, "results.json")
+    >>> check_printable({"label": ["a\\x1b[2Jb"]}, "results.json")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: results.json holds control characters: 'a\\x1b[2Jb'.
+    """
+    todo = [value]
+    while todo:
+        x = todo.pop()
+        if isinstance(x, dict):
+            todo += [*x.keys(), *x.values()]
+        elif isinstance(x, list | tuple):
+            todo += x
+        elif isinstance(x, str) and CONTROL.search(x):
+            raise UserError(f"{where} holds control characters: {x!r}.")
 
 
 def plain_line(text: str) -> str:

@@ -9,6 +9,7 @@ import math
 from typing import Any, TypeVar
 
 from jaxmerge.errors import UserError, bounded
+from jaxmerge.io.untrusted import check_printable
 
 Kind = TypeVar("Kind")
 
@@ -67,6 +68,7 @@ def from_plain(kind: type[Kind], x: Any, where: str) -> Kind:
     """
     from pydantic import ValidationError
 
+    check_printable(x, where)
     try:
         return _adapter(kind).validate_json(json.dumps(x))
     except ValidationError as error:

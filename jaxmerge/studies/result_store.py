@@ -17,7 +17,7 @@ from typing import Any
 from jaxmerge.errors import UserError
 from jaxmerge.evaluation.definitions import NAMES as METRICS
 from jaxmerge.io.buckets import fetched, url_of
-from jaxmerge.io.untrusted import memory_at_most, parse_json, read_bytes
+from jaxmerge.io.untrusted import check_printable, memory_at_most, parse_json, read_bytes
 from jaxmerge.studies.cells import Row, cells
 from jaxmerge.studies.results import Results
 from jaxmerge.training import checkpoint
@@ -152,6 +152,7 @@ OPTIONAL = ("factor", "fixed", "order_seed", "sweep", "seconds", *METRICS)
 
 
 def _check_row(row: Row, where: str) -> None:
+    check_printable(row, where)
     empty = [k for k, v in row.items() if v is None and k not in OPTIONAL]
     if empty:
         raise UserError(f"{where} has no {', '.join(empty)}.")

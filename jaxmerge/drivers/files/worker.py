@@ -23,6 +23,7 @@ from jaxmerge.drivers.files.chunks import (
     bounds,
     cast,
     convert,
+    give_back,
     infinite,
     longest_piece,
     piece_length,
@@ -183,11 +184,13 @@ class Run:
             cell = update_donated(pipeline.specs, cell, inputs, self.zero)
             jax.block_until_ready(cell)
             self.note(model.like[name].nbytes)
-            del row, inputs
+            del row, side_of_it, inputs
+            give_back()  # the programs that follow find other places for what they need
         none = (None,) * (1 + len(pipeline.after))
         behind = LeafInputs(base, key=key, step=np.int32(len(job.models)), measured=closing or none)
-        out = finish_leaf(pipeline.specs, cell, behind)
-        del cell
+        out = jax.block_until_ready(finish_leaf(pipeline.specs, cell, behind))
+        del cell, behind
+        give_back()
         self.store(name, out, self.strategy.target(like), base)
 
     # ------------------------------------------------------------ writing
