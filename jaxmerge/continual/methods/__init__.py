@@ -4,7 +4,7 @@
 what it does                    methods
 ==============================  ========================================================
 holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
-holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
+holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`, `two_teachers`
 replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
 projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
@@ -49,6 +49,7 @@ from jaxmerge.continual.methods.slcapp import slcapp
 from jaxmerge.continual.methods.supsup import supsup
 from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
+from jaxmerge.continual.methods.two_teachers import two_teachers
 
 __all__ = [
     "agem",
@@ -84,4 +85,5 @@ __all__ = [
     "supsup",
     "train_only",
     "trgp",
+    "two_teachers",
 ]
