@@ -198,6 +198,9 @@ def main() -> None:
             write_models(folders[size], shape_of(size))
         nothing = measure(folders[0.0001], "task_arithmetic", shape_of(0.0001))["peak"]
         words = [w for w in sys.argv[1:] if w != "--append"]
+        if "--work" in words:  # where the inputs lay is of no matter
+            at = words.index("--work")
+            del words[at : at + 2]
         run = {
             "command": " ".join(["python experiments/bench/leaf_memory.py", *words]),
             "nothing": nothing, "cores": os.cpu_count(),
