@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "regmean": {"axis": 1},
 }
 FEWER = {  # methods that take fewer models, and those that are merged without a base
-    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
+    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2, "tsv_c": 1,
 }  # fmt: skip
 KINDS = {"mask": "BOOL", "fisher": "F32", "gram": "F32"}  # side information, and how it is stored
 # Without programs that an earlier run has left: compiling takes memory too.
