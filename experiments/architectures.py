@@ -46,6 +46,7 @@ from jaxmerge.cli import merge as command
 from jaxmerge.errors import UserError
 from jaxmerge.io.architectures import architecture, table, tower_of
 from jaxmerge.io.architectures.names import numbers, template
+from jaxmerge.recipes.layers import holding
 
 logging.disable_progress_bar()
 STEPS = ("plain", "gradient", "stack", "union", "lora")
@@ -188,8 +189,8 @@ class Case:
         if {tower_of(s.path) for g in groups for s in g} == {"encoder", "decoder"}:
             modules = {"encoder": whole, "decoder": {"slices": slices}, "text_decoder": whole}
             recipe = {"merge_method": "passthrough", "modules": modules}
-        elif len(groups) > 1 and len(last[0]) == 1:
-            modules = {last[0][0].path: {"slices": slices}, "default": whole}
+        elif last and {*made_of.main()} - {*last[0]}:
+            modules = {holding(last[0]): {"slices": slices}, "default": whole}
             recipe = {"merge_method": "passthrough", "modules": modules}
         got = self.merge(recipe)
         new, gone = got.keys() - self.a.keys(), self.a.keys() - got.keys()

@@ -40,8 +40,6 @@ STREAMS = {  # result file -> column head; what is not measured is left out
     "clinc150_30": "CLINC150, 30 tasks",
     "banking77": "Banking77, 7 tasks",
     "quickstart": "Handwritten digits, 5 tasks",
-    "sign_digits": "Signed digits, 5 tasks",
-    "fashion_mnist": "Fashion-MNIST, 5 tasks",
 }
 
 
@@ -60,11 +58,11 @@ def quickstart() -> str:
     results = read("quickstart")
     return "\n\n".join(
         [
+            "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
+            words.lesson(results),
             "What it prints (`jaxmerge quickstart`, accuracy on the test split, mean and standard "
             f"deviation over {len(results.seeds)} class orders):",
             tables.markdown(shortened(results)).strip(),
-            words.lesson(results),
-            "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
             "All methods: [docs/results.md](docs/results.md).",
         ]
     )

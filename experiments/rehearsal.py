@@ -166,8 +166,50 @@ def table(report: dict) -> str:
     seconds = sum(r["processor_seconds"] for r in report["rows"])
     return (
         f"`{report['command']}`, {report['machine']['cpus']} CPU cores shared with other work, "
-        f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n" + "\n".join(lines)
+        f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + claims(report)
     )
+
+
+CLAIMS = {
+    "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
+    "herding in place of the reservoir": ("ER, herding", "ER"),
+    "features in bytes in place of images": ("ER, features in bytes", "ER"),
+    "stored logits": ("DER++", "ER"),
+    "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
+    "examples of the stream beside the memory": ("PL-FMS", "CLIB"),
+    "alignment of the classifier": ("SLCA", "slow trunk"),
+    "what SLCA++ changes": ("SLCA++", "SLCA"),
+    "prototypical feedback": ("OnPro", "OnPro, no feedback"),
+    "distillation of relations": ("PRD", "PRD, no distillation"),
+}
+
+
+def change(one: list[float], other: list[float]) -> str:
+    """Mean and spread over seeds of a difference in points, and how often it is positive."""
+    apart = 100 * (np.array(one) - np.array(other))
+    return f"{apart.mean():+.1f} ± {apart.std():.1f} ({(apart > 0).sum()} of {len(apart)} seeds)"
+
+
+def claims(report: dict) -> str:
+    """What parts of methods, and merges on top of them, change: points of accuracy."""
+    rows = {r["method"]: r["accuracy"] for r in report["rows"]}
+    lines = [
+        f"* {what}: {change(rows[a][LAST], rows[b][LAST])}"
+        for what, (a, b) in CLAIMS.items()
+        if a in rows and b in rows
+    ]
+    merged = []
+    for label, figures in rows.items():
+        tried = {k: v for k, v in figures.items() if k != LAST and np.isfinite(v).all()}
+        if tried:
+            best = max(tried, key=lambda k, t=tried: np.mean(t[k]))
+            merged.append(f"* {label}: {best} {change(tried[best], figures[LAST])}")
+    head = "Points of accuracy after the last task that a part of a method changes:"
+    more = "The best merge of each stream (chosen on these figures) against its last model:"
+    return "\n\n".join([head, "\n".join(lines), more, "\n".join(merged)])
 
 
 def write_page(report: dict) -> None:

@@ -29,6 +29,7 @@ SCENARIOS = {
 }
 ORACLES = {  # golden files: methods, the tolerance to which tests hold them, the test
     "coso": (("coso",), "1e-8", "subspaces"),
+    "ctp": (("ctp",), "1e-12, a loss 1e-11", "ctp"),
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
     "der": (("er", "der", "derpp"), "1e-12", "der"),
     "fot": (("fot",), "1e-12, projectors 1e-10, ranks exact", "fot"),
@@ -58,11 +59,12 @@ ELSEWHERE = {  # methods without golden files of their authors
     "fedavg": "none; closed forms in `test_golden_fot.py`",
     "lwf": "none; the paper's equations in `test_golden_regularisers.py`",
     "replay": "none; a form of ours, the laws in `test_continual_strategies.py`",
+    "two_teachers": "none; a form of ours, its formula in `test_two_teachers.py`",
     "train_only": "none; the laws in `test_laws_continual.py`",
 }
 LABELS = {  # rows of the accuracy tables
-    "clib": "CLIB 500", "lingocl": "LingoCL", "onpro": "OnPro", "pl_fms": "PL-FMS 500",
-    "prd": "PRD", "slcapp": "SLCA++",
+    "clib": "CLIB 500", "ctp": "CTP", "lingocl": "LingoCL", "onpro": "OnPro",
+    "pl_fms": "PL-FMS 500", "prd": "PRD", "slcapp": "SLCA++", "two_teachers": "two teachers",
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC",    "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gpm": "GPM", "l2": "L2",
     "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA", "osft": "OSFT",

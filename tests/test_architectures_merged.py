@@ -137,8 +137,12 @@ def test_lists_that_one_key_counts_move_together():
             np.testing.assert_array_equal(got[at.format(new)], leaves[at.format(old)])
     slices = stack(("a", (0, 2)))["slices"]
     modules = {"transformer.ffns": {"slices": slices}, "default": {"models": [{"model": "a"}]}}
-    with pytest.raises(UserError, match=r"n_layers, counts the layers of transformer\.ffns and of"):
+    with pytest.raises(UserError, match=r"n_layers, counts .*attentions \(3\), transformer\.ffns"):
         run({"merge_method": "passthrough", "modules": modules})
+    del a["transformer.ffns.2.w.weight"]
+    save("a", a, settings)
+    with pytest.raises(UserError, match=r"ffns \(2\).*or not at all"):
+        run(stack(("a", (0, 2))))
 
 
 def test_layers_beyond_the_stack_move_behind_it():

@@ -30,6 +30,7 @@ EXAMPLES = {
     "agem": {"size": 12, "examples": 4},
     "clib": {"size": 12},
     "coso": {"rank": 2, "sketch": 4, "rate": 0.01},
+    "ctp": {"queue": 10},
     "cuber": {"examples": 8},
     "der": {"size": 20},
     "derpp": {"size": 20},

@@ -17,7 +17,11 @@ def test_every_method_is_on_the_map_once():
     families, of_merges = text.split("| merges | methods |")
     lines = [line.split("|") for line in families.splitlines() if line.startswith("|")]
     placed = [n for cells in lines for n in re.findall(r"`(\w+)`", cells[3])]
-    assert sorted(placed) == sorted(continual.__all__)
+    differs = sorted({*placed} ^ {*continual.__all__})
+    assert not differs, f"give {differs} a place under 'The map' of docs/rehearsal.md, or remove it"
+    assert len(placed) == len({*placed})
     rows = [line for line in of_merges.splitlines() if line.startswith("|")]
     placed = [n for line in rows for n in re.findall(r"`(\w+)`", line)]
-    assert sorted(placed) == sorted(n for n in merges.__all__ if n in REGISTRY)
+    differs = sorted({*placed} ^ {n for n in merges.__all__ if n in REGISTRY})
+    assert not differs, f"give {differs} a place under 'The map' of docs/rehearsal.md, or remove it"
+    assert len(placed) == len({*placed})

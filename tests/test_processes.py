@@ -32,7 +32,7 @@ print("joined", flush=True)
 if mode == "leaves":
     watch.leave()
 elif mode == "fails":
-    watch.fail(False)
+    watch.fail()
     sys.exit("its own error")
 time.sleep(20 if mode == "waits" else 0)
 """

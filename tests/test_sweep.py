@@ -17,7 +17,7 @@ from jaxmerge.cli import run as run_command
 from jaxmerge.cli import sweep as command
 from jaxmerge.errors import UserError
 from jaxmerge.report import swept
-from jaxmerge.studies import resident, result_store, sweep
+from jaxmerge.studies import kept_models, resident, result_store, sweep
 from jaxmerge.studies.claims import Claims
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.settings import changed
@@ -158,6 +158,16 @@ def test_a_method_that_is_added_later_trains_nothing(toy, tmp_path, monkeypatch,
         (one,) = (r for r in rows if r["merge"] == "ties" and r["seed"] == 3)
         (other,) = (r for r in fresh if r["merge"] == "ties")
         np.testing.assert_allclose(one["matrix"][-1], other["matrix"][-1], atol=1e-6)
+
+
+def test_models_that_would_fill_the_disk_are_not_kept(toy, tmp_path, monkeypatch, capsys):
+    usage = kept_models.shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(kept_models.shutil, "disk_usage", lambda path: usage)
+    grid = ["seed=3 method=magmax stream=sequential"]
+    rows = command.run(toy, grid=grid, out=tmp_path / "s", quiet=True)
+    assert len(rows) == 2
+    assert "they are not kept, and a method that is added later" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "models").exists()
 
 
 def test_what_another_process_trains_is_waited_for_and_not_done_twice(toy, tmp_path, monkeypatch):

@@ -30,7 +30,10 @@ def tiny(inputs: int = 6, hidden: int = 8, classes: int = 6) -> Model:
         }
 
     def head(params, features, task):
-        return Outputs(features @ params["head/kernel"] + params["head/bias"][None], features)
+        logits = features @ params["head/kernel"] + params["head/bias"][None]
+        half = features.shape[1] // 2  # as if it were two towers
+        towers = {"image": features[:, :half], "text": features[:, half:]}
+        return Outputs(logits, features, towers)
 
     def apply(params, x, task):
         hidden = jax.nn.relu(x @ params["hidden/kernel"] + params["hidden/bias"][None])

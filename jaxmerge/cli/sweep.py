@@ -93,7 +93,8 @@ def run(
     try:
         with Claims(folder) as claims:
             failed = (on_ray if ray else here)(file, left, claims, quiet or json, keep_models)
-            claims.tidy()
+            if not failed:
+                claims.tidy()
     except KeyboardInterrupt:
         print(f"Stopped. To go on, the same with:  --resume --out {folder}", file=sys.stderr)
         raise
@@ -272,6 +273,7 @@ def work(
     scenario = experiment.tasks_of(experiment.seed)
     shared = _parts(file, experiment, scenario)
     places = {p.name: kept_models.kept(folder, experiment, p, scenario) for p in shared["plans"]}
+    keep = keep and kept_models.room(folder, shared["learner"].params, scenario, len(places))
     places = {n: p for n, p in places.items() if p is not None and (keep or p.complete)}
     for stream, trained in models.items():
         if stream in places:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.continual.columns import on_level, own, seen, sigmoid
-from jaxmerge.continual.registry import evaluators, problems
+from jaxmerge.continual.contrast import unit
+from jaxmerge.continual.registry import Positive, evaluators, problems
 from jaxmerge.continual.stream_records import Evaluator, Problem, as_stored
 from jaxmerge.core.types import Array
 
@@ -123,6 +124,36 @@ def classification(
 
     evaluators_of = {n: evaluators.get(n)().build() for n in metrics}
     return Problem(objective, evaluators_of, view or as_stored)
+
+
+@evaluators.register
+def recall() -> Evaluator:
+    """Of pairs: the right text is nearest to the image among those of the group (R@1)."""
+
+    def score(out, y, info):
+        s = unit(out.aux["image"]) @ unit(out.aux["text"]).T
+        return (jnp.argmax(s, -1) == jnp.arange(len(s))).astype(jnp.float32)
+
+    return Evaluator(score)
+
+
+@problems.register
+def pairs(temperature: Positive = 0.07) -> Problem:
+    """Images and their texts: each is found among the others of its batch.
+
+    Formula: (CE(I T' / t) + CE(T I' / t)) / 2 with the target on the diagonal, rows of length 1.
+    The model gives ``aux["image"]`` and ``aux["text"]`` [B, p].
+
+    Source: Radford et al., CLIP, 2021 (arXiv 2103.00020), figure 3, with a fixed temperature.
+    """
+
+    def objective(out, batch, info, task):
+        s = unit(out.aux["image"]) @ unit(out.aux["text"]).T / temperature
+        real, place = batch.weight > 0, jnp.arange(len(s))
+        one, two = (cross_entropy(jnp.where(real[None], x, -1e30), place) for x in (s, s.T))
+        return (one + two) / 2
+
+    return Problem(objective, {"recall": recall().build()})
 
 
 def token_loss(logits: Array, targets: Array) -> Array:

@@ -70,6 +70,12 @@ def start_leaf(specs, base):
     return specs[1].build().init(base)
 
 
+def start_at_once(specs, base):
+    """The same, uncompiled: zeros of one shape are one program for all methods."""
+    cell = full_precision(specs[1].build().init)(jnp.asarray(base))
+    return jax.tree.map(jnp.asarray, cell)
+
+
 @_compiled
 def start_alike(specs, base):
     """The same, every array of the leaf's shape cut over devices as the leaf is.

@@ -45,7 +45,7 @@ from jaxmerge.drivers.leaf import (
     combine_leaf,
     finish_leaf,
     start_alike,
-    start_leaf,
+    start_at_once,
     update_leaf,
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
@@ -109,7 +109,7 @@ def init(method: Merge, base: Any, *, key: Any = None, models: int | None = None
         )
     grid = grid_of(method, flat)
     cells = {
-        n: (start_alike if _spread(flat[n]) else start_leaf)(p.specs, flat[n])
+        n: (start_alike if _spread(flat[n]) else start_at_once)(p.specs, flat[n])
         for n, p in grid.items()
     }
     if models is not None:

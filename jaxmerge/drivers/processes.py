@@ -44,9 +44,9 @@ def together() -> Iterator[None]:
     with contextlib.suppress(AttributeError):  # it would take SIGTERM as a notice, and go on
         jax.config.update("jax_enable_preemption_service", False)
     watch = None
-    if index is not None and (count or 0) > 1:
-        host, _, port = address.rpartition(":")
-        watch = Watch(host, int(port) + 1, index, count or 0)
+    host, _, port = address.rpartition(":")
+    if index is not None and (count or 0) > 1 and port.isdigit() and int(port) < 65535:
+        watch = Watch(host.strip("[]"), int(port) + 1, index, count or 0)
     try:
         jax.distributed.initialize(
             num_processes=count,
@@ -55,9 +55,9 @@ def together() -> Iterator[None]:
             shutdown_timeout_seconds=PATIENCE,
         )
         yield
-    except BaseException as error:
+    except BaseException:
         if watch is not None:
-            watch.fail(any(isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)))
+            watch.fail()
         raise
     if watch is not None:
         watch.leave()
@@ -72,7 +72,7 @@ class Watch:
     """
 
     def __init__(self, host: str, port: int, index: int, count: int):
-        self.index, self.count, self.over = index, count, False
+        self.index, self.count, self.over, self.lost = index, count, False, False
         self.peers: dict[int, socket.socket] = {}
         if index:
             self._start(self._call, host, port)
@@ -119,6 +119,7 @@ class Watch:
             said = b""
         if said == DONE or self.over:
             return
+        self.lost = True
         if said == FAILED:
             time.sleep(GRACE)
             if self.over:
@@ -138,13 +139,10 @@ class Watch:
         """This process has done its part."""
         self._say(DONE)
 
-    def fail(self, of_devices: bool) -> None:
-        """This process ends with an error; the others hear of it.
-
-        Args:
-            of_devices: the error may be the end of another process, which is said by `_wait`.
-        """
-        if of_devices:
+    def fail(self) -> None:
+        """This process ends with an error; the others hear of it."""
+        time.sleep(0.3)
+        if self.lost:  # the error is but the end of another process, which `_wait` tells of
             time.sleep(2 * GRACE)
         self._say(FAILED)
         if not self.index:  # the others would fail without the coordinator, in many lines
@@ -160,13 +158,6 @@ class Watch:
         for peer in self.peers.values():
             with contextlib.suppress(OSError):
                 peer.sendall(word)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _now() -> None:

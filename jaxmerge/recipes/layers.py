@@ -8,6 +8,7 @@ come from the first slice if they stand before them (embeddings, other towers), 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,13 +93,14 @@ class Layout:
             named = ", ".join(f"{s.path} ({s.layers})" for s in stacks)
             raise UserError(
                 f"layer_range: {ref} has {len(stacks)} stacks of layers, {named}; say which by "
-                f"modules: {{{stacks[0].path}: {{slices: ...}}, default: {{models: ...}}}}."
+                f"modules: {{{holding(together)}: {{slices: ...}}, default: {{models: ...}}}}."
             )
-        if left := [s.path for s in together if s not in stacks]:
+        if {*together} != {*stacks} or len({(s.order, s.extra) for s in stacks}) > 1:
+            named = ", ".join(f"{s.path} ({s.layers})" for s in together)
             raise UserError(
                 f"layer_range: one key of config.json, {'.'.join(map(str, stacks[0].count))}, "
-                f"counts the layers of {stacks[0].path} and of {', '.join(left)}, so they move "
-                "together; name a module that holds all of them."
+                f"counts the layers of {named}: they move together, or not at all where they are "
+                "not as many; name a module that holds all of them."
             )
         if stacks[0].stages:
             raise UserError(
@@ -133,7 +135,7 @@ class Layout:
                 f"layer_range: {stack.path} has one layer, whose one matrix is {list(alone)}: it "
                 "cannot follow itself."
             )
-        if first.listed(stack):
+        if first.listed(stack) and not more:  # several lists may be stages, of other shapes
             return
         kinds = {id(a): _kinds(a, moved) for a, moved in self._all()}
         here = kinds[id(first)]
@@ -229,6 +231,17 @@ class Layout:
         if not self.moves:
             return {}
         return layer_changes(self.first, next(iter(self.moved.values()))[0], self.placed)
+
+
+def holding(stacks: Sequence[Stack]) -> str:
+    """The path below which all of these stacks lie; of stacks that share none the first's own.
+
+    >>> holding([Stack(p, ((0,),)) for p in ("model.decoder.layers", "model.decoder.heads")])
+    'model.decoder'
+    """
+    columns = zip(*(s.path.split(".") for s in stacks), strict=False)
+    same = itertools.takewhile(lambda names: len(set(names)) == 1, columns)
+    return ".".join(names[0] for names in same) or stacks[0].path
 
 
 def _matrix(made_of: Architecture, stack: Stack) -> tuple[int, ...] | None:

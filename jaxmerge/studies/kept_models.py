@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,26 @@ def keep_all(place: Kept, models: Mapping[str, Leaves]) -> None:
     """Write models that were trained together."""
     for task, model in models.items():
         place.keep(task, model)
+
+
+def room(store: Path, params: Leaves, scenario: Scenario, streams: int) -> bool:
+    """Whether the models of one unit take less than a quarter of the disk that is free; says so
+    where they do not.
+
+    Args:
+        params: of one model.
+    """
+    model = sum(math.prod(p.shape) * p.dtype.itemsize for p in params.values())
+    need = streams * len(scenario) * model
+    free = shutil.disk_usage(store).free
+    if 4 * need <= free:
+        return True
+    print(
+        f"The models of a unit would take {need / 1e9:.3g} of {free / 1e9:.3g} GB that are free in "
+        f"{store}: they are not kept, and a method that is added later trains them again.",
+        file=sys.stderr,
+    )
+    return False
 
 
 def size(store: Path) -> int:

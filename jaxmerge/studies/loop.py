@@ -173,6 +173,7 @@ class Stream:
                 self.states[d.label] = memory.update(
                     d.merge(), self.states[d.label], self.folded, model
                 )
+        give_back()
         self._clock("merging", began)
         for d in self.deploys:
             enough = d.method is None or t + 1 >= d.merge().models[0]

@@ -4,7 +4,7 @@
 what it does                    methods
 ==============================  ========================================================
 holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
-holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`
+holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`, `two_teachers`
 replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
 projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
@@ -12,6 +12,7 @@ a module for every task         `lora`, `olora`, `supsup`
 averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
 freezes the classifier          `lingocl`
+learns pairs of image and text  `ctp`
 trains a part                   `train_only`
 ==============================  ========================================================
 """
@@ -19,6 +20,7 @@ trains a part                   `train_only`
 from jaxmerge.continual.methods.agem import agem
 from jaxmerge.continual.methods.clib import clib
 from jaxmerge.continual.methods.coso import coso
+from jaxmerge.continual.methods.ctp import ctp
 from jaxmerge.continual.methods.cuber import cuber
 from jaxmerge.continual.methods.der import der, derpp
 from jaxmerge.continual.methods.er import er
@@ -47,11 +49,13 @@ from jaxmerge.continual.methods.slcapp import slcapp
 from jaxmerge.continual.methods.supsup import supsup
 from jaxmerge.continual.methods.train_only import train_only
 from jaxmerge.continual.methods.trgp import trgp
+from jaxmerge.continual.methods.two_teachers import two_teachers
 
 __all__ = [
     "agem",
     "clib",
     "coso",
+    "ctp",
     "cuber",
     "der",
     "derpp",
@@ -81,4 +85,5 @@ __all__ = [
     "supsup",
     "train_only",
     "trgp",
+    "two_teachers",
 ]

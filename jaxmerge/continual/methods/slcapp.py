@@ -52,7 +52,9 @@ def slcapp(
     a rate above 0 that all groups share.
 
     Differs:
-        The scale of the inputs is put into the kernel of the aligned head, which only predicts.
+        LoRA beside it starts at random, theirs from the singular vectors of the kernel, scaled by
+        0.8: ``lora(4, alpha=3.2, use="shared", train="^head/")``. The scale of the inputs is put
+        into the kernel of the aligned head, which only predicts.
 
     >>> slcapp(reverse=0.5, ce=0.5)
     slcapp(ce=0.5, reverse=0.5)

@@ -12,12 +12,17 @@ from jaxmerge.continual.registry import methods
 def train_only(pattern: str = "projection/kernel$") -> Method:
     """Only leaves whose name matches a regular expression train; the others keep their values.
 
-    Under a frozen text head the last projection is what a linear probe would train.
+    Under a frozen text head the last projection is what a linear probe would train.  In a
+    transformer ``"attn/(query|key|value)/"`` trains the maps to queries, keys and values alone,
+    ``"attn/(query|key|value)/|^head/"`` a head of its own too.
 
     Args:
         pattern: found anywhere in the name; several are joined by "|".
 
     Memory: none.
+
+    Source: queries, keys and values: Smith et al., A Closer Look at Rehearsal-Free Continual
+    Learning, CVPR workshops 2023.
 
     Raises:
         ValueError: the pattern matches no leaf, when the model is known.

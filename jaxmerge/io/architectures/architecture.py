@@ -126,10 +126,9 @@ class Architecture:
         XLM has its attentions, its feed-forward parts and their norms in four lists.
         """
         known = self._facts.stacks
-        key = lambda s: known.get(self._nearest(s.path, known) or "")
-        alike = lambda s: key(s) and key(s) == key(stack) and s._replace(path="") == apart
-        apart = stack._replace(path="")
-        return tuple(s for s in self.stacks if s == stack or alike(s))
+        key = lambda s: (known.get(self._nearest(s.path, known) or ""), s.count)
+        own = key(stack)
+        return tuple(s for s in self.stacks if s == stack or (own[0] and key(s) == own))
 
     def grows(self) -> list[str]:
         """Leaves outside of the layers whose shape depends on how many layers there are."""
