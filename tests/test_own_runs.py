@@ -1,6 +1,7 @@
 """The way from the first screen to one's own data, as a new user tries it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -67,6 +68,32 @@ def test_the_merged_model_is_a_folder_that_load_and_transformers_read(finished):
     assert not np.array_equal(model.params[name], base.params[name])
     same = [n for n in base.params if not n.startswith("vision/")]
     assert all(np.array_equal(model.params[n], base.params[n]) for n in same)
+
+
+def lines_of_the_guide(word, folder):
+    """The block of the page "Use the merged model" that holds a word, for a run of these tests."""
+    text = (EXPERIMENTS.parent / "docs" / "merged-model.md").read_text()
+    (block,) = [b for b in re.findall(r"^```text\n(.*?)^```", text, re.M | re.S) if word in b]
+    return block.replace("runs/2026-01-31-my_images/merged", str(folder))
+
+
+def test_the_five_lines_of_the_guide_use_the_merged_model(
+    finished, pets, capsys, tmp_path, monkeypatch
+):
+    for kind in ("one", "two"):
+        Image.open(pets / kind / "0.png").save(tmp_path / f"{kind}.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(lines_of_the_guide("clip.load", finished[1] / "merged"), {})
+    assert capsys.readouterr().out.strip() in ("[0 0]", "[0 1]", "[1 0]", "[1 1]")
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_the_lines_for_transformers_run(finished, pets, capsys):
+    pytest.importorskip("transformers")
+    image = Image.open(pets / "one" / "0.png")
+    exec(lines_of_the_guide("CLIPModel", finished[1] / "merged"), {"image": image})
+    assert "tensor([[" in capsys.readouterr().out
 
 
 @pytest.mark.parity

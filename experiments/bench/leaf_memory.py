@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "regmean": {"axis": 1},
 }
 FEWER = {  # methods that take fewer models, and those that are merged without a base
-    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2,
+    "slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1, "interpolation": 2, "tsv_c": 1,
 }  # fmt: skip
 KINDS = {"mask": "BOOL", "fisher": "F32", "gram": "F32"}  # side information, and how it is stored
 # Without programs that an earlier run has left: compiling takes memory too.
@@ -198,6 +198,9 @@ def main() -> None:
             write_models(folders[size], shape_of(size))
         nothing = measure(folders[0.0001], "task_arithmetic", shape_of(0.0001))["peak"]
         words = [w for w in sys.argv[1:] if w != "--append"]
+        if "--work" in words:  # where the inputs lay is of no matter
+            at = words.index("--work")
+            del words[at : at + 2]
         run = {
             "command": " ".join(["python experiments/bench/leaf_memory.py", *words]),
             "nothing": nothing, "cores": os.cpu_count(),

@@ -137,7 +137,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
         at[t, : len(x)] = x
     origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
     own = plan.counts()[:, kept].T > 0
-    info: dict[str, Any] = {"own": own, "examples": np.int32([len(r) for r in rows])}
+    info: dict[str, Any] = {"own": own, "examples": np.array([len(r) for r in rows], np.int32)}
     if plan.level is not None:
         info |= {"level": plan.levels, "parent": np.asarray(plan.parent, np.int32)}
     groups = _classes(plan, test, own, info)
@@ -166,7 +166,7 @@ def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Group
                 np.argmax(own[:, met], 0).astype(np.int32),
                 {"own": own[np.argmax(own[:, met], 0)], **more},
             ))  # fmt: skip
-        above = plan.parent[above] if d else above
+        above = above if plan.parent is None or d == 0 else plan.parent[above]
     return tuple(sets[::-1])
 
 

@@ -31,13 +31,15 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
             return
         with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
             good[n] = _looked_at(leaves)
+    parts = lambda answers: [x.data for x in answers.addressable_shards]
+    told = jax.device_get({n: [parts(x) for _, x in pairs] for n, pairs in good.items()})
     counts = np.zeros((len(grid), 1 + len(models)), np.int64)
     for row, n in enumerate(grid):
-        for members, answers in good[n]:
+        for (members, _), answers in zip(good[n], told[n], strict=True):
             for t in np.flatnonzero(~_everywhere(answers)):
                 leaf = (base, *models)[members[t]][n]
-                parts = [np.isfinite(_wide(np.asarray(x))) for x in _pieces(leaf)]
-                counts[row, members[t]] = sum(np.sum(~x) for x in parts)
+                finite = [np.isfinite(_wide(np.asarray(x))) for x in _pieces(leaf)]
+                counts[row, members[t]] = sum(np.sum(~x) for x in finite)
     if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
         from jax.experimental.multihost_utils import process_allgather
 
@@ -91,10 +93,9 @@ def _on_mesh(mesh: Mesh, specs: tuple) -> Callable:
     return jax.jit(one)
 
 
-def _everywhere(answers: jax.Array) -> np.ndarray:
+def _everywhere(answers: Sequence[np.ndarray]) -> np.ndarray:
     """Whether the parts on this host's devices are all finite, for each leaf."""
-    parts = [np.asarray(x.data) for x in answers.addressable_shards]
-    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in parts]).all(axis=0)
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in answers]).all(axis=0)
 
 
 def _pieces(leaf: Any) -> list[Any]:

@@ -6,7 +6,7 @@ all the same, so results go back to where they belong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from jaxmerge.core.types import Leaves
 
 def traced_explicit(*trees: Any) -> bool:
     """Whether a leaf is being traced on a mesh with explicit axes."""
-    leaves = (x for x in jax.tree.leaves(trees) if isinstance(x, Tracer))
+    made_later = lambda x: isinstance(x, Iterator)  # models may be generated
+    leaves = (x for x in jax.tree.leaves(trees, made_later) if isinstance(x, Tracer))
     return any(AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types for x in leaves)
 
 

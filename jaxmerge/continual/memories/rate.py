@@ -66,7 +66,7 @@ def advance(
             slots written before this step.
     """
     steps, fresh = rate.steps + 1, rate.fresh | written
-    mark = steps % period == 0
+    mark = jnp.equal(steps % period, 0)
     old = rate.there & ~fresh
     fall = jnp.sum(jnp.where(old, rate.loss - losses, 0)) / jnp.maximum(jnp.sum(old), 1)
     side = rate.upper.astype(jnp.int32)

@@ -81,7 +81,8 @@ def er(
 
     def observe(model, step):
         inputs = eight_bits.packed(step.outputs.features) if latent else step.stored
-        return remember(step, step.batch._replace(inputs=inputs), select)
+        chosen: Select = "balanced" if select == "balanced" else "reservoir"
+        return remember(step, step.batch._replace(inputs=inputs), chosen)
 
     def end(model, params, memory, border):
         read, old = border.read(examples), memory["rows"]
@@ -121,6 +122,7 @@ def replayed(model: Model, step: Step, key: Array, count: int | None) -> tuple[A
 def recalled(model: Model, step: Step, key: Array, count: int | None) -> tuple[Batch, Outputs]:
     """A replay batch of features, and what the head says of it."""
     batch, weight = buffers.draw_distinct(step.memory, key, count or step.batch.weight.shape[0])
+    assert model.from_features is not None  # `init` has asked
     features = eight_bits.unpacked(batch.inputs, step.outputs.features.dtype)
     batch = batch._replace(inputs=features, weight=weight.astype(step.batch.weight.dtype))
     return batch, model.from_features(step.params, features, step.task)

@@ -194,8 +194,8 @@ def align(
         return jax.lax.scan(step, carry, (z, y, on))[0], None
 
     keys = jax.random.split(key, epochs)
-    start = start, steps.init(start)
-    (aligned, _), _ = jax.lax.scan(epoch, start, (jnp.arange(epochs), keys))
+    carry = start, steps.init(start)
+    (aligned, _), _ = jax.lax.scan(epoch, carry, (jnp.arange(epochs), keys))
     return aligned
 
 

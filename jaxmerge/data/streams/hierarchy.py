@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxmerge.data.streams.plans import Plan, checked, generator
+from jaxmerge.data.streams.plans import Plan, Promise, checked, generator
 from jaxmerge.errors import listed
 
 Kind = Literal["single", "dual", "multi"]
@@ -92,7 +92,10 @@ def expansion(
         shown = [0] + [depth - 1] * (tasks - 1)
     rows = [x[rng.permutation(len(x))] for x in parts]
     columns = tuple(column[labels[r], d] for r, d in zip(rows, shown, strict=True))
-    promise = {"single": "exactly once", "dual": "a level once", "multi": "at most once"}[kind]
+    every: dict[str, Promise] = {
+        "single": "exactly once", "dual": "a level once", "multi": "at most once",
+    }  # fmt: skip
+    promise = every[kind]
     return checked(Plan(f"HLE {kind}, {len(rows)} tasks", tuple(rows), columns, len(labels),
                         tuple(names), promise, level, parent))  # fmt: skip
 

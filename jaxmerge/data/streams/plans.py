@@ -175,12 +175,12 @@ def online(
     many = len(names)
     if not 1 <= tasks <= many:
         raise ValueError(f"{many} classes make 1 to {many} tasks, got {tasks}.")
-    order = np.asarray(permutation(order, many, "classes") if order is not None
-                       else rng.permutation(many))  # fmt: skip
+    drawn = rng.permutation(many) if order is None else permutation(order, many, "classes")
+    arrive = np.asarray(drawn)
     bounds = [many * t // tasks for t in range(tasks + 1)]
     rows = []
     for low, high in itertools.pairwise(bounds):
-        own = np.flatnonzero(np.isin(labels, order[low:high]))
+        own = np.flatnonzero(np.isin(labels, arrive[low:high]))
         rows.append(own[rng.permutation(len(own))])
     return checked(Plan(f"online, {tasks} tasks", tuple(rows), tuple(labels[r] for r in rows),
                         len(labels), names, "exactly once"))  # fmt: skip
