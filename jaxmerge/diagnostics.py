@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_range
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.leaf import delta
 from jaxmerge.drivers.measuring import measure_row
@@ -94,7 +94,11 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    base: Any, models: Sequence[Any], density: float = 0.1, ranks: bool = True, progress: Any = None
+    base: Tree,
+    models: Sequence[Tree],
+    density: float = 0.1,
+    ranks: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Compare the task vectors of models.
 
@@ -173,11 +177,14 @@ def pairs_of(changes: Sequence[np.ndarray], bounds: Iterable[float]) -> Pairs:
     return whole
 
 
-def effective_rank(x: Any) -> float:
+def effective_rank(x: Array) -> float:
     """The exponential of the entropy of the singular values, all axes but the last made one.
 
     Formula: exp(-sum_i p_i log p_i), p_i = s_i / sum_j s_j; between 1 and min(in, out).  From the
     eigenvalues of the smaller Gram matrix in float64, whose accuracy is ample for an entropy.
+
+    Args:
+        x: a kernel, [..., out].
 
     Source: Roy & Vetterli, The effective rank, EUSIPCO 2007.
 

@@ -32,7 +32,7 @@ def floats() -> list[tuple[str, str]]:
         for k, p in inspect.signature(factory).parameters.items():
             kind, default = str(p.annotation), p.default
             number = isinstance(default, float) or default is inspect.Parameter.empty
-            if kind in ("Any", "float") and number and k not in ("leaves", "label", "merges"):
+            if kind in ("float", "Number", "Numbers") and number:
                 out.append((name, k))
     return out
 

@@ -7,19 +7,24 @@ of the task's number of steps that does, where its schedule must know them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
 
 from jaxmerge.continual.registry import NonNegative, Positive, Range, Share, optimisers
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.types import Array
 
+Optimiser = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
 Momentum = Annotated[float, Range("a number in [0, 1)", lambda v: 0 <= v < 1)]
 
 
-def _clipped(clip: Any, *rest: optax.GradientTransformation) -> optax.GradientTransformation:
+def _clipped(
+    clip: float | None, *rest: optax.GradientTransformation
+) -> optax.GradientTransformation:
     return (
         optax.chain(*rest) if clip is None else optax.chain(optax.clip_by_global_norm(clip), *rest)
     )
@@ -31,13 +36,21 @@ def sgd(
     momentum: Momentum | None = None,
     weight_decay: NonNegative | None = None,
     clip: Positive | None = None,
-):
+) -> optax.GradientTransformation:
     """SGD as in torch: decay enters the gradient, momentum is not dampened.
 
     Args:
-        momentum: None for none; a number, 0 included, may be traced and holds the moments.
-        weight_decay: None for none.
+        rate: learning rate, positive.
+        momentum: in [0, 1), None for none; a number, 0 included, may be traced and holds the
+            moments.
+        weight_decay: 0 or more; None for none.
         clip: greatest norm of the gradient, None: not clipped.
+
+    Example:
+        >>> opt = sgd(0.5).build()
+        >>> w = {"w": jnp.ones(1)}
+        >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
+        Array([-0.5], dtype=float32)
     """
     parts = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
     parts += [] if momentum is None else [optax.trace(momentum)]
@@ -47,14 +60,40 @@ def sgd(
 @optimisers.register
 def adam(
     rate: Positive = 1e-3, b1: Momentum = 0.9, b2: Momentum = 0.999, clip: Positive | None = None
-):
-    """Adam (Kingma and Ba, ICLR 2015)."""
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, ICLR 2015).
+
+    Args:
+        rate: learning rate, positive.
+        b1, b2: decay of the first and of the second moment, in [0, 1).
+        clip: greatest norm of the gradient, None: not clipped.
+
+    Example:
+        >>> opt = adam(0.5).build()
+        >>> w = {"w": jnp.ones(1)}
+        >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
+        Array([-0.5], dtype=float32)
+    """
     return _clipped(clip, optax.adam(rate, b1, b2))
 
 
 @optimisers.register
-def adamw(rate: Positive = 1e-3, weight_decay: NonNegative = 0.01, clip: Positive | None = None):
-    """AdamW at a constant rate (Loshchilov and Hutter, ICLR 2019)."""
+def adamw(
+    rate: Positive = 1e-3, weight_decay: NonNegative = 0.01, clip: Positive | None = None
+) -> optax.GradientTransformation:
+    """AdamW at a constant rate (Loshchilov and Hutter, ICLR 2019).
+
+    Args:
+        rate: learning rate, positive.
+        weight_decay: times the rate, taken off the weights; 0 or more.
+        clip: greatest norm of the gradient, None: not clipped.
+
+    Example:
+        >>> opt = adamw(0.5, weight_decay=0.2).build()
+        >>> w = {"w": jnp.ones(1)}
+        >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
+        Array([-0.6], dtype=float32)
+    """
     return _clipped(clip, optax.adamw(rate, weight_decay=weight_decay))
 
 
@@ -64,13 +103,22 @@ def cosine(
     warmup: Share = 0.1,
     weight_decay: NonNegative = 0.1,
     clip: Positive = 1.0,
-    warm: Any = None,
-):
+    warm: Number | None = None,
+) -> Callable[[Array], optax.GradientTransformation]:
     """AdamW, its rate rising in a share of a task's steps and falling as half a cosine.
 
     Args:
-        warmup: share of the task's steps.
+        rate: the peak, positive.
+        warmup: share of the task's steps, in [0, 1].
+        weight_decay: of AdamW, 0 or more.
+        clip: greatest norm of the gradient.
         warm: the number of steps in which the rate rises, in place of the share.
+
+    Example:
+        >>> opt = cosine(0.5, warm=2, weight_decay=0.0).build()(10)
+        >>> w = {"w": jnp.ones(1)}
+        >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
+        Array([-0.25], dtype=float32)
     """
 
     def of(total):
@@ -89,6 +137,12 @@ def learning_rate(count: Array, rate: Array, warm: Array, total: Array) -> Array
 
     >>> [round(float(learning_rate(k, 1.0, 2.0, 10.0)), 3) for k in (0, 1, 9)]
     [0.5, 1.0, 0.03]
+
+    Args:
+        count: int32, the step, from 0.
+        rate: the peak.
+        warm: steps until the peak.
+        total: steps in all.
     """
     k = jnp.asarray(count, jnp.float32)
     rise = (k + 1) / jnp.maximum(warm, 1)
@@ -98,7 +152,9 @@ def learning_rate(count: Array, rate: Array, warm: Array, total: Array) -> Array
 
 
 @optimisers.register
-def by_name(rules: Any):
+def by_name(
+    rules: Sequence[tuple[str, Optimiser]],
+) -> Callable[[Array], optax.GradientTransformation]:
     """Parameter groups with optimisers of their own.
 
     Args:
@@ -107,8 +163,15 @@ def by_name(rules: Any):
 
     Raises:
         ValueError: a leaf that no rule matches, when the optimiser meets the leaves.
+
+    Example:
+        >>> opt = by_name((("head/.*", sgd(0.1)), (".*", sgd(0.5)))).build()(10)
+        >>> w = {"w": jnp.ones(1)}
+        >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
+        Array([-0.5], dtype=float32)
     """
     patterns = [re.compile(p) for p, _ in rules]
+    made = lambda o, total: o if hasattr(o, "update") else o(total)
 
     def label(leaves):
         first = {n: next((p.pattern for p in patterns if p.fullmatch(n)), None) for n in leaves}
@@ -120,7 +183,7 @@ def by_name(rules: Any):
         return first
 
     def of(total):
-        groups = {p: o if hasattr(o, "update") else o(total) for p, o in rules}
+        groups = {p: made(o, total) for p, o in rules}
         return optax.partition(groups, label)
 
     return of

@@ -5,7 +5,7 @@ The information of a stream that they read: the columns of each task (`jaxmerge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -19,7 +19,18 @@ from jaxmerge.core.types import Array
 
 
 def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> Array:
-    """Of integer targets, over the columns where `mask` is True."""
+    """Of integer targets, over the columns where `mask` is True.
+
+    Args:
+        logits: [..., columns].
+        targets: int32 [...], columns.
+        mask: bool, broadcast against the logits; None for all columns.
+
+    Example:
+        >>> logits, mask = jnp.zeros((1, 4)), jnp.array([True, True, False, False])
+        >>> cross_entropy(logits, jnp.array([0]), mask).round(3)
+        Array([0.693], dtype=float32)
+    """
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -27,13 +38,27 @@ def cross_entropy(logits: Array, targets: Array, mask: Array | None = None) -> A
 
 @evaluators.register
 def accuracy() -> Evaluator:
-    """Task-agnostic: the right class among all columns."""
+    """Task-agnostic: the right class among all columns.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out, y = Outputs(jnp.array([[1.0, 2.0, 3.0]])), jnp.array([1])
+        >>> accuracy().build().score(out, y, {})
+        Array([0.], dtype=float32)
+    """
     return Evaluator(lambda out, y, info: _right(out.logits, y))
 
 
 @evaluators.register
 def aware() -> Evaluator:
-    """Task-aware: the task is given, and only its own columns compete."""
+    """Task-aware: the task is given, and only its own columns compete.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out, y = Outputs(jnp.array([[1.0, 2.0, 3.0]])), jnp.array([1])
+        >>> aware().build().score(out, y, {"own": jnp.array([[True, True, False]])})
+        Array([1.], dtype=float32)
+    """
 
     def score(out, y, info):
         return _right(jnp.where(jnp.asarray(info["own"]), out.logits, -jnp.inf), y)
@@ -43,13 +68,28 @@ def aware() -> Evaluator:
 
 @evaluators.register
 def met() -> Evaluator:
-    """Task-agnostic: the right class among the columns of the tasks so far."""
+    """Task-agnostic: the right class among the columns of the tasks so far.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out, y = Outputs(jnp.array([[1.0, 2.0, 3.0]])), jnp.array([1])
+        >>> met().build().score(out, y, {"met": jnp.array([[True, True, False]])})
+        Array([1.], dtype=float32)
+    """
     return Evaluator(lambda out, y, info: _right(_among(out, info["met"]), y))
 
 
 @evaluators.register
 def level() -> Evaluator:
-    """The right class among the columns met so far on its own level of a hierarchy."""
+    """The right class among the columns met so far on its own level of a hierarchy.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out, y = Outputs(jnp.array([[1.0, 2.0, 3.0]])), jnp.array([1])
+        >>> info = {"level": jnp.array([[0, 0, 1]]), "met": jnp.ones((1, 3), bool)}
+        >>> level().build().score(out, y, info)  # the largest logit is that of another level
+        Array([1.], dtype=float32)
+    """
     return Evaluator(lambda out, y, info: _right(_among(out, _level(info, y)), y))
 
 
@@ -60,6 +100,14 @@ def level_or_below() -> Evaluator:
     The level below counts from two classes met on.
 
     Source: the released code of Lee et al., HLE, ICCV 2023, which evaluates coarse labels so.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out, y = Outputs(jnp.array([[2.0, 1.0, 0.0, 3.0]])), jnp.array([1])
+        >>> info = {"level": jnp.array([[0, 0, 1, 1]]), "parent": jnp.array([[-1, -1, 0, 1]])}
+        >>> info |= {"met": jnp.ones((1, 4), bool)}
+        >>> level_or_below().build().score(out, y, info)
+        Array([1.], dtype=float32)
     """
 
     def score(out, y, info):
@@ -83,7 +131,15 @@ def _among(out: Any, mask: Array) -> Array:
 
 @evaluators.register
 def perplexity() -> Evaluator:
-    """exp of the mean negative log-likelihood a token; targets of -1 are not predicted."""
+    """exp of the mean negative log-likelihood a token; targets of -1 are not predicted.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> measure, out = perplexity().build(), Outputs(jnp.zeros((1, 2, 4)))
+        >>> score = measure.score(out, jnp.array([[3, -1]]), {})
+        >>> measure.finish(score).round(3)  # four equal tokens
+        Array([4.], dtype=float32)
+    """
     return Evaluator(
         lambda out, y, info: token_loss(out.logits, y), finish=jnp.exp, lower_is_better=True
     )
@@ -96,7 +152,7 @@ def _right(logits: Array, targets: Array) -> Array:
 @problems.register
 def classification(
     columns: Literal["all", "seen", "own", "level"] = "all",
-    metrics: Any = ("accuracy", "aware"),
+    metrics: Sequence[str] = ("accuracy", "aware"),
     view: Callable | None = None,
     loss: Literal["softmax", "sigmoid"] = "softmax",
 ) -> Problem:
@@ -109,6 +165,13 @@ def classification(
         metrics: names of registered evaluators.
         view: ``(stored, info, task [B], key) -> inputs``; the same function object for equal specs.
         loss: "softmax", or "sigmoid": binary cross-entropy of each column, their mean.
+
+    Example:
+        >>> from jaxmerge.continual.records import Batch, Outputs
+        >>> out = Outputs(jnp.zeros((1, 4)))
+        >>> batch = Batch(None, jnp.array([2]), jnp.zeros(1, int), jnp.ones(1))
+        >>> classification().build().objective(out, batch, {}, 0).round(3)
+        Array([1.386], dtype=float32)
     """
 
     def objective(out, batch, info, task):
@@ -128,7 +191,14 @@ def classification(
 
 @evaluators.register
 def recall() -> Evaluator:
-    """Of pairs: the right text is nearest to the image among those of the group (R@1)."""
+    """Of pairs: the right text is nearest to the image among those of the group (R@1).
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out = Outputs(None, aux={"image": jnp.eye(2), "text": jnp.eye(2)})
+        >>> recall().build().score(out, None, {})
+        Array([1., 1.], dtype=float32)
+    """
 
     def score(out, y, info):
         s = unit(out.aux["image"]) @ unit(out.aux["text"]).T
@@ -144,7 +214,17 @@ def pairs(temperature: Positive = 0.07) -> Problem:
     Formula: (CE(I T' / t) + CE(T I' / t)) / 2 with the target on the diagonal, rows of length 1.
     The model gives ``aux["image"]`` and ``aux["text"]`` [B, p].
 
+    Args:
+        temperature: t, positive.
+
     Source: Radford et al., CLIP, 2021 (arXiv 2103.00020), figure 3, with a fixed temperature.
+
+    Example:
+        >>> from jaxmerge.continual.records import Batch, Outputs
+        >>> out = Outputs(None, aux={"image": jnp.eye(2), "text": jnp.eye(2)})
+        >>> batch = Batch(None, None, jnp.zeros(2, int), jnp.ones(2))
+        >>> pairs(temperature=0.1).build().objective(out, batch, {}, 0).round(3)
+        Array([0., 0.], dtype=float32)
     """
 
     def objective(out, batch, info, task):
@@ -157,7 +237,16 @@ def pairs(temperature: Positive = 0.07) -> Problem:
 
 
 def token_loss(logits: Array, targets: Array) -> Array:
-    """[B]: mean negative log-likelihood of the targets ``[B, L]`` that are not -1."""
+    """[B]: mean negative log-likelihood of the targets ``[B, L]`` that are not -1.
+
+    Args:
+        logits: [B, L, vocabulary].
+        targets: int32 [B, L], -1 where nothing is predicted.
+
+    Example:
+        >>> token_loss(jnp.zeros((1, 2, 4)), jnp.array([[3, -1]])).round(3)
+        Array([1.386], dtype=float32)
+    """
     losses = cross_entropy(logits, jnp.maximum(targets, 0))
     real = (targets >= 0).astype(losses.dtype)
     return jnp.sum(losses * real, -1) / jnp.maximum(jnp.sum(real, -1), 1)
@@ -165,7 +254,15 @@ def token_loss(logits: Array, targets: Array) -> Array:
 
 @problems.register
 def next_token() -> Problem:
-    """Targets int ``[B, L]``, the next token at each place, -1 where there is none to predict."""
+    """Targets int ``[B, L]``, the next token at each place, -1 where there is none to predict.
+
+    Example:
+        >>> from jaxmerge.continual.records import Batch, Outputs
+        >>> out = Outputs(jnp.zeros((1, 2, 4)))
+        >>> batch = Batch(None, jnp.array([[3, -1]]), jnp.zeros(1, int), jnp.ones(1))
+        >>> next_token().build().objective(out, batch, {}, 0).round(3)
+        Array([1.386], dtype=float32)
+    """
     return Problem(
         lambda out, batch, info, task: token_loss(out.logits, batch.targets),
         {"perplexity": perplexity().build()},

@@ -14,12 +14,15 @@ from jaxmerge.core.keys import leaf_key
 from jaxmerge.core.patterns import compile_pattern
 from jaxmerge.core.registry import register, spec_of
 from jaxmerge.core.specs import Spec
-from jaxmerge.core.types import Array, Leaves, Measure, Merge, Transform, zeros
+from jaxmerge.core.types import Array, Labels, Leaves, Measure, Merge, Transform, zeros
 
 
 @register
 def chain(*stages: Transform | Merge) -> Merge:
     """Put transforms around one merge: those before act on every row, those after on the result.
+
+    Args:
+        stages: transforms of every row, exactly one merge, transforms of the result.
 
     Example:
         >>> import jaxmerge as jm
@@ -55,7 +58,7 @@ def chain(*stages: Transform | Merge) -> Merge:
 
 
 @register
-def partition(merges: Mapping[Any, Merge], label: Any) -> Merge:
+def partition(merges: Mapping[str, Merge], label: Labels) -> Merge:
     """Route every leaf to the merge that its label names.
 
     Args:
@@ -65,12 +68,21 @@ def partition(merges: Mapping[Any, Merge], label: Any) -> Merge:
 
     Raises:
         ValueError: leaves that match no rule or carry an unknown label, all of them named.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> merges = {"mean": jm.mean(), "base": jm.keep_base()}
+        >>> method = jm.partition(merges, [("bias", "base"), (".*", "mean")])
+        >>> base, model = ({"w": f(1), "bias": f(1)} for f in (np.zeros, np.ones))
+        >>> out = jm.merge(method, base, [model])
+        >>> float(out["w"][0]), float(out["bias"][0])
+        (1.0, 0.0)
     """
     choose = label if callable(label) else rules(label)
 
     def route(name: str, like: Leaves) -> Merge:
         chosen = choose(name, like[name])
-        if chosen not in merges:
+        if chosen is None or chosen not in merges:
             bad = [n for n, x in like.items() if choose(n, x) not in merges]
             raise ValueError(
                 f"{len(bad)} leaves have no merge, for example {bad[:5]} labelled "
@@ -93,13 +105,30 @@ def partition(merges: Mapping[Any, Merge], label: Any) -> Merge:
 
 @register
 def by_leaf(choose: Callable[[str, Leaves], Merge]) -> Merge:
-    """A merge chosen for each leaf by ``(name, like) -> Merge``: gradients over layers."""
+    """A merge chosen for each leaf by its name: gradients over layers.
+
+    Args:
+        choose: ``(name, like) -> Merge``; `like` maps all names to arrays or shapes.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> method = jm.by_leaf(lambda name, like: jm.magmax(1.0 if name == "head" else 0.5))
+        >>> out = jm.merge(method, None, [{"body": np.ones(1), "head": np.ones(1)}])
+        >>> float(out["body"][0]), float(out["head"][0])
+        (0.5, 1.0)
+    """
     return Merge(init=_routed, update=_routed, combine=_routed, route=choose)
 
 
 @register
 def keep_base() -> Merge:
-    """Leave the leaf as it is in the base.  Memory: 0."""
+    """Leave the leaf as it is in the base.  Memory: 0.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.keep_base(), {"w": np.zeros(1)}, [{"w": np.ones(1)}])["w"]
+        array([0.])
+    """
     return Merge(
         init=lambda leaf: (),
         update=lambda cell, x, ctx: (),
@@ -120,7 +149,17 @@ def rules(ordered: Sequence[tuple[str, str]]) -> Callable[[str, Array], str | No
 
 
 def by_ndim(name: str, leaf: Array) -> str:
-    """ "matrix" for leaves with two axes, "rest" for all others."""
+    """ "matrix" for leaves with two axes, "rest" for all others.
+
+    Args:
+        name: of the leaf; not used.
+        leaf: an array, or anything with a shape.
+
+    Example:
+        >>> import numpy as np
+        >>> by_ndim("fc/kernel", np.ones((2, 3))), by_ndim("fc/bias", np.ones(3))
+        ('matrix', 'rest')
+    """
     return "matrix" if len(leaf.shape) == 2 else "rest"
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.types import Context, concrete, working_dtype
 
 
-def per_model(value: Any, ctx: Context) -> Any:
+def per_model(value: Numbers, ctx: Context) -> Number:
     """A hyperparameter at this model: a number as it is, a list over models at ``ctx.step``.
 
     Lists come in the dtype in which the leaf is merged, float32 or float64.
@@ -19,11 +20,16 @@ def per_model(value: Any, ctx: Context) -> Any:
     >>> ctx = Context(base=None, step=jnp.int32(1))
     >>> float(per_model(0.5, ctx)), float(per_model((0.1, 0.25), ctx))
     (0.5, 0.25)
+
+    Args:
+        value: a number, or a sequence or vector [T] of one for each model.
+        ctx: of the cell; `ctx.step` chooses.
     """
+    at: Any = value
     if isinstance(value, tuple | list):
         dtype = jnp.float32 if ctx.base is None else working_dtype(ctx.base)
-        value = jnp.stack([jnp.asarray(v, dtype) for v in value])
-    return value[ctx.step] if getattr(value, "ndim", 0) == 1 else value
+        at = jnp.stack([jnp.asarray(v, dtype) for v in value])
+    return at[ctx.step] if getattr(at, "ndim", 0) == 1 else at
 
 
 def model_count(*values: Any) -> int | None:

@@ -8,8 +8,10 @@ A value that does not fit is refused with what was expected in words.
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import jax
 
 from jaxmerge.core.specs import Spec, Static
 
@@ -32,6 +34,13 @@ NonNegative = Annotated[float, Range("a number from 0 on", lambda v: v >= 0)]
 Positive = Annotated[float, Range("a positive number", lambda v: v > 0)]
 Share = Annotated[float, Range("a number in [0, 1]", lambda v: 0 <= v <= 1)]
 Count = Annotated[int, Range("a whole number from 1 on", lambda v: v >= 1, whole=True)]
+
+# Hyperparameters that jit, vmap or grad may trace; their values are checked by whoever uses them.
+Number = Annotated[float | jax.Array, Range("a number", lambda v: True)]
+Numbers = Annotated[
+    float | jax.Array | Sequence[float | jax.Array],
+    Range("a number, or one for each model", lambda v: True),
+]
 
 
 def checked(value: Any, hint: Any) -> tuple[str | None, Any]:

@@ -82,10 +82,21 @@ class Registry(Mapping[str, Callable]):
         """Enter a factory under its name and `record` its calls.
 
         Args:
+            factory: returns a merge or a transform (here what the registry holds); its name is the
+                name, its annotations say the ranges.  None with `kinds` alone, as a decorator.
             kinds: ``static`` and ``shapes``, see `record`.
 
         Raises:
             ValueError: the name is taken by a factory of another module.
+
+        Example:
+            >>> from jaxmerge.core.ranges import Share
+            >>> shops = Registry("shop")
+            >>> @shops.register
+            ... def bakery(share: Share = 0.5) -> str:
+            ...     return f"bakes {share}"
+            >>> shops.get("bakery")(1), shops.get("bakery")(1).build()
+            (bakery(share=1.0), 'bakes 1.0')
         """
         if factory is None:
             return functools.partial(self.register, **kinds)
@@ -135,6 +146,10 @@ class Registry(Mapping[str, Callable]):
 
     def get(self, name: str, default: Any = MISSING) -> Any:
         """The registered factory of that name, or `default`, where one is given.
+
+        Args:
+            name: of the factory; an old name warns.
+            default: what is returned where no factory has the name; without it that is an error.
 
         Raises:
             UnknownNameError: there is none (a KeyError and a ValueError); the closest are given.

@@ -28,16 +28,20 @@ math on **one cell**, and the drivers (`jaxmerge.drivers.memory`, `jaxmerge.driv
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 Array = Any  # jax.Array or numpy.ndarray
 Leaves = Mapping[str, Array]  # "vision/block_03/attn/query/kernel" -> array
+Tree = Any  # a model: any pytree of arrays, or a flat (lazy) mapping of names to arrays
+Labels = Callable[[str, Array], str | None] | Sequence[tuple[str, str]]  # see `partition`
+Device = Any  # a device of jax, whose class type checkers take for a variable
 Cell = Any  # what a Merge remembers of one leaf: any pytree of arrays
 
 
@@ -192,8 +196,17 @@ def _equal(one: Any, other: Any, declared: tuple[str, ...]) -> bool:
     return same and bool(one.spec == other.spec)
 
 
-def zeros(leaf: Array, dtype: Any = None) -> Array:
-    """A cell of zeros for one leaf, at least float32, sharded as the leaf is."""
+def zeros(leaf: Array, dtype: DTypeLike | None = None) -> Array:
+    """A cell of zeros for one leaf, at least float32, sharded as the leaf is.
+
+    Args:
+        leaf: of the base or of a model.
+        dtype: of the zeros; by default float32, or the leaf's where that is wider.
+
+    Example:
+        >>> zeros(jnp.ones(2, jnp.bfloat16))
+        Array([0., 0.], dtype=float32)
+    """
     return jnp.zeros_like(leaf, dtype=dtype or working_dtype(leaf))
 
 
@@ -204,13 +217,25 @@ def working_dtype(leaf: Array) -> Any:
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
-def stacked(reduce: Callable[[Array, Context], Array], models=(1, None), **fields) -> Merge:
+def stacked(
+    reduce: Callable[[Array, Context], Array],
+    models: tuple[int, int | None] = (1, None),
+    **fields: Any,
+) -> Merge:
     """A `Merge` that keeps all rows of a leaf and reduces them at the end.
 
     Args:
         reduce: ``(rows [T, *leaf], ctx) -> merged leaf``.
+        models: the least and the greatest number of models it takes (None: any).
+        fields: further fields of `Merge`, such as ``elementwise=True``.
 
     Memory: T x the leaf; files and sharded leaves still pass one leaf at a time.
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> median = jm.stacked(lambda rows, ctx: jnp.median(rows, axis=0), elementwise=True)
+        >>> jm.merge(median, None, [{"w": np.array([v])} for v in (1.0, 2.0, 9.0)])["w"]
+        array([2.])
     """
     return collected(lambda rows, ctx: reduce(jnp.stack(rows), ctx), models, **fields)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.core.finite import refuse_nonfinite
-from jaxmerge.core.types import Array, Cell, Merge
+from jaxmerge.core.types import Array, Cell, Merge, Tree
 from jaxmerge.core.validation import (
     check_base,
     check_count,
@@ -39,13 +39,13 @@ from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
 
 def merge(
     method: Merge,
-    base: Any,
-    models: Iterable[Any] | Mapping[str, Any],
+    base: Tree | None,
+    models: Iterable[Tree] | Mapping[str, Tree],
     *,
-    key: Any = None,
-    extras: Sequence[Mapping[str, Any]] | None = None,
+    key: jax.Array | None = None,
+    extras: Sequence[Mapping[str, Tree]] | None = None,
     nonfinite: Nonfinite = "raise",
-) -> Any:
+) -> Tree:
     """Merge models in memory.
 
     Args:

@@ -27,7 +27,7 @@ from jax.core import Tracer
 
 from jaxmerge.core import names
 from jaxmerge.core.finite import refuse_nonfinite
-from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, concrete, zeros
+from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, Tree, concrete, zeros
 from jaxmerge.core.validation import (
     check_count,
     check_joinable,
@@ -69,12 +69,14 @@ class MergeState:
     """
 
     step: Array
-    key: Any
+    key: jax.Array | None
     cells: dict[str, Cell]
     folds: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
-def init(method: Merge, base: Any, *, key: Any = None, models: int | None = None) -> MergeState:
+def init(
+    method: Merge, base: Tree, *, key: jax.Array | None = None, models: int | None = None
+) -> MergeState:
     """The state before any model was merged, sharded as the base is.
 
     Args:
@@ -146,11 +148,11 @@ def _spread(leaf: Any) -> bool:
 def update(
     method: Merge,
     state: MergeState,
-    base: Any,
-    model: Any,
+    base: Tree,
+    model: Tree,
     *,
     nonfinite: Nonfinite = "raise",
-    **extra: Any,
+    **extra: Tree,
 ) -> MergeState:
     """Merge one more model into the state.
 
@@ -158,12 +160,25 @@ def update(
         extra: side information about this model, each a tree like the model (``fisher=...``).
         nonfinite: refuse NaN and Inf, or count them as no change.  (Inside jit values cannot be
             refused; they pass as they are, and models are not counted.)
+        method: the one that made the state.
+        state: of `init` or `update`; it is not consumed.
+        base: theta_0, a pytree.
+        model: a tree with the leaves of the base.
 
     To reuse the memory of the old state, compile and donate it:
     ``jax.jit(functools.partial(jm.update, method), donate_argnums=0)``.
 
     Raises:
         ValueError: as `merge`; or the state belongs to another base or method.
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base, method = {"w": jnp.zeros(2)}, jm.magmax(0.5)
+        >>> state = jm.init(method, base)
+        >>> for model in ({"w": jnp.array([4.0, 1.0])}, {"w": jnp.array([-2.0, -6.0])}):
+        ...     state = jm.update(method, state, base, model)
+        >>> int(state.step), jm.merged(method, state, base)["w"]
+        (2, Array([ 2., -3.], dtype=float32))
     """
     check_method(method, getattr(state, "key", None))
     check_order(state, MergeState, "jm.update(method, state, base, model)")
@@ -205,8 +220,21 @@ def absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
     }
 
 
-def merged(method: Merge, state: MergeState, base: Any) -> Any:
-    """The merged model so far, in the form and the dtypes of the base."""
+def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
+    """The merged model so far, in the form and the dtypes of the base.
+
+    Args:
+        method: the one that made the state.
+        state: of at least one model (or as few as the method takes); it is not consumed.
+        base: theta_0, a pytree.
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base, method = {"w": jnp.zeros(1)}, jm.mean()
+        >>> state = jm.update(method, jm.init(method, base), base, {"w": jnp.ones(1)})
+        >>> jm.merged(method, state, base)["w"]
+        Array([1.], dtype=float32)
+    """
     check_method(method, getattr(state, "key", None))
     check_order(state, MergeState, "jm.merged(method, state, base)")
     refuse_traced_explicit("jm.merged", base)
@@ -243,15 +271,27 @@ def _filled(cells: dict[str, Cell], count: int) -> dict[str, Cell]:
     return jax.tree.map(lambda c: c[:count] if slots(c) else c, cells, is_leaf=slots)
 
 
-def join(method: Merge, first: MergeState, second: MergeState, base: Any) -> MergeState:
+def join(method: Merge, first: MergeState, second: MergeState, base: Tree) -> MergeState:
     """The state of the models of two states, those of `first` followed by those of `second`.
 
     Random masks depend on a model's place in the sequence, so with a stochastic method give the
     second state its `step` before it sees models: ``dataclasses.replace(state, step=offset)`` and
     subtract it after (`jaxmerge.drivers.sharded.pmerge` does both).
 
+    Args:
+        method: the one that made both states.
+        first, second: states of disjoint sets of models.
+        base: theta_0, a pytree.
+
     Raises:
         ValueError: a fold that cannot be joined (it must see its models in turn, as OPCM must).
+
+    Example:
+        >>> import jaxmerge as jm
+        >>> base, method = {"w": jnp.zeros(1)}, jm.mean()
+        >>> state = lambda v: jm.update(method, jm.init(method, base), base, {"w": jnp.full(1, v)})
+        >>> jm.merged(method, jm.join(method, state(1.0), state(3.0), base), base)["w"]
+        Array([2.], dtype=float32)
     """
     flat = implicit(names.flatten(base)[0])
     grid = grid_of(method, flat)

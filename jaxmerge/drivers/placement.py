@@ -21,18 +21,29 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.types import Device, Leaves, Tree
 from jaxmerge.io.safetensors import Leaves as Stored
 from jaxmerge.io.sources import open_source
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
-def mesh(models: int = 1, params: int | None = None, devices: Any = None) -> Mesh:
+def mesh(
+    models: int = 1, params: int | None = None, devices: Sequence[Device] | None = None
+) -> Mesh:
     """Devices as a grid of ``("models", "params")``; `params` defaults to all that are left.
+
+    Args:
+        models: devices along "models", over which `pmerge` spreads models.
+        params: devices along "params", over which leaves are cut; None for all that are left.
+        devices: jax's devices, in order; None for all of them.
 
     Raises:
         ValueError: more devices asked for than there are.
+
+    Example:
+        >>> dict(mesh(1, 1).shape)
+        {'models': 1, 'params': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
     params = max(1, len(devices) // models) if params is None else params
@@ -45,18 +56,24 @@ def mesh(models: int = 1, params: int | None = None, devices: Any = None) -> Mes
     return jax.make_mesh((models, params), ("models", "params"), automatic, devices=chosen)
 
 
-def shard(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+def shard(params: Tree | str | os.PathLike, mesh: Mesh, rules: Rules | None = None) -> Tree:
     """Place a tree on the mesh, every leaf cut as the first rule says whose regex matches its name.
 
     Args:
         params: a tree; or a reference (`jaxmerge.io.sources`), or what one opened, whose leaves go
             from the file to the devices one by one: the host never holds more than one, and a host
             reads only the rows that its devices hold.  Flat then, by the names in the file.
+        mesh: of `mesh`, or any other.
         rules: ``[(regex, PartitionSpec), ...]``; every leaf must match one.  None cuts each leaf
             along its largest axis that the devices divide, over all axes of the mesh but "models".
 
     Raises:
         ValueError: leaves without a rule, or with an axis that does not divide, all of them named.
+
+    Example:
+        >>> out = shard({"fc/kernel": np.ones((2, 4))}, mesh(1, 1))
+        >>> tuple(out["fc/kernel"].sharding.spec)
+        (None, 'params')
     """
     if isinstance(params, str | os.PathLike):
         opened = open_source(params)
@@ -90,8 +107,16 @@ def _from_file(leaves: Stored, name: str, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def gather(params: Any) -> Any:
-    """A sharded tree as numpy arrays, whole on every process."""
+def gather(params: Tree) -> Tree:
+    """A sharded tree as numpy arrays, whole on every process.
+
+    Args:
+        params: a tree of arrays, each on any devices.
+
+    Example:
+        >>> gather(shard({"w": np.ones(2, np.float32)}, mesh(1, 1)))["w"]
+        array([1., 1.], dtype=float32)
+    """
     from jax.experimental import multihost_utils
 
     def to_numpy(x):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmerge.core import names
 from jaxmerge.core.finite import refuse_nonfinite
 from jaxmerge.core.specs import frozen
-from jaxmerge.core.types import Leaves, Merge, concrete
+from jaxmerge.core.types import Leaves, Merge, Tree, concrete
 from jaxmerge.core.validation import (
     check_count,
     check_joinable,
@@ -51,15 +51,15 @@ from jaxmerge.drivers.placement import (
 
 def pmerge(
     method: Merge,
-    base: Any,
-    models: Any,
+    base: Tree,
+    models: Sequence[Tree] | Tree,
     mesh: Mesh,
     *,
     axis: str = "models",
-    key: Any = None,
-    extras: Sequence[Any] | None = None,
+    key: jax.Array | None = None,
+    extras: Sequence[Mapping[str, Tree]] | None = None,
     nonfinite: Nonfinite = "raise",
-) -> Any:
+) -> Tree:
     """Merge models in parallel over one axis of a mesh; see the module's docstring.
 
     Args:
@@ -70,6 +70,10 @@ def pmerge(
             ``[T, *leaf]``.  T need not be a multiple of the number of devices.
         axis: the axis of the mesh that counts models.
         extras: per model, side information, as in `merge`.
+        method: one whose states can be joined.
+        mesh: of `mesh`, or any other with the axis.
+        key: PRNG key, needed by stochastic methods; masks are those of `merge`.
+        nonfinite: "raise" refuses NaN and Inf by name, "zero" counts them as no change.
 
     Returns:
         The merged model as jax arrays on the mesh, equal to `merge` (bit for bit where the
@@ -81,6 +85,12 @@ def pmerge(
 
     Memory a device: its share of the models, the base, and two states.  Compiled once for each
     method, mesh and number of models; runs inside jit too.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.float32([4, -1])}, {"w": np.float32([-2, -6])}]
+        >>> jm.pmerge(jm.magmax(0.5), {"w": np.zeros(2, np.float32)}, models, jm.mesh(1, 1))["w"]
+        Array([ 2., -3.], dtype=float32)
     """
     check_method(method, key)
     zero = check_nonfinite(nonfinite)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.hyperparameters import model_count, per_model
+from jaxmerge.core.ranges import Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Merge, beside, concrete, zeros
 
@@ -52,12 +53,17 @@ def mean() -> Merge:
     Memory: 1 x the model.
 
     Source: Wortsman et al., Model soups, ICML 2022.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.mean(), None, [{"w": np.array([1.0])}, {"w": np.array([3.0])}])["w"]
+        array([2.])
     """
     return Merge(zeros, _sum, lambda cell, ctx: cell / ctx.step, combine=_plus, elementwise=True)
 
 
 @register
-def linear(weights: Any, normalize: bool = False) -> Merge:
+def linear(weights: Numbers, normalize: bool = False) -> Merge:
     """The weighted sum of the task vectors.
 
     Formula: sum_t w_t tau_t, divided by sum_t w_t if `normalize`.
@@ -107,6 +113,12 @@ def max_magnitude() -> Merge:
     Memory: 1 x the model.
 
     Source: Marczak et al., MagMax, ECCV 2024, section 4.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, -1.0])}, {"w": np.array([-2.0, -6.0])}]
+        >>> jm.merge(jm.max_magnitude(), {"w": np.zeros(2)}, models)["w"]
+        array([ 4., -6.])
     """
 
     def larger(cell, x, ctx=None):
@@ -128,6 +140,12 @@ def overlap_mean(masked: bool = False) -> Merge:
     Memory: 1.25 x the model.
 
     Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.3 (stitching).
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, 1.0])}, {"w": np.array([0.0, 3.0])}]
+        >>> jm.merge(jm.overlap_mean(), {"w": np.zeros(2)}, models)["w"]
+        array([4., 2.])
     """
 
     def update(cell, x, ctx):

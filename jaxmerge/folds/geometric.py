@@ -7,11 +7,12 @@ how SLERP is mostly used.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Merge, collected
 from jaxmerge.folds import vectors
@@ -22,7 +23,7 @@ Per = Literal["leaf", "row", "column"]
 
 
 @register
-def arc(t: Any, per: Per = "leaf", colinear: float = 1.0) -> Merge:
+def arc(t: Number, per: Per = "leaf", colinear: float = 1.0) -> Merge:
     """The point at `t` on the arc between two vectors, their lengths turning into each other.
 
     Formula: (sin((1-t) w) a + sin(t w) b) / sin w, w the angle between a and b; the chord

@@ -5,12 +5,11 @@ The cell is the merged task vector so far; the first model is taken as it is.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range, per_model
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Merge, zeros
 from jaxmerge.folds.spectral import adam
@@ -20,7 +19,7 @@ __all__ = ["balance_projections", "ema"]
 
 
 @register
-def ema(decay: Any = 0.99) -> Merge:
+def ema(decay: Numbers = 0.99) -> Merge:
     """The exponential moving average of the models.
 
     Formula: m <- decay m + (1 - decay) tau_t, from m = tau_1.
@@ -50,10 +49,10 @@ def ema(decay: Any = 0.99) -> Merge:
 
 @register(static=("epsilon",), shapes=("steps",))
 def balance_projections(
-    alpha: Any = 0.8,
+    alpha: Number = 0.8,
     steps: int = 200,
-    learning_rate: Any = 1e-4,
-    decay: Any = 0.999,
+    learning_rate: Number = 1e-4,
+    decay: Number = 0.999,
     epsilon: float = 0.99999,
 ) -> Merge:
     """Between the merged kernel and the new one, by descent on both kernels' own subspaces (DOP).
@@ -72,6 +71,13 @@ def balance_projections(
         epsilon: share of the nuclear norm, in [0, 1].
 
     Memory: 1 x the model; inside one leaf some 12 copies of it.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.diag([2.0, 0.0])}, {"w": np.diag([0.0, 2.0])}]
+        >>> jm.merge(jm.balance_projections(steps=0), None, models)["w"]  # where the descent begins
+        array([[1., 0.],
+               [0., 1.]])
     """
     check_range("alpha", alpha, 0, 1, one=True)
     check_range("decay", decay, 0, 1)

@@ -6,12 +6,13 @@ entries; the sign of the total elects; divide.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import model_count, per_model
+from jaxmerge.core.ranges import Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Measure, Merge, zeros
 from jaxmerge.numerics.measures import square_norm
@@ -43,7 +44,7 @@ class Signed(NamedTuple):
 @register
 def disjoint_mean(
     merge: Literal["mean", "sum", "max"] = "mean",
-    weights: Any = None,
+    weights: Numbers | None = None,
     elect: Literal["mass", "count", "fraction"] = "mass",
     tie: Literal["majority", "positive"] = "majority",
 ) -> Merge:
@@ -90,7 +91,7 @@ def disjoint_mean(
         )
 
     def update(s, x, ctx):
-        w = None if equal else jnp.asarray(per_model(weights, ctx), x.dtype)
+        w = None if weights is None else jnp.asarray(per_model(weights, ctx), x.dtype)
         x = x if equal else w * x
         up, down = x > 0, x < 0
         pos, neg = jnp.where(up, x, 0), jnp.where(down, x, 0)

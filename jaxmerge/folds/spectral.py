@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Merge, stacked, zeros
 from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
@@ -35,6 +36,13 @@ def share_ranks() -> Merge:
     Memory: T x the model, one leaf at a time.
 
     Source: Gargiulo et al., Task Singular Vectors, CVPR 2025, algorithm 1.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.share_ranks(), None, models)["w"].round(3)
+        array([[4., 0.],
+               [0., 2.]])
     """
 
     def reduce(rows, ctx):
@@ -64,6 +72,13 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
     Memory: T x the model, one leaf at a time.
 
     Source: Marczak et al., No Task Left Behind, ICML 2025, algorithm 2.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.split_subspaces(), None, models)["w"].round(3)
+        array([[3., 0.],
+               [0., 3.]])
     """
     check_range("common", common, 0, 1, one=True)
 
@@ -104,7 +119,7 @@ class Interference(NamedTuple):
 
 @register(shapes=("steps",))
 def least_interference(
-    steps: int | None = 300, learning_rate: Any = 1e-5, output_axis: Axis = 1
+    steps: int | None = 300, learning_rate: Number = 1e-5, output_axis: Axis = 1
 ) -> Merge:
     """The kernel that disturbs every model least on the inputs its own change responds to (WUDI).
 
@@ -123,6 +138,13 @@ def least_interference(
     equation 6.
 
     Differs: the minimum in closed form is ours; the paper stops early on purpose.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.least_interference(steps=None), None, models)["w"].round(3)
+        array([[4., 0.],
+               [0., 2.]])
     """
     if steps is not None and not (isinstance(steps, int) and steps >= 0):
         raise ValueError(f"steps must be an integer >= 0 or None, got {steps!r}.")

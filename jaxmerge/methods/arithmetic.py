@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import Merge, zeros
 from jaxmerge.folds.elementwise import add, linear, max_magnitude, mean
@@ -17,7 +16,9 @@ __all__ = ["analogy", "average", "magmax", "randmix", "task_arithmetic"]
 
 
 @register
-def task_arithmetic(factor: Any = 0.4, weights: Any = None, normalize: bool = False) -> Merge:
+def task_arithmetic(
+    factor: Number = 0.4, weights: Numbers | None = None, normalize: bool = False
+) -> Merge:
     """Task arithmetic: the scaled sum of the task vectors.
 
     Formula: theta_0 + factor * sum_t w_t tau_t, divided by sum_t w_t if `normalize`.
@@ -43,13 +44,16 @@ def task_arithmetic(factor: Any = 0.4, weights: Any = None, normalize: bool = Fa
 
 
 @register
-def analogy(factor: Any = 1.0) -> Merge:
+def analogy(factor: Number = 1.0) -> Merge:
     """Task analogy: "A is to B as C is to D" builds D from the models of A, B and C, in this order.
 
     Formula: theta_0 + factor * (tau_C + tau_B - tau_A).
 
     An instruction vector is added to a domain model by A = the base, B = the instruction-tuned
     model, C = the domain model.
+
+    Args:
+        factor: scales the sum; any number.
 
     Memory: 1 x the model.
 
@@ -67,20 +71,29 @@ def analogy(factor: Any = 1.0) -> Merge:
 
 
 @register
-def average(factor: Any = 1.0) -> Merge:
+def average(factor: Number = 1.0) -> Merge:
     """The mean of the task vectors, scaled: Avg of the MagMax paper at factor 1.
 
     Formula: theta_0 + factor * (1/T) sum_t tau_t.
 
+    Args:
+        factor: scales the mean; any number.
+
     Memory: 1 x the model.
 
     Source: Wortsman et al., Model soups, ICML 2022.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0])}, {"w": np.array([3.0])}]
+        >>> jm.merge(jm.average(0.5), {"w": np.zeros(1)}, models)["w"]
+        array([1.])
     """
     return chain(mean(), scale(factor))
 
 
 @register
-def magmax(factor: Any = 0.5) -> Merge:
+def magmax(factor: Number = 0.5) -> Merge:
     """MagMax: for every parameter the change of largest magnitude, scaled.
 
     Formula: theta_0 + factor * tau*, tau*[p] = tau_k[p], k = argmax_t |tau_t[p]|; on an exact tie
@@ -104,20 +117,30 @@ def magmax(factor: Any = 0.5) -> Merge:
 
 
 @register
-def randmix(factor: Any = 1.0) -> Merge:
+def randmix(factor: Number = 1.0) -> Merge:
     """RandMix: for every parameter the change of a model drawn at random, scaled; needs a key.
 
     Formula: theta_0 + factor * tau*, tau*[p] = tau_k[p], k uniform among the models for every p.
+
+    Args:
+        factor: scales what was drawn; any number.
 
     Memory: 1 x the model.
 
     Source: the baseline of Marczak et al., MagMax, ECCV 2024.  Differs: a reservoir, model t taken
     with probability 1/t, so that the number of models need not be known.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.full(4, 1.0)}, {"w": np.full(4, 2.0)}]
+        >>> out = jm.merge(jm.randmix(), {"w": np.zeros(4)}, models, key=jax.random.key(0))["w"]
+        >>> bool(np.isin(out, (1.0, 2.0)).all())
+        True
     """
     return chain(random_mix(), scale(factor))
 
 
-def weighted_sum(weights: Any, normalize: bool = False) -> Merge:
+def weighted_sum(weights: Numbers | None, normalize: bool = False) -> Merge:
     """The plain sum, or the weighted one where weights are given."""
     if weights is None:
         return mean() if normalize else add()

@@ -6,15 +6,16 @@ whose batch forms are one.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.composition import keep_base, partition
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge, zeros
+from jaxmerge.core.types import Labels, Merge, zeros
 from jaxmerge.folds.elementwise import add
 from jaxmerge.folds.running import balance_projections, ema
 from jaxmerge.folds.subspace import add_projected, keep_mean_norm
@@ -29,7 +30,7 @@ __all__ = ["continual_ties", "dop", "opcm", "three_way_ema"]
 def opcm(
     alpha: float = 0.5,
     zero_diag: bool = False,
-    leaves: Any = by_kernel,
+    leaves: Labels = by_kernel,
     double: bool | None = None,
 ) -> Merge:
     """OPCM: orthogonal projection of every kernel, then the mean norm of the models seen so far.
@@ -69,12 +70,12 @@ def opcm(
 
 @register(static=("epsilon",))
 def dop(
-    alpha: Any = 0.8,
+    alpha: Number = 0.8,
     steps: int = 200,
-    learning_rate: Any = 1e-4,
-    decay: Any = 0.999,
+    learning_rate: Number = 1e-4,
+    decay: Number = 0.999,
     epsilon: float = 0.99999,
-    leaves: Any = by_kernel,
+    leaves: Labels = by_kernel,
 ) -> Merge:
     """DOP: dual orthogonal projection, each new kernel met half-way on both kernels' subspaces.
 
@@ -97,6 +98,12 @@ def dop(
 
     Differs: the shortest combination of two gradients is exact, where the common solver stops at
     shares of 0.001 and 0.999.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> one, two = {"b": np.array([2.0])}, {"b": np.array([4.0])}  # no kernel: the mean
+        >>> jm.merge(jm.dop(steps=2), {"b": np.zeros(1)}, [one, two])["b"]
+        array([3.])
     """
     matrix = balance_projections(alpha, steps, learning_rate, decay, epsilon)
     return partition({"matrix": matrix, "rest": ema(0.5), "base": keep_base()}, leaves)
@@ -104,7 +111,7 @@ def dop(
 
 @register(static=("density",))
 def continual_ties(
-    density: float = 0.2, factor: Any = 0.3, scope: Literal["global", "leaf"] = "global"
+    density: float = 0.2, factor: Number = 0.3, scope: Literal["global", "leaf"] = "global"
 ) -> Merge:
     """Continual TIES: add the scaled TIES merge of the merged task vector and the new one.
 
@@ -122,6 +129,12 @@ def continual_ties(
     Memory: 1 x the model; from files a multiple of the largest leaf for "leaf", which is not cut.
 
     Source: baseline of Tang et al., OPCM, NeurIPS 2025.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, 0.0])}, {"w": np.array([0.0, -2.0])}]
+        >>> jm.merge(jm.continual_ties(1.0, factor=0.5), {"w": np.zeros(2)}, models)["w"]
+        array([ 3., -1.])
     """
     check_range("density", density, 0, 1, open_low=True)
     ranks = lambda n: keep_count(density, n) + 1
@@ -150,7 +163,7 @@ def continual_ties(
 
 
 @register
-def three_way_ema(momentum: Any = 0.9) -> Merge:
+def three_way_ema(momentum: Number = 0.9) -> Merge:
     """The momentum model of CTP: an average of itself, the current and the previous task's model.
 
     Formula: m <- momentum m + (1 - momentum) (theta_t + theta_{t-1}) / 2, from m = theta_1.
@@ -165,6 +178,12 @@ def three_way_ema(momentum: Any = 0.9) -> Merge:
 
     Differs: one step for each model that arrives, there one for each training step, with an
     ordinary average during the first task.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([0.0])}, {"w": np.array([4.0])}]
+        >>> jm.merge(jm.three_way_ema(0.5), {"w": np.zeros(1)}, models)["w"]
+        array([1.])
     """
     check_range("momentum", momentum, 0, 1)
 

@@ -8,13 +8,13 @@ the weights.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_choice, check_range, model_count, per_model
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import Merge, beside, zeros
 from jaxmerge.folds.elementwise import check_total, overlap_mean
@@ -26,7 +26,7 @@ __all__ = ["fisher_merging", "localize_and_stitch", "regmean", "stitch"]
 
 
 @register
-def fisher_merging(weights: Any = 1.0, factor: Any = 1.0, floor: float = 1e-10) -> Merge:
+def fisher_merging(weights: Numbers = 1.0, factor: Number = 1.0, floor: float = 1e-10) -> Merge:
     """Fisher merging: the mean of the models, every entry weighted by its Fisher information.
 
     Formula: theta = sum_t c_t F_t theta_t / sum_t c_t F_t.
@@ -80,6 +80,15 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
     the task vectors (a plain pseudo-inverse would leave them at the base, the textbook inverse
     fails there).  Sums over models are float32 for float32 leaves: at ``off_diagonal=1`` the result
     is then some 3e-6 off (float64 leaves and Gram matrices under x64 give float64's digits).
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"fc/kernel": np.eye(2)}, {"fc/kernel": 3 * np.eye(2)}]
+        >>> grams = [{"gram": {"fc/kernel": np.eye(2) * g}} for g in (1.0, 3.0)]
+        >>> out = jm.merge(jm.regmean(), {"fc/kernel": np.zeros((2, 2))}, models, extras=grams)
+        >>> out["fc/kernel"].round(4)
+        array([[2.5, 0. ],
+               [0. , 2.5]])
     """
     check_range("off_diagonal", off_diagonal, 0, 1, one=True)
     check_range("ridge", ridge, 0, one=True)
@@ -120,7 +129,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
 
 
 @register(static=("density",))
-def localize_and_stitch(density: float = 0.1, factor: Any = 1.0) -> Merge:
+def localize_and_stitch(density: float = 0.1, factor: Number = 1.0) -> Merge:
     """Dataless Localize-and-Stitch: each task vector's largest entries, averaged where they meet.
 
     Formula: m_t = the floor(density n) entries of largest |tau_t| over the whole model, n in all;
@@ -128,32 +137,49 @@ def localize_and_stitch(density: float = 0.1, factor: Any = 1.0) -> Merge:
 
     Args:
         density: share kept of each task vector, in (0, 1]; the paper takes 0.05 to 0.1.
+        factor: scales the merged task vector; any number.
 
     Memory: 1.25 x the model.
 
     Source: He et al., Localize-and-Stitch: Efficient Model Merging via Sparse Task Arithmetic,
     TMLR 2025.  With learned masks: `jaxmerge.solvers.localize` and `stitch`.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, 1.0])}, {"w": np.array([2.0, 6.0])}]
+        >>> jm.merge(jm.localize_and_stitch(0.5), {"w": np.zeros(2)}, models)["w"]
+        array([4., 6.])
     """
     return chain(trim(density, inclusive=False), overlap_mean(), scale(factor))
 
 
 @register
-def stitch(factor: Any = 1.0) -> Merge:
+def stitch(factor: Number = 1.0) -> Merge:
     """Stitching with given masks: the mean of the task vectors over the models that claim an entry.
 
     Formula: theta_0 + factor * sum_t m_t tau_t / max(1, sum_t m_t).
+
+    Args:
+        factor: scales the merged task vector; any number.
 
     Side information: ``extras=[{"mask": tree of booleans}, ...]``.
 
     Memory: 1.25 x the model.
 
     Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.3.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, 1.0])}, {"w": np.array([2.0, 6.0])}]
+        >>> masks = [{"mask": {"w": np.array(m)}} for m in ([True, False], [True, True])]
+        >>> jm.merge(jm.stitch(), {"w": np.zeros(2)}, models, extras=masks)["w"]
+        array([3., 6.])
     """
     return chain(overlap_mean(masked=True), scale(factor))
 
 
 @record
-def fisher_mean(weights: Any = 1.0, floor: float = 1e-10) -> Merge:
+def fisher_mean(weights: Numbers = 1.0, floor: float = 1e-10) -> Merge:
     """The mean of the task vectors, every entry weighted by its Fisher information."""
     check_range("weights", weights, 0)
     check_total(weights)

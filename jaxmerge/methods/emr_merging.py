@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxmerge.core import names
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Measure, Merge, zeros
+from jaxmerge.core.types import Array, Measure, Merge, Tree, zeros
 from jaxmerge.drivers.leaf import delta
 from jaxmerge.folds.signs import disjoint_mean
 from jaxmerge.methods.masks import check_task
@@ -26,6 +26,12 @@ def emr() -> Merge:
     Memory: 4 x the model.
 
     Source: Huang et al., EMR-Merging: Tuning-Free High-Performance Model Merging, NeurIPS 2024.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([3.0, -1.0])}, {"w": np.array([-1.0, -2.0])}]
+        >>> jm.merge(jm.emr(), {"w": np.zeros(2)}, models)["w"]
+        array([ 3., -2.])
     """
     return disjoint_mean("max", tie="positive")
 
@@ -44,6 +50,12 @@ def emr_task(task: int = 0) -> Merge:
 
     Source: Huang et al., EMR-Merging, NeurIPS 2024.  Differs: sums run over entries, as in the
     paper's formula; released code averages over tensors first.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([3.0, -1.0])}, {"w": np.array([-1.0, -2.0])}]
+        >>> jm.merge(jm.emr_task(task=1), {"w": np.zeros(2)}, models)["w"]  # |tau| = 3, |M tau| = 2
+        array([ 0., -3.])
     """
     check_task(task)
     unify = disjoint_mean("max", tie="positive")
@@ -80,20 +92,26 @@ class Modulator(NamedTuple):
         rescaler: a number.
     """
 
-    mask: dict[str, Any]
-    rescaler: Any
+    mask: dict[str, Array]
+    rescaler: Array
 
 
-def modulator(base: Any, unified: Any, model: Any) -> Modulator:
+def modulator(base: Tree, unified: Tree, model: Tree) -> Modulator:
     """The mask and the rescaler of one task: M = [tau tau_uni > 0], sum |tau| / sum |M tau_uni|.
 
     Args:
-        base: theta_0.
-        unified: the result of `emr` on all models.
-        model: the model of the task.
+        base: theta_0, a pytree.
+        unified: the result of `emr` on all models, a tree like the base.
+        model: the model of the task, a tree like the base.
 
     Raises:
         ValueError: leaves that do not fit the base, all named.
+
+    Example:
+        >>> base, unified, model = ({"w": jnp.array([x, -x])} for x in (0.0, 2.0, 3.0))
+        >>> own = modulator(base, unified, model)
+        >>> own.mask["w"].tolist(), float(own.rescaler)
+        ([True, True], 1.5)
     """
     base, unified, model = (names.flatten(x)[0] for x in (base, unified, model))
     names.check_same(base, unified, who="the unified model")
@@ -110,8 +128,13 @@ def modulator(base: Any, unified: Any, model: Any) -> Modulator:
     return Modulator(mask, jnp.where(denom > 0, own / jnp.where(denom > 0, denom, 1), 1))
 
 
-def modulate(base: Any, unified: Any, own: Modulator) -> Any:
+def modulate(base: Tree, unified: Tree, own: Modulator) -> Tree:
     """The model of a task from the unified one: theta_0 + rescaler * mask * tau_uni.
+
+    Args:
+        base: theta_0, a pytree.
+        unified: the result of `emr` on all models, a tree like the base.
+        own: what `modulator` made of the task.
 
     Example:
         >>> import jaxmerge as jm, numpy as np

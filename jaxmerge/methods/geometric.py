@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range, model_count, per_model
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Merge, collected, zeros
 from jaxmerge.folds import vectors
@@ -22,10 +23,13 @@ __all__ = ["interpolation", "karcher", "multislerp", "nuslerp", "slerp"]
 
 
 @register
-def interpolation(t: Any = 0.5) -> Merge:
+def interpolation(t: Number = 0.5) -> Merge:
     """Linear interpolation between two models (extrapolation outside [0, 1]).
 
     Formula: (1-t) theta_1 + t theta_2, whatever the base.
+
+    Args:
+        t: 0 gives the first model, 1 the second; any number.
 
     Memory: 1 x the model.
 
@@ -41,7 +45,7 @@ def interpolation(t: Any = 0.5) -> Merge:
 
 
 @register
-def slerp(t: Any = 0.5) -> Merge:
+def slerp(t: Number = 0.5) -> Merge:
     """Spherical linear interpolation of two models, leaf by leaf.
 
     Formula: (sin((1-t) w) a + sin(t w) b) / sin w, cos w = <a, b> / |a||b|; linear where
@@ -69,7 +73,7 @@ def slerp(t: Any = 0.5) -> Merge:
 
 
 @register
-def nuslerp(weights: Any = (0.5, 0.5), per: Per = "leaf") -> Merge:
+def nuslerp(weights: Numbers = (0.5, 0.5), per: Per = "leaf") -> Merge:
     """SLERP with weights instead of t, of whole leaves or of their rows or columns.
 
     Formula: SLERP at t = w_2 / (w_1 + w_2), linear only where the arc is undetermined.
@@ -89,9 +93,10 @@ def nuslerp(weights: Any = (0.5, 0.5), per: Per = "leaf") -> Merge:
         >>> jm.merge(jm.nuslerp((1.0, 3.0), per="row"), None, [one, two])["w"].round(3)
         array([[0.765, 1.848]])
     """
-    if not hasattr(weights, "__len__") or len(weights) != 2:
+    two: Any = weights
+    if not hasattr(two, "__len__") or len(two) != 2:
         raise ValueError(f"nuslerp() takes two weights, got {weights!r}.")
-    return arc(_second_share(*weights), per)
+    return arc(_second_share(*two), per)
 
 
 def _second_share(first: Any, second: Any) -> Any:
@@ -102,7 +107,7 @@ def _second_share(first: Any, second: Any) -> Any:
 
 
 @register
-def multislerp(weights: Any = 1.0, normalize: bool = True, per: Per = "leaf") -> Merge:
+def multislerp(weights: Numbers = 1.0, normalize: bool = True, per: Per = "leaf") -> Merge:
     """SLERP of many models: the weighted mean direction with the weighted mean length.
 
     Formula: (sum_t w_t |x_t|) n / |n|, n = sum_t w_t x_t / |x_t|.

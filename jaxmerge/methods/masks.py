@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_range, model_count
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import Array, Merge, collected, zeros
 from jaxmerge.transforms.scaling import scale
@@ -20,7 +21,7 @@ __all__ = ["consensus", "tall_task"]
 
 
 @register
-def consensus(tall: Any = 0.4, at_least: int = 2, factor: Any = 0.3) -> Merge:
+def consensus(tall: Numbers = 0.4, at_least: int = 2, factor: Number = 0.3) -> Merge:
     """Consensus Task Arithmetic: drop from the sum what only one task, or none, has use for.
 
     Formula: theta_0 + factor * tau [sum_t m_t >= k], tau = sum_t tau_t, m_t the TALL masks
@@ -50,7 +51,7 @@ def consensus(tall: Any = 0.4, at_least: int = 2, factor: Any = 0.3) -> Merge:
 
 
 @register
-def tall_task(task: int = 0, tall: Any = 0.4, factor: Any = 1.0) -> Merge:
+def tall_task(task: int = 0, tall: Number = 0.4, factor: Number = 1.0) -> Merge:
     """One task's model recovered from the sum of all task vectors by its TALL mask.
 
     Formula: theta_0 + factor * m_t tau; see `consensus`.
@@ -58,34 +59,42 @@ def tall_task(task: int = 0, tall: Any = 0.4, factor: Any = 1.0) -> Merge:
     Args:
         task: the position of the task among the models, from 0.
         tall: lambda of the mask, at least 0.
+        factor: scales the recovered task vector; any number.
 
     Memory: 2 x the model.
 
     Source: Wang et al., ICML 2024, equation 4 (compression by one sum and a bit for each entry and
     task).
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 5.0])}]
+        >>> jm.merge(jm.tall_task(task=1), {"w": np.zeros(2)}, models)["w"]
+        array([0., 5.])
     """
     return chain(localized_sum(task, tall), scale(factor))
 
 
 @record
-def consensus_sum(tall: Any = 0.4, at_least: int = 2) -> Merge:
+def consensus_sum(tall: Numbers = 0.4, at_least: int = 2) -> Merge:
     """The sum of the task vectors where at least so many TALL masks are active, else zero."""
     check_range("tall", tall, 0, float("inf"))
+    many: Any = tall
     if at_least < 0:
         raise ValueError(f"at_least must be a count of models, 0 or more, got {at_least}.")
 
     def reduce(rows, ctx):
         total = sum(rows)
-        shares = list(tall) if model_count(tall) else [tall] * len(rows)
+        shares: list[Any] = list(many) if model_count(many) else [many] * len(rows)
         masks = [tall_mask(x, total, share) for x, share in zip(rows, shares, strict=True)]
         return jnp.where(sum(m.astype(jnp.int32) for m in masks) >= at_least, total, 0)
 
-    limit = model_count(tall)
+    limit = model_count(many)
     return collected(reduce, models=(limit or 1, limit), elementwise=True)
 
 
 @record
-def localized_sum(task: int = 0, tall: Any = 0.4) -> Merge:
+def localized_sum(task: int = 0, tall: Number = 0.4) -> Merge:
     """The sum of the task vectors under the TALL mask of one task."""
     check_range("tall", tall, 0, one=True)
     check_task(task)

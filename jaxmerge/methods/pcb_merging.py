@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import Measure, Merge, collected, numpy_of
 from jaxmerge.numerics import order_statistics
@@ -22,7 +23,7 @@ __all__ = ["pcb"]
 
 @register
 def pcb(
-    density: Any = 0.2, factor: Any = 1.0, scope: Literal["global", "leaf"] = "global"
+    density: Number = 0.2, factor: Number = 1.0, scope: Literal["global", "leaf"] = "global"
 ) -> Merge:
     """PCB-Merging: every entry of every task weighted by its competition with all others.
 
@@ -40,12 +41,18 @@ def pcb(
 
     Source: Du et al., Parameter Competition Balancing for Model Merging, NeurIPS 2024, equations
     1 to 5.  Differs: the formula of the paper; its released code clips outliers and uses tanh.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([4.0, 1.0])}, {"w": np.array([0.0, 3.0])}]
+        >>> jm.merge(jm.pcb(density=0.5), {"w": np.zeros(2)}, models)["w"].round(3)
+        array([4., 3.])
     """
     return chain(balance(density, scope), scale(factor))
 
 
 @record
-def balance(density: Any = 0.2, scope: Literal["global", "leaf"] = "global") -> Merge:
+def balance(density: Number = 0.2, scope: Literal["global", "leaf"] = "global") -> Merge:
     """Every entry of every task weighed by how it competes within the task and with others."""
     check_range("density", density, 0, 1, open_low=True)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmerge.core.composition import chain
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import record, register
 from jaxmerge.core.types import (
     Array,
@@ -35,7 +36,9 @@ __all__ = ["arcee_fusion", "nearswap", "ram", "ram_plus", "sce"]
 
 
 @register(static=("density",))
-def sce(density: Any = 1.0, factor: Any = 1.0, floor: Any = 0.0, exact: bool = False) -> Merge:
+def sce(
+    density: Number = 1.0, factor: Number = 1.0, floor: Number = 0.0, exact: bool = False
+) -> Merge:
     """SCE: select the entries that vary most, calculate a weight for each model, erase minorities.
 
     Formula: with var[p] the variance of tau_t[p] over the models, keep the floor(density m) entries
@@ -55,12 +58,18 @@ def sce(density: Any = 1.0, factor: Any = 1.0, floor: Any = 0.0, exact: bool = F
 
     Source: Wan et al., FuseChat, 2024, section 3.2.  Differs: tensor-wise toolkits use
     ``floor=1e-6``, by which ordinary fine-tunes are averaged with equal weights.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([3.0, 0.0])}, {"w": np.array([0.0, 4.0])}]
+        >>> jm.merge(jm.sce(density=0.5), {"w": np.zeros(2)}, models)["w"]
+        array([0., 4.])
     """
     return chain(select_calculate_erase(density, floor, exact), scale(factor))
 
 
 @register
-def ram(epsilon: Any = 1e-5, factor: Any = 1.0) -> Merge:
+def ram(epsilon: Number = 1e-5, factor: Number = 1.0) -> Merge:
     """RAM: changes that one model alone made are kept whole, shared ones averaged.
 
     Formula: A[p] = {t : |tau_t[p]| > epsilon}; theta_0 + factor * sum_{t in A} tau_t[p] /
@@ -68,6 +77,7 @@ def ram(epsilon: Any = 1e-5, factor: Any = 1.0) -> Merge:
 
     Args:
         epsilon: the change from which an entry counts as moved, at least 0.
+        factor: scales the merged task vector; any number.
 
     Memory: 1.25 x the model.
 
@@ -84,11 +94,11 @@ def ram(epsilon: Any = 1e-5, factor: Any = 1.0) -> Merge:
 
 @register
 def ram_plus(
-    r: Any = 0.1,
-    alpha: Any = 0.2,
-    epsilon: Any = 1e-5,
+    r: Number = 0.1,
+    alpha: Number = 0.2,
+    epsilon: Number = 1e-5,
     scope: Literal["global", "leaf"] = "global",
-    factor: Any = 1.0,
+    factor: Number = 1.0,
 ) -> Merge:
     """RAM+: as RAM, with a model's own changes enlarged the more it shares with others.
 
@@ -100,17 +110,24 @@ def ram_plus(
         alpha: the greatest rho that counts, at least 0.
         epsilon: the change from which an entry counts as moved, at least 0.
         scope: "global" counts over the whole model (the paper), "leaf" in each leaf.
+        factor: scales the merged task vector; any number.
 
     Memory: T x the model; T x the leaf with scope="leaf" (the tensor-local form of toolkits).
 
     Source: Yuan et al., Behavior Knowledge Merge in Reinforced Agentic Models, 2026 (RAM+).
     With ``scope="leaf"`` it is `ramplus_tl` of mergekit 0.1.4, equal to 2e-7 on sparse fine-tunes.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0, 2.0])}, {"w": np.array([0.0, 4.0])}]
+        >>> jm.merge(jm.ram_plus(), {"w": np.zeros(2)}, models)["w"].round(3)
+        array([1.02, 3.  ])
     """
     return chain(unique_or_mean_rescaled(r, alpha, epsilon, scope), scale(factor))
 
 
 @register
-def nearswap(t: Any) -> Merge:
+def nearswap(t: Number) -> Merge:
     """NearSwap: move to the other model where it is near, by no more than t anywhere.
 
     Formula: w = min(1, t / |theta_1 - theta_0|), w theta_1 + (1 - w) theta_0, which is
@@ -122,6 +139,11 @@ def nearswap(t: Any) -> Merge:
     Memory: 1 x the model.
 
     Source: alchemonaut, QuartetAnemoi-70B, 2024 (model card).
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> jm.merge(jm.nearswap(0.5), {"w": np.zeros(2)}, [{"w": np.array([0.2, -3.0])}])["w"]
+        array([ 0.2, -0.5])
     """
     return chain(clip(t), add())._replace(models=(1, 1))
 
@@ -138,12 +160,20 @@ def arcee_fusion(axis: int = -1) -> Merge:
     Memory: 1 x the model.
 
     Source: mergekit 0.1's method of that name, by its published description.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> model = {"w": np.array([[1.0, 2.0, 3.0, 9.0]])}
+        >>> jm.merge(jm.arcee_fusion(), {"w": np.zeros((1, 4))}, [model])["w"]
+        array([[0., 0., 0., 9.]])
     """
     return chain(keep_important(axis), add())._replace(models=(1, 1))
 
 
 @record(static=("density",))
-def select_calculate_erase(density: Any = 1.0, floor: Any = 0.0, exact: bool = False) -> Merge:
+def select_calculate_erase(
+    density: Number = 1.0, floor: Number = 0.0, exact: bool = False
+) -> Merge:
     """The fold of `sce`."""
     check_range("density", density, 0, 1, one=True)
     check_range("floor", floor, 0, one=True)
@@ -174,7 +204,7 @@ def select_calculate_erase(density: Any = 1.0, floor: Any = 0.0, exact: bool = F
 
 
 @record
-def unique_or_mean(epsilon: Any = 1e-5) -> Merge:
+def unique_or_mean(epsilon: Number = 1e-5) -> Merge:
     """The fold of `ram`."""
     check_range("epsilon", epsilon, 0, one=True)
 
@@ -194,9 +224,9 @@ def unique_or_mean(epsilon: Any = 1e-5) -> Merge:
 
 @record
 def unique_or_mean_rescaled(
-    r: Any = 0.1,
-    alpha: Any = 0.2,
-    epsilon: Any = 1e-5,
+    r: Number = 0.1,
+    alpha: Number = 0.2,
+    epsilon: Number = 1e-5,
     scope: Literal["global", "leaf"] = "global",
 ) -> Merge:
     """The fold of `ram_plus`; with scope 'global' the counts come from all leaves."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from jaxmerge.core.composition import chain
+from jaxmerge.core.ranges import Number, Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Merge
 from jaxmerge.folds.signs import disjoint_mean
@@ -32,11 +33,11 @@ Rescale = Literal["inverse", "l1"] | None
 
 @register
 def ties(
-    density: Any = 0.2,
-    factor: Any = 1.0,
+    density: Numbers = 0.2,
+    factor: Number = 1.0,
     scope: Scope = "global",
     merge: Join = "mean",
-    weights: Any = None,
+    weights: Numbers | None = None,
     elect: Elect = "mass",
     tie: Tie = "majority",
     inclusive: bool | None = None,
@@ -55,6 +56,8 @@ def ties(
             each leaf on its own.
         merge: "mean" (the paper), "sum" or "max" of the entries that agree with the sign.
         weights: a number for each model, which enters the election and the mean.
+        elect, tie: how votes are counted, see `disjoint_mean`.
+        inclusive, rescale, exact: which entries the trim keeps, see `trim`.
 
     Memory: 2.5 x the model; 4 x with weights or for "max"; 2 x for "sum".
 
@@ -76,10 +79,10 @@ def ties(
 
 @register
 def dare(
-    density: Any = 0.1,
-    factor: Any = 0.4,
+    density: Numbers = 0.1,
+    factor: Number = 0.4,
     rescale: Rescale = "inverse",
-    weights: Any = None,
+    weights: Numbers | None = None,
     normalize: bool = False,
     masked: bool = False,
 ) -> Merge:
@@ -100,6 +103,14 @@ def dare(
     Source: Yu et al., Language Models are Super Mario, ICML 2024.
 
     Differs: merge toolkits that keep the norm mean ``rescale="l1"``.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.ones(8)}, {"w": np.ones(8)}]
+        >>> method, key = jm.dare(0.5, factor=0.5), jax.random.key(0)
+        >>> out = jm.merge(method, {"w": np.zeros(8)}, models, key=key)["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 1.0, 2.0]
     """
     fold = weighted_sum(weights, normalize)
     return chain(drop_random(density, rescale, masked), fold, scale(factor))
@@ -107,14 +118,14 @@ def dare(
 
 @register
 def dare_ties(
-    density: Any = 0.1,
-    factor: Any = 1.0,
+    density: Numbers = 0.1,
+    factor: Number = 1.0,
     rescale: Rescale = "inverse",
     merge: Join = "mean",
-    weights: Any = None,
+    weights: Numbers | None = None,
     elect: Elect = "mass",
     tie: Tie = "majority",
-    trim_density: Any = None,
+    trim_density: Numbers | None = None,
 ) -> Merge:
     """DARE, then the elected signs of TIES; needs a key.
 
@@ -135,6 +146,14 @@ def dare_ties(
     Differs: "DARE-TIES" has no single definition.  Drop, elect and mean, without a trim, is that
     of Yadav et al., What Matters for Model Merging at Scale, 2024; merge toolkits use
     ``rescale="l1", merge="sum", tie="positive"``, others run all of TIES (`trim_density`).
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.ones(8)}, {"w": np.ones(8)}]
+        >>> method, key = jm.dare_ties(0.5), jax.random.key(0)
+        >>> out = jm.merge(method, {"w": np.zeros(8)}, models, key=key)["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 2.0]
     """
     fold = disjoint_mean(merge, weights, elect, tie)
     more = () if trim_density is None else (trim(trim_density),)
@@ -143,12 +162,12 @@ def dare_ties(
 
 @register
 def della(
-    density: Any = 0.5,
-    epsilon: Any = 0.3,
-    factor: Any = 1.0,
+    density: Numbers = 0.5,
+    epsilon: Numbers = 0.3,
+    factor: Number = 1.0,
     rescale: Rescale = "inverse",
     merge: Join = "mean",
-    weights: Any = None,
+    weights: Numbers | None = None,
     elect: Elect = "mass",
     tie: Tie = "majority",
     axis: int = -1,
@@ -172,6 +191,14 @@ def della(
 
     Differs: merge toolkits mean ``rescale="l1", tie="positive"`` and by their epsilon half the
     width of the window.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.ones(8)}, {"w": np.ones(8)}]
+        >>> method, key = jm.della(0.5, epsilon=0.0), jax.random.key(0)
+        >>> out = jm.merge(method, {"w": np.zeros(8)}, models, key=key)["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 2.0]
     """
     fold = disjoint_mean(merge, weights, elect, tie)
     return chain(drop_by_rank(density, epsilon, rescale, axis), fold, scale(factor))
@@ -179,22 +206,36 @@ def della(
 
 @register
 def della_linear(
-    density: Any = 0.5,
-    epsilon: Any = 0.3,
-    factor: Any = 0.4,
+    density: Numbers = 0.5,
+    epsilon: Numbers = 0.3,
+    factor: Number = 0.4,
     rescale: Rescale = "inverse",
-    weights: Any = None,
+    weights: Numbers | None = None,
     normalize: bool = False,
     axis: int = -1,
 ) -> Merge:
     """DELLA's drop with task arithmetic, without the election of signs; needs a key.
 
-    Formula: theta_0 + factor * sum_t w_t m_t tau_t / q_t; the arguments are those of `della` and
-    `task_arithmetic`.
+    Formula: theta_0 + factor * sum_t w_t m_t tau_t / q_t, q_t of `drop_by_rank`.
+
+    Args:
+        density, epsilon, axis: of the drop, see `della`.
+        factor: scaling of the sum.
+        rescale: "inverse" (the paper), "l1" keeps the L1 norm of each leaf, None.
+        weights: a number for each model; None for 1 each.
+        normalize: divide by the sum of the weights.
 
     Memory: 1 x the model.
 
     Source: Deep et al., DELLA-Merging, 2024, without step 2.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.ones(8)}, {"w": np.ones(8)}]
+        >>> method, key = jm.della_linear(0.5, epsilon=0.0, factor=0.5), jax.random.key(0)
+        >>> out = jm.merge(method, {"w": np.zeros(8)}, models, key=key)["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 1.0, 2.0]
     """
     fold = weighted_sum(weights, normalize)
     return chain(drop_by_rank(density, epsilon, rescale, axis), fold, scale(factor))
@@ -202,11 +243,11 @@ def della_linear(
 
 @register
 def breadcrumbs(
-    density: Any = 0.143,
-    gamma: Any = 0.007,
-    factor: Any = 0.3,
+    density: Numbers = 0.143,
+    gamma: Numbers = 0.007,
+    factor: Number = 0.3,
     scope: Scope = "leaf",
-    weights: Any = None,
+    weights: Numbers | None = None,
     normalize: bool = False,
     rescale: Literal["l1"] | None = None,
     exact: bool = False,
@@ -229,6 +270,12 @@ def breadcrumbs(
     Memory: 1 x the model.
 
     Source: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0, -4.0, 3.0, -2.0])}]
+        >>> jm.merge(jm.breadcrumbs(0.5, gamma=0.25, factor=1.0), {"w": np.zeros(4)}, models)["w"]
+        array([ 0.,  0.,  3., -2.])
     """
     fold = weighted_sum(weights, normalize)
     return chain(drop_outliers(density, gamma, scope, rescale, exact), fold, scale(factor))
@@ -236,26 +283,36 @@ def breadcrumbs(
 
 @register
 def breadcrumbs_ties(
-    density: Any = 0.143,
-    gamma: Any = 0.007,
-    factor: Any = 1.0,
+    density: Numbers = 0.143,
+    gamma: Numbers = 0.007,
+    factor: Number = 1.0,
     scope: Scope = "leaf",
     merge: Join = "mean",
-    weights: Any = None,
+    weights: Numbers | None = None,
     elect: Elect = "mass",
     tie: Tie = "majority",
     rescale: Literal["l1"] | None = None,
 ) -> Merge:
     """Model Breadcrumbs' mask, then the elected signs of TIES.
 
-    Formula: theta_0 + factor * disjoint_mean(m_t tau_t), m_t of `drop_outliers`; the arguments are
-    those of `breadcrumbs` and `disjoint_mean`.
+    Formula: theta_0 + factor * disjoint_mean(m_t tau_t), m_t of `drop_outliers`.
+
+    Args:
+        density, gamma, scope, rescale: of the mask, see `breadcrumbs`.
+        factor: scaling of the merged task vector.
+        merge, weights, elect, tie: of `disjoint_mean`.
 
     Memory: 2.5 x the model; see `ties`.
 
     Source: Davari and Belilovsky, ECCV 2024, with Yadav et al., NeurIPS 2023.
 
     Differs: merge toolkits mean ``merge="sum", tie="positive"``.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> models = [{"w": np.array([1.0, -4.0, 3.0, -2.0])}]
+        >>> jm.merge(jm.breadcrumbs_ties(0.5, gamma=0.25), {"w": np.zeros(4)}, models)["w"]
+        array([ 0.,  0.,  3., -2.])
     """
     fold = disjoint_mean(merge, weights, elect, tie)
     return chain(drop_outliers(density, gamma, scope, rescale), fold, scale(factor))

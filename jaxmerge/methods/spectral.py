@@ -9,12 +9,11 @@ axes) are averaged as they are.
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxmerge.core.composition import chain, keep_base, partition
 from jaxmerge.core.hyperparameters import check_range
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Merge
+from jaxmerge.core.types import Labels, Merge
 from jaxmerge.folds.elementwise import add, mean
 from jaxmerge.folds.spectral import Axis, least_interference, share_ranks, split_subspaces
 from jaxmerge.numerics.linalg import by_kernel
@@ -24,14 +23,14 @@ from jaxmerge.transforms.spectral import isotropic, low_rank
 __all__ = ["iso_c", "iso_cts", "tsv_c", "tsv_m", "wudi"]
 
 
-def _kernels(matrix: Merge, factor: Any, leaves: Any) -> Merge:
+def _kernels(matrix: Merge, factor: Number, leaves: Labels) -> Merge:
     rest = chain(mean(), scale(factor))
     folds = {"matrix": chain(matrix, scale(factor)), "rest": rest, "base": keep_base()}
     return partition(folds, leaves)
 
 
 @register
-def iso_c(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
+def iso_c(factor: Number = 1.0, leaves: Labels = by_kernel) -> Merge:
     """Iso-C: the sum of the task vectors with a flat spectrum.
 
     Formula: factor * mean(s) U V' with sum_t tau_t = U diag(s) V'; other leaves factor * mean.
@@ -59,7 +58,7 @@ def iso_c(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
 
 @register(shapes=("common",))
 def iso_cts(
-    factor: Any = 1.0, common: float = 0.8, output_axis: Axis = 1, leaves: Any = by_kernel
+    factor: Number = 1.0, common: float = 0.8, output_axis: Axis = 1, leaves: Labels = by_kernel
 ) -> Merge:
     """Iso-CTS: Iso-C whose weakest directions give way to directions of each model's own.
 
@@ -74,12 +73,20 @@ def iso_cts(
     Memory: T x the model, one leaf at a time.
 
     Source: Marczak et al., No Task Left Behind, ICML 2025, section 4.2.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> base = {"fc/kernel": np.zeros((2, 2))}
+        >>> models = [{"fc/kernel": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.iso_cts(), base, models)["fc/kernel"].round(3)
+        array([[3., 0.],
+               [0., 3.]])
     """
     return _kernels(split_subspaces(common, output_axis), factor, leaves)
 
 
 @register
-def tsv_m(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
+def tsv_m(factor: Number = 1.0, leaves: Labels = by_kernel) -> Merge:
     """TSV-Merge: an equal share of the rank for every model, the shares made orthogonal.
 
     Formula: see `share_ranks`; other leaves factor * mean.
@@ -92,12 +99,20 @@ def tsv_m(factor: Any = 1.0, leaves: Any = by_kernel) -> Merge:
 
     Source: Gargiulo et al., Task Singular Vectors: Reducing Task Interference in Model Merging,
     CVPR 2025, algorithm 1.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> base = {"fc/kernel": np.zeros((2, 2))}
+        >>> models = [{"fc/kernel": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.tsv_m(), base, models)["fc/kernel"].round(3)
+        array([[4., 0.],
+               [0., 2.]])
     """
     return _kernels(share_ranks(), factor, leaves)
 
 
 @register(shapes=("tasks",))
-def tsv_c(tasks: int, leaves: Any = by_kernel) -> Merge:
+def tsv_c(tasks: int, leaves: Labels = by_kernel) -> Merge:
     """TSV-Compress: one model's task vector at 1 / `tasks` of its rank.
 
     T models so compressed take together the room of about one, and each stays itself.
@@ -128,9 +143,9 @@ def tsv_c(tasks: int, leaves: Any = by_kernel) -> Merge:
 @register(shapes=("steps",))
 def wudi(
     steps: int | None = 300,
-    learning_rate: Any = 1e-5,
+    learning_rate: Number = 1e-5,
     output_axis: Axis = 1,
-    leaves: Any = by_kernel,
+    leaves: Labels = by_kernel,
 ) -> Merge:
     """WUDI-Merging: kernels that interfere least with every model on its own inputs, without data.
 
@@ -146,5 +161,13 @@ def wudi(
 
     Source: Cheng et al., Whoever Started the Interference Should End It: Guiding Data-Free Model
     Merging via Task Vectors (WUDI-Merging), ICML 2025.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> base = {"fc/kernel": np.zeros((2, 2))}
+        >>> models = [{"fc/kernel": np.diag(d)} for d in ([4.0, 0.0], [0.0, 2.0])]
+        >>> jm.merge(jm.wudi(steps=None), base, models)["fc/kernel"].round(3)
+        array([[4., 0.],
+               [0., 2.]])
     """
     return _kernels(least_interference(steps, learning_rate, output_axis), 1.0, leaves)

@@ -31,10 +31,14 @@ from jaxmerge.io.architectures.roles import role_of
 BLOCK = 1 << 23  # entries of a matrix that are in float64 at a time
 
 
-def by_kernel(name: str, leaf: Any) -> str:
+def by_kernel(name: str, leaf: Array) -> str:
     """ "matrix" for kernels of dense layers: two axes, and no table whose rows are looked up.
 
     Names and shapes decide (`jaxmerge.io.architectures.roles`); recipes ask the config too.
+
+    Args:
+        name: of the leaf, "/" or "." between its parts.
+        leaf: an array, or anything with a shape.
 
     Example:
         >>> import numpy as np

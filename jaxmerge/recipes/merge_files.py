@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import stochastic
-from jaxmerge.core.types import Merge
+from jaxmerge.core.types import Device, Merge
 from jaxmerge.drivers.files.job import Report
 from jaxmerge.io.header import CODES
 from jaxmerge.io.install import keep_apart
@@ -20,19 +22,21 @@ from jaxmerge.recipes.execute import execute
 from jaxmerge.recipes.native import Recipe
 from jaxmerge.recipes.plan import Models
 
+Ref = str | os.PathLike | Leaves
+
 
 def merge_files(
-    method: Any,
+    method: Merge | str | Mapping[str, Any] | Sequence[Any],
     *,
-    models: Sequence[Any],
+    models: Sequence[Ref],
     out: str | os.PathLike,
-    base: Any = None,
-    dtype: Any = None,
-    key: Any = None,
+    base: Ref | None = None,
+    dtype: DTypeLike | None = None,
+    key: jax.Array | None = None,
     seed: int = 0,
-    rules: Any = None,
-    extras: Mapping[str, Sequence[Any]] | None = None,
-    tokenizer: Any = None,
+    rules: Mapping[str, str] | Sequence[Mapping[str, Any]] | None = None,
+    extras: Mapping[str, Sequence[str | os.PathLike]] | None = None,
+    tokenizer: str | Mapping[str, Any] | None = None,
     chat_template: str | None = None,
     rename: Mapping[str, Mapping[str, str]] | None = None,
     nonfinite: str = "raise",
@@ -43,7 +47,7 @@ def merge_files(
     resume: bool = False,
     force: bool = False,
     shard_size: int = 5_000_000_000,
-    devices: Sequence[Any] = (),
+    devices: Sequence[Device] = (),
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Report:
     """Merge checkpoints from files into a folder, leaf by leaf.
@@ -108,7 +112,9 @@ def merge_files(
         method=method,
         base=None if base is None else _ref(opened, base),
         rules=rules,
-        extras=None if extras is None else {k: [*map(os.fspath, v)] for k, v in extras.items()},
+        extras=None
+        if extras is None
+        else {k: [os.fspath(x) for x in v] for k, v in extras.items()},
         out_dtype=None if dtype is None else _floating(dtype).name,
         seed=seed,
         nonfinite=nonfinite,
@@ -119,8 +125,6 @@ def merge_files(
     try:
         plan = recipe.plan(opened)
         if key is not None:
-            import jax
-
             plan.resolved["key"] = np.asarray(jax.random.key_data(key)).tolist()
             for job in plan.jobs:
                 job.key = key

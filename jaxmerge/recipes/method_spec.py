@@ -141,6 +141,19 @@ def _regex(pattern: Any) -> str:
         raise UserError(f"rules: {error}") from None
 
 
+NO_TEXT = (
+    "Any",
+    "float",
+    "int",
+    "bool",
+    "Number",
+    "Numbers",
+    "Numbers | None",
+    "Labels",
+    "Block | None",
+)
+
+
 def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge | Transform:
     name, arguments, first = _parts(method, what)
     try:
@@ -161,7 +174,7 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
         annotation = str(signature[key].annotation)
         if "Merge" in annotation or "Transform" in annotation:
             fixed[key] = build(value, models, made_of, where)
-        elif isinstance(value, str) and annotation in ("Any", "float", "int", "bool"):
+        elif isinstance(value, str) and annotation in NO_TEXT:
             raise UserError(f"{where} must be a number, got {value!r}.")
         elif annotation == "int" or isinstance(signature[key].default, bool | str | int):
             fixed[key] = value  # no number that could differ from leaf to leaf

@@ -92,12 +92,24 @@ class Learner(NamedTuple):
 
 
 @models.register
-def frozen_head(features: Callable, head: Any, scale: Any, params: Any = None) -> Model:
+def frozen_head(
+    features: Callable[[Leaves, Any], Array],
+    head: Array,
+    scale: Array,
+    params: Leaves | None = None,
+) -> Model:
     """Features under a frozen head.
 
     Args:
-        features, head, scale: of a `Learner`.
-        params: theta_0; None where the driver has it.
+        features: ``(params, inputs [B, ...]) -> [B, D]``, pure.
+        head: [D, columns], unit columns.
+        scale: what multiplies cosine similarities.
+        params: theta_0, flat; None where the driver has it.
+
+    Example:
+        >>> model = frozen_head(lambda params, x: x * params["w"], np.eye(2), 10.0).build()
+        >>> model.apply({"w": 2.0}, jnp.array([[3.0, 4.0]]), 0).logits
+        Array([[6., 8.]], dtype=float32)
     """
 
     def init(key):
@@ -115,7 +127,17 @@ def frozen_head(features: Callable, head: Any, scale: Any, params: Any = None) -
 
 
 def head_logits(features: Array, head: Array, scale: Array) -> Array:
-    """scale * unit(features) @ head."""
+    """scale * unit(features) @ head.
+
+    Args:
+        features: [..., D], any length.
+        head: [D, columns], unit columns.
+        scale: what multiplies cosine similarities.
+
+    Example:
+        >>> head_logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), 10.0)
+        Array([[6., 8.]], dtype=float32)
+    """
     norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
     return scale * (features / jnp.maximum(norm, 1e-12)) @ head
 

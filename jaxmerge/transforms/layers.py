@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmerge.core.patterns import Pattern, PatternError, compile_pattern
+from jaxmerge.core.ranges import Number
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Leaves, Transform
 from jaxmerge.io.architectures.stacks import depths_of
@@ -13,9 +14,11 @@ from jaxmerge.transforms.scaling import scale
 
 __all__ = ["lines"]
 
+Block = str | Callable[[str], float | None]
+
 
 @register
-def lines(alpha: Any = 0.1, beta: Any = 0.9, block: Any = None) -> Transform:
+def lines(alpha: Number = 0.1, beta: Number = 0.9, block: Block | None = None) -> Transform:
     """LiNeS: scale the change of every block by its depth, shallow blocks least.
 
     Formula: (alpha + beta l / (L-1)) tau in block l = 0..L-1; alpha tau outside the blocks.
@@ -61,7 +64,9 @@ def lines(alpha: Any = 0.1, beta: Any = 0.9, block: Any = None) -> Transform:
     return Transform(_routed, route=route)
 
 
-def _by_depth(alpha: Any, beta: Any, depth_of: Callable[[str], Any] | None) -> Callable:
+def _by_depth(
+    alpha: Number, beta: Number, depth_of: Callable[[str], float | None] | None
+) -> Callable:
     seen: list[tuple[Leaves, dict[str, float]]] = []  # every leaf of a model asks
 
     def route(name: str, like: Leaves) -> Transform:

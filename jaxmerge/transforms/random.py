@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range, model_count, per_model
+from jaxmerge.core.ranges import Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Transform, beside
 from jaxmerge.numerics import hash_rng
@@ -19,7 +20,7 @@ Rescale = Literal["inverse", "l1"] | None
 
 
 @register
-def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False) -> Transform:
+def drop_random(density: Numbers, rescale: Rescale = "inverse", masked: bool = False) -> Transform:
     """Drop entries at random and rescale the survivors (the drop and rescale of DARE); needs a key.
 
     Formula: m[p] ~ Bernoulli(density), tau[p] <- m[p] tau[p] / density.
@@ -36,6 +37,14 @@ def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False
 
     Source: Yu et al., Language Models are Super Mario, ICML 2024, equation 1.  Differs: the random
     numbers come from a hash of the leaf's name, the model, the stage and the index of the entry.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> method = jm.chain(jm.drop_random(0.5), jm.add())
+        >>> base, model = {"w": np.zeros(8)}, {"w": np.ones(8)}
+        >>> out = jm.merge(method, base, [model], key=jax.random.key(0))["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 2.0]
     """
     check_range("density", density, 0, 1)
 
@@ -52,7 +61,7 @@ def drop_random(density: Any, rescale: Rescale = "inverse", masked: bool = False
 
 @register
 def drop_by_rank(
-    density: Any, epsilon: Any = 0.3, rescale: Rescale = "inverse", axis: int = -1
+    density: Numbers, epsilon: Numbers = 0.3, rescale: Rescale = "inverse", axis: int = -1
 ) -> Transform:
     """Drop entries at random, the small ones of each row more often (MAGPRUNE); needs a key.
 
@@ -76,6 +85,14 @@ def drop_by_rank(
 
     Source: Deep et al., DELLA-Merging, 2024, section 3.1.  Differs: ranks are divided by n - 1, not
     n, so that the mean probability is the density; a row of one entry has probability `density`.
+
+    Example:
+        >>> import jax, jaxmerge as jm, numpy as np
+        >>> method = jm.chain(jm.drop_by_rank(0.5, epsilon=0.0), jm.add())
+        >>> base, model = {"w": np.zeros(8)}, {"w": np.ones(8)}
+        >>> out = jm.merge(method, base, [model], key=jax.random.key(0))["w"]
+        >>> sorted({float(x) for x in out})
+        [0.0, 2.0]
     """
     check_range("density", density, 0, 1)
     check_range("epsilon", epsilon, 0, 1)

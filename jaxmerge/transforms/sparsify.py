@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.hyperparameters import check_range, model_count, per_model
+from jaxmerge.core.ranges import Numbers
 from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Transform, leaf_size, leaf_sum, numpy_of
 from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
@@ -24,7 +25,7 @@ Scope = Literal["global", "leaf"]
 
 @register
 def trim(
-    density: Any,
+    density: Numbers,
     scope: Scope = "global",
     inclusive: bool | None = None,
     rescale: Literal["l1"] | None = None,
@@ -73,8 +74,8 @@ def trim(
 
 @register
 def drop_outliers(
-    density: Any,
-    gamma: Any = 0.01,
+    density: Numbers,
+    gamma: Numbers = 0.01,
     scope: Scope = "leaf",
     rescale: Literal["l1"] | None = None,
     exact: bool = False,
@@ -144,6 +145,13 @@ def keep_important(axis: int = -1) -> Transform:
 
     Source: the Arcee Fusion method of mergekit 0.1, by its published description.  Differs: the
     divergence is computed without cancellation, and quantiles are exact, without a sample.
+
+    Example:
+        >>> import jaxmerge as jm, numpy as np
+        >>> method = jm.chain(jm.keep_important(), jm.add())
+        >>> model = {"w": np.array([[1.0, 2.0, 3.0, 9.0]])}
+        >>> jm.merge(method, {"w": np.zeros((1, 4))}, [model])["w"]
+        array([[0., 0., 0., 9.]])
     """
 
     def kernel(x, ctx):

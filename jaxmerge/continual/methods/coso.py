@@ -60,11 +60,13 @@ def coso(
     share of the energy is strictly below `threshold` (one fewer than would reach it, perhaps none).
 
     Args:
-        rank: r1. sketch: r2 > r1, at most min(in, out).
+        rank: r1, columns of the subspace of a step.
+        sketch: r2 > r1, at most min(in, out).
         every: K, steps between two choices of the subspace.
         rate, weight_decay, b1, b2, eps: of its own Adam, which replaces the optimiser for these
             kernels: give the setup ``sgd(1.0)`` for them (`optimisers.by_name`), whose proposal is
             the gradient itself.
+        threshold: share of the energy, in [0, 1].
         target: regular expression of the kernels (the authors': attention output projections).
 
     Memory: out (out + 2 r2 + r1) + 2 r1 in numbers a kernel.

@@ -49,6 +49,7 @@ def ewc(
     ====================================  ========================================================
 
     Args:
+        strength: factor of the penalty, 0 or more.
         labels: of the gradient: "predicted" the most probable one; "data" the true one (the
             empirical Fisher information); "sampled" one drawn from the model; "expected" the
             expectation over all the model's labels, one backward pass a class, for ``batch=1``.

@@ -34,6 +34,8 @@ def ewc_magmax(
     zeroes its gradients, so that what it squares is their running sum.
 
     Args:
+        strength: factor of the penalty, 0 or more.
+        decay: weight of the earlier tasks in F, in [0, 1].
         labels: "predicted" the most probable ones, or drawn from the model ("sampled").
         running: False squares the gradient of every example by itself, averaged over them.
         batch: examples of a gradient; read with ``running`` only.

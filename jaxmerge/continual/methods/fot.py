@@ -46,7 +46,8 @@ def fot(
     leading directions of the sum of the sketches to U (`join`).
 
     Args:
-        threshold: e, the kept energy; `growth` is added after every task.
+        threshold: e, the kept share of the energy, in [0, 1].
+        growth: what is added to it after every task.
         draws: of Z, "uniform" on [-1, 1) as for permuted MNIST, or "normal" as for CIFAR.
         width: columns of Z for each input of the kernel; 5 for dense kernels of CIFAR's network.
         project: regular expression of the kernels that are projected.

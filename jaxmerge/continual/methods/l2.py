@@ -25,6 +25,7 @@ def l2(
     Formula: loss + strength sum_j (theta_j - theta*_j)^2. There is no factor 1/2.
 
     Args:
+        strength: factor of the penalty, 0 or more.
         towards: theta* is the last task's end, or theta_0 throughout.
         first: whether the first task is pulled towards theta_0 already, as in the rehearsal-free
             paper with its pretrained start; False: not (GT-RIPL's benchmark).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ from jaxmerge.continual.contrast import unit
 from jaxmerge.continual.records import Method, Outputs
 from jaxmerge.continual.registry import Positive, methods
 from jaxmerge.continual.wraps.head import with_head
+from jaxmerge.core.types import Array
 
 ROWS, SCALE, PROJECTION = "language/rows", "language/scale", "language/projection"
 
 
 @methods.register
-def lingocl(embeddings: Any, scale: Positive = 1.0) -> Method:
+def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0) -> Method:
     """LingoCL's head, the published training is not known: frozen embeddings of the class names.
 
     Formula: logits = eta (x / |x|) (E / |E|)', x the features, E [C, d] what a language model says

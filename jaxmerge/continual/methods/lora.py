@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, Positive, methods
@@ -16,8 +16,8 @@ def lora(
     target: str = ".*",
     use: Use = "own",
     train: str | None = None,
-    ranks: Any = (),
-    alphas: Any = (),
+    ranks: Sequence[tuple[str, int]] = (),
+    alphas: Sequence[tuple[str, float]] = (),
     rslora: bool = False,
     dora: bool = False,
 ) -> Method:
@@ -28,6 +28,7 @@ def lora(
 
     Args:
         rank: of one task's pair.
+        alpha: the change is scaled by alpha / rank.
         target: regular expression of the kernels that get a pair.
         use: "own": each task its own pair, which the test must be given the task to choose (without
             it the last pair answers); "sum": the pairs of all tasks so far are summed; "shared":

@@ -26,6 +26,7 @@ def lwf(
     distillation in the first task.
 
     Args:
+        strength: factor of the distillation, 0 or more.
         temperature: T.
         heads: "each": a softmax and a term for every earlier task, as the authors have it;
             "joined": a form of **ours** (and of MagMax's release, strength 0.3), one softmax over

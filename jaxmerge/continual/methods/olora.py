@@ -31,6 +31,7 @@ def olora(
         strength: lambda 1.
         decay: lambda 2; norms, not squared. The gradient of a norm at zero is zero.
         rank: of one task's pair.
+        alpha: the change is scaled by alpha / rank.
         target: regular expression of the kernels that get a pair (T5: query and value).
         train: regular expression of leaves that train as well, such as ``"^head/"``.
 

@@ -56,7 +56,8 @@ def onpro(
     Args:
         size: examples in the buffer.
         replay, per_class: a replay batch is min(replay, per_class times the classes met).
-        temperature: of the instance contrast; prototype_temperature: of the prototypes'.
+        temperature: of the instance contrast.
+        prototype_temperature: of the contrast of prototypes.
         similarity: lambda of the instance contrast from the second task on (0.5 on CIFAR-10, else
             1); 1 in the first.
         base, mix: share of a replay batch that is not mixed by pairs, and the probability of

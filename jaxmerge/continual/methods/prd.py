@@ -38,7 +38,8 @@ def prd(
 
     Args:
         prototypes, distill: weights of the terms.
-        temperature: of the contrast; distill_temperature: T_d.
+        temperature: of the contrast.
+        distill_temperature: T_d.
         projection: numbers of the projection.
 
     The wrap adds ``prototypes`` [C, d] and ``projection/kernel``, ``/bias``; the model's own head

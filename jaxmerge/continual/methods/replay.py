@@ -18,6 +18,9 @@ def replay(per_class: Count = 10) -> Method:
     cross-entropy is over all columns seen so far. The examples of a task are chosen once, by its
     number and the seed, and stay the same for all later tasks.
 
+    Args:
+        per_class: examples of a class, 1 or more; fewer where it has fewer.
+
     Memory: none beside the data; for a buffer that is filled while training see `er`.
 
     >>> replay(3)

@@ -43,8 +43,9 @@ def supsup(
             the first `classes` held constant (G).
         search: "one_shot", or "binary": keep tasks up to the lower median gradient, mix the rest
             anew, until one is left.
-        decide: each "example" finds its own task; or, as the released test does, the first
-            `examples` of a "batch" decide for all of it.
+        decide: each "example" finds its own task; or, as the released test does, the first few of
+            a "batch" decide for all of it.
+        examples: how many of a batch decide.
         classes: outputs that are classes, for "surplus"; the network has more.
         target: regular expression of the kernels that are masked; all else stays as initialised.
         weights: "signed" as above, or those of the model as "given" (pretrained).
