@@ -1,7 +1,7 @@
 """The public API explains itself: each argument, an example that runs, types where there are types.
 
-Public are the names of `jaxmerge.api` and the factories of every registry.  The examples run with
-the other doctests of the suite.
+Public are the names of `jaxmerge.api`, the factories of every registry, and what the packages list
+that are used by themselves.  The examples run with the other doctests of the suite.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from collections.abc import Callable
 import pytest
 
 import jaxmerge as jm
+from jaxmerge import solvers, statistics
 from jaxmerge.continual import methods, optimisers, problems, registry  # noqa: F401 - they register
 from jaxmerge.core.registry import Registry
+from jaxmerge.evaluation import metrics
 from jaxmerge.training import learner  # noqa: F401 - registers
+
+PACKAGES = (metrics, solvers, statistics)
 
 ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*):", re.MULTILINE)
 # Data as recipes have it, a mapping of names to anything; keywords and arguments passed on.
@@ -28,6 +32,7 @@ def public() -> dict[str, Callable]:
     every = [getattr(jm, name) for name in jm.api.__all__]
     for names in (r for r in vars(registry).values() if isinstance(r, Registry)):
         every += names.values()
+    every += [getattr(package, name) for package in PACKAGES for name in package.__all__]
     functions = (f for f in every if inspect.isroutine(f))
     return {f"{f.__module__}.{f.__qualname__}": f for f in functions}
 

@@ -39,7 +39,7 @@ from jax.typing import DTypeLike
 
 Array = Any  # jax.Array or numpy.ndarray
 Leaves = Mapping[str, Array]  # "vision/block_03/attn/query/kernel" -> array
-Tree = Any  # a model: any pytree of arrays, or a flat (lazy) mapping of names to arrays
+Tree = Any  # a pytree of arrays; a model may be a flat (lazy) mapping of names to arrays too
 Labels = Callable[[str, Array], str | None] | Sequence[tuple[str, str]]  # see `partition`
 Device = Any  # a device of jax, whose class type checkers take for a variable
 Cell = Any  # what a Merge remembers of one leaf: any pytree of arrays

@@ -23,10 +23,10 @@ import numpy as np
 import optax
 
 from jaxmerge.core.names import check_same, is_float
-from jaxmerge.core.types import Array, Leaves, working_dtype
+from jaxmerge.core.types import Array, Leaves, Tree, working_dtype
 from jaxmerge.statistics.fisher import check_labels, pair
 
-Loss = Callable[[Leaves, Any], Array]  # (params, batch) -> scalar
+Loss = Callable[[Leaves, Tree], Array]  # (params, batch) -> scalar
 
 
 class Solver(NamedTuple):
@@ -50,12 +50,24 @@ def descend(optimizer: Any, grads: Any, state: Any, params: Any) -> tuple[Any, A
 
 
 def solve(
-    solver: Solver, batches: Iterable[Any], state: Any = None
+    solver: Solver, batches: Iterable[Tree], state: Tree | None = None
 ) -> tuple[Leaves, list[dict[str, Any]]]:
     """Run a solver over batches, from `state` if given; the merged parameters and all infos.
 
+    Args:
+        solver: any of this package.
+        batches: what its step takes, at least one.
+        state: where to go on; None for the solver's start.
+
     Raises:
         ValueError: no batch; from a step, see `check_step`.
+
+    Example:
+        >>> step = lambda x, batch: ((x + batch) / 2, {"loss": 0.0})
+        >>> halve = Solver(lambda: jnp.zeros(()), step, lambda x: {"w": x})
+        >>> merged, history = solve(halve, [1.0, 1.0])
+        >>> float(merged["w"]), len(history)
+        (0.75, 2)
     """
     state = solver.init() if state is None else state
     history: list[dict[str, Any]] = []
@@ -67,10 +79,13 @@ def solve(
     return solver.params(state), history
 
 
-def entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
+def entropy(apply: Callable[[Leaves, Tree], Array]) -> Loss:
     """The mean entropy of the predictions on unlabelled inputs, AdaMerging's objective.
 
     Formula: -(1/B) sum_b sum_c p_bc log p_bc.
+
+    Args:
+        apply: ``(params, inputs [B, ...]) -> logits [B, C]``.
 
     Example:
         >>> loss = entropy(lambda params, x: x)
@@ -85,8 +100,17 @@ def entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
     return loss
 
 
-def cross_entropy(apply: Callable[[Leaves, Any], Array]) -> Loss:
-    """The mean cross-entropy of ``(inputs, labels)`` batches; NaN where a label is no class."""
+def cross_entropy(apply: Callable[[Leaves, Tree], Array]) -> Loss:
+    """The mean cross-entropy of ``(inputs, labels)`` batches; NaN where a label is no class.
+
+    Args:
+        apply: ``(params, inputs [B, ...]) -> logits [B, C]``.
+
+    Example:
+        >>> loss = cross_entropy(lambda params, x: x)
+        >>> round(float(loss({}, (jnp.zeros((1, 4)), jnp.array([2])))), 4)
+        1.3863
+    """
 
     def loss(params, batch):
         inputs, labels = pair(batch)
@@ -134,7 +158,17 @@ def check_step(loss: Loss, params: Leaves, batch: Any, value: Array, good: dict)
 
 
 def task_vectors(base: Leaves, models: Iterable[Leaves]) -> dict[str, Array]:
-    """All task vectors of the float leaves, stacked: name -> [T, *leaf].  Memory: T x the model."""
+    """All task vectors of the float leaves, stacked: name -> [T, *leaf].  Memory: T x the model.
+
+    Args:
+        base: theta_0, name -> array.
+        models: at least one, with the leaves of the base.
+
+    Example:
+        >>> one, two = {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}
+        >>> task_vectors(one, [one, two])["w"].tolist()
+        [[0.0, 0.0], [-1.0, -1.0]]
+    """
     models = list(models)
     if not models:
         raise ValueError("A solver needs at least one model, got none.")

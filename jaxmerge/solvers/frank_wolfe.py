@@ -81,6 +81,14 @@ def frank_wolfe(
     Memory: 3 models (merged, gradient, update) and one leaf of a checkpoint.
 
     Source: FW-Merging, ICCV 2025, algorithm 1 and section 3; tested for O(1/t) on a quadratic.
+
+    Example:
+        >>> loss = lambda params, batch: jnp.sum((params["w"] - batch) ** 2)
+        >>> pool = [{"w": np.float32([v])} for v in (0.0, 4.0)]
+        >>> solver = frank_wolfe(loss, pool)
+        >>> state, info = solver.step(solver.init(), jnp.array([4.0]))
+        >>> info["chosen"], solver.params(state)["w"].tolist()
+        ({'w': 1}, [4.0])
     """
     _check(granularity, oracle, step_size, density)
     check_range("factor", factor, -float("inf"), one=True)
@@ -141,6 +149,14 @@ def soft_frank_wolfe(
 
     Source: FW-Merging, ICCV 2025, section 3.3 (FW_soft).  Differs: the released vision code runs
     AdaMerging inside; here the simplex projection of the paper keeps theta in the hull.
+
+    Example:
+        >>> loss = lambda params, batch: jnp.sum((params["w"] - batch) ** 2)
+        >>> pool = [{"w": np.float32([v])} for v in (0.0, 4.0)]
+        >>> solver = soft_frank_wolfe(loss, pool, vertices=1)
+        >>> state, info = solver.step(solver.init(), jnp.array([4.0]))
+        >>> info["chosen"], info["loss_after"] < info["loss"]
+        ({'all': [1]}, True)
     """
     _check(granularity, oracle, 1.0, None)
     if not 1 <= vertices <= len(pool):
@@ -227,8 +243,18 @@ def _gradient(loss: Loss):
 def oracle_scores(grad: Leaves, pool: Sequence[Leaves], oracle: Oracle) -> dict[str, np.ndarray]:
     """Leaf name -> the score of every checkpoint on that leaf, [len(pool)]; the least is best.
 
+    Args:
+        grad: name -> array, the gradient of the loss.
+        pool: checkpoints, lazy or not.
+        oracle: "inner" or "cosine", see `frank_wolfe`.
+
     Raises:
         ValueError: a score is not finite, since a checkpoint holds NaN or Inf.
+
+    Example:
+        >>> pool = [{"w": np.float32([v])} for v in (1.0, 4.0)]
+        >>> oracle_scores({"w": jnp.array([-1.0])}, pool, "inner")["w"].tolist()
+        [-1.0, -4.0]
     """
     scores = {
         n: np.array([float(_score(g, jnp.asarray(model[n]), oracle)) for model in pool])

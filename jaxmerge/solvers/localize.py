@@ -51,6 +51,9 @@ def localize(
     elsewhere; the mask is the `density` share of largest S in the end.
 
     Args:
+        loss: ``(params, batch) -> scalar``, differentiable.
+        base: theta_0, name -> array.
+        model: with the leaves of the base.
         density: share of entries kept, in (0, 1]; the paper takes 0.01 to 0.1.
         penalty: weight of the l1 term, >= 0.
         bias: how sure the starting mask is.
@@ -63,6 +66,14 @@ def localize(
 
     Source: He et al., Localize-and-Stitch, TMLR 2025, section 3.2.  Differs: several steps of any
     optax optimiser instead of one of fixed rate.
+
+    Example:
+        >>> loss = lambda params, batch: jnp.sum((params["w"] - batch) ** 2)
+        >>> base, model = {"w": np.zeros(2, np.float32)}, {"w": np.float32([2, 1])}
+        >>> solver = localize(loss, base, model, density=0.5)
+        >>> state, info = solver.step(solver.init(), jnp.array([2.0, 0.0]))
+        >>> mask(state, 0.5)["w"].tolist(), solver.params(state)["w"].tolist()
+        ([True, False], [2.0, 0.0])
     """
     check_range("density", density, 0, 1, open_low=True, one=True)
     check_range("penalty", penalty, 0, one=True)
@@ -99,12 +110,30 @@ def localize(
 
 
 def mask(state: LocalizeState, density: float) -> Leaves:
-    """The learned mask, name -> bool array, with `density` of all entries set."""
+    """The learned mask, name -> bool array, with `density` of all entries set.
+
+    Args:
+        state: of `localize`.
+        density: share of all entries, in (0, 1].
+
+    Example:
+        >>> mask(LocalizeState({"w": jnp.array([3.0, -3.0])}, None), 0.5)["w"].tolist()
+        [True, False]
+    """
     return top_share(state.logits, density)
 
 
 def top_share(scores: Leaves, density: float) -> Leaves:
-    """The entries among the `density` share of largest scores over all leaves together."""
+    """The entries among the `density` share of largest scores over all leaves together.
+
+    Args:
+        scores: name -> array.
+        density: share of all entries, in (0, 1]; what ties with the last is among them.
+
+    Example:
+        >>> top_share({"a": np.array([1.0, 4.0]), "b": np.array([3.0, 2.0])}, 0.5)["b"].tolist()
+        [True, False]
+    """
     check_range("density", density, 0, 1, open_low=True, one=True)
     flat = np.concatenate([np.asarray(x).ravel() for x in scores.values()])
     k = keep_count(density, flat.size)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxmerge.core.hyperparameters import check_choice
 from jaxmerge.core.names import check_same, is_float
 from jaxmerge.core.patterns import compile_pattern
-from jaxmerge.core.types import Leaves
+from jaxmerge.core.types import Leaves, Tree
 from jaxmerge.drivers.batch_merge import merge
 from jaxmerge.folds.elementwise import mean
 from jaxmerge.methods.data import regmean
@@ -28,10 +28,10 @@ from jaxmerge.statistics.gram import Keep, without
 
 
 def regmean_plus(
-    apply: Callable[[Leaves, Any], Any],
+    apply: Callable[[Leaves, Tree], Tree],
     base: Leaves,
     models: Sequence[Leaves],
-    batches: Sequence[Iterable[Any]],
+    batches: Sequence[Iterable[Tree]],
     *,
     off_diagonal: float = 0.9,
     ridge: float = 0.0,
@@ -48,6 +48,8 @@ def regmean_plus(
 
     Args:
         apply: ``(params, inputs) -> anything``.
+        base: theta_0, name -> array.
+        models: with the leaves of the base.
         batches: for each model, batches of inputs of its task.
         keep: as in `jaxmerge.statistics.gram`: rows that are data, not padding.
         off_diagonal, ridge: as in `jm.regmean`; MergeBench takes 0.1 for off_diagonal here.
@@ -63,6 +65,14 @@ def regmean_plus(
     Source: Nguyen et al., RegMean++, 2025; its released form is ``blocks=..., per="token"`` with
     ``leave="embed"``.  Differs: by default merged activations reach every kernel, also inside a
     block.
+
+    Example:
+        >>> apply = lambda params, x: x @ params["w"]
+        >>> base, models = {"w": np.zeros((2, 2))}, [{"w": np.eye(2)}, {"w": 3 * np.eye(2)}]
+        >>> out = regmean_plus(apply, base, models, [[np.eye(2)], [np.eye(2)]])
+        >>> np.asarray(out["w"]).round(3)
+        array([[2., 0.],
+               [0., 2.]], dtype=float32)
     """
     check_choice("per", per, ("example", "token"))
     in_block, stays = (None if x is None else compile_pattern(x) for x in (blocks, leave))

@@ -47,6 +47,12 @@ def grid(
 ) -> SearchResult:
     """Try every combination of the values of each coefficient.
 
+    Args:
+        build: ``coefficients [d] -> params``, a merge.
+        score: ``params -> scalar``, larger is better; it need not be differentiable.
+        values: for each coefficient those to be tried; their product is.
+        at_once: candidates that are evaluated together by `vmap`, 1 or more.
+
     Example:
         >>> best = grid(lambda c: {"w": c}, lambda p: -((p["w"] - 0.4) ** 2).sum(), [[0, 0.5, 1]])
         >>> best.coefficients.tolist(), len(best.scores)
@@ -56,9 +62,31 @@ def grid(
 
 
 def random(
-    build: Build, score: Score, low: Any, high: Any, *, tries: int, key: Any, at_once: int = 8
+    build: Build,
+    score: Score,
+    low: float | Sequence[float] | Array,
+    high: float | Sequence[float] | Array,
+    *,
+    tries: int,
+    key: jax.Array,
+    at_once: int = 8,
 ) -> SearchResult:
-    """Try coefficients drawn uniformly from a box, [low, high) in each dimension."""
+    """Try coefficients drawn uniformly from a box, [low, high) in each dimension.
+
+    Args:
+        build: ``coefficients [d] -> params``, a merge.
+        score: ``params -> scalar``, larger is better; it need not be differentiable.
+        low, high: [d], or one number for d = 1; low < high.
+        tries: how many candidates, 1 or more.
+        key: PRNG key.
+        at_once: candidates that are evaluated together by `vmap`, 1 or more.
+
+    Example:
+        >>> score = lambda p: -((p["w"] - 0.4) ** 2).sum()
+        >>> best = random(lambda c: {"w": c}, score, [0.0], [1.0], tries=9, key=jax.random.key(0))
+        >>> best.candidates.shape, bool(abs(best.coefficients[0] - 0.4) < 0.5)
+        ((9, 1), True)
+    """
     low, high = jnp.atleast_1d(jnp.asarray(low, float)), jnp.atleast_1d(jnp.asarray(high, float))
     if low.shape != high.shape or not (low < high).all():
         raise ValueError(f"The box needs low < high in each dimension, got {low} and {high}.")
@@ -74,7 +102,7 @@ def cma_es(
     generations: int = 20,
     population: int = 8,
     sigma: float = 0.1,
-    key: Any,
+    key: jax.Array,
     at_once: int = 8,
 ) -> SearchResult:
     """Covariance matrix adaptation from `start`, with evosax (``pip install "jaxmerge[search]"``).
@@ -82,6 +110,18 @@ def cma_es(
     Args:
         sigma: the first step's standard deviation.
         population: candidates a generation.
+        build: ``coefficients [d] -> params``, a merge.
+        score: ``params -> scalar``, larger is better; it need not be differentiable.
+        start: [d], the first mean.
+        generations: how many, 1 or more.
+        key: PRNG key.
+        at_once: candidates that are evaluated together by `vmap`, 1 or more.
+
+    Example:
+        >>> score = lambda p: -((p["w"] - 0.4) ** 2).sum()
+        >>> best = cma_es(
+        ...     lambda c: {"w": c}, score, [0.0, 0.0], generations=2, key=jax.random.key(0)
+        ... )  # doctest: +SKIP
     """
     try:
         from evosax.algorithms import CMA_ES

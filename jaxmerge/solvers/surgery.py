@@ -7,16 +7,15 @@ task, learned to undo that on unlabelled inputs, is put after the merged encoder
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.solvers.core import Solver, check_step, descend, finite
 
-Features = Callable[[Any], Array]  # inputs -> [B, d]
+Features = Callable[[Tree], Array]  # inputs -> [B, d]
 
 
 def surgery(
@@ -25,7 +24,7 @@ def surgery(
     width: int,
     *,
     rank: int = 16,
-    key: Any,
+    key: jax.Array,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Solver:
     """Learn the adapter of one task from unlabelled inputs.
@@ -45,6 +44,12 @@ def surgery(
     Memory: 2 d rank floats.
 
     Source: Yang et al., Representation Surgery for Multi-Task Model Merging, ICML 2024, eq. 4.
+
+    Example:
+        >>> solver = surgery(lambda x: x + 1.0, lambda x: x, 2, rank=1, key=jax.random.key(0))
+        >>> state, info = solver.step(solver.init(), jnp.ones((3, 2)))
+        >>> info["loss"], solver.params(state)["down"].shape
+        (1.0, (2, 1))
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}.")
@@ -71,12 +76,32 @@ def surgery(
 
 
 def operate(adapter: Leaves, features: Array) -> Array:
-    """Features [B, d] after the adapter."""
+    """Features [B, d] after the adapter.
+
+    Args:
+        adapter: ``down`` [d, rank] and ``up`` [rank, d], of `surgery`.
+        features: [B, d], of the merged model.
+
+    Example:
+        >>> adapter = {"down": jnp.ones((2, 1)), "up": jnp.ones((1, 2))}
+        >>> operate(adapter, jnp.array([[1.0, 2.0]]))
+        Array([[-2., -1.]], dtype=float32)
+    """
     return features - jax.nn.relu(features @ adapter["down"]) @ adapter["up"]
 
 
-def bias(merged: Features, single: Features, batches: Iterable[Any]) -> float:
-    """Representation bias: the mean |z(merged) - z(single)|, what surgery reduces (eq. 2)."""
+def bias(merged: Features, single: Features, batches: Iterable[Tree]) -> float:
+    """Representation bias: the mean |z(merged) - z(single)|, what surgery reduces (eq. 2).
+
+    Args:
+        merged: features of the merged model.
+        single: features of this task's own model.
+        batches: of inputs.
+
+    Example:
+        >>> bias(lambda x: x + 1.0, lambda x: x, [jnp.ones((3, 2))])
+        1.0
+    """
     gaps = [jnp.abs(merged(x) - single(x)).mean(-1) for x in batches]
     if not any(map(len, gaps)):
         raise ValueError("The representation bias needs data, got no example.")

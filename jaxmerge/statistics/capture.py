@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 
 
 class Input(NamedTuple):
@@ -54,13 +54,14 @@ class View(NamedTuple):
 
 
 def dense_inputs(
-    apply: Callable[..., Any], params: Leaves, *args: Any, every: bool = False
-) -> tuple[Any, dict[str, Input]]:
+    apply: Callable[..., Tree], params: Leaves, *args: Tree, every: bool = False
+) -> tuple[Tree, dict[str, Input]]:
     """Run ``apply(params, *args)`` and catch the input of every dense kernel.
 
     Args:
         apply: a function of a flat mapping of parameters and of data.
         params: name -> array; the leaves with two axes or more are looked for.
+        args: the data, pytrees of arrays.
         every: also kernels [L, in, out] that a ``scan`` cuts into layers, and of convolutions:
             the patches under a kernel are its rows, their entries in the order in which the kernel
             is stored.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.names import is_float
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.numerics.fisher import model_labels, sum_of_squares
 from jaxmerge.statistics.store import Statistic, weights_hash
 
@@ -27,13 +27,13 @@ Kind = Literal["true", "sampled", "empirical"]
 
 
 def fisher(
-    apply: Callable[[Leaves, Any], Array],
+    apply: Callable[[Leaves, Tree], Array],
     params: Leaves,
-    batches: Iterable[Any],
+    batches: Iterable[tuple[Tree, Array | None]],
     *,
     kind: Kind = "true",
     chunk: int = 8,
-    key: Any = None,
+    key: jax.Array | None = None,
     about: dict[str, Any] | None = None,
 ) -> Statistic:
     """The diagonal Fisher information, averaged over examples.
@@ -45,6 +45,7 @@ def fisher(
         kind: see the module's docstring.
         chunk: examples (times classes for "true") differentiated at once.
         key: PRNG key, for "sampled".
+        about: further facts that are stored with it, such as the name of the data.
 
     Returns:
         A `Statistic` whose values have the shapes of `params`, float32, all >= 0.

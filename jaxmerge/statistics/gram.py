@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.names import is_float
-from jaxmerge.core.types import Array, Leaves, working_dtype
+from jaxmerge.core.types import Array, Leaves, Tree, working_dtype
 from jaxmerge.statistics.capture import dense_inputs
 from jaxmerge.statistics.fisher import refuse_nonfinite
 from jaxmerge.statistics.store import Statistic, weights_hash
 
-Keep = Callable[[Any], Array]  # inputs -> bool [N]
+Keep = Callable[[Tree], Array]  # inputs -> bool [N]
 
 
 def gram(
-    apply: Callable[[Leaves, Any], Any],
+    apply: Callable[[Leaves, Tree], Tree],
     params: Leaves,
-    batches: Iterable[Any],
+    batches: Iterable[Tree],
     *,
     keep: Keep | None = None,
     about: dict[str, Any] | None = None,
@@ -40,6 +40,7 @@ def gram(
         keep: ``inputs -> bool [N]``, False for rows that are no data, such as padding:
             ``lambda tokens: (tokens != pad).ravel()``.  For kernels with another number of rows it
             does nothing.
+        about: further facts that are stored with it, such as the name of the data.
 
     Returns:
         A `Statistic` of kernel name -> [in, in], symmetric and positive semidefinite, float32

@@ -20,12 +20,20 @@ def in_layout(statistic: Statistic, table: Iterable[Entry], leaves: Leaves) -> S
     """The statistic for `leaves`, a checkpoint in the layout of `table`.
 
     Args:
+        statistic: under our names, in our layout.
         table: our names against the checkpoint's (`jaxmerge.io.key_tables`); tensors of which the
             statistic knows nothing are left out.
         leaves: the checkpoint as it is stored; the hash becomes that of these leaves.
 
     What changes for a Gram matrix is the axis of the kernel that it belongs to, ``about["axis"]``,
     and the order of a patch's pixels.  Stacked kernels meet the same inputs and share one.
+
+    Example:
+        >>> from jaxmerge.statistics.store import Statistic
+        >>> own = Statistic("fisher", {"fc/kernel": np.ones((2, 3))}, 1, "", {})
+        >>> table = [Entry("fc.weight", ("fc/kernel",), "dense")]
+        >>> in_layout(own, table, {"fc.weight": np.zeros((3, 2))}).values["fc.weight"].shape
+        (3, 2)
     """
     known = [e for e in table if set(e.names) <= set(statistic.values)]
     about = dict(statistic.about)

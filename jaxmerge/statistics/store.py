@@ -51,6 +51,10 @@ BLOCK = 1 << 22  # entries of a leaf that are read at once
 def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
     """A sha256 of all leaves, or of those of these names, by name, dtype, shape and bytes.
 
+    Args:
+        params: name -> array, lazy or not.
+        names: the leaves that count; None for all.
+
     >>> a = weights_hash({"w": np.ones(2), "b": np.zeros(1)})
     >>> a == weights_hash({"b": np.zeros(1), "w": np.ones(2)})
     True
@@ -71,7 +75,21 @@ def weights_hash(params: Leaves, names: Iterable[str] | None = None) -> str:
 
 
 def save(statistic: Statistic, path: str | Path) -> None:
-    """Write a statistic; the file appears whole or not at all."""
+    """Write a statistic; the file appears whole or not at all.
+
+    Args:
+        statistic: of one model.
+        path: of the file, ``.safetensors``.
+
+    Example:
+        >>> import tempfile
+        >>> weights = {"w": np.ones(2, np.float32)}
+        >>> own = Statistic("fisher", {"w": np.float32([3, 4])}, 10, weights_hash(weights), {})
+        >>> path = Path(tempfile.mkdtemp()) / "fisher.safetensors"
+        >>> save(own, path)
+        >>> load(path, weights).samples
+        10
+    """
     path = Path(path)
     about = {
         "format": FORMAT,
@@ -86,8 +104,19 @@ def save(statistic: Statistic, path: str | Path) -> None:
 def load(path: str | Path, params: Leaves | None = None) -> Statistic:
     """Read a statistic; with `params`, refuse it if it belongs to other weights.
 
+    Args:
+        path: of the file.
+        params: the weights to which it must belong, name -> array; None for any.
+
     Raises:
         UserError: not a statistic's file, or measured for other weights.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "fisher.safetensors"
+        >>> save(Statistic("fisher", {"w": np.float32([3, 4])}, 10, "", {"data": "digits"}), path)
+        >>> load(path).about
+        {'data': 'digits'}
     """
     try:
         file = File(path)
@@ -103,8 +132,18 @@ def load(path: str | Path, params: Leaves | None = None) -> Statistic:
 def of_file(file: File) -> Statistic:
     """The statistic in an opened file; its values are read leaf by leaf when asked for.
 
+    Args:
+        file: a safetensors file, open.
+
     Raises:
         UserError: not a statistic's file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "fisher.safetensors"
+        >>> save(Statistic("fisher", {"w": np.float32([3, 4])}, 10, "", {}), path)
+        >>> of_file(File(path)).kind
+        'fisher'
     """
     meta = file.metadata
     if meta.get("format") != FORMAT:
@@ -124,6 +163,19 @@ def check_weights(statistic: Statistic, params: Leaves, where: str = "the statis
     """Raise UserError unless the statistic was measured for these very weights.
 
     Reads those leaves of `params` that the statistic is about, one at a time.
+
+    Args:
+        statistic: of some model.
+        params: name -> array, lazy or not.
+        where: what the message calls it.
+
+    Example:
+        >>> weights = {"w": np.ones(2, np.float32)}
+        >>> own = Statistic("fisher", {"w": np.float32([3, 4])}, 10, weights_hash(weights), {})
+        >>> check_weights(own, weights)
+        >>> check_weights(own, {"w": np.zeros(2, np.float32)})
+        Traceback (most recent call last):
+        jaxmerge.errors.UserError: the statistic (fisher, 10 samples) was measured for weights ...
     """
     missing = [n for n in statistic.values if n not in params]
     actual = "none" if missing else weights_hash(params, statistic.values)
@@ -141,6 +193,13 @@ def normalised(statistic: Statistic) -> Statistic:
 
     Fisher merging with it weighs the models alike, however sure of their data they are (the
     model-level normalisation of Matena & Raffel's released code).
+
+    Args:
+        statistic: with values that are real.
+
+    Example:
+        >>> normalised(Statistic("fisher", {"w": np.array([3.0, 4.0])}, 10, "", {})).values["w"]
+        array([0.6, 0.8])
     """
     square = sum(float(np.vdot(v, v)) for v in statistic.values.values())
     norm = max(square**0.5, float(np.finfo(np.float32).tiny))
@@ -152,9 +211,16 @@ def extras(*statistics: Statistic, params: Leaves | None = None) -> Mapping[str,
 
     Args:
         params: the model that they belong to; other weights are refused.
+        statistics: of this model, one of each kind.
 
     Raises:
         UserError: two statistics of one kind, or measured for other weights than `params`.
+
+    Example:
+        >>> weights = {"w": np.ones(2, np.float32)}
+        >>> own = Statistic("fisher", {"w": np.float32([3, 4])}, 10, weights_hash(weights), {})
+        >>> sorted(extras(own, params=weights))
+        ['fisher']
     """
     kinds = [s.kind for s in statistics]
     if twice := sorted({k for k in kinds if kinds.count(k) > 1}):

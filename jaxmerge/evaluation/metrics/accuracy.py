@@ -10,6 +10,9 @@ from jaxmerge.evaluation.metrics.matrix import NAN, teachers
 def average_accuracy(R: np.ndarray) -> float:
     """Mean of the last row.
 
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+
     >>> average_accuracy(np.array([[1.0, 0.0], [0.5, 1.0]]))
     0.75
     """
@@ -18,6 +21,10 @@ def average_accuracy(R: np.ndarray) -> float:
 
 def over_time(R: np.ndarray, learnt: np.ndarray | None = None) -> np.ndarray:
     """[T]: after each task the mean over the groups learnt so far, NaN before there is one.
+
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
 
     >>> over_time(np.array([[1.0, 0.0], [0.5, 1.0]])).tolist()
     [1.0, 0.75]
@@ -32,6 +39,9 @@ def area_under_curve(series: np.ndarray) -> float:
 
     Two runs compare only where the marks are equally far apart.
 
+    Args:
+        series: [N], scores in the order of training.
+
     >>> area_under_curve(np.array([0.5, 0.75, 1.0]))
     0.75
     """
@@ -41,6 +51,10 @@ def area_under_curve(series: np.ndarray) -> float:
 def normalised(R: np.ndarray, individual: np.ndarray) -> float:
     """Mean over tasks of the accuracy divided by that of the task's own model.
 
+    Args:
+        R: [T, T], task-aware accuracies in [0, 1].
+        individual: [T], the accuracy on each task of the model trained on it alone.
+
     >>> normalised(np.array([[0.5, 0.5], [0.5, 1.0]]), np.array([1.0, 1.0]))
     0.75
     """
@@ -49,6 +63,10 @@ def normalised(R: np.ndarray, individual: np.ndarray) -> float:
 
 def per_class(right: np.ndarray, classes: np.ndarray) -> float:
     """Mean over the classes that occur of the share of their examples that is right.
+
+    Args:
+        right: bool [N], whether each example was answered rightly.
+        classes: int [N], their classes.
 
     >>> per_class(np.array([True, True, False]), np.array([0, 0, 7]))
     0.5
@@ -62,6 +80,11 @@ def by_age(right: np.ndarray, classes: np.ndarray, known: int) -> dict[str, floa
     """Share of examples that are right: of all, of old classes (below `known`), of new ones.
 
     NaN where there are no such examples.  Source: SLCA's and PyCIL's `accuracy`.
+
+    Args:
+        right: bool [N], whether each example was answered rightly.
+        classes: int [N], their classes.
+        known: how many classes are old, those below it.
 
     >>> by_age(np.array([True, False, True]), np.array([0, 1, 2]), 2)
     {'all': 0.6666666666666666, 'old': 0.5, 'new': 1.0}

@@ -12,6 +12,11 @@ def forgetting(
 ) -> float:
     """How far groups fell from their best since they were learnt, the last task's end left out.
 
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
+
     >>> forgetting(np.array([[1.0, 0.0], [0.5, 1.0]]))
     0.5
     """
@@ -23,6 +28,11 @@ def forgetting_from_best(
     R: np.ndarray, learnt: np.ndarray | None = None, lower_is_better: bool = False
 ) -> float:
     """How far groups are from the best they ever were, the last task's end included.
+
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
 
     >>> forgetting_from_best(np.array([[0.5, 0.0], [0.75, 1.0]])), forgetting(
     ...     np.array([[0.5, 0.0], [0.75, 1.0]])
@@ -37,6 +47,11 @@ def forgetting_all_tasks(
     R: np.ndarray, learnt: np.ndarray | None = None, lower_is_better: bool = False
 ) -> float:
     """As `forgetting_from_best`, divided by all groups: the last task's count, with what they lost.
+
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
 
     >>> forgetting_all_tasks(np.array([[1.0, 0.0], [0.5, 1.0]]))
     0.25
@@ -53,6 +68,9 @@ def forgetting_by_class(R: np.ndarray) -> float:
 
     Which task teaches a class plays no part (in a blurry stream several do): classes that were
     never right before the last task are left out.  May be negative.
+
+    Args:
+        R: [T, C], the accuracy on class c after task t.
 
     >>> forgetting_by_class(np.array([[1.0, 0.0], [0.5, 1.0]]))
     0.5
@@ -72,6 +90,8 @@ def forgetting_anytime(
 
     Args:
         anytime: [T, parts, G], the scores after every part of every task.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
 
     >>> forgetting_anytime(np.array([[[0.5, 0.0], [1.0, 0.0]], [[0.75, 0.5], [0.5, 1.0]]]))
     0.5

@@ -31,6 +31,10 @@ from jaxmerge.evaluation.metrics.transfer import (
 def interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Mean over runs and half the width of its confidence interval (Student's t).
 
+    Args:
+        values: [runs].
+        confidence: in (0, 1).
+
     >>> mean, half = interval(np.array([1.0, 2.0, 3.0]))
     >>> mean, round(half, 4)
     (2.0, 2.4841)
@@ -54,8 +58,16 @@ def summary(
     """All figures of one method, by the names in results.json (`definitions.DEFINITIONS`).
 
     Args:
+        R: [T, T], the accuracy on task g after task t.
+        aware: the same, the task given to the model.
+        zero_shot: [T], the accuracy of the model before the first task.
         classes: the per-class figure at the end.
         individual: task-aware accuracy on each task of the model trained on it alone.
+
+    >>> R = np.array([[1.0, 0.5], [0.5, 1.0]])
+    >>> figures = summary(R, R, np.array([0.25, 0.25]))
+    >>> figures["accuracy"], figures["bwt"], figures["fwt"]
+    (0.75, -0.5, 0.25)
     """
     return {
         "accuracy": average_accuracy(R),
@@ -89,6 +101,12 @@ def of_groups(
     Raises:
         ValueError: a metric without an evaluator; a metric that no group has; groups that are not
             tasks and no `learnt`.
+
+    Example:
+        >>> from jaxmerge.continual.problems import accuracy
+        >>> R = {"accuracy": np.array([[1.0, 0.0], [0.5, 1.0]])}
+        >>> of_groups(R, {"accuracy": accuracy().build()})["accuracy"]["forgetting"]
+        0.5
     """
     from jaxmerge.errors import closest, listed
 

@@ -12,6 +12,11 @@ def backward_transfer(
 ) -> float:
     """What later tasks did to groups learnt earlier, negative when they harmed.
 
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
+
     >>> backward_transfer(np.array([[1.0, 0.0], [0.5, 1.0]]))
     -0.5
     """
@@ -23,6 +28,11 @@ def positive_backward_transfer(
     R: np.ndarray, learnt: np.ndarray | None = None, lower_is_better: bool = False
 ) -> float:
     """BWT+: how much later tasks helped, over every later task end; 0 where they harmed.
+
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
 
     >>> positive_backward_transfer(np.array([[0.5, 0.0], [0.75, 1.0]]))
     0.25
@@ -41,7 +51,10 @@ def forward_transfer(
     """What earlier tasks did to groups not yet learnt, against the model before any task.
 
     Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
         untrained: [G], the scores of the model before the first task.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
+        lower_is_better: whether less is better, as of a perplexity.
 
     >>> forward_transfer(np.array([[1.0, 0.5], [0.5, 1.0]]), np.array([0.5, 0.25]))
     0.25
@@ -54,6 +67,10 @@ def forward_transfer(
 
 def plain_forward_transfer(R: np.ndarray, learnt: np.ndarray | None = None) -> float:
     """The mean score on groups before they are learnt, nothing subtracted.
+
+    Args:
+        R: [T, G], the score on group g after task t; NaN where it is missing.
+        learnt: int [G], the task that teaches a group, -1 for none; by default group g's is g.
 
     >>> plain_forward_transfer(np.array([[1.0, 0.5], [0.5, 1.0]]))
     0.5
