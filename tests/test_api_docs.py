@@ -21,7 +21,8 @@ from jaxmerge.training import learner  # noqa: F401 - registers
 
 PACKAGES = (metrics, solvers, statistics)
 
-ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*):", re.MULTILINE)
+SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
+ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)
 # Data as recipes have it, a mapping of names to anything; keywords and arguments passed on.
 OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]")
 ANYTHING = {"get": ["default has no type", "the result has no type"]}  # the default may be anything
@@ -41,8 +42,8 @@ def missing(function: Callable) -> list[str]:
     """What the docstring and the annotations of a function leave unsaid."""
     function = inspect.unwrap(function)
     doc = inspect.getdoc(function) or ""
-    section = re.search(r"^Args:\n((?:    .*\n|\n)+)", doc + "\n", re.MULTILINE)
-    explained = ", ".join(ARGUMENT.findall(section[1])) if section else ""
+    section = SECTION.search(doc + "\n")
+    explained = ", ".join(ARGUMENT.findall(inspect.cleandoc(section[1]))) if section else ""
     out = [] if ">>>" in doc else ["no example"]
     signature = inspect.signature(function)
     for name, p in signature.parameters.items():
