@@ -14,12 +14,13 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import solvers, statistics
-from jaxmerge.continual import methods, optimisers, problems, registry  # noqa: F401 - they register
+from jaxmerge.continual import buffers, columns, methods, optimisers, problems, registry  # noqa: F401 - they register
 from jaxmerge.core.registry import Registry
 from jaxmerge.evaluation import metrics
+from jaxmerge.models import clip
 from jaxmerge.training import learner  # noqa: F401 - registers
 
-PACKAGES = (metrics, solvers, statistics)
+PACKAGES = (buffers, clip, columns, metrics, solvers, statistics)
 
 SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)

@@ -12,41 +12,83 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, Tree
+
+__all__ = [
+    "Buffer",
+    "balanced",
+    "draw",
+    "draw_distinct",
+    "empty",
+    "filled",
+    "reservoir",
+    "ring",
+    "size_of",
+    "write",
+]
+
+Buffer = dict[str, Any]  # {"rows": leaves [size, ...], "met": int32}
 
 
-def empty(size: int, like: Any) -> dict[str, Any]:
+def empty(size: int, like: Tree) -> Buffer:
     """A buffer without examples.
 
     Args:
+        size: how many examples it has room for, 1 or more.
         like: a batch of what is stored, leaves ``[B, ...]``; arrays or their shapes.
+
+    >>> empty(2, {"x": jnp.zeros((4, 3))})["rows"]["x"].shape
+    (2, 3)
     """
     room = lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype)
     return {"rows": jax.tree.map(room, like), "met": jnp.int32(0)}
 
 
-def size_of(buffer: dict[str, Any]) -> int:
-    """How many examples it has room for."""
+def size_of(buffer: Buffer) -> int:
+    """How many examples it has room for.
+
+    Args:
+        buffer: of `empty`.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> size_of(buffer)
+    2
+    """
     return jax.tree.leaves(buffer["rows"])[0].shape[0]
 
 
-def filled(buffer: dict[str, Any]) -> Array:
-    """int32, how many examples it holds."""
+def filled(buffer: Buffer) -> Array:
+    """int32, how many examples it holds.
+
+    Args:
+        buffer: of `empty`.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> int(filled(buffer)), int(filled(ring(buffer, jnp.ones(3), jnp.ones(3))))
+    (0, 2)
+    """
     return jnp.minimum(buffer["met"], size_of(buffer))
 
 
 def reservoir(
-    buffer: dict[str, Any], rows: Any, weight: Array, key: Array, batchwise: bool = False
-) -> dict[str, Any]:
+    buffer: Buffer, rows: Tree, weight: Array, key: Array, batchwise: bool = False
+) -> Buffer:
     """Reservoir sampling: of all examples met, each is there with the same probability.
 
     Args:
+        buffer: of `empty`.
+        key: PRNG key of the draws.
         rows: leaves ``[B, ...]``.
         weight: ``[B]``; examples of weight 0 are not met.
         batchwise: every example of a batch is drawn against the number of those before the batch
             and of those that found a free place (the online papers' code); no exact reservoir.
 
     Source: Vitter, Random sampling with a reservoir, ACM TOMS 1985, algorithm R.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> buffer = reservoir(buffer, jnp.arange(2.0), jnp.ones(2), jax.random.key(0))
+    >>> buffer["rows"].tolist(), int(buffer["met"])
+    ([0.0, 1.0], 2)
     """
     place = buffer["met"] + jnp.cumsum(weight > 0) - 1
     place = place.astype(jnp.int32)
@@ -60,18 +102,34 @@ def reservoir(
     return write(buffer, rows, jnp.where(place < size, place, drawn), weight)
 
 
-def ring(buffer: dict[str, Any], rows: Any, weight: Array) -> dict[str, Any]:
-    """The last examples met, first in, first out."""
+def ring(buffer: Buffer, rows: Tree, weight: Array) -> Buffer:
+    """The last examples met, first in, first out.
+
+    Args:
+        buffer: of `empty`.
+        rows: leaves ``[B, ...]``, as what is stored.
+        weight: ``[B]``; examples of weight 0 are not met.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> ring(buffer, jnp.arange(3.0), jnp.ones(3))["rows"].tolist()
+    [2.0, 1.0]
+    """
     place = (buffer["met"] + jnp.cumsum(weight > 0) - 1).astype(jnp.int32)
     return write(buffer, rows, place % size_of(buffer), weight)
 
 
-def write(buffer: dict[str, Any], rows: Any, place: Array, weight: Array) -> dict[str, Any]:
+def write(buffer: Buffer, rows: Tree, place: Array, weight: Array) -> Buffer:
     """Put examples into places; of several for one place the last one stays.
 
     Args:
+        buffer: of `empty`.
+        rows: leaves ``[B, ...]``, as what is stored.
         place: int32 ``[B]``; outside of the buffer: not stored.
         weight: ``[B]``; examples of weight 0 are not stored.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> write(buffer, jnp.array([5.0, 6.0]), jnp.array([1, -1]), jnp.ones(2))["rows"].tolist()
+    [0.0, 5.0]
     """
     size, real = size_of(buffer), weight > 0
     place = jnp.where(real & (place >= 0), place, size)
@@ -83,16 +141,38 @@ def write(buffer: dict[str, Any], rows: Any, place: Array, weight: Array) -> dic
     return {"rows": jax.tree.map(put, buffer["rows"], rows), "met": met}
 
 
-def draw(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
-    """Examples drawn with replacement, and their weight: 0 while the buffer is empty."""
+def draw(buffer: Buffer, key: Array, count: int) -> tuple[Tree, Array]:
+    """Examples drawn with replacement, and their weight: 0 while the buffer is empty.
+
+    Args:
+        buffer: of `empty`.
+        key: PRNG key.
+        count: how many.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> rows, weight = draw(buffer, jax.random.key(0), 3)
+    >>> rows.shape, weight.tolist()
+    ((3,), [0.0, 0.0, 0.0])
+    """
     filled_rows = filled(buffer)
     place = jax.random.randint(key, (count,), 0, jnp.maximum(filled_rows, 1))
     rows = jax.tree.map(lambda x: x[place], buffer["rows"])
     return rows, jnp.broadcast_to((filled_rows > 0).astype(jnp.float32), (count,))
 
 
-def draw_distinct(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, Array]:
-    """Examples drawn without replacement, and their weight: 0 where there are too few."""
+def draw_distinct(buffer: Buffer, key: Array, count: int) -> tuple[Tree, Array]:
+    """Examples drawn without replacement, and their weight: 0 where there are too few.
+
+    Args:
+        buffer: of `empty`.
+        key: PRNG key.
+        count: how many.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> buffer = ring(buffer, jnp.ones(1), jnp.ones(1))
+    >>> draw_distinct(buffer, jax.random.key(0), 2)[1].tolist()
+    [1.0, 0.0]
+    """
     size, filled_rows = size_of(buffer), filled(buffer)
     rank = jnp.where(jnp.arange(size) < filled_rows, jax.random.uniform(key, (size,)), 2.0)
     place = jnp.argsort(rank)[:count]
@@ -101,9 +181,9 @@ def draw_distinct(buffer: dict[str, Any], key: Array, count: int) -> tuple[Any, 
 
 
 def balanced(
-    buffer: dict[str, Any], rows: Any, weight: Array, key: Array, labels: Array, stored: Array,
+    buffer: Buffer, rows: Tree, weight: Array, key: Array, labels: Array, stored: Array,
     classes: int, released: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> Buffer:  # fmt: skip
     """Reservoir sampling with equal shares of classes, example by example.
 
     While there is room an example takes the next place.  In a full buffer it is stored if its
@@ -111,6 +191,8 @@ def balanced(
     It takes the ``r mod c``-th place of the largest class, which has c.
 
     Args:
+        buffer: of `empty`.
+        key: PRNG key of the draws.
         rows, weight: as in `reservoir`.
         labels: int ``[B]``, of the batch.
         stored: int ``[size]``, the labels of the rows in the buffer.
@@ -120,6 +202,13 @@ def balanced(
 
     Differs:
         The released counts were reconstructed from all 80 decisions of a run of it, not read.
+
+    >>> buffer = empty(2, jnp.zeros((1,)))
+    >>> labels, key = jnp.array([0, 1, 1]), jax.random.key(0)
+    >>> rows, stored = labels.astype(float), jnp.zeros(2, int)
+    >>> buffer = balanced(buffer, rows, jnp.ones(3), key, labels, stored, classes=2)
+    >>> sorted(buffer["rows"].tolist())
+    [0.0, 1.0]
     """
     size, real = size_of(buffer), weight > 0
     number = (buffer["met"] + jnp.cumsum(real) - 1).astype(jnp.int32)

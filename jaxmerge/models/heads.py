@@ -17,7 +17,14 @@ from jaxmerge.core.types import Array
 
 
 def normalise(features: jax.Array) -> jax.Array:
-    """Rows of unit length."""
+    """Rows of unit length.
+
+    Args:
+      features: `[..., width]`, not zero.
+
+    >>> normalise(jnp.array([[3.0, 4.0]])).round(1)
+    Array([[0.6, 0.8]], dtype=float32)
+    """
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
@@ -56,5 +63,14 @@ def text_head(
 
 
 def logits(features: jax.Array, head: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """`exp(log_scale) * unit(features) @ head`, `[batch, classes]`."""
+    """`exp(log_scale) * unit(features) @ head`, `[batch, classes]`.
+
+    Args:
+      features: `[batch, width]`, of any length.
+      head: `[width, classes]`, columns of unit length.
+      log_scale: the log of the factor on cosine similarities.
+
+    >>> logits(jnp.array([[3.0, 4.0]]), jnp.eye(2), 0.0).round(1)
+    Array([[0.6, 0.8]], dtype=float32)
+    """
     return jnp.exp(log_scale) * (normalise(features) @ head)

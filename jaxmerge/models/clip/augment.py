@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 
 def random_resized_crop(
-    images: Any,
+    images: np.ndarray | Sequence[Picture],
     side: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.9, 1.0),

@@ -76,6 +76,15 @@ def load(
         not CLIP's; a base of another architecture.
 
     Memory: the model once, and once more while it is read.
+
+    >>> import tempfile
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config, folder = Config(tower, None, projection_dim=8), tempfile.mkdtemp()
+    >>> save((config, init(config, jax.random.key(0))), folder)
+    >>> load(folder).config == config
+    True
     """
     ref = os.fspath(ref)
     _refuse_jit(ref)
@@ -165,7 +174,7 @@ def _refuse_jit(ref: str) -> None:
 
 
 def save(
-    model: Model | tuple[Config, Mapping],
+    model: Model | tuple[Config, Mapping[str, jax.Array]],
     folder: str | os.PathLike,
     dtype: str = "float32",
     layout: str = "hf",
@@ -183,6 +192,15 @@ def save(
       ValueError: an unknown dtype or layout, or a model that the layout cannot hold.
       KeyError: parameters that are missing, all listed.
       ValueError: parameters that are not the config's or of another shape, all listed.
+
+    >>> import tempfile
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config, folder = Config(tower, None, projection_dim=8), tempfile.mkdtemp()
+    >>> save((config, init(config, jax.random.key(0))), folder)
+    >>> sorted(os.listdir(folder))
+    ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
     if layout not in ("hf", "open_clip"):
         raise ValueError(f"layout: found {layout!r}, expected hf or open_clip")

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,17 @@ from jaxmerge.models.clip.preprocess import Preprocess
 from jaxmerge.models.heads import normalise
 from jaxmerge.models.transformer import Compute
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Images = np.ndarray | Sequence[Image | str | os.PathLike]
+
 AHEAD = 2  # steps that the device may be given before the oldest one has ended
 
 
 def encode_images(
     model: Model,
-    images: np.ndarray | Sequence[Any],
+    images: Images,
     batch: int = 256,
     workers: int = 2,
     compute: Compute = Compute(),
@@ -52,6 +57,15 @@ def encode_images(
       ValueError, TypeError: as `preprocess`; no image tower.
 
     Memory: `workers + 1` prepared batches, and two on the device, beside the model.
+
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config = Config(tower, None, projection_dim=8)
+    >>> model = Model(config, init(config, jax.random.key(0)))
+    >>> images = np.zeros((3, 20, 16, 3), np.uint8)
+    >>> encode_images(model, images, batch=2).shape
+    (3, 8)
     """
     prepare, done = _prepare(model), []
     for pixels in _batches(prepare, images, batch, workers):
@@ -67,7 +81,7 @@ def encode_images(
 def accuracies(
     model: Model,
     merged: Sequence[Mapping[str, jax.Array]],
-    images: np.ndarray | Sequence[Any],
+    images: Images,
     labels: Sequence[int] | np.ndarray,
     head: jax.Array,
     batch: int = 256,
@@ -92,6 +106,16 @@ def accuracies(
     Raises:
       ValueError: another number of labels than of images, labels outside of the head; as
         `encode_images`.
+
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config = Config(tower, None, projection_dim=8)
+    >>> model = Model(config, init(config, jax.random.key(0)))
+    >>> images = np.zeros((3, 20, 16, 3), np.uint8)
+    >>> head = np.eye(8, 2, dtype=np.float32)
+    >>> accuracies(model, [model.params], images, [0, 0, 0], head, batch=2).shape
+    (1,)
     """
     labels = np.asarray(labels)
     classes = head.shape[1]

@@ -58,5 +58,14 @@ def lazy(ref: str | os.PathLike, config: Config) -> Lazy:
         ValueError: tensors that the architecture needs are missing.
 
     Memory: one leaf.
+
+    >>> import jax, tempfile
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config, folder = Config(tower, None, projection_dim=8), tempfile.mkdtemp()
+    >>> checkpoint.save((config, init(config, jax.random.key(0))), folder)
+    >>> lazy(folder, config)["vision/projection/kernel"].shape
+    (16, 8)
     """
     return Lazy(ref, config)

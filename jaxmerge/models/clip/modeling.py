@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, Leaves
 from jaxmerge.models.attention import Attention
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.transformer import (
@@ -156,6 +156,10 @@ def _present(config: Config) -> list[str]:
 def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:
     """Random parameters, distributed as CLIP's (the scales of section 2.5's code release).
 
+    Args:
+      config: the architecture.
+      key: PRNG key.
+
     >>> from jaxmerge.models.clip.config import Vision
     >>> small = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
     >>> params = init(Config(small, None, projection_dim=8), jax.random.key(0))
@@ -173,7 +177,17 @@ def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:
 
 
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of the architecture; nothing is allocated."""
+    """Name -> shape of every parameter of the architecture; nothing is allocated.
+
+    Args:
+      config: the architecture.
+
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config = Config(tower, None, projection_dim=8)
+    >>> param_shapes(config)["vision/projection/kernel"]
+    (16, 8)
+    """
     by_name = {
         f"{which}/{name}": shape
         for which in _present(config)
@@ -199,7 +213,7 @@ def _forward(which: str, config: Config, params: dict, inputs, compute: Compute)
 
 
 def image_features(
-    config: Config, params: Mapping, images: jax.Array, *, compute: Compute = Compute()
+    config: Config, params: Leaves, images: jax.Array, *, compute: Compute = Compute()
 ) -> jax.Array:
     """Features of images, not normalised. Compiled once for each config and shape.
 
@@ -216,6 +230,13 @@ def image_features(
       ValueError: no vision tower; images of another shape; parameters of another shape.
       TypeError: images that are not floats.
       KeyError: parameters that are missing.
+
+    >>> from jaxmerge.models.clip.config import Vision
+    >>> tower = Vision(image=16, patch=8, width=16, layers=1, heads=2, hidden=32)
+    >>> config = Config(tower, None, projection_dim=8)
+    >>> params = init(config, jax.random.key(0))
+    >>> image_features(config, params, jnp.zeros((2, 16, 16, 3))).shape
+    (2, 8)
     """
     if config.vision is None:
         raise ValueError("images given to a model without vision tower (config.vision is None)")
@@ -235,7 +256,7 @@ def image_features(
 
 
 def text_features(
-    config: Config, params: Mapping, tokens: Array, *, compute: Compute = Compute()
+    config: Config, params: Leaves, tokens: Array, *, compute: Compute = Compute()
 ) -> jax.Array:
     """Features of texts, not normalised. Compiled once for each config and shape.
 
@@ -253,6 +274,12 @@ def text_features(
         vocabulary (looked for in numpy arrays only: a look at the device would wait for it).
       TypeError: tokens that are not integers.
       KeyError: parameters that are missing.
+
+    >>> from jaxmerge.models.clip.config import Text
+    >>> tower = Text(vocab=50, context=8, width=16, layers=1, heads=2, hidden=32, bos=48, eos=49)
+    >>> config = Config(None, tower, projection_dim=8)
+    >>> text_features(config, init(config, jax.random.key(0)), jnp.array([[48, 7, 49]])).shape
+    (1, 8)
     """
     if config.text is None:
         raise ValueError("text given to a model without text tower (config.text is None)")

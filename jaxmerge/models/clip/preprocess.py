@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jaxmerge.models.clip.config import Config
 from jaxmerge.models.folders import read_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Pictures = Image | Sequence[Image] | np.ndarray
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -129,8 +134,12 @@ class Preprocess:
         }
 
 
-def preprocess(images: Any, config: Config) -> np.ndarray:
+def preprocess(images: Pictures, config: Config) -> np.ndarray:
     """CLIP's own preprocessing at the size of `config`; see `Preprocess`.
+
+    Args:
+      images: see `Preprocess`.
+      config: of a model with an image tower.
 
     >>> from jaxmerge.models.clip.config import Vision
     >>> config = Config(Vision(image=8, patch=4), text=None)

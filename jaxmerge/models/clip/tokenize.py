@@ -12,12 +12,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmerge.io.untrusted import read_json, read_text
 from jaxmerge.models.tokens import backend_of, refuse_long, special_tokens, token_ids
+
+if TYPE_CHECKING:
+    import tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -105,8 +108,17 @@ _STRAIGHT = {
 _SPECIAL = {"start": "bos_token", "end": "eos_token", "pad": "pad_token"}
 
 
-def from_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]):
-    """The `tokenizers` object of CLIP's byte-pair encoding, from its vocabulary and merges."""
+def from_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """The `tokenizers` object of CLIP's byte-pair encoding, from its vocabulary and merges.
+
+    Args:
+      vocab: token -> id, START and END among them.
+      merges: pairs of tokens, in the order in which they are merged.
+
+    >>> vocab = {token: i for i, token in enumerate(["a", "a</w>", "aa</w>", START, END])}
+    >>> from_bpe(vocab, [("a", "a</w>")]).encode("aa a").ids
+    [3, 2, 1, 4]
+    """
     import tokenizers
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -140,8 +152,21 @@ def from_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]):
 def load_tokenizer(folder: str | Path, context: int) -> Tokenizer | None:
     """Reads the tokenizer of a folder; None when the folder has none.
 
+    Args:
+      folder: with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``.
+      context: length of the rows of ids.
+
     Raises:
       ValueError: half a tokenizer, or one without the special tokens it names.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> load_tokenizer(folder, 8) is None
+    True
+    >>> vocab = {token: i for i, token in enumerate(["a", "a</w>", START, END])}
+    >>> Tokenizer(from_bpe(vocab, []), 8, start=2, end=3, pad=3).save(folder)
+    >>> load_tokenizer(folder, 5)("a")
+    array([[2, 1, 3, 3, 3]], dtype=int32)
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").exists():

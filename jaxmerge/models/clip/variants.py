@@ -72,6 +72,9 @@ def variant(name: str) -> Config:
     The weights that LAION trained at sizes B and L use the exact GELU: take
     `dataclasses.replace(variant("ViT-B/32"), activation="gelu")` for those, or load their folder.
 
+    Args:
+      name: of `VARIANTS`, such as "ViT-B/32", or of a repository on the hub.
+
     Raises:
       KeyError: an unknown name.
 

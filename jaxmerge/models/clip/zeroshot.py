@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.io.untrusted import read_json
+from jaxmerge.models.clip.checkpoint import Model
 from jaxmerge.models.clip.modeling import text_features
 from jaxmerge.models.heads import text_head
 
@@ -31,7 +32,7 @@ TEMPLATES = (
 
 
 def zero_shot_head(
-    model,
+    model: Model,
     class_names: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
     batch: int = 256,
@@ -53,6 +54,17 @@ def zero_shot_head(
     Raises:
       ValueError: no text tower or tokenizer, no class, a template without exactly one `{}`, a
         prompt longer than the context, unless `truncate`.
+
+    >>> from jaxmerge.models.clip.config import Config, Text
+    >>> from jaxmerge.models.clip.modeling import init
+    >>> from jaxmerge.models.clip.tokenize import END, START, Tokenizer, from_bpe
+    >>> vocab = {token: i for i, token in enumerate(["a", "a</w>", "aa</w>", START, END])}
+    >>> tower = Text(vocab=5, context=8, width=16, layers=1, heads=2, hidden=32, bos=3, eos=4)
+    >>> config = Config(None, tower, projection_dim=8)
+    >>> words = Tokenizer(from_bpe(vocab, [("a", "a</w>")]), 8, start=3, end=4, pad=4)
+    >>> model = Model(config, init(config, jax.random.key(0)), words)
+    >>> zero_shot_head(model, ["a", "aa"], ["a {}"]).shape
+    (8, 2)
     """
     if model.config.text is None or model.tokenizer is None:
         lacks = "text tower" if model.config.text is None else "tokenizer"
@@ -89,8 +101,19 @@ def load_prompts(path: str | Path) -> dict[str, Prompts]:
 
     Where a class has a list of synonyms in place of a name, the first one is taken.
 
+    Args:
+      path: of the JSON file.
+
     Raises:
       ValueError: entries without classes and templates, all listed.
+
+    >>> import json, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "prompts.json"
+    >>> text = json.dumps({"pets": {"classes": ["cat", ["dog", "hound"]], "templates": ["a {}."]}})
+    >>> path.write_text(text) == len(text)
+    True
+    >>> load_prompts(path)["pets"].classes
+    ('cat', 'dog')
     """
     entries = read_json(path)
     wrong = [
