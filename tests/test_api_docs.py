@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
@@ -16,11 +17,18 @@ import jaxmerge as jm
 from jaxmerge import solvers, statistics
 from jaxmerge.continual import buffers, columns, methods, optimisers, problems, registry  # noqa: F401 - they register
 from jaxmerge.core.registry import Registry
+from jaxmerge.data import folders, npz, sources, splits, text
+from jaxmerge.data import registry as datasets
+from jaxmerge.data.streams import blurry, hierarchy, plans, scenario
 from jaxmerge.evaluation import metrics
 from jaxmerge.models import clip
 from jaxmerge.training import learner  # noqa: F401 - registers
 
-PACKAGES = (buffers, clip, columns, metrics, solvers, statistics)
+PACKAGES = (
+    blurry, buffers, clip, columns, folders, hierarchy, metrics, npz, plans, sources, splits,
+    scenario, solvers, statistics, text,
+    datasets,
+)  # fmt: skip
 
 SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)
@@ -34,9 +42,16 @@ def public() -> dict[str, Callable]:
     every = [getattr(jm, name) for name in jm.api.__all__]
     for names in (r for r in vars(registry).values() if isinstance(r, Registry)):
         every += names.values()
-    every += [getattr(package, name) for package in PACKAGES for name in package.__all__]
+    for package in PACKAGES:
+        every += [getattr(package, name) for name in getattr(package, "__all__", own(package))]
     functions = (f for f in every if inspect.isroutine(f))
     return {f"{f.__module__}.{f.__qualname__}": f for f in functions}
+
+
+def own(module: ModuleType) -> list[str]:
+    """The public names that a module without ``__all__`` defines."""
+    here = lambda x: getattr(x, "__module__", None) == module.__name__
+    return [name for name, x in vars(module).items() if name[0] != "_" and here(x)]
 
 
 def missing(function: Callable) -> list[str]:
