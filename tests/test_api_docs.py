@@ -1,41 +1,76 @@
 """The public API explains itself: each argument, an example that runs, types where there are types.
 
-Public are the names of `jaxmerge.api`, the factories of every registry, and what the packages list
+Public are the names of `jaxmerge.api`, the factories of every registry, and what the modules define
 that are used by themselves.  The examples run with the other doctests of the suite.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 
 import jaxmerge as jm
-from jaxmerge import solvers, statistics
-from jaxmerge.continual import buffers, columns, methods, optimisers, problems, registry  # noqa: F401 - they register
+from jaxmerge.continual import methods, optimisers, problems, registry  # noqa: F401 - they register
 from jaxmerge.core.registry import Registry
-from jaxmerge.evaluation import metrics
-from jaxmerge.models import clip
 from jaxmerge.training import learner  # noqa: F401 - registers
 
-PACKAGES = (buffers, clip, columns, metrics, solvers, statistics)
-
+MODULES = [
+    "evaluation.metrics",
+    "models.clip",
+    "solvers",
+    "statistics",
+    "data.folders",
+    "data.npz",
+    "data.registry",
+    "data.sources",
+    "data.splits",
+    "data.text",
+    "data.streams.blurry",
+    "data.streams.hierarchy",
+    "data.streams.plans",
+    "data.streams.scenario",
+    "continual.buffers",
+    "continual.columns",
+    "continual.contrast",
+    "continual.memories.anchor",
+    "continual.memories.basis",
+    "continual.memories.eight_bits",
+    "continual.memories.gaussians",
+    "continual.memories.herding",
+    "continual.memories.importance",
+    "continual.memories.rate",
+]
 SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)
-# Data as recipes have it, a mapping of names to anything; keywords and arguments passed on.
+# Data as recipes have it: mappings of names to anything, and lists of such.
 OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]")
 ANYTHING = {"get": ["default has no type", "the result has no type"]}  # the default may be anything
 
 
+def every() -> Iterator[object]:
+    """All that is public, some of it twice."""
+    yield from (getattr(jm, name) for name in jm.api.__all__)
+    for names in vars(registry).values():
+        yield from names.values() if isinstance(names, Registry) else ()
+    for name in MODULES:
+        module = importlib.import_module(f"jaxmerge.{name}")
+        yield from (getattr(module, name) for name in getattr(module, "__all__", own(module)))
+
+
+def own(module: ModuleType) -> list[str]:
+    """The public names that a module without ``__all__`` defines."""
+    here = lambda x: getattr(x, "__module__", None) == module.__name__
+    return [name for name, x in vars(module).items() if name[0] != "_" and here(x)]
+
+
 def public() -> dict[str, Callable]:
     """Every public function, by where it is defined."""
-    every = [getattr(jm, name) for name in jm.api.__all__]
-    for names in (r for r in vars(registry).values() if isinstance(r, Registry)):
-        every += names.values()
-    every += [getattr(package, name) for package in PACKAGES for name in package.__all__]
-    functions = (f for f in every if inspect.isroutine(f))
+    functions = (f for f in every() if inspect.isroutine(f))
     return {f"{f.__module__}.{f.__qualname__}": f for f in functions}
 
 

@@ -9,7 +9,14 @@ from jaxmerge.core.types import Array
 
 
 def unit(x: Array) -> Array:
-    """Rows of length 1; zeros stay zeros, with the gradient 0."""
+    """Rows of length 1; zeros stay zeros, with the gradient 0.
+
+    Args:
+        x: [..., d].
+
+    >>> unit(jnp.array([[2.0, 0.0], [0.0, 0.0]])).tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
     square = jnp.sum(x**2, -1, keepdims=True)
     return x / jnp.sqrt(jnp.where(square > 0, square, 1))
 
@@ -23,9 +30,11 @@ def supervised(
     log(exp(z_i z_j / T) / sum over k other than i of exp(z_i z_k / T)).
 
     Args:
-        z: [M, p], rows of length 1, all views of all examples; labels: int [M].
+        z: [M, p], rows of length 1, all views of all examples.
+        labels: int [M].
         weight: [M], 0 for rows that are no example.
-        temperature: T.
+        temperature: T, positive.
+        base: of the factor T / base, positive.
 
     Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, eq. 2; the factor T / base
     is that of HobbitLong/SupContrast. A row without another of its label counts 0.
@@ -42,7 +51,18 @@ def supervised(
 
 
 def prototypes(z: Array, labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
-    """The mean row of each class [C, p] (zeros where it has none), and bool [C]: it has one."""
+    """The mean row of each class [C, p] (zeros where it has none), and bool [C]: it has one.
+
+    Args:
+        z: [M, p].
+        labels: int [M].
+        weight: [M], 0 for rows that are no example.
+        classes: C.
+
+    >>> mean, there = prototypes(jnp.eye(2), jnp.array([0, 0]), jnp.ones(2), 2)
+    >>> mean.tolist(), there.tolist()
+    ([[0.5, 0.5], [0.0, 0.0]], [True, False])
+    """
     on = (labels == jnp.arange(classes)[:, None]) & (weight > 0)
     count = jnp.sum(on, -1, keepdims=True)
     return on.astype(z.dtype) @ z / jnp.maximum(count, 1), count[:, 0] > 0
@@ -55,10 +75,15 @@ def between(one: Array, two: Array, there: Array, temperature: float | Array) ->
     exp(s_ik / T)), s the cosines, i' the other view.
 
     Args:
-        one, two: [C, p]; there: bool [C], the K that count. None: 0.
+        one, two: [C, p].
+        there: bool [C], the K that count; where there is none the contrast is 0.
+        temperature: T, positive.
 
     Source: Chen et al., SimCLR, ICML 2020, eq. 1; of prototypes: Wei et al., OnPro, ICCV 2023,
     eq. 4.
+
+    >>> abs(float(between(jnp.eye(1), jnp.eye(1), jnp.ones(1, bool), 0.1)))  # there is no other
+    0.0
     """
     rows = unit(jnp.concatenate([one, two]))
     real = jnp.concatenate([there, there])

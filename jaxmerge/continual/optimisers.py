@@ -7,9 +7,9 @@ of the task's number of steps that does, where its schedule must know them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
@@ -183,7 +183,7 @@ def by_name(
         return first
 
     def of(total):
-        groups = {p: made(o, total) for p, o in rules}
+        groups: dict[Hashable, Any] = {p: made(o, total) for p, o in rules}
         return optax.partition(groups, label)
 
     return of

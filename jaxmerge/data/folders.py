@@ -64,6 +64,7 @@ def folder(
     """Read a folder of images.
 
     Args:
+        path: of the folder.
         name: what reports call it; the folder's name by default.
         layout: see above; ``{class}/*`` or ``{split}/{class}/*`` by default, whichever fits.
         classes: names for prompts in place of the folders': folder -> name, or one name for each
@@ -78,6 +79,17 @@ def folder(
         FileNotFoundError: no such folder.
         ValueError: no images, files that the layout does not fit, splits without "train", names
             that do not fit the classes.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "black_dog"):
+    ...     (root / name).mkdir()
+    ...     for i in range(4):
+    ...         Image.new("RGB", (8, 8)).save(root / name / f"{i}.png")
+    >>> source = folder(root, "pets", val=0.25, test=0.25)
+    >>> source.classes, source.inputs[source.splits["val"]][0].size
+    (('black dog', 'cat'), (8, 8))
     """
     root = Path(path)
     name = name or root.name
@@ -112,13 +124,25 @@ def folder(
 
 
 def guess(files: Iterable[str]) -> str:
-    """``{split}/{class}/*`` when the outer folders are named like splits, ``{class}/*`` if not."""
+    """``{split}/{class}/*`` when the outer folders are named like splits, ``{class}/*`` if not.
+
+    Args:
+        files: paths below the folder, with "/".
+
+    >>> guess(["train/dog/3.jpg", "test/dog/1.jpg"]), guess(["dog/3.jpg"])
+    ('{split}/{class}/*', '{class}/*')
+    """
     outer = {NAMES.get(f.split("/")[0].lower(), f.split("/")[0].lower()) for f in files}
     return "{split}/{class}/*" if outer <= set(SPLITS) else "{class}/*"
 
 
 def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]:
     """Split, class and domain of every file, as texts.
+
+    Args:
+        files: paths below the folder, with "/".
+        layout: see above.
+        name: of the data set, for messages.
 
     >>> levels = parse(["cat/sketch_1.jpg"], "{class}/{domain}_*", "x")
     >>> levels["class"].tolist(), levels["domain"].tolist()
@@ -144,7 +168,16 @@ def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]
 
 
 def published(levels: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Rows of the splits that the paths name; all rows are "train" when they name none."""
+    """Rows of the splits that the paths name; all rows are "train" when they name none.
+
+    Args:
+        levels: of `parse`.
+        name: of the data set, for messages.
+
+    >>> levels = {"class": np.array(["a", "a"]), "split": np.array(["train", "testing"])}
+    >>> {s: rows.tolist() for s, rows in published(levels, "x").items()}
+    {'train': [0], 'test': [1]}
+    """
     if "split" not in levels:
         return {"train": np.arange(len(levels["class"]))}
     splits = np.array([NAMES.get(s.lower(), s.lower()) for s in levels["split"]])
@@ -159,6 +192,9 @@ def published(levels: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]
 
 def tidy(name: str) -> str:
     """A class name for prompts from a folder's or a data set's own.
+
+    Args:
+        name: with underscores or spaces.
 
     >>> tidy("black_cat")
     'black cat'

@@ -95,6 +95,8 @@ def npz(
     """Read ``<folder>/<name>_train.npz`` and ``<name>_test.npz``.
 
     Args:
+        folder: of the two files.
+        name: of the data set, with which their names begin.
         templates: prompts for the zero-shot head.
         classes: names to use in prompts in place of the file's.
         val: share of the training examples of every class held out for validation (at least one).
@@ -104,6 +106,16 @@ def npz(
     Raises:
         FileNotFoundError: a file is missing; names both.
         UserError: files that do not hold what they should, or unpack to more than `MOST_UNPACKED`.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
+    >>> for split in ("train", "test"):
+    ...     np.savez(
+    ...         f"{folder}/x_{split}.npz", images=images, labels=labels, class_names=["a", "b"]
+    ...     )
+    >>> {s: len(rows) for s, rows in npz(folder, "x", val=0.25).splits.items()}
+    {'train': 6, 'val': 2, 'test': 8}
     """
     paths = [Path(folder) / f"{name}_{split}.npz" for split in ("train", "test")]
     missing = [str(p) for p in paths if not p.exists()]

@@ -40,7 +40,11 @@ OPCM_TWENTY = (
 
 @functools.cache
 def entries() -> dict[str, dict[str, Any]]:
-    """What ``datasets.yaml`` says, by name."""
+    """What ``datasets.yaml`` says, by name.
+
+    >>> sorted(entries())[:2]
+    ['cars', 'cifar10']
+    """
     import yaml
 
     return yaml.safe_load((resources.files("jaxmerge.data") / "datasets.yaml").read_text())
@@ -48,6 +52,9 @@ def entries() -> dict[str, dict[str, Any]]:
 
 def entry(name: str) -> dict[str, Any]:
     """What is registered under a name.
+
+    Args:
+        name: of a registered data set.
 
     >>> entry("cub200")["size"]
     {'train': 5994, 'test': 5794}
@@ -72,6 +79,8 @@ def source(
     """A registered data set, from the folder of all data sets.
 
     Args:
+        name: of a registered data set.
+        data: the folder of all data sets.
         val: share of the training examples held out where no validation split is published.
         per_class: keep at most so many examples of every class (and domain) in every split.
         corrupt: "stop" stops a run at the first image that cannot be decoded; "skip" decodes every
@@ -84,6 +93,11 @@ def source(
 
     Warns:
         UserWarning: another number of examples than published.
+
+    >>> import tempfile
+    >>> source("mnist", tempfile.mkdtemp())
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: mnist is not in ...
     """
     facts = entry(name)
     if corrupt not in CORRUPT:
@@ -126,6 +140,14 @@ def used(source: Source) -> Source:
 
     ImageNet-R is published with the labels of ImageNet, EMNIST's letters with those of all
     characters.
+
+    Args:
+        source: of any kind.
+
+    >>> rows = np.arange(3)
+    >>> splits = {"train": rows[:1], "val": rows[1:2], "test": rows[2:]}
+    >>> used(Source("x", rows, np.array([0, 2, 2]), ("a", "b", "c"), ("{}",), splits)).classes
+    ('a', 'c')
     """
     have = np.unique(source.labels)
     if len(have) == len(source.classes):
@@ -137,7 +159,18 @@ def used(source: Source) -> Source:
 
 
 def renamed(source: Source, facts: dict[str, Any]) -> Source:
-    """The source under the class names and prompts of its entry."""
+    """The source under the class names and prompts of its entry.
+
+    Args:
+        source: as it was read.
+        facts: its entry, of which ``names``, ``rename`` and ``templates`` are read.
+
+    >>> rows = np.arange(3)
+    >>> splits = {"train": rows[:1], "val": rows[1:2], "test": rows[2:]}
+    >>> own = Source("x", rows, np.zeros(3, int), ("n01",), ("{}",), splits)
+    >>> renamed(own, {"names": {"n01": "dog"}, "templates": ["a {}."]}).classes
+    ('dog',)
+    """
 
     def prompt(own: str) -> str:
         for pattern, replacement in facts.get("rename", ()):
@@ -161,6 +194,11 @@ def _compare(source: Source, size: dict[str, int]) -> None:
 def order(name: str, paper: str, what: str) -> tuple[int, ...] | None:
     """A paper's order of "classes" or "domains", or None where it is not registered.
 
+    Args:
+        name: of a registered data set.
+        paper: such as "magmax".
+        what: "classes" or "domains".
+
     >>> order("domainnet", "magmax", "domains")
     (0, 5, 4, 1, 3, 2)
     """
@@ -169,7 +207,11 @@ def order(name: str, paper: str, what: str) -> tuple[int, ...] | None:
 
 
 def table() -> str:
-    """The registered data sets as a Markdown table."""
+    """The registered data sets as a Markdown table.
+
+    >>> table().splitlines()[0]
+    '| name | classes | train | val | test | in tensorflow-datasets | prompts |'
+    """
     lines = [
         "| name | classes | train | val | test | in tensorflow-datasets | prompts |",
         "|:--|--:|--:|--:|--:|:--|--:|",

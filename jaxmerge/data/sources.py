@@ -106,8 +106,15 @@ class Source:
         return rows
 
 
-def positions(labels: Any, classes: Sequence[str], name: str) -> np.ndarray:
+def positions(
+    labels: np.ndarray | Sequence[int] | Sequence[str], classes: Sequence[str], name: str
+) -> np.ndarray:
     """int32 [N] from positions or names of classes, in a list or an array.
+
+    Args:
+        labels: [N], numbers or names of classes.
+        classes: the names, in order.
+        name: of the source, for messages.
 
     Raises:
         ValueError: names that are none of the classes, numbers that are not whole, several labels
@@ -151,6 +158,7 @@ def renamed(
     Args:
         originals: the data set's own names, tidied, in the order of the labels.
         classes: own name -> name, where it differs; or all names in that order; or None.
+        name: of the data set, for messages.
         keys: what the data set calls them, where `originals` is tidied.
 
     Raises:

@@ -53,6 +53,13 @@ def hold_out(
     """Split rows into "train" and "val", the same share of every group (class, or class and
     domain), after keeping at most `per_class` rows of every group.  Every group keeps one row.
 
+    Args:
+        rows: int, positions of examples.
+        groups: int [N], the group of every example, not only of these.
+        val: share of every group, in [0, 1]; 0 for none.
+        per_class: the most rows of a group, or None.
+        seed: decides which.
+
     >>> splits = hold_out(np.arange(8), np.zeros(8, int), 0.25, None, 0)
     >>> len(splits["train"]), len(splits["val"])
     (6, 2)
@@ -77,11 +84,18 @@ def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
     """The source with at most so many examples of every class (and domain) in each split.
 
     Args:
+        source: of any kind.
         counts: split -> examples of a class; splits that are not named stay whole.
         seed: decides which; for small budgets, said in the report.
 
     Raises:
         ValueError: an unknown split, or a count that is not a whole number from 1 on.
+
+    >>> rows, labels = np.arange(9), np.repeat([0, 1, 2], 3)
+    >>> splits = {"train": rows[:6], "val": rows[6:7], "test": rows[7:]}
+    >>> source = Source("x", rows, labels, ("a", "b", "c"), ("{}",), splits)
+    >>> few(source, {"train": 1}).splits["train"].shape
+    (2,)
     """
     wrong = [f"no split {s!r}: {closest(str(s), SPLITS)}" for s in counts if s not in SPLITS]
     wrong += [
@@ -118,6 +132,7 @@ def complete(
         groups: int [N], classes (or class and domain); every group gives the same share.
         val, test: shares of "train", where the split is missing.
         per_class: keep at most so many rows of every group in every split.
+        seed: decides which.
 
     >>> splits = complete({"train": np.arange(20)}, np.zeros(20, int))
     >>> [len(splits[s]) for s in ("train", "val", "test")]
@@ -138,6 +153,11 @@ def on_validation(source: Source, share: float = 0.25, seed: int = 0) -> Source:
     """The source with its validation examples in place of the test examples, to choose settings
     by: a share of every class stays for choosing factors, the rest is scored.
 
+    Args:
+        source: with validation examples.
+        share: of the validation examples of every class (and domain) that stays, in (0, 1).
+        seed: decides which.
+
     >>> labels, rows = np.zeros(9, int), np.arange(9)
     >>> splits = {"train": rows[:3], "val": rows[3:7], "test": rows[7:]}
     >>> chosen = on_validation(Source("x", rows, labels, ("a",), ("{}",), splits)).splits
@@ -157,6 +177,17 @@ def _both(source: Source) -> np.ndarray:
 
 
 def without(source: Source, rows: np.ndarray) -> Source:
-    """The source with some rows taken out of its splits."""
+    """The source with some rows taken out of its splits.
+
+    Args:
+        source: of any kind.
+        rows: int, positions of examples.
+
+    >>> rows, labels = np.arange(9), np.repeat([0, 1, 2], 3)
+    >>> splits = {"train": rows[:6], "val": rows[6:7], "test": rows[7:]}
+    >>> source = Source("x", rows, labels, ("a", "b", "c"), ("{}",), splits)
+    >>> without(source, rows[:2]).splits["train"].tolist()
+    [2, 3, 4, 5]
+    """
     splits = {s: own[~np.isin(own, rows)] for s, own in source.splits.items()}
     return dataclasses.replace(source, splits=splits)

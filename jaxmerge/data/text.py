@@ -26,9 +26,21 @@ TEMPLATES = ("{}", "a question about {}", "the topic is {}")
 def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:
     """The 150 in-scope intents, in the order of their ten domains, official splits.
 
+    Args:
+        folder: where the files lie.
+        templates: prompts for the zero-shot head, with one ``{}`` each.
+
     Raises:
         FileNotFoundError: a file is missing; names all that are.
         ValueError: files that do not hold what they should.
+
+    >>> import json, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> data = {split: [["hi there", "greeting"]] for split in ("train", "val", "test")}
+    >>> for name, content in (("data_full", data), ("domains", {"small talk": ["greeting"]})):
+    ...     _ = (folder / f"{name}.json").write_text(json.dumps(content))
+    >>> clinc150(folder).classes
+    ('greeting',)
     """
     paths = _there("clinc150", folder, ("data_full.json", "domains.json"))
     data, domains = (read_json(path, most=MAX_BYTES) for path in paths)
@@ -61,9 +73,24 @@ def banking77(
 ) -> Source:
     """77 intents, in alphabetic order; `val` of the training examples are held out.
 
+    Args:
+        folder: where the files lie.
+        templates: prompts for the zero-shot head, with one ``{}`` each.
+        val: share of the training examples of every class that is held out, in [0, 1).
+        seed: decides which.
+
     Raises:
         FileNotFoundError: a file is missing; names all that are.
         ValueError: files without the columns "text" and "category".
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lines = ["text,category", *(f"where is it {i},card_arrival" for i in range(4))]
+    >>> for name in ("train.csv", "test.csv"):
+    ...     _ = (folder / name).write_text(chr(10).join(lines))
+    >>> source = banking77(folder, val=0.25)
+    >>> source.classes, len(source.splits["val"])
+    (('card arrival',), 1)
     """
     texts, names, counts = [], [], []
     for path in _there("banking77", folder, ("train.csv", "test.csv")):
@@ -114,11 +141,21 @@ def sentences(
     """One of the sentence classification sets; what has no official split is split 80/10/10.
 
     Args:
+        folder: where the files lie.
         name: "trec" (six coarse classes), "sst2", "cr", "mpqa" or "subj".
+        templates: prompts for the zero-shot head, with one ``{}`` each.
+        seed: decides what is held out.
 
     Raises:
         FileNotFoundError: a file is missing; names all that are.
         ValueError: an unknown set, or lines that are not "<label> <text>".
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lines = [f"{i % 2} a sentence" for i in range(40)]
+    >>> _ = (folder / "custrev.all").write_text(chr(10).join(lines))
+    >>> {s: len(rows) for s, rows in sentences(folder, "cr").splits.items()}
+    {'train': 32, 'test': 4, 'val': 4}
     """
     if name not in SETS:
         raise ValueError(f"No set is named {name!r}: {closest(name, SETS)}")

@@ -17,11 +17,12 @@ Memory: 2 models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.continual.records import Batch
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.numerics.fisher import batch_squares, in_batches
 
@@ -37,6 +38,9 @@ class Anchor(NamedTuple):
 def none(leaves: Leaves) -> Anchor:
     """No pull, centred at some weights.
 
+    Args:
+        leaves: name -> array, where the pull is centred.
+
     >>> float(pull(none({"w": jnp.ones(2)}), {"w": jnp.zeros(2)}))
     0.0
     """
@@ -46,13 +50,27 @@ def none(leaves: Leaves) -> Anchor:
 
 
 def pull(anchor: Anchor, params: Leaves) -> Array:
-    """The value at `params`; leaves that the anchor does not know are free."""
+    """The value at `params`; leaves that the anchor does not know are free.
+
+    Args:
+        anchor: of `none`, `add` or `move`.
+        params: name -> array.
+
+    >>> w = lambda x: {"w": jnp.array([x])}
+    >>> float(pull(Anchor(w(2.0), w(1.0), jnp.zeros(())), w(4.0)))
+    18.0
+    """
     parts = [jnp.sum(w * (params[n] - anchor.centre[n]) ** 2) for n, w in anchor.weight.items()]
     return sum(parts, anchor.rest)
 
 
 def add(anchor: Anchor, importance: Leaves, params: Leaves) -> Anchor:
     """One more parabola, ``sum I (theta - params)^2``.
+
+    Args:
+        anchor: of `none`, `add` or `move`.
+        importance: I, name -> array like the leaf, 0 or more.
+        params: theta*, name -> array.
 
     >>> a = add(none({"w": jnp.zeros(1)}), {"w": jnp.ones(1)}, {"w": jnp.array([1.0])})
     >>> a = add(a, {"w": 3 * jnp.ones(1)}, {"w": jnp.array([5.0])})
@@ -70,7 +88,18 @@ def add(anchor: Anchor, importance: Leaves, params: Leaves) -> Anchor:
 
 
 def move(anchor: Anchor, importance: Leaves, params: Leaves) -> Anchor:
-    """One parabola at the newest weights, importances summed over tasks."""
+    """One parabola at the newest weights, importances summed over tasks.
+
+    Args:
+        anchor: of `none`, `add` or `move`.
+        importance: I, name -> array like the leaf, 0 or more.
+        params: theta*, name -> array.
+
+    >>> w = lambda x: {"w": jnp.array([x])}
+    >>> moved = move(Anchor(w(2.0), w(1.0), jnp.zeros(())), w(3.0), w(5.0))
+    >>> float(moved.weight["w"][0]), float(moved.centre["w"][0])
+    (5.0, 5.0)
+    """
     weight = {n: old + importance[n] for n, old in anchor.weight.items()}
     return Anchor(weight, {n: params[n] for n in weight}, jnp.zeros_like(anchor.rest))
 
@@ -78,16 +107,30 @@ def move(anchor: Anchor, importance: Leaves, params: Leaves) -> Anchor:
 # ------------------------------------------------------------------ importances, batch by batch
 
 
-def squares(gradient: Callable[[Any, Array], Leaves], data: Any, size: int, key: Array) -> Leaves:
+def squares(
+    gradient: Callable[[Batch, Array], Leaves], data: Batch, size: int, key: Array
+) -> Leaves:
     """Squared gradients of batch means, ``sum_b n_b g_b^2 / number of batches``.
 
-    The arguments are those of `jaxmerge.numerics.fisher.batch_squares`.
+    See `jaxmerge.numerics.fisher.batch_squares`.
+
+    Args:
+        gradient: ``(batch, key) -> leaves``, of the mean over the batch.
+        data: a `Batch`, leaves ``[N, ...]``.
+        size: examples of a batch, 1 or more.
+        key: PRNG key.
+
+    >>> from jaxmerge.continual.records import Batch
+    >>> data = Batch(jnp.array([1.0, 3.0]), jnp.zeros(2), jnp.zeros(2, int), jnp.ones(2))
+    >>> gradient = lambda batch, key: {"w": jnp.sum(batch.inputs * batch.weight)}
+    >>> float(squares(gradient, data, 1, jax.random.key(0))["w"])  # (1 + 9) / 2
+    5.0
     """
     total, batches = batch_squares(gradient, data, size, key)
     return jax.tree.map(lambda t: t / jnp.maximum(batches, 1), total)
 
 
-def magnitudes(gradient: Callable[[Any], Leaves], data: Any, size: int) -> Leaves:
+def magnitudes(gradient: Callable[[Batch], Leaves], data: Batch, size: int) -> Leaves:
     """Running mean of ``|gradient of a batch's sum| / n``, as MAS's code keeps it.
 
         Omega <- (Omega j n + |g|) / ((j + 1) n)            batch j = 0, 1, .. of n examples
@@ -96,9 +139,17 @@ def magnitudes(gradient: Callable[[Any], Leaves], data: Any, size: int) -> Leave
     n is its own size.
 
     Args:
+        data: a `Batch`, leaves ``[N, ...]``.
+        size: examples of a batch, 1 or more.
         gradient: ``(batch) -> leaves``, of the **sum** over the batch.
 
     Source: rahafaljundi/MAS-Memory-Aware-Synapses, ``MAS_based_Training.py``.
+
+    >>> from jaxmerge.continual.records import Batch
+    >>> data = Batch(jnp.array([1.0, 3.0]), jnp.zeros(2), jnp.zeros(2, int), jnp.ones(2))
+    >>> gradient = lambda batch: {"w": jnp.sum(-batch.inputs * batch.weight)}
+    >>> float(magnitudes(gradient, data, 1)["w"])
+    2.0
     """
 
     def one(carry, batch):

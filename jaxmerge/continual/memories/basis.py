@@ -8,10 +8,12 @@ Memory: d x capacity numbers a layer; ``capacity = d`` cannot overflow, for larg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxmerge.core.types import Array
 
@@ -28,19 +30,45 @@ class Basis(NamedTuple):
     rank: Array
 
 
-def empty(d: int, capacity: int | None = None, dtype=jnp.float32) -> Basis:
-    """No direction yet."""
+def empty(d: int, capacity: int | None = None, dtype: DTypeLike = jnp.float32) -> Basis:
+    """No direction yet.
+
+    Args:
+        d: width of the inputs.
+        capacity: most columns; d where None.
+        dtype: of the columns.
+
+    >>> empty(3, 2).vectors.shape
+    (3, 2)
+    """
     return Basis(jnp.zeros((d, min(capacity or d, d)), dtype), jnp.int32(0))
 
 
 def outside(basis: Basis, x: Array) -> Array:
-    """The part of ``x [d, ...]`` outside the span: x - M M' x."""
+    """The part of ``x [d, ...]`` outside the span: x - M M' x.
+
+    Args:
+        basis: M, of `empty` or `grow`.
+        x: [d, ...].
+
+    >>> outside(append(empty(2), jnp.eye(2), 1), jnp.ones(2)).tolist()
+    [0.0, 1.0]
+    """
     flat = x.reshape(x.shape[0], -1)
     return (flat - basis.vectors @ (basis.vectors.T @ flat)).reshape(x.shape)
 
 
 def append(basis: Basis, vectors: Array, count: Array) -> Basis:
-    """The first `count` rows of ``vectors [k, d]`` become columns; the surplus is left out."""
+    """The first `count` rows of ``vectors [k, d]`` become columns; the surplus is left out.
+
+    Args:
+        basis: M, of `empty` or `grow`.
+        vectors: [k, d], orthonormal rows, orthogonal to M.
+        count: int32, at most k.
+
+    >>> int(append(empty(3), jnp.eye(3), 2).rank)
+    2
+    """
     i = jnp.arange(vectors.shape[0])
     room = basis.vectors.shape[1]
     column = jnp.where(i < count, basis.rank + i, room)
@@ -55,6 +83,7 @@ def grow(basis: Basis, inputs: Array, threshold: float | Array, below: bool | Ar
     them, c_i = (|X|^2 - |R|^2 + s_1^2 + .. + s_{i-1}^2) / |X|^2, is below the threshold.
 
     Args:
+        basis: M, of `empty` or `grow`.
         inputs: X [n, d]; rows of zeros change nothing.
         threshold: in (0, 1].
         below: the rule of GPM's code for its first task: v_i joins while the share **with** it is
@@ -88,6 +117,7 @@ def space(
     |X|^2. All taken ones are S, in that order; the new ones among them join M.
 
     Args:
+        basis: M, of `empty` or `grow`.
         inputs: X [n, d]; rows of zeros change nothing.
         threshold: in (0, 1].
         below: take directions only while the share **with** them is strictly below the threshold.
@@ -117,11 +147,22 @@ def space(
     return grown, own[:room].T
 
 
-def patches(images: Array, kernel: tuple[int, int], strides=(1, 1), padding="VALID") -> Array:
+def patches(
+    images: Array,
+    kernel: tuple[int, int],
+    strides: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> Array:
     """[positions, height * width * channels]: what a convolution's kernel meets, a row a position.
 
     Columns are in the order of a flattened kernel ``[height, width, channels, out]``; so a
     convolution is a dense layer of patches, and everything here serves it too.
+
+    Args:
+        images: [B, height, width, channels].
+        kernel: height and width.
+        strides: of the rows and of the columns.
+        padding: "VALID", "SAME", or (before, after) of both axes.
 
     >>> patches(jnp.ones((2, 5, 5, 3)), (3, 3)).shape
     (18, 27)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxmerge.core.types import Array
 
@@ -24,6 +25,9 @@ class Bytes(NamedTuple):
 def packed(x: Array) -> Bytes:
     """Each row's numbers by 127 over its largest magnitude, rounded: within scale / 2 of them.
 
+    Args:
+        x: [N, ...].
+
     >>> b = packed(jnp.array([[0.5, -1.0, 0.0], [0.0, 0.0, 0.0]]))
     >>> b.values.tolist(), [round(s, 5) for s in b.scale.tolist()]
     ([[64, -127, 0], [0, 0, 0]], [0.00787, 0.0])
@@ -34,6 +38,14 @@ def packed(x: Array) -> Bytes:
     return Bytes(values.astype(jnp.int8), (most / 127).astype(jnp.float32))
 
 
-def unpacked(b: Bytes, dtype=jnp.float32) -> Array:
-    """The numbers again."""
+def unpacked(b: Bytes, dtype: DTypeLike = jnp.float32) -> Array:
+    """The numbers again.
+
+    Args:
+        b: of `packed`.
+        dtype: of the numbers.
+
+    >>> unpacked(Bytes(jnp.array([[2, -1]], jnp.int8), jnp.array([0.5]))).tolist()
+    [[1.0, -0.5]]
+    """
     return b.values.astype(dtype) * b.scale.reshape(-1, *[1] * (b.values.ndim - 1)).astype(dtype)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxmerge.core.types import Array
 
@@ -27,8 +28,17 @@ class Gaussians(NamedTuple):
     known: Array
 
 
-def empty(classes: int, d: int, dtype=jnp.float32) -> Gaussians:
-    """No class is known."""
+def empty(classes: int, d: int, dtype: DTypeLike = jnp.float32) -> Gaussians:
+    """No class is known.
+
+    Args:
+        classes: C.
+        d: width of the features.
+        dtype: of the statistics.
+
+    >>> empty(3, 2).root.shape
+    (3, 2, 2)
+    """
     zero = jnp.zeros((classes, d, d), dtype)
     return Gaussians(jnp.zeros((classes, d), dtype), zero, jnp.zeros(classes, bool))
 
@@ -42,8 +52,17 @@ def learn(
     S = ridge I.
 
     Args:
-        features: [N, d]; labels [N]; weight [N], 0 where there is no example.
+        old: of `empty` or `learn`.
+        features: [N, d].
+        labels: int [N].
+        weight: [N], 0 where there is no example.
         new: bool [C].
+        ridge: 0 or more; positive where a class may have fewer than d + 1 examples.
+
+    >>> features, labels = jnp.array([[0.0], [2.0]]), jnp.zeros(2, int)
+    >>> now = learn(empty(2, 1), features, labels, jnp.ones(2), jnp.ones(2, bool), 0.0)
+    >>> float(now.mean[0, 0]), round(float(now.root[0, 0, 0]) ** 2, 3), now.known.tolist()
+    (1.0, 2.0, [True, False])
     """
     eye = jnp.eye(features.shape[1], dtype=features.dtype)
 

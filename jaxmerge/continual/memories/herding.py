@@ -6,12 +6,10 @@ Learn, ICML 2009).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, Tree
 
 
 def ranks(features: Array, labels: Array, weight: Array, classes: int, most: int) -> Array:
@@ -21,7 +19,10 @@ def ranks(features: Array, labels: Array, weight: Array, classes: int, most: int
     |m - (f(x) + sum of f(p_j), j < k) / k|, m the mean of the class, features of length 1.
 
     Args:
-        features: [N, d]; labels: int [N]; weight: [N], 0 where there is no example.
+        features: [N, d].
+        labels: int [N].
+        weight: [N], 0 where there is no example.
+        classes: how many there are.
         most: examples that are taken of a class at most.
 
     >>> f = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -52,17 +53,26 @@ def ranks(features: Array, labels: Array, weight: Array, classes: int, most: int
 
 
 def refill(
-    size: int, classes: int, old: Any, new: Any, ranks: Array, labels: Array
-) -> tuple[Any, Array, Array]:
+    size: int, classes: int, old: Tree, new: Tree, ranks: Array, labels: Array
+) -> tuple[Tree, Array, Array]:
     """The examples of a memory with equal shares for the classes: size // classes present of each.
 
     Args:
-        old: leaves [size, ...]; new: leaves [N, ...].
+        size: examples of the memory.
+        classes: how many there are.
+        old: leaves [size, ...].
+        new: leaves [N, ...].
         ranks: int [size + N], of the old ones, then the new ones; a large number: not to be taken.
         labels: int [size + N].
 
     Returns:
         Leaves [size, ...], their ranks, int32 how many there are; they come first.
+
+    >>> old, new = jnp.zeros(2), jnp.array([1.0, 2.0, 3.0])
+    >>> place, labels = jnp.array([9, 9, 1, 0, 0]), jnp.array([0, 0, 0, 0, 1])
+    >>> rows, rank, count = refill(2, 2, old, new, place, labels)
+    >>> rows.tolist(), int(count)
+    ([2.0, 3.0], 2)
     """
     there = ranks < size
     present = jnp.zeros(classes, bool).at[jnp.where(there, labels, classes)].set(True)

@@ -12,13 +12,14 @@ Source: Koh et al., CLIB, ICLR 2022, section 4.1, algorithm 1; naver-ai/i-Blurry
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxmerge.continual import buffers
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, Tree
 
 LATE = jnp.iinfo(jnp.int32).max
 
@@ -38,7 +39,7 @@ class Importance(NamedTuple):
         updates: int32.
     """
 
-    rows: Any
+    rows: Tree
     met: Array
     label: Array
     age: Array
@@ -50,8 +51,18 @@ class Importance(NamedTuple):
     updates: Array
 
 
-def empty(size: int, classes: int, like: Any, dtype: Any = jnp.float32) -> Importance:
-    """No example yet; `like` is a batch of what is stored."""
+def empty(size: int, classes: int, like: Tree, dtype: DTypeLike = jnp.float32) -> Importance:
+    """No example yet.
+
+    Args:
+        size: M, examples that it has room for.
+        classes: C.
+        like: a batch of what is stored, leaves [B, ...].
+        dtype: of importances and losses.
+
+    >>> empty(2, 3, jnp.zeros((1,))).label.tolist()
+    [-1, -1]
+    """
     buffer = buffers.empty(size, like)
     whole, real = jnp.zeros(size, jnp.int32), jnp.zeros(size, dtype)
     return Importance(
@@ -61,16 +72,24 @@ def empty(size: int, classes: int, like: Any, dtype: Any = jnp.float32) -> Impor
 
 
 def insert(
-    memory: Importance, rows: Any, labels: Array, weight: Array, level: Array | None = None
+    memory: Importance, rows: Tree, labels: Array, weight: Array, level: Array | None = None
 ) -> tuple[Importance, Array]:
     """Examples come in, one after the other.
 
     Args:
-        rows: leaves [B, ...]; labels: int [B]; weight: [B], 0 where there is no example.
+        memory: of `empty`, `insert` or `update`.
+        rows: leaves [B, ...].
+        labels: int [B].
+        weight: [B], 0 where there is no example.
         level: int [C], the depth of a class in a hierarchy; None: all alike.
 
     Returns:
         The memory, and int32 [B], the slots; their number where nothing was written.
+
+    >>> memory = empty(2, 3, jnp.zeros((1,)))
+    >>> memory, slots = insert(memory, jnp.array([5.0, 6.0]), jnp.array([0, 1]), jnp.ones(2))
+    >>> memory.rows.tolist(), slots.tolist()
+    ([5.0, 6.0], [0, 1])
     """
     size, classes = memory.label.size, memory.first.size
     level = jnp.zeros(classes, jnp.int32) if level is None else jnp.asarray(level)
@@ -106,8 +125,20 @@ def insert(
     ), slots
 
 
-def draw(memory: Importance, key: Array, count: int) -> tuple[Any, Array, Array]:
-    """Examples drawn without replacement, their weight (0 where there are too few), and slots."""
+def draw(memory: Importance, key: Array, count: int) -> tuple[Tree, Array, Array]:
+    """Examples drawn without replacement, their weight (0 where there are too few), and slots.
+
+    Args:
+        memory: of `empty`, `insert` or `update`.
+        key: PRNG key.
+        count: how many, at most M.
+
+    >>> memory = empty(2, 3, jnp.zeros((1,)))
+    >>> memory, slots = insert(memory, jnp.array([5.0, 6.0]), jnp.array([0, 1]), jnp.ones(2))
+    >>> rows, weight, slots = draw(memory, jax.random.key(0), 2)
+    >>> sorted(rows.tolist()), weight.tolist()
+    ([5.0, 6.0], [1.0, 1.0])
+    """
     rank = jnp.where(memory.label >= 0, jax.random.uniform(key, memory.label.shape), 2.0)
     slots = jnp.argsort(rank)[:count]
     weight = (memory.label[slots] >= 0).astype(memory.value.dtype)
@@ -115,7 +146,18 @@ def draw(memory: Importance, key: Array, count: int) -> tuple[Any, Array, Array]
 
 
 def use(memory: Importance, slots: Array, weight: Array) -> Importance:
-    """Examples in these slots were trained on."""
+    """Examples in these slots were trained on.
+
+    Args:
+        memory: of `empty`, `insert` or `update`.
+        slots: int32 [B].
+        weight: [B], 0 where there is no example.
+
+    >>> memory = empty(2, 3, jnp.zeros((1,)))
+    >>> memory, slots = insert(memory, jnp.array([5.0, 6.0]), jnp.array([0, 1]), jnp.ones(2))
+    >>> use(memory, slots, jnp.array([1.0, 0.0])).used.tolist()
+    [1, 0]
+    """
     return memory._replace(used=memory.used.at[slots].add((weight > 0).astype(jnp.int32)))
 
 
@@ -127,7 +169,14 @@ def update(memory: Importance, losses: Array, decay: float = 0.9) -> Importance:
     was, D = delta - mean(H[U]) / |U|, and H <- H - (1 - decay) D for each of U once.
 
     Args:
+        memory: of `empty`, `insert` or `update`.
         losses: [M], of every slot, by the model as it is now.
+        decay: of the importances, in [0, 1].
+
+    >>> memory = empty(2, 3, jnp.zeros((1,)))
+    >>> memory, slots = insert(memory, jnp.array([5.0, 6.0]), jnp.array([0, 1]), jnp.ones(2))
+    >>> update(memory, jnp.array([2.0, 1.0])).loss.tolist()
+    [2.0, 1.0]
     """
     old = (memory.label >= 0) & ~memory.fresh
     count = jnp.sum(old)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.scipy.special import betainc
+from jax.typing import DTypeLike
 
 from jaxmerge.core.types import Array
 
@@ -46,8 +47,16 @@ class Rate(NamedTuple):
     steps: Array
 
 
-def start(size: int, dtype=jnp.float32) -> Rate:
-    """The optimiser's own rate."""
+def start(size: int, dtype: DTypeLike = jnp.float32) -> Rate:
+    """The optimiser's own rate.
+
+    Args:
+        size: M, slots of the memory.
+        dtype: of the losses.
+
+    >>> float(start(4).now)
+    1.0
+    """
     no, one = jnp.zeros(size, bool), jnp.ones((), dtype)
     return Rate(
         one, one, jnp.array(True), jnp.zeros((2, NOTES), dtype), jnp.zeros(2, jnp.int32),
@@ -62,8 +71,18 @@ def advance(
     """The rates after a step.
 
     Args:
-        losses: [M] of the memory; there: bool [M], its slots with an example; written: bool [M],
-            slots written before this step.
+        rate: of `start` or `advance`.
+        losses: [M] of the memory.
+        there: bool [M], its slots with an example.
+        written: bool [M], slots written before this step.
+        period: steps after which the rates change places, 1 or more.
+        factor: low / high, in (0, 1).
+        significance: of the test, in (0, 1).
+
+    >>> all_of = jnp.ones(4, bool)
+    >>> rate = advance(start(4), jnp.ones(4), all_of, all_of, period=1, factor=0.5)
+    >>> float(rate.now), int(rate.steps)
+    (0.5, 1)
     """
     steps, fresh = rate.steps + 1, rate.fresh | written
     mark = jnp.equal(steps % period, 0)
@@ -92,6 +111,10 @@ def advance(
 
 def welch(a: Array, b: Array) -> Array:
     """The p-value of Welch's test that the mean of `a` is greater than that of `b`.
+
+    Args:
+        a: [N], N from 2 on.
+        b: [M], M from 2 on.
 
     >>> round(float(welch(jnp.array([2.0, 3.0, 4.0]), jnp.array([1.0, 2.0, 3.0]))), 3)
     0.144

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from jaxmerge.data.streams.plans import Plan, checked, class_names, generator
+from jaxmerge.data.streams.plans import Draws, Plan, Seed, checked, class_names, generator
 
 
 def si_blurry(
-    labels: np.ndarray, tasks: int, disjoint: int = 50, blurry: int = 10, seed: Any = 0,
+    labels: np.ndarray, tasks: int, disjoint: int = 50, blurry: int = 10, seed: Seed = 0,
     *, varying: bool = True, as_stored: bool = False, names: Sequence[str] | None = None,
 ) -> Plan:  # fmt: skip
     """Stochastic blurry stream: borders between tasks and the shares that leak are drawn.
@@ -24,12 +23,15 @@ def si_blurry(
 
     Args:
         labels: int [N], of the training examples.
-        disjoint: n, percent of the classes; blurry: m, percent of the examples of the others.
+        tasks: T, 1 or more.
+        disjoint: n, percent of the classes, 0 to 100.
+        blurry: m, percent of the examples of the other classes, 0 to 100.
         seed: a number, or an object whose ``permutation(n)`` and ``integers(low, high, size)`` give
             the draws.
         varying: False: equal numbers of classes and shares in every task, see `i_blurry`.
         as_stored: a task gives its first examples in the order of the data, as released: of data
             that are sorted by class, one class of a task would leak alone.
+        names: of the classes; their numbers by default.
 
     Returns:
         A plan that promises each example at most once: classes beyond a multiple of T never come.
@@ -84,7 +86,7 @@ def si_blurry(
 
 
 def i_blurry(
-    labels: np.ndarray, tasks: int, disjoint: int = 50, blurry: int = 10, seed: Any = 0,
+    labels: np.ndarray, tasks: int, disjoint: int = 50, blurry: int = 10, seed: Seed = 0,
     *, names: Sequence[str] | None = None,
 ) -> Plan:  # fmt: skip
     """Blurry stream with equal tasks: a blurry class keeps 1 - m of its examples in its own task.
@@ -92,7 +94,8 @@ def i_blurry(
     Every task has D / T disjoint and B / T blurry classes, gives floor(m percent) of its blurry
     examples into a pool and gets floor(pool / T) back; the pool's remainder never comes.
 
-    Args: as in `si_blurry`.
+    Args:
+        labels, tasks, disjoint, blurry, seed, names: as in `si_blurry`.
 
     Source: Koh et al., Online Continual Learning on Class Incremental Blurry Task Configuration
     with Anytime Inference (CLIB), ICLR 2022, section 3. No generator was released; the counts of
@@ -104,7 +107,7 @@ def i_blurry(
     return si_blurry(labels, tasks, disjoint, blurry, seed, varying=False, names=names)
 
 
-def _cut(rng: Any, total: int, tasks: int, varying: bool) -> np.ndarray:
+def _cut(rng: Draws, total: int, tasks: int, varying: bool) -> np.ndarray:
     """int [tasks - 1]: where a list of `total` is cut into the parts of tasks."""
     if not varying:
         return np.arange(1, tasks) * (total // tasks)

@@ -8,11 +8,11 @@ one of them; which columns compete is said by ``info["level"]``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from jaxmerge.data.streams.plans import Plan, Promise, checked, generator
+from jaxmerge.data.streams.plans import Plan, Promise, Seed, checked, generator
 from jaxmerge.errors import listed
 
 Kind = Literal["single", "dual", "multi"]
@@ -20,7 +20,7 @@ Kind = Literal["single", "dual", "multi"]
 
 def expansion(
     labels: np.ndarray, tree: np.ndarray, kind: Kind = "single", tasks: int | None = None,
-    seed: Any = 0, *, names: Sequence[str] | None = None,
+    seed: Seed = 0, *, names: Sequence[str] | None = None,
 ) -> Plan:  # fmt: skip
     """Hierarchical label expansion: what was known as a vehicle is later known as a car.
 
@@ -38,6 +38,7 @@ def expansion(
         labels: int [N], finest classes.
         tree: int [finest classes, depth]: the label of a finest class on each level, the coarsest
             first, each level numbered from 0; the last level is 0, 1, 2, ...
+        kind: "single", "dual" or "multi", see above.
         tasks: T; "single", "dual": 1 + the number of coarse classes where None.
         seed: a number, or an object with the draws (`jaxmerge.data.streams.plans.generator`).
         names: of the columns, all levels in turn.

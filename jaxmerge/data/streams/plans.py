@@ -20,8 +20,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,6 +29,19 @@ from jaxmerge.data.streams.scenario import permutation
 from jaxmerge.errors import listed
 
 Promise = Literal["exactly once", "at most once", "a level once"]
+
+
+class Draws(Protocol):
+    """What a plan draws from: numpy's generator, or another program's draws."""
+
+    @property
+    def permutation(self) -> Callable[..., Any]: ...
+
+    @property
+    def integers(self) -> Callable[..., Any]: ...
+
+
+Seed = int | Sequence[int] | Draws
 SHOWN = 30  # rows of a printed plan
 
 
@@ -135,13 +148,29 @@ class Plan:
             raise ValueError(f"{self.name} promises each example {self.promise}: {listed(wrong)}")
 
 
-def generator(seed: Any) -> Any:
-    """Draws: a number seeds numpy's generator; an object with its two methods is taken as it is."""
-    return seed if hasattr(seed, "permutation") else np.random.default_rng(seed)
+def generator(seed: Seed) -> Draws:
+    """Draws: a number seeds numpy's generator; an object with its two methods is taken as it is.
+
+    Args:
+        seed: a number, or an object with ``permutation(n)`` and ``integers(low, high, size)``.
+
+    >>> generator(0).permutation(3).tolist() == generator(0).permutation(3).tolist()
+    True
+    """
+    given: Any = seed
+    return given if hasattr(given, "permutation") else np.random.default_rng(given)
 
 
 def class_names(labels: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names given, or the numbers of the labels."""
+    """The names given, or the numbers of the labels.
+
+    Args:
+        labels: int [N].
+        names: of the classes, as many as the labels ask for, or None.
+
+    >>> class_names(np.array([0, 2]), None)
+    ('0', '1', '2')
+    """
     many = int(np.max(labels)) + 1
     if names is None:
         return tuple(map(str, range(many)))
@@ -151,18 +180,31 @@ def class_names(labels: np.ndarray, names: Sequence[str] | None) -> tuple[str, .
 
 
 def checked(plan: Plan) -> Plan:
-    """The plan, if it holds what it promises."""
+    """The plan, if it holds what it promises.
+
+    Args:
+        plan: of any maker.
+
+    >>> rows = (np.array([0, 0]),)
+    >>> checked(Plan("twice", rows, rows, 1, ("a",)))
+    Traceback (most recent call last):
+    ValueError: twice promises each example at most once: 1 examples come again (row 0, 2 times).
+    """
     plan.check()
     return plan
 
 
 def online(
-    labels: np.ndarray, tasks: int, seed: Any = 0, *, order: Sequence[int] | None = None,
+    labels: np.ndarray, tasks: int, seed: Seed = 0, *, order: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Plan:  # fmt: skip
     """One pass over all examples, the classes in equal parts, shuffled within a task.
 
     Args:
+        labels: int [N], of the training examples.
+        tasks: how many, 1 or more.
+        seed: a number, or an object with the draws (`generator`).
+        names: of the classes; their numbers by default.
         order: the classes in order of arrival, a permutation; drawn by the seed where None.
 
     >>> print(online(np.arange(6) % 3, 3, order=(0, 2, 1)))

@@ -151,7 +151,15 @@ class Scenario:
 
 
 def class_order(classes: int, seed: int | None) -> tuple[int, ...]:
-    """The order in which classes arrive: as they are (None), or a permutation drawn by `seed`."""
+    """The order in which classes arrive: as they are (None), or a permutation drawn by `seed`.
+
+    Args:
+        classes: how many.
+        seed: of numpy's generator, or None.
+
+    >>> class_order(3, None), len(class_order(3, seed=0))
+    ((0, 1, 2), 3)
+    """
     order = np.arange(classes)
     return tuple(order.tolist() if seed is None else np.random.default_rng(seed).permutation(order))
 
@@ -160,12 +168,19 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
     """Split the classes into tasks: task t holds classes floor(C t / T) .. floor(C (t+1) / T).
 
     Args:
+        source: its classes are the columns of the head.
+        tasks: T, from 1 to the number of classes.
         order: the classes in order of arrival, a permutation; as they are by default.
 
     Raises:
         ValueError: more tasks than classes, an order that is not a permutation.
 
     Source: the splits of Marczak et al., MagMax, ECCV 2024.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> print(class_incremental(digits(), 5))
+    class-incremental, 5 tasks of 2 classes, digits: 5 tasks, 10 classes
+      1. ...
     """
     total = len(source.classes)
     if not 1 <= tasks <= total:
@@ -190,8 +205,16 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
 def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int, ...]:
     """`order` as a tuple, or 0..total-1 where it is None.
 
+    Args:
+        order: each of 0..total-1 once, or None.
+        total: how many things there are.
+        what: they are, for messages.
+
     Raises:
         ValueError: it does not name each of `total` things once.
+
+    >>> permutation(None, 3, "classes"), permutation([2, 0, 1], 3, "classes")
+    ((0, 1, 2), (2, 0, 1))
     """
     if order is None:
         return tuple(range(total))
@@ -212,6 +235,10 @@ def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int
 def few_of(numbers: Sequence[int], shown: int = 10) -> str:
     """The first of some numbers, and how many there are.
 
+    Args:
+        numbers: any.
+        shown: how many are written out.
+
     >>> few_of([]), few_of([3, 4]), few_of(range(20), 2)
     ('none', '3, 4', '0, 1 and 18 more')
     """
@@ -221,6 +248,10 @@ def few_of(numbers: Sequence[int], shown: int = 10) -> str:
 
 def shortened(text: str, width: int = 80) -> str:
     """A text cut to `width` characters.
+
+    Args:
+        text: of one line.
+        width: the most characters, 3 or more.
 
     >>> shortened("one, two, three", 10)
     'one, two …'

@@ -66,7 +66,8 @@ def zero_shot_head(
     >>> zero_shot_head(model, ["a", "aa"], ["a {}"]).shape
     (8, 2)
     """
-    if model.config.text is None or model.tokenizer is None:
+    tokenizer = model.tokenizer
+    if model.config.text is None or tokenizer is None:
         lacks = "text tower" if model.config.text is None else "tokenizer"
         raise ValueError(
             f"class names cannot be encoded: this model has no {lacks}. Load a full folder, or an"
@@ -74,9 +75,9 @@ def zero_shot_head(
         )
 
     def encode(prompts: list[str]) -> jax.Array:
-        tokens = model.tokenizer(prompts, truncate=truncate)
+        tokens = tokenizer(prompts, truncate=truncate)
         # States look back only, so nothing behind the last end token matters: cut it off.
-        ends = np.argmax(tokens == model.tokenizer.end, axis=1)
+        ends = np.argmax(tokens == tokenizer.end, axis=1)
         tokens = tokens[:, : int(ends.max()) + 1]
         size = min(batch, len(tokens))
         tokens = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
