@@ -1,0 +1,81 @@
+"""Projections hold what they promise under any optimiser, and only behind it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_streams import KEY, split
+
+from jaxmerge.continual.drivers import program
+from jaxmerge.continual.methods import cuber, fot, gpm, trgp
+from jaxmerge.continual.methods.gpm import outside_of
+from jaxmerge.continual.optimisers import adamw, sgd
+from jaxmerge.continual.problems import classification
+from jaxmerge.continual.registry import methods
+from jaxmerge.continual.stream_records import Setup
+from jaxmerge.models.mlp.learner import mlp
+
+
+@methods.register
+def gpm_before(threshold: float = 0.9):
+    """GPM as a rule for gradients: what the optimiser makes of them is not looked at."""
+    after = gpm(threshold, examples=20).build()
+
+    def gradient(model, step, grads, grad_at):
+        off = {n: m.vectors for n, m in step.memory.items()}
+        return outside_of(model, step, grads, off, None)
+
+    return after._replace(update=None, gradient=gradient)
+
+
+def learnt(optimiser, method, tasks=3):
+    """The state after so many tasks of three."""
+    stream = split(tasks=3, steps=12, batch=6)
+    first = {k: getattr(stream, k)[:tasks] for k in ("rows", "origin", "weight")}
+    stream = stream._replace(**first, info={"own": stream.info["own"][:tasks]})
+    setup = Setup(
+        mlp(stream.inputs.shape[-1], (16, 16), 6, bias=False), classification("seen"), optimiser,
+        (method,),
+    )  # fmt: skip
+    return jax.jit(program)(setup, stream, KEY).state
+
+
+def moved(optimiser, method):
+    """How far kernels went inside the span of the tasks before, of how far they went at all."""
+    one, both = learnt(optimiser, method, tasks=1), learnt(optimiser, method, tasks=2)
+    inside, whole = 0.0, 0.0
+    for n, space in one.memory[0].items():
+        change = both.params[n] - one.params[n]
+        inside += jnp.sum((space.vectors.T @ change) ** 2)
+        whole += jnp.sum(change**2)
+    return float(jnp.sqrt(inside / whole))
+
+
+@pytest.mark.parametrize("optimiser", [sgd(0.1, momentum=0.9), adamw(0.01, weight_decay=0.1)])
+def test_old_inputs_feel_nothing_of_any_optimiser(optimiser):
+    assert moved(optimiser, gpm(0.9, examples=20)) < 1e-5
+
+
+def test_adam_leaks_where_the_gradient_alone_is_projected():
+    assert moved(sgd(0.1), gpm_before()) < 1e-5
+    assert moved(adamw(0.01), gpm_before()) > 0.05
+
+
+@pytest.mark.parametrize(
+    "method",
+    [gpm(0.9, examples=20), trgp(0.9, examples=20), cuber(0.9, examples=20),
+     fot(0.9, clients=3, batch=2)],
+)  # fmt: skip
+def test_bases_are_orthonormal_after_a_whole_stream(method):
+    state = learnt(sgd(1.0) if "fot" in repr(method) else sgd(0.1), method)
+    bases = [x for x in jax.tree.leaves(state.memory, is_leaf=is_basis) if is_basis(x)]
+    assert len(bases) == 3
+    for space in bases:
+        assert int(space.rank) > 0
+        there = jnp.diag((jnp.arange(space.vectors.shape[1]) < space.rank).astype(jnp.float32))
+        assert float(jnp.abs(space.vectors.T @ space.vectors - there).max()) < 1e-5
+
+
+def is_basis(x):
+    return hasattr(x, "vectors") and hasattr(x, "rank")
