@@ -16,7 +16,7 @@ from jaxmerge.continual.checks import check
 from jaxmerge.continual.parts import build
 from jaxmerge.continual.stream_records import Groups, Result, Setup, State, Stream
 from jaxmerge.core.specs import Static
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, Tree
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)
 compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, scoring.score)}
@@ -38,6 +38,9 @@ def program(
     the rows of a stream, not over its weight: skipped steps would be computed.
 
     Args:
+        setup: all that decides the figures besides data and key.
+        stream: data and their order.
+        key: PRNG key.
         score_every: score after every so many tasks, and after the last one; 0: never.
         models: give the weights after every task, what merges fold, ``[T, ...]``.
         anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  Merges
@@ -46,6 +49,15 @@ def program(
     Raises:
         ValueError: what does not fit together, see `jaxmerge.continual.checks`; steps of a task
             that `anytime` does not divide.
+
+    >>> from jaxmerge.continual import optimisers, problems, streams
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> stream = streams.split((x, y), (x, y), [[0, 1], [2, 3]], batch=2)
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1))
+    >>> result = jax.eval_shape(program, setup, stream, jax.random.key(0))
+    >>> result.R["last model"]["accuracy"].shape
+    (2, 2)
     """
     check(setup, stream, traced=True)
     steps = stream.rows.shape[1]
@@ -92,14 +104,32 @@ def program(
     return Result(state, *rest)
 
 
-def unscored(score: Callable[[State], dict], state: State) -> dict:
-    """NaN in the form of figures."""
+def unscored(score: Callable[[State], dict[str, Any]], state: State) -> dict[str, Any]:
+    """NaN in the form of figures.
+
+    Args:
+        score: state -> figures, a pytree of floats.
+        state: of `run`; only shapes are read.
+
+    >>> unscored(lambda state: {"accuracy": state}, jnp.zeros(2))["accuracy"].tolist()
+    [nan, nan]
+    """
     shapes = jax.eval_shape(score, state)
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
 
 def is_finite(state: State, losses: Array) -> Array:
-    """bool: whether the losses and all weights are finite."""
+    """bool: whether the losses and all weights are finite.
+
+    Args:
+        state: its weights are looked at.
+        losses: of a task's steps.
+
+    >>> from types import SimpleNamespace
+    >>> state = SimpleNamespace(params={"w": jnp.array([1.0, jnp.inf])})
+    >>> bool(is_finite(state, jnp.zeros(3)))
+    False
+    """
     floats = [p for p in state.params.values() if jnp.issubdtype(p.dtype, jnp.floating)]
     good = [jnp.all(jnp.isfinite(x)) for x in (losses, *floats)]
     return jnp.all(jnp.stack(good))
@@ -118,12 +148,27 @@ def run(
     """The same stage by stage: each is compiled once, and hooks may use the host.
 
     Args:
+        setup: all that decides the figures besides data and key.
+        stream: data and their order.
+        key: PRNG key.
         watch: called after every task with its index, the state (a checkpoint) and its figures
             (NaN where it was not scored).
+        score_every: score after every so many tasks, 1 or more, and after the last one.
         state, first: go on from this state, with this task.
 
     Raises:
         ValueError: what does not fit together, see `jaxmerge.continual.checks`.
+
+    >>> from jaxmerge.continual import optimisers, problems, streams
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> stream = streams.split((x, y), (x, y), [[0, 1], [2, 3]], batch=2)
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1))
+    >>> result = run(setup, stream, jax.random.key(0), watch=lambda t, state, R: print("task", t))
+    task 0
+    task 1
+    >>> result.losses.shape
+    (2, 1)
     """
     check(setup, stream)
     methods = [m.build() for m in setup.methods]
@@ -152,6 +197,17 @@ def joint(stream: Stream, key: Array) -> Stream:
     """All tasks at once: a stream of one task, its examples in random order.
 
     There is one task index then: use an objective over all columns, and no slots.
+
+    Args:
+        stream: of any tasks.
+        key: PRNG key of the order.
+
+    >>> from jaxmerge.continual import optimisers, problems, streams
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> stream = streams.split((x, y), (x, y), [[0, 1], [2, 3]], batch=2)
+    >>> joint(stream, jax.random.key(0)).rows.shape
+    (1, 2, 2)
     """
     tasks, steps, batch = stream.rows.shape
     order = jax.random.permutation(key, tasks * steps * batch)
@@ -165,8 +221,17 @@ def joint(stream: Stream, key: Array) -> Stream:
 def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
     """Streams of several seeds over the same data as one, what differs stacked; and `vmap` axes.
 
+    Args:
+        streams: at least one; inputs and targets are the same arrays.
+
     Raises:
         ValueError: streams of different shapes, or over different data.
+
+    >>> from jaxmerge.continual import streams
+    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
+    >>> stacked(every)[0].rows.shape
+    (3, 2, 1, 2)
     """
     first = streams[0]
     evaluated = [s.groups for s in streams if isinstance(s.groups, Groups)]
@@ -194,14 +259,24 @@ def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
 
 
 def over(
-    one: Callable[[Stream, Array], Any], axes: Stream, streams: Stream, keys: Array,
+    one: Callable[[Stream, Array], Tree], axes: Stream, streams: Stream, keys: Array,
     *, sharded: bool = False,
-) -> Any:  # fmt: skip
+) -> Tree:  # fmt: skip
     """``one(stream, key)`` of every stacked stream: `vmap`, or `lax.map` on a CPU.
 
     Args:
+        one: a pure function of a stream and a key.
+        keys: PRNG keys [seeds].
         axes, streams: of `stacked`.
         sharded: cut the seeds over all devices (their number must divide that of the seeds).
+
+    >>> from jaxmerge.continual import streams
+    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
+    >>> together, axes = stacked(every)
+    >>> count = lambda stream, key: jnp.sum(stream.weight)
+    >>> over(count, axes, together, jax.random.split(jax.random.key(0), 3)).tolist()
+    [4.0, 4.0, 4.0]
     """
     if jax.default_backend() != "cpu":
         if sharded:

@@ -6,7 +6,7 @@ order; a last batch that is short is filled up with weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.specs import Static
+from jaxmerge.core.types import Array
 from jaxmerge.data.streams.plans import Plan
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
@@ -33,6 +34,10 @@ def split(
     """The classes dealt out over tasks, such as split MNIST.
 
     Args:
+        train, test: inputs [N, ...] and int labels [N].
+        batch: examples of a step, 1 or more.
+        epochs: passes over a task.
+        seed: of all that is drawn.
         order: the classes of each task.
         scenario: "class": a column for every class, the task is not given at tests; "task": the
             same columns, read with ``classification(columns="own")`` and the evaluator "aware";
@@ -73,11 +78,21 @@ def permuted(
     """All classes in every task, the numbers of an input in an order of each task's own.
 
     Args:
+        train, test: inputs [N, ...] and int labels [N].
+        tasks: how many, 1 or more.
+        batch: examples of a step, 1 or more.
+        epochs: passes over a task.
+        seed: of all that is drawn.
         examples: of a task, drawn anew for each; None: all.
         first: whether the first task is permuted too.
 
     The order is ``info["permutation"]`` [tasks, inputs], applied by `permute` as the view of the
     problem.
+
+    >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
+    >>> stream = permuted((x, y), (x, y), tasks=2, batch=4)
+    >>> stream.rows.shape, stream.info["permutation"].shape
+    ((2, 2, 4), (2, 3))
     """
     rng = np.random.default_rng(seed)
     width = int(np.prod(train[0].shape[1:]))
@@ -108,6 +123,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
         train: its labels are not read, the plan has them; of a "dual" plan an example is stored
             once for each of its labels.
         test: labels are finest classes.
+        batch: examples of a step, 1 or more.
 
     >>> from jaxmerge.data.streams.blurry import i_blurry
     >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
@@ -181,7 +197,10 @@ def federated(
 
     Args:
         stream: its batches do not matter.
-        clients, chosen, rounds: clients of a task, those of one round, rounds of a task.
+        clients: of a task.
+        chosen: of one round.
+        rounds: of a task.
+        seed: of all that is drawn.
         by_label: rows are sorted by label and cut into ``2 clients`` shards, two for each client
             (McMahan et al., 2017); otherwise they are dealt out at random.
 
@@ -219,8 +238,18 @@ def federated(
     )
 
 
-def pixels(stored, info, task, key):
-    """Bytes as one vector in [0, 1], in the order of each example's task where it has one."""
+def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | None) -> Array:
+    """Bytes as one vector in [0, 1], in the order of each example's task where it has one.
+
+    Args:
+        stored: uint8 [B, ...].
+        info: of the stream; ``"permutation"``, int [tasks, inputs], is read.
+        task: int32 [B].
+        key: not used.
+
+    >>> pixels(jnp.array([[[0, 255]]], jnp.uint8), {}, jnp.zeros(1, int), None).tolist()
+    [[0.0, 1.0]]
+    """
     x = stored.reshape(stored.shape[0], -1) / jnp.float32(255)
     if "permutation" in info:
         x = jnp.take_along_axis(x, jnp.asarray(info["permutation"])[task], axis=1)

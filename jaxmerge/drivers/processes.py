@@ -32,6 +32,9 @@ def together() -> Iterator[None]:
 
     ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, as `jax.distributed`
     reads them.  Without the first of them, or within processes that are joined, nothing happens.
+
+    >>> with together():  # nothing to join here
+    ...     pass
     """
     import jax
 

@@ -24,9 +24,23 @@ from jaxmerge.report.picture import Plot, Table
 from jaxmerge.report.style import THEMES
 from jaxmerge.studies.results import Results
 
+Json = Mapping[str, Any] | list[Any] | str | float | bool | None
+
 
 def write(results: Results, path: str | Path) -> Path:
-    """Write the report of a run to `path`, and return it."""
+    """Write the report of a run to `path`, and return it.
+
+    Args:
+        results: of a run.
+        path: of the file; its folder is made.
+
+    >>> import tempfile
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> write(results, Path(tempfile.mkdtemp()) / "report.html").name
+    'report.html'
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
@@ -36,7 +50,17 @@ def write(results: Results, path: str | Path) -> Path:
 
 
 def page(results: Results) -> str:
-    """The report as text; equal results give equal text, byte by byte."""
+    """The report as text; equal results give equal text, byte by byte.
+
+    Args:
+        results: of a run.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> page(results) == page(results)
+    True
+    """
     results = numbers.clean(results)
     css, script = _asset("page.css"), _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -105,8 +129,12 @@ def _costs(results: Results) -> list[tuple[str, str]]:
     return costs
 
 
-def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
     """Nested JSON as dotted names and values.
+
+    Args:
+        tree: mappings with text as keys, lists, texts, numbers.
+        prefix: of all names.
 
     >>> flat({"merge": {"method": "ties", "factors": [0.5, 1]}, "seed": 0})
     [('merge.method', 'ties'), ('merge.factors', '[0.5, 1]'), ('seed', '0')]

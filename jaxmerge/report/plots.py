@@ -23,7 +23,17 @@ Name = numbers.Name
 
 
 def of(results: Results) -> list[Plot]:
-    """All pictures that the results give."""
+    """All pictures that the results give.
+
+    Args:
+        results: of a run.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> [plot.name for plot in of(results)]
+    ['overview']
+    """
     results = numbers.clean(results)
     plots = [
         _overview(results),
@@ -38,7 +48,19 @@ def of(results: Results) -> list[Plot]:
 
 
 def write_png(results: Results, folder: str | Path) -> list[Path]:
-    """Write every picture into `folder` as PNG (1000 pixels wide), and return the paths."""
+    """Write every picture into `folder` as PNG (1000 pixels wide), and return the paths.
+
+    Args:
+        results: of a run.
+        folder: is made.
+
+    >>> import tempfile
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> [path.name for path in write_png(results, tempfile.mkdtemp())]
+    ['overview.png']
+    """
     from jaxmerge.report.canvas import png
 
     folder = Path(folder)

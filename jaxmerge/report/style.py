@@ -62,6 +62,9 @@ def slots(labels: Iterable[str]) -> dict[str, int]:
 
     Labels that are not known take the slots that are left, in order, then start again.
 
+    Args:
+        labels: of methods, in order.
+
     >>> slots(["TIES", "mine", "MagMax"])
     {'TIES': 3, 'mine': 1, 'MagMax': 0}
     """
@@ -74,7 +77,15 @@ def slots(labels: Iterable[str]) -> dict[str, int]:
 
 
 def ramp(theme: Theme, diverging: bool = False) -> Colormap:
-    """The colour map of heat maps: the surface is "nothing", or the middle if `diverging`."""
+    """The colour map of heat maps: the surface is "nothing", or the middle if `diverging`.
+
+    Args:
+        theme: of `THEMES`.
+        diverging: two arms of colours from the middle.
+
+    >>> ramp(LIGHT)(0.0)[:3] == tuple(int(LIGHT.ramp[0][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    True
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = [*reversed(theme.low[1:]), *theme.ramp] if diverging else list(theme.ramp)
@@ -82,7 +93,14 @@ def ramp(theme: Theme, diverging: bool = False) -> Colormap:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it.
+
+    Args:
+        colour: "#rrggbb".
+
+    >>> luminance("#000000"), round(luminance("#ffffff"), 3)
+    (0.0, 1.0)
+    """
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
@@ -90,6 +108,9 @@ def luminance(colour: str) -> float:
 
 def contrast(a: str, b: str) -> float:
     """Contrast ratio of two colours, 1 to 21, as WCAG 2 defines it.
+
+    Args:
+        a, b: "#rrggbb".
 
     >>> round(contrast("#ffffff", "#000000"))
     21
@@ -99,5 +120,12 @@ def contrast(a: str, b: str) -> float:
 
 
 def on(colour: str) -> str:
-    """Black or white, whichever reads better on a colour: always 4.5:1 or more."""
+    """Black or white, whichever reads better on a colour: always 4.5:1 or more.
+
+    Args:
+        colour: "#rrggbb".
+
+    >>> on("#2a63b7"), on("#f3f6fa")
+    ('#ffffff', '#000000')
+    """
     return max(("#000000", "#ffffff"), key=lambda word: contrast(word, colour))

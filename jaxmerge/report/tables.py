@@ -45,6 +45,15 @@ def columns(results: Results) -> list[str]:
 
     Left out: the mean over classes where it is the accuracy (every class has as many examples),
     and definitions that are shown on demand only (`jaxmerge report --metric`).
+
+    Args:
+        results: of a run.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> columns(results)
+    ['accuracy']
     """
     have = [k for s in results.summary for k, v in s.metrics.items() if v is not None]
     figures = lambda k: [
@@ -57,7 +66,18 @@ def columns(results: Results) -> list[str]:
 
 
 def rows(results: Results, lower: Collection[str] = LOWER) -> list[Row]:
-    """The table itself, figures as words; `lower` are the columns in which less is better."""
+    """The table itself, figures as words.
+
+    Args:
+        results: of a run.
+        lower: metrics of which less is better.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> rows(results)[0].cells[0].mean
+    '80.0'
+    """
     results = clean(results)
     metrics = columns(results)
     best: dict[str, str] = {}
@@ -90,12 +110,30 @@ def _digits(fraction: float) -> str:
 
 
 def head(metric: str) -> str:
-    """What stands above a column."""
+    """What stands above a column.
+
+    Args:
+        metric: its name; one that is not known stands for itself.
+
+    >>> head("accuracy"), head("mine")
+    ('Accuracy', 'mine')
+    """
     return DEFINITIONS[metric].head if metric in DEFINITIONS else metric
 
 
 def markdown(results: Results, lower: Collection[str] = LOWER) -> str:
-    """A GitHub table."""
+    """A GitHub table.
+
+    Args:
+        results: of a run.
+        lower: metrics of which less is better.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> print(markdown(results).splitlines()[-1])
+    | MagMax | sequential | 80.0 |
+    """
     metrics = columns(results)
     lines = [
         _line(["Method", "Fine-tunes", *(f"{plain_markdown(head(m))} %" for m in metrics)]),
@@ -117,7 +155,18 @@ def _md_cell(cell: Cell) -> str:
 
 
 def latex(results: Results, lower: Collection[str] = LOWER) -> str:
-    """A table for a paper; needs the package booktabs."""
+    """A table for a paper; needs the package booktabs.
+
+    Args:
+        results: of a run.
+        lower: metrics of which less is better.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> print(latex(results).splitlines()[4])
+    MagMax & sequential & $80.0$ \\\\
+    """
     metrics = columns(results)
     heads = ["Method", "Fine-tunes", *(f"{_tex(head(m))} (\\%)" for m in metrics)]
     lines = [
@@ -158,7 +207,14 @@ GROUPS = {
 
 
 def group(finetunes: str) -> str:
-    """A heading for the rows of one set of fine-tunes."""
+    """A heading for the rows of one set of fine-tunes.
+
+    Args:
+        finetunes: "none", "sequential", "independent" or "joint"; others stand for themselves.
+
+    >>> group("joint")
+    'fine-tuned on all tasks at once'
+    """
     return GROUPS.get(finetunes, finetunes)
 
 
@@ -167,7 +223,19 @@ def rich_table(
     metrics: Sequence[str] = ("accuracy", "aware", "over_time", "bwt", "forgetting"),
     lower: Collection[str] = LOWER,
 ) -> Table:
-    """A table for the terminal, at most 80 columns wide with the default metrics."""
+    """A table for the terminal, at most 80 columns wide with the default metrics.
+
+    Args:
+        results: of a run.
+        metrics: those that are shown.
+        lower: metrics of which less is better.
+
+    >>> from jaxmerge.studies.results import Results, Stat, Summary
+    >>> row = Summary("MagMax", "sequential", {"accuracy": Stat(0.8, 0.0, 1)})
+    >>> results = Results("mine", "2 tasks", ["cat"], {}, [], [row], {}, {}, {})
+    >>> rich_table(results).columns[1].header.plain
+    'Accuracy'
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text

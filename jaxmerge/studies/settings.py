@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
+Built = TypeVar("Built")
 TYPES = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text",
     list: "a list", tuple: "a list", dict: "a mapping of key: value pairs",
@@ -32,6 +33,10 @@ TYPES = {
 
 def changed(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
     """The experiment with other settings; mappings are changed key by key, null takes one out.
+
+    Args:
+        experiment: a dataclass.
+        settings: field -> value.
 
     Raises:
         ValueError: an unknown setting (the closest names are shown) or one of another type.
@@ -54,7 +59,16 @@ def changed(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
 
 
 def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
-    """The experiment with settings as they were kept: what is given replaces what is there."""
+    """The experiment with settings as they were kept: what is given replaces what is there.
+
+    Args:
+        experiment: a dataclass.
+        settings: field -> value.
+
+    >>> from jaxmerge.cli.quickstart import Quickstart
+    >>> restored(Quickstart(), {"epochs": 5}).epochs
+    5
+    """
     known = {f.name for f in dataclasses.fields(experiment)}
     unknown = [k for k in settings if k not in known]
     if unknown:
@@ -99,8 +113,18 @@ def parsed(what: str, text: str) -> Any:
     return value
 
 
-def only(given: Any, known: Iterable[str], what: str) -> None:
-    """Raise ValueError for keys that are not known, all of them named."""
+def only(given: object, known: Iterable[str], what: str) -> None:
+    """Raise ValueError for keys that are not known, all of them named.
+
+    Args:
+        given: what stands where a mapping is expected.
+        known: its keys.
+        what: the message begins with.
+
+    >>> only({"bach": 8}, ["batch"], "training has")
+    Traceback (most recent call last):
+    ValueError: training has no 'bach': did you mean batch?
+    """
     if not isinstance(given, Mapping):
         raise ValueError(f"expected key: value pairs, got {given!r}.")
     unknown = [k for k in given if k not in known]
@@ -108,9 +132,21 @@ def only(given: Any, known: Iterable[str], what: str) -> None:
         raise ValueError(not_known(unknown, known, f"{what} no "))
 
 
-def build_all(what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Any]) -> dict:
-    """name -> what `build` makes of it; ValueError names everything that cannot be built."""
-    results, wrong = {}, []
+def build_all(
+    what: str, settings: Mapping[str, Any], build: Callable[[str, Any], Built]
+) -> dict[str, Built]:
+    """name -> what `build` makes of it; ValueError names everything that cannot be built.
+
+    Args:
+        what: the kind of thing, for messages.
+        settings: name -> options.
+        build: ``(name, options) -> thing``.
+
+    >>> build_all("merge", {"a": 2}, lambda name, options: options + 1)
+    {'a': 3}
+    """
+    results: dict[str, Built] = {}
+    wrong = []
     for name, options in settings.items():
         try:
             results[name] = build(name, options)
@@ -127,6 +163,9 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
 
     ``strategy`` and ``settings`` are the spelling of version 0.1 for one method; they give a
     warning and will go with the next release.
+
+    Args:
+        options: of a stream, of which ``methods`` is read: names with their settings, or a list.
 
     Raises:
         ValueError: unknown methods or settings, values out of range, all of them named.
@@ -167,8 +206,15 @@ def _settings(name: str, settings: Any) -> Mapping[str, Any]:
     return settings or {}
 
 
-def built(method: Any, arguments: Mapping[str, Any], factor: Any = None) -> Merge:
+def built(
+    method: str | list[Any], arguments: Mapping[str, Any], factor: float | None = None
+) -> Merge:
     """A merge from settings: a registered name with its arguments, or a list of stages.
+
+    Args:
+        method: a registered name, or a list of stages.
+        arguments: of the registered method.
+        factor: of the method, or of what a list of stages gives; None for its own.
 
     >>> built("ties", {"density": 0.1}, 0.5)
     ties(density=0.1, factor=0.5)

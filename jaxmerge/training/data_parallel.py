@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmerge.core.types import Tree
 
 AXIS = "data"
 
@@ -30,6 +31,10 @@ def mesh() -> Mesh | None:
 
     Raises:
         ValueError: JAXMERGE_DEVICES is no number from 1 to the number of devices.
+
+    >>> row = mesh()
+    >>> row is None or row.axis_names == ("data",)
+    True
     """
     return _mesh(os.environ.get("JAXMERGE_DEVICES", ""))
 
@@ -47,8 +52,16 @@ def _mesh(wanted: str) -> Mesh | None:
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
 
-def spread(tree: Any, axis: int = 0) -> Any:
-    """Numpy leaves on the devices, cut along `axis` where the devices divide it."""
+def spread(tree: Tree, axis: int = 0) -> Tree:
+    """Numpy leaves on the devices, cut along `axis` where the devices divide it.
+
+    Args:
+        tree: numpy leaves, [..., B, ...].
+        axis: that of the batch, from 0.
+
+    >>> spread({"x": np.ones((4, 2), np.float32)})["x"].shape
+    (4, 2)
+    """
     row = mesh()
     if row is None:
         return jax.tree.map(jnp.asarray, tree)
@@ -62,25 +75,49 @@ def spread(tree: Any, axis: int = 0) -> Any:
 
 
 def to_numpy(x: jax.Array) -> np.ndarray:
-    """An array that may be cut over devices, of other processes too, as numpy."""
+    """An array that may be cut over devices, of other processes too, as numpy.
+
+    Args:
+        x: on any devices.
+
+    >>> to_numpy(jnp.ones(2))
+    array([1., 1.], dtype=float32)
+    """
     return np.asarray(x if x.is_fully_addressable else everywhere(x))
 
 
 def first() -> bool:
-    """Whether this process writes files."""
+    """Whether this process writes files.
+
+    >>> first()
+    True
+    """
     return jax.process_index() == 0
 
 
 def wait(where: str) -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes are here.
+
+    Args:
+        where: what the processes call this place.
+
+    >>> wait("the end of a task")
+    """
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices(where)
 
 
-def everywhere(tree: Any) -> Any:
-    """Every leaf whole on every device."""
+def everywhere(tree: Tree) -> Tree:
+    """Every leaf whole on every device.
+
+    Args:
+        tree: leaves on any devices.
+
+    >>> everywhere({"w": jnp.ones(2)})["w"].shape
+    (2,)
+    """
     row = mesh()
     if row is None:
         return tree

@@ -6,7 +6,7 @@ section 3.3; weilllllls/OnPro, ``AdaptivePrototypicalFeedback``, with kornia 0.6
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,14 @@ class Mixed(NamedTuple):
 
 
 def pairs(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of classes: int [P], int [P]."""
+    """All pairs of classes: int [P], int [P].
+
+    Args:
+        classes: C.
+
+    >>> [x.tolist() for x in pairs(3)]
+    [[0, 0, 1], [1, 2, 2]]
+    """
     return np.triu_indices(classes, 1)
 
 
@@ -46,7 +53,13 @@ def pair_counts(prototypes: Array, there: Array, count: Array, rank: Array) -> A
     Args:
         prototypes: [C, p], as they are (not of length 1).
         there: bool [C]; pairs with another class have none.
+        count: int32, how many mixtures there are.
         rank: [P], a random order.
+
+    >>> prototypes = jnp.array([[0.0], [1.0], [9.0]])
+    >>> counts = pair_counts(prototypes, jnp.ones(3, bool), jnp.int32(4), jnp.arange(3.0))
+    >>> int(counts.sum()), int(counts.argmax())
+    (4, 0)
     """
     a, b = pairs(len(prototypes))
     real = there[a] & there[b]
@@ -66,7 +79,13 @@ def chosen(labels: Array, weight: Array, wanted: Array, u: Array) -> Array:
     """int32 [n]: an example of the class wanted, the floor(u times their number)-th.
 
     Args:
-        labels: int [M]; weight: [M], 0 where there is no example; wanted: int [n]; u: [n].
+        labels: int [M].
+        weight: [M], 0 where there is no example.
+        wanted: int [n], classes.
+        u: [n], in [0, 1).
+
+    >>> chosen(jnp.array([0, 1, 1]), jnp.ones(3), jnp.array([1, 1]), jnp.array([0.0, 0.9])).tolist()
+    [1, 2]
     """
     members = (labels == wanted[:, None]) & (weight > 0)
     members = jnp.where(jnp.any(members, 1, keepdims=True), members, weight > 0)
@@ -74,15 +93,24 @@ def chosen(labels: Array, weight: Array, wanted: Array, u: Array) -> Array:
     return jnp.argmax(members & (jnp.cumsum(members, 1) == which[:, None] + 1), 1)
 
 
-def between(x: Any, one: Array, two: Array, by: Array) -> Array:
-    """Mixtures of the rows `one` and `two` of x."""
+def between(x: Array, one: Array, two: Array, by: Array) -> Array:
+    """Mixtures of the rows `one` and `two` of x.
+
+    Args:
+        x: [M, ...].
+        one, two: int [n], rows.
+        by: [n], the share of the second, in [0, 1].
+
+    >>> between(jnp.array([0.0, 4.0]), jnp.array([0]), jnp.array([1]), jnp.array([0.25])).tolist()
+    [1.0]
+    """
     x = x.astype(by.dtype) if not jnp.issubdtype(x.dtype, jnp.floating) else x
     by = by.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
     return (1 - by) * x[one] + by * x[two]
 
 
 def feedback(
-    rows: Any, labels: Array, weight: Array, drawn: Array, real: Array, count: Array,
+    rows: Array, labels: Array, weight: Array, drawn: Array, real: Array, count: Array,
     prototypes: Array, there: Array, key: Array, base: float | Array, p: float | Array,
 ) -> Mixed:  # fmt: skip
     """A replay batch of mixtures.
@@ -94,10 +122,25 @@ def feedback(
     memory is replaced by any of its examples.
 
     Args:
-        rows: [M, ...] of the memory; labels: int [M]; weight: [M].
+        rows: [M, ...] of the memory.
+        labels: int [M].
+        weight: [M], 0 where there is no example.
         drawn: int [n], rows of the memory in random order, of which the first `real` are examples.
+        real: int32, at most n.
         count: how many are wanted, n at most; it may be more than `real`.
-        prototypes: [C, p]; there: bool [C].
+        prototypes: [C, p], as they are.
+        there: bool [C], classes that have one.
+        key: PRNG key.
+        base: share that is not mixed by pairs, in [0, 1].
+        p: probability of mixing, in [0, 1].
+
+    >>> rows, labels, ones = jnp.array([0.0, 4.0]), jnp.array([0, 1]), jnp.ones(2)
+    >>> mixed = feedback(
+    ...     rows, labels, ones, jnp.array([1, 0]), jnp.int32(2), jnp.int32(2), jnp.eye(2),
+    ...     jnp.ones(2, bool), jax.random.key(0), base=1.0, p=0.0,
+    ... )
+    >>> mixed.inputs.tolist(), mixed.one.tolist()
+    ([4.0, 0.0], [1, 0])
     """
     n, keys = drawn.size, jax.random.split(key, 9)
     u = lambda k, shape=(n,): jax.random.uniform(keys[k], shape)

@@ -21,9 +21,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from jax.typing import DTypeLike
 
 from jaxmerge.core.hyperparameters import check_choice
+from jaxmerge.core.types import Device
 from jaxmerge.core.validation import check_nonfinite
 from jaxmerge.drivers.files.job import Job, Report, check_job, sources_of, tensors_of
 from jaxmerge.drivers.files.worker import Run
@@ -38,7 +40,7 @@ def merge_jobs(
     jobs: Sequence[Job],
     out: str | os.PathLike,
     *,
-    out_dtype: Any = None,
+    out_dtype: DTypeLike | None = None,
     digest: str = "",
     metadata: Mapping[str, str] | None = None,
     shard_size: int = 5_000_000_000,
@@ -46,7 +48,7 @@ def merge_jobs(
     force: bool = False,
     nonfinite: str = "raise",
     overflow: str = "raise",
-    devices: Sequence[Any] = (),
+    devices: Sequence[Device] = (),
     files: Callable[[Report], Mapping[str, bytes | Path]] = lambda report: {},
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     group: Group = Group(),
@@ -56,8 +58,14 @@ def merge_jobs(
     """Run jobs into one checkpoint folder.
 
     Args:
+        jobs: how the leaves come about, at least one; no leaf in two of them.
+        out: the folder to write.
         out_dtype: of floating leaves; by default each keeps the base's.
         digest: identifies this merge for `resume`.
+        metadata: of the headers of the files.
+        shard_size: the most bytes of a file, but for a leaf that is larger.
+        resume: go on with what an interrupted merge of the same digest left.
+        force: replace an output that exists.
         nonfinite: "raise" refuses NaN and Inf of inputs by leaf, "zero" counts them as no change.
         overflow: "raise" refuses NaN and Inf of the output that no input has, "clip" stores the
             greatest finite value of the dtype, "allow" stores what comes.
@@ -72,6 +80,18 @@ def merge_jobs(
         UserError: the output exists, the disk is too small; partial work stays for `resume`.  An
             input changed while it was merged; nothing stays.
         ValueError: models that do not fit together, NaN or Inf; nothing stays.
+
+    >>> import tempfile
+    >>> import jaxmerge as jm, numpy as np
+    >>> from jaxmerge.io.sources import open_source
+    >>> from safetensors.numpy import load_file, save_file
+    >>> folder = tempfile.mkdtemp()
+    >>> for name, value in (("base", 0), ("a", 1), ("b", -3)):
+    ...     save_file({"w": np.full(2, value, np.float32)}, f"{folder}/{name}.safetensors")
+    >>> base, a, b = (open_source(f"{folder}/{n}.safetensors") for n in ("base", "a", "b"))
+    >>> report = merge_jobs([Job(jm.magmax(), [a, b], base)], f"{folder}/out")
+    >>> load_file(f"{folder}/out/model.safetensors")["w"]
+    array([-1.5, -1.5], dtype=float32)
     """
     began = time.perf_counter()
     zero = check_nonfinite(nonfinite)
