@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxmerge.continual.memories.clients import Local, average, weights_of
 from jaxmerge.continual.parts import trained_leaves
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Positive, methods
+from jaxmerge.core.types import Leaves
 
 
 @methods.register
@@ -40,11 +43,15 @@ def fedavg(
     >>> fedavg(clients=8)
     fedavg(clients=8)
     """
-    local = Local(clients, epochs, batch, rate, weight_decay)
+    return Method(gradient=to_the_mean(Local(clients, epochs, batch, rate, weight_decay)))
+
+
+def to_the_mean(local: Local) -> Callable[..., Leaves]:
+    """A `gradient` hook: from the mean of the clients to the global weights."""
 
     def gradient(model, step, grads, grad_at):
-        mean = average(step, weights_of(model, step, local), clients)
+        mean = average(step, weights_of(model, step, local), local.clients)
         start = trained_leaves(model, step.params, step.task)
         return {n: start[n] - mean[n] for n in grads}
 
-    return Method(gradient=gradient)
+    return gradient

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.memories.clients import Local, each, parts_of, weights_of
-from jaxmerge.continual.methods.fedavg import fedavg
+from jaxmerge.continual.methods.fedavg import to_the_mean
 from jaxmerge.continual.methods.gpm import empty_bases, projected
 from jaxmerge.continual.parts import with_trained
 from jaxmerge.continual.records import Method
@@ -103,8 +103,7 @@ def fot(
         ends = step.count == step.total - 1
         return jax.lax.cond(ends, last, lambda memory: memory, step.memory)
 
-    plain = fedavg(clients, epochs, batch, rate, weight_decay).build()
-    return plain._replace(init=init, update=update, observe=observe)
+    return Method(init=init, gradient=to_the_mean(local), update=update, observe=observe)
 
 
 def draw(draws: Draws, key: Array, shape: tuple[int, ...], dtype) -> Array:
