@@ -46,7 +46,7 @@ TABLE = Path(str(resources.files("jaxmerge.io.architectures") / "families.json")
 TABLES = ("embedding", "position", "table")
 LEARNT = re.compile(  # buffers that training changes: statistics, codebooks, balances of experts
     r"running_|embed|cluster|bias|codebook|usage|queue|_(min|max)$|scaling_factor|_integer|^weight"
-    r"|_scalar$|^shift$|mask_probs|^mean$|^scale$"
+    r"|_scalar$|^shift$|mask_probs|^(global_)?(mean|invstd)$|^scale$|inited"
 )
 
 
