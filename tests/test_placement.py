@@ -26,7 +26,8 @@ def counted():
 
 
 def test_every_method_has_a_row_and_none_loses_its_sharding():
-    assert set(ROWS) == set(placement.names()) == set(jm.REGISTRY)
+    ours = {n for n, f in jm.REGISTRY.items() if f.__module__.startswith("jaxmerge.")}
+    assert set(ROWS) == ours == set(placement.names()) & ours  # tests register more
     assert all(row["kept"] and not row["again"] for row in ROWS.values())
 
 
