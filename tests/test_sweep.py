@@ -170,7 +170,9 @@ def test_models_that_would_fill_the_disk_are_not_kept(toy, tmp_path, monkeypatch
     assert not (tmp_path / "s" / "models").exists()
 
 
-def test_what_another_process_trains_is_waited_for_and_not_done_twice(toy, tmp_path, monkeypatch):
+def test_what_another_process_trains_is_waited_for_and_not_done_twice(
+    toy, tmp_path, monkeypatch, capsys
+):
     grid, folder = ["epochs=1,2", "seed=3", "stream=sequential"], tmp_path / "s"
     units = sweep.units(run_command.load(toy), sweep.parse(grid))
     folder.mkdir()
@@ -193,9 +195,27 @@ def test_what_another_process_trains_is_waited_for_and_not_done_twice(toy, tmp_p
     assert other.take(units[1])
     rows = command.run(toy, grid=grid, out=folder, resume=True, quiet=True)
     assert len(waited) == 1
+    assert "is working on" in capsys.readouterr().err
     assert trained == [2]
     assert len(rows) == len({r["key"] for r in rows}) == 4
     assert not list(folder.rglob("*.lock"))
+
+
+def test_who_has_a_unit_is_said_and_what_is_no_lock_is_refused(toy, tmp_path):
+    """Also of a machine that may be gone: else nobody would know which file to delete."""
+    unit = sweep.units(run_command.load(toy), sweep.parse(["seed=3"]))[0]
+    with Claims(tmp_path) as claims:
+        assert claims.take(unit)
+        (path,) = claims.locks
+        claims.release([unit])
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "boot": "x"}))
+        assert not claims.take(unit)
+        assert "Process 7 on elsewhere is working on" in claims.reason
+        assert f"delete {path}" in claims.reason
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(UserError, match="is no regular file; delete it"):
+            claims.take(unit)
 
 
 def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):

@@ -135,8 +135,8 @@ def here(
         while pending:
             mine = claimed(pending, claims)
             if not mine:
-                if not (said or quiet):
-                    print("The rest is being trained by another process; waiting.", file=sys.stderr)
+                if not said:
+                    print(f"The rest is not free, waiting. {claims.reason}", file=sys.stderr)
                 said = True
                 time.sleep(PAUSE)
                 continue

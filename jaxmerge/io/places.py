@@ -154,6 +154,10 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+class Occupied(UserError):
+    """Another process works on what is asked for."""
+
+
 class Lock:
     """The right to work on `what`, for one process on one machine.
 
@@ -165,7 +169,8 @@ class Lock:
         what: what messages call the thing.
 
     Raises:
-        UserError: another process has it; names the machine and the process.
+        Occupied: another process has it; names the machine and the process.
+        UserError: what lies there is no file.
     """
 
     def __init__(self, path: Path, what: str | Path):
@@ -180,7 +185,7 @@ class Lock:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
                 by = f" (process {owner['pid']} on {owner['host']})" if owner else ""
-                raise UserError(
+                raise Occupied(
                     f"Another process{by} is working on {what} now; wait for it."
                 ) from None
             if not self._still(fd):  # its owner removed it between our opening and locking it
@@ -189,7 +194,7 @@ class Lock:
             owner = _owner(fd)
             if owner and owner["host"] != socket.gethostname() and owner["boot"] != boot():
                 os.close(fd)
-                raise UserError(
+                raise Occupied(
                     f"Process {owner['pid']} on {owner['host']} is working on {what}. If it is "
                     f"gone, delete {path}."
                 )

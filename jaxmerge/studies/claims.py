@@ -11,8 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmerge.errors import UserError
-from jaxmerge.io.places import Lock
+from jaxmerge.io.places import Lock, Occupied
 from jaxmerge.studies import result_store
 from jaxmerge.studies.kept_models import trained
 from jaxmerge.studies.sweep import Unit
@@ -25,10 +24,13 @@ class Claims:
 
     Args:
         store: the folder.
+
+    Attributes:
+        reason: who has the unit that was asked for last and is not free.
     """
 
     def __init__(self, store: Path):
-        self.store, self.locks = store, {}
+        self.store, self.locks, self.reason = store, {}, ""
         self._read: dict[Path, set[str]] = {}
 
     def take(self, unit: Unit) -> bool:
@@ -43,7 +45,8 @@ class Claims:
                 return True
             except FileNotFoundError:  # another process was tidying up
                 continue
-            except UserError:
+            except Occupied as error:
+                self.reason = str(error)
                 return False
 
     def release(self, units: Sequence[Unit]) -> None:
@@ -64,7 +67,7 @@ class Claims:
         for path in (self.store / STATE).glob(".*.lock"):
             try:
                 Lock(path, self.store).release()
-            except UserError:
+            except Occupied:
                 return
         shutil.rmtree(self.store / STATE, ignore_errors=True)
 
