@@ -42,3 +42,7 @@ def test_a_command_leaves_a_trace(tmp_path, monkeypatch, capsys):
     (trace,) = (tmp_path / "trace").rglob("*.trace.json.gz")
     with gzip.open(trace) as file:
         assert json.load(file)["traceEvents"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        app(["merge", "r.yaml", "other", "-q", "--profile", "file"], standalone_mode=False)
+    assert not (tmp_path / "other").exists()

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from jaxmerge.errors import UserError
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -90,8 +92,16 @@ def profiled(folder: Path | None) -> Iterator[None]:
         return
     import jax
 
-    with jax.profiler.trace(folder):
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be one is refused before any work
+    jax.profiler.start_trace(folder)
+    try:
         yield
+    finally:
+        try:
+            jax.profiler.stop_trace()
+        except jax.errors.JaxRuntimeError as error:
+            text = str(error).splitlines()[0][:160]
+            raise UserError(f"--profile {folder}: no trace was written ({text}).") from None
     print(
         f"trace: {folder} (tensorboard --logdir {folder}, or its .trace.json.gz in "
         "https://ui.perfetto.dev)",
