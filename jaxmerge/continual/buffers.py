@@ -173,11 +173,26 @@ def draw_distinct(buffer: Buffer, key: Array, count: int) -> tuple[Tree, Array]:
     >>> draw_distinct(buffer, jax.random.key(0), 2)[1].tolist()
     [1.0, 0.0]
     """
+    place, there = distinct_places(buffer, key, count)
+    return jax.tree.map(lambda x: x[place], buffer["rows"]), there.astype(jnp.float32)
+
+
+def distinct_places(buffer: Buffer, key: Array, count: int) -> tuple[Array, Array]:
+    """Places drawn without replacement, and whether an example is there; those without come last.
+
+    Args:
+        buffer: of `empty`.
+        key: PRNG key.
+        count: how many.
+
+    >>> buffer = ring(empty(2, jnp.zeros((1,))), jnp.ones(1), jnp.ones(1))
+    >>> [x.tolist() for x in distinct_places(buffer, jax.random.key(0), 2)]
+    [[0, 1], [True, False]]
+    """
     size, filled_rows = size_of(buffer), filled(buffer)
     rank = jnp.where(jnp.arange(size) < filled_rows, jax.random.uniform(key, (size,)), 2.0)
     place = jnp.argsort(rank)[:count]
-    rows = jax.tree.map(lambda x: x[place], buffer["rows"])
-    return rows, (place < filled_rows).astype(jnp.float32)
+    return place, place < filled_rows
 
 
 def balanced(

@@ -208,12 +208,9 @@ def onpro(
 
 def draw(buffer: Any, key: Array, count: int) -> tuple[Array, Any]:
     """Places drawn without replacement, and the examples there, of weight 0 beyond the last."""
-    many = buffers.size_of(buffer)
-    rank = jnp.where(jnp.arange(many) < buffers.filled(buffer), jax.random.uniform(key, (many,)), 2)
-    places = jnp.argsort(rank)[:count]
+    places, there = buffers.distinct_places(buffer, key, count)
     batch = jax.tree.map(lambda x: x[places], buffer["rows"])
-    real = (places < buffers.filled(buffer)).astype(batch.weight.dtype)
-    return places, batch._replace(weight=real)
+    return places, batch._replace(weight=there.astype(batch.weight.dtype))
 
 
 def offset(key: Array, room: int) -> Array:
