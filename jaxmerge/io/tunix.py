@@ -105,8 +105,8 @@ class Relaid(Whole):
     ):  # fmt: skip
         super().__init__()
         self.source, self.names, self.stamps = source, dict(names), source.stamps
-        turn = _split if heads else _joined
-        self.turn: dict[str, Callable] = {n: turn(kind, heads) for n, (_, kind) in names.items()}
+        turn = (lambda kind: _split(kind, heads)) if heads else _joined
+        self.turn: dict[str, Callable] = {n: turn(kind) for n, (_, kind) in names.items()}
         self.like, wrong = {}, []
         for new, (old, _) in names.items():
             like = source.like[old]
@@ -123,7 +123,7 @@ class Relaid(Whole):
         return self.turn[name](self.source[self.names[name][0]])
 
 
-def _joined(kind: str, heads: Heads | None) -> Callable[[np.ndarray], np.ndarray]:
+def _joined(kind: str) -> Callable[[np.ndarray], np.ndarray]:
     """Tunix's leaf as Hugging Face has it."""
     return {
         "same": lambda x: x,
