@@ -1,8 +1,9 @@
-"""Checkpoints of Tunix and MaxText under Hugging Face's names and back, on what they wrote."""
+"""Checkpoints of Tunix, MaxText and EasyDeL under Hugging Face's names and back, on their own."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ WROTE = {  # folder -> its layout, what its config.json says besides
     "maxtext/mistral": ("maxtext-unscanned", {"model_type": "mistral"}),
     "maxtext/qwen2": ("maxtext", {"model_type": "qwen2"}),
     "maxtext/qwen3": ("maxtext-unscanned", {"model_type": "qwen3"}),
+    "easydel/llama": ("easydel", {}),
+    "easydel/qwen3": ("easydel", {"model_type": "qwen3"}),
 }
 
 
@@ -97,3 +100,32 @@ def test_names_that_do_not_fit_are_one_line(like, tmp_path):
         with pytest.raises(UserError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_what_easydel_saved_is_read_with_distrust(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "easydel" / "llama" / "checkpoint", folder)
+    head, index = folder / "model" / "lm_head" / "kernel", folder / "tensorstore_index.json"
+    assert open_source(folder)["lm_head.kernel"].shape == (16, 32)
+    good, listed = (head / ".zarray").read_text(), index.read_text()
+    for path, text, said in (
+        (index, "{}", "lists no arrays"),
+        (index, listed.replace("model/lm_head", "model/../lm_head"), "no path below 'model'"),
+        (index, listed.replace("model/lm_head", "model/gone"), "no array 'model/gone/kernel'"),
+        (head / ".zarray", good.replace("[16,32]", "[16,-1]"), "no shape and chunks"),
+        (head / ".zarray", good.replace('"shape":[16,32]', '"shape":[1600,32]'), "1 of 100 chunks"),
+        (head / ".zarray", good.replace("<f4", "|O"), "no leaf's"),
+    ):
+        before = path.read_text()
+        path.write_text(text)
+        with pytest.raises(UserError, match=said) as caught:
+            open_source(folder)
+        assert "\n" not in str(caught.value)
+        path.write_text(before)
+    (head / "0.0").write_bytes(b"no chunk")
+    with pytest.raises(UserError, match=r"lm_head\.kernel' cannot be read"):
+        open_source(folder)["lm_head.kernel"]
+    (head / "0.0").unlink()
+    (head / "0.0").symlink_to("/etc/hostname")
+    with pytest.raises(UserError):
+        open_source(folder)

@@ -129,7 +129,7 @@ def convert(
     to: Annotated[str, Option(help="safetensors, orbax or gguf.")] = "safetensors",
     names: Annotated[
         str | None,
-        Option(help="hf, tunix, maxtext, maxtext-unscanned: under that library's names."),
+        Option(help="hf, tunix, maxtext, maxtext-unscanned, easydel: under its names."),
     ] = None,
     like: Annotated[
         Path | None, Option(help="Folder with the config and tokenizer, where REF has none.")

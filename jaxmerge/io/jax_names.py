@@ -1,10 +1,12 @@
-"""Names and shapes of Llama, Mistral and Qwen models in Tunix and MaxText, against Hugging Face's.
+"""Names and shapes of Llama, Mistral and Qwen models in Tunix, MaxText and EasyDeL, and on the hub.
 
                 Hugging Face                              Tunix                       MaxText, one leaf for all layers
     query       model.layers.0.self_attn.q_proj.weight    layers/0/attn/q_proj/w      decoder/layers/self_attention/query/kernel
                 [heads * head, width]                     [width, heads, head]        [width, layers, heads, head]
     up          model.layers.0.mlp.up_proj.weight         layers/0/mlp/up_proj/kernel decoder/layers/mlp/wi_1/kernel
                 [out, in]                                 [in, out]                   [in, layers, out]
+
+EasyDeL has Hugging Face's modules with Flax's kernels [in, out], and dots in its names.
 
 MaxText's attention of Llama and Mistral does not divide scores by the root of the head's width: its
 queries are stored divided.  With Llama 3.1's rotation (a `rope_scaling` of kind "llama3") it turns
@@ -178,8 +180,22 @@ def maxtext(config: Mapping[str, Any] | None, ref: str, at: str = "layers") -> l
     ]
 
 
+def easydel(config: Mapping[str, Any] | None, ref: str) -> list[Pair]:
+    """EasyDeL's names of Llama, Mistral and Qwen models: Hugging Face's modules, Flax's leaves."""
+    projections = [f"{LAYER}self_attn.{x}_proj" for x in "qkvo"]
+    projections += [f"{LAYER}mlp.{x}_proj" for x in ("gate", "up", "down")]
+    scales = [f"{LAYER}{n}" for n in (*NORMS, "self_attn.q_norm", "self_attn.k_norm")]
+    return [
+        Pair("model.embed_tokens.weight", "model.embed_tokens.embedding"),
+        *(Pair(f"{n}.weight", f"{n}.kernel", ("turned",)) for n in [*projections, "lm_head"]),
+        *(Pair(f"{n}.bias", f"{n}.bias") for n in projections),
+        *(Pair(f"{n}.weight", f"{n}.kernel") for n in [*scales, "model.norm"]),
+    ]
+
+
 LIBRARIES: dict[str, Callable[[Mapping[str, Any] | None, str], list[Pair]]] = {
     "tunix": tunix,
     "maxtext": maxtext,
     "maxtext-unscanned": functools.partial(maxtext, at="layers_{}"),
+    "easydel": easydel,
 }

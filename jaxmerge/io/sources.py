@@ -4,6 +4,7 @@
     file.safetensors          one file, or an index of shards (.safetensors.index.json)
     diffusers/pipeline        model_index.json and components in sub-folders, as one model
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
+    easydel/checkpoint        a folder written by EasyDeL: Zarr arrays and tensorstore_index.json
     file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
     x.npz, x.msgpack          NumPy arrays as big_vision saves them; Flax's serialized parameters
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub; a few models
@@ -41,6 +42,8 @@ from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves
+from jaxmerge.io.tensorstore import INDEX as LISTED
+from jaxmerge.io.tensorstore import Arrays
 from jaxmerge.io.untrusted import check_inside, check_regular, inside, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
 
@@ -215,6 +218,9 @@ def _local(path: Path, allow_pickle: bool) -> Source:
     whole = [path / n for n in FLAX if (path / n).is_file()]
     if whole:
         return Source(Msgpack(whole[0]), str(path), path, whole)
+    if (path / LISTED).is_file():
+        listed = Arrays(path)
+        return Source(listed, str(path), path, listed.files)
     orbax = checkpoint_folder(path)
     if orbax is not None:
         files = sorted(p for p in orbax.rglob("*") if p.is_file())
