@@ -39,6 +39,7 @@ class Cell(NamedTuple):
         metric: of the problem, averaged over the groups after the last task.
         protocol: data, batch and network, in words.
         backward: score after every task, for the backward transfer, not after the last one alone.
+        deployed: label of the deployment that is scored, the last model or a merge of the setups.
     """
 
     scenario: str
@@ -48,6 +49,7 @@ class Cell(NamedTuple):
     metric: str
     protocol: str
     backward: bool = False
+    deployed: str = LAST
 
 
 def options(**defaults: Any) -> dict[str, Any]:
@@ -60,19 +62,25 @@ def options(**defaults: Any) -> dict[str, Any]:
         kind = type(defaults[key])
         values[key] = value.split(",") if kind is list else kind(value)
     if "data" in values and not Path(values["data"]).is_dir():
-        raise SystemExit(f"data={values['data']}: no such folder; it holds mnist_train.npz.")
+        raise SystemExit(
+            f"data={values['data']}: no such folder; it holds a data set's two .npz files."
+        )
     return values
 
 
 def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 and labels int32 of "train", "validation" and "test".
+    """Images uint8, labels int32 of "train", "validation", "test": of MNIST or Fashion-MNIST.
 
     Args:
+        folder: of one data set: NAME_train.npz and NAME_test.npz.
         images: so many of the 55,000 that are not for validation.
     """
 
     def read(part):
-        with np.load(Path(folder) / f"mnist_{part}.npz") as z:
+        files = sorted(Path(folder).glob(f"*_{part}.npz"))
+        if len(files) != 1:
+            raise SystemExit(f"data={folder}: {len(files)} files *_{part}.npz, expected one.")
+        with np.load(files[0]) as z:
             return z["images"], z["labels"].astype(np.int32)
 
     (pictures, labels), test = read("train"), read("test")
@@ -81,8 +89,9 @@ def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.n
 
 
 def described(setup: Setup) -> str:
-    """Optimiser and methods of a setup."""
-    return " + ".join([repr(setup.optimiser), *map(repr, setup.methods)])
+    """Optimiser, methods and merges of a setup."""
+    parts = [setup.optimiser, *setup.methods, *setup.merges.values()]
+    return " + ".join(map(repr, parts))
 
 
 def alike(stream: Stream, other: Stream) -> Stream:
@@ -120,7 +129,7 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
             jax.jit(lambda s, x, k: program(s, x, k, score_every=every)),
         )
         result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
-        R = np.asarray(result.R[LAST][cell.metric])
+        R = np.asarray(result.R[cell.deployed][cell.metric])
         whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
         last = float(np.mean(R[-1])) if whole else float("nan")  # a run that diverged has none
         return last, float(np.mean(R[-1, :-1] - np.diagonal(R)[:-1])) if cell.backward else 0.0

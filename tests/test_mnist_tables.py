@@ -33,7 +33,8 @@ def accepted(cells):
 
 
 def test_protocols_of_papers(data, monkeypatch):
-    monkeypatch.setattr(published_mnist, "HELD_OUT", 50)
+    monkeypatch.setattr(published_mnist, "FIRST", slice(None, 50))
+    monkeypatch.setattr(published_mnist, "LATER", slice(50, None))
     accepted(published_mnist.notebook(data))
     accepted(published_mnist.projected(data))
     accepted(published_mnist.benchmark(data, "domain")[:1])
