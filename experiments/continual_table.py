@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmerge.continual import stages
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup, Stream
@@ -146,6 +147,7 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
             "protocol": cell.protocol,
             "setting": described(best),
             "tried": {described(s): a for s, a in zip(cell.setups, tried, strict=False)},
+            "memory": remembered(best, cell.stream(seeds[0], False)),
             "accuracy": [],
             **({"backward transfer": []} if cell.backward else {}),
             "seconds": 0.0,
@@ -161,6 +163,14 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
         row["processor_seconds"] += time.process_time() - processor
         wall, processor = time.perf_counter(), time.process_time()
         yield row
+
+
+def remembered(setup: Setup, stream: Stream) -> float:
+    """What passes from task to task beside the model itself, in models."""
+    base = jax.eval_shape(setup.model.build().init, jax.random.key(0))
+    state = jax.eval_shape(stages.create, setup, stream, jax.random.key(0))
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.ndim)
+    return (size((state.params, state.memory, state.merges)) - size(base)) / size(base)
 
 
 def begun(cell: Cell, row: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--save", help="JSON file for the figures")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     tasks = jax.tree.map(jnp.asarray, stream(2, options.steps))
     spent, begin, weights = ours(tasks, options.steps)
     theirs, other = torch_loop(tasks, begin, options.torch_python)
@@ -136,7 +138,14 @@ def main() -> None:
         raise SystemExit(f"the bases have {spent['ranks']} directions, torch's {theirs['ranks']}")
     steps = {"first": options.steps, "later": options.steps, "growth": 1}
     seed = lambda s: sum(many * s[k] / steps[k] for k, many in PROTOCOL.items())
-    report = {"versions": versions(), "machine": machine(), "torch version": theirs["version"]}
+    command = "taskset -c 0 python experiments/bench/continual_gpm.py"
+    report = {
+        "command": f"{command} --steps {options.steps}",
+        "versions": versions(),
+        "machine": machine(),
+        "torch version": theirs["version"],
+        "load average before": load,
+    }
     for name, s in (("", spent), ("torch, ", theirs)):
         for k in ("first", "later"):
             report[f"{name}{k} task, microseconds a step"] = 1e6 * s[k] / options.steps
