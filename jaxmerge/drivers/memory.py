@@ -49,6 +49,7 @@ from jaxmerge.drivers.leaf import (
     update_leaf,
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.numerics.blas_threads import shared_out
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -199,7 +200,8 @@ def update(
             )
     if not zero:
         refuse_nonfinite(grid, base, [model])
-    cells = absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
+    with shared_out(sum(p.decomposes for p in grid.values())) as there:
+        cells = there(absorb(grid, base, state.cells, model, state.key, state.step, extra, zero))
     return MergeState(state.step + 1, state.key, cells, state.folds)
 
 
@@ -246,15 +248,13 @@ def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
     if concrete(state.step):
         check_count(method, int(state.step))
         cells = _filled(cells, int(state.step))
-    summaries = measure_cells(grid, flat, cells, state.key, state.step)
-    out = {
-        n: finish_leaf(
-            p.specs,
-            cells[n],
-            LeafInputs(flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]),
+    with shared_out(sum(p.decomposes for p in grid.values())) as there:
+        summaries = measure_cells(grid, flat, cells, state.key, state.step)
+        finish = lambda p, n, inputs: finish_leaf(p.specs, cells[n], inputs)
+        inputs = lambda p, n: LeafInputs(
+            flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]
         )
-        for n, p in grid.items()
-    }
+        out = there({n: finish(p, n, inputs(p, n)) for n, p in grid.items()})
     return rebuild(like_base(like, out))
 
 
