@@ -3,8 +3,8 @@
 A method's settings are chosen on validation data (the last 5,000 training images, which never
 train) of another seed, then it runs on the test images with the seeds of the table.  Every stream
 is the pure `program`, compiled once for a method and called for every setting and seed, since
-settings are traced.  Finished cells are in the result file: a run that is killed goes on, and a
-cell whose settings or protocol have changed runs anew.
+settings are traced.  The result file is written after every seed: a run that is killed, or is given
+more seeds, goes on, and a cell whose settings or protocol have changed runs anew.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxmerge.continual import stages
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup, Stream
@@ -38,6 +39,8 @@ class Cell(NamedTuple):
         stream: ``(seed, validation) -> Stream``; validation or test images are its groups.
         metric: of the problem, averaged over the groups after the last task.
         protocol: data, batch and network, in words.
+        backward: score after every task, for the backward transfer, not after the last one alone.
+        deployed: label of the deployment that is scored, the last model or a merge of the setups.
     """
 
     scenario: str
@@ -46,6 +49,8 @@ class Cell(NamedTuple):
     stream: Callable[[int, bool], Stream]
     metric: str
     protocol: str
+    backward: bool = False
+    deployed: str = LAST
 
 
 def options(**defaults: Any) -> dict[str, Any]:
@@ -58,19 +63,25 @@ def options(**defaults: Any) -> dict[str, Any]:
         kind = type(defaults[key])
         values[key] = value.split(",") if kind is list else kind(value)
     if "data" in values and not Path(values["data"]).is_dir():
-        raise SystemExit(f"data={values['data']}: no such folder; it holds mnist_train.npz.")
+        raise SystemExit(
+            f"data={values['data']}: no such folder; it holds a data set's two .npz files."
+        )
     return values
 
 
 def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 and labels int32 of "train", "validation" and "test".
+    """Images uint8, labels int32 of "train", "validation", "test": of MNIST or Fashion-MNIST.
 
     Args:
+        folder: of one data set: NAME_train.npz and NAME_test.npz.
         images: so many of the 55,000 that are not for validation.
     """
 
     def read(part):
-        with np.load(Path(folder) / f"mnist_{part}.npz") as z:
+        files = sorted(Path(folder).glob(f"*_{part}.npz"))
+        if len(files) != 1:
+            raise SystemExit(f"data={folder}: {len(files)} files *_{part}.npz, expected one.")
+        with np.load(files[0]) as z:
             return z["images"], z["labels"].astype(np.int32)
 
     (pictures, labels), test = read("train"), read("test")
@@ -79,8 +90,9 @@ def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.n
 
 
 def described(setup: Setup) -> str:
-    """Optimiser and methods of a setup."""
-    return " + ".join([repr(setup.optimiser), *map(repr, setup.methods)])
+    """Optimiser, methods and merges of a setup."""
+    parts = [setup.optimiser, *setup.methods, *setup.merges.values()]
+    return " + ".join(map(repr, parts))
 
 
 def alike(stream: Stream, other: Stream) -> Stream:
@@ -101,45 +113,73 @@ def alike(stream: Stream, other: Stream) -> Stream:
     return stream._replace(groups=groups)
 
 
-def run(cell: Cell, seeds: list[int]) -> dict[str, Any]:
-    """Choose the setting of a cell, run it with all seeds, and say what it cost."""
-    wall, processor = time.perf_counter(), time.process_time()
+def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Choose the setting of a cell and run it with all seeds; its row after each of them.
+
+    Args:
+        row: as far as it was run before: its setting is chosen, its seeds are not run again.
+    """
     compiled: dict[Any, Callable] = {}
 
-    def accuracy(setup: Setup, seed: int, validation: bool) -> float:
+    def scores(setup: Setup, seed: int, validation: bool) -> tuple[float, float]:
+        """Accuracy at the end and backward transfer, means over the groups."""
         stream = alike(cell.stream(seed, validation), cell.stream(seed, not validation))
+        every = 1 if cell.backward else stream.tasks
         one = compiled.setdefault(
             jax.tree.structure(setup),
-            jax.jit(lambda s, x, k: program(s, x, k, score_every=x.tasks)),
+            jax.jit(lambda s, x, k: program(s, x, k, score_every=every)),
         )
         result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
-        figure = float(np.mean(result.R[LAST][cell.metric][-1]))
+        R = np.asarray(result.R[cell.deployed][cell.metric])
         whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
-        return figure if whole else float("nan")  # a run that diverged has none
+        last = float(np.mean(R[-1])) if whole else float("nan")  # a run that diverged has none
+        return last, float(np.mean(R[-1, :-1] - np.diagonal(R)[:-1])) if cell.backward else 0.0
 
-    tried = []
-    if len(cell.setups) > 1:
-        tried = [accuracy(s, TUNING_SEED, True) for s in cell.setups]
-    best = cell.setups[int(np.argmax(np.nan_to_num(tried))) if tried else 0]
-    scores = [accuracy(best, seed, False) for seed in seeds]
-    return {
-        "scenario": cell.scenario,
-        "method": cell.method,
-        "protocol": cell.protocol,
-        "setting": described(best),
-        "tried": {described(s): a for s, a in zip(cell.setups, tried, strict=False)},
-        "accuracy": scores,
-        "seconds": time.perf_counter() - wall,
-        "processor_seconds": time.process_time() - processor,
-    }
+    wall, processor = time.perf_counter(), time.process_time()
+    if row is None:
+        tried = []
+        if len(cell.setups) > 1:
+            tried = [scores(s, TUNING_SEED, True)[0] for s in cell.setups]
+        best = cell.setups[int(np.argmax(np.nan_to_num(tried))) if tried else 0]
+        row = {
+            "scenario": cell.scenario,
+            "method": cell.method,
+            "protocol": cell.protocol,
+            "setting": described(best),
+            "tried": {described(s): a for s, a in zip(cell.setups, tried, strict=False)},
+            "memory": remembered(best, cell.stream(seeds[0], False)),
+            "accuracy": [],
+            **({"backward transfer": []} if cell.backward else {}),
+            "seconds": 0.0,
+            "processor_seconds": 0.0,
+        }
+    best = next(s for s in cell.setups if described(s) == row["setting"])
+    for seed in seeds[len(row["accuracy"]) :]:
+        accuracy, backward = scores(best, seed, False)
+        row["accuracy"].append(accuracy)
+        if cell.backward:
+            row["backward transfer"].append(backward)
+        row["seconds"] += time.perf_counter() - wall
+        row["processor_seconds"] += time.process_time() - processor
+        wall, processor = time.perf_counter(), time.process_time()
+        yield row
 
 
-def finished(cell: Cell, row: dict[str, Any], seeds: list[int]) -> bool:
-    """Whether a stored row is this cell: its settings, its protocol and as many seeds."""
+def remembered(setup: Setup, stream: Stream) -> float:
+    """What passes from task to task beside the model itself, in models."""
+    base = jax.eval_shape(setup.model.build().init, jax.random.key(0))
+    state = jax.eval_shape(stages.create, setup, stream, jax.random.key(0))
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.ndim)
+    return (size((state.params, state.memory, state.merges)) - size(base)) / size(base)
+
+
+def begun(cell: Cell, row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stored row, if it is this cell's: its settings, its protocol, what is scored."""
+    if row is None or row["protocol"] != cell.protocol:
+        return None
     settings = [described(s) for s in cell.setups]
     stored = list(row["tried"]) if len(settings) > 1 else [row["setting"]]
-    same = stored == settings and row["protocol"] == cell.protocol
-    return same and len(row["accuracy"]) == len(seeds)
+    return row if stored == settings and cell.backward <= ("backward transfer" in row) else None
 
 
 def table(
@@ -156,28 +196,33 @@ def table(
     rows = {(r["scenario"], r["method"]): r for r in stored["rows"]}
     for cell in cells:
         at = cell.scenario, cell.method
-        if at in rows and finished(cell, rows[at], seeds):
+        before = begun(cell, rows.get(at))
+        if before is not None and len(before["accuracy"]) >= len(seeds):
             continue
-        rows[at] = row = run(cell, seeds)
-        stored |= {
-            "schema": SCHEMA,
-            "experiment": experiment,
-            "command": shlex.join(
-                ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
-            ),
-            "seeds": seeds,
-            "tuning_seed": TUNING_SEED,
-            "machine": machine(),
-            "versions": versions(),
-            "reasons": reasons or {},
-            "rows": list(rows.values()),
-        }
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(stored, indent=1) + "\n")
-        partial.replace(path)  # a kill leaves the old file or the new one
-        mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
-        print(
-            f"{row['scenario']:8} {row['method']:14} {mean:5.1f} +- {spread:4.1f}  "
-            f"{row['processor_seconds']:5.0f} s  {row['setting']}",
-            flush=True,
-        )
+        for row in run(cell, seeds, before):
+            rows[at] = row
+            stored |= {
+                "schema": SCHEMA,
+                "experiment": experiment,
+                "command": shlex.join(
+                    ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
+                ),
+                "seeds": seeds,
+                "tuning_seed": TUNING_SEED,
+                "machine": machine(),
+                "versions": versions(),
+                "reasons": reasons or {},
+                "rows": list(rows.values()),
+            }
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(stored, indent=1) + "\n")
+            partial.replace(path)  # a kill leaves the old file or the new one
+            mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
+            backward = 100 * np.mean(row.get("backward transfer", [0.0]))
+            print(
+                f"{row['scenario']:8} {row['method']:14} {len(row['accuracy'])} seeds: "
+                f"{mean:5.2f} +- {spread:4.2f} "
+                + f"BWT {backward:5.2f} " * cell.backward
+                + f"{row['processor_seconds']:5.0f} s  {row['setting']}",
+                flush=True,
+            )

@@ -1,7 +1,9 @@
-"""Permuted MNIST: the shipped methods on ten tasks, each with an order of pixels of its own.
+r"""Permuted MNIST: the shipped methods on ten tasks, each with an order of pixels of its own.
 
     python experiments/permuted_mnist.py data=FOLDER         # mnist_train.npz, mnist_test.npz
     python experiments/permuted_mnist.py data=FOLDER examples=55000 methods=GPM out=...
+    python experiments/permuted_mnist.py data=FOLDER stream=rotated \\
+        out=experiments/results/rotated_mnist.json       # images turned by 0, 18, .. 162 degrees
 
 Domain-incremental: ten columns that all tasks share.  One pass over 2,560 images a task
 (``examples=``) in batches of 16, the perceptron 784-100-100-10 from random weights, biases too.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import jax
 from continual_table import Cell, mnist, options, table
 
+import jaxmerge as jm
 from jaxmerge.continual.drivers import joint
 from jaxmerge.continual.methods import (
     coso,
@@ -35,13 +38,16 @@ from jaxmerge.continual.methods import (
     si,
     supsup,
     train_only,
+    trgp,
 )
 from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.continual.rotated import rotated, turned
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import permuted, pixels
 from jaxmerge.models.mlp.learner import mlp
 
+STREAMS = {"permuted": (permuted, pixels), "rotated": (rotated, turned)}
 REASONS = {
     "replay": "it chooses stored examples where a stream is planned (`jaxmerge run`); batches are "
     "drawn here, and ER is its like",
@@ -92,20 +98,24 @@ def methods() -> dict[str, list[tuple]]:
 
 def main() -> None:
     chosen = options(
-        data="", methods=[], seeds=3, tasks=10, examples=2560, batch=16, tests=2000,
-        out="experiments/results/permuted_mnist.json",
+        data="", stream="permuted", methods=[], seeds=3, tasks=10, examples=2560, batch=16,
+        tests=2000, out="experiments/results/permuted_mnist.json",
     )  # fmt: skip
     data = mnist(chosen["data"])
     tested = tuple(x[: chosen["tests"]] for x in data["test"])
 
+    if chosen["stream"] not in STREAMS:
+        raise SystemExit(f"stream={chosen['stream']}: there are {', '.join(STREAMS)}.")
+    make_stream, view = STREAMS[chosen["stream"]]
+
     def stream(seed, validation):
-        return permuted(
+        return make_stream(
             data["train"], data["validation"] if validation else tested, chosen["tasks"],
             batch=chosen["batch"], examples=chosen["examples"], seed=seed,
         )  # fmt: skip
 
     mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
-    problem = classification(columns="all", metrics=("accuracy",), view=pixels)
+    problem = classification(columns="all", metrics=("accuracy", "aware"), view=view)
     protocol = (
         f"{chosen['tasks']} tasks, one pass over {chosen['examples']:,} images each, batch "
         f"{chosen['batch']}, 784-100-100-10; {chosen['tests']:,} test images"
@@ -116,12 +126,20 @@ def main() -> None:
     )  # fmt: skip
     rows = [make(label, settings, stream) for label, settings in methods().items()]
     rows.append(make("joint", [(sgd(r),) for r in (0.03, 0.1, 0.3)], mixed))
+    given = make("TRGP, task given", [(sgd(0.1), (trgp(0.95),))], stream)
+    rows.append(given._replace(metric="aware"))
+    merged = make(
+        "MagMax", [(sgd(r), (), {"MagMax": jm.magmax(f)}) for r in (0.03, 0.1) for f in (0.5, 1.0)],
+        stream,
+    )  # fmt: skip
+    rows.append(merged._replace(deployed="MagMax"))
+    extra = "" if chosen["stream"] == "permuted" else f"stream={chosen['stream']} "
     table(
         "permuted_mnist",
         [r for r in rows if not chosen["methods"] or r.method in chosen["methods"]],
         list(range(chosen["seeds"])),
         chosen["out"],
-        f"tasks={chosen['tasks']} examples={chosen['examples']} batch={chosen['batch']}",
+        f"{extra}tasks={chosen['tasks']} examples={chosen['examples']} batch={chosen['batch']}",
         {"domain": REASONS},
     )
 

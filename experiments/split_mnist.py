@@ -2,6 +2,7 @@
 
     python experiments/split_mnist.py data=FOLDER            # mnist_train.npz, mnist_test.npz
     python experiments/split_mnist.py data=FOLDER scenarios=class methods=GPM,SI out=...
+    python experiments/split_mnist.py data=FASHION out=experiments/results/split_fashion.json
 
 Five tasks of two digits in their order, one pass over the first 20,000 images (``images=``), the
 perceptron 784-100-100-10 from random weights, batch 32.  Three seeds (weights, order of images,
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from continual_table import Cell, mnist, options, table
 
+import jaxmerge as jm
 from jaxmerge.continual.drivers import joint
 from jaxmerge.continual.methods import (
     coso,
@@ -151,6 +153,12 @@ def cells(data: dict, scenario: str, wanted: list[str], protocol: str) -> list[C
     mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
     upper = tuple(setup(sgd(r), (), {"columns": "all"}) for r in (0.03, 0.1, 0.3))
     rows.append(Cell(scenario, "joint", upper, mixed, metric, protocol))
+    merged = tuple(
+        Setup(network, classification(**problem), sgd(r), merges={"MagMax": jm.magmax(f)})
+        for r in (0.03, 0.1)
+        for f in (0.5, 1.0)
+    )
+    rows.append(Cell(scenario, "MagMax", merged, stream, metric, protocol, deployed="MagMax"))
     return [r for r in rows if not wanted or r.method in wanted]
 
 

@@ -38,6 +38,8 @@ MODULES = [
     "continual.columns",
     "continual.contrast",
     "continual.drivers",
+    "continual.operators",
+    "continual.rotated",
     "continual.streams",
     "report.html",
     "report.plots",

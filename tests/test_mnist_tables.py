@@ -33,7 +33,8 @@ def accepted(cells):
 
 
 def test_protocols_of_papers(data, monkeypatch):
-    monkeypatch.setattr(published_mnist, "HELD_OUT", 50)
+    monkeypatch.setattr(published_mnist, "FIRST", slice(None, 50))
+    monkeypatch.setattr(published_mnist, "LATER", slice(50, None))
     accepted(published_mnist.notebook(data))
     accepted(published_mnist.projected(data))
     accepted(published_mnist.benchmark(data, "domain")[:1])
@@ -47,17 +48,22 @@ def test_all_cells(data, scenario):
 
 
 def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypatch, capsys):
-    calls = []
+    calls, killed = [], [None]
 
-    def run(cell, seeds):
+    def run(cell, seeds, row):
         calls.append(cell.method)
         tried = {continual_table.described(s): 0.5 for s in cell.setups}
-        return {
+        row = row or {
             "scenario": cell.scenario, "method": cell.method, "protocol": cell.protocol,
             "setting": continual_table.described(cell.setups[0]),
-            "tried": tried if len(tried) > 1 else {}, "accuracy": [0.5] * len(seeds),
+            "tried": tried if len(tried) > 1 else {}, "accuracy": [],
             "seconds": 1.0, "processor_seconds": 1.0,
         }  # fmt: skip
+        for seed in seeds[len(row["accuracy"]) :]:
+            if killed[0] == seed:
+                raise KeyboardInterrupt
+            row["accuracy"].append(seed / 10)
+            yield row
 
     monkeypatch.setattr(continual_table, "run", run)
     out = str(tmp_path / "table.json")
@@ -71,9 +77,13 @@ def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypa
     fewer = [c._replace(setups=c.setups[:2]) if c.method == "SI" else c for c in cells]
     fill(fewer)
     fill([c._replace(protocol="another") for c in fewer if c.method == "joint"])
-    fill(fewer[:1], seeds=(0, 1, 2))
+    killed[0] = 3
+    with pytest.raises(KeyboardInterrupt):
+        fill(fewer[:1], seeds=(0, 1, 2, 3))
     assert calls[2:] == ["SI", "joint", fewer[0].method]
     stored = json.loads(Path(out).read_text())
+    rows = {r["method"]: r["accuracy"] for r in stored["rows"]}
+    assert rows[fewer[0].method] == [0.0, 0.1, 0.2]  # what was run before the kill
     assert len(stored["rows"]) == 2
     assert stored["reasons"] == {"task": {"replay": "a reason"}}
     assert not list(tmp_path.glob("*.partial"))

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 from tiny_streams import KEY, split
 
+from jaxmerge.continual import projection
 from jaxmerge.continual.drivers import program
-from jaxmerge.continual.methods import cuber, fot, gpm, trgp
-from jaxmerge.continual.methods.gpm import outside_of
+from jaxmerge.continual.methods import cuber, fot, gpm, l2, trgp
 from jaxmerge.continual.optimisers import adamw, sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.continual.projection import Span, outside
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.models.mlp.learner import mlp
@@ -23,20 +24,20 @@ def gpm_before(threshold: float = 0.9):
     after = gpm(threshold, examples=20).build()
 
     def gradient(model, step, grads, grad_at):
-        off = {n: m.vectors for n, m in step.memory.items()}
-        return outside_of(model, step, grads, off, None)
+        off = lambda n, g: outside(Span(step.memory[n].vectors), g) if n in step.memory else g
+        return {n: off(n, g) for n, g in grads.items()}
 
-    return after._replace(update=None, gradient=gradient)
+    return after._replace(update=None, spans=None, gradient=gradient)
 
 
 def learnt(optimiser, method, tasks=3):
-    """The state after so many tasks of three."""
+    """The state after so many tasks of three, of a method or of several."""
     stream = split(tasks=3, steps=12, batch=6)
     first = {k: getattr(stream, k)[:tasks] for k in ("rows", "origin", "weight")}
     stream = stream._replace(**first, info={"own": stream.info["own"][:tasks]})
     setup = Setup(
         mlp(stream.inputs.shape[-1], (16, 16), 6, bias=False), classification("seen"), optimiser,
-        (method,),
+        method if isinstance(method, tuple) else (method,),
     )  # fmt: skip
     return jax.jit(program)(setup, stream, KEY).state
 
@@ -79,3 +80,39 @@ def test_bases_are_orthonormal_after_a_whole_stream(method):
 
 def is_basis(x):
     return hasattr(x, "vectors") and hasattr(x, "rank")
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_gradients_of_projected_rows_are_projected_updates(momentum, monkeypatch):
+    method, rows = gpm(0.9, examples=18), []  # not compiled before
+    monkeypatch.setattr(projection, "rows_outside", noted(projection.rows_outside, rows))
+    cheap = learnt(sgd(0.1, momentum=momentum), method)
+    assert rows
+    monkeypatch.setattr(projection, "is_linear", lambda optimiser: False)
+    plain = learnt(sgd(0.1, momentum=momentum, clip=1e9), method)  # a clip compiles anew
+    for n, p in plain.params.items():
+        assert float(jnp.abs(p - cheap.params[n]).max()) < 1e-5, n
+
+
+def noted(f, calls):
+    """The function, which says when it is traced."""
+
+    def called(*args):
+        calls.append(f)
+        return f(*args)
+
+    return called
+
+
+def test_what_other_methods_add_is_projected_too():
+    setting = gpm(0.9, examples=20), l2(0.1)
+    one, both = (learnt(sgd(0.1), setting, tasks) for tasks in (1, 2))
+    for n, space in one.memory[0].items():
+        change = both.params[n] - one.params[n]
+        inside = jnp.linalg.norm(space.vectors.T @ change)
+        assert float(inside) < 1e-5 * max(float(jnp.linalg.norm(change)), 1e-3), n
+
+
+def test_two_methods_do_not_project_one_kernel():
+    with pytest.raises(ValueError, match="fot: another method projects head/kernel, layer_0"):
+        learnt(sgd(0.1), (gpm(0.9), fot(0.9, clients=3, batch=2)))

@@ -6,6 +6,7 @@ of the task's number of steps that does, where its schedule must know them.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import optax
 
 from jaxmerge.continual.registry import NonNegative, Positive, Range, Share, optimisers
 from jaxmerge.core.ranges import Number
+from jaxmerge.core.specs import Spec, thawed
 from jaxmerge.core.types import Array
 
 Optimiser = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
@@ -55,6 +57,18 @@ def sgd(
     parts = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
     parts += [] if momentum is None else [optax.trace(momentum)]
     return _clipped(clip, *parts, optax.scale_by_learning_rate(rate))
+
+
+def is_linear(optimiser: Spec) -> bool:
+    """Whether what it proposes is a linear function of the task's gradients, leaf by leaf: plain
+    SGD, with or without momentum.
+
+    >>> is_linear(sgd(0.1, momentum=0.9)), is_linear(sgd(0.1, clip=1.0)), is_linear(adam())
+    (True, False, False)
+    """
+    there = optimiser.arguments
+    other = [thawed(there.get(k)) is not None for k in ("weight_decay", "clip")]
+    return optimiser.factory is inspect.unwrap(sgd) and not any(other)
 
 
 @optimisers.register

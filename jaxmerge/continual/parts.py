@@ -90,10 +90,24 @@ def trained_leaves(model: Model, params: Leaves, t: Array) -> dict[str, Array]:
 def with_trained(model: Model, params: Leaves, trained: Leaves, t: Array) -> dict[str, Array]:
     """`params` with trained leaves put in their places."""
     slot = model.slot(params, t)
-    put = lambda n, x: (
-        jax.lax.dynamic_update_index_in_dim(params[n], x, slot, 0) if model.slots(n) else x
-    )
+    put = lambda n, x: _in_slot(params[n], x, slot) if model.slots(n) else x
     return {**params, **{n: put(n, x) for n, x in trained.items()}}
+
+
+@jax.custom_vjp
+def _in_slot(slots: Array, x: Array, slot: Array) -> Array:
+    """``[tasks, ...]`` with x in one slot, chosen entry by entry: a network that reads one slot
+    pays for one, where an update in place of a constant would copy all at every step."""
+    here = jnp.arange(slots.shape[0]) == slot
+    return jnp.where(here.reshape(-1, *[1] * x.ndim), x[None], slots)
+
+
+def _out_of_slot(slot: Array, cotangent: Array) -> tuple[None, Array, None]:
+    own = jax.lax.dynamic_index_in_dim(cotangent, slot, keepdims=False)
+    return None, own, None
+
+
+_in_slot.defvjp(lambda slots, x, slot: (_in_slot(slots, x, slot), slot), _out_of_slot)
 
 
 def merged_params(setup: Setup, model: Model, state: State, label: str) -> Leaves:

@@ -196,6 +196,8 @@ class Method(NamedTuple):
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
+        spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of during a
+            task, behind the optimiser and all hooks `update`: see `jaxmerge.continual.projection`.
         observe: ``(model, step) -> memory``, after every step.
         examples: ``(t, tasks, seed) -> [(s, positions), ...]``: what task t trains on besides its
             own examples, chosen on the host before its batches are drawn: positions in the
@@ -214,6 +216,7 @@ class Method(NamedTuple):
     perturb: Callable[..., Any] | None = None
     gradient: Callable[..., Any] | None = None
     update: Callable[..., tuple[Any, Any]] | None = None
+    spans: Callable[[Any], Mapping[str, Array]] | None = None
     observe: Callable[..., Any] | None = None
     end: Callable[..., tuple[Leaves, Any]] | None = None
     examples: Callable[..., list] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
+from jaxmerge.continual.projection import Projection, projection
 from jaxmerge.continual.records import Batch, Step
 from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
@@ -57,17 +59,19 @@ def steps(
         What the steps change, and the total loss of each, 0 where it was skipped.
     """
 
+    form = jax.eval_shape(read, jax.tree.map(lambda x: x[0], part[0])).weight
+    project = projection(setup, parts, fit.memory, len(part[1]) * math.prod(form.shape))
+
     def step(fit, x):
-        take = lambda f: one_step(setup, parts, info, state, t, total, f, read(x[0]))
-        kind = jax.eval_shape(read, x[0]).weight.dtype
-        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), kind)), fit)
+        take = lambda f: one_step(setup, parts, info, state, t, total, project, f, read(x[0]))
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), form.dtype)), fit)
 
     return jax.lax.scan(step, fit, part)
 
 
 def one_step(
-    setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, fit: Fit,
-    batches: Batch,
+    setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, project: Projection,
+    fit: Fit, batches: Batch,
 ) -> tuple[Fit, Array]:  # fmt: skip
     """One step of the optimiser on a batch in parts ``[accumulate, B, ...]`` of stored inputs."""
     model, problem = parts.model, parts.problem
@@ -93,7 +97,8 @@ def one_step(
     def losses(trained, raw: Batch, key: Array):
         params = with_trained(model, before, trained, t)
         step = look(raw, key)
-        out = model.learn(params, step.batch.inputs, t, named_key(key, "model"))
+        learn = lambda p, x: model.learn(p, x, t, named_key(key, "model"))
+        out = project.learn(learn, params, step.batch.inputs)
         weight = step.batch.weight
         per_example = jnp.where(
             weight > 0, weight * objective(out, step.batch), 0
@@ -179,6 +184,7 @@ def one_step(
         if m.update is not None:
             updates, after = full_precision(m.update)(model, seen(i, step, memory), updates)
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
+    updates = project.updates(updates)
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
             after = full_precision(m.observe)(model, seen(i, step, memory, updates=updates))

@@ -185,6 +185,11 @@ class Pipeline(NamedTuple):
         """Whether any stage of this leaf draws random numbers."""
         return self.fold.stochastic or any(t.stochastic for t in self.before + self.after)
 
+    @property
+    def decomposes(self) -> bool:
+        """Whether any stage of this leaf calls LAPACK."""
+        return self.fold.decomposes or any(t.decomposes for t in self.before + self.after)
+
     def key(self, root: Any, name: str) -> Any:
         """The key of this leaf; None where nothing is drawn, for a key costs as much as a leaf."""
         if not self.stochastic:

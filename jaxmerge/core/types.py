@@ -101,7 +101,8 @@ class Transform(NamedTuple):
     `route(name, like) -> Transform`, if given, chooses another transform for each leaf by its
     name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
     the length of a hyperparameter with a number for each model: that many models may come.
-    `needs` names the `extra` side information that the kernel reads.
+    `needs` names the `extra` side information that the kernel reads.  `decomposes` says that it
+    calls LAPACK (see `jaxmerge.numerics.blas_threads`).
     """
 
     kernel: Callable[[Array, Context], Array]
@@ -111,6 +112,7 @@ class Transform(NamedTuple):
     spec: Any = None
     models: int | None = None
     needs: tuple[str, ...] = ()
+    decomposes: bool = False
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"
@@ -148,6 +150,7 @@ class Merge(NamedTuple):
         keeps_rows: the cell is a tuple of all rows so far, so it grows with every model; see
             `Slots` for one that does not.
         route: ``(name, like) -> Merge``, chooses the merge of each leaf by its name.
+        decomposes: the fold calls LAPACK: see `jaxmerge.numerics.blas_threads`.
         core: spec of the fold without `before` and `after`.
         spec: how the whole was built, for printing, recipes and compilation caches.
     """
@@ -167,6 +170,7 @@ class Merge(NamedTuple):
     needs: tuple[str, ...] = ()
     keeps_rows: bool = False
     route: Callable[[str, Leaves], Merge] | None = None
+    decomposes: bool = False
     core: Any = None
     spec: Any = None
 

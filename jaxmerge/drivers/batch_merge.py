@@ -35,6 +35,7 @@ from jaxmerge.drivers.leaf import (
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
+from jaxmerge.numerics.blas_threads import shared_out
 
 
 def merge(
@@ -106,6 +107,13 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
     ]
     if not zero:
         refuse_nonfinite(grid, flat, rows)
+    with shared_out(sum(p.decomposes for p in grid.values())) as there:
+        out = there(_folded(grid, flat, rows, sides, key, zero))
+    return rebuild(like_base(like, out))
+
+
+def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
+    """Every merged leaf."""
     count = np.int32(len(rows))
 
     def finish(cells: dict[str, Cell]) -> dict[str, Array]:
@@ -124,7 +132,7 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
         cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
         for row, t, e in walk:
             cells = absorb(grid, flat, cells, row, key, t, e, zero)
-        return rebuild(like_base(like, finish(cells)))
+        return finish(cells)
     rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 
     def folded(n: str, run: Any) -> Any:
@@ -138,7 +146,5 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
         return run(grid[n].specs, inputs, zero)
 
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
-        out = finish({n: folded(n, fold_leaf) for n in grid})
-    else:
-        out = {n: folded(n, merge_leaf) for n in grid}
-    return rebuild(like_base(like, out))
+        return finish({n: folded(n, fold_leaf) for n in grid})
+    return {n: folded(n, merge_leaf) for n in grid}

@@ -38,6 +38,7 @@ from jaxmerge.core.validation import (
     flat_extra,
     folds_of,
     grid_of,
+    refuse_growth,
 )
 from jaxmerge.drivers.explicit_axes import explicit, implicit, refuse_traced_explicit
 from jaxmerge.drivers.leaf import (
@@ -49,6 +50,7 @@ from jaxmerge.drivers.leaf import (
     update_leaf,
 )
 from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.numerics.blas_threads import shared_out
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -159,7 +161,8 @@ def update(
     Args:
         extra: side information about this model, each a tree like the model (``fisher=...``).
         nonfinite: refuse NaN and Inf, or count them as no change.  (Inside jit values cannot be
-            refused; they pass as they are, and models are not counted.)
+            refused, and models are not counted: sums and means of NaN are NaN, what compares
+            magnitudes or signs may drop it.)
         method: the one that made the state.
         state: of `init` or `update`; it is not consumed.
         base: theta_0, a pytree.
@@ -169,7 +172,8 @@ def update(
     ``jax.jit(functools.partial(jm.update, method), donate_argnums=0)``.
 
     Raises:
-        ValueError: as `merge`; or the state belongs to another base or method.
+        ValueError: as `merge`; or the state belongs to another base or method; or, inside
+            `jax.lax.scan`, it would grow.
 
     Example:
         >>> import jaxmerge as jm
@@ -199,7 +203,9 @@ def update(
             )
     if not zero:
         refuse_nonfinite(grid, base, [model])
-    cells = absorb(grid, base, state.cells, model, state.key, state.step, extra, zero)
+    with shared_out(sum(p.decomposes for p in grid.values())) as there:
+        cells = there(absorb(grid, base, state.cells, model, state.key, state.step, extra, zero))
+    refuse_growth(grid, state, cells)
     return MergeState(state.step + 1, state.key, cells, state.folds)
 
 
@@ -246,15 +252,13 @@ def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
     if concrete(state.step):
         check_count(method, int(state.step))
         cells = _filled(cells, int(state.step))
-    summaries = measure_cells(grid, flat, cells, state.key, state.step)
-    out = {
-        n: finish_leaf(
-            p.specs,
-            cells[n],
-            LeafInputs(flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]),
+    with shared_out(sum(p.decomposes for p in grid.values())) as there:
+        summaries = measure_cells(grid, flat, cells, state.key, state.step)
+        finish = lambda p, n, inputs: finish_leaf(p.specs, cells[n], inputs)
+        inputs = lambda p, n: LeafInputs(
+            flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]
         )
-        for n, p in grid.items()
-    }
+        out = there({n: finish(p, n, inputs(p, n)) for n, p in grid.items()})
     return rebuild(like_base(like, out))
 
 

@@ -117,7 +117,7 @@ def balance_projections(
         upto = jnp.cumsum(s)
         return (u * jnp.where(upto < epsilon * upto[-1], s, 0)[None, :]) @ vt
 
-    return Merge(zeros, update)
+    return Merge(zeros, update, decomposes=True)
 
 
 def _shortest(dots: Array) -> Array:

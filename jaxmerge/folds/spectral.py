@@ -6,6 +6,7 @@ Only what looks at inputs and outputs differently takes that argument.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -49,10 +50,10 @@ def share_ranks() -> Merge:
         check_matrix(rows[0], "share_ranks()")
         k = min(rows.shape[1:]) // len(rows)
         _check_rank(k, rows)
-        u, s, vt = jax.vmap(thin_svd)(rows)
-        return _orthogonal(u[:, :, :k], vt[:, :k], s[:, :k].reshape(-1))
+        u, s, vt = jax.vmap(functools.partial(thin_svd, vectors=k))(rows)
+        return _orthogonal(u, vt, s[:, :k].reshape(-1))
 
-    return stacked(reduce)
+    return stacked(reduce, decomposes=True)
 
 
 @register(shapes=("common",))
@@ -90,17 +91,17 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
         if own_rank == 0:  # no room for any model's own: Iso-C
             turned, s = polar_and_values(jnp.sum(rows, 0))
             return jnp.mean(s) * turned
-        u, s, vt = thin_svd(jnp.sum(rows, 0))
-        u, s, vt = u[:, :shared], s[:shared], vt[:shared]
+        u, s, vt = thin_svd(jnp.sum(rows, 0), vectors=shared)
+        s = s[:shared]
         residual = rows - (rows @ vt.T @ vt if output_axis == 1 else u @ (u.T @ rows))
-        own_u, own_s, own_vt = jax.vmap(thin_svd)(residual)
-        own_s = own_s[:, :own_rank].reshape(-1)
-        mean = jnp.mean(jnp.concatenate([own_s, s]))
-        left = jnp.concatenate([_side_by_side(own_u[:, :, :own_rank]), u], 1)
-        right = jnp.concatenate([own_vt[:, :own_rank].reshape(-1, vt.shape[1]), vt], 0)
+        own = functools.partial(thin_svd, vectors=own_rank)
+        own_u, own_s, own_vt = jax.vmap(own)(residual)
+        mean = jnp.mean(jnp.concatenate([own_s[:, :own_rank].reshape(-1), s]))
+        left = jnp.concatenate([_side_by_side(own_u), u], 1)
+        right = jnp.concatenate([own_vt.reshape(-1, vt.shape[1]), vt], 0)
         return mean * polar(left) @ polar(right)
 
-    return stacked(reduce)
+    return stacked(reduce, decomposes=True)
 
 
 class Interference(NamedTuple):
@@ -169,7 +170,7 @@ def least_interference(
         return turn(adam(gradient, cell.total, None, steps, learning_rate))
 
     combine = lambda a, b: jax.tree.map(jnp.add, a, b)
-    return Merge(init, update, finalize, combine)
+    return Merge(init, update, finalize, combine, decomposes=steps is None)
 
 
 def adam(gradient: Callable, x: Array, memory: Any, steps: int, rate: Any) -> Array:

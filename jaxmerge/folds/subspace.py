@@ -81,7 +81,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False, double: bool | No
         check_matrix(x, "add_projected()")
         return jax.lax.cond(ctx.step == 0, lambda s, x: x, later, total, x)
 
-    return Merge(zeros, update)
+    return Merge(zeros, update, decomposes=True)
 
 
 class Normed(NamedTuple):
@@ -152,7 +152,7 @@ def keep_mean_norm(inner: Merge) -> Merge:
         init, update, finalize, combine,
         measure=square_norm(), closing=_cells_norm(inner), models=inner.models,
         stochastic=inner.stochastic, elementwise=inner.elementwise, needs=inner.needs,
-        keeps_rows=inner.keeps_rows,
+        keeps_rows=inner.keeps_rows, decomposes=inner.decomposes,
     )  # fmt: skip
 
 

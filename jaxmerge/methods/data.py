@@ -125,6 +125,7 @@ def regmean(off_diagonal: float = 0.9, ridge: float = 0.0, axis: int = 0) -> Mer
         finalize=finalize,
         combine=lambda a, b: jax.tree.map(jnp.add, a, b) if a and b else a or b,
         needs=("gram",),
+        decomposes=True,
     )
 
 

@@ -39,7 +39,7 @@ def isotropic() -> Transform:
         turned, s = polar_and_values(x)
         return jnp.mean(s) * turned
 
-    return Transform(kernel)
+    return Transform(kernel, decomposes=True)
 
 
 @register(static=("share",))
@@ -67,11 +67,12 @@ def low_rank(share: float) -> Transform:
 
     def kernel(x, ctx):
         check_matrix(x, "low_rank()")
-        u, s, vt = thin_svd(x)
         if not concrete(share):
+            u, s, vt = thin_svd(x)
             k = jnp.maximum(1, jnp.floor(share * s.size + 1e-6))
             return (u * jnp.where(jnp.arange(s.size) < k, s, 0)[None, :]) @ vt
-        k = max(1, int(share * s.size + 1e-9))  # 1/T of k T values are k, whatever the rounding
-        return (u[:, :k] * s[None, :k]) @ vt[:k]
+        k = max(1, int(share * min(x.shape) + 1e-9))  # 1/T of k T values are k despite rounding
+        u, s, vt = thin_svd(x, vectors=k)
+        return (u * s[None, :k]) @ vt
 
-    return Transform(kernel)
+    return Transform(kernel, decomposes=True)

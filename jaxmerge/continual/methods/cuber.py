@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, outside_of, projected
+from jaxmerge.continual.methods.gpm import empty_bases, projected, stopped
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
+from jaxmerge.continual.projection import Span, outside
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Share, methods
 from jaxmerge.continual.taps import layer_inputs
@@ -137,7 +138,8 @@ def cuber(
             positive = m.positive & (correlated(m.gradients[used], g) >= correlation)
             new[n] = m._replace(positive=positive)
             off[n] = m.off[2 * positive[0] + positive[1]]
-        return outside_of(model, step, updates, off, free), new
+        moved = stopped(model, step, updates, off, free)
+        return {n: outside(Span(off[n]), u) if n in off else u for n, u in moved.items()}, new
 
     def end(model, params, memory, border):
         t = border.index

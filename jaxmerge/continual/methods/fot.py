@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.memories.clients import Local, each, parts_of, weights_of
 from jaxmerge.continual.methods.fedavg import to_the_mean
-from jaxmerge.continual.methods.gpm import empty_bases, projected
+from jaxmerge.continual.methods.gpm import empty_bases, projected, spans_of
 from jaxmerge.continual.parts import with_trained
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Positive, Share, methods
@@ -73,10 +73,6 @@ def fot(
     def init(model, params, batch, stored):
         return empty_bases(model, params, batch, lambda n: dict.fromkeys(chosen(n)), capacity)
 
-    def update(model, step, updates):
-        off = lambda n, u: basis.outside(step.memory[n], u) if n in step.memory else u
-        return {n: off(n, u) for n, u in updates.items()}, step.memory
-
     def sketches(model, step):
         """Of all clients: their sum, and ratio and number of inputs of each."""
 
@@ -107,7 +103,7 @@ def fot(
         ends = step.count == step.total - 1
         return jax.lax.cond(ends, last, lambda memory: memory, step.memory)
 
-    return Method(init=init, gradient=to_the_mean(local), update=update, observe=observe)
+    return Method(init=init, gradient=to_the_mean(local), spans=spans_of, observe=observe)
 
 
 def draw(draws: Draws, key: Array, shape: tuple[int, ...], dtype) -> Array:

@@ -65,8 +65,7 @@ def gpm(
         return empty_bases(model, params, batch, chosen, capacity)
 
     def update(model, step, updates):
-        off = {n: m.vectors for n, m in step.memory.items()}
-        return outside_of(model, step, updates, off, free), step.memory
+        return stopped(model, step, updates, step.memory, free), step.memory
 
     def end(model, params, memory, border):
         met = layer_inputs(model, params, border.read(examples), border.index)
@@ -77,7 +76,7 @@ def gpm(
         }
         return params, grown
 
-    return Method(init=init, update=update, end=end)
+    return Method(init=init, update=update, spans=spans_of, end=end)
 
 
 def projected(
@@ -116,21 +115,23 @@ def empty_bases(
     return {n: make(n) for n in chosen(order)}
 
 
-def outside_of(
-    model: Model, step: Step, updates: Leaves, off: Mapping[str, Array], free: str | None
+def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:
+    """Kernel -> M [in, capacity], as `Method.spans` has it."""
+    return {n: m.vectors for n, m in memory.items()}
+
+
+def stopped(
+    model: Model, step: Step, updates: Leaves, projected: Iterable[str], free: str | None
 ) -> dict[str, Array]:
-    """Updates of kernels without their part in a span; other shared leaves move in task 0 only.
+    """Updates of which those of shared leaves that are not projected are zero after task 0.
 
     Args:
-        off: kernel -> M [in, capacity], orthonormal columns and zeros.
+        projected: names of the kernels that are.
         free: regular expression of other shared leaves that go on learning.
     """
 
     def own(n, u):
-        if n in off:
-            flat = u.reshape(off[n].shape[0], -1)
-            return (flat - off[n] @ (off[n].T @ flat)).reshape(u.shape)
-        if model.slots(n) or (free is not None and re.search(free, n)):
+        if n in projected or model.slots(n) or (free is not None and re.search(free, n)):
             return u
         return jnp.where(step.task == 0, u, 0)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, outside_of, projected
+from jaxmerge.continual.methods.gpm import empty_bases, projected, spans_of, stopped
 from jaxmerge.continual.records import Border, Method, Model
 from jaxmerge.continual.registry import Count, Share, methods
 from jaxmerge.continual.taps import layer_inputs
@@ -92,8 +92,7 @@ def trgp(
         return {**params, **at}, memory
 
     def update(model, step, updates):
-        off = {n: m.vectors for n, m in step.memory.items()}
-        return outside_of(model, step, updates, off, free), step.memory
+        return stopped(model, step, updates, step.memory, free), step.memory
 
     def end(model, params, memory, border):
         t = border.index
@@ -105,7 +104,7 @@ def trgp(
             spaces[n + SPACE] = params[n + SPACE].at[t].set(own)
         return {**params, **spaces}, grown
 
-    return Method(wrap=wrap, init=init, begin=begin, update=update, end=end)
+    return Method(wrap=wrap, init=init, begin=begin, update=update, spans=spans_of, end=end)
 
 
 def task_gradient(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxmerge.continual.operators import Operator, operated
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.taps import taps
 from jaxmerge.core.types import Array, Leaves
@@ -31,17 +32,29 @@ def fan_in(kernel: Array) -> int:
     return math.prod(kernel.shape[:-1])
 
 
-def reading(model: Model, weights: Callable[[Leaves, Array], Leaves], **fields: Any) -> Model:
+def reading(
+    model: Model,
+    weights: Callable[[Leaves, Array], Leaves],
+    operators: Callable[[Leaves, Array], Mapping[str, Operator]] = lambda params, task: {},
+    **fields: Any,
+) -> Model:
     """The model whose own weights are made of params, in all that it says and in what merges fold.
 
     Args:
         weights: ``(params, task) -> leaves`` of the model below.
+        operators: ``(params, task) -> {kernel: Operator}`` of those that few rows meet cheaper
+            through their factors; the others are as in `weights`.
         fields: what else the wrap changes: `init`, `trainable`, `slots`, `put`, or one of those
             that are made here.
     """
 
     def below(call: Callable | None):
-        return call and (lambda params, x, task, *key: call(weights(params, task), x, task, *key))
+        def called(params, x, task, *key):
+            own, there = weights(params, task), operators(params, task)
+            known = lambda p, x: call(p, x, task, *key)
+            return operated(known, own, there, x) if there else known(own, x)
+
+        return call and called
 
     methods = {
         "apply": below(model.apply),

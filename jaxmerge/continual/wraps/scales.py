@@ -18,6 +18,7 @@ import math
 
 import jax.numpy as jnp
 
+from jaxmerge.continual.operators import Operator
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.wraps.kernels import chosen, reading
 from jaxmerge.core.types import Array, Leaves
@@ -46,6 +47,17 @@ def rescaled(kernel: Array, spaces: Array, scales: Array, used: Array) -> Array:
         s = spaces[used[a]] * (used[a] >= 0).astype(flat.dtype)
         change = change + s @ ((scales[a] - jnp.eye(s.shape[1], dtype=flat.dtype)) @ (s.T @ flat))
     return kernel + change.reshape(kernel.shape)
+
+
+@full_precision
+def rescaled_rows(x: Array, spaces: Array, scales: Array, used: Array) -> Array:
+    """x + sum_a x S_a (Q_a - 1) S_a' of rows [.., in]: times W they are x W_eff."""
+    change = jnp.zeros_like(x)
+    for a in range(2):
+        s = spaces[used[a]]
+        inside = (x @ s) * (used[a] >= 0).astype(x.dtype)
+        change = change + (inside @ scales[a] - inside) @ s.T
+    return x + change
 
 
 def without(params: Leaves, task: Array) -> dict[str, Array]:
@@ -80,12 +92,20 @@ def with_scales(model: Model, tasks: int, target: str, capacity: int | None) -> 
                 own[n] = rescaled(own[n], params[n + SPACE], scale, used)
         return own
 
+    def operators(params: Leaves, task: Array) -> dict[str, Operator]:
+        def one(n):
+            there = params[n + SPACE], params[n + SCALE][task], params[n + USED][task]
+            rows = lambda x, dot: dot(rescaled_rows(x, *there), params[n])
+            return Operator(rows, lambda: rescaled(params[n], *there))
+
+        return {n: one(n) for n in params if n + SPACE in params}
+
     def put(params: Leaves, merged: Leaves) -> Leaves:
         off = {n: jnp.full_like(p, -1) for n, p in params.items() if n.endswith(USED)}
         return {**params, **model.put(params, merged), **off}
 
     return reading(
-        model, weights, init=init, put=put,
+        model, weights, operators, init=init, put=put,
         trainable=lambda n: n.endswith(SCALE) or (not added(n) and model.trainable(n)),
         slots=lambda n: n.endswith(SCALE) or (not added(n) and model.slots(n)),
     )  # fmt: skip

@@ -44,6 +44,7 @@ from jaxmerge.drivers.files.strategy import Cut, Strategy, entry_bytes
 from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf
 from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Like, aligned
+from jaxmerge.numerics.blas_threads import shared_out
 
 
 class Overflow(ValueError):
@@ -63,6 +64,10 @@ class Run:
 
     def all(self) -> None:
         self.report.resumed = len(self.writer.done)
+        with shared_out(sum(p.decomposes for job in self.jobs for p in job.grid.values())):
+            self._all()
+
+    def _all(self) -> None:
         tasks = []
         for job in self.jobs:
             todo = [n for n in job.like if n in self.writer.mine and n not in self.writer.done]

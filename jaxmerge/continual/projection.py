@@ -1,0 +1,153 @@
+"""Updates that stay outside a span: one mechanism behind every optimiser, and its cheap form.
+
+A method names spans, ``Method.spans: memory -> {kernel: M [in, k]}`` with orthonormal columns and
+zeros, which do not change within a task.  What the optimiser proposes for a kernel is projected,
+
+    u <- u - M M' u,
+
+so that Adam, momentum and weight decay leak nothing.  That is ``4 in k out`` operations a step.  A
+gradient of N rows is ``u = x' d``, and a constant rate or momentum is linear:
+
+    u - M M' u = (x - x M M')' d
+
+is the same update from N rows instead of `out` columns.  It is used where it holds and costs less:
+plain SGD with or without momentum, kernels that are read as ``x @ W``, fewer rows than columns, and
+no other method that adds to the gradient or reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.continual.operators import Operator, operated
+from jaxmerge.continual.optimisers import is_linear
+from jaxmerge.continual.parts import Parts
+from jaxmerge.continual.stream_records import Setup
+from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.precision import full_precision
+
+
+class Span(NamedTuple):
+    """What updates of a kernel stay outside of.
+
+    Attributes:
+        vectors: M [in, k], orthonormal columns and zeros.
+        projector: M M' [in, in], where one product with it is cheaper than two with M.
+    """
+
+    vectors: Array
+    projector: Array | None = None
+
+
+@full_precision
+def outside(span: Span, update: Array) -> Array:
+    """u - M M' u of an update [in, out], or of a convolution's [height, width, in, out]."""
+    flat = update.reshape(span.vectors.shape[0], -1)
+    return (flat - span.vectors @ (span.vectors.T @ flat)).reshape(update.shape)
+
+
+@full_precision
+def rows_outside(span: Span, x: Array) -> Array:
+    """x - x M M' of rows [.., in]."""
+    if span.projector is not None:
+        return x - x @ span.projector
+    return x - (x @ span.vectors) @ span.vectors.T
+
+
+class Projection(NamedTuple):
+    """The spans of a task's steps.
+
+    Attributes:
+        spans: kernel -> `Span`.
+        of_rows: whether gradients are made of projected rows, so that updates need nothing.
+    """
+
+    spans: Mapping[str, Span]
+    of_rows: bool
+
+    def learn(self, apply: Callable, params: Leaves, *args: Any) -> Any:
+        """``apply(params, *args)`` whose gradients of kernels are projected, if `of_rows`."""
+        if not self.of_rows:
+            return apply(params, *args)
+        there = {n: _operator(params[n], s) for n, s in self.spans.items()}
+        return operated(apply, params, there, *args)
+
+    def updates(self, updates: Leaves) -> Leaves:
+        """Updates outside the spans, if they are not already."""
+        if self.of_rows:
+            return updates
+        own = lambda n, u: outside(self.spans[n], u) if n in self.spans else u
+        return {n: own(n, u) for n, u in updates.items()}
+
+
+def projection(setup: Setup, parts: Parts, memory: tuple, rows: int) -> Projection:
+    """The spans that methods name, for steps that show `rows` examples in all.
+
+    Raises:
+        ValueError: two methods name a span of one kernel.
+    """
+    spans: dict[str, Span] = {}
+    for method, name, own in zip(parts.methods, parts.names, memory, strict=True):
+        new = method.spans(own) if method.spans is not None else {}
+        if twice := sorted(spans.keys() & new.keys()):
+            raise ValueError(f"{name}: another method projects {', '.join(twice)} already.")
+        spans |= {n: Span(m) for n, m in new.items()}
+    of_rows = bool(spans) and is_linear(setup.optimiser) and _unread(parts)
+    if of_rows:
+        spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
+    return Projection(spans, of_rows)
+
+
+def _unread(parts: Parts) -> bool:
+    """Whether nothing but the model adds to the gradient, and no hook reads it."""
+    hooks = lambda m: (m.loss, m.perturb, m.gradient, m.observe, m.spans is None and m.update)
+    return not any(h for m in parts.methods for h in hooks(m))
+
+
+def _prepared(vectors: Array, rows: int) -> Span:
+    """With its projector, where rows (2 in k - in^2), what that saves, exceed in^2 k, its cost."""
+    inputs, width = vectors.shape
+    if rows * (2 * width - inputs) <= inputs * width:
+        return Span(vectors)
+    return Span(vectors, full_precision(jnp.matmul)(vectors, vectors.T))
+
+
+def _operator(kernel: Array, span: Span) -> Operator:
+    """A kernel whose gradient is projected, by its rows or as an array."""
+    return Operator(lambda x, dot: _product(dot, x, kernel, span), lambda: _guarded(kernel, span))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(dot: Callable, x: Array, kernel: Array, span: Span) -> Array:
+    return dot(x, kernel)
+
+
+def _product_forward(dot, x, kernel, span):
+    return dot(x, kernel), (x, kernel, span)
+
+
+def _product_backward(dot, saved, cotangent):
+    x, kernel, span = saved
+    (to_x,) = jax.vjp(lambda x: dot(x, kernel), x)[1](cotangent)
+    projected = rows_outside(span, x)
+    (to_kernel,) = jax.vjp(lambda w: dot(projected, w), kernel)[1](cotangent)
+    return to_x, to_kernel, jax.tree.map(jnp.zeros_like, span)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def _guarded(kernel: Array, span: Span) -> Array:
+    return kernel
+
+
+_guarded.defvjp(
+    lambda kernel, span: (kernel, span),
+    lambda span, g: (outside(span, g), jax.tree.map(jnp.zeros_like, span)),
+)
