@@ -77,7 +77,7 @@ class Projection(NamedTuple):
         there = {n: _operator(params[n], s) for n, s in self.spans.items()}
         return operated(apply, params, there, *args)
 
-    def updates(self, updates: Leaves) -> Leaves:
+    def updates(self, updates: Any) -> Any:
         """Updates outside the spans, if they are not already."""
         if self.of_rows:
             return updates
