@@ -10,9 +10,11 @@ import pytest
 import yaml
 from safetensors.numpy import load, save_file
 
-from jaxmerge.cli import convert, merge
+import jaxmerge as jm
+from jaxmerge.cli import convert, inspect, merge
 from jaxmerge.errors import UserError
-from jaxmerge.io import buckets
+from jaxmerge.io import buckets, ranges
+from jaxmerge.io.header import HeaderError
 from jaxmerge.io.sources import open_source
 from jaxmerge.studies import result_store
 
@@ -127,3 +129,61 @@ def test_an_output_is_copied_after_an_error_where_that_helps(bucket, tmp_path):
     command(resume="memory://b/run1")
     assert calls == [[], ["state1"]]
     assert bucket.exists("/b/run1/done")
+
+
+def test_what_needs_a_part_reads_it_by_range(bucket, tmp_path, monkeypatch, capsys):
+    """Headers for --check and inspect, rows for shard; never a copy of the weights."""
+    spans = []
+    cat = type(bucket).cat_file
+
+    def counted(fs, path, start=None, end=None, **options):
+        spans.append((path.rpartition("/")[2], start, end))
+        return cat(fs, path, start=start, end=end, **options)
+
+    def get(fs, path, *args, **options):
+        assert not path.endswith(".safetensors"), path
+        return copy(fs, path, *args, **options)
+
+    copy = type(bucket).get_file
+    monkeypatch.setattr(type(bucket), "cat_file", counted)
+    monkeypatch.setattr(type(bucket), "get_file", get)
+    big = {"w": np.arange(1 << 16, dtype=np.float32).reshape(256, 256), "v": np.ones(3, np.float32)}
+    (tmp_path / "big").mkdir()
+    save_file(big, tmp_path / "big" / "model.safetensors")
+    buckets.uploaded(tmp_path / "big", "memory://b/big")
+    inspect.run("memory://b/big", json=True)
+    assert json.loads(capsys.readouterr().out)["parameters"] == (1 << 16) + 3
+    assert all(end <= 1000 for _, _, end in spans)
+    source = open_source("memory://b/big", by_range=True)
+    spans.clear()
+    np.testing.assert_array_equal(source.read("w", 256, 512), big["w"][1])
+    assert [end - start for _, start, end in spans] == [1024]
+    spans.clear()
+    placed = jm.shard("memory://b/big", jm.mesh(1, 2))
+    assert {n: np.asarray(x).tobytes() for n, x in placed.items()} == {
+        n: x.tobytes() for n, x in big.items()
+    }
+    assert sum(end - start for _, start, end in spans) < big["w"].nbytes + 2000
+    monkeypatch.undo()
+    monkeypatch.setenv("JAXMERGE_CACHE", str(tmp_path / "cache"))
+    save_file({n: x[:1] for n, x in big.items()}, tmp_path / "big" / "model.safetensors")
+    buckets.uploaded(tmp_path / "big", "memory://b/big")
+    assert source.replaced()
+    assert jm.shard("memory://b/big", jm.mesh(1, 1))["w"].shape == (1, 256)
+    copied = open_source("memory://b/big")  # a copy of its own
+    np.testing.assert_array_equal(copied["w"], big["w"][:1])
+
+
+def test_a_check_reads_headers_alone(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(ranges.RangeFile, "_fill", lambda *_: pytest.fail("a check reads no leaf"))
+    merge.run("memory://b/recipe.yaml", check=True)
+    assert "magmax" in capsys.readouterr().out
+
+
+def test_a_hostile_header_in_a_bucket_is_refused(bucket):
+    bucket.pipe("/b/bad/model.safetensors", b"\xff" * 8 + b"{}")
+    with pytest.raises(HeaderError, match="truncated"):
+        open_source("memory://b/bad", by_range=True)
+    bucket.pipe("/b/bad/model.safetensors", b"abc")
+    with pytest.raises(HeaderError, match="too few"):
+        open_source("memory://b/bad", by_range=True)

@@ -105,6 +105,21 @@ def test_scan_over_update(name):
     np.testing.assert_allclose(actual["w"], expected["w"], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["karcher", "sce", "iso_cts", "regmean"])
+def test_a_state_that_grows_is_refused_by_name_in_a_loop(name):
+    base = {n: jnp.asarray(x) for n, x in BASE.items()}
+    method = jm.get(name)()
+    extra = {"gram": {"w": np.eye(4, dtype=np.float32)}} if name == "regmean" else {}
+    step = lambda state, model: jm.update(method, state, base, model, **extra)
+    for loop in (
+        lambda s: jax.lax.scan(lambda s, m: (step(s, m), None), s, STACKED),
+        lambda s: jax.lax.fori_loop(0, 3, lambda i, s: step(s, MODELS[0]), s),
+    ):
+        with pytest.raises(ValueError, match=r"keeps more with every model \(leaf 'w'\).*models="):
+            loop(jm.init(method, base))
+    jax.jit(step)(jm.init(method, base), MODELS[0])  # one model in jit is no loop
+
+
 def test_room_for_models_is_filled_one_by_one():
     method = jm.karcher()
     state = jm.init(method, BASE, models=2)

@@ -285,6 +285,34 @@ def test_gradients_are_finite(case):
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
 
 
+@every
+def test_methods_of_one_call_are_equal_and_compiled_once(case):
+    """As a static argument and as a pytree of its numbers, a method built anew is the old one."""
+    again = laws.case_of.__wrapped__(case.name).method
+    assert again == case.method
+    assert hash(again) == hash(case.method)
+    few, calls = case.few(), []
+
+    def run(method, models):
+        calls.append(method)
+        return few._replace(method=method).merge(models=models)
+
+    for function in (jax.jit(run, static_argnums=0), jax.jit(run)):
+        calls.clear()
+        for method in (case.method, again):
+            function.trace(method, on_device(few.models))
+        assert len(calls) == 1
+
+
+@pytest.mark.slow
+@every
+def test_a_method_as_an_argument_of_jit_merges_to_the_same(case):
+    few = case.few()
+    run = lambda method, models: few._replace(method=method).merge(models=models)
+    for options in ({"static_argnums": 0}, {}):
+        close(jax.jit(run, **options)(few.method, on_device(few.models)), few.merge(), 2e-6)
+
+
 def _arguments(name: str) -> dict | None:
     """The arguments of a case, and the axis that a recipe would else take from the family."""
     factory, _, number = name.partition("-")

@@ -27,7 +27,7 @@ from jaxmerge.io.install import install, keep_apart, partial_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.places import Place, delete, delete_busy, working
-from jaxmerge.io.tunix import LAYOUTS, laid_out
+from jaxmerge.io.relaid import LAYOUTS, laid_out
 from jaxmerge.io.untrusted import member
 from jaxmerge.recipes.execute import digest_of
 from jaxmerge.recipes.plan import Models, Plan, dtype_of
@@ -54,8 +54,8 @@ def run(
     """Write the model in another form.
 
     Args:
-        names: "hf" or "tunix": under the names, and in the shapes, of another library
-            (`jaxmerge.io.tunix`).
+        names: "hf", or a JAX library: under its names, and in its shapes
+            (`jaxmerge.io.jax_names`).
         like: a folder whose config.json and tokenizer belong to the output, where the model has
             none.
     """

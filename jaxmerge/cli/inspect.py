@@ -33,7 +33,7 @@ def run(
         stored: the leaves as they are in the files, also of a quantised checkpoint.
         architecture: print instead what every leaf is taken for (`jaxmerge.io.architectures`).
     """
-    source = open_source(ref, allow_pickle=allow_pickle, stored=stored)
+    source = open_source(ref, allow_pickle=allow_pickle, stored=stored, by_range=True)
     try:
         if architecture:
             _print_architecture(architectures.architecture(source), json)
@@ -68,7 +68,7 @@ def describe(source: Source, norms: bool, quiet: bool = True) -> dict[str, Any]:
         dtypes[like.dtype.name] = dtypes.get(like.dtype.name, 0) + like.size
     return {
         "ref": source.ref,
-        "files": [f.name for f in source.files],
+        "files": [f.name for f in source.files or source.stamps],
         "leaves": leaves,
         "parameters": sum(like.size for like in source.like.values()),
         "bytes": total,

@@ -75,7 +75,7 @@ def run(
         _override(document, dtype if last else None, seed)
         with about(recipe):
             document.overflow = choose("overflow", overflow or document.overflow, OVERFLOW)
-        models = Models([near], allow_pickle, stages, leaves)
+        models = Models([near], allow_pickle, stages, leaves, by_range=check)
         try:
             with about(recipe):
                 plan = document.plan(models)

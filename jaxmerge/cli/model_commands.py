@@ -128,7 +128,8 @@ def convert(
     out: Annotated[Path, Argument(help="Folder to write, or a file that ends in .gguf.")],
     to: Annotated[str, Option(help="safetensors, orbax or gguf.")] = "safetensors",
     names: Annotated[
-        str | None, Option(help="hf or tunix: under the names that the other library has.")
+        str | None,
+        Option(help="hf, tunix, maxtext, maxtext-unscanned, easydel: under its names."),
     ] = None,
     like: Annotated[
         Path | None, Option(help="Folder with the config and tokenizer, where REF has none.")

@@ -147,6 +147,28 @@ def check_cells(grid: Mapping[str, Pipeline], cells: Mapping[str, Any]) -> None:
         )
 
 
+LOOPS = ("scan", "fori_loop", "while_body")  # as jax calls what it is tracing for
+
+
+def refuse_growth(grid: Mapping[str, Pipeline], state: Any, cells: Mapping[str, Any]) -> None:
+    """Raise inside a loop, whose state keeps its form, where a cell takes another one.
+
+    Where jax does not say that it traces a loop (a jit of its own inside one), its own error says
+    that the structures differ.
+    """
+    frame = getattr(getattr(state.step, "_trace", None), "frame", None)
+    if getattr(getattr(frame, "debug_info", None), "traced_for", None) not in LOOPS:
+        return
+    form = jax.tree.structure
+    grown = {repr(grid[n].fold): n for n, c in cells.items() if form(c) != form(state.cells[n])}
+    if grown:
+        folds = [f"{fold} keeps more with every model (leaf {n!r})" for fold, n in grown.items()]
+        raise ValueError(
+            f"{'; '.join(folds)}, and the state of a loop keeps its form: "
+            "jm.init(method, base, models=...) makes room for that many before jax.lax.scan."
+        )
+
+
 def flat_extra(
     method: Merge, base: Leaves, extra: Mapping[str, Any], who: str
 ) -> dict[str, Leaves]:

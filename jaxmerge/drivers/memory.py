@@ -38,6 +38,7 @@ from jaxmerge.core.validation import (
     flat_extra,
     folds_of,
     grid_of,
+    refuse_growth,
 )
 from jaxmerge.drivers.explicit_axes import explicit, implicit, refuse_traced_explicit
 from jaxmerge.drivers.leaf import (
@@ -160,7 +161,8 @@ def update(
     Args:
         extra: side information about this model, each a tree like the model (``fisher=...``).
         nonfinite: refuse NaN and Inf, or count them as no change.  (Inside jit values cannot be
-            refused; they pass as they are, and models are not counted.)
+            refused, and models are not counted: sums and means of NaN are NaN, what compares
+            magnitudes or signs may drop it.)
         method: the one that made the state.
         state: of `init` or `update`; it is not consumed.
         base: theta_0, a pytree.
@@ -170,7 +172,8 @@ def update(
     ``jax.jit(functools.partial(jm.update, method), donate_argnums=0)``.
 
     Raises:
-        ValueError: as `merge`; or the state belongs to another base or method.
+        ValueError: as `merge`; or the state belongs to another base or method; or, inside
+            `jax.lax.scan`, it would grow.
 
     Example:
         >>> import jaxmerge as jm
@@ -202,6 +205,7 @@ def update(
         refuse_nonfinite(grid, base, [model])
     with shared_out(sum(p.decomposes for p in grid.values())) as there:
         cells = there(absorb(grid, base, state.cells, model, state.key, state.step, extra, zero))
+    refuse_growth(grid, state, cells)
     return MergeState(state.step + 1, state.key, cells, state.folds)
 
 

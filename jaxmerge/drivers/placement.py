@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.core import names
 from jaxmerge.core.types import Device, Leaves, Tree
+from jaxmerge.errors import UserError
 from jaxmerge.io.safetensors import Leaves as Stored
 from jaxmerge.io.sources import open_source
 
@@ -62,7 +63,8 @@ def shard(params: Tree | str | os.PathLike, mesh: Mesh, rules: Rules | None = No
     Args:
         params: a tree; or a reference (`jaxmerge.io.sources`), or what one opened, whose leaves go
             from the file to the devices one by one: the host never holds more than one, and a host
-            reads only the rows that its devices hold.  Flat then, by the names in the file.
+            reads only the rows that its devices hold, from a bucket too.  Flat then, by the names
+            in the file.
         mesh: of `mesh`, or any other.
         rules: ``[(regex, PartitionSpec), ...]``; every leaf must match one.  None cuts each leaf
             along its largest axis that the devices divide, over all axes of the mesh but "models".
@@ -76,9 +78,12 @@ def shard(params: Tree | str | os.PathLike, mesh: Mesh, rules: Rules | None = No
         (None, 'params')
     """
     if isinstance(params, str | os.PathLike):
-        opened = open_source(params)
+        opened = open_source(params, by_range=True)
         try:
-            return shard(opened, mesh, rules)
+            placed = shard(opened, mesh, rules)
+            if wrong := opened.replaced():
+                raise UserError(f"{', '.join(wrong[:5])} was replaced while it was read.")
+            return placed
         finally:
             opened.close()
     if isinstance(params, Stored):

@@ -3,7 +3,8 @@
 What is read is copied into the cache once, and again where it has changed; from then on it is a
 path like any other, so every format, ``#part`` and ``+adapter`` work as they do on a disk.  What
 is written is made on the local disk and copied when it is whole, the file that says so last.  The
-local disk must hold one copy of each model.
+local disk must hold one copy of each model.  What needs the headers or some of the leaves alone
+(``--check``, `inspect`, `jm.shard`) reads safetensors by range instead.
 
 `pip install "jaxmerge[cloud]"` brings gcsfs and s3fs, which find credentials as the clouds' own
 tools do.
@@ -29,8 +30,10 @@ from typing import Any
 
 from jaxmerge.errors import UserError
 from jaxmerge.io.hashes import cache_folder
+from jaxmerge.io.header import HeaderError
 from jaxmerge.io.hub import PICKLED
 from jaxmerge.io.install import occupied
+from jaxmerge.io.ranges import SUFFIX, RangeFile, header_alone, stamp
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.S)  # a Path makes one slash of two
 STEP = re.compile(r"(\w+_)?\d+")
@@ -49,8 +52,11 @@ def url_of(ref: str | os.PathLike) -> str | None:
     return f"{match[1]}://{match[2]}".rstrip("/")
 
 
-def fetched(url: str) -> Path | None:
+def fetched(url: str, by_range: bool = False) -> Path | None:
     """A local copy of the file or the folder at a URL; None where there is nothing.
+
+    Args:
+        by_range: of safetensors files the headers alone (`ranged` opens them).
 
     Of a folder with the steps of a checkpoint manager only the last one is copied, of one with
     safetensors no pickles.
@@ -70,7 +76,8 @@ def fetched(url: str) -> Path | None:
     here = {path: info for path, info in found.items() if info["type"] == "file"}
     names = {_below(path.strip("/"), root): path for path in here}
     single = set(names) == {""}
-    place = cache_folder() / "buckets" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    kind = "ranges" if by_range else "buckets"
+    place = cache_folder() / kind / hashlib.sha256(url.encode()).hexdigest()[:16]
     local = place / url.rpartition("/")[2]
     wanted = {"": names[""]} if single else {n: names[n] for n in _wanted(names)}
     outside = [n for n in wanted if ".." in n.split("/") or n.startswith("/") or "\0" in n]
@@ -79,15 +86,19 @@ def fetched(url: str) -> Path | None:
     notes, known = place / NOTES, {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(notes.read_text())
-    stamps = {n: str(_stamp(here[path])) for n, path in wanted.items()}
+    stamps = {n: str(stamp(here[path])) for n, path in wanted.items()}
     for n, path in wanted.items():
         target = local / n if n else local
         if target.is_file() and known.get(n) == stamps[n]:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        size = here[path].get("size")
         with _said(url):
-            fs.get_file(path, os.fspath(part))
+            if by_range and path.endswith(SUFFIX) and isinstance(size, int):
+                header_alone(fs, path, size, part)
+            else:
+                fs.get_file(path, os.fspath(part))
         os.replace(part, target)
     if not single:
         for old in [p for p in local.rglob("*") if p.is_file()]:
@@ -95,6 +106,18 @@ def fetched(url: str) -> Path | None:
                 old.unlink()
     notes.write_text(json.dumps(stamps))
     return local
+
+
+def ranged(url: str, local: Path) -> Callable[[Path], RangeFile]:
+    """How a file below `local`, which `fetched` made by range, is opened."""
+
+    def opened(path: Path) -> RangeFile:
+        with _said(url):
+            fs, root = _opened(url)
+            below = path.relative_to(local).as_posix()
+            return RangeFile(path, fs, root if below == "." else f"{root.rstrip('/')}/{below}")
+
+    return opened
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
@@ -118,13 +141,6 @@ def _plain(names: list[str], top: str) -> bool:
 
 def _below(path: str, root: str) -> str:
     return path[len(root) :].lstrip("/") if path.startswith(root) else path
-
-
-def _stamp(info: dict[str, Any]) -> list[Any]:
-    """What changes when an object is replaced, as far as the cloud says it."""
-    keys = ("size", "etag", "ETag", "md5Hash", "generation", "mtime", "updated", "created",
-            "LastModified")  # fmt: skip
-    return [info.get(k) for k in keys]
 
 
 def exists(url: str) -> bool:
@@ -242,7 +258,7 @@ def _said(url: str) -> Iterator[None]:
     """What a library says of a bucket, as one line that names it."""
     try:
         yield
-    except UserError:
+    except (UserError, HeaderError):
         raise
     except ImportError as error:
         text = str(error).splitlines()[0][:160]

@@ -30,7 +30,8 @@ TAKEN = (
 LEFT = (
     "*.index.json", "adapter_*", "recipe*", "results.json", "metrics*.json", "_*", ".*",
     "hf_quant_config.json", "quantize_config.json", "quant_config.json", "training_args*",
-    "trainer_state.json", "requirements*.txt",
+    "trainer_state.json", "requirements*.txt", "tensorstore_index.json", "model_structure.json",
+    "checkpoint_metadata.json",
 )  # fmt: skip
 SUBFOLDERS = ("additional_chat_templates",)
 MAX_BYTES = 64 << 20  # bytes of one file at the top; sub-folders of modules hold weights

@@ -30,6 +30,9 @@ class Shards(Leaves):
     def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
         self.files[self.where[name]].into(out, name, start)
 
+    def replaced(self) -> list[str]:
+        return [x for file in self.files.values() for x in file.replaced()]
+
     def close(self) -> None:
         for file in self.files.values():
             file.close()
@@ -53,6 +56,9 @@ class View(Leaves):
 
     def into(self, out: np.ndarray, name: str, start: int = 0) -> None:
         self.source.into(out, self.names[name], start)
+
+    def replaced(self) -> list[str]:
+        return self.source.replaced()
 
 
 class Source(View):

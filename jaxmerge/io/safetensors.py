@@ -116,6 +116,10 @@ class Leaves(Mapping[str, np.ndarray]):
     def __contains__(self, name: object) -> bool:
         return name in self.like
 
+    def replaced(self) -> list[str]:
+        """Files of a bucket that are no longer what they were when they were opened."""
+        return []
+
     def close(self) -> None:
         """Give back what is open."""
 

@@ -4,6 +4,7 @@
     file.safetensors          one file, or an index of shards (.safetensors.index.json)
     diffusers/pipeline        model_index.json and components in sub-folders, as one model
     orbax/checkpoint          a folder written by Orbax (the last step of a manager's folder)
+    easydel/checkpoint        a folder written by EasyDeL: Zarr arrays and tensorstore_index.json
     file.gguf                 a GGUF file, dequantised, under Hugging Face's names (`io.gguf`)
     x.npz, x.msgpack          NumPy arrays as big_vision saves them; Flax's serialized parameters
     org/name[@revision]       a repository on the hub, downloaded by huggingface_hub; a few models
@@ -28,7 +29,7 @@ from jaxmerge.errors import UserError, closest
 from jaxmerge.io import gguf
 from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.architectures import architecture
-from jaxmerge.io.buckets import exists, fetched, url_of
+from jaxmerge.io.buckets import exists, fetched, ranged, url_of
 from jaxmerge.io.fused import in_layout, layout_for
 from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.hub import HUB, PICKLED, download
@@ -41,6 +42,8 @@ from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves
+from jaxmerge.io.tensorstore import INDEX as LISTED
+from jaxmerge.io.tensorstore import Arrays
 from jaxmerge.io.untrusted import check_inside, check_regular, inside, read_json
 from jaxmerge.io.weight_files import INDEX, weights_file
 
@@ -54,6 +57,7 @@ def open_source(
     near: Sequence[Path] = (),
     allow_pickle: bool = False,
     stored: bool = False,
+    by_range: bool = False,
 ) -> Source:
     """Open a reference; see the module's docstring.
 
@@ -63,6 +67,8 @@ def open_source(
         allow_pickle: read tensors from pickles too.
         stored: the leaves as they are in the files, quantised ones too; by default they are
             dequantised when they are read (`jaxmerge.io.quantised`).
+        by_range: of a safetensors model in a bucket read the headers, and of the leaves what is
+            asked for, in the place of a copy of all of it; such a source has no `files` to hash.
 
     Raises:
         UserError: there is no such model, it is pickled, quantised in a way that is not read, or
@@ -70,18 +76,19 @@ def open_source(
         HeaderError: a file is damaged.
     """
     ref = os.fspath(ref)
-    path, url = _path(ref, near), _url(ref, near)
+    path, url = _path(ref, near, by_range), _url(ref, near)
     if path is None and (path := packaged(ref)) is not None:
         _say_quantised(ref, path)
     if path is not None:
         if path.suffix == ".gguf" and path.is_file():
             return _gguf(path, stored)
-        source = _local(path, allow_pickle)
+        source = _local(path, allow_pickle, ranged(url, path) if by_range and url else File)
         source.ref = url or source.ref
+        source.files = () if by_range and url else source.files
         return source if stored else _logical(source)
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
-        source = open_source(base, near=near, allow_pickle=allow_pickle)
+        source = open_source(base, near=near, allow_pickle=allow_pickle, by_range=by_range)
         where = adapter_folder(adapter, near)
         lora = Adapter(where)
         names = {f"{m.path}.weight" for m in lora.modules.values()}
@@ -101,7 +108,9 @@ def open_source(
         return source if stored else _logical(source)
     whole, hash_, part = ref.rpartition("#")
     if hash_ and whole and part:
-        opened = open_source(whole, near=near, allow_pickle=allow_pickle, stored=stored)
+        opened = open_source(
+            whole, near=near, allow_pickle=allow_pickle, stored=stored, by_range=by_range
+        )
         return _part(opened, part)
     if url:
         raise UserError(f"There is no model {url}: nothing is there, or it may not be listed.")
@@ -162,10 +171,10 @@ def _part(source: Source, part: str) -> Source:
     return source.renamed(below, f"{source.ref}#{part}")
 
 
-def _path(ref: str, near: Sequence[Path]) -> Path | None:
+def _path(ref: str, near: Sequence[Path], by_range: bool = False) -> Path | None:
     path, url = Path(ref).expanduser(), _url(ref, near)
     if url is not None:
-        return fetched(url)
+        return fetched(url, by_range)
     tries = [path] if path.is_absolute() else [Path.cwd() / path, *(Path(d) / path for d in near)]
     return next((Path(os.path.abspath(p)) for p in tries if os.path.exists(p)), None)
 
@@ -187,12 +196,12 @@ def _neighbour(ref: str) -> str:
     return f" ({hint})" if hint.startswith("did you mean") else ""
 
 
-def _local(path: Path, allow_pickle: bool) -> Source:
+def _local(path: Path, allow_pickle: bool, file: Callable[[Path], Leaves] = File) -> Source:
     if path.is_file():
         if path.suffix == ".safetensors":
-            return Source(File(path), str(path), path.parent, [path])
+            return Source(file(path), str(path), path.parent, [path])
         if path.name.endswith(INDEX):
-            return _sharded(path.parent, path, File)
+            return _sharded(path.parent, path, file)
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
             return Source(Pickle(path), str(path), path.parent, [path])
@@ -205,16 +214,19 @@ def _local(path: Path, allow_pickle: bool) -> Source:
     if not path.is_dir():
         check_regular(path, "a model is a folder or a file")
     if (path / PIPELINE).is_file():
-        leaves, files, config = open_components(path, lambda part: _local(part, allow_pickle))
+        leaves, files, config = open_components(path, lambda part: _local(part, allow_pickle, file))
         return Source(leaves, str(path), path, files, config)
     weights = weights_file(path)
     if weights is not None and weights.suffix == ".json":
-        return _sharded(path, weights, File)
+        return _sharded(path, weights, file)
     if weights is not None:
-        return Source(File(weights), str(path), path, [weights])
+        return Source(file(weights), str(path), path, [weights])
     whole = [path / n for n in FLAX if (path / n).is_file()]
     if whole:
         return Source(Msgpack(whole[0]), str(path), path, whole)
+    if (path / LISTED).is_file():
+        listed = Arrays(path)
+        return Source(listed, str(path), path, listed.files)
     orbax = checkpoint_folder(path)
     if orbax is not None:
         files = sorted(p for p in orbax.rglob("*") if p.is_file())

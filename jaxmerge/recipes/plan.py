@@ -73,6 +73,7 @@ class Models:
         stages: names of earlier merges -> their outputs.
         leaves: "same" asks all models for the same leaves, "union" merges every leaf among the
             models that have it, "intersection" merges the leaves that all have.
+        by_range: of models in buckets read the headers alone, see `jaxmerge.io.sources`.
 
     Attributes:
         rename: reference -> prefix of its names -> what stands there in the base.
@@ -84,9 +85,10 @@ class Models:
         allow_pickle: bool = False,
         stages: Mapping[str, Path] | None = None,
         leaves: str = "same",
+        by_range: bool = False,
     ):
         self.near, self.allow_pickle, self.stages = near, allow_pickle, stages or {}
-        self.leaves = leaves
+        self.leaves, self.by_range = leaves, by_range
         self.opened: dict[str, Source] = {}
         self.rename: dict[str, dict[str, str]] = {}
 
@@ -101,7 +103,9 @@ class Models:
             raise UserError(f"a model must be a path or org/name@revision, got {ref!r}.")
         if ref not in self.opened:
             path = self.path(ref)
-            source = open_source(path, near=self.near, allow_pickle=self.allow_pickle)
+            source = open_source(
+                path, near=self.near, allow_pickle=self.allow_pickle, by_range=self.by_range
+            )
             self.opened[ref] = renamed(source, self.rename.get(ref, {}))
         return self.opened[ref]
 
