@@ -48,13 +48,16 @@ def reading(
             that are made here.
     """
 
-    def below(call: Callable | None):
+    def below(call: Callable | None) -> Callable | None:
+        if call is None:
+            return None
+
         def called(params, x, task, *key):
             own, there = weights(params, task), operators(params, task)
             known = lambda p, x: call(p, x, task, *key)
             return operated(known, own, there, x) if there else known(own, x)
 
-        return call and called
+        return called
 
     methods = {
         "apply": below(model.apply),
