@@ -27,7 +27,7 @@ ENTRY = re.compile(r"^::: jaxmerge\.(\S+)\n(?:    options:\n      members: (.*)\
 SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)
 # Data as recipes have it: mappings of names to anything, and lists of such.
-OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]")
+OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]|list\[Any\]")
 ANYTHING = {"get": ["default has no type", "the result has no type"]}  # the default may be anything
 
 
