@@ -13,6 +13,7 @@ from jaxmerge.continual.methods import cuber, fot, gpm, l2, trgp
 from jaxmerge.continual.optimisers import adamw, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.projection import Span, outside
+from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.models.mlp.learner import mlp
@@ -116,3 +117,20 @@ def test_what_other_methods_add_is_projected_too():
 def test_two_methods_do_not_project_one_kernel():
     with pytest.raises(ValueError, match="fot: another method projects head/kernel, layer_0"):
         learnt(sgd(0.1), (gpm(0.9), fot(0.9, clients=3, batch=2)))
+
+
+@methods.register
+def lost(name: str = "layer_9/kernel", inputs: int = 5):
+    """A span that fits no kernel."""
+    memory = lambda model, params, batch, stored: {name: jnp.zeros((inputs, 2))}
+    return Method(init=memory, spans=lambda memory: memory)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(lost(), "a span of 'layer_9/kernel', which is no kernel that trains"),
+     (lost("head/kernel"), r"lost: the span of 'head/kernel' is \[5, 2\], expected \[16, k\]")],
+)  # fmt: skip
+def test_spans_that_do_not_fit(method, message):
+    with pytest.raises(ValueError, match=message):
+        learnt(sgd(0.1), method)

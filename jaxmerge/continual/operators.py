@@ -18,7 +18,8 @@ import jax
 from jax.extend import core as jex
 
 from jaxmerge.core.types import Array, Leaves, Tree
-from jaxmerge.statistics.capture import INLINED
+
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 
 
 class Operator(NamedTuple):
@@ -63,7 +64,10 @@ def _array(value: Any) -> Any:
 
 
 def _run(jaxpr, consts, values) -> list[Any]:
-    """Evaluate a jaxpr; some values are operators, and stay so through calls."""
+    """Evaluate a jaxpr; some values are operators, and stay so through calls.
+
+    Calls with a derivative of their own, or computed again in the backward pass, are left whole.
+    """
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
 
@@ -73,8 +77,8 @@ def _run(jaxpr, consts, values) -> list[Any]:
     for eqn in jaxpr.eqns:
         name, ins = eqn.primitive.name, [read(v) for v in eqn.invars]
         there = [isinstance(x, Operator) for x in ins]
-        if any(there) and name in INLINED and INLINED[name] in eqn.params:
-            inner = eqn.params[INLINED[name]]
+        if any(there) and name in CALLS and CALLS[name] in eqn.params:
+            inner = eqn.params[CALLS[name]]
             inner, const = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outs = _run(inner, const, ins)
         elif there == [False, True] and name == "dot_general" and _few_rows(eqn):

@@ -28,7 +28,9 @@ from jaxmerge.continual.operators import Operator, operated
 from jaxmerge.continual.optimisers import is_linear
 from jaxmerge.continual.parts import Parts
 from jaxmerge.continual.stream_records import Setup
+from jaxmerge.continual.wraps.kernels import fan_in
 from jaxmerge.core.types import Array, Leaves, Tree
+from jaxmerge.errors import listed
 from jaxmerge.numerics.precision import full_precision
 
 
@@ -106,7 +108,7 @@ class Projection(NamedTuple):
         there = {n: _operator(params[n], s) for n, s in self.spans.items()}
         return operated(apply, params, there, *args)
 
-    def updates(self, updates: Leaves) -> Leaves:
+    def updates(self, updates: Tree) -> Tree:
         """Updates outside the spans, if they are not already.
 
         Args:
@@ -118,23 +120,25 @@ class Projection(NamedTuple):
         return {n: own(n, u) for n, u in updates.items()}
 
 
-def projection(setup: Setup, parts: Parts, memory: tuple, rows: int) -> Projection:
+def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows: int) -> Projection:
     """The spans that methods name, for steps that show `rows` examples in all.
 
     Args:
         setup: its optimiser decides the form.
         parts: what was built of it.
         memory: of each method, in order.
+        trained: leaf -> array, those that steps move.
         rows: examples that the steps of a task show in all.
 
     Raises:
-        ValueError: two methods name a span of one kernel.
+        ValueError: two methods name a span of one kernel; one of no trained kernel, or of other
+            inputs than it has.
 
     >>> from jaxmerge.continual import optimisers, problems
     >>> from jaxmerge.continual.parts import build
     >>> from jaxmerge.models.mlp.learner import mlp
     >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1))
-    >>> projection(setup, build(setup, 2), (), rows=8)  # no method names a span
+    >>> projection(setup, build(setup, 2), (), {}, rows=8)  # no method names a span
     Projection(spans={}, of_rows=False)
     """
     spans: dict[str, Span] = {}
@@ -142,11 +146,23 @@ def projection(setup: Setup, parts: Parts, memory: tuple, rows: int) -> Projecti
         new = method.spans(own) if method.spans is not None else {}
         if twice := sorted(spans.keys() & new.keys()):
             raise ValueError(f"{name}: another method projects {', '.join(twice)} already.")
+        if wrong := [w for n, m in new.items() if (w := _misfit(n, m, trained))]:
+            raise ValueError(f"{name}: {listed(wrong)}")
         spans |= {n: Span(m) for n, m in new.items()}
     of_rows = bool(spans) and is_linear(setup.optimiser) and _unread(parts)
     if of_rows:
         spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
     return Projection(spans, of_rows)
+
+
+def _misfit(name: str, vectors: Array, trained: Leaves) -> str | None:
+    """What is wrong with a span, in words."""
+    if name not in trained or jnp.ndim(trained[name]) < 2:
+        return f"a span of {name!r}, which is no kernel that trains"
+    inputs = fan_in(trained[name])
+    if vectors.ndim != 2 or vectors.shape[0] != inputs:
+        return f"the span of {name!r} is {list(vectors.shape)}, expected [{inputs}, k]"
+    return None
 
 
 def _unread(parts: Parts) -> bool:

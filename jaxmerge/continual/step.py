@@ -60,7 +60,8 @@ def steps(
     """
 
     form = jax.eval_shape(read, jax.tree.map(lambda x: x[0], part[0])).weight
-    project = projection(setup, parts, fit.memory, len(part[1]) * math.prod(form.shape))
+    rows = len(part[1]) * math.prod(form.shape)
+    project = projection(setup, parts, fit.memory, fit.trained, rows)
 
     def step(fit, x):
         take = lambda f: one_step(setup, parts, info, state, t, total, project, f, read(x[0]))

@@ -108,7 +108,9 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
                 args = cells[n], LeafInputs(base[n], (), grid[n].key(key, n), step, summaries[n])
                 s, (before, fold, after) = summary_of(summary, n), grid[n].specs
                 upto = before, fold, after[: i - 1]
-                if i > 0 and _on_host(measure, base[n], (s, upto, args)):
+                if i == 0 and _on_host(measure, _first(cells[n]), (s, args)):
+                    yield n, measure.host(cells[n], s, turn)
+                elif i > 0 and _on_host(measure, base[n], (s, upto, args)):
                     with jax.ensure_compile_time_eval():
                         x = np.asarray(result_leaf(upto, *args))
                     yield n, measure.host(Row(x), s, turn)
@@ -118,6 +120,10 @@ def measure_cells(grid, base, cells, key, step) -> dict[str, tuple]:
         for n, summary in _run_measures(here, observe).items():
             summaries[n] = (*summaries[n], summary)
     return summaries
+
+
+def _first(cell: Any) -> Any:
+    return next(iter(jax.tree.leaves(cell)), None)
 
 
 class _PerLeaf(dict):

@@ -70,13 +70,16 @@ def reading(
     60.0
     """
 
-    def below(call: Callable | None):
+    def below(call: Callable | None) -> Callable | None:
+        if call is None:
+            return None
+
         def called(params, x, task, *key):
             own, there = weights(params, task), operators(params, task)
             known = lambda p, x: call(p, x, task, *key)
             return operated(known, own, there, x) if there else known(own, x)
 
-        return call and called
+        return called
 
     methods = {
         "apply": below(model.apply),
