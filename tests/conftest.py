@@ -74,14 +74,30 @@ def pytest_collection_modifyitems(config, items):
 
 SECONDS: dict[str, float] = {}
 SPENT = [0.0]
+FIXTURES: dict[tuple[str, str], float] = {}  # (name, module) -> processor seconds
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
+def pytest_fixture_setup(fixturedef, request):
+    """A module's fixture belongs to each test that asks for it: one that runs alone pays for it."""
+    before = sum(os.times()[:4])
+    value = yield
+    if fixturedef.scope == "module":
+        spent = sum(os.times()[:4]) - before
+        FIXTURES[fixturedef.argname, request.node.nodeid] = spent
+        SPENT[0] += spent
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
     """Processor seconds of a phase, its commands included: a busy machine adds none."""
     report = yield
     now = sum(os.times()[:4])
     report.seconds, SPENT[0] = now - SPENT[0] if SPENT[0] else report.duration, now
+    if call.when == "setup":
+        module = item.nodeid.partition("::")[0]
+        report.seconds += sum(FIXTURES.get((n, module), 0) for n in item.fixturenames)
     return report
 
 

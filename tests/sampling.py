@@ -26,7 +26,7 @@ from pathlib import Path
 FILE = Path(__file__).with_name("durations.json")
 FUNCTION = 0.2  # processor seconds of all cases of one function, by default
 SINGLE = 4  # budgets that a single test may take
-LEAST = 0.1  # shorter tests are not recorded
+LEAST = 0.03  # shorter tests are not recorded
 
 
 def left_out(

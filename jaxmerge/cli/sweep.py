@@ -231,7 +231,7 @@ def on_ray(
     if started:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
     waiting = {
         task.remote(file, to_plain(unit.experiment), folder, unit.name, None, {}, keep): unit
         for unit in units

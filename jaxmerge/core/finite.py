@@ -67,8 +67,10 @@ def _looked_at(leaves: Sequence[Any]) -> list[tuple[list[int], Any]]:
     alike: dict[Any, list[int]] = {}
     for t, leaf in enumerate(leaves):
         own = leaf.sharding if isinstance(leaf, jax.Array) else None
-        many = isinstance(own, NamedSharding) and len(own.device_set) > 1
-        key = own.mesh if many else own if own is None or len(own.device_set) == 1 else t
+        if own is None or len(own.device_set) == 1:
+            key = own
+        else:
+            key = own.mesh if isinstance(own, NamedSharding) else t
         alike.setdefault(key, []).append(t)
     out = []
     for where, members in alike.items():
@@ -95,7 +97,7 @@ def _on_mesh(mesh: Mesh, specs: tuple) -> Callable:
 
 def _everywhere(answers: Sequence[np.ndarray]) -> np.ndarray:
     """Whether the parts on this host's devices are all finite, for each leaf."""
-    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in answers]).all(axis=0)
+    return np.asarray(np.concatenate([x.reshape(-1, x.shape[-1]) for x in answers]).all(axis=0))
 
 
 def _pieces(leaf: Any) -> list[Any]:

@@ -127,7 +127,10 @@ class Stream:
             for d in self.deploys
             if d.method is not None
         }
-        nothing = lambda: [[None] * len(scenario) for _ in scenario]
+
+        def nothing() -> list[list[float | None]]:
+            return [[None] * len(scenario) for _ in scenario]
+
         self.outcomes = {
             row: Outcome(nothing(), nothing(), [None] * len(scenario), fixed=factor)
             for d in self.deploys

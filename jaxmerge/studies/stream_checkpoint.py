@@ -59,9 +59,9 @@ def restore(stream: Stream) -> None:
     Raises:
         ValueError: the checkpoint is damaged, or of other tasks.
     """
-    path = stream.store and stream.store / "state.safetensors"
-    if path is None or not path.exists():
+    if stream.store is None or not (stream.store / "state.safetensors").exists():
         return
+    path = stream.store / "state.safetensors"
     tree, content = checkpoint.load(path, _tree(stream))
     record = from_plain(Record, content, str(path))
     _check(stream, record, path)
@@ -72,7 +72,7 @@ def restore(stream: Stream) -> None:
         stream.states[label] = memory.MergeState(state["step"], key, state["cells"])
     stream.outcomes, stream.seconds, stream.losses = record.outcomes, record.seconds, record.losses
     stream.models = [
-        checkpoint.load(stream.store / f"task_{t:02d}.safetensors")[0]
+        checkpoint.load(path.parent / f"task_{t:02d}.safetensors")[0]
         for t in range(min(stream.keep, stream.done))
     ]
 

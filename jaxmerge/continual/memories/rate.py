@@ -84,7 +84,7 @@ def advance(
     >>> float(rate.now), int(rate.steps)
     (0.5, 1)
     """
-    steps, fresh = rate.steps + 1, rate.fresh | written
+    steps, fresh = rate.steps + 1, jnp.logical_or(rate.fresh, written)
     mark = jnp.equal(steps % period, 0)
     old = rate.there & ~fresh
     fall = jnp.sum(jnp.where(old, rate.loss - losses, 0)) / jnp.maximum(jnp.sum(old), 1)

@@ -94,7 +94,11 @@ def fot(
         def last(memory):
             energy = threshold + growth * step.task
             sent = sketches(model, step)
-            return {n: join(memory[n], *sent[n], energy) for n in memory}
+            joined = {}
+            for n, space in memory.items():
+                rows, ratios, counts = sent[n]
+                joined[n] = join(space, rows, ratios, counts, energy)
+            return joined
 
         ends = step.count == step.total - 1
         return jax.lax.cond(ends, last, lambda memory: memory, step.memory)
