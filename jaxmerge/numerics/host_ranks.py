@@ -31,7 +31,7 @@ def ranks(model: np.ndarray, base: np.ndarray, axis: int) -> np.ndarray:
     kind = np.uint16 if n <= 1 << 16 else np.uint32
     rows = [np.moveaxis(x, axis, -1) for x in (model, base)]
     out = np.empty(rows[0].shape, kind)
-    flat, *rows = (x.reshape(-1, n) for x in (out, *rows))
+    flat, first, second = (x.reshape(-1, n) for x in (out, *rows))
     places, rank = np.arange(n, dtype=np.uint64), np.arange(n, dtype=kind)
     many = max(1, BLOCK // n)
 
@@ -39,7 +39,7 @@ def ranks(model: np.ndarray, base: np.ndarray, axis: int) -> np.ndarray:
         start, stop = -(-start // n), -(-stop // n)  # whole rows
         for at in range(start, stop, many):
             part = slice(at, min(at + many, stop))
-            order = _order(*(x[part].astype(np.float32, copy=False) for x in rows), places)
+            order = _order(first[part], second[part], places)
             order += n * np.arange(len(order))[:, None]
             flat[part].reshape(-1)[order] = rank
 
@@ -49,7 +49,8 @@ def ranks(model: np.ndarray, base: np.ndarray, axis: int) -> np.ndarray:
 
 def _order(model: np.ndarray, base: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The places of every row's entries, the smallest magnitude first."""
-    bits = np.subtract(model, base, order="C").view(np.uint32)
+    wide = (x.astype(np.float32, copy=False) for x in (model, base))
+    bits = np.subtract(*wide, order="C").view(np.uint32)
     bits &= np.uint32((1 << 31) - 1)
     width = int(places.size - 1).bit_length()
     if not np.bitwise_or.reduce(bits, axis=None) & np.uint32((1 << width) - 1):
