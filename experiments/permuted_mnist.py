@@ -2,7 +2,7 @@ r"""Permuted MNIST: the shipped methods on ten tasks, each with an order of pixe
 
     python experiments/permuted_mnist.py data=FOLDER         # mnist_train.npz, mnist_test.npz
     python experiments/permuted_mnist.py data=FOLDER examples=55000 methods=GPM out=...
-    python experiments/permuted_mnist.py data=FOLDER stream=rotated \\
+    python experiments/permuted_mnist.py data=FOLDER stream=rotated \
         out=experiments/results/rotated_mnist.json       # images turned by 0, 18, .. 162 degrees
 
 Domain-incremental: ten columns that all tasks share.  One pass over 2,560 images a task

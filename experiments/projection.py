@@ -38,6 +38,10 @@ from jaxmerge.data.streams.scenario import class_incremental, class_order
 from jaxmerge.models import clip
 from jaxmerge.training.learner import from_clip
 
+METHODS = (
+    "fine-tuning", "MagMax", "OPCM", "GPM", "GPM + MagMax", "OSFT", "CoSO", "EWC", "replay of 40",
+    "joint",
+)  # fmt: skip
 KERNELS = "^vision/block.*kernel"  # of the tower's blocks
 HOW = Quickstart()
 ADAMW = cosine(HOW.lr, HOW.warmup, HOW.weight_decay, HOW.clip)
@@ -104,10 +108,18 @@ def cells() -> list[Cell]:
 
 def lines(report: dict) -> str:
     """The table of the page."""
+    rows = [r for r in report["rows"] if len(r["accuracy"]) == len(report["seeds"])]
+    missing = [m for m in METHODS if m not in {r["method"] for r in rows}]
+    note = (
+        f"`{report['command'].replace(' data=DATA', '')}`: {report['rows'][0]['protocol']}; mean "
+        f"and standard deviation of {len(report['seeds'])} seeds; costs are of one seed."
+        + f" Not run yet: {', '.join(missing)}."
+        * bool(missing)
+    )
     head = "| Method | Accuracy % | BWT % | Processor s | Remembered, models | Setting |"
-    out = [head, "|:--|--:|--:|--:|--:|:--|"]
+    out = [note, "", head, "|:--|--:|--:|--:|--:|:--|"]
     mean = lambda x: f"{100 * np.mean(x):.1f} ± {100 * np.std(x):.1f}"
-    for r in sorted(report["rows"], key=lambda r: -np.mean(r["accuracy"])):
+    for r in sorted(rows, key=lambda r: -np.mean(r["accuracy"])):
         runs = len(r["accuracy"]) + len(r["tried"])
         transfer = r.get("backward transfer")
         chosen = r["setting"].partition(" + ")[2] or "–"

@@ -3,7 +3,7 @@
     JAXMERGE_ORACLES=experiments/results/oracles.json pytest tests/test_golden_*.py
     python experiments/golden.py
     python experiments/split_mnist.py data=FOLDER
-    python experiments/split_mnist.py data=FASHION out=experiments/results/split_fashion.json
+    python experiments/split_mnist.py data=FASHION images=10000 scenarios=class,task out=...
     python experiments/permuted_mnist.py data=FOLDER
     python experiments/permuted_mnist.py data=FOLDER stream=rotated out=.../rotated_mnist.json
     python experiments/published_mnist.py data=FOLDER

@@ -1,8 +1,9 @@
-"""Split MNIST: the shipped methods in the class-, domain- and task-incremental scenario.
+r"""Split MNIST: the shipped methods in the class-, domain- and task-incremental scenario.
 
     python experiments/split_mnist.py data=FOLDER            # mnist_train.npz, mnist_test.npz
     python experiments/split_mnist.py data=FOLDER scenarios=class methods=GPM,SI out=...
-    python experiments/split_mnist.py data=FASHION out=experiments/results/split_fashion.json
+    python experiments/split_mnist.py data=FASHION images=10000 scenarios=class,task \
+        out=experiments/results/split_fashion.json
 
 Five tasks of two digits in their order, one pass over the first 20,000 images (``images=``), the
 perceptron 784-100-100-10 from random weights, batch 32.  Three seeds (weights, order of images,

@@ -1,7 +1,8 @@
 """The public API explains itself: each argument, an example that runs, types where there are types.
 
-Public are the names of `jaxmerge.api`, the factories of every registry, and what the modules define
-that are used by themselves.  The examples run with the other doctests of the suite.
+Public are the names of `jaxmerge.api`, the factories of every registry, and all that a page of the
+reference (docs/api) shows.  A method of a class may be shown by the example of its class.  The
+examples run with the other doctests of the suite.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -19,46 +21,13 @@ from jaxmerge.continual import methods, optimisers, problems, registry  # noqa: 
 from jaxmerge.core.registry import Registry
 from jaxmerge.training import learner  # noqa: F401 - registers
 
-MODULES = [
-    "evaluation.metrics",
-    "models.clip",
-    "solvers",
-    "statistics",
-    "data.folders",
-    "data.npz",
-    "data.registry",
-    "data.sources",
-    "data.splits",
-    "data.text",
-    "data.streams.blurry",
-    "data.streams.hierarchy",
-    "data.streams.plans",
-    "data.streams.scenario",
-    "continual.buffers",
-    "continual.columns",
-    "continual.contrast",
-    "continual.drivers",
-    "continual.operators",
-    "continual.rotated",
-    "continual.streams",
-    "report.html",
-    "report.plots",
-    "report.style",
-    "report.tables",
-    "training.data_parallel",
-    "continual.memories.anchor",
-    "continual.memories.basis",
-    "continual.memories.eight_bits",
-    "continual.memories.feedback",
-    "continual.memories.gaussians",
-    "continual.memories.herding",
-    "continual.memories.importance",
-    "continual.memories.rate",
-]
+PACKAGES = ["evaluation.metrics", "models.clip", "solvers", "statistics"]
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "api").glob("*.md"))
+ENTRY = re.compile(r"^::: jaxmerge\.(\S+)\n(?:    options:\n      members: (.*)\n)?", re.MULTILINE)
 SECTION = re.compile(r"^Args:\n((?P<indent> +).*\n(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+(?:, \w+)*):", re.MULTILINE)
 # Data as recipes have it: mappings of names to anything, and lists of such.
-OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]")
+OPEN = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]|Sequence\[Any\]|list\[Any\]")
 ANYTHING = {"get": ["default has no type", "the result has no type"]}  # the default may be anything
 
 
@@ -68,32 +37,54 @@ def every() -> Iterator[object]:
     ours = lambda x: x.__module__.startswith("jaxmerge.continual.")  # tests register more
     for names in vars(registry).values():
         yield from filter(ours, names.values()) if isinstance(names, Registry) else ()
-    for name in MODULES:
+    for name in PACKAGES:
         module = importlib.import_module(f"jaxmerge.{name}")
-        yield from (getattr(module, name) for name in getattr(module, "__all__", own(module)))
+        yield from (getattr(module, name) for name in module.__all__)
+    for name, chosen in ENTRY.findall("".join(page.read_text() for page in PAGES)):
+        if chosen != "false":
+            module = importlib.import_module(f"jaxmerge.{name}")
+            yield from (getattr(module, n) for n in re.findall(r"\w+", chosen) or own(module))
 
 
 def own(module: ModuleType) -> list[str]:
-    """The public names that a module without ``__all__`` defines."""
+    """The public names that a module defines, or exports."""
     here = lambda x: getattr(x, "__module__", None) == module.__name__
-    return [name for name, x in vars(module).items() if name[0] != "_" and here(x)]
+    defined = [name for name, x in vars(module).items() if name[0] != "_" and here(x)]
+    return getattr(module, "__all__", defined)
 
 
-def public() -> dict[str, Callable]:
-    """Every public function, by where it is defined."""
-    functions = (f for f in every() if inspect.isroutine(f))
-    return {f"{f.__module__}.{f.__qualname__}": f for f in functions}
+def methods_of(kind: type) -> Iterator[Callable]:
+    """The public methods and properties that a class defines itself."""
+    for name, x in vars(kind).items():
+        x = getattr(x, "fget", None) or getattr(x, "func", None) or getattr(x, "__func__", x)
+        if name[0] != "_" and inspect.isfunction(x) and x.__module__ == kind.__module__:
+            yield x
 
 
-def missing(function: Callable) -> list[str]:
+def public() -> dict[str, tuple[Callable, str]]:
+    """Every public function, by where it is defined, with the example of its class."""
+    out = {}
+    for x in every():
+        functions, example = [x], ""
+        if inspect.isclass(x):
+            functions, example = list(methods_of(x)), x.__doc__ or ""
+        for f in filter(inspect.isroutine, functions):
+            if inspect.unwrap(f).__name__ != "<lambda>":
+                out[f"{f.__module__}.{f.__qualname__}"] = (f, example)
+    return out
+
+
+def missing(function: Callable, example: str = "") -> list[str]:
     """What the docstring and the annotations of a function leave unsaid."""
     function = inspect.unwrap(function)
     doc = inspect.getdoc(function) or ""
     section = SECTION.search(doc + "\n")
     explained = ", ".join(ARGUMENT.findall(inspect.cleandoc(section[1]))) if section else ""
-    out = [] if ">>>" in doc else ["no example"]
+    out = [] if ">>>" in doc + example else ["no example"]
     signature = inspect.signature(function)
-    for name, p in signature.parameters.items():
+    own = [k for i, k in enumerate(signature.parameters) if i or k not in ("self", "cls")]
+    for name in own:
+        p = signature.parameters[name]
         if name not in explained.split(", "):
             out.append(f"Args lacks {name}")
         if p.annotation is p.empty or (p.kind is not p.VAR_KEYWORD and vague(p.annotation)):
@@ -108,10 +99,13 @@ def vague(annotation: str) -> bool:
     return bool(re.search(r"\bAny\b", OPEN.sub("", re.sub(r"Callable\[.*\]", "", annotation))))
 
 
-@pytest.mark.parametrize("name", sorted(public()))
+PUBLIC = public()
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_public_functions_explain_themselves(name):
-    function = public()[name]
-    assert missing(function) == ANYTHING.get(function.__name__, [])
+    function, example = PUBLIC[name]
+    assert missing(function, example) == ANYTHING.get(function.__name__, [])
 
 
 def test_what_is_left_unsaid_is_noticed():

@@ -10,7 +10,8 @@ compiled before it is timed, FusionBench (MIT; used as it is installed) by its c
 pool of torch modules.  Of --repeat runs the least counts.  "differ by" is the norm of the
 difference of both merged task vectors of one kernel over the norm of ours.  WUDI and DOP take
 --steps steps of their descents.  Not in FusionBench: TSV-Compress, PCB, DELLA; its RegMean takes
-CLIP models and data, so it is not compared.
+CLIP models and data, so it is not compared.  A third of the model (--blocks 4 --repeat 1) takes
+some twenty minutes on two idle cores, nearly all of them FusionBench's.
 
 Writes `matrix_merges_<device>.json` and `.md`, after every method, with the load average.  On a
 busy machine LAPACK's and torch's threads wait for each other by spinning, so even processor times
@@ -47,7 +48,7 @@ def method_of(name: str, steps: int) -> jm.Merge:
         "iso_c": lambda: jm.iso_c(),
         "iso_cts": lambda: jm.iso_cts(output_axis=0),
         "wudi": lambda: jm.wudi(steps=steps, output_axis=0),
-        "opcm": lambda: jm.opcm(),
+        "opcm": lambda: jm.opcm(zero_diag=True),  # as its general class does
         "dop": lambda: jm.dop(steps=steps),
     }[name]()
 

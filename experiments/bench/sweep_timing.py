@@ -4,11 +4,11 @@
     python experiments/bench/sweep_timing.py --seeds 2 --factors 4        # to try it out
 
 Clouds of points and two dense layers, three tasks (tests/clouds.py), so that what is timed is the
-sweep and not the training.  Three figures, wall and processor seconds of whole commands:
+sweep and not the training.  Wall and processor seconds of whole commands:
 
-* `grid`: seeds x factors of MagMax, into an empty store;
-* `added`: five densities of TIES on the models that are kept, beside the same into an empty store;
-* `terminals`: four settings that train on their own, by one command and by two at once.
+* seeds x factors of MagMax, into an empty store;
+* five densities of TIES on the models that are kept, beside the same into an empty store;
+* four settings that train on their own, by one command and by two at once.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def sweep(store: Path, grid: str, count: int = 1) -> dict[str, float]:
     command += [str(store.parent / "clouds.py"), "--out", str(store), "--resume", "-q", "--grid"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     store.mkdir(exist_ok=True)
+    load = os.getloadavg()[0]
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     running = [
         subprocess.Popen([*command, grid], env=env, stdout=subprocess.DEVNULL) for _ in range(count)
@@ -69,7 +70,10 @@ def sweep(store: Path, grid: str, count: int = 1) -> dict[str, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     cells = len(result_store.read(store))
-    return {"wall": time.perf_counter() - began, "cpu": spent, "cells": cells}
+    return {
+        "wall s": round(time.perf_counter() - began, 1), "processor s": round(spent, 1),
+        "cells in the store": cells, "load average before": round(load, 1),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -82,21 +86,23 @@ def main() -> None:
     options = parser.parse_args()
     seeds = "seed=" + ",".join(map(str, range(options.seeds)))
     factors = "factor=" + ",".join(f"{(k + 1) / options.factors:g}" for k in range(options.factors))
+    settings = "seed=0 epochs=1,2,3,4 method=magmax"
     ties = f"{seeds} method=ties density=0.1,0.2,0.3,0.4,0.5"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "clouds.py").write_text(EXPERIMENT.format(tests=str(ROOT / "tests")))
-        report = {"versions": versions(), "machine": machine()}
-        report["grid"] = sweep(folder / "a", f"{seeds} method=magmax {factors}")
-        report["added"] = sweep(folder / "a", ties)
-        report["added, nothing kept"] = sweep(folder / "b", ties)
-        settings = "seed=0 epochs=1,2,3,4 method=magmax"
-        report["terminals, one"] = sweep(folder / "c", settings)
-        report["terminals, two"] = sweep(folder / "d", settings, count=2)
-    for name in ("grid", "added", "added, nothing kept", "terminals, one", "terminals, two"):
-        figures = report[name]
-        print(f"{name}: {figures['wall']:.1f} s, {figures['cpu']:.1f} s of a processor, "
-              f"{figures['cells']} cells in the store")  # fmt: skip
+        timings = {
+            f"grid of {options.seeds * options.factors} merges": sweep(
+                folder / "a", f"{seeds} method=magmax {factors}"
+            ),
+            "5 densities of TIES added": sweep(folder / "a", ties),
+            "the same, nothing kept": sweep(folder / "b", ties),
+            "4 trainings, one terminal": sweep(folder / "c", settings),
+            "4 trainings, two terminals": sweep(folder / "d", settings, count=2),
+        }
+    report = {"versions": versions(), "machine": machine(), "timings": timings}
+    for name, figures in timings.items():
+        print(f"{name}: {figures}")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 

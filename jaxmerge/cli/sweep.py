@@ -14,6 +14,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -229,7 +230,9 @@ def on_ray(
         raise UserError('--ray needs Ray: pip install "jaxmerge[ray]".') from None
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+        with warnings.catch_warnings():  # Ray forks to start programs; none goes on in JAX's place
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(work)
     waiting = {

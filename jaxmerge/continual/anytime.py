@@ -34,6 +34,13 @@ def anytime(stream: Stream, R: Array) -> Anytime:
 
     Source: Koh et al., CLIB, ICLR 2022, section 4: accuracy at every so many examples over the
     classes met so far, and its mean; two runs compare only with the same marks.
+
+    >>> from jaxmerge.continual.streams import planned
+    >>> from jaxmerge.data.streams.plans import online
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> stream = planned(online(y, 2), (x, y), (x, y), batch=1)  # two tasks of two steps
+    >>> anytime(stream, np.full((2, 2, 4), 0.5)).accuracy.tolist()
+    [0.5, 0.5, 0.5, 0.5]
     """
     R = np.asarray(R)
     if R.ndim != 3:

@@ -20,6 +20,8 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     """Raise ValueError for what cannot be run.
 
     Args:
+        setup: model, problem, optimiser, methods and merges.
+        stream: the data, and the plan of their batches.
         traced: the stream is to be one traced function, so no hook may need the host.
 
     Raises:
@@ -27,6 +29,15 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
             the host in `program`; slots that do not suffice for the tasks; a group without an
             evaluator or without an example; an index plan that breaks its promise; a metric that
             is no number for each example; a memory or params that change their form.
+
+    >>> from jaxmerge.continual import optimisers, problems, streams
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> stream = streams.split((x, y), (x, y), [[0, 1], [2, 3]], batch=2)
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1), start="lats")
+    >>> check(setup, stream)
+    Traceback (most recent call last):
+    ValueError: no start is named 'lats': did you mean last?
     """
     wrong = [*_setup(setup, traced), *_plan(stream), *_groups(setup, stream)]
     if wrong:

@@ -31,6 +31,12 @@ class Deploy(NamedTuple):
             without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
+
+    >>> both = Deploy("MagMax", "magmax", (0.25, 0.75), each=True)
+    >>> both.rows()
+    [('MagMax, factor 0.25', 0.25), ('MagMax, factor 0.75', 0.75)]
+    >>> both.merge(), len(both.split())  # one fold serves both
+    (magmax(factor=0.25), 1)
     """
 
     label: str
@@ -52,7 +58,11 @@ class Deploy(NamedTuple):
         return [self._replace(label=row, factors=(f,)) for row, f in self.rows()]
 
     def merge(self, factor: float | None = None) -> Merge:
-        """The method under one factor, by default the first."""
+        """The method under one factor, by default the first.
+
+        Args:
+            factor: of the method; None: the first of `factors`, or its default.
+        """
         if self.method is None:
             raise TypeError(f"{self.label!r} deploys the last model: there is no merge to make.")
         if isinstance(self.method, Merge):
@@ -73,6 +83,9 @@ LAST = Deploy("last model")
 
 def deploy(what: Deploy | Merge | str) -> Deploy:
     """A deployment from a name ("last model", "magmax"), a merge, or a `Deploy` as it is.
+
+    Args:
+        what: "last model", the name of a method, a merge, or a deployment.
 
     >>> deploy("last model") == LAST, deploy("magmax").merge()
     (True, magmax())

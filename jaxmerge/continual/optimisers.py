@@ -63,6 +63,9 @@ def is_linear(optimiser: Spec) -> bool:
     """Whether what it proposes is a linear function of the task's gradients, leaf by leaf: plain
     SGD, with or without momentum.
 
+    Args:
+        optimiser: spec of one.
+
     >>> is_linear(sgd(0.1, momentum=0.9)), is_linear(sgd(0.1, clip=1.0)), is_linear(adam())
     (True, False, False)
     """

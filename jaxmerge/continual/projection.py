@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from jaxmerge.continual.optimisers import is_linear
 from jaxmerge.continual.parts import Parts
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.wraps.kernels import fan_in
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.errors import listed
 from jaxmerge.numerics.precision import full_precision
 
@@ -48,14 +48,30 @@ class Span(NamedTuple):
 
 @full_precision
 def outside(span: Span, update: Array) -> Array:
-    """u - M M' u of an update [in, out], or of a convolution's [height, width, in, out]."""
+    """u - M M' u of an update [in, out], or of a convolution's [height, width, in, out].
+
+    Args:
+        span: of the kernel.
+        update: [in, out] or [height, width, in, out], as `span.vectors` has in.
+
+    >>> outside(Span(jnp.array([[1.0], [0.0]])), jnp.ones((2, 2))).tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
     flat = update.reshape(span.vectors.shape[0], -1)
     return (flat - span.vectors @ (span.vectors.T @ flat)).reshape(update.shape)
 
 
 @full_precision
 def rows_outside(span: Span, x: Array) -> Array:
-    """x - x M M' of rows [.., in]."""
+    """x - x M M' of rows [.., in].
+
+    Args:
+        span: of the kernel that reads the rows.
+        x: rows [.., in].
+
+    >>> rows_outside(Span(jnp.array([[1.0], [0.0]])), jnp.ones((1, 2))).tolist()
+    [[0.0, 1.0]]
+    """
     if span.projector is not None:
         return x - x @ span.projector
     return x - (x @ span.vectors) @ span.vectors.T
@@ -67,20 +83,37 @@ class Projection(NamedTuple):
     Attributes:
         spans: kernel -> `Span`.
         of_rows: whether gradients are made of projected rows, so that updates need nothing.
+
+    >>> there = Projection({"w": Span(jnp.array([[1.0], [0.0]]))}, of_rows=False)
+    >>> there.updates({"w": jnp.ones((2, 1))})["w"].tolist()
+    [[0.0], [1.0]]
+    >>> apply = lambda params, x: x @ params["w"]
+    >>> there.learn(apply, {"w": jnp.ones((2, 1))}, jnp.ones((1, 2))).tolist()
+    [[2.0]]
     """
 
     spans: Mapping[str, Span]
     of_rows: bool
 
-    def learn(self, apply: Callable, params: Leaves, *args: Any) -> Any:
-        """``apply(params, *args)`` whose gradients of kernels are projected, if `of_rows`."""
+    def learn(self, apply: Callable, params: Leaves, *args: Tree) -> Tree:
+        """``apply(params, *args)`` whose gradients of kernels are projected, if `of_rows`.
+
+        Args:
+            apply: ``(params, *args) -> Outputs``, as a model has it.
+            params: of the model.
+            args: what else `apply` reads: inputs, task, key.
+        """
         if not self.of_rows:
             return apply(params, *args)
         there = {n: _operator(params[n], s) for n, s in self.spans.items()}
         return operated(apply, params, there, *args)
 
-    def updates(self, updates: Any) -> Any:
-        """Updates outside the spans, if they are not already."""
+    def updates(self, updates: Tree) -> Tree:
+        """Updates outside the spans, if they are not already.
+
+        Args:
+            updates: what the optimiser proposes, by kernel.
+        """
         if self.of_rows:
             return updates
         own = lambda n, u: outside(self.spans[n], u) if n in self.spans else u
@@ -90,9 +123,23 @@ class Projection(NamedTuple):
 def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows: int) -> Projection:
     """The spans that methods name, for steps that show `rows` examples in all.
 
+    Args:
+        setup: its optimiser decides the form.
+        parts: what was built of it.
+        memory: of each method, in order.
+        trained: leaf -> array, those that steps move.
+        rows: examples that the steps of a task show in all.
+
     Raises:
         ValueError: two methods name a span of one kernel; one of no trained kernel, or of other
             inputs than it has.
+
+    >>> from jaxmerge.continual import optimisers, problems
+    >>> from jaxmerge.continual.parts import build
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1))
+    >>> projection(setup, build(setup, 2), (), {}, rows=8)  # no method names a span
+    Projection(spans={}, of_rows=False)
     """
     spans: dict[str, Span] = {}
     for method, name, own in zip(parts.methods, parts.names, memory, strict=True):

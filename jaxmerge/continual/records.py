@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 
 LAST = "last model"  # the label of the deployment that is no merge
 
@@ -88,6 +88,10 @@ class Model(NamedTuple):
             of several leaves. None: they are found, see `jaxmerge.continual.taps`.
         weights: ``(params, task) -> leaves``: what merges fold, by default every leaf.
         put: ``(params, merged) -> params``: brings a merge of `weights` back.
+
+    >>> model = Model(lambda key: {"w": 2.0}, lambda params, x, task: params["w"] * x)
+    >>> model.learn({"w": 2.0}, 3.0, task=0, key=None), model.answer({"w": 2.0}, 3.0, seen=0)
+    (6.0, 6.0)
     """
 
     init: Callable[[Array], Leaves]
@@ -103,14 +107,27 @@ class Model(NamedTuple):
     weights: Callable[..., Leaves] = lambda params, task: params
     put: Callable[[Leaves, Leaves], Leaves] = lambda params, merged: {**params, **merged}
 
-    def learn(self, params: Leaves, inputs: Any, task: Array, key: Array) -> Outputs:
-        """Outputs as in training: `train`, or else `apply`."""
+    def learn(self, params: Leaves, inputs: Tree, task: Array, key: Array) -> Outputs:
+        """Outputs as in training: `train`, or else `apply`.
+
+        Args:
+            params: all leaves.
+            inputs: [B, ...], or a pytree of such.
+            task: int32, or [B].
+            key: PRNG key, of dropout and the like.
+        """
         if self.train is None:
             return self.apply(params, inputs, task)
         return self.train(params, inputs, task, key)
 
-    def answer(self, params: Leaves, inputs: Any, seen: Array) -> Outputs:
-        """Outputs without the task: `predict`, or else `apply`."""
+    def answer(self, params: Leaves, inputs: Tree, seen: Array) -> Outputs:
+        """Outputs without the task: `predict`, or else `apply`.
+
+        Args:
+            params: all leaves.
+            inputs: [B, ...], or a pytree of such.
+            seen: int32, the last task that was learnt.
+        """
         return (self.predict or self.apply)(params, inputs, seen)
 
 

@@ -77,6 +77,9 @@ STARTS = {s.name: s for s in (from_base, from_last, from_running)}
 def start(what: Start | str) -> Start:
     """A start from its name, or as it is.
 
+    Args:
+        what: "base", "last" or "running", or a start.
+
     Raises:
         ValueError: no start is named so.
 

@@ -92,6 +92,12 @@ class Stream(NamedTuple):
         promise: what the index plan promises: "once" (each row at most once in the whole stream),
             "epochs" (within a task no row comes again before all have come, and none of `sample`
             is left out), or "nothing".
+
+    >>> import numpy as np
+    >>> from jaxmerge.continual import streams
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> streams.split((x, y), (x, y), [[0, 1], [2, 3]], batch=2).tasks
+    2
     """
 
     inputs: Any

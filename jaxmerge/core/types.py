@@ -102,7 +102,9 @@ class Transform(NamedTuple):
     name (`like` maps all names to arrays or shapes); the kernel is then not called.  `models` is
     the length of a hyperparameter with a number for each model: that many models may come.
     `needs` names the `extra` side information that the kernel reads.  `decomposes` says that it
-    calls LAPACK (see `jaxmerge.numerics.blas_threads`).
+    calls LAPACK (see `jaxmerge.numerics.blas_threads`).  `host`, if given, computes what numpy
+    finds faster: ``host(model, base) -> side information`` of one leaf, which the kernel reads from
+    `extra` and computes itself where it is not there.
     """
 
     kernel: Callable[[Array, Context], Array]
@@ -113,6 +115,7 @@ class Transform(NamedTuple):
     models: int | None = None
     needs: tuple[str, ...] = ()
     decomposes: bool = False
+    host: Callable[[Any, Any], Mapping[str, Any] | None] | None = None
 
     def __repr__(self) -> str:
         return repr(self.spec) if self.spec is not None else "Transform(...)"

@@ -34,7 +34,12 @@ PARTS = ("split", "class", "domain")
 
 
 class Files(Pictures):
-    """Image files under one folder."""
+    """Image files under one folder.
+
+    >>> files = Files(Path("pets"), ["cat/1.png", "dog/2.png"], "pets")
+    >>> files.label(1), files.encoded(1).as_posix()
+    ('dog/2.png', 'pets/dog/2.png')
+    """
 
     def __init__(self, root: Path, paths: Sequence[str], name: str):
         self.root, self.paths, self.name = root, list(paths), name
@@ -43,9 +48,19 @@ class Files(Pictures):
         return len(self.paths)
 
     def encoded(self, row: int) -> Path:
+        """The path of a file.
+
+        Args:
+            row: its position.
+        """
         return self.root / self.paths[row]
 
     def label(self, row: int) -> str:
+        """The path below the folder, for messages.
+
+        Args:
+            row: its position.
+        """
         return self.paths[row]
 
 

@@ -13,13 +13,17 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from jaxmerge.data.sources import Source
 from jaxmerge.data.splits import without
 from jaxmerge.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 THREADS, STRIDE = 8, 64  # PIL decodes outside Python's lock
 BROKEN = (SyntaxError, ValueError, struct.error, zlib.error)  # what PIL raises beside OSError
@@ -36,6 +40,20 @@ class Pictures(abc.ABC):
 
     A subclass defines `__len__`, `encoded(row)`, which gives a file name or an open file, and may
     define `label(row)`, what a message calls the picture.
+
+    >>> import io
+    >>> from PIL import Image
+    >>> class Grey(Pictures):
+    ...     def __len__(self):
+    ...         return 2
+    ...
+    ...     def encoded(self, row):
+    ...         file = io.BytesIO()
+    ...         Image.new("L", (4, 4), 100 * row).save(file, "png")
+    ...         return file
+    >>> pictures = Grey()
+    >>> pictures[[1]][0].getpixel((0, 0)), pictures.corrupt(), pictures.describe({1: "empty"})
+    (100, {}, '1 corrupt image: image 1 (empty)')
     """
 
     name = "pictures"
@@ -44,15 +62,26 @@ class Pictures(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def encoded(self, row: int) -> Any:
-        """A file name, or a binary file, that holds the picture."""
+    def encoded(self, row: int) -> str | Path | BinaryIO:
+        """A file name, or a binary file, that holds the picture.
+
+        Args:
+            row: its position.
+        """
 
     def label(self, row: int) -> str:
-        """What messages call the picture."""
+        """What messages call the picture.
+
+        Args:
+            row: its position.
+        """
         return f"image {row}"
 
-    def picture(self, row: int) -> Any:
+    def picture(self, row: int) -> Image:
         """One picture, decoded.
+
+        Args:
+            row: its position.
 
         Raises:
             OSError: it cannot be decoded.
@@ -97,7 +126,11 @@ class Pictures(abc.ABC):
         return pictures
 
     def describe(self, wrong: dict[int, str]) -> str:
-        """Count and names: "2 corrupt images: a.jpg (truncated), b.jpg (empty)"."""
+        """Count and names: "2 corrupt images: a.jpg (truncated), b.jpg (empty)".
+
+        Args:
+            wrong: position -> why the picture cannot be decoded.
+        """
         names = [f"{self.label(row)} ({why})" for row, why in wrong.items()]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         count = f"{len(names)} corrupt image{'s' * (len(names) > 1)}"
@@ -130,6 +163,14 @@ def skip_corrupt(source: Source) -> Source:
     """The source without its corrupt images, which a warning names and counts.
 
     Every image is decoded once.  Sources that hold no pictures come back as they are.
+
+    Args:
+        source: of pictures, or of anything else.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> source = digits()
+    >>> skip_corrupt(source) is source  # arrays, nothing to decode
+    True
     """
     if not isinstance(source.inputs, Pictures):
         return source

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
+from jaxmerge.data.sources import Inputs
 from jaxmerge.errors import UserError
 
 Prepare = Callable[[Any], np.ndarray]
@@ -71,13 +72,16 @@ class Examples:
 
 
 def examples(
-    parts: Sequence[tuple[Any, np.ndarray]], prepare: Prepare, room: int | None = None
+    parts: Sequence[tuple[Inputs, np.ndarray]], prepare: Prepare, room: int | None = None
 ) -> np.ndarray | Examples:
     """Examples of a task: prepared at once if they fit into `room`, or else when asked for.
 
     Args:
         parts, prepare: as in `Examples`.
         room: bytes; an eighth of the machine's memory by default.
+
+    >>> examples([(np.arange(6), np.array([1, 3]))], lambda x: 2 * x).tolist()
+    [2, 6]
     """
     lazy = Examples(parts, prepare)
     if not len(lazy):

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxmerge.errors import closest
 
 SPLITS = ("train", "val", "test")
+
+
+class Inputs(Protocol):
+    """Random access: ``inputs[rows]`` with integer rows gives a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 class Texts:
@@ -44,6 +52,12 @@ class Source:
         templates: prompts with one ``{}`` for the class name.
         splits: "train" / "val" / "test" -> rows, disjoint.
         domains: int32 [N] and their names, for domain-incremental streams; None without domains.
+
+    >>> splits = {"train": [0, 1, 2], "val": [3], "test": [4]}
+    >>> labels, classes = [0, 1, 0, 1, 1], ("cat", "dog")
+    >>> source = Source("toy", np.zeros((5, 2)), labels, classes, ("a {}.",), splits)
+    >>> source.rows("train", classes=[0]).tolist()
+    [0, 2]
     """
 
     name: str
@@ -94,8 +108,19 @@ class Source:
         if wrong:
             raise ValueError(f"Source {self.name!r}: {'; '.join(wrong)}.")
 
-    def rows(self, split: str, classes: Any = None, domain: int | None = None) -> np.ndarray:
-        """Rows of a split, of some classes only (positions in `classes`), of one domain only."""
+    def rows(
+        self,
+        split: str,
+        classes: Sequence[int] | np.ndarray | None = None,
+        domain: int | None = None,
+    ) -> np.ndarray:
+        """Rows of a split, of some classes only (positions in `classes`), of one domain only.
+
+        Args:
+            split: "train", "val" or "test".
+            classes: positions in `classes`; None: all.
+            domain: position in `domain_names`; None: all.
+        """
         rows = self.splits[split]
         if classes is not None:
             rows = rows[np.isin(self.labels[rows], np.asarray(classes))]

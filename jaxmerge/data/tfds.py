@@ -15,7 +15,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from jaxmerge.data.sources import SPLITS, Source, Texts
 from jaxmerge.data.splits import complete
 from jaxmerge.errors import UserError
 from jaxmerge.io.hashes import cache_folder
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 OFFICIAL = {"train": "train", "val": "validation", "test": "test"}
 
@@ -47,7 +50,7 @@ class Records(Pictures):
         data, _, at = self.where(row)
         return io.BytesIO(data[at][self.key])
 
-    def picture(self, row: int) -> Any:
+    def picture(self, row: int) -> PIL.Image.Image:
         from PIL import Image
 
         picture = super().picture(row)
@@ -87,11 +90,17 @@ def tfds(
         label: what the class is called.
         domain: (text feature, regular expression): the domain is its group in that feature.
         transpose: the pictures are stored mirrored about the diagonal, as EMNIST's.
+        name: what reports call it; the data set's name by default.
+        val, test: shares of "train" held out where the data set has no such split.
         templates, per_class, seed: as in `jaxmerge.data.folders.folder`.
 
     Raises:
         UserError: not installed, not prepared (with the command that does it), another format.
         ValueError: a data set without the features or splits asked for.
+
+    >>> tfds("nowhere", "mnist")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: mnist is not prepared in nowhere. ...
     """
     name = name or dataset.split("/")[0]
     builders = [_builder(Path(path), f"{dataset}/{c}" if c else dataset) for c in configs or ("",)]
@@ -144,7 +153,15 @@ def tfds(
 
 
 def command(dataset: str, path: str | Path) -> str:
-    """The command that prepares a data set."""
+    """The command that prepares a data set.
+
+    Args:
+        dataset: its name, with a configuration "emnist/letters".
+        path: the folder of prepared data sets.
+
+    >>> command("mnist", "data")
+    'tfds build mnist --data_dir=data --file_format=array_record'
+    """
     return f"tfds build {dataset} --data_dir={path} --file_format=array_record"
 
 

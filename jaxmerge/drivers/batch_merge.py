@@ -33,7 +33,7 @@ from jaxmerge.drivers.leaf import (
     merge_leaf,
     start_leaf,
 )
-from jaxmerge.drivers.measuring import measure_cells, measure_row, side
+from jaxmerge.drivers.measuring import beside_on_host, measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
 from jaxmerge.numerics.blas_threads import shared_out
 
@@ -143,7 +143,7 @@ def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
             measured=tuple(f[n] for f in rows_measured),
             extras=tuple(side(e, n) for e in sides),
         )
-        return run(grid[n].specs, inputs, zero)
+        return run(grid[n].specs, beside_on_host(grid[n], inputs, zero), zero)
 
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
         return finish({n: folded(n, fold_leaf) for n in grid})

@@ -33,6 +33,20 @@ def side(extra: Any, name: str) -> dict[str, Any]:
     return {k: v[name] for k, v in extra.items() if name in v}
 
 
+def beside_on_host(pipeline: Any, inputs: LeafInputs, zero: bool) -> LeafInputs:
+    """The inputs with what the first transform has numpy compute about every row of the leaf."""
+    asking = [t for t in pipeline.before if t.host is not None]
+    arrays = (inputs.base, *inputs.models)
+    if zero or len(asking) != 1 or asking[0] is not pipeline.before[0]:
+        return inputs
+    if not concrete(arrays) or not all(map(_here, arrays)):
+        return inputs
+    base, *models = map(np.asarray, arrays)
+    known = [asking[0].host(m, base) or {} for m in models]
+    extras = inputs.extras or ({},) * len(models)
+    return inputs._replace(extras=tuple(e | k for e, k in zip(extras, known, strict=True)))
+
+
 def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> dict[str, tuple]:
     """Per leaf, what the measures of the stages before the merge (and of the fold) found.
 
@@ -190,6 +204,11 @@ def _read(inputs: LeafInputs) -> LeafInputs:
 def _on_host(measure: Measure, leaf: Any, arguments: Any) -> bool:
     if measure.host is None or not concrete(leaf, arguments):
         return False
+    return _here(leaf)
+
+
+def _here(leaf: Any) -> bool:
+    """Whether an array lies in this host's memory."""
     if not isinstance(leaf, jax.Array):
         return True
     here = leaf.is_fully_addressable  # else another host holds a part of it

@@ -49,7 +49,13 @@ from jaxmerge.drivers.leaf import (
     start_at_once,
     update_leaf,
 )
-from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.drivers.measuring import (
+    beside_on_host,
+    measure_cells,
+    measure_opening,
+    measure_row,
+    side,
+)
 from jaxmerge.numerics.blas_threads import shared_out
 
 Nonfinite = Literal["raise", "zero"]
@@ -213,15 +219,11 @@ def absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
     """The cells after one more model."""
     summaries = measure_row(grid, base, model, key, step, extra, zero)
     summaries = measure_opening(grid, cells, summaries)
+    inputs = lambda n, p: LeafInputs(
+        base[n], (model[n],), p.key(key, n), step, (summaries[n],), (side(extra, n),)
+    )
     return {
-        n: update_leaf(
-            p.specs,
-            cells[n],
-            LeafInputs(
-                base[n], (model[n],), p.key(key, n), step, (summaries[n],), (side(extra, n),)
-            ),
-            zero,
-        )
+        n: update_leaf(p.specs, cells[n], beside_on_host(p, inputs(n, p), zero), zero)
         for n, p in grid.items()
     }
 

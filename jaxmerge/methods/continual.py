@@ -40,7 +40,8 @@ def opcm(
 
     Args:
         alpha: share of the nuclear norm of a kernel whose subspace is protected, in [0, 1].
-        zero_diag: see `add_projected`; False is what the released code computes.
+        zero_diag: see `add_projected`; False is what the authors' released code computes, True what
+            FusionBench's class for any architecture does (0.2.33).
         leaves: ``(name, leaf) -> label`` or ordered rules ``[(regex, label), ...]`` with labels
             "matrix" (projected), "rest" (added) and "base" (left as in the base).
         double: decompose float32 kernels in float64, see `add_projected`.

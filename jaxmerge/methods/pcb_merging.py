@@ -90,7 +90,9 @@ def balance(density: Number = 0.2, scope: Literal["global", "leaf"] = "global") 
             sampled = lambda x: {"sample": STRIDE * sample(Row(x), 1), "size": np.int64(size)}
             return [sampled(x) for x in given]
         every = zip(given, summary["best"], strict=True)
-        return [score.host(Row(x), best, turn - 2) for x, best in every]
+        assert score.host  # else this function is not called
+        look = score.host
+        return [{} if score.done(b) else look(Row(x), b, turn - 2) for x, b in every]
 
     def refine(summary, total, turn):
         if turn == 0:
@@ -100,9 +102,10 @@ def balance(density: Number = 0.2, scope: Literal["global", "leaf"] = "global") 
             xp = numpy_of(total["size"], density)
             share = xp.asarray(total["size"], xp.float32) / total["sums"]
             return summary | {"share": share, "best": [score.init() for _ in range(many)]}
-        best = [score.refine(b, t, turn - 2) for b, t in zip(summary["best"], total, strict=True)]
+        every = zip(summary["best"], total, strict=True)
+        best = [b if score.done(b) else score.refine(b, t, turn - 2) for b, t in every]
         best = [_near_enough(b, len(best)) for b in best]
-        if any(b["rank"] is not None for b in best):
+        if not all(map(score.done, best)):
             return summary | {"best": best}
         xp = numpy_of(*(b["value"] for b in best))
         return {
@@ -156,12 +159,10 @@ def squares(rows, powers):
 
 def _power(x, n: int):
     """x^n by squaring; numpy would take a logarithm."""
-    result = None
-    while n:
-        if n & 1:
-            result = x if result is None else result * x
-        x, n = x * x if n > 1 else x, n >> 1
-    return result
+    if n == 1:
+        return x
+    half = _power(x * x, n // 2)
+    return half * x if n % 2 else half
 
 
 def scores(rows, ends, share):

@@ -29,7 +29,6 @@ from jaxmerge.core.types import Array
 from jaxmerge.io.architectures.roles import role_of
 
 BLOCK = 1 << 23  # entries of a matrix that are in float64 at a time
-STRIPS = 4  # in which a Gram matrix is formed
 
 
 def by_kernel(name: str, leaf: Array) -> str:
@@ -96,19 +95,8 @@ def polar_and_values(x: Array) -> tuple[Array, Array]:
 
     Its derivative has no differences of singular values in it, so equal ones do no harm.
     """
-    if x.dtype == jnp.float64:
-        u, s, vt = _by_svd(x, None)
-        return u @ vt, s
-    return _polar_by_gram(x)
-
-
-@jax.custom_batching.sequential_vmap
-def _polar_by_gram(x: Array) -> tuple[Array, Array]:
-    """With x x' = u s^2 u' the polar factor is u s^-1 u' x: one product with x and none with vt."""
-    with jax.enable_x64(True):
-        u, s, known = _of_gram(x, jnp.float64)
-        root = (u * jnp.where(known, 1 / s, 0)[None, :]) @ u.T
-        return product(root, x, int(x.shape[0] <= x.shape[1])), s.astype(x.dtype)
+    u, s, vt = thin_svd(x)
+    return u @ vt, s
 
 
 @polar_and_values.defjvp
@@ -142,8 +130,12 @@ def _triples(double: bool, vectors: int | None) -> Callable:
     @jax.custom_batching.sequential_vmap
     def by_gram(x):
         with jax.enable_x64(double):
-            u, s, known = _of_gram(x, jnp.float64 if double else jnp.float32)
-            u = jnp.where(known[None, :vectors], u[:, :vectors], 0)
+            wide = jnp.float64 if double else jnp.float32
+            squares, u = jnp.linalg.eigh(_gram(x, wide), symmetrize_input=False)
+            squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
+            s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(wide).tiny))
+            known = (squares > _noise(x, wide) * squares[0])[:vectors]
+            u = jnp.where(known[None, :], u[:, :vectors], 0)
             other = product((u / s[None, :vectors]).T, x, int(x.shape[0] <= x.shape[1]))
             u, s = u.astype(x.dtype), s.astype(x.dtype)
             return (other, s, u.T) if x.shape[0] > x.shape[1] else (u, s, other)
@@ -168,31 +160,15 @@ def _triples(double: bool, vectors: int | None) -> Callable:
     return decompose
 
 
-def _of_gram(x: Array, dtype: Any) -> tuple[Array, Array, Array]:
-    """Singular vectors [k, k] of the shorter side as columns, the values, which are not noise."""
-    squares, u = jnp.linalg.eigh(_gram(x, dtype), symmetrize_input=False)
-    squares, u = squares[::-1], u[:, ::-1]  # eigenvalues come rising
-    s = jnp.sqrt(jnp.maximum(squares, jnp.finfo(dtype).tiny))
-    return u, s, squares > _noise(x, dtype) * squares[0]
-
-
 def _gram(x: Array, dtype: Any) -> Array:
-    """The lower triangle of the Gram matrix [k, k] of the shorter side.
-
-    By strips: all that LAPACK reads takes 0.6 of the multiplications of the whole.
-    """
+    """The Gram matrix [k, k] of the shorter side."""
     long = int(x.shape[0] <= x.shape[1])
-    side = min(x.shape)
-    strip = max(64, -(-side // STRIPS))
 
     def add(total, at, block):
-        y = block.astype(dtype) if long else block.astype(dtype).T
-        for i in range(0, side, strip):
-            part = y[i:] @ y[i : i + strip].T
-            total = total.at[i:, i : i + strip].add(part)
-        return total
+        y = block.astype(dtype)
+        return total + (y @ y.T if long else y.T @ y)
 
-    return _over_blocks(add, jnp.zeros((side, side), dtype), x, long, dtype)
+    return _over_blocks(add, jnp.zeros((min(x.shape),) * 2, dtype), x, long, dtype)
 
 
 def product(a: Array, x: Array, axis: int = 1) -> Array:

@@ -12,7 +12,14 @@ from jaxmerge.studies.results import Results, Vectors
 
 
 def of(results: Results) -> list[Plot]:
-    """Cosines, signs, magnitudes and MagMax's shares, if the results have task vectors."""
+    """Cosines, signs, magnitudes and MagMax's shares, if the results have task vectors.
+
+    Args:
+        results: of an experiment.
+
+    >>> of(Results("toy", "one task", ["cat"], {}, [], [], {}, {}, {}))  # without task vectors
+    []
+    """
     from jaxmerge.report.dots import bars
     from jaxmerge.report.heatmaps import heatmaps
 

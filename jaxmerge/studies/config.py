@@ -60,6 +60,7 @@ from jaxmerge.studies.settings import build_all, built, methods_of, only
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import Learner
 
+Default = TypeVar("Default")
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
@@ -73,8 +74,18 @@ KINDS = (
 )
 
 
-def setting(value: Any) -> Any:
-    """A field whose default is a list or a mapping, copied for every experiment."""
+def setting(value: Default) -> Default:
+    """A field whose default is a list or a mapping, copied for every experiment.
+
+    Args:
+        value: the default.
+
+    >>> @dataclasses.dataclass
+    ... class Own:
+    ...     sizes: list[int] = setting([1, 2])
+    >>> Own().sizes
+    [1, 2]
+    """
     return dataclasses.field(default_factory=lambda: copy.deepcopy(value))
 
 
@@ -108,6 +119,22 @@ class Experiment(abc.ABC):
         baselines: of "zero-shot" (theta_0) and "joint" (all tasks at once).
         evaluation_batch: examples evaluated at once.
         version: of jaxmerge.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Digits(Experiment):
+    ...     def scenario(self, seed):
+    ...         return class_incremental(digits(), 5)
+    ...
+    ...     def learner(self, scenario):
+    ...         raise NotImplementedError
+    >>> experiment = Digits(epochs=1)
+    >>> experiment.check()
+    >>> [plan.name for plan in experiment.plans()]
+    ['sequential', 'independent']
+    >>> len(experiment.tasks_of(0)), experiment.how().epochs
+    (5, 1)
     """
 
     name: ClassVar[str] = "experiment"
@@ -131,18 +158,34 @@ class Experiment(abc.ABC):
 
     @abc.abstractmethod
     def scenario(self, seed: int) -> Scenario:
-        """The stream of tasks of one seed."""
+        """The stream of tasks of one seed.
+
+        Args:
+            seed: draws the order of the tasks.
+        """
 
     @abc.abstractmethod
     def learner(self, scenario: Scenario) -> Learner:
-        """The model, under the head of the scenario; the same for all seeds."""
+        """The model, under the head of the scenario; the same for all seeds.
+
+        Args:
+            scenario: its classes are the columns of the head.
+        """
 
     def tasks_of(self, seed: int) -> Scenario:
-        """The scenario of one run: the order is that of `order`, or drawn by the seed."""
+        """The scenario of one run: the order is that of `order`, or drawn by the seed.
+
+        Args:
+            seed: of the run.
+        """
         return self.scenario(seed if self.order is None else self.order)
 
     def how(self, task: Task | None = None) -> Training:
-        """How a task is trained; None stands for all tasks at once (joint training)."""
+        """How a task is trained; None stands for all tasks at once (joint training).
+
+        Args:
+            task: of the scenario, or None.
+        """
         steps = (
             self.warmup > 1 and float(self.warmup).is_integer()
         )  # a number of steps, not a share
@@ -153,7 +196,11 @@ class Experiment(abc.ABC):
         )  # fmt: skip
 
     def read(self, folder: Path) -> Leaves:
-        """A fine-tuned model in a folder of its own; experiments say in which layout."""
+        """A fine-tuned model in a folder of its own; experiments say in which layout.
+
+        Args:
+            folder: of one model.
+        """
         raise ValueError(f"{folder}: {self.name} reads fine-tuned models from files only.")
 
     def plans(self) -> tuple[Plan, ...]:
@@ -218,7 +265,11 @@ class Experiment(abc.ABC):
         return deploy
 
     def to_save(self, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Which merged models of the first seed `save` gets, of (label, stream) of all."""
+        """Which merged models of the first seed `save` gets, of (label, stream) of all.
+
+        Args:
+            merges: (label, stream) of all merged models.
+        """
         return [saved(merges)] if merges else []
 
     def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
@@ -226,6 +277,11 @@ class Experiment(abc.ABC):
 
         ``merged/`` is a folder of the whole model where the learner can write one, as those of
         CLIP and BERT can; ``merged.safetensors`` has the leaves that were merged, by our names.
+
+        Args:
+            merged: (label, stream) -> weights, those that `to_save` chose.
+            folder: of the run.
+            learner: of the first seed.
         """
         from jaxmerge.training import checkpoint, data_parallel
 

@@ -81,8 +81,15 @@ def write(folder: str | Path, rows: Sequence[Row], name: str) -> Path:
 def read(path: str | Path) -> list[Row]:
     """The rows of a Parquet file, of a run (``results.json``), or of all of them in a folder.
 
+    Args:
+        path: a file, a folder, or a URL of one.
+
     Raises:
         UserError: nothing to read there, a file that is damaged or of another layout.
+
+    >>> read("no such run")
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: no such run: no such run or store.
     """
     if (url := url_of(path)) is not None:
         path = fetched(url) or path

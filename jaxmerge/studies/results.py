@@ -169,6 +169,11 @@ class Results:
         seconds: phase -> seconds summed over seeds, "total" the wall time of the whole run.
         peak_memory: peak resident memory in bytes, of the largest process if the run was resumed;
             None: unknown.
+
+    >>> results = Results("toy", "one task", ["cat"], {}, [], [], {}, {}, {})
+    >>> Results.from_json(results.to_json()) == results
+    True
+    >>> results.check("here")  # nothing is wrong
     """
 
     experiment: str
@@ -184,7 +189,11 @@ class Results:
     schema: str = SCHEMA
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The results as JSON text; also written to `path` (atomically) if one is given."""
+        """The results as JSON text; also written to `path` (atomically) if one is given.
+
+        Args:
+            path: of the file, or None.
+        """
         text = json.dumps(to_plain(self), indent=1, allow_nan=False) + "\n"
         text = re.sub(r"\[\s+[^][{}]*?\s+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text)
         if path is not None:
@@ -198,6 +207,9 @@ class Results:
     @classmethod
     def from_json(cls, source: str | Path) -> Results:
         """Read results from a file, or from JSON text.
+
+        Args:
+            source: a path, or text that begins with "{".
 
         Raises:
             ValueError: another schema, or fields that are missing or unknown.
@@ -217,7 +229,11 @@ class Results:
         return results
 
     def check(self, where: str) -> None:
-        """Raise UserError where matrices are not square, or entries do not fit their tasks."""
+        """Raise UserError where matrices are not square, or entries do not fit their tasks.
+
+        Args:
+            where: what messages call the results.
+        """
         for key in ("streams", "merges"):
             table = self.recipe.get(key, {})
             if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
@@ -230,7 +246,13 @@ class Results:
                         raise UserError(f"{at}: {name} is not {tasks} by {tasks}.")
 
     def entry(self, label: str, finetunes: str, seed: int = 0) -> Entry:
-        """The entry of one method in the run number `seed` (position, not the seed's value)."""
+        """The entry of one method in the run number `seed` (position, not the seed's value).
+
+        Args:
+            label: of the method.
+            finetunes: of the stream.
+            seed: position of the run in `seeds`.
+        """
         for e in self.seeds[seed].entries:
             if (e.label, e.finetunes) == (label, finetunes):
                 return e
@@ -240,6 +262,9 @@ class Results:
 
 def summarize(seeds: list[SeedRun]) -> list[Summary]:
     """Mean and standard deviation over seeds of every metric of every entry.
+
+    Args:
+        seeds: the runs.
 
     >>> from jaxmerge.studies.results import Entry, SeedRun, summarize
     >>> entry = lambda a: Entry("MagMax", "sequential", "", [[a]], [[a]], [a], {"accuracy": a})

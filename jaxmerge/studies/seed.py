@@ -82,6 +82,11 @@ def run_seed(
     """Learn every stream, merge, train jointly, evaluate.
 
     Args:
+        scenario: the tasks.
+        learner: the model under the head of the scenario.
+        plans: the streams.
+        seed: of all draws.
+        batch: examples evaluated at once.
         how: how joint fine-tuning is trained.
         baselines: of "zero-shot" and "joint".
         store: folder for checkpoints, or None.
@@ -93,6 +98,17 @@ def run_seed(
         The figures, and the merged models at the end by (label, stream).
 
     Memory: the folds of one stream, some eight models more, and what is given back.
+
+    >>> from jaxmerge.data.sources import Source
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> x = np.repeat(np.eye(2, dtype=np.float32), 6, axis=0)
+    >>> splits = {"train": [0, 1, 2, 6, 7, 8], "val": [3, 9], "test": [4, 5, 10, 11]}
+    >>> pets = Source("pets", x, [0] * 6 + [1] * 6, ("cat", "dog"), ("a {}.",), splits)
+    >>> features = lambda params, x: x * params["w"]
+    >>> learner = Learner({"w": np.ones(2, np.float32)}, features, np.asarray, np.eye(2), 10.0)
+    >>> run, _ = run_seed(class_incremental(pets, 2), learner, (), seed=0, baselines=("zero-shot",))
+    >>> run.entries[0].label, run.entries[0].metrics["accuracy"]
+    ('zero-shot', 1.0)
     """
     watch = watch or (lambda stream, phase, steps, loss: None)
     val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))

@@ -35,7 +35,15 @@ MERGING = ("method", "factor", "stream")  # axes that change no training
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One training run of a sweep: an experiment with one seed, and the cells it will give."""
+    """One training run of a sweep: an experiment with one seed, and the cells it will give.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> class Toy(Experiment):
+    ...     scenario = learner = lambda self, x: None
+    >>> unit = units(Toy(seeds=1), parse(["method=magmax factor=0.5 stream=sequential"]))[0]
+    >>> len(unit.cells), len(unit.name)
+    (2, 16)
+    """
 
     experiment: Experiment
     cells: tuple[str, ...]
@@ -48,6 +56,9 @@ class Unit:
 
 def parse(grid: Sequence[str]) -> dict[str, list[Any]]:
     """``key=value,value`` pairs as axes; values are YAML, ``low:high:step`` is a range.
+
+    Args:
+        grid: texts of one pair or several.
 
     Raises:
         ValueError: no key=value, an axis without values or given twice.
@@ -97,10 +108,18 @@ def units(
     """The runs of a sweep that are left.
 
     Args:
+        experiment: whose settings the axes change.
+        axes: name -> values, as `parse` gives them.
         done: keys of cells that exist; streams and merges without a cell left are taken out.
 
     Raises:
         ValueError: an unknown axis, method or stream, a value of a wrong type.
+
+    >>> class Toy(Experiment):
+    ...     scenario = learner = lambda self, x: None
+    >>> axes = parse(["seed=0,1 epochs=1,2 method=magmax,ties"])
+    >>> len(units(Toy(), axes))  # methods share a training
+    4
     """
     base = _with_merges(experiment, axes)
     merging = {*MERGING, *_merge_axes(experiment, axes)}

@@ -20,6 +20,11 @@ EDGES = np.linspace(-8, 0, 41)  # of log10 |tau|
 def describe(base: Leaves, models: Sequence[Leaves], finetunes: str) -> Vectors:
     """Statistics of the task vectors of `models`, in the order of the stream.
 
+    Args:
+        base: theta_0.
+        models: after each task.
+        finetunes: of the stream.
+
     >>> base = {"w": np.ones(4, np.float32)}
     >>> models = [{"w": np.float32([2, 2, 1, 0])}, {"w": np.float32([3, 0, 4, 0])}]
     >>> described = describe(base, models, "independent")

@@ -49,6 +49,9 @@ class Training:
         chunk: steps in one compiled call.
         accumulate: parts in which a batch passes through the model; its gradient is their mean.
         dtype: of matrix products, "float32" or "bfloat16"; weights and AdamW stay float32.
+
+    >>> Training(epochs=2, batch=4).steps(10), Training(rate=0.1).optimiser(5).build() is not None
+    (5, True)
     """
 
     epochs: int = 4
@@ -84,11 +87,19 @@ class Training:
             raise ValueError(f"Training: {'; '.join(wrong)}.")
 
     def steps(self, examples: int) -> int:
-        """Steps for a task of that many examples, at least one."""
+        """Steps for a task of that many examples, at least one.
+
+        Args:
+            examples: of the task.
+        """
         return max(1, self.epochs * examples // self.batch)
 
     def optimiser(self, total: int | None = None) -> Spec:
-        """AdamW under a cosine, for a task of `total` steps; None: the stream knows them."""
+        """AdamW under a cosine, for a task of `total` steps; None: the stream knows them.
+
+        Args:
+            total: steps, or None.
+        """
         share = isinstance(self.warmup, float)
         steps = self.warmup * (total or 1) if share else self.warmup
         warm = None if share and total is None else np.float32(steps)
@@ -276,6 +287,8 @@ def fit(
     """Fine-tune on one task.
 
     Args:
+        learner: the model under its head.
+        training: how.
         start: the weights to start from; not changed.
         inputs: prepared inputs of all training examples: numpy, or prepared when asked for.
         columns: int [N], their columns of the head.
@@ -290,6 +303,13 @@ def fit(
     Raises:
         ValueError: bfloat16 asked of a model without that form.
         FloatingPointError: the loss is not finite.
+
+    >>> features = lambda params, x: x * params["w"]
+    >>> learner = Learner({"w": np.float32([1.0, 0.5])}, features, np.asarray, np.eye(2), 1.0)
+    >>> x, y = np.ones((4, 2), np.float32), np.ones(4, np.int32)
+    >>> params, losses = fit(learner, learner.params, x, y, np.ones(2, bool), Training(2, 2, 0.1))
+    >>> len(losses), bool(losses[-1] < losses[0])
+    (4, True)
     """
     setup, info = setup_of(learner, training, methods), {"own": np.atleast_2d(np.asarray(own))}
     data = Data(inputs, columns, np.zeros(len(columns), np.int32))

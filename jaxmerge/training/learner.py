@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from jaxmerge.continual.registry import models
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.streams.scenario import Scenario
+
+if TYPE_CHECKING:
+    from jaxmerge.models import bert, clip
 
 
 class Learner(NamedTuple):
@@ -42,6 +45,17 @@ class Learner(NamedTuple):
         classes: names of the columns of the head; a stream of other classes is refused.
         write: ``(params, folder)``: a folder of the whole model with these weights, which its
             `load` and transformers read.
+
+    >>> from jaxmerge.data.sources import Source
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> x = np.repeat(np.eye(2, dtype=np.float32), 6, axis=0)
+    >>> splits = {"train": [0, 1, 2, 6, 7, 8], "val": [3, 9], "test": [4, 5, 10, 11]}
+    >>> pets = Source("pets", x, [0] * 6 + [1] * 6, ("cat", "dog"), ("a {}.",), splits)
+    >>> features = lambda params, x: x * params["w"]
+    >>> learner = Learner({"w": np.ones(2, np.float32)}, features, np.asarray, np.eye(2), 10.0)
+    >>> learner.check(class_incremental(pets, 2))
+    >>> learner.logits(learner.params, x[:1]).tolist()
+    [[10.0, 0.0]]
     """
 
     params: Leaves
@@ -55,7 +69,11 @@ class Learner(NamedTuple):
     write: Callable[[Leaves, Path], None] | None = None
 
     def check(self, scenario: Scenario) -> None:
-        """Raises ValueError where the head is not that of the scenario's classes."""
+        """Raises ValueError where the head is not that of the scenario's classes.
+
+        Args:
+            scenario: whose classes it is to learn.
+        """
         columns, there = self.head.shape[1], tuple(scenario.classes)
         own = None if self.classes is None else tuple(self.classes)
         if columns != len(there):
@@ -75,6 +93,7 @@ class Learner(NamedTuple):
         """The model as `jaxmerge.continual` has it.
 
         Args:
+            dtype: of matrix products, "float32" or "bfloat16".
             params: theta_0 is part of it; else the driver has it.
 
         Raises:
@@ -87,7 +106,12 @@ class Learner(NamedTuple):
         return frozen_head(features, self.head, self.scale, own)
 
     def logits(self, params: Leaves, inputs: Array) -> Array:
-        """[B, columns]; inside or outside compiled code."""
+        """[B, columns]; inside or outside compiled code.
+
+        Args:
+            params: of `features`.
+            inputs: [B, ...], as `collate` gives them.
+        """
         return head_logits(self.features(params, inputs), self.head, self.scale)
 
 
@@ -142,15 +166,23 @@ def head_logits(features: Array, head: Array, scale: Array) -> Array:
     return scale * (features / jnp.maximum(norm, 1e-12)) @ head
 
 
-def from_clip(model: Any, scenario: Scenario, truncate: bool = False) -> Learner:
+def from_clip(model: clip.Model, scenario: Scenario, truncate: bool = False) -> Learner:
     """The image tower of a CLIP model under the zero-shot head of a scenario's classes.
 
     The text tower is read once, for the head; the tower, its projection and the temperature are
     frozen as in MagMax.  Images are kept as bytes and normalised on the device.
 
     Args:
+        scenario: its classes, in the templates of its sources, are the head.
         model: a `jaxmerge.models.clip.Model` with both towers and a tokenizer.
         truncate: cut class names in prompts that are longer than the text tower reads.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> from jaxmerge.models import clip
+    >>> mini = Path(clip.__file__).parents[2] / "assets" / "mini-2k"
+    >>> from_clip(clip.load(mini), class_incremental(digits(), 5)).head.shape[1]
+    10
     """
     from jaxmerge.models import clip
 
@@ -176,7 +208,11 @@ def from_clip(model: Any, scenario: Scenario, truncate: bool = False) -> Learner
 
 
 def from_bert(
-    model: Any, scenario: Scenario, scale: float = 20.0, length: int = 32, truncate: bool = False
+    model: bert.Model,
+    scenario: Scenario,
+    scale: float = 20.0,
+    length: int = 32,
+    truncate: bool = False,
 ) -> Learner:
     """A sentence encoder under the head of a scenario's class names.
 
@@ -185,10 +221,22 @@ def from_bert(
     (`jaxmerge.models.packing`): nothing but attention works on padding.
 
     Args:
+        scenario: its classes, in the templates of its sources, are the head.
         model: a `jaxmerge.models.bert.Model` with a tokenizer.
         scale: what multiplies cosine similarities; sentence-transformers trains with 20.
         length: tokens of a sentence; longer ones are cut, shorter ones filled up.
         truncate: cut class names in prompts that are longer than the model reads.
+
+    >>> import tokenizers
+    >>> from jaxmerge.data.digits import digits
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> from jaxmerge.models import bert
+    >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 1}, "?"))
+    >>> sizes = {"vocab": 2, "positions": 32, "width": 4, "layers": 1, "heads": 1, "hidden": 4}
+    >>> config, tokenizer = bert.Config(**sizes, max_tokens=32), bert.Tokenizer(words, 32, 1, 0)
+    >>> encoder = bert.Model(config, bert.init(config, jax.random.key(0)), tokenizer)
+    >>> from_bert(encoder, class_incremental(digits(), 5)).head.shape
+    (4, 10)
     """
     from jaxmerge.models import bert
     from jaxmerge.models.packing import pack
@@ -196,8 +244,12 @@ def from_bert(
     def write(params: Leaves, folder: Path) -> None:
         bert.save(dataclasses.replace(model, params=params), folder)
 
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("This sentence encoder has no tokenizer: load it from its folder.")
+
     def prepare(texts: Any) -> np.ndarray:
-        return model.tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
+        return tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
 
     heads = [bert.zero_shot_head(model, s.classes, s.templates, truncate) for s in scenario.sources]
     return Learner(

@@ -18,10 +18,25 @@ LOGS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # name, also of the ex
 
 
 class Log(Protocol):
-    """Where numbers go."""
+    """Where numbers go.
+
+    >>> class Printed:
+    ...     def scalars(self, values, step):
+    ...         print(step, dict(values))
+    ...
+    ...     def close(self): ...
+    >>> log: Log = Printed()
+    >>> log.scalars({"loss": 0.5}, step=1)
+    1 {'loss': 0.5}
+    """
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Named numbers after so many training steps of the whole run."""
+        """Named numbers after so many training steps of the whole run.
+
+        Args:
+            values: name -> number.
+            step: training steps of the whole run so far.
+        """
         ...
 
     def close(self) -> None:
@@ -33,12 +48,17 @@ def opened(name: str, folder: Path, settings: Mapping[str, Any]) -> Log:
     """A log by name.
 
     Args:
+        folder: of the run.
         name: "tensorboard" (event files in ``folder/tensorboard``) or "wandb" (a run named as the
             folder; WANDB_PROJECT, WANDB_MODE=offline and the like are read by wandb itself).
         settings: of the experiment, shown beside the curves.
 
     Raises:
         UserError: an unknown name, or its package is not installed.
+
+    >>> opened("tensorbord", Path("run"), {})
+    Traceback (most recent call last):
+    jaxmerge.errors.UserError: No log 'tensorbord': did you mean tensorboard?
     """
     module = package(name)
     return (_TensorBoard if name == "tensorboard" else _Wandb)(module, folder, settings)

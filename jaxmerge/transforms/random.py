@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.core.hyperparameters import check_range, model_count, per_model
 from jaxmerge.core.ranges import Numbers
 from jaxmerge.core.registry import register
-from jaxmerge.core.types import Array, Transform, beside
-from jaxmerge.numerics import hash_rng
+from jaxmerge.core.types import Array, Transform, beside, working_dtype
+from jaxmerge.numerics import hash_rng, host_ranks
 from jaxmerge.transforms.sparsify import keep
 
 __all__ = ["drop_by_rank", "drop_random"]
@@ -82,6 +83,7 @@ def drop_by_rank(
 
     Memory: 0 (one leaf of ranks).  This is the one transform that sorts, each row by itself: it
     needs the rank of every entry, not one threshold, and counting finds no n ranks in fewer passes.
+    Leaves on the host are sorted by numpy (`jaxmerge.numerics.host_ranks`), all others by XLA.
 
     Source: Deep et al., DELLA-Merging, 2024, section 3.1.  Differs: ranks are divided by n - 1, not
     n, so that the mean probability is the density; a row of one entry has probability `density`.
@@ -101,11 +103,18 @@ def drop_by_rank(
     def kernel(x, ctx):
         share, width = per_model(density, ctx), per_model(epsilon, ctx)
         n = x.shape[axis] if x.ndim else 1
-        rank = _ranks(x, axis) / (n - 1) if n > 1 else 0.5
+        rank = ctx.extra.get("rank")
+        rank = _ranks(x, axis) if rank is None else rank.astype(x.dtype)
+        rank = rank / (n - 1) if n > 1 else 0.5
         chance = jnp.asarray(share - width / 2 + width * rank, x.dtype)
         return _survive(x, hash_rng.coin(ctx.key, chance, x.shape), chance, rescale)
 
-    return Transform(kernel, stochastic=True, models=model_count(density, epsilon))
+    def host(model, base):
+        if not model.size or not model.ndim or working_dtype(base) != np.float32:
+            return None
+        return {"rank": host_ranks.ranks(model, base, axis)}
+
+    return Transform(kernel, stochastic=True, models=model_count(density, epsilon), host=host)
 
 
 def _survive(x: Array, mask: Array, chance: Any, rescale: Rescale) -> Array:

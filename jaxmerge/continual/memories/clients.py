@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.parts import trained_leaves, with_trained
 from jaxmerge.continual.records import Batch, Model, Step
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, Tree
 
 
 class Local(NamedTuple):
@@ -32,8 +32,16 @@ class Local(NamedTuple):
 def parts_of(batch: Batch, clients: int) -> Batch:
     """The examples of each client, leaves ``[clients, N, ...]``.
 
+    Args:
+        batch: leaves [clients * N, ...].
+        clients: how many.
+
     Raises:
         ValueError: they cannot be dealt out evenly.
+
+    >>> batch = Batch(*[jnp.arange(6)] * 4)
+    >>> parts_of(batch, 3).inputs.tolist()
+    [[0, 1], [2, 3], [4, 5]]
     """
     size = batch.weight.shape[0]
     if size % clients:
@@ -44,8 +52,16 @@ def parts_of(batch: Batch, clients: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(clients, size // clients, *x.shape[1:]), batch)
 
 
-def each(run: Callable[..., Any], *args: Any) -> Any:
-    """`run` for every client: together on an accelerator, one after the other on a CPU."""
+def each(run: Callable[..., Any], *args: Tree) -> Tree:
+    """`run` for every client: together on an accelerator, one after the other on a CPU.
+
+    Args:
+        run: of one client.
+        args: pytrees, leaves [clients, ...].
+
+    >>> each(lambda x: x.sum(), jnp.arange(6).reshape(3, 2)).tolist()
+    [1, 5, 9]
+    """
     if jax.default_backend() != "cpu":
         return jax.vmap(run)(*args)
     return jax.lax.map(lambda x: run(*x), args)
@@ -54,7 +70,22 @@ def each(run: Callable[..., Any], *args: Any) -> Any:
 def weights_of(model: Model, step: Step, local: Local) -> Leaves:
     """The trained leaves of every client after its training, ``[clients, ...]``.
 
+    Args:
+        model: whose trained leaves move.
+        step: its batch is the round, its params are the global weights.
+        local: how a client trains.
+
     Memory: `clients` models.
+
+    >>> model = Model(lambda key: {}, lambda params, x, task: x * params["w"])
+    >>> batch = Batch(jnp.ones(4), jnp.ones(4), jnp.zeros(4, int), jnp.ones(4))
+    >>> step = Step(*[None] * 13)._replace(
+    ...     params={"w": jnp.zeros(1)}, batch=batch, task=0, key=jax.random.key(0),
+    ...     objective=lambda out, batch: (out - batch.targets) ** 2 / 2,
+    ... )
+    >>> local = Local(2, epochs=1, batch=2, rate=0.5, weight_decay=0.0)
+    >>> weights_of(model, step, local)["w"].tolist()
+    [[0.5], [0.5]]
     """
     own = parts_of(step.batch, local.clients)
     start = trained_leaves(model, step.params, step.task)
@@ -89,7 +120,18 @@ def weights_of(model: Model, step: Step, local: Local) -> Leaves:
 
 
 def average(step: Step, weights: Leaves, clients: int) -> Leaves:
-    """The mean of the clients' leaves, each client that has examples once."""
+    """The mean of the clients' leaves, each client that has examples once.
+
+    Args:
+        step: its batch is the round.
+        weights: of every client, leaves [clients, ...].
+        clients: how many.
+
+    >>> batch = Batch(None, None, None, weight=jnp.array([1.0, 1.0, 0.0, 0.0]))
+    >>> step = Step(*[None] * 13)._replace(batch=batch)  # the second client has no example
+    >>> average(step, {"w": jnp.array([[2.0], [8.0]])}, 2)["w"].tolist()
+    [2.0]
+    """
     there = jnp.any(parts_of(step.batch, clients).weight > 0, axis=1)
     share = there / jnp.maximum(jnp.sum(there), 1)
     return {n: jnp.tensordot(share.astype(w.dtype), w, 1) for n, w in weights.items()}

@@ -14,10 +14,17 @@ def shared(
     """Trained leaves that all tasks share (no slots), whose name matches a regular expression.
 
     Args:
+        model: says what trains and what is a slot.
+        params: all leaves of the model.
+        pattern: a regular expression, found anywhere in the name.
         none: whether there may be none.
 
     Raises:
         ValueError: there is none.
+
+    >>> model = Model(lambda key: {}, lambda *_: None, trainable=lambda n: n != "head")
+    >>> list(shared(model, {"fc/kernel": 1, "fc/bias": 2, "head": 3}, "kernel"))
+    ['fc/kernel']
     """
     train = [n for n in params if model.trainable(n) and not model.slots(n)]
     chosen = {n: params[n] for n in train if re.search(pattern, n)}

@@ -16,8 +16,17 @@ from jaxmerge.core.types import Array, Leaves
 def chosen(params: Leaves, target: str, axes: tuple[int, ...] = (2,)) -> list[str]:
     """Names of kernels that match a regular expression and have so many axes.
 
+    Args:
+        params: of the model.
+        target: a regular expression, found anywhere in the name.
+        axes: how many a kernel may have.
+
     Raises:
         ValueError: there is none.
+
+    >>> import numpy as np
+    >>> chosen({"fc/kernel": np.ones((2, 3)), "fc/bias": np.ones(3)}, "fc")
+    ['fc/kernel']
     """
     known = [n for n, p in params.items() if p.ndim in axes and n.endswith("kernel")]
     names = [n for n in known if re.search(target, n)]
@@ -28,7 +37,15 @@ def chosen(params: Leaves, target: str, axes: tuple[int, ...] = (2,)) -> list[st
 
 
 def fan_in(kernel: Array) -> int:
-    """Inputs of a kernel [in, out] or [height, width, in, out]."""
+    """Inputs of a kernel [in, out] or [height, width, in, out].
+
+    Args:
+        kernel: [in, out] or [height, width, in, out].
+
+    >>> import numpy as np
+    >>> fan_in(np.ones((3, 3, 2, 8)))
+    18
+    """
     return math.prod(kernel.shape[:-1])
 
 
@@ -41,11 +58,16 @@ def reading(
     """The model whose own weights are made of params, in all that it says and in what merges fold.
 
     Args:
+        model: the one below.
         weights: ``(params, task) -> leaves`` of the model below.
         operators: ``(params, task) -> {kernel: Operator}`` of those that few rows meet cheaper
             through their factors; the others are as in `weights`.
         fields: what else the wrap changes: `init`, `trainable`, `slots`, `put`, or one of those
             that are made here.
+
+    >>> model = Model(lambda key: {"w": 2.0}, lambda params, x, task: params["w"] * x)
+    >>> reading(model, lambda params, task: {"w": 10 * params["w"]}).apply({"w": 2.0}, 3.0, 0)
+    60.0
     """
 
     def below(call: Callable | None) -> Callable | None:

@@ -60,6 +60,8 @@ def with_lora(
     """The model with pairs at its kernels.
 
     Args:
+        model: the one below.
+        tasks: T, of the stream.
         rank: r, of one task.
         alpha: the change is scaled by alpha / rank.
         target: regular expression of the kernels; they are frozen, as is all else.
@@ -72,6 +74,12 @@ def with_lora(
 
     Raises:
         ValueError: DoRA of sums.
+
+    >>> start = lambda key: {"fc/kernel": jnp.ones((3, 2))}
+    >>> model = Model(start, lambda params, x, task: x @ params["fc/kernel"])
+    >>> lora = with_lora(model, 2, 1, 1.0, "fc", "own", None)
+    >>> {n: p.shape for n, p in lora.init(jax.random.key(0)).items()}
+    {'fc/kernel': (3, 2), 'fc/kernel/lora_a': (2, 3, 1), 'fc/kernel/lora_b': (2, 1, 2)}
     """
     many = 1 if use == "shared" else tasks
     if dora and use == "sum":

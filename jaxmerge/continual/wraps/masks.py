@@ -26,7 +26,16 @@ def top_count(size: int, density: float) -> int:
 
 
 def mask(scores: Array, density: float | None) -> Array:
-    """0/1 of one task's scores: 1 where s >= 0, or the top fraction of |s| over the leaf."""
+    """0/1 of one task's scores: 1 where s >= 0, or the top fraction of |s| over the leaf.
+
+    Args:
+        scores: of one task, like the kernel.
+        density: share of entries that are 1, in [0, 1]; None: those of s >= 0.
+
+    >>> scores = jnp.array([1.0, -2.0, 0.5])
+    >>> mask(scores, None).tolist(), mask(scores, 0.3).tolist()
+    ([1.0, 0.0, 1.0], [0.0, 1.0, 0.0])
+    """
     if density is None:
         return (scores >= 0).astype(scores.dtype)
     flat = jnp.abs(scores).reshape(-1)
@@ -35,7 +44,15 @@ def mask(scores: Array, density: float | None) -> Array:
 
 
 def through(scores: Array, density: float | None) -> Array:
-    """The mask, differentiable straight through."""
+    """The mask, differentiable straight through.
+
+    Args:
+        scores: of one task, like the kernel.
+        density: as in `mask`.
+
+    >>> jax.grad(lambda s: through(s, None).sum())(jnp.array([1.0, -2.0])).tolist()
+    [1.0, 1.0]
+    """
     hard = jax.lax.stop_gradient(mask(scores, density))
     soft = scores if density is None else jnp.abs(scores)
     return hard + soft - jax.lax.stop_gradient(soft)

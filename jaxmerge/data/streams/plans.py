@@ -32,7 +32,12 @@ Promise = Literal["exactly once", "at most once", "a level once"]
 
 
 class Draws(Protocol):
-    """What a plan draws from: numpy's generator, or another program's draws."""
+    """What a plan draws from: numpy's generator, or another program's draws.
+
+    >>> draws: Draws = np.random.default_rng(0)
+    >>> sorted(draws.permutation(3).tolist()), int(draws.integers(0, 1))
+    ([0, 1, 2], 0)
+    """
 
     @property
     def permutation(self) -> Callable[..., Any]: ...
@@ -58,6 +63,11 @@ class Plan:
         promise: how often an example comes; "a level once": once under the labels of a level.
         level: int [columns]: the depth of a label in a hierarchy, 0 the coarsest; else all 0.
         parent: int [columns]: the column one level above, -1 at the top.
+
+    >>> plan = Plan("toy", (np.array([0, 1]),), (np.array([0, 0]),), 3, ("a",))
+    >>> plan.check()
+    >>> plan.counts().tolist(), plan.left_out(), plan.levels.tolist(), len(plan.digest())
+    ([[2]], 1, [0], 12)
     """
 
     name: str

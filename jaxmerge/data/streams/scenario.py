@@ -51,6 +51,11 @@ class Task:
         offset: the head's column of the source's class 0.
         classes: the classes of the source it trains, in its order.
         rows: split -> rows of the source.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> task = class_incremental(digits(), 5)[1]
+    >>> task.columns.tolist(), sorted(set(task.labels("test").tolist()))
+    ([2, 3], [2, 3])
     """
 
     name: str
@@ -65,7 +70,11 @@ class Task:
         return self.offset + np.asarray(self.classes, np.int32)
 
     def labels(self, split: str) -> np.ndarray:
-        """The true column of every example of a split, int32."""
+        """The true column of every example of a split, int32.
+
+        Args:
+            split: "train", "val" or "test".
+        """
         return self.offset + self.source.labels[self.rows[split]].astype(np.int32)
 
 
@@ -80,6 +89,14 @@ class Scenario:
         order: the class, domain or task order that made it, for reports.
         task_known: the task is known at test time, so that the task-aware figures are the ones to
             read.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> scenario = class_incremental(digits(), 5)
+    >>> len(scenario.classes), np.flatnonzero(scenario.mask(1)).tolist()
+    (10, [2, 3])
+    >>> test = scenario.split("test")
+    >>> len(test.index) == len(test.task) == sum(len(task.rows["test"]) for task in scenario)
+    True
     """
 
     name: str
@@ -121,7 +138,11 @@ class Scenario:
         return tuple(c for source in self.sources for c in source.classes)
 
     def mask(self, t: int) -> np.ndarray:
-        """bool [columns]: those that task t trains."""
+        """bool [columns]: those that task t trains.
+
+        Args:
+            t: the task, from 0.
+        """
         mask = np.zeros(len(self.classes), bool)
         mask[self.tasks[t].columns] = True
         return mask
@@ -130,6 +151,7 @@ class Scenario:
         """All examples of a split, task after task.
 
         Args:
+            split: "train", "val" or "test".
             prepare: what a source holds (pictures of any size, texts) -> numpy of one shape.
         """
         seen = [np.full(len(source.labels), -1) for source in self.sources]

@@ -30,6 +30,17 @@ class Job:
         base: theta_0; None stands for zeros, then leaves are those of the first model.
         key: PRNG key, for methods that draw.
         extras: per model, side information such as ``{"fisher": leaves}``.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> import jaxmerge as jm
+    >>> from jaxmerge.io.safetensors import File
+    >>> path = tempfile.mkdtemp() + "/m.safetensors"
+    >>> save_file({"w": np.ones(2, np.float32), "n": np.ones(2, np.int32)}, path)
+    >>> job = Job(jm.mean(), [File(path), File(path)])
+    >>> sorted(job.like), list(job.grid)
+    (['n', 'w'], ['w'])
     """
 
     method: Merge

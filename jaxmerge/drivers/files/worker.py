@@ -42,6 +42,7 @@ from jaxmerge.drivers.files.memory_budget import (
 from jaxmerge.drivers.files.side_information import piece_of_sides, sides_of
 from jaxmerge.drivers.files.strategy import Cut, Strategy, entry_bytes
 from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf
+from jaxmerge.drivers.measuring import beside_on_host
 from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Like, aligned
 from jaxmerge.numerics.blas_threads import shared_out
@@ -148,6 +149,7 @@ class Run:
                 rows = tuple(b.reshape(shape) for b in blocks[1:])
                 sides = piece_of_sides(job, name, start, stop, shape)
                 inputs = LeafInputs(base.reshape(shape), rows, key, measured=measured, extras=sides)
+                inputs = beside_on_host(job.grid[name], inputs, self.zero)
                 args = specs, closing, inputs, self.zero
                 if turn:
                     for i, part in zip(
@@ -167,6 +169,7 @@ class Run:
         base = cast(base, self.strategy.base_like(job, name).dtype).reshape(like.shape)
         rows, key = tuple(m.reshape(like.shape) for m in models), leaf_key(job.key, name)
         inputs = LeafInputs(base, rows, key, measured=measured, extras=sides)
+        inputs = beside_on_host(job.grid[name], inputs, self.zero)
         out = merge_whole(job.grid[name].specs, closing, inputs, self.zero)
         self.store(name, out, self.strategy.target(like), base)
         self.note(input_bytes(job, name))
@@ -186,6 +189,7 @@ class Run:
             inputs = LeafInputs(
                 base, (row.reshape(like.shape),), key, np.int32(t), (measured[t],), side_of_it
             )
+            inputs = beside_on_host(pipeline, inputs, self.zero)
             cell = update_donated(pipeline.specs, cell, inputs, self.zero)
             jax.block_until_ready(cell)
             self.note(model.like[name].nbytes)

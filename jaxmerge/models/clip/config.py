@@ -16,7 +16,11 @@ IDS = ("bos", "eos", "pad")  # of a text tower; all else are sizes
 
 @dataclass(frozen=True)
 class Vision:
-    """The image tower: `(image / patch)^2` patches and one class token."""
+    """The image tower: `(image / patch)^2` patches and one class token.
+
+    >>> Vision(image=224, patch=32).tokens
+    50
+    """
 
     image: int = 224
     patch: int = 32
@@ -136,6 +140,9 @@ class Config:
 
         Values that the file leaves out are those of transformers. A tower alone has
         `projection_dim=None` unless its `architectures` say `WithProjection`.
+
+        Args:
+          config: what the file holds.
         """
         kind = config.get("model_type")
         if kind == "clip":

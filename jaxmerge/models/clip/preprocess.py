@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -34,6 +34,12 @@ class Preprocess:
     Attributes:
       side: of the square that comes out, in pixels.
       mean, std: of each channel, of pixels between 0 and 1.
+
+    >>> pixels, single = Preprocess(8).crop(np.zeros((16, 12, 3), np.uint8))
+    >>> pixels.shape, single, Preprocess(8).normalise(pixels).shape
+    ((1, 8, 8, 3), True, (1, 8, 8, 3))
+    >>> [x.shape for x in Preprocess(8).affine], Preprocess(8).to_hf()["crop_size"]
+    ([(3,), (3,)], {'height': 8, 'width': 8})
     """
 
     side: int = 224
@@ -67,15 +73,23 @@ class Preprocess:
         return np.float32(1 / 255) / std, np.asarray(self.mean, np.float32) / std
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
-        """Cropped uint8 pixels to floats, on the device: a quarter of the bytes go there."""
+        """Cropped uint8 pixels to floats, on the device: a quarter of the bytes go there.
+
+        Args:
+          pixels: uint8 `[..., side, side, 3]`.
+        """
         scale, shift = self.affine
         return pixels.astype(np.float32) * scale - shift
 
-    def crop(self, images: Any) -> tuple[np.ndarray, bool]:
-        """Resized and cropped uint8 `[batch, side, side, 3]`, and whether it was one picture."""
+    def crop(self, images: Pictures) -> tuple[np.ndarray, bool]:
+        """Resized and cropped uint8 `[batch, side, side, 3]`, and whether it was one picture.
+
+        Args:
+          images: as `__call__` takes them.
+        """
         if not isinstance(images, np.ndarray):
-            single = not isinstance(images, Sequence)
-            pictures = [images] if single else images
+            single, given = not isinstance(images, Sequence), cast(Any, images)
+            pictures = [given] if single else given
             odd = [type(p).__name__ for p in pictures if not hasattr(p, "convert")]
             if odd or isinstance(images, str):
                 raise TypeError(

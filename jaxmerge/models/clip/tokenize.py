@@ -38,6 +38,12 @@ class Tokenizer:
       backend: a `tokenizers.Tokenizer`.
       context: length of every row.
       start, end, pad: token ids.
+
+    >>> import jaxmerge
+    >>> folder = Path(jaxmerge.__file__).parent / "assets" / "mini-2k"
+    >>> tokenizer = load_tokenizer(folder, 16)
+    >>> tokenizer.decode(tokenizer("a photo of a")[0])
+    'a photo of a'
     """
 
     backend: Any
@@ -69,13 +75,21 @@ class Tokenizer:
         return rows
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of one row, without the special tokens."""
+        """The text of one row, without the special tokens.
+
+        Args:
+          ids: of one row.
+        """
         keep = [int(i) for i in ids if i not in (self.start, self.end, self.pad)]
         text = self.backend.decode(keep, skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`."""
+        """Writes `tokenizer.json` and `tokenizer_config.json`.
+
+        Args:
+          folder: there already.
+        """
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
         names = {which: self.backend.id_to_token(getattr(self, which)) for which in _SPECIAL}
