@@ -94,6 +94,21 @@ def reason(error: OSError) -> str:
     return f"{where}{text}{'; free some space, then try again' if full else ''}."
 
 
+def message(error: BaseException) -> str:
+    """An error's own words, and `reason` where the system refused.
+
+    >>> message(OSError(27, "File too large", "/tmp/x"))
+    '/tmp/x: file too large; free some space, then try again.'
+    >>> message(KeyError("no leaf 'w'."))
+    "no leaf 'w'."
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return reason(error)
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error)
+
+
 def library_message(error: BaseException) -> str:
     """What another library says of an input, in one line; where it stumbles over a form that it
     does not expect, its words are about its own code, and not repeated.

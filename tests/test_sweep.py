@@ -232,6 +232,13 @@ def test_a_failed_run_loses_no_other(toy, tmp_path, monkeypatch):
     assert {r["seed"] for r in result_store.read(tmp_path / "s")} == {4}
 
 
+def test_a_run_that_met_a_full_disk_says_so_in_our_words(toy, tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device", "state.safetensors")
+    monkeypatch.setattr(command, "here", lambda file, left, *_: [(left[0], full)])
+    with pytest.raises(UserError, match=r"state.safetensors: no space left on device; free some"):
+        command.run(toy, grid=["seed=3 method=magmax"], out=tmp_path / "s", quiet=True)
+
+
 def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
     toy, tmp_path, monkeypatch, capsys
 ):

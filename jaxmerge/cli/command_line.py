@@ -15,7 +15,7 @@ import typer
 
 from jaxmerge.cli import experiment_commands, model_commands
 from jaxmerge.cli.typer_app import app
-from jaxmerge.errors import reason
+from jaxmerge.errors import message
 from jaxmerge.io.untrusted import printable
 
 COMMANDS = (experiment_commands, model_commands)  # in the order of the help
@@ -57,10 +57,7 @@ def _explain(error: Exception) -> int:
         more = f" ({printable(error)})" if str(error) else ""
         print(f"error: there is not enough memory{more}.", file=sys.stderr)
         return 2
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = reason(error)
-    print(f"error: {printable(text)}", file=sys.stderr)
+    print(f"error: {printable(message(error))}", file=sys.stderr)
     return 2
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, message
 from jaxmerge.io.buckets import into_bucket
 from jaxmerge.report import swept
 from jaxmerge.studies import cells, kept_models, resident, result_store, sweep
@@ -102,7 +102,7 @@ def run(
     if failed:
         raise UserError(
             f"{len(failed)} of {len(left)} runs failed, the others are kept in {folder}: "
-            + "; ".join(f"{describe(u)}: {e}" for u, e in failed)
+            + "; ".join(f"{describe(u)}: {message(e)}" for u, e in failed)
         )
     rows = result_store.read(folder)
     drawn = swept.write_png(rows, folder / "plots")
