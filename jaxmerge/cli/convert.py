@@ -8,7 +8,6 @@ Orbax checkpoint, an output that ends in .gguf a GGUF file.
 from __future__ import annotations
 
 import json as jsonlib
-import logging
 import os
 from pathlib import Path
 
@@ -143,7 +142,6 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
     partial = partial_folder(out)
     with working(out):
         delete(partial)
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # else its words come before ours
         try:
             whole = partial / "whole"  # Orbax writes beside it first
             with one_error(out), ocp.StandardCheckpointer() as writer:

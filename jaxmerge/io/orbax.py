@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from jaxmerge.core import names
 from jaxmerge.errors import UserError, library_message, writing
 from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.orbax_failures import one_failure
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
 
@@ -48,7 +48,6 @@ class Orbax(Whole):
     """The leaves of an Orbax checkpoint; names join the path with "/"."""
 
     def __init__(self, path: str | os.PathLike):
-
         super().__init__()
         folder = checkpoint_folder(Path(path))
         if folder is None:
@@ -60,7 +59,7 @@ class Orbax(Whole):
                 read_bytes(path)  # no larger than what describes a checkpoint
         self._reader = _reader()
         try:
-            with _quietly():
+            with one_failure(logging.ERROR):
                 metadata = self._reader.metadata(self.path)
             tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
             self._flat, self._rebuild = names.flatten(tree)
@@ -84,7 +83,7 @@ class Orbax(Whole):
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})
         try:
-            with self._lock, _quietly():
+            with self._lock, one_failure(logging.ERROR):
                 tree = self._reader.restore(
                     self.path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
                 )
@@ -106,18 +105,6 @@ class Orbax(Whole):
 
     def close(self) -> None:
         self._reader.close()
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Orbax's warnings of what a checkpoint may lack."""
-    absl = logging.getLogger("absl")
-    before = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        absl.setLevel(before)
 
 
 def _reader() -> Any:
@@ -164,31 +151,18 @@ def nested(source: Any, leaves: Mapping[str, Any]) -> Any:
 def one_error(out: Path) -> Iterator[None]:
     """A checkpoint is written inside; a failure is the one exception that leaves the block.
 
-    When a leaf cannot be written, Orbax closes its event loop and raises, while TensorStore is
-    still at the others; each of those ends in a callback to the closed loop, which Python would
-    print as a traceback of its own. They come until the process ends, so after a failure the
-    filter stays; everything else is passed on.
-
     Raises:
         OSError: what the system said, of `out`, where TensorStore names its number.
         UserError: else, with the words of the library.
     """
-    before = sys.unraisablehook
-
-    def without_late_callbacks(late: Any) -> None:
-        if late.exc_type is not RuntimeError or str(late.exc_value) != "Event loop is closed":
-            before(late)
-
-    sys.unraisablehook = without_late_callbacks
     try:
-        with writing(out):
+        with writing(out), one_failure():
             yield
     except OSError:
         raise
     except Exception as error:
         message = f"{out} could not be written by Orbax ({library_message(error)})."
         raise UserError(message) from None
-    sys.unraisablehook = before
 
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:

@@ -9,47 +9,17 @@ same figures, bit for bit on the same machine.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxmerge.errors import library_message
+from jaxmerge.io.orbax_failures import one_failure
 
 EVERY = 60.0  # seconds
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Orbax logs the trace of every thread that fails; the error itself is raised all the same."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _hush() -> None:
-    """After a write that failed, those beside it answer an event loop that is closed by then, and
-    each prints a trace; the error itself is raised all the same."""
-    shown = sys.unraisablehook
-    if getattr(shown, "hushed", False):
-        return
-
-    def hook(what: Any) -> None:
-        if str(what.exc_value) != "Event loop is closed":
-            shown(what)
-
-    hook.hushed = True
-    sys.unraisablehook = hook
 
 
 class Halfway:
@@ -89,11 +59,10 @@ class Halfway:
         )
         manager = self._open()
         try:
-            with _silent():
+            with one_failure():
                 manager.save(len(losses), args=parts)
                 manager.wait_until_finished()
         except ValueError as error:  # so tensorstore reports what the disk refuses
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the other writes fail, too
             for left in self.folder.glob("*.orbax-checkpoint-tmp"):  # what it takes is needed
                 shutil.rmtree(left, ignore_errors=True)
             why = "No space left on device" if "No space left" in str(error) else str(error)
@@ -119,7 +88,7 @@ class Halfway:
             step = manager.latest_step()
             if step is None:
                 return None
-            with _silent():
+            with one_failure():
                 restored = manager.restore(step, args=parts)
             record = restored["record"]
             self.before = float(record["seconds"])
@@ -145,10 +114,9 @@ class Halfway:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            _hush()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1, create=True, cleanup_tmp_directories=True
             )
-            with _silent():  # what a kill left half written is cleaned up, and not worth a word
+            with one_failure():  # what a kill left half written is cleaned up, and not worth a word
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
