@@ -133,10 +133,10 @@ def _cells(
     shape = (max(1, PIECE_ENTRIES // row), *like.shape[1:]) if row > 1 else (PIECE_ENTRIES,)
     like = like._replace(shape=shape)
     # the piece before is given back when the next one is read, and the allocator keeps as much
-    # each pass is a program of its own; on the host, where values are computed and not only counted
-    counted = measure.host and not measure.by_entry
-    passes = 0 if counted else 2 * PROGRAM * measure.passes
-    more = passes + (2 * row_programs(job) if row > 1 else 0)
+    # each pass is a program of its own; on the host there are none, or where values are computed a
+    # look at a sample and one at all, of a piece and of the last one
+    programs = measure.passes if not measure.host else 4 * measure.by_entry
+    more = 2 * PROGRAM * programs + (2 * row_programs(job) if row > 1 else 0)
     return 3 * needs(job, n, like, measured, closing, strategy.zero)[0] + more
 
 
