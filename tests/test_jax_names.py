@@ -71,6 +71,15 @@ def test_there_and_back(wrote, like, tmp_path):
     assert {n: again[n].tobytes() for n in again} == {n: x.tobytes() for n, x in first.items()}
 
 
+@pytest.mark.parametrize(
+    ("wrote", "like"), [(w, w) for w in ("tunix", "easydel/llama")], indirect=["like"]
+)
+def test_what_one_library_refuses_does_not_matter_to_another(wrote, like, tmp_path):
+    config = json.loads((like / "config.json").read_text()) | {"model_type": "smollm3"}
+    (like / "config.json").write_text(json.dumps(config))
+    assert "lm_head.weight" in open_source(hf(wrote, like, tmp_path / "hf"))
+
+
 @pytest.mark.parametrize("like", ["maxtext/llama"], indirect=True)
 def test_layers_apart_and_stacked_are_one_model(like, tmp_path):
     source = open_source(hf("maxtext/llama", like, tmp_path / "hf"))

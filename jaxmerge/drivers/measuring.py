@@ -8,6 +8,7 @@ about the folded cells; all give, for every leaf, the tuple of summaries that it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,16 +34,20 @@ def side(extra: Any, name: str) -> dict[str, Any]:
     return {k: v[name] for k, v in extra.items() if name in v}
 
 
+def host_of(pipeline: Any, zero: bool) -> Callable[[Any, Any], Mapping[str, Any] | None] | None:
+    """What numpy may compute about every row of a leaf: of the plain task vector, so for the first
+    transform, and of one alone."""
+    asking = [i for i, t in enumerate(pipeline.before) if t.host is not None]
+    return pipeline.before[0].host if asking == [0] and not zero else None
+
+
 def beside_on_host(pipeline: Any, inputs: LeafInputs, zero: bool) -> LeafInputs:
     """The inputs with what the first transform has numpy compute about every row of the leaf."""
-    asking = [t for t in pipeline.before if t.host is not None]
-    arrays = (inputs.base, *inputs.models)
-    if zero or len(asking) != 1 or asking[0] is not pipeline.before[0]:
-        return inputs
-    if not concrete(arrays) or not all(map(_here, arrays)):
+    host, arrays = host_of(pipeline, zero), (inputs.base, *inputs.models)
+    if host is None or not concrete(arrays) or not all(map(_here, arrays)):
         return inputs
     base, *models = map(np.asarray, arrays)
-    known = [asking[0].host(m, base) or {} for m in models]
+    known = [host(m, base) or {} for m in models]
     extras = inputs.extras or ({},) * len(models)
     return inputs._replace(extras=tuple(e | k for e, k in zip(extras, known, strict=True)))
 

@@ -8,6 +8,10 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
+
+from jaxmerge.core.names import kind
+from jaxmerge.errors import UserError
 
 
 def memory_free() -> int | None:
@@ -27,6 +31,23 @@ def memory_free() -> int | None:
         limit = int((group / "memory.max").read_text())
         free.append(limit - int((group / "memory.current").read_text()))
     return max(0, min(free))
+
+
+def refuse_too_large(name: str, like: Any, path: Path) -> None:
+    """Raise UserError where a leaf that is read whole has no room: what allocates it would end the
+    process.
+
+    Args:
+        name: of the leaf.
+        like: its dtype and shape.
+        path: the file or folder that says so.
+    """
+    free = memory_free()
+    if free is not None and like.nbytes > free:
+        raise UserError(
+            f"{path}: leaf {name!r} is {kind(like)}, {like.nbytes / 1e9:.3g} GB; it is read whole, "
+            f"and {free / 1e9:.3g} GB are free."
+        )
 
 
 def give_back() -> None:

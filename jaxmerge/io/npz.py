@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxmerge.errors import UserError
-from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.free_memory import refuse_too_large
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import open_regular
@@ -67,12 +67,8 @@ class Archive(Whole):
         return Like(shape, dtype)
 
     def load(self, name: str) -> np.ndarray:
-        like, free = self.like[name], memory_free()
-        if free is not None and like.nbytes > free:
-            raise UserError(
-                f"{self.path}: leaf {name!r} takes {like.nbytes / 1e9:.3g} GB; it is read whole, "
-                f"and {free / 1e9:.3g} GB are free."
-            )
+        like = self.like[name]
+        refuse_too_large(name, like, self.path)
         with _opened(self.path) as (archive, members):
             return _array(archive, members[name], f"{self.path}: {name}").view(like.dtype)
 

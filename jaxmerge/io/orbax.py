@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.errors import UserError, library_message, writing
-from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.free_memory import refuse_too_large
 from jaxmerge.io.orbax_failures import one_failure
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import read_bytes
@@ -73,12 +73,7 @@ class Orbax(Whole):
         import jax
         import orbax.checkpoint as ocp
 
-        need, free = self.like[name].nbytes, memory_free()
-        if free is not None and need > free:  # TensorStore would end the process
-            raise UserError(
-                f"{self.path}: leaf {name!r} is {names.kind(self.like[name])}, "
-                f"{need / 1e9:.3g} GB; it is read whole, and {free / 1e9:.3g} GB are free."
-            )
+        refuse_too_large(name, self.like[name], self.path)
         rest = {n: ocp.PLACEHOLDER for n in self.like}
         item = self._rebuild(rest | {name: self._flat[name]})
         restore_args = self._rebuild(rest | {name: ocp.RestoreArgs(restore_type=np.ndarray)})

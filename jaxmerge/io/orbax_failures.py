@@ -12,7 +12,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LATE = "Event loop is closed"
@@ -41,14 +41,17 @@ def one_failure(level: int = logging.CRITICAL) -> Iterator[None]:
 
 
 def _ignore_late() -> None:
-    shown = sys.unraisablehook
     warnings.filterwarnings("ignore", UNAWAITED, RuntimeWarning)
-    if getattr(shown, "without_late", False):
-        return
+    if not isinstance(sys.unraisablehook, _WithoutLate):
+        sys.unraisablehook = _WithoutLate(sys.unraisablehook)
 
-    def hook(late: Any) -> None:
+
+class _WithoutLate:
+    """The hook that was there, of all but callbacks to a closed loop."""
+
+    def __init__(self, shown: Callable[[Any], Any]):
+        self.shown = shown
+
+    def __call__(self, late: Any) -> None:
         if str(late.exc_value) != LATE:
-            shown(late)
-
-    hook.without_late = True  # type: ignore[attr-defined]
-    sys.unraisablehook = hook
+            self.shown(late)

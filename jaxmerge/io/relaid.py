@@ -29,6 +29,7 @@ class Part(NamedTuple):
     Attributes:
         stored: names of the leaves that it is made of, one for each layer where it stacks them.
         layer: which of the layers in the one stored leaf it is; None for all of it.
+        stack: whether the leaf holds the stored ones, one for each layer.
         turn: the stored array in the shape that is wanted.
         shape: the same without arithmetic, for shapes.
     """
@@ -80,7 +81,7 @@ def _library(
     """The library that most of the names are of, and its table."""
     best = {}
     for name, table in LIBRARIES.items():
-        known = {_bare(p.other) for p in table(config or None, source.ref)}
+        known = {_bare(p.other) for p in table(None, source.ref)}
         best[name] = sum(_template(n)[0] in known for n in bare)
     name = max(best, key=lambda n: best[n])
     if not best[name]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.errors import UserError, library_message
-from jaxmerge.io.free_memory import memory_free
+from jaxmerge.io.free_memory import refuse_too_large
 from jaxmerge.io.header import CODES
 from jaxmerge.io.safetensors import Like, Stamp, Whole
 from jaxmerge.io.untrusted import check_inside, read_json
@@ -84,12 +84,8 @@ class Arrays(Whole):
     def load(self, name: str) -> np.ndarray:
         import tensorstore as ts
 
-        like, free = self.like[name], memory_free()
-        if free is not None and like.nbytes > free:
-            raise UserError(
-                f"{self.path}: leaf {name!r} takes {like.nbytes / 1e9:.3g} GB; it is read whole, "
-                f"and {free / 1e9:.3g} GB are free."
-            )
+        like = self.like[name]
+        refuse_too_large(name, like, self.path)
         store: Any = {"driver": "file", "path": os.fspath(self.path / self.paths[name])}
         try:
             array = ts.open({"driver": "zarr", "kvstore": store}, read=True, open=True).result()

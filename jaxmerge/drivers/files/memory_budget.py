@@ -25,7 +25,7 @@ from jaxmerge.drivers.leaf import (
     start_leaf,
     update_leaf,
 )
-from jaxmerge.drivers.measuring import measure_cells, measure_opening, measure_row, side
+from jaxmerge.drivers.measuring import host_of, measure_cells, measure_opening, measure_row, side
 from jaxmerge.io.safetensors import Like
 
 # Bytes that leaves in work may take together.  A leaf that needs more alone is cut if it can be,
@@ -76,16 +76,24 @@ def needs(
         return whole + work * count, whole // 2 + 2 * work
 
 
-def _shapes(job: Job, name: str, base: Like) -> tuple[Any, list[Any], list[dict[str, Any]]]:
+def _shapes(
+    job: Job, name: str, base: Like, zero: bool
+) -> tuple[Any, list[Any], list[dict[str, Any]]]:
     piece = base.shape != job.like[name].shape
     struct = lambda x: jax.ShapeDtypeStruct(base.shape if piece else x.shape, x.dtype)
     sides = job.extras or ({},) * len(job.models)
     likes = lambda e: {k: struct(getattr(v, "like", v)[name]) for k, v in e.items() if name in v}
-    return struct(base), [struct(m.like[name]) for m in job.models], [likes(e) for e in sides]
+    models = [struct(m.like[name]) for m in job.models]
+    host, tiny = host_of(job.grid[name], zero), (TINY,) * len(base.shape)
+    known = lambda m: host(np.zeros(tiny, m.dtype), np.zeros(tiny, base.dtype)) if host else {}
+    beside = lambda m: {
+        k: jax.ShapeDtypeStruct(base.shape, v.dtype) for k, v in (known(m) or {}).items()
+    }
+    return struct(base), models, [likes(e) | beside(m) for e, m in zip(sides, models, strict=True)]
 
 
 def _at_once(job, name, base, measured, closing, zero) -> int:
-    like, models, sides = _shapes(job, name, base)
+    like, models, sides = _shapes(job, name, base, zero)
     specs, key = job.grid[name].specs, leaf_key(job.key, name)
     program = merge_leaf if closing is None else fold_leaf
     inputs = LeafInputs(like, tuple(models), key, measured=measured, extras=tuple(sides))
@@ -99,7 +107,7 @@ def _at_once(job, name, base, measured, closing, zero) -> int:
 
 
 def _one_by_one(job, name, base, measured, closing, zero) -> int:
-    like, models, sides = _shapes(job, name, base)
+    like, models, sides = _shapes(job, name, base, zero)
     pipeline, key = job.grid[name], leaf_key(job.key, name)
     cell, most = jax.eval_shape(start_leaf, pipeline.specs, like), 0
     for t, model in enumerate(models):
