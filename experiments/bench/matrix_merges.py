@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of methods, with commas between")
     parser.add_argument("--out", type=Path, default=merge_memory.RESULTS, help="folder")
     given = parser.parse_args()
+    if given.peer_python and shutil.which(given.peer_python) is None:
+        parser.error(f"--peer-python {given.peer_python}: no such program")
     like = kernels(given.blocks)
     base = draw(0, like)
     models = [draw(1 + t, like, base) for t in range(given.models)]

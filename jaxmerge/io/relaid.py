@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmerge.errors import UserError, listed
+from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.jax_names import LIBRARIES, Heads, Pair
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.safetensors import Leaves, Like, Whole
 
 LAYOUTS = ("hf", *LIBRARIES)
+HUB = "Hugging Face"
 STACKED = 1  # the axis of layers in a leaf that holds all of them
 
 
@@ -130,7 +131,7 @@ def _from_hf(
         other = pair.other.format(number)
         parts[other] = pair
         found.setdefault(other, {})[number or 0] = name
-    _refuse(source, unknown, "Hugging Face")
+    _refuse(source, unknown, HUB)
     renamed = {}
     for other, pair in parts.items():
         stored = found[other]
@@ -145,10 +146,14 @@ def _from_hf(
 
 def _refuse(source: Source, unknown: Sequence[str], whose: str) -> None:
     if unknown:
-        few = listed([f"{n!r} is none of {whose}'s names" for n in unknown[:5]])
-        training = any(n.startswith(("opt_state", "step")) for n in unknown)
-        hint = f" {source.ref}#params is the model without the optimiser." if training else ""
-        raise UserError(f"{source.ref}: {len(unknown)} names do not fit: {few}.{hint}")
+        hint = ""
+        if any(n.startswith(("opt_state", "step")) for n in unknown):
+            hint = f" {source.ref}#params is the model without the optimiser."
+        elif whose == HUB:
+            hint = " Names of another library become these with --names hf."
+        few = bounded([repr(n) for n in unknown])
+        many = f"{len(unknown)} leaves have none of {whose}'s names"
+        raise UserError(f"{source.ref}: {many}: {few}.{hint}")
 
 
 class Relaid(Whole):
@@ -182,7 +187,7 @@ class Relaid(Whole):
                 continue
             self.like[name] = Like(shape, like.dtype, like.storage)
         if wrong:
-            raise UserError(f"{listed(wrong[:5])}: not that of such a leaf.")
+            raise UserError(f"{bounded(wrong)}: not that of such a leaf.")
 
     def load(self, name: str) -> np.ndarray:
         part = self.parts[name]
