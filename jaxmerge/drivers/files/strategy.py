@@ -29,6 +29,7 @@ from jaxmerge.drivers.files.memory_budget import (
 )
 from jaxmerge.drivers.files.side_information import like_of
 from jaxmerge.drivers.leaf import LeafInputs
+from jaxmerge.drivers.measuring import host_of
 from jaxmerge.io.safetensors import Like
 
 LONGEST_ROW = 1 << 22  # entries; leaves of longer rows are not cut into rows
@@ -80,7 +81,8 @@ class Strategy:
             return "pieces", PIECEWISE
         together, apart = self.needs_of(job, name, measured, closing)
         if cut is not None and min(together, apart) > ROOM:
-            more = row_programs(job) if cut.row else 0
+            sorts = cut.row and host_of(job.grid[name], self.zero) is None  # else numpy does
+            more = row_programs(job) if sorts else 0
             rounds = PROGRAM * max(cut.rounds, default=0)
             return "pieces", PIECEWISE + rounds + more + SORTED * cut.row * entry_bytes(job, name)
         return ("at once", together) if together <= max(ROOM, apart) else ("one by one", apart)
