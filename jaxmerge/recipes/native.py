@@ -287,7 +287,7 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
         with about(path):
             out += documents(content)
     if not out:
-        raise UserError(f"{path} is empty.")
+        raise UserError(f"{path} is empty; a recipe names a method and models at least.")
     try:
         return in_order(out)
     except UserError as error:
