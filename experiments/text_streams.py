@@ -2,23 +2,26 @@
 
     python experiments/text_streams.py --data DATA --work runs/text            # all, resumable
     python experiments/text_streams.py --data DATA --work runs/text --choose   # rates and strengths
+    python experiments/text_streams.py --data DATA --work runs/text --only sequential,joint --jobs 8
     python experiments/text_streams.py --work runs/text --only-results         # what is done so far
 
-A run is one way of learning of one class order, in a folder of its own under `--work`; stopped at
-any moment (Ctrl-C, a kill) it goes on from its last checkpoint with the same figures.  After every
-run the finished ones are put together in ``experiments/results/``: ``clinc150_10_full.json`` and so
-on, an order as soon as its sequential stream is done.
+A run is one way of learning of one class order: a process of its own with a folder of its own under
+`--work`, where its log is too; stopped at any moment (Ctrl-C, a kill) it goes on from its last
+checkpoint with the same figures.  `--jobs` run at once, for a GPU (with
+``XLA_PYTHON_CLIENT_PREALLOCATE=false`` and a compilation cache in ``JAX_COMPILATION_CACHE_DIR``).
+After every run the finished ones are put together in ``experiments/results/``:
+``clinc150_10_full.json`` and so on, an order as soon as its sequential stream is done.
 
 All training and test sentences are used; of the validation split five of each intent, since every
-factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150 in the
-first class order, the two streams that every merge is compared on and joint training, then LwF and
-EWC; Banking77; the other orders; five and thirty tasks.
+factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150, the
+two streams that every merge is compared on and joint training; Banking77; LwF, EWC and L2; five and
+thirty tasks.
 
 **How the settings were chosen.**  ``--choose`` trains on class orders 10 and 11, which are in no
 table, scores on validation sentences, and writes ``experiments/results/text_settings.json``, where
 the runs read them; without that file they are those of the experiments.  One learning rate for all
-methods, the best mean of last model, MagMax and joint training; then one strength of LwF and of
-EWC under it.
+methods, the best mean of last model, MagMax and joint training; then one strength of LwF, of EWC
+and of L2 under it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +47,7 @@ SETTINGS = RESULTS / "text_settings.json"
 ORDERS = (0, 1, 2)
 OTHER_ORDERS = (10, 11)
 VALIDATION = "few={val: 5}"  # sentences of an intent that factors are chosen on, after every task
-WAYS = ("sequential", "independent", "joint", "LwF", "EWC")
+WAYS = ("sequential", "independent", "joint", "LwF", "EWC", "L2")
 
 
 class Run(NamedTuple):
@@ -66,7 +73,15 @@ class Run(NamedTuple):
         given.append(f"baselines=[{baselines}]")
         if self.tasks > 10:  # the factor of the OPCM paper: 0.3 for 8 tasks, 0.1 for 14 and 20
             given.append("merges.continual TIES.factor=0.1")
-        return given + chosen(self.way)
+        return given
+
+
+class Job(NamedTuple):
+    """A run, its folder, and what is set beside its settings."""
+
+    run: Run
+    place: Path
+    more: list[str]
 
 
 def chosen(way: str) -> list[str]:
@@ -82,20 +97,46 @@ def runs() -> Iterator[Run]:
     for order in ORDERS:
         yield from (Run("clinc150", 10, order, way) for way in WAYS[:3])
         yield from (Run("banking77", 7, order, way) for way in WAYS[:3])
+    for order in ORDERS:
         yield from (Run("clinc150", 10, order, way) for way in WAYS[3:])
     for order in ORDERS:
         yield from (Run("clinc150", tasks, order, way) for tasks in (5, 30) for way in WAYS[:3])
 
 
-def work(run: Run, data: Path, folder: Path, more: list[str]) -> None:
-    """One run, or what is left of it."""
-    place = folder / run.name
-    if run_folder.finished(place):
-        return
-    print(run.name, flush=True)
-    where = {"resume": place} if (place / "config.json").exists() else {"out": place}
-    given = [] if "resume" in where else [*run.settings(data), *more]
-    command.run(HERE / f"{run.experiment}.py", set=given, **where)
+def work(jobs: Iterable[Job], data: Path, at_once: int, after: Callable[[], None]) -> None:
+    """The runs, or what is left of them; ``after()`` when one is finished.
+
+    Raises:
+        SystemExit: a run failed; the others are finished first.
+    """
+    failed = []
+    with ThreadPoolExecutor(at_once) as pool:
+        left = [job for job in jobs if not run_folder.finished(job.place)]
+        for future in as_completed([pool.submit(_process, job, data) for job in left]):
+            job, code = future.result()
+            print(
+                f"{job.place.name}: {'finished' if code == 0 else f'exit code {code}'}", flush=True
+            )
+            if code:
+                failed.append(f"{job.place}.log")
+            after()
+    if failed:
+        raise SystemExit("Failed, see " + ", ".join(failed))
+
+
+def _process(job: Job, data: Path) -> tuple[Job, int]:
+    file, place = str(HERE / f"{job.run.experiment}.py"), str(job.place)
+    if (job.place / "config.json").exists():
+        where = ["--resume", place]
+    else:
+        given = [*job.run.settings(data), *job.more]
+        where = ["--out", place, *(part for one in given for part in ("--set", one))]
+    job.place.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{place}.log", "a") as log:
+        call = [sys.executable, "-m", "jaxmerge", "run", file, *where]
+        path = os.pathsep.join(p for p in (str(HERE.parent), os.environ.get("PYTHONPATH")) if p)
+        env = {**os.environ, "PYTHONPATH": path}
+        return job, subprocess.run(call, stdout=log, stderr=subprocess.STDOUT, env=env).returncode
 
 
 def done(experiment: str, tasks: int, folder: Path) -> dict[int, dict[str, Results]]:
@@ -158,46 +199,43 @@ RATES = (1e-4, 2e-4, 4e-4)
 STRENGTHS = {
     ("LwF", "streams.LwF.methods.lwf.strength"): (0.1, 0.3, 1.0),
     ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e4, 1e5, 1e6, 1e7),
+    ("L2", "streams.L2.methods.l2.strength"): (0.01, 0.1, 1.0, 10.0),
 }
+ON_VALIDATION = ["validation=true", "merges.MagMax.factor=0.5"]
+TWO_ROWS = {"sequential": ["streams.sequential.deploys=[last model, MagMax]"]}
 
 
-def choose(data: Path, folder: Path, more: list[str]) -> None:
-    """Learning rate and strengths on validation sentences of other class orders."""
-    tried: dict[str, dict[str, float]] = {}
-    best: dict[str, float] = {}
-    scored = ["validation=true", "merges.MagMax.factor=0.5", VALIDATION]
-    scored.append("streams.sequential.deploys=[last model, MagMax]")
-    for rate in RATES:
-        tried.setdefault("lr", {})[f"{rate:g}"] = _score(
-            ("sequential", "joint"), data, folder, [*scored, f"lr={rate}", *more], f"lr{rate:g}"
-        )
-    best["lr"] = float(max(tried["lr"], key=tried["lr"].__getitem__))
-    for (way, key), values in STRENGTHS.items():
-        for value in values:
-            given = [*scored, f"lr={best['lr']}", f"{key}={value}", *more]
-            score = _score((way,), data, folder, given, f"{way}{value:g}")
-            tried.setdefault(key, {})[f"{value:g}"] = score
+def choose(what: str, data: Path, folder: Path, more: list[str], at_once: int) -> None:
+    """The learning rate, or the strengths under it, on validation sentences of other orders."""
+    noted = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {"chosen": {}, "tried": {}}
+    best, tried = noted["chosen"], noted["tried"]
+    if what == "lr":
+        grid = {"lr": (("sequential", "joint"), RATES)}
+    else:
+        grid = {key: ((way,), values) for (way, key), values in STRENGTHS.items()}
+        more = [*chosen("lr"), *more]
+    jobs = {
+        (key, value): [
+            Job(run, folder / "choice" / f"{run.name}_{key}={value:g}", given)
+            for order in OTHER_ORDERS
+            for run in (Run("clinc150", 10, order, way) for way in ways)
+            for given in ([*ON_VALIDATION, *TWO_ROWS.get(run.way, []), f"{key}={value}", *more],)
+        ]
+        for key, (ways, values) in grid.items()
+        for value in values
+    }
+    work([job for one in jobs.values() for job in one], data, at_once, lambda: None)
+    for key, (_, values) in grid.items():
+        tried[key] = {f"{value:g}": _score(jobs[key, value]) for value in values}
         best[key] = float(max(tried[key], key=tried[key].__getitem__))
-    SETTINGS.write_text(json.dumps({"chosen": best, "tried": tried, "orders": OTHER_ORDERS}))
+    SETTINGS.write_text(json.dumps({**noted, "orders": OTHER_ORDERS}, indent=1) + "\n")
 
 
-def _score(ways: tuple[str, ...], data: Path, folder: Path, given: list[str], label: str) -> float:
-    """Mean validation accuracy of all rows but zero-shot, over the other class orders."""
-    scores = []
-    for order in OTHER_ORDERS:
-        for way in ways:
-            run = Run("clinc150", 10, order, way)
-            own = run._replace(way=f"{way}_{label}")
-            place = folder / "choice" / own.name
-            if not run_folder.finished(place):
-                print(own.name, flush=True)
-                where = {"resume": place} if (place / "config.json").exists() else {"out": place}
-                settings = [] if "resume" in where else [*run.settings(data), *given]
-                command.run(HERE / "clinc150.py", set=settings, **where)
-            results = Results.from_json(place / "results.json")
-            rows = [e for e in results.seeds[0].entries if e.label != "zero-shot"]
-            scores += [e.metrics["accuracy"] for e in rows]
-    return sum(scores) / len(scores)
+def _score(jobs: list[Job]) -> float:
+    """Mean validation accuracy of all rows but zero-shot."""
+    ended = [Results.from_json(job.place / "results.json").seeds[0].entries for job in jobs]
+    rows = [e.metrics["accuracy"] for rows in ended for e in rows if e.label != "zero-shot"]
+    return sum(rows) / len(rows)
 
 
 def main() -> None:
@@ -207,17 +245,26 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/text"))
-    parser.add_argument("--choose", action="store_true", help="learning rate and strengths")
+    parser.add_argument("--choose", action="store_true", help="learning rate, then strengths")
+    parser.add_argument("--choose-only", choices=("lr", "strengths"), help="one of the two")
+    parser.add_argument("--only", help=f"ways of learning, of {','.join(WAYS)}")
+    parser.add_argument("--tasks", help="numbers of tasks, of 10, 7 (Banking77), 5, 30")
     parser.add_argument("--only-results", action="store_true", help="put together what is done")
     parser.add_argument("--set", action="append", default=[], help="key=value for every run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_args()
-    if options.choose:
-        choose(options.data, options.work, options.set)
-    elif not options.only_results:
-        for run in runs():
-            work(run, options.data, options.work, options.set)
-            write_results(options.work)
-    write_results(options.work)
+    data, folder = options.data.resolve(), options.work.resolve()
+    parts = ("lr", "strengths") if options.choose else tuple(filter(None, [options.choose_only]))
+    for part in parts:
+        choose(part, data, folder, options.set, options.jobs)
+    if not parts and not options.only_results:
+        ways = options.only.split(",") if options.only else WAYS
+        counts = [int(n) for n in options.tasks.split(",")] if options.tasks else (10, 7, 5, 30)
+        asked = [run for run in runs() if run.way in ways and run.tasks in counts]
+        jobs = [Job(r, folder / r.name, [*chosen(r.way), *options.set]) for r in asked]
+        work(jobs, data, options.jobs, lambda: write_results(folder))
+    if not parts:
+        write_results(folder)
 
 
 if __name__ == "__main__":
