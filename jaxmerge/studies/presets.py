@@ -2,7 +2,8 @@
 
 `MERGES` are the methods of MagMax's and OPCM's tables, each with the factors that are tried on the
 validation split; `STREAMS` the ways of learning: sequential and independent fine-tuning with every
-merge on both, LwF, EWC and L2.  MagMax and OPCM are deployed after every task, the others at the end.
+merge on both, LwF, EWC and L2.  MagMax and OPCM are deployed after every task, the others at the
+end.
 
     streams = comparisons()                        # all of them
     streams = comparisons("sequential", "independent")
