@@ -195,7 +195,7 @@ def write_results(folder: Path) -> None:
             together(finished).to_json(RESULTS / f"{experiment}_{tasks}_full.json")
 
 
-RATES = (1e-4, 2e-4, 4e-4)
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 STRENGTHS = {
     ("LwF", "streams.LwF.methods.lwf.strength"): (0.1, 0.3, 1.0),
     ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e4, 1e5, 1e6, 1e7),
