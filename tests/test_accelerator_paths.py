@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,6 @@ METHODS = {
     "trim": jm.chain(jm.trim(0.25), jm.mean()),
     "breadcrumbs": jm.breadcrumbs(0.5, 0.1),
     "breadcrumbs_ties": jm.breadcrumbs_ties(0.5, 0.1),
-    "pcb": jm.pcb(0.3),
     "outliers": jm.chain(jm.drop_outliers(0.4, 0.2), jm.add()),
 }
 
@@ -47,14 +48,23 @@ METHODS = {
 def test_a_merge_is_the_same(accelerator, monkeypatch, part):
     monkeypatch.setattr(joined_rows, "PART", part)
     joins = []
-    spy = lambda *args: joins.append(1) or joined_rows.joined(*args)
-    monkeypatch.setattr(measuring, "joined", spy)
+    joined = joined_rows.joined
+    monkeypatch.setattr(joined_rows, "joined", lambda *args: joins.append(1) or joined(*args))
     ours = {name: jm.merge(m, BASE, MODELS) for name, m in METHODS.items()}
     assert len(joins) == 2 * len(MODELS)  # ties and trim, each model; the others rank by leaf
     monkeypatch.undo()
     jax.clear_caches()
     for name, method in METHODS.items():
         jax.tree.map(np.testing.assert_array_equal, ours[name], jm.merge(method, BASE, MODELS))
+
+
+@pytest.mark.slow  # a minute of compiling
+def test_pcb_up_to_the_rounding_of_its_sums(accelerator, monkeypatch):
+    ours = jm.merge(jm.pcb(0.3), BASE, MODELS)
+    monkeypatch.undo()
+    jax.clear_caches()
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=4 * np.finfo("f").eps)
+    jax.tree.map(near, ours, jm.merge(jm.pcb(0.3), BASE, MODELS))  # sums of exponentials, in numpy
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -82,6 +82,8 @@ class Measure(NamedTuple):
     `passes` is only the most there can be.
     ``join(a, b, i)`` brings partials together where not by adding.  `by_entry` says that what a
     leaf contributes is what its pieces contribute, joined: a large leaf may then be cut.
+    ``rest(x, summary) -> summary``, if given, makes all passes behind the first at once, in
+    compiled code, over the entries of one array: an accelerator then waits for one result.
     """
 
     init: Callable[[], Any]
@@ -93,6 +95,7 @@ class Measure(NamedTuple):
     done: Callable[[Any], bool] = lambda summary: False
     join: Callable[[Array, Array, int], Array] = lambda a, b, i: a + b
     by_entry: bool = False
+    rest: Callable[[Array, Any], Any] | None = None
 
 
 class Transform(NamedTuple):

@@ -1,8 +1,10 @@
 """Many leaves of a row as few long arrays, for an accelerator.
 
 To find a rank an accelerator passes over a row eight times, each in no time; what takes time is to
-start a program for every leaf and to wait for its counts.  So the leaves are joined once, and a
-pass is one program.  Only whole numbers are counted so: sums of floats would round differently.
+start a program for every leaf and to wait for its counts.  So the leaves are joined once, and the
+first pass is one program, all others together a second one; leaves that are ranked each on its own
+have two programs each.  (The first is apart since ranks are exact on the host only: a density times
+a size, in float64.)  Only whole numbers are counted so: sums of floats would round differently.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ PART = 1 << 28  # entries that are counted together: an int32 holds them, a giga
 
 
 def worth_joining(measure: Measure, group: list[str], base: Any, model: Any) -> bool:
+    """Whether a measure of whole rows counts there, over several leaves."""
+    several = measure.scope == "row" and len(group) > 1
+    return several and counts_there(measure, group, base, model)
+
+
+def counts_there(measure: Measure, group: list[str], base: Any, model: Any) -> bool:
     """Whether a measure counts, and all leaves of a row lie whole on one accelerator."""
-    if measure.host is None or measure.scope != "row" or len(group) == 1:
+    if measure.rest is None:
         return False
     leaves = [tree[n] for tree in (base, model) for n in group]
     if not concrete(leaves) or not all(isinstance(x, jax.Array) for x in leaves):

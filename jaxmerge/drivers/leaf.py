@@ -163,6 +163,21 @@ def observe_leaf(specs, i, summary, turn, inputs, zero=False):
     return observe_part(specs, i, summary, turn, _enter(before, inputs, 0, zero))
 
 
+@functools.partial(_compiled, static_argnames="i")
+def rest_of_part(specs, i, summary, x):
+    """The summary of entries after all passes behind the first."""
+    before, fold, _ = _build(specs)
+    measure = before[i].measure if i < len(before) else fold.measure
+    return measure.rest(x, summary)
+
+
+@functools.partial(_compiled, static_argnames=("i", "zero"))
+def rest_of_leaf(specs, i, summary, inputs, zero=False):
+    """The same for one leaf of a row that is measured on its own."""
+    before = list(map(_built, specs[0][:i]))
+    return rest_of_part(specs, i, summary, _enter(before, inputs, 0, zero))
+
+
 @functools.partial(_compiled, static_argnames="turn")
 def observe_opening(specs, summary, turn, cell):
     """What one leaf contributes to the opening measure."""

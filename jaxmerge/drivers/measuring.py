@@ -8,7 +8,7 @@ about the folded cells; all give, for every leaf, the tuple of summaries that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.core.types import Measure, concrete
-from jaxmerge.drivers.joined_rows import joined, worth_joining
+from jaxmerge.drivers import joined_rows
 from jaxmerge.drivers.leaf import (
     LeafInputs,
     observe_cell,
     observe_leaf,
     observe_opening,
     observe_part,
+    rest_of_leaf,
+    rest_of_part,
     result_leaf,
     row_leaf,
 )
@@ -75,12 +77,26 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
             return LeafInputs(b, (m,), grid[n].key(key, n), step, (summaries[n],), extras)
 
         def observe(measure, group, summary, turn, i=i, inputs_of=inputs_of, long=long):
-            if given is None and turn == 0 and worth_joining(measure, group, base, model):
+            if (
+                given is None
+                and turn == 0
+                and joined_rows.worth_joining(measure, group, base, model)
+            ):
                 inputs = {n: inputs_of(n, base[n], model[n]) for n in group}
-                long[id(measure)] = joined(grid, inputs, i, zero)
+                long[id(measure)] = joined_rows.joined(grid, inputs, i, zero)
             if id(measure) in long:
                 for n, x in long[id(measure)]:
                     yield n, observe_part(grid[n].specs, i, summary, turn, x)
+                return
+            if given is None and joined_rows.counts_there(measure, group, base, model):
+                counts = {
+                    n: observe_leaf(
+                        grid[n].specs,
+                        *(i, summary_of(summary, n), turn, inputs_of(n, base[n], model[n]), zero),
+                    )
+                    for n in group
+                }
+                yield from jax.device_get(counts).items()  # started one after another, awaited once
                 return
             for n, b, m in walk(group):
                 inputs = inputs_of(n, b, m)
@@ -90,7 +106,21 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                 else:
                     yield n, observe_leaf(grid[n].specs, i, s, turn, _read(inputs), zero)
 
-        for n, summary in _run_measures(here, observe).items():
+        def rest(measure, group, summary, i=i, inputs_of=inputs_of, long=long):
+            if given is not None or not joined_rows.counts_there(measure, group, base, model):
+                return None
+            if measure.scope == "leaf":
+                run = lambda n: rest_of_leaf(
+                    grid[n].specs, i, summary[n], inputs_of(n, base[n], model[n]), zero
+                )
+                return _PerLeaf({n: run(n) for n in group})
+            parts = long.get(id(measure), ())
+            if len(parts) != 1:
+                return None
+            ((n, x),) = parts
+            return rest_of_part(grid[n].specs, i, summary, x)
+
+        for n, summary in _run_measures(here, observe, rest).items():
             summaries[n] = (*summaries[n], summary)
     return summaries
 
@@ -153,32 +183,50 @@ def summary_of(summary: Any, name: str) -> Any:
     return summary[name] if isinstance(summary, _PerLeaf) else summary
 
 
-def _run_measures(here: dict[str, Measure | None], observe) -> dict[str, Any]:
+def _run_measures(
+    here: dict[str, Measure | None],
+    observe: Callable[[Measure, list[str], Any, int], Iterator[tuple[str, Any]]],
+    rest: Callable[[Measure, list[str], Any], Any] = lambda measure, group, summary: None,
+) -> dict[str, Any]:
+    """Leaf name -> the summary of its measure.
+
+    Args:
+        observe: what the leaves of a group contribute in a pass.
+        rest: ``(measure, group, summary after the first pass) -> summary after the last``, or
+            None where the passes must be made one by one.
+    """
     groups: dict[int, tuple[Measure, list[str]]] = {}
     for n, m in sorted(here.items()):  # one order of adding up, whatever the order of leaves
         if m is not None:
             groups.setdefault(id(m), (m, []))[1].append(n)
     summaries: dict[str, Any] = dict.fromkeys(here)
     for m, group in groups.values():
-        if m.scope == "leaf":
-            summary = _PerLeaf({n: m.init() for n in group})
-            for turn in range(m.passes):
-                parts = dict(observe(m, group, summary, turn))
-                summary = _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in group})
-                if all(m.done(s) for s in summary.values()):
-                    break
-        else:
-            summary = m.init()
-            for turn in range(m.passes):
-                total = None
-                for _, part in observe(m, group, summary, turn):
-                    total = part if total is None else _join(m, total, part, turn)
-                total = jax.tree.map(_wide, total) if len(group) == 1 else total
-                summary = m.refine(summary, total, turn)
-                if m.done(summary):
-                    break
+        summary = _PerLeaf({n: m.init() for n in group}) if m.scope == "leaf" else m.init()
+        for turn in range(m.passes):
+            summary = _one_pass(m, group, summary, turn, observe)
+            if _settled(m, summary):
+                break
+            if turn == 0 and (last := rest(m, group, summary)) is not None:
+                summary = last
+                break
         summaries |= {n: summary_of(summary, n) for n in group}
     return summaries
+
+
+def _one_pass(m: Measure, group: list[str], summary: Any, turn: int, observe) -> Any:
+    if m.scope == "leaf":
+        parts = dict(observe(m, group, summary, turn))
+        return _PerLeaf({n: m.refine(summary[n], parts[n], turn) for n in group})
+    total = None
+    for _, part in observe(m, group, summary, turn):
+        total = part if total is None else _join(m, total, part, turn)
+    total = jax.tree.map(_wide, total) if len(group) == 1 else total
+    return m.refine(summary, total, turn)
+
+
+def _settled(m: Measure, summary: Any) -> bool:
+    each = summary.values() if isinstance(summary, _PerLeaf) else [summary]
+    return all(m.done(s) for s in each)
 
 
 def _join(measure: Measure, total: Any, part: Any, turn: int) -> Any:

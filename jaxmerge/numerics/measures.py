@@ -137,9 +137,20 @@ def ranked_magnitude(
             return {"value": brackets.values(where).reshape(rank.shape), "rank": None}
         return {"intervals": where, "rank": rank}
 
+    def rest(x, summary):
+        rank = summary["rank"]
+        value, left = order_statistics.other_digits(
+            x, summary["value"].reshape(-1), rank.reshape(-1)
+        )
+        found = {"value": value.reshape(rank.shape), "rank": None}
+        if exact:
+            place = order_statistics.places_among_equals(x, value, left)
+            found["place"] = place.reshape(rank.shape)
+        return found
+
     return Measure(
         init, observe, refine, passes=32, scope=scope, host=None if traced else host,
-        done=lambda summary: summary["rank"] is None, join=join,
+        done=lambda summary: summary["rank"] is None, join=join, rest=rest,
     )  # fmt: skip
 
 
@@ -169,9 +180,5 @@ def largest(x: Array, count: Any, exact: bool) -> Array:
 def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
     measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
-    places = order_statistics.places() if exact else 0
-    for turn in range(order_statistics.digits() + places):
-        part = measure.observe(x, summary, turn)
-        part |= {"size": leaf_size(x)} if turn == 0 else {}
-        summary = measure.refine(summary, part, turn)
-    return summary
+    part = measure.observe(x, summary, 0) | {"size": leaf_size(x)}
+    return measure.rest(x, measure.refine(summary, part, 0))

@@ -11,6 +11,7 @@ reads its memory in no time and is slow at scattering: there a digit has 4 bits,
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,21 +69,22 @@ def double() -> bool:
     return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def radix_count(x: Array, value: Array, turn: int) -> Array:
+def radix_count(x: Array, value: Array, turn: Any) -> Array:
     """Histograms of digit `turn` among the entries that share the digits found so far.
 
     Args:
         value: digits found so far, one number for each rank sought, shape [R].
+        turn: 0 for the first digit, which must be a number; an array also, for later ones.
 
     Returns:
         int32 [R, bins], or [1, bins] for the first digit.
     """
     bits = magnitude_bits(x)  # in its shape: flattening would gather a leaf cut along a later axis
-    shift = bits.dtype.type(width() * (digits() - 1 - turn))
+    shift = jnp.asarray(width() * (digits() - 1 - turn), bits.dtype)
     digit = (bits >> shift) & bits.dtype.type((1 << width()) - 1)
-    if turn == 0:
+    if isinstance(turn, int) and turn == 0:
         return leaf_histogram(digit, 1, width())[None]
-    above = bits.dtype.type(width() * (digits() - turn))
+    above = shift + bits.dtype.type(width())
     rows = []
     for v in value:
         inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
@@ -108,17 +110,16 @@ def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -
     return bits >= jnp.minimum(value, most) + behind.astype(bits.dtype)
 
 
-def place_count(x: Array, value: Array, place: Array, turn: int) -> Array:
+def place_count(x: Array, value: Array, place: Array, turn: Any) -> Array:
     """Histograms of digit `turn` of the places of entries of these magnitudes, [R, bins]."""
     bits, number = magnitude_bits(x), entry_numbers(None, x.shape)
-    shift = number.dtype.type(width() * (places() - 1 - turn))
+    shift = jnp.asarray(width() * (places() - 1 - turn), number.dtype)
     digit = (number >> shift) & number.dtype.type((1 << width()) - 1)
     rows = []
     for v, p in zip(value, place, strict=True):
-        inside = bits == v
-        if turn:
-            above = number.dtype.type(width() * (places() - turn))
-            inside &= (number >> above) == (p >> above)
+        # of the digits above, of which there are none in turn 0: two shifts, since none by all bits
+        above = lambda n: (n >> shift) >> number.dtype.type(width())
+        inside = (bits == v) & (above(number) == above(p))
         rows.append(leaf_histogram(digit, inside.astype(jnp.int32), width()))
     return jnp.stack(rows)
 
@@ -129,7 +130,7 @@ def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Arr
     upto = xp.cumsum(hist, axis=1)
     b = xp.minimum(xp.sum(upto < rank[:, None], axis=1), hist.shape[1] - 1)
     before = xp.take_along_axis(upto - hist, b[:, None], axis=1)[:, 0]
-    digit = xp.asarray(b, np.uint32) << np.uint32(width() * (places() - 1 - turn))
+    digit = xp.asarray(b, np.uint32) << xp.asarray(width() * (places() - 1 - turn), np.uint32)
     return xp.asarray(place, np.uint32) | digit, rank - before
 
 
@@ -153,3 +154,26 @@ def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Arr
     here = xp.take_along_axis(at_least - hist, b[:, None], axis=1)[:, 0]
     digit = xp.asarray(b, kind) << xp.asarray(width() * (digits() - 1 - turn), kind)
     return xp.asarray(value, kind) | digit, rank - here
+
+
+def other_digits(x: Array, value: Array, rank: Array) -> tuple[Array, Array]:
+    """The values of which the first digit is found, in compiled code, and the ranks left among
+    entries equal to them; arrays [R]."""
+    step = lambda turn, found: radix_refine(*found, radix_count(x, found[0], turn), turn)
+    return _turns(1, digits(), step, (jnp.asarray(value), jnp.asarray(rank)))
+
+
+def places_among_equals(x: Array, value: Array, rank: Array) -> Array:
+    """The places of the entries that have these ranks among those equal to the values; [R]."""
+    step = lambda turn, found: place_refine(*found, place_count(x, value, found[0], turn), turn)
+    return _turns(0, places(), step, (jnp.zeros(rank.shape, jnp.uint32), jnp.asarray(rank)))[0]
+
+
+def _turns(first: int, last: int, step: Callable[[Any, Any], Any], start: Any) -> Any:
+    """``step(turn, found)`` for every turn; many as a loop, or compiling one pass fifteen times
+    would take longer than to run them."""
+    if last - first > 2:
+        return jax.lax.fori_loop(first, last, step, start)
+    for turn in range(first, last):
+        start = step(turn, start)
+    return start

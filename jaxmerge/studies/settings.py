@@ -39,7 +39,8 @@ def changed(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
         settings: field -> value.
 
     Raises:
-        ValueError: an unknown setting (the closest names are shown) or one of another type.
+        ValueError: an unknown setting (the closest names are shown), one of another type, or a
+            key to take out that is not there.
 
     >>> from jaxmerge.cli.quickstart import Quickstart
     >>> changed(Quickstart(), {"epochs": 5}).epochs
@@ -51,10 +52,13 @@ def changed(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
     Traceback (most recent call last):
     ValueError: No setting 'epoch': did you mean epochs?
     """
+    absent: list[str] = []
     merged = {
-        k: _deep(getattr(experiment, k), v) if hasattr(experiment, k) else v
+        k: _deep(getattr(experiment, k), v, k, absent) if hasattr(experiment, k) else v
         for k, v in settings.items()
     }
+    if absent:
+        raise ValueError(listed(absent))
     return restored(experiment, merged)
 
 
@@ -88,10 +92,15 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(experiment, **typed)
 
 
-def _deep(old: Any, new: Any) -> Any:
+def _deep(old: Any, new: Any, where: str, absent: list[str]) -> Any:
     if not isinstance(old, dict) or not isinstance(new, Mapping):
         return new
-    combined = {**old, **{k: _deep(old.get(k), v) for k, v in new.items()}}
+    gone = [k for k, v in new.items() if v is None and k not in old]
+    if gone:
+        absent.append(
+            not_known(gone, old, f"null takes out what is there; {where} has no ").strip(".")
+        )
+    combined = {**old, **{k: _deep(old.get(k), v, f"{where}.{k}", absent) for k, v in new.items()}}
     return {k: v for k, v in combined.items() if v is not None}
 
 
