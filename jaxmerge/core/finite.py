@@ -31,8 +31,7 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
             return
         with jax.ensure_compile_time_eval():  # concrete leaves may sit inside the caller's jit
             good[n] = _looked_at(leaves)
-    parts = lambda answers: [x.data for x in answers.addressable_shards]
-    told = jax.device_get({n: [parts(x) for _, x in pairs] for n, pairs in good.items()})
+    told = jax.device_get({n: [_parts(x) for _, x in pairs] for n, pairs in good.items()})
     counts = np.zeros((len(grid), 1 + len(models)), np.int64)
     for row, n in enumerate(grid):
         for (members, _), answers in zip(good[n], told[n], strict=True):
@@ -40,7 +39,8 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
                 leaf = (base, *models)[members[t]][n]
                 finite = [np.isfinite(_wide(np.asarray(x))) for x in _pieces(leaf)]
                 counts[row, members[t]] = sum(np.sum(~x) for x in finite)
-    if any(_elsewhere(tree[n]) for tree in (base, *models) for n in grid):
+    trees = (base, *models)
+    if jax.process_count() > 1 and any(_elsewhere(tree[n]) for tree in trees for n in grid):
         from jax.experimental.multihost_utils import process_allgather
 
         counts = np.asarray(process_allgather(counts)).sum(axis=0)
@@ -79,9 +79,16 @@ def _looked_at(leaves: Sequence[Any]) -> list[tuple[list[int], Any]]:
             out.append((members, _on_mesh(where, tuple(x.sharding.spec for x in group))(group)))
         elif isinstance(where, int):  # a sharding of another kind
             out += [(members, _finite([x])) for x in _pieces(group[0])]
-        elif all(map(_pieces, group)):  # else another host holds them
+        elif not any(map(_elsewhere, group)):  # else another host holds them
             out.append((members, _finite(group)))
     return out
+
+
+def _parts(answers: jax.Array) -> list[jax.Array]:
+    """What each device of this host has to say."""
+    if len(answers.sharding.device_set) == 1:  # asking for its shards takes longer than the sums
+        return [answers]
+    return [x.data for x in answers.addressable_shards]
 
 
 @functools.lru_cache(maxsize=256)
