@@ -67,3 +67,25 @@ def test_finished_runs_are_put_together_by_order(script, tmp_path):
     stat = next(s for s in whole.summary if s.label == "last model").metrics["accuracy"]
     assert stat.n == 2
     assert whole.seconds["total"] == pytest.approx(4 * made.seconds["total"])
+
+
+def test_what_runs_say_of_themselves_where_they_differ(script):
+    said = script["_every"]([{"device": "H100", "cpus": 16}, {"device": "CPU", "cpus": 16}])
+    assert said == {"device": "H100 and CPU", "cpus": 16}
+
+
+def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
+    job, run, after = script["Job"], script["Run"], []
+    place = tmp_path / "fails"
+    place.mkdir()
+    (place / "config.json").write_text("{}")  # of no experiment: the run cannot go on
+    missing = job(run("clinc150", 10, 0, "joint"), tmp_path / "no data", [])
+    with pytest.raises(SystemExit, match=r"fails\.log.*no data\.log|no data\.log.*fails\.log"):
+        script["work"](
+            [job(run("clinc150", 10, 0, "sequential"), place, []), missing],
+            *(tmp_path, 2, lambda: after.append(1)),
+        )
+    assert len(after) == 2
+    assert "is not of 'clinc150'" in (tmp_path / "fails.log").read_text()
+    assert "data_full.json" in (tmp_path / "no data.log").read_text()
+    assert capsys.readouterr().out.count("exit code 2") == 2
