@@ -33,6 +33,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -112,22 +113,28 @@ def work(jobs: Iterable[Job], data: Path, at_once: int, after: Callable[[], None
     Raises:
         SystemExit: a run failed; the others are finished first.
     """
-    failed = []
+    failed: list[str] = []
+    running: list[subprocess.Popen] = []
+    left = [job for job in jobs if not run_folder.finished(job.place)]
     with ThreadPoolExecutor(at_once) as pool:
-        left = [job for job in jobs if not run_folder.finished(job.place)]
-        for future in as_completed([pool.submit(_process, job, data) for job in left]):
-            job, code = future.result()
-            print(
-                f"{job.place.name}: {'finished' if code == 0 else f'exit code {code}'}", flush=True
-            )
-            if code:
-                failed.append(f"{job.place}.log")
-            after()
+        try:
+            for future in as_completed([pool.submit(_process, job, data, running) for job in left]):
+                job, code = future.result()
+                ended = f"exit code {code}" if code else "finished"
+                print(f"{job.place.name}: {ended}", flush=True)
+                if code:
+                    failed.append(f"{job.place}.log")
+                after()
+        except BaseException:  # stopped: none of those that wait begins, none goes on unseen
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
     if failed:
         raise SystemExit("Failed, see " + ", ".join(failed))
 
 
-def _process(job: Job, data: Path) -> tuple[Job, int]:
+def _process(job: Job, data: Path, running: list[subprocess.Popen]) -> tuple[Job, int]:
     file, place = str(HERE / f"{job.run.experiment}.py"), str(job.place)
     if (job.place / "config.json").exists():
         where = ["--resume", place]
@@ -139,7 +146,9 @@ def _process(job: Job, data: Path) -> tuple[Job, int]:
         call = [sys.executable, "-m", "jaxmerge", "run", file, *where]
         path = os.pathsep.join(p for p in (str(HERE.parent), os.environ.get("PYTHONPATH")) if p)
         env = {**os.environ, "PYTHONPATH": path}
-        return job, subprocess.run(call, stdout=log, stderr=subprocess.STDOUT, env=env).returncode
+        process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, env=env)
+        running.append(process)
+        return job, process.wait()
 
 
 def done(experiment: str, tasks: int, folder: Path) -> dict[int, dict[str, Results]]:
@@ -273,6 +282,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="key=value for every run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     data, folder = options.data.resolve(), options.work.resolve()
     parts = ("lr", "strengths") if options.choose else tuple(filter(None, [options.choose_only]))
     for part in parts:
