@@ -263,7 +263,9 @@ def _scores(jobs: list[Job]) -> dict[str, float]:
     ended = [Results.from_json(job.place / "results.json").seeds[0].entries for job in jobs]
     rows: dict[str, list[float]] = {}
     for entry in (e for entries in ended for e in entries if e.label != "zero-shot"):
-        rows.setdefault(entry.label, []).append(entry.metrics["accuracy"])
+        score = entry.metrics["accuracy"]
+        assert score is not None  # every run ends with one
+        rows.setdefault(entry.label, []).append(score)
     return {label: sum(scores) / len(scores) for label, scores in rows.items()}
 
 

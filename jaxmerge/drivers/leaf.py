@@ -168,6 +168,8 @@ def rest_of_part(specs, i, summary, x):
     """The summary of entries after all passes behind the first."""
     before, fold, _ = _build(specs)
     measure = before[i].measure if i < len(before) else fold.measure
+    if measure is None or measure.rest is None:
+        raise ValueError("Nothing is measured in later passes at this stage.")
     return measure.rest(x, summary)
 
 

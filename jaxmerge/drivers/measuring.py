@@ -51,7 +51,7 @@ def beside_on_host(pipeline: Any, inputs: LeafInputs, zero: bool) -> LeafInputs:
     base, *models = map(np.asarray, arrays)
     known = [host(m, base) or {} for m in models]
     extras = inputs.extras or ({},) * len(models)
-    return inputs._replace(extras=tuple(e | k for e, k in zip(extras, known, strict=True)))
+    return inputs._replace(extras=tuple({**e, **k} for e, k in zip(extras, known, strict=True)))
 
 
 def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> dict[str, tuple]:

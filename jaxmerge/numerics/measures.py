@@ -6,6 +6,7 @@ global statistic of a model larger than memory costs a pass over it and a few nu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -137,21 +138,24 @@ def ranked_magnitude(
             return {"value": brackets.values(where).reshape(rank.shape), "rank": None}
         return {"intervals": where, "rank": rank}
 
-    def rest(x, summary):
-        rank = summary["rank"]
-        value, left = order_statistics.other_digits(
-            x, summary["value"].reshape(-1), rank.reshape(-1)
-        )
-        found = {"value": value.reshape(rank.shape), "rank": None}
-        if exact:
-            place = order_statistics.places_among_equals(x, value, left)
-            found["place"] = place.reshape(rank.shape)
-        return found
+    rest = functools.partial(_other_passes, exact=exact)
 
     return Measure(
         init, observe, refine, passes=32, scope=scope, host=None if traced else host,
         done=lambda summary: summary["rank"] is None, join=join, rest=rest,
     )  # fmt: skip
+
+
+def _other_passes(x: Array, summary: dict[str, Any], exact: bool) -> dict[str, Any]:
+    """All passes of `ranked_magnitude` behind the first, over the entries of one array."""
+    rank = summary["rank"]
+    flat = rank.reshape(-1)
+    value, left = order_statistics.other_digits(x, summary["value"].reshape(-1), flat)
+    found = {"value": value.reshape(rank.shape), "rank": None}
+    if exact:
+        place = order_statistics.places_among_equals(x, value, left)
+        found["place"] = place.reshape(rank.shape)
+    return found
 
 
 def ranked_magnitudes(x: Array, ranks: Any) -> Array:
@@ -181,4 +185,4 @@ def _in_compiled(x: Array, ranks: Any, exact: bool) -> dict[str, Any]:
     measure = ranked_magnitude(lambda size: ranks, "leaf", exact)
     summary = measure.init()
     part = measure.observe(x, summary, 0) | {"size": leaf_size(x)}
-    return measure.rest(x, measure.refine(summary, part, 0))
+    return _other_passes(x, measure.refine(summary, part, 0), exact)

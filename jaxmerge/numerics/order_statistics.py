@@ -159,13 +159,21 @@ def radix_refine(value: Array, rank: Array, hist: Array, turn: int) -> tuple[Arr
 def other_digits(x: Array, value: Array, rank: Array) -> tuple[Array, Array]:
     """The values of which the first digit is found, in compiled code, and the ranks left among
     entries equal to them; arrays [R]."""
-    step = lambda turn, found: radix_refine(*found, radix_count(x, found[0], turn), turn)
+
+    def step(turn, found):
+        value, rank = found
+        return radix_refine(value, rank, radix_count(x, value, turn), turn)
+
     return _turns(1, digits(), step, (jnp.asarray(value), jnp.asarray(rank)))
 
 
 def places_among_equals(x: Array, value: Array, rank: Array) -> Array:
     """The places of the entries that have these ranks among those equal to the values; [R]."""
-    step = lambda turn, found: place_refine(*found, place_count(x, value, found[0], turn), turn)
+
+    def step(turn, found):
+        place, left = found
+        return place_refine(place, left, place_count(x, value, place, turn), turn)
+
     return _turns(0, places(), step, (jnp.zeros(rank.shape, jnp.uint32), jnp.asarray(rank)))[0]
 
 
