@@ -58,6 +58,16 @@ def test_a_merge_is_the_same(accelerator, monkeypatch, part):
         jax.tree.map(np.testing.assert_array_equal, ours[name], jm.merge(method, BASE, MODELS))
 
 
+def test_gradients_pass_by_the_ranks_of_a_loop(accelerator, monkeypatch):
+    method = jm.ties(0.3, scope="leaf")
+    loss = lambda models: sum((x**2).sum() for x in jax.tree.leaves(jm.merge(method, BASE, models)))
+    ours = jax.grad(loss)(MODELS)
+    monkeypatch.undo()
+    jax.clear_caches()
+    jax.tree.map(np.testing.assert_array_equal, ours, jax.grad(loss)(MODELS))
+    assert any(np.any(x) for x in jax.tree.leaves(ours))
+
+
 @pytest.mark.slow  # a minute of compiling
 def test_pcb_up_to_the_rounding_of_its_sums(accelerator, monkeypatch):
     ours = jm.merge(jm.pcb(0.3), BASE, MODELS)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +83,7 @@ def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
     place.mkdir()
     (place / "config.json").write_text("{}")  # of no experiment: the run cannot go on
     missing = job(run("clinc150", 10, 0, "joint"), tmp_path / "no data", [])
-    with pytest.raises(SystemExit, match=r"fails\.log.*no data\.log|no data\.log.*fails\.log"):
+    with pytest.raises(SystemExit, match=r"(?s)Failed, see.*(fails|no data)\.log.*\.log$"):
         script["work"](
             [job(run("clinc150", 10, 0, "sequential"), place, []), missing],
             *(tmp_path, 2, lambda: after.append(1)),
@@ -89,3 +92,45 @@ def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
     assert "is not of 'clinc150'" in (tmp_path / "fails.log").read_text()
     assert "data_full.json" in (tmp_path / "no data.log").read_text()
     assert capsys.readouterr().out.count("exit code 2") == 2
+
+
+def test_stopping_stops_the_runs_and_begins_no_other(script, tmp_path, monkeypatch):
+    begun, slow = [], []
+
+    def process(job, data, running):
+        begun.append(job.place.name)
+        if job.place.name == "long":
+            slow.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+            running.append(slow[0])
+            return job, slow[0].wait()
+        while not slow:
+            time.sleep(0.01)
+        return job, 0
+
+    monkeypatch.setitem(script["work"].__globals__, "_process", process)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    jobs = [script["Job"](None, tmp_path / name, []) for name in ("long", "short", "a", "b", "c")]
+    with pytest.raises(KeyboardInterrupt):
+        script["work"](jobs, tmp_path, 2, stop)
+    assert slow[0].returncode < 0
+    assert len(begun) < len(jobs)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--only", "lwf"], "--only has no 'lwf'"),
+        (["--tasks", "10,8"], "--tasks has no '8'"),
+        (["--jobs", "0"], "1 or more; got 0"),
+        (["--data", "nowhere"], "--data nowhere has no folder clinc150 and no banking77"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(script, monkeypatch, capsys, options, says):
+    monkeypatch.setattr(sys, "argv", ["text_streams.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        script["main"]()
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err

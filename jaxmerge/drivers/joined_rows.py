@@ -9,27 +9,20 @@ a size, in float64.)  Only whole numbers are counted so: sums of floats would ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
-from jaxmerge.core.types import Measure, concrete
+from jaxmerge.core.types import concrete
 from jaxmerge.drivers.leaf import LeafInputs, join_rows
 
 PART = 1 << 28  # entries that are counted together: an int32 holds them, a gigabyte is at hand
 
 
-def worth_joining(measure: Measure, group: list[str], base: Any, model: Any) -> bool:
-    """Whether a measure of whole rows counts there, over several leaves."""
-    several = measure.scope == "row" and len(group) > 1
-    return several and counts_there(measure, group, base, model)
-
-
-def counts_there(measure: Measure, group: list[str], base: Any, model: Any) -> bool:
-    """Whether a measure counts, and all leaves of a row lie whole on one accelerator."""
-    if measure.rest is None:
-        return False
-    leaves = [tree[n] for tree in (base, model) for n in group]
+def lies_on_accelerator(names: Iterable[str], base: Any, model: Any) -> bool:
+    """Whether all these leaves of a row lie whole on one accelerator."""
+    leaves = [tree[n] for tree in (base, model) for n in names]
     if not concrete(leaves) or not all(isinstance(x, jax.Array) for x in leaves):
         return False
     return on_accelerator(leaves)

@@ -63,6 +63,8 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
     """
     given, walk = walk, walk or (lambda group: ((n, base[n], model[n]) for n in group))
     summaries: dict[str, tuple] = {n: () for n in grid}
+    ranks = any(m is not None and m.rest for p in grid.values() for m in p.measures)
+    there = given is None and ranks and joined_rows.lies_on_accelerator(list(grid), base, model)
     for i in range(max((len(p.before) for p in grid.values()), default=0) + 1):
         here = {
             n: p.before[i].measure if i < len(p.before) else p.fold.measure
@@ -77,26 +79,20 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
             return LeafInputs(b, (m,), grid[n].key(key, n), step, (summaries[n],), extras)
 
         def observe(measure, group, summary, turn, i=i, inputs_of=inputs_of, long=long):
-            if (
-                given is None
-                and turn == 0
-                and joined_rows.worth_joining(measure, group, base, model)
-            ):
+            counts = there and measure.rest is not None
+            if counts and turn == 0 and measure.scope == "row":
                 inputs = {n: inputs_of(n, base[n], model[n]) for n in group}
                 long[id(measure)] = joined_rows.joined(grid, inputs, i, zero)
             if id(measure) in long:
                 for n, x in long[id(measure)]:
                     yield n, observe_part(grid[n].specs, i, summary, turn, x)
                 return
-            if given is None and joined_rows.counts_there(measure, group, base, model):
-                counts = {
-                    n: observe_leaf(
-                        grid[n].specs,
-                        *(i, summary_of(summary, n), turn, inputs_of(n, base[n], model[n]), zero),
-                    )
-                    for n in group
-                }
-                yield from jax.device_get(counts).items()  # started one after another, awaited once
+            if counts:
+                parts = {}
+                for n in group:
+                    inputs, s = inputs_of(n, base[n], model[n]), summary_of(summary, n)
+                    parts[n] = observe_leaf(grid[n].specs, i, s, turn, inputs, zero)
+                yield from jax.device_get(parts).items()  # started one after another, awaited once
                 return
             for n, b, m in walk(group):
                 inputs = inputs_of(n, b, m)
@@ -107,7 +103,7 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                     yield n, observe_leaf(grid[n].specs, i, s, turn, _read(inputs), zero)
 
         def rest(measure, group, summary, i=i, inputs_of=inputs_of, long=long):
-            if given is not None or not joined_rows.counts_there(measure, group, base, model):
+            if not there or measure.rest is None:
                 return None
             if measure.scope == "leaf":
                 run = lambda n: rest_of_leaf(
