@@ -37,6 +37,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -117,11 +118,12 @@ def work(jobs: Iterable[Job], data: Path, at_once: int, after: Callable[[], None
         SystemExit: a run failed; the others are finished first.
     """
     failed: list[str] = []
-    running: list[subprocess.Popen] = []
+    running, stopped = [], threading.Event()
     left = [job for job in jobs if not run_folder.finished(job.place)]
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            for future in as_completed([pool.submit(_process, job, data, running) for job in left]):
+            given = data, running, stopped
+            for future in as_completed([pool.submit(_process, job, *given) for job in left]):
                 job, code = future.result()
                 ended = f"exit code {code}" if code else "finished"
                 print(f"{job.place.name}: {ended}", flush=True)
@@ -129,6 +131,7 @@ def work(jobs: Iterable[Job], data: Path, at_once: int, after: Callable[[], None
                     failed.append(f"{job.place}.log")
                 after()
         except BaseException:  # stopped: none of those that wait begins, none goes on unseen
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
                 process.terminate()
@@ -137,7 +140,9 @@ def work(jobs: Iterable[Job], data: Path, at_once: int, after: Callable[[], None
         raise SystemExit("Failed, see\n  " + "\n  ".join(screen(failed)))
 
 
-def _process(job: Job, data: Path, running: list[subprocess.Popen]) -> tuple[Job, int]:
+def _process(
+    job: Job, data: Path, running: list[subprocess.Popen], stopped: threading.Event
+) -> tuple[Job, int]:
     file, place = str(HERE / f"{job.run.experiment}.py"), str(job.place)
     if (job.place / "config.json").exists():
         where = ["--resume", place]
@@ -151,6 +156,8 @@ def _process(job: Job, data: Path, running: list[subprocess.Popen]) -> tuple[Job
         env = {**os.environ, "PYTHONPATH": path}
         process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, env=env)
         running.append(process)
+        if stopped.is_set():  # while it began
+            process.terminate()
         return job, process.wait()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import runpy
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,28 +96,47 @@ def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
 
 
 def test_stopping_stops_the_runs_and_begins_no_other(script, tmp_path, monkeypatch):
-    begun, slow = [], []
+    begun, slow, told = [], threading.Event(), threading.Event()
 
-    def process(job, data, running):
+    def process(job, data, running, stopped):
         begun.append(job.place.name)
         if job.place.name == "long":
-            slow.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-            running.append(slow[0])
-            return job, slow[0].wait()
-        while not slow:
-            time.sleep(0.01)
+            running.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+            slow.set()
+            return job, running[0].wait()
+        slow.wait()
+        if job.place.name != "short":  # begun when the short one ended: works until it is stopped
+            told.wait()
+            stopped.wait()
+            time.sleep(0.2)
         return job, 0
 
     monkeypatch.setitem(script["work"].__globals__, "_process", process)
 
     def stop():
+        told.set()
         raise KeyboardInterrupt
 
-    jobs = [script["Job"](None, tmp_path / name, []) for name in ("long", "short", "a", "b", "c")]
+    names = ("long", "short", "a", "b", "c")
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        script["work"](jobs, tmp_path, 2, stop)
-    assert slow[0].returncode < 0
-    assert len(begun) < len(jobs)
+        script["work"]([script["Job"](None, tmp_path / n, []) for n in names], tmp_path, 2, stop)
+    assert time.monotonic() - began < 30  # the long one was ended
+    assert set(begun) <= {"long", "short", "a"}
+
+
+def test_a_run_that_begins_while_all_is_stopped_ends_too(script, tmp_path, monkeypatch):
+    stopped, running = threading.Event(), []
+    stopped.set()
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda call, **options: real(sleep, **options))
+    job = script["Job"](script["Run"]("clinc150", 10, 0, "joint"), place, [])
+    _, code = script["_process"](job, tmp_path, running, stopped)
+    assert code < 0
 
 
 @pytest.mark.parametrize(
