@@ -10,7 +10,8 @@ A run is one way of learning of one class order: a process of its own with a fol
 checkpoint with the same figures.  `--jobs` run at once, for a GPU (with
 ``XLA_PYTHON_CLIENT_PREALLOCATE=false`` and a compilation cache in ``JAX_COMPILATION_CACHE_DIR``).
 After every run the finished ones are put together in ``experiments/results/``:
-``clinc150_10_full.json`` and so on, an order as soon as its sequential stream is done.
+``clinc150_10_full.json`` and so on, an order as soon as its sequential stream is done.  What these
+files hold under the learning rate of now is not run again: a machine without the folders goes on.
 
 All training and test sentences are used; of the validation split five of each intent, since every
 factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150, the
@@ -161,6 +162,16 @@ def _process(
         return job, process.wait()
 
 
+def stored(experiment: str, tasks: int) -> Results | None:
+    """What the result file of a stream holds, if it was made under the learning rate of now."""
+    file = RESULTS / f"{experiment}_{tasks}_full.json"
+    if not file.exists():
+        return None
+    results = Results.from_json(file)
+    rate = [f"lr={results.recipe['lr']}"]
+    return results if chosen("") in ([], rate) else None
+
+
 def done(experiment: str, tasks: int, folder: Path) -> dict[int, dict[str, Results]]:
     """Order -> way -> results of the runs of a stream that are finished."""
     finished: dict[int, dict[str, Results]] = {}
@@ -169,13 +180,32 @@ def done(experiment: str, tasks: int, folder: Path) -> dict[int, dict[str, Resul
             place = folder / Run(experiment, tasks, order, way).name
             if run_folder.finished(place):
                 finished.setdefault(order, {})[way] = Results.from_json(place / "results.json")
-    return {order: ways for order, ways in finished.items() if "sequential" in ways}
+    return finished
 
 
-def together(finished: dict[int, dict[str, Results]]) -> Results:
-    """The runs of a stream as one: a seed for every order, with the rows of all its ways."""
-    seeds = [_one_order(ways) for ways in finished.values()]
-    every = [r for ways in finished.values() for r in ways.values()]
+def together(kept: Results | None, finished: dict[int, dict[str, Results]]) -> Results | None:
+    """The runs of a stream as one: a seed for every order, with the rows of all its ways.
+
+    Args:
+        kept: what was put together before; its rows stay.
+        finished: order -> way -> results, of other ways or orders.
+
+    Returns:
+        None where no order has its sequential stream yet.
+    """
+    orders = {s.seed: s for s in kept.seeds} if kept else {}
+    every = [kept] if kept else []
+    for order, ways in finished.items():
+        new = {
+            way: r for way, r in ways.items() if order not in orders or not _has(orders[order], way)
+        }
+        if order in orders or "sequential" in new:
+            every += new.values()
+            parts = [r.seeds[0] for r in new.values()]
+            orders[order] = _one_order(([orders[order]] if order in orders else []) + parts)
+    if not every:
+        return None
+    seeds = [orders[order] for order in sorted(orders)]
     first = every[0]
     streams = {k: v for r in every for k, v in r.recipe["streams"].items()}
     baselines = list(dict.fromkeys(b for r in every for b in r.recipe["baselines"]))
@@ -192,8 +222,11 @@ def together(finished: dict[int, dict[str, Results]]) -> Results:
     )
 
 
-def _one_order(ways: dict[str, Results]) -> SeedRun:
-    runs = [r.seeds[0] for r in ways.values()]
+def _has(run: SeedRun, way: str) -> bool:
+    return any(e.finetunes == way for e in run.entries)
+
+
+def _one_order(runs: list[SeedRun]) -> SeedRun:
     rows = [e for run in runs for e in run.entries]
     return dataclasses.replace(
         runs[0],
@@ -221,12 +254,18 @@ def _added(parts: Any) -> dict[str, float]:
     return total
 
 
+def in_table(run: Run) -> bool:
+    """Whether the result file of its stream has the rows of a run."""
+    kept = stored(run.experiment, run.tasks)
+    return kept is not None and any(s.seed == run.order and _has(s, run.way) for s in kept.seeds)
+
+
 def write_results(folder: Path) -> None:
     """``experiments/results/`` from the runs that are finished."""
     for experiment, tasks in dict.fromkeys((r.experiment, r.tasks) for r in runs()):
-        finished = done(experiment, tasks, folder)
-        if finished:
-            together(finished).to_json(RESULTS / f"{experiment}_{tasks}_full.json")
+        whole = together(stored(experiment, tasks), done(experiment, tasks, folder))
+        if whole:
+            whole.to_json(RESULTS / f"{experiment}_{tasks}_full.json")
 
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
@@ -313,7 +352,7 @@ def main() -> None:
     for part in parts:
         choose(part, data, folder, options.set, options.jobs)
     if not parts:
-        asked = [run for run in runs() if run.way in ways and str(run.tasks) in counts]
+        asked = [r for r in runs() if r.way in ways and str(r.tasks) in counts and not in_table(r)]
         jobs = [Job(r, folder / r.name, [*chosen(r.way), *options.set]) for r in asked]
         work(jobs, data, options.jobs, lambda: write_results(folder))
         write_results(folder)

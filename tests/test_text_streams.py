@@ -58,9 +58,9 @@ def test_finished_runs_are_put_together_by_order(script, tmp_path):
         part(made, rows, order).to_json(folder / "results.json")
     finished = script["done"]("clinc150", 10, tmp_path)
     assert {order: set(ways) for order, ways in finished.items()} == {
-        0: {"sequential", "independent", "joint"}, 2: {"sequential"},
+        0: {"sequential", "independent", "joint"}, 1: {"independent"}, 2: {"sequential"},
     }  # fmt: skip
-    whole = script["together"](finished)
+    whole = script["together"](None, finished)
     whole.check("whole")
     assert [s.seed for s in whole.seeds] == [0, 2]
     rows = [(e.label, e.finetunes) for e in whole.seeds[0].entries]
@@ -71,6 +71,39 @@ def test_finished_runs_are_put_together_by_order(script, tmp_path):
     stat = next(s for s in whole.summary if s.label == "last model").metrics["accuracy"]
     assert stat.n == 2
     assert whole.seconds["total"] == pytest.approx(4 * made.seconds["total"])
+    assert script["together"](None, {1: finished[1]}) is None  # no order with its sequential stream
+
+
+def test_the_table_goes_on_where_the_folders_are_gone(script, tmp_path, monkeypatch):
+    run, made = script["Run"], report_results.results(seeds=1)
+    rate = {"lr": 2e-4}
+    parts = {
+        way: part(made, rows, 0)
+        for way, rows in (
+            ("sequential", ("none", "sequential")),
+            ("independent", ("independent",)),
+            ("joint", ("joint",)),
+        )
+    }
+    for results in parts.values():
+        results.recipe.update(rate)
+    inside = script["stored"].__globals__
+    monkeypatch.setitem(inside, "RESULTS", tmp_path)
+    monkeypatch.setitem(inside, "SETTINGS", tmp_path / "settings.json")
+    at_once = script["together"](None, {0: parts})
+    before = script["together"](None, {0: {"sequential": parts["sequential"]}})
+    before.to_json(tmp_path / "clinc150_10_full.json")
+    assert script["in_table"](run("clinc150", 10, 0, "sequential"))
+    assert not script["in_table"](run("clinc150", 10, 0, "joint"))
+    assert not script["in_table"](run("clinc150", 10, 1, "sequential"))
+    assert not script["in_table"](run("banking77", 7, 0, "sequential"))
+    kept = script["stored"]("clinc150", 10)
+    assert script["together"](kept, {}) == kept
+    assert script["together"](kept, {0: parts}) == at_once
+    (tmp_path / "settings.json").write_text('{"chosen": {"lr": 0.0001}}')  # chosen anew since
+    assert script["stored"]("clinc150", 10) is None
+    (tmp_path / "settings.json").write_text('{"chosen": {"lr": 0.0002, "streams.L2.x": 1}}')
+    assert script["stored"]("clinc150", 10) == kept
 
 
 def test_what_runs_say_of_themselves_where_they_differ(script):
