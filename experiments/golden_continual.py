@@ -89,7 +89,7 @@ def small(name: str, data: Path) -> Any:
         from jaxmerge.cli import quickstart as module
 
         module.digits = cut(module.digits)
-        return changed(module.Quickstart(), {**PLAIN, "tasks": 3})
+        return changed(module.Quickstart(), {**PLAIN, "tasks": 3, "model": "mini"})
     config = load(file)
     module = sys.modules[type(config).__module__]
     if hasattr(module, "digits"):
