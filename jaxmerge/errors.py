@@ -174,18 +174,21 @@ def not_known(
 
 
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:
-    """A hint that names the nearest known words, or all of them when they are few.
+    """A hint that names the nearest known words in any case, or all of them when they are few.
 
-    >>> closest("magmx", ["magmax", "mean", "ties"])
-    'did you mean magmax?'
+    >>> closest("magmx", ["magmax", "mean", "ties"]), closest("EWC", ["ewc", "er"])
+    ('did you mean magmax?', 'did you mean ewc?')
     >>> closest("zzz", ["magmax", "mean"])
     'expected one of magmax, mean'
     """
     known = sorted(known)
     if not known:
         return "there is none"
-    near = difflib.get_close_matches(word[:MAX_WORD], known, n=n, cutoff=0.6)
-    if near:
+    spelt: dict[str, list[str]] = {}
+    for k in known:
+        spelt.setdefault(k.casefold(), []).append(k)
+    near = difflib.get_close_matches(word[:MAX_WORD].casefold(), spelt, n=n, cutoff=0.6)
+    if near := [k for w in near for k in spelt[w]]:
         return f"did you mean {' or '.join(near)}?"
     if len(known) > 24:
         return f"there are {len(known)}, for example {', '.join(known[:8])}"

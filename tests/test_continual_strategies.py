@@ -172,7 +172,7 @@ def test_methods_from_settings():
     for one in asked:
         assert methods_of({"methods": one}) == (methods.si(), methods.er(5))
     with (
-        pytest.warns(DeprecationWarning, match="strategy and settings are now methods"),
+        pytest.warns(FutureWarning, match="strategy and settings of a stream are now methods"),
         pytest.warns(FutureWarning, match="feature is now feat_kd"),
     ):
         actual = methods_of({"strategy": "feature", "settings": {"strength": 2}})

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -55,6 +60,51 @@ def test_an_old_name_of_a_method_is_the_new_one(name):
     assert actual == methods.get(now)()
     with pytest.warns(FutureWarning, match=now):
         assert methods_of({"methods": [name]}) == (actual,)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n, gone in old_names.ARGUMENTS.items() for a in gone]
+)
+def test_an_old_argument_is_refused_with_what_it_is_today(name, argument):
+    """Beside others that do not fit, and in each spelling of a stream."""
+    today = re.escape(old_names.ARGUMENTS[name][argument])
+    assert argument not in inspect.signature(methods.get(name)).parameters
+    words = f"{name} has no setting '{argument}': {today}.*no setting 'strenth': did you mean stre"
+    with pytest.raises(ValueError, match=words):
+        methods.get(name)(**{argument: None, "strenth": 1})
+    with pytest.raises(ValueError, match=today):
+        methods_of({"methods": {name: {argument: None}}})
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=today):
+        methods_of({"strategy": name, "settings": {argument: None}})
+
+
+def test_what_an_old_argument_is_today_exists():
+    for name, gone in old_names.ARGUMENTS.items():
+        known = {*inspect.signature(methods.get(name)).parameters, *methods}
+        for text in gone.values():
+            said = set(re.findall(r"\bit is (\w+)|the method (\w+)|(\w+)='", text))
+            assert {w for words in said for w in words if w} <= known, text
+
+
+def test_the_old_spelling_of_a_stream_is_shown_with_the_new_one(tmp_path):
+    """By `jaxmerge run`, before anything is learnt."""
+    (tmp_path / "old.py").write_text(
+        "from jaxmerge.cli.quickstart import Quickstart\n"
+        "STREAMS = {\n"
+        "    'EWC': {'strategy': 'ewc', 'settings': {'strength': 3}},\n"
+        "    'fine': {'strategy': 'finetune'},\n"
+        "}\n"
+        "get_config = lambda: Quickstart(streams=STREAMS, seeds=0)\n"
+    )
+    shown = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmerge", "run", tmp_path / "old.py", "--out", tmp_path / "out"],
+        capture_output=True, text=True, env=shown,
+    )  # fmt: skip
+    assert "warning: strategy and settings of a stream are now methods: {'ewc'" in done.stderr
+    assert "{'strength': 3}}; the old spelling goes with the next release" in done.stderr
+    assert "leave strategy: finetune out" in done.stderr
+    assert "seeds must be at least 1, got 0" in done.stderr
 
 
 def test_new_names_do_not_warn():

@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxmerge import folds, methods, transforms  # noqa: F401, what is listed
-from jaxmerge.continual import methods as learning  # noqa: F401, likewise
 from jaxmerge.continual.registry import methods as LEARNING
 from jaxmerge.core.registry import REGISTRY, Registry, UnknownNameError
 from jaxmerge.errors import closest

@@ -108,7 +108,6 @@ def load(path: str | Path) -> Experiment:
     experiment = module.get_config() if hasattr(module, "get_config") else None
     if not isinstance(experiment, Experiment):
         raise UserError(
-            f"{path} defines no get_config() that gives an Experiment; see jaxmerge.continual."
-            "experiment."
+            f"{path} defines no get_config() that gives an Experiment; see jaxmerge.studies.config."
         )
     return experiment

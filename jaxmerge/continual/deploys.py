@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmerge import methods  # noqa: F401, registers them: deployments may name one
 from jaxmerge.continual.schedule import Start
 from jaxmerge.core.registry import get
 from jaxmerge.core.types import Merge

@@ -8,8 +8,9 @@
     methods.from_settings("ewc", {"strength": 3})          # the same, from a settings file
     methods.from_settings({"method": "ewc", "strength": 3})
 
-A call gives a `Spec`, not what it builds: compiled code builds inside, so that another strength
-compiles nothing.  See `jaxmerge.core.registry`.
+The package's own are imported when they are first asked for.  A call gives a `Spec`, not what it
+builds: compiled code builds inside, so that another strength compiles nothing.  See
+`jaxmerge.core.registry`.
 """
 
 from jaxmerge.core import old_names
@@ -29,8 +30,19 @@ __all__ = [
     "problems",
 ]
 
-methods = Registry("method", old=old_names.METHODS)
-optimisers = Registry("optimiser")
-problems = Registry("problem")
-evaluators = Registry("evaluator")
-models = Registry("model")
+# Where the package's own are: the registry imports these modules when it is asked for their names.
+METHODS = ("jaxmerge.continual.methods",)
+OPTIMISERS = ("jaxmerge.continual.optimisers",)
+PROBLEMS = ("jaxmerge.continual.problems", "jaxmerge.models.decoder.learner")
+MODELS = (
+    "jaxmerge.training.learner",
+    "jaxmerge.models.alexnet.learner",
+    "jaxmerge.models.decoder.learner",
+    "jaxmerge.models.mlp.learner",
+    "jaxmerge.models.resnet.learner",
+)
+methods = Registry("method", old=old_names.METHODS, arguments=old_names.ARGUMENTS, homes=METHODS)
+optimisers = Registry("optimiser", homes=OPTIMISERS)
+problems = Registry("problem", homes=PROBLEMS)
+evaluators = Registry("evaluator", homes=PROBLEMS)
+models = Registry("model", homes=MODELS)

@@ -1,7 +1,9 @@
 """Old spellings of registered names: they work until the next release, with a warning.
 
 This is the one table of them.  `Registry.get` reads it, and with it `jm.get`, ``jm.NAME``, recipes
-and settings.
+and settings.  Arguments that went from a name that stayed are refused with what they are today.
+
+Paths of modules are no part of it: a module that moved is found under its new path alone.
 """
 
 from __future__ import annotations
@@ -46,3 +48,14 @@ MERGES = {
 }
 
 METHODS = {"feature": Now("feat_kd"), "probe": Now("train_only")}  # of continual learning
+
+# Arguments that methods of continual learning had -> what says the same today.  They are refused,
+# not translated: with the authors' forms of these methods, defaults and factors changed too.
+ARGUMENTS = {
+    "ewc": {
+        "kind": "it is labels now, 'true' is 'expected'; 'released' is the method ewc_magmax",
+        "decay": "null is slots='sum' now; a number is the decay of the method ewc_magmax",
+    },
+    "l2": {"anchor": "it is towards now"},
+    "mas": {"decay": "the importances of all tasks are added up now, as decay null did"},
+}

@@ -7,13 +7,19 @@ A value that does not fit is refused with what was expected in words.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxmerge.core.specs import Spec, Static
+
+MOST = 4096  # elements of an array that are looked at
 
 
 class Range(NamedTuple):
@@ -46,31 +52,85 @@ Numbers = Annotated[
 def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
     """(what it should be, where it does not fit; the value, ints as floats where floats go).
 
+    A scalar of numpy or jax is read as the number that it is; of an array, such as the stacked
+    settings that `vmap` maps over, every element must fit.  What is traced is not looked at.
+
+    >>> import numpy as np
     >>> checked(3, NonNegative), checked(-1, NonNegative)
     ((None, 3.0), ('a number from 0 on', -1))
+    >>> checked(np.int64(3), Count), checked(np.float32([1, -1]), NonNegative)[0]
+    ((None, 3), 'a number from 0 on')
+    >>> checked(float("inf"), NonNegative)[0]
+    'a finite number'
     """
-    if hasattr(value, "dtype") or isinstance(value, Spec | Static):
-        return None, value  # traced, or checked before
+    if isinstance(value, Spec | Static):
+        return None, value  # checked before
     options = get_args(hint) if get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
     if value is None:
         allowed = hint is None or type(None) in options or hint is Any
         return (None if allowed else _words(options[0])), value
     options = [o for o in options if o is not type(None)]
+    elements = _elements(value)
+    if elements is None:
+        return None, value
+    infinite = False
     for option in options:
         base, ranges = _split(option)
         if base is Literal:
-            if value in get_args(option):
+            if len(elements) == 1 and elements[0] in get_args(option):
                 return None, value
-        elif base is float and isinstance(value, int | float) and not isinstance(value, bool):
-            if all(r.fits(value) for r in ranges):
-                return None, float(value)
-        elif base is int and type(value) is int:
-            if all(r.fits(value) for r in ranges):
+        elif (inner := _inner(base)) is not None:
+            values = elements if getattr(value, "ndim", 0) == 1 else value
+            if isinstance(values, list | tuple) and not any(checked(v, inner)[0] for v in values):
                 return None, value
-        elif (base is bool and isinstance(value, bool)) or base not in (float, int, bool):
+        elif base in (float, int, bool):
+            one = not getattr(value, "ndim", 0) or not any(r.whole for r in ranges)
+            if one and all(_is(e, base) and all(r.fits(e) for r in ranges) for e in elements):
+                if base is float and not all(map(math.isfinite, elements)):
+                    infinite = True
+                    continue
+                return None, _plain(value, elements, base)
+        else:
             return None, value
     none = ["None"] if type(None) in get_args(hint) else []
-    return " or ".join([*map(_words, options), *none]), value
+    words = ["a finite number"] if infinite else [*map(_words, options), *none]
+    return " or ".join(words), value
+
+
+def _elements(value: Any) -> Sequence[Any] | None:
+    """What is to be checked: the numbers of an array; None where they are not known or many."""
+    if not hasattr(value, "dtype"):
+        return [value]
+    concrete = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if not concrete or isinstance(value, Tracer) or np.size(value) > MOST:
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):  # a random key
+        return [value]
+    return np.asarray(value).ravel().tolist()
+
+
+def _inner(hint: Any) -> Any:
+    """What each element is, where a hint says a list of any length."""
+    args = get_args(hint)
+    homogeneous = get_origin(hint) in (list, Sequence) or args[1:] == (...,)
+    return args[0] if args and homogeneous else None
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _plain(value: Any, elements: Sequence[Any], kind: type) -> Any:
+    """Whole numbers as floats where floats go, and as Python's where a count is asked for."""
+    if not hasattr(value, "dtype"):
+        return float(value) if kind is float else value
+    if value.ndim == 0 and isinstance(elements[0], int):
+        return kind(elements[0])
+    return value
 
 
 def _split(option: Any) -> tuple[Any, list[Range]]:
@@ -86,4 +146,6 @@ def _words(option: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(option)))
     if ranges:
         return ranges[0].words
+    if (inner := _inner(base)) is not None:
+        return f"a list, each {_words(inner)}"
     return {float: "a number", int: "a whole number", bool: "true or false"}.get(base, str(base))

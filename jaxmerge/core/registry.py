@@ -17,6 +17,7 @@ that spec; the one of merges, here, what was built, with the spec on it:
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import typing
 import warnings
@@ -53,6 +54,9 @@ class Registry(Mapping[str, Callable]):
         kind: in messages and settings, such as "method".
         wrap: ``(what a factory built, its spec) -> what a call returns``; the spec by default.
         old: old names that still work, see `jaxmerge.core.old_names`.
+        arguments: name -> old argument -> what it is today, said where the argument is refused.
+        homes: modules whose import enters the factories of the package; they are imported when a
+            name is not there yet, or all names are asked for.
     """
 
     def __init__(
@@ -60,23 +64,33 @@ class Registry(Mapping[str, Callable]):
         kind: str,
         wrap: Callable[[Any, Spec], Any] = lambda built, spec: spec,
         old: Mapping[str, Now] | None = None,
+        arguments: Mapping[str, Mapping[str, str]] | None = None,
+        homes: Iterable[str] = (),
     ):
         self.kind = kind
         self.wrap = wrap
         self.old = old or {}
+        self.arguments = arguments or {}
+        self.homes = tuple(homes)
         self._factories: dict[str, Callable] = {}
 
+    def _all(self) -> dict[str, Callable]:
+        """All factories, those of the package too: what is imported already costs a look."""
+        for home in self.homes:
+            importlib.import_module(home)
+        return self._factories
+
     def __getitem__(self, name: str) -> Callable:
-        return self._factories[name]
+        return self._factories[name] if name in self._factories else self._all()[name]
 
     def __delitem__(self, name: str) -> None:
         del self._factories[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._factories))
+        return iter(sorted(self._all()))
 
     def __len__(self) -> int:
-        return len(self._factories)
+        return len(self._all())
 
     def register(self, factory: Callable | None = None, **kinds: Iterable[str]) -> Callable:
         """Enter a factory under its name and `record` its calls.
@@ -135,7 +149,7 @@ class Registry(Mapping[str, Callable]):
 
         @functools.wraps(factory)
         def build(*args, **kwargs):
-            bound = _bound(name, signature, hints, args, kwargs)
+            bound = _bound(name, signature, hints, args, kwargs, self.arguments.get(name))
             for k in static & set(bound.arguments):
                 bound.arguments[k] = _plain(name, k, bound.arguments[k], k in shapes)
             spec = Spec(factory, {k: frozen(v, k in static) for k, v in bound.arguments.items()})
@@ -159,20 +173,18 @@ class Registry(Mapping[str, Callable]):
         Traceback (most recent call last):
         jaxmerge.core.registry.UnknownNameError: No method is named 'magmx': did you mean magmax?
         """
-        if isinstance(name, str) and name in self.old and name not in self._factories:
+        if isinstance(name, str) and name in self.old and name not in self:
             return self._renamed(name)
-        if not isinstance(name, str) or name not in self._factories:
+        if not isinstance(name, str) or name not in self:
             if default is not MISSING:
                 return default
-            raise UnknownNameError(
-                f"No {self.kind} is named {name!r}: {closest(str(name), self._factories)}"
-            )
-        return self._factories[name]
+            raise UnknownNameError(f"No {self.kind} is named {name!r}: {closest(str(name), self)}")
+        return self[name]
 
     def _renamed(self, name: str) -> Callable:
         """The factory that an old name stands for, with the old arguments; warns."""
         now = self.old[name]
-        factory = self._factories[now.name]
+        factory = self[now.name]
         parameters = inspect.signature(factory).parameters
         takes = [
             parameters[k].replace(default=now.given.get(k, parameters[k].default))
@@ -213,12 +225,15 @@ class Registry(Mapping[str, Callable]):
         return self.get(what)(**(settings or {}))
 
 
-def _bound(name, signature, hints, args, kwargs) -> inspect.BoundArguments:
+def _bound(name, signature, hints, args, kwargs, gone=None) -> inspect.BoundArguments:
     """The arguments under their names, checked; ArgumentError says all that is wrong."""
-    known = list(signature.parameters)
-    wrong = [k for k in kwargs if k not in known]
+    known, gone = list(signature.parameters), gone or {}
+    unknown = [k for k in kwargs if k not in known]
+    wrong = [f"{name} has no setting {k!r}: {gone[k]}" for k in unknown if k in gone]
+    if others := [k for k in unknown if k not in gone]:
+        wrong.append(not_known(others, known, f"{name} has no setting "))
     if wrong:
-        raise ArgumentError(listed([not_known(wrong, known, f"{name} has no setting ")]))
+        raise ArgumentError(listed(wrong))
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -253,7 +268,10 @@ def _noted(stage: Merge | Transform, spec: Spec) -> Merge | Transform:
     return stage._replace(spec=spec)
 
 
-REGISTRY = Registry("method", _noted, old_names.MERGES)
+REGISTRY = Registry(
+    "method", _noted, old_names.MERGES,
+    homes=("jaxmerge.folds", "jaxmerge.transforms", "jaxmerge.methods"),
+)  # fmt: skip
 register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.get
 
 

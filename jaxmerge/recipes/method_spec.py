@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxmerge import folds, methods, transforms  # noqa: F401, a recipe may name theirs
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
 from jaxmerge.core.registry import REGISTRY, get, spec_of

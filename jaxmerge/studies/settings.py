@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
 from jaxmerge.continual.registry import methods
 from jaxmerge.core.composition import chain
 from jaxmerge.core.registry import get
@@ -192,12 +191,7 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
     if "strategy" in options or "settings" in options:
         if asked:
             raise ValueError("strategy is the old spelling of methods; give methods only.")
-        name = options.get("strategy", "finetune")
-        settings = dict(options.get("settings", {}))
-        asked = [] if name == "finetune" and not settings else [{"method": name, **settings}]
-        warnings.warn(
-            f"strategy and settings are now methods: {asked}", DeprecationWarning, stacklevel=2
-        )
+        asked = _of_one_strategy(options.get("strategy", "finetune"), options.get("settings") or {})
     specs, wrong = [], []
     for one in asked:
         try:
@@ -207,6 +201,26 @@ def methods_of(options: Mapping[str, Any]) -> tuple[Spec, ...]:
     if wrong:
         raise ValueError(listed(wrong))
     return tuple(specs)
+
+
+def _of_one_strategy(name: Any, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The methods that the spelling of version 0.1 stands for; warns with the spelling of today."""
+    if name == "finetune" and not settings:
+        warnings.warn(
+            "a stream without methods is fine-tuning now: leave strategy: finetune out; it goes "
+            "with the next release.",
+            FutureWarning,
+            stacklevel=3,
+        )
+        return []
+    warnings.warn(
+        f"strategy and settings of a stream are now methods: {{{name!r}: {dict(settings)!r}}}; the "
+        "old spelling goes with the next release. Settings mean what they do for the method today, "
+        f"where the penalty of l2, ewc and mas has no factor 1/2 (see jaxmerge methods {name}).",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return [{"method": name, **settings}]
 
 
 def _settings(name: str, settings: Any) -> Mapping[str, Any]:
