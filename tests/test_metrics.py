@@ -125,6 +125,73 @@ def test_every_metric_of_a_stream_in_its_direction():
     assert again["forgetting_anytime"] == pytest.approx(0.2)
 
 
+ACCURACY = {"accuracy": Evaluator(lambda out, y, info: y)}
+
+
+def drawn(seed: int, parts: int | None = None):
+    """A matrix of up to seven tasks, which task teaches each group, some by none."""
+    rng = np.random.default_rng(seed)
+    tasks, groups = rng.integers(2, 8), rng.integers(2, 9)
+    R = rng.random((tasks, groups) if parts is None else (tasks, parts, groups))
+    learnt = rng.integers(-1, tasks, groups)
+    learnt[:2] = 0, -1
+    return R, learnt
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_that_no_task_teaches_count_at_the_end_alone(seed):
+    R, learnt = drawn(seed, parts=3)
+    other = np.where(learnt < 0, np.random.default_rng(seed).random(R.shape), R)
+    one, two = (
+        metrics.of_groups({"accuracy": r}, ACCURACY, learnt)["accuracy"] for r in (R, other)
+    )
+    assert {k for k in one if one[k] != two[k] and one[k] == one[k]} == {"final"}
+    whole = metrics.of_groups({"accuracy": R[:, -1:]}, ACCURACY, learnt)["accuracy"]
+    assert whole["a_auc"] == close(whole["over_time"])  # one mark a task
+
+
+def test_the_area_of_taught_groups_that_are_always_right_is_one():
+    R = np.ones((2, 3, 3))
+    R[..., 2] = 0
+    figures = metrics.of_groups({"accuracy": R}, ACCURACY, np.array([0, 1, -1]))["accuracy"]
+    assert (figures["over_time"], figures["a_auc"]) == (1, 1)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 10])
+@pytest.mark.parametrize("parts", [None, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_fewer_scores_the_figures_are_those_of_longer_tasks(every, parts, seed):
+    """No figure is missing that a stream of so many tasks has."""
+    R, learnt = drawn(seed, parts)
+    at = [t for t in range(len(R)) if (t + 1) % every == 0 or t == len(R) - 1]
+    sparse = np.full_like(R, np.nan)
+    sparse[at] = R[at]
+    longer = [-1 if task < 0 else next(k for k, t in enumerate(at) if t >= task) for task in learnt]
+    actual = metrics.of_groups({"accuracy": sparse}, ACCURACY, learnt)["accuracy"]
+    expected = metrics.of_groups({"accuracy": R[at]}, ACCURACY, np.array(longer))["accuracy"]
+    np.testing.assert_equal(actual, expected)
+    assert actual["scored"] == len(at)
+    assert np.isfinite(actual["final"])
+    assert np.isnan(actual["over_time"]) == (0 not in longer)
+
+
+def test_scores_of_every_other_task_of_a_run():
+    from tiny_streams import KEY, setup, split
+
+    from jaxmerge.continual.drivers import run
+    from jaxmerge.continual.records import LAST
+
+    result = run(setup(), split(tasks=3, steps=2), KEY, score_every=2)
+    figures = metrics.of_groups(result.R[LAST], setup().problem.build().evaluators)
+    assert all(np.isfinite(v) for f in figures.values() for v in f.values())
+
+
+def test_the_end_that_was_not_scored_is_missing():
+    R = np.array([[0.5, 0.1], [np.nan, np.nan]])
+    figures = metrics.of_groups({"accuracy": R}, ACCURACY)["accuracy"]
+    assert all(np.isnan(figures[k]) for k in ("final", "over_time", "bwt", "forgetting"))
+
+
 def test_a_metric_without_evaluator_or_value_is_one_error():
     R = {"acuracy": np.ones((2, 2)), "accuracy": np.full((2, 2), np.nan)}
     with pytest.raises(ValueError, match=r"'acuracy' has no evaluator.*'accuracy' has no value"):

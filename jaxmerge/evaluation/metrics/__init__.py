@@ -36,8 +36,9 @@ forgetting_anytime      best over all scores before the last, those in the middl
 least, and forgetting is a rise, so that it is still less is better, as transfer is still more.
 
 **Missing scores** are NaN.  A figure that needs one is NaN; scores before a group was learnt may be
-missing where a figure only looks for a best among them.  With one task backward and forward
-transfer and forgetting do not exist and are NaN.
+missing where a figure only looks for a best among them.  `of_groups` leaves out task ends without
+any score, so that its figures are those of the stretches between two scores.  With one task
+backward and forward transfer and forgetting do not exist and are NaN.
 
 Sources: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017, section 2 (final, backward
 and forward transfer; their untrained network is drawn at random, that of a study here is the

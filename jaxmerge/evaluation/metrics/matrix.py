@@ -33,6 +33,20 @@ def teachers(R: np.ndarray, learnt: np.ndarray | None) -> np.ndarray:
     return learnt
 
 
+def scored(R: np.ndarray, learnt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with a score and the last one, and `learnt` as the first of them since a task.
+
+    >>> R = np.array([[NAN, NAN, NAN], [0.5, 0.75, 0.25], [0.5, 0.75, 1.0]])
+    >>> rows, learnt = scored(R, np.array([0, 1, 2]))
+    >>> rows.shape, learnt.tolist()
+    ((2, 3), [0, 0, 1])
+    """
+    have = ~np.isnan(R.reshape(len(R), -1)).all(axis=1)
+    have[-1] = True  # without it a figure of the end is missing, not that of another task
+    rows = np.flatnonzero(have)
+    return R[rows], np.where(learnt < 0, -1, np.searchsorted(rows, learnt))
+
+
 def signed(
     R: np.ndarray, learnt: np.ndarray | None, lower_is_better: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from jaxmerge.evaluation.metrics.forgetting_measures import (
     forgetting_anytime,
     forgetting_from_best,
 )
-from jaxmerge.evaluation.metrics.matrix import NAN, teachers
+from jaxmerge.evaluation.metrics.matrix import NAN, scored, teachers
 from jaxmerge.evaluation.metrics.transfer import (
     backward_transfer,
     forward_transfer,
@@ -90,13 +90,19 @@ def of_groups(
 ) -> dict[str, dict[str, float]]:
     """The figures of every named metric of a stream, each in its direction.
 
+    Where not every task end was scored (``run(..., score_every=2)``), the figures are those of the
+    stream whose tasks are the stretches between two scores: rows without a score are left out, and
+    a group counts as learnt at the first score since its task.  Transfer and forgetting then miss
+    what happened within a stretch; ``"scored"`` says how many rows there were.
+
     Args:
         R: metric -> [T, G], or [T, parts, G] at any time, as `Result.R` has for a deployment.
         evaluators: metric -> `Evaluator`, which says the direction.
         learnt: [G], the task that teaches a group, -1 for none; by default group g's is g.
 
     Returns:
-        metric -> figure -> value; groups without this metric (NaN throughout) are left out.
+        metric -> figure -> value; groups without this metric (NaN throughout) are left out. Those
+        that no task teaches count in ``"final"`` alone.
 
     Raises:
         ValueError: a metric without an evaluator; a metric that no group has; groups that are not
@@ -121,11 +127,9 @@ def of_groups(
         values = np.asarray(values, float)
         have = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))
         ends = values[:, -1] if values.ndim == 3 else values
-        own, less = (
-            teachers(ends, learnt)[have],
-            getattr(evaluators[name], "lower_is_better", False),
-        )
-        ends = ends[:, have]
+        less = getattr(evaluators[name], "lower_is_better", False)
+        met, own = scored(values[..., have], teachers(ends, learnt)[have])
+        ends = met[:, -1] if met.ndim == 3 else met
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # series that are missing throughout
             figures[name] = {
@@ -137,10 +141,10 @@ def of_groups(
                 "forgetting": forgetting(ends, own, less),
                 "forgetting_from_best": forgetting_from_best(ends, own, less),
                 "forgetting_all_tasks": forgetting_all_tasks(ends, own, less),
+                "scored": float(len(met)),
             }
-        if values.ndim == 3:
-            met = values[..., have]
-            seen = [met[t][:, own <= t].mean(axis=1) for t in range(len(met))]
-            figures[name]["a_auc"] = area_under_curve(np.concatenate(seen))
+        if met.ndim == 3:
+            marks = np.stack([over_time(met[:, part], own) for part in range(met.shape[1])], axis=1)
+            figures[name]["a_auc"] = area_under_curve(marks.ravel())
             figures[name]["forgetting_anytime"] = forgetting_anytime(met, own, less)
     return figures
