@@ -108,7 +108,9 @@ def minilm(before: str, data: str, tasks: int) -> dict:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
         outputs[name] = json.loads(done.stdout.strip().splitlines()[-1])
     (old, losses), (new, again) = outputs["before"], outputs["now"]
+    revision = ["git", "-C", before, "rev-parse", "--short", "HEAD"]
     return {
+        "before": subprocess.run(revision, capture_output=True, text=True).stdout.strip(),
         "MiniLM before, processor seconds": old[1], "MiniLM now, processor seconds": new[1],
         "MiniLM now / before": new[1] / old[1], "with compilation": new[0] / old[0],
         "losses differ by": max(map(abs, np.subtract(losses, again).tolist())),
@@ -219,7 +221,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--save", help="JSON file for the figures")
     options = parser.parse_args()
-    report = {"versions": versions(), "machine": machine()}
+    what = " --before CHECKOUT --data DATA" if options.before else ""
+    command = f"python experiments/bench/continual_steps.py{what}"
+    report = {"command": command, "versions": versions(), "machine": machine()}
     if options.before:
         report |= minilm(options.before, options.data, options.tasks)
     else:
