@@ -227,6 +227,31 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def steps() -> str:
+    """What a step of the mechanism costs, on a core and on a GPU, and before it was there."""
+    read = lambda name: json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [
+        "| Device | Steps a second | times torch's | over a scan by hand | Seeds | cost of all seeds |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
+    for name in ("continual_steps_cpu", "continual_steps_gpu", "continual_steps_gpu_64"):
+        r = read(name)
+        device = {"cpu": "one CPU core"}.get(r["machine"]["device"], r["machine"]["device"])
+        lines.append(
+            f"| {device} | {r['steps a second']:,.0f} | {r['times as fast as torch']:.1f} "
+            f"| {100 * r['overhead']:+.1f} % | {r['seeds']} | {r['cost of all, wall']:.2f} |"
+        )
+    r = read("continual_minilm_cpu")
+    lines += [
+        "",
+        f"MiniLM on three tasks of CLINC150 takes {r['MiniLM now / before']:.2f} of the processor "
+        f"time that the loop before the mechanism took (`{r['before']}`), "
+        f"{r['with compilation']:.2f} with compilation; losses differ by "
+        f"{r['losses differ by']:.0f}.",
+    ]
+    return "\n".join(lines)
+
+
 def mergekit() -> str:
     """Merging from files beside mergekit."""
     data = json.loads((RESULTS / "merge_files.json").read_text())
@@ -317,6 +342,7 @@ SECTIONS = {
         accuracies,
         suite,
         speed,
+        steps,
         mergekit,
         torch,
         notebooks,
