@@ -24,6 +24,7 @@ __all__ = [
     "reservoir",
     "ring",
     "size_of",
+    "weighted",
     "write",
 ]
 
@@ -116,6 +117,22 @@ def ring(buffer: Buffer, rows: Tree, weight: Array) -> Buffer:
     """
     place = (buffer["met"] + jnp.cumsum(weight > 0) - 1).astype(jnp.int32)
     return write(buffer, rows, place % size_of(buffer), weight)
+
+
+def weighted(weight: Array, losses: Array) -> Array:
+    """Losses ``[B]`` times their weight; 0 where the weight is 0, whatever the loss is.
+
+    Where there is no example yet, what stands in its place may have an infinite loss, for its label
+    need not be among the columns that compete; 0 times that would be no number.
+
+    Args:
+        weight: ``[B]``, of `draw` and `draw_distinct`.
+        losses: ``[B]``.
+
+    >>> weighted(jnp.array([0.0, 2.0]), jnp.array([jnp.inf, 3.0])).tolist()
+    [0.0, 6.0]
+    """
+    return jnp.where(weight > 0, weight * losses, 0)
 
 
 def write(buffer: Buffer, rows: Tree, place: Array, weight: Array) -> Buffer:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.continual.buffers import weighted
 from jaxmerge.continual.parts import trained_leaves, with_trained
 from jaxmerge.continual.records import Batch, Model, Step
 from jaxmerge.core.types import Array, Leaves, Tree
@@ -95,7 +96,7 @@ def weights_of(model: Model, step: Step, local: Local) -> Leaves:
     def loss(trained: Leaves, examples: Batch, weight: Array, key: Array) -> Array:
         params = with_trained(model, step.params, trained, step.task)
         out = model.learn(params, examples.inputs, step.task, key)
-        each_loss = jnp.where(weight > 0, weight * step.objective(out, examples), 0)
+        each_loss = weighted(weight, step.objective(out, examples))
         return jnp.sum(each_loss) / jnp.where(jnp.any(weight > 0), jnp.sum(weight), 1)
 
     def train(examples: Batch, key: Array) -> Leaves:

@@ -46,7 +46,7 @@ def agem(size: Count = 1000, examples: Count = 100, replay: Count | None = None)
         def old(trained):
             params = with_trained(model, step.params, trained, step.task)
             batch, out = replayed(model, step._replace(params=params), step.key, replay)
-            each = jnp.where(batch.weight > 0, batch.weight * step.objective(out, batch), 0)
+            each = buffers.weighted(batch.weight, step.objective(out, batch))
             return jnp.sum(each) / jnp.maximum(jnp.sum(batch.weight), 1)
 
         return agreeing(grads, jax.grad(old)(trained_leaves(model, step.params, step.task)))

@@ -83,7 +83,7 @@ def derpp(
         batch, out = replayed(model, step, one, replay)
         match = _apart(batch, out)
         batch, out = replayed(model, step, two, replay)
-        again = jnp.sum(batch.weight * step.objective(out, batch))
+        again = jnp.sum(buffers.weighted(batch.weight, step.objective(out, batch)))
         return alpha * match + beta * again / jnp.maximum(jnp.sum(batch.weight), 1)
 
     return Method(init=_init(size), loss=loss, observe=_observe)

@@ -58,12 +58,12 @@ def er(
 
     def loss(model, step):
         batch, out = (recalled if latent else replayed)(model, step, step.key, replay)
-        again = jnp.sum(batch.weight * step.objective(out, batch))
+        again = jnp.sum(buffers.weighted(batch.weight, step.objective(out, batch)))
         count = jnp.sum(batch.weight)
         if strength is not None:
             return strength * again / jnp.maximum(count, 1)
         new, n = (
-            step.batch.weight * step.objective(step.outputs, step.batch),
+            buffers.weighted(step.batch.weight, step.objective(step.outputs, step.batch)),
             jnp.sum(step.batch.weight),
         )
         return (jnp.sum(new) + again) / (n + count) - jnp.sum(new) / n
