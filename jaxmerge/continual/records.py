@@ -31,6 +31,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxmerge.core.types import Array, Leaves, Tree
 
 LAST = "last model"  # the label of the deployment that is no merge
@@ -88,6 +90,8 @@ class Model(NamedTuple):
             of several leaves. None: they are found, see `jaxmerge.continual.taps`.
         weights: ``(params, task) -> leaves``: what merges fold, by default every leaf.
         put: ``(params, merged) -> params``: brings a merge of `weights` back.
+        head: shape ``[features, columns]`` and dtype of what makes logits of the features, where no
+            leaf ``head/kernel`` says it.
 
     >>> model = Model(lambda key: {"w": 2.0}, lambda params, x, task: params["w"] * x)
     >>> model.learn({"w": 2.0}, 3.0, task=0, key=None), model.answer({"w": 2.0}, 3.0, seen=0)
@@ -106,6 +110,7 @@ class Model(NamedTuple):
     taps: Callable[..., Mapping[str, Array]] | None = None
     weights: Callable[..., Leaves] = lambda params, task: params
     put: Callable[[Leaves, Leaves], Leaves] = lambda params, merged: {**params, **merged}
+    head: jax.ShapeDtypeStruct | None = None
 
     def learn(self, params: Leaves, inputs: Tree, task: Array, key: Array) -> Outputs:
         """Outputs as in training: `train`, or else `apply`.

@@ -74,20 +74,7 @@ class Learner(NamedTuple):
         Args:
             scenario: whose classes it is to learn.
         """
-        columns, there = self.head.shape[1], tuple(scenario.classes)
-        own = None if self.classes is None else tuple(self.classes)
-        if columns != len(there):
-            raise ValueError(
-                f"The learner's head has {columns} columns, the scenario {len(there)} classes; "
-                "make the learner for this scenario."
-            )
-        if own is not None and own != there:
-            k = next(k for k, (a, b) in enumerate(zip(own, there, strict=True)) if a != b)
-            raise ValueError(
-                f"The learner is of another scenario: column {k} of its head is {own[k]!r}, class "
-                f"{k} of this scenario is {there[k]!r}; make the learner for this scenario, as "
-                "from_clip(model, scenario)."
-            )
+        check_columns(self.head.shape[1], self.classes, scenario)
 
     def model(self, dtype: str = "float32", params: bool = False) -> Spec:
         """The model as `jaxmerge.continual` has it.
@@ -113,6 +100,33 @@ class Learner(NamedTuple):
             inputs: [B, ...], as `collate` gives them.
         """
         return head_logits(self.features(params, inputs), self.head, self.scale)
+
+
+def check_columns(columns: int, classes: Sequence[str] | None, scenario: Scenario) -> None:
+    """Raise ValueError where the columns of a head are not the classes of a scenario.
+
+    Args:
+        columns: how many the head has.
+        classes: their names, or None where they are not known.
+        scenario: whose classes are to be learnt.
+
+    >>> from jaxmerge.data.digits import digits
+    >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> check_columns(10, None, class_incremental(digits(), 5))
+    """
+    there, own = tuple(scenario.classes), None if classes is None else tuple(classes)
+    if columns != len(there):
+        raise ValueError(
+            f"The learner's head has {columns} columns, the scenario {len(there)} classes; "
+            "make the learner for this scenario."
+        )
+    if own is not None and own != there:
+        k = next(k for k, (a, b) in enumerate(zip(own, there, strict=True)) if a != b)
+        raise ValueError(
+            f"The learner is of another scenario: column {k} of its head is {own[k]!r}, class "
+            f"{k} of this scenario is {there[k]!r}; make the learner for this scenario, as "
+            "from_clip(model, scenario)."
+        )
 
 
 @models.register
@@ -147,7 +161,8 @@ def frozen_head(
     def apply(weights, inputs, task):
         return from_features(weights, features(weights, inputs), task)
 
-    return Model(init, apply, from_features=from_features)
+    form = jax.ShapeDtypeStruct(jnp.shape(head), jnp.result_type(head))
+    return Model(init, apply, from_features=from_features, head=form)
 
 
 def head_logits(features: Array, head: Array, scale: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.contrast import unit
 from jaxmerge.continual.records import Method, Outputs
 from jaxmerge.continual.registry import Positive, methods
-from jaxmerge.continual.wraps.head import with_head
+from jaxmerge.continual.wraps.head import head_form, with_head
 from jaxmerge.core.types import Array
 
 ROWS, SCALE, PROJECTION = "language/rows", "language/scale", "language/projection"
@@ -46,12 +46,8 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
         rows = jnp.asarray(embeddings)
 
         def leaves(params, key):
-            if "head/kernel" not in params:
-                raise ValueError(
-                    "lingocl: the model has no leaf head/kernel, whose shape it takes."
-                )
-            d, classes = params["head/kernel"].shape
-            kind = params["head/kernel"].dtype
+            head = head_form(model, params, "lingocl")
+            (d, classes), kind = head.shape, head.dtype
             if rows.ndim != 2 or len(rows) != classes:
                 raise ValueError(
                     f"lingocl: embeddings are [classes, d], {classes} rows here; got "
@@ -68,6 +64,6 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
             logits = params[SCALE] * (unit(f) @ unit(params[ROWS]).T)
             return Outputs(logits, out.features, out.aux)
 
-        return with_head(model, leaves, read, (SCALE, PROJECTION))
+        return with_head(model, leaves, read, (SCALE, PROJECTION), (ROWS,))
 
     return Method(wrap=wrap)

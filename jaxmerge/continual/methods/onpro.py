@@ -13,6 +13,7 @@ from jaxmerge.continual.contrast import between, prototypes, unit
 from jaxmerge.continual.memories import feedback
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, Positive, Share, methods
+from jaxmerge.continual.wraps.head import head_form
 from jaxmerge.core.types import Array
 
 KERNEL, BIAS = "projection/kernel", "projection/bias"
@@ -87,9 +88,8 @@ def onpro(
         def init(key):
             own, below = jax.random.split(key)
             params = dict(model.init(below))
-            if "head/kernel" not in params:
-                raise ValueError("onpro: the model has no leaf head/kernel, whose width it takes.")
-            d, kind = params["head/kernel"].shape[0], params["head/kernel"].dtype
+            head = head_form(model, params, "onpro")
+            d, kind = head.shape[0], head.dtype
             if projection >= d:
                 raise ValueError(
                     f"onpro: projection is {projection}, the features have {d} numbers; less is "

@@ -10,7 +10,7 @@ from jaxmerge.continual.contrast import supervised, unit
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Method, Outputs, Step
 from jaxmerge.continual.registry import Count, NonNegative, Positive, methods
-from jaxmerge.continual.wraps.head import with_head
+from jaxmerge.continual.wraps.head import head_form, with_head
 from jaxmerge.core.types import Array
 
 PROTOTYPES, KERNEL, BIAS = "prototypes", "projection/kernel", "projection/bias"
@@ -64,11 +64,10 @@ def prd(
 
     def wrap(model, tasks):
         def leaves(params, key):
-            if "head/kernel" not in params:
-                raise ValueError("prd: the model has no leaf head/kernel, whose shape it takes.")
-            d, classes = params["head/kernel"].shape
+            head = head_form(model, params, "prd")
+            d, classes = head.shape
             one, two = jax.random.split(key)
-            kind, bound = params["head/kernel"].dtype, d**-0.5
+            kind, bound = head.dtype, d**-0.5
             draw = lambda key, shape: jax.random.uniform(key, shape, kind, -bound, bound)
             return {
                 PROTOTYPES: draw(one, (classes, d)), KERNEL: draw(two, (d, projection)),
