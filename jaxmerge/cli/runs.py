@@ -26,8 +26,8 @@ from jaxmerge.studies.results import Results, SeedRun, summarize
 from jaxmerge.studies.seed import Plan, Watch, merges_of, run_seed, steps_of
 from jaxmerge.studies.settings import parsed
 from jaxmerge.training import checkpoint, data_parallel
-from jaxmerge.training.learner import Learner
 from jaxmerge.training.mid_task import EVERY
+from jaxmerge.training.model_learner import AnyLearner
 from jaxmerge.training.tracking import Curves
 
 
@@ -120,7 +120,7 @@ def collect(
 
 def one_seed(
     experiment: Experiment, plans: tuple[Plan, ...], seed: int, scenario: Scenario,
-    learner: Learner, folder: Path, watch: Watch, every: float,
+    learner: AnyLearner, folder: Path, watch: Watch, every: float,
 ) -> SeedRun:  # fmt: skip
     """One seed, or its figures if it is finished already."""
     done = folder / "state" / f"seed_{seed}.json"
@@ -129,7 +129,8 @@ def one_seed(
     state = folder / "state" / f"seed_{seed}"
     keep = experiment.to_save(merges_of(plans)) if seed == experiment.seed else []
     run, merged = run_seed(
-        scenario, learner, plans, seed=seed, how=experiment.how, baselines=experiment.baselines,
+        scenario, learner, plans, seed=seed, how=experiment.how, problem=experiment.what(),
+        baselines=experiment.baselines,
         store=state, every=every, batch=experiment.evaluation_batch, watch=watch, keep=keep,
     )  # fmt: skip
     if seed == experiment.seed:

@@ -289,7 +289,8 @@ def work(
     state = folder / "state" / name
     run, _ = run_seed(
         scenario, shared["learner"], plans, seed=experiment.seed, how=experiment.how,
-        baselines=experiment.baselines, store=state, batch=experiment.evaluation_batch,
+        problem=experiment.what(), baselines=experiment.baselines, store=state,
+        batch=experiment.evaluation_batch,
         watch=bars.step if bars is not None else None, keep=(),
     )  # fmt: skip
     for stream, trained in models.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -176,10 +176,12 @@ def by_name(
 
     Args:
         rules: pairs of a regular expression and an optimiser, the first that matches the whole
-            name of a leaf counts: ``by_name((("head/.*", sgd(0.1)), (".*", sgd(0.01))))``.
+            name of a leaf counts: ``by_name((("head/.*", sgd(0.1)), (".*", sgd(0.01))))``.  In
+            settings an optimiser is a name, or a name with its settings: ``{sgd: {rate: 0.1}}``.
 
     Raises:
-        ValueError: a leaf that no rule matches, when the optimiser meets the leaves.
+        ValueError: a pattern that is none; a leaf that no rule matches, when the optimiser meets
+            the leaves.
 
     Example:
         >>> opt = by_name((("head/.*", sgd(0.1)), (".*", sgd(0.5)))).build()(10)
@@ -187,7 +189,11 @@ def by_name(
         >>> opt.update(w, opt.init(w), w)[0]["w"].round(3)
         Array([-0.5], dtype=float32)
     """
-    patterns = [re.compile(p) for p, _ in rules]
+    if not all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules):
+        raise ValueError(f"by_name: rules are pairs of a pattern and an optimiser, got {rules!r}.")
+    patterns = [_pattern(p) for p, _ in rules]
+    named = lambda o: optimisers.from_settings(o).build() if isinstance(o, str | Mapping) else o
+    rules = [(p, named(o)) for p, o in rules]
     made = lambda o, total: o if hasattr(o, "update") else o(total)
 
     def label(leaves):
@@ -204,3 +210,10 @@ def by_name(
         return optax.partition(groups, label)
 
     return of
+
+
+def _pattern(text: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"by_name: {text!r} is no regular expression ({error}).") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 from jaxmerge.continual.records import LAST, Batch, Method, Model
 from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
 
@@ -31,20 +32,31 @@ def build(setup: Setup, tasks: int) -> Parts:
     Raises:
         ValueError: two methods replace the objective.
     """
-    model, methods = setup.model.build(), tuple(m.build() for m in setup.methods)
-    names, seen = [], {}
-    for spec, method in zip(setup.methods, methods, strict=True):
-        name = spec.factory.__name__
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    methods, names = together(setup.methods)
+    model = setup.model.build()
+    for method in methods:
         if method.wrap is not None:
             model = method.wrap(model, tasks)
+    return Parts(model, methods, names, setup.problem.build())
+
+
+def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]]:
+    """Methods of one stream, built, and their names, which tell two of a kind apart.
+
+    Raises:
+        ValueError: two methods replace the objective.
+    """
+    methods, names, count = tuple(m.build() for m in specs), [], {}
+    for spec in specs:
+        name = spec.factory.__name__
+        count[name] = count.get(name, 0) + 1
+        names.append(name if count[name] == 1 else f"{name} {count[name]}")
     own = [n for n, m in zip(names, methods, strict=True) if m.objective is not None]
     if len(own) > 1:
         raise ValueError(
             f"{' and '.join(own)} both replace the objective; use one of them in a stream."
         )
-    return Parts(model, methods, tuple(names), setup.problem.build())
+    return methods, tuple(names)
 
 
 def named_key(key: Array, name: str) -> Array:

@@ -212,13 +212,23 @@ class Registry(Mapping[str, Callable]):
 
         Args:
             what: a name, or a mapping with the name under the registry's kind
-                (``{"method": "ewc", "strength": 3}``), or a spec, returned as it is.
+                (``{"method": "ewc", "strength": 3}``) or of the name to its settings
+                (``{"ewc": {"strength": 3}}``), or a spec, returned as it is.
 
         Raises:
             ValueError: an unknown name, unknown settings, values out of range.
         """
         if isinstance(what, Spec):
             return what
+        if isinstance(what, Mapping) and self.kind not in what and len(what) == 1:
+            ((name, own),) = what.items()
+            if own is not None and not isinstance(own, Mapping):
+                self.get(name)  # an unknown name is said first
+                raise ArgumentError(f"the settings of {name} are key: value pairs, got {own!r}.")
+            what = {self.kind: name, **(own or {})}
+        if isinstance(what, Mapping) and self.kind not in what:
+            names = " and ".join(map(str, what)) or "none"
+            raise ArgumentError(f"one {self.kind} is a name with its settings, got {names}.")
         if isinstance(what, Mapping):
             settings = {**what, **(settings or {})}
             what = settings.pop(self.kind, None)

@@ -9,21 +9,22 @@ cost 1.5 times as much there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.parts import build
-from jaxmerge.continual.stream_records import Setup
+from jaxmerge.continual.parts import Parts, build
+from jaxmerge.continual.records import Outputs
+from jaxmerge.continual.stream_records import Evaluator, Problem, Setup, as_stored
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import Batches, Examples
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
-from jaxmerge.training.learner import Learner, head_logits
+from jaxmerge.training.model_learner import AnyLearner
 
 
 class Probe(NamedTuple):
@@ -55,7 +56,7 @@ class Probe(NamedTuple):
         )
 
 
-def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) -> Probe:
+def probe(learner: AnyLearner, scenario: Scenario, split: str, batch: int = 128) -> Probe:
     """Prepare a split of a scenario for evaluation.
 
     Raises:
@@ -72,85 +73,179 @@ def probe(learner: Learner, scenario: Scenario, split: str, batch: int = 128) ->
     return Probe(chunks, data.columns[data.index], data.task, data.index, own, batch)
 
 
-def logits(learner: Learner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
+def logits(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
     """[F, N, columns] of F models on the examples of a probe."""
     if jax.default_backend() == "cpu":
         return np.stack([logits_of(learner, model, data) for model in models])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(dict, models))
-    stacked, head, scale = everywhere((stacked, learner.head, learner.scale))
-    parts = [_logits(stacked, chunk, head, scale, learner.features) for chunk in data.chunks]
+    network, stacked = everywhere((learner.model(), stacked))
+    parts = [_many(network, stacked, chunk) for chunk in data.chunks]
     return np.concatenate([to_numpy(p) for p in parts], axis=1)[:, data.index]
 
 
-def logits_of(learner: Learner, params: Leaves, data: Probe) -> np.ndarray:
+def logits_of(learner: AnyLearner, params: Leaves, data: Probe) -> np.ndarray:
     """[N, columns] of one model on the examples of a probe."""
-    params, head, scale = everywhere((dict(params), learner.head, learner.scale))
-    parts = [_one(params, chunk, head, scale, learner.features) for chunk in data.chunks]
+    network, params = everywhere((learner.model(), dict(params)))
+    parts = [_one(network, params, chunk) for chunk in data.chunks]
     return np.concatenate([to_numpy(p) for p in parts])[data.index]
 
 
-@partial(jax.jit, static_argnames="features")
-def _one(params, inputs, head, scale, features):
-    return head_logits(features(params, inputs), head, scale)
+@jax.jit
+def _one(network, params, inputs):
+    return network.build().apply(params, inputs, jnp.int32(0)).logits
 
 
-@partial(jax.jit, static_argnames="features")
-def _logits(models, inputs, head, scale, features):
-    return jax.vmap(lambda params: _one(params, inputs, head, scale, features))(models)
+@jax.jit
+def _many(network, models, inputs):
+    return jax.vmap(lambda params: _one(network, params, inputs))(models)
 
 
-def wrapped_logits(
+def reads_tasks(parts: Parts) -> bool:
+    """Whether a prediction may depend on the task: by a wrap, the model itself, or the view."""
+    wrapped = any(m.wrap for m in parts.methods) or parts.model.predict is not None
+    return wrapped or parts.problem.view is not as_stored
+
+
+def outputs_of(
+    learner: AnyLearner, setup: Setup, parts: Parts, models: Iterable[Leaves], data: Probe,
+    seen: int,
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+    """Logits [F, N, columns] of F models without the task, and with it where that may differ."""
+    if not reads_tasks(parts):
+        return logits(learner, models, data), None
+    return task_logits(setup, models, data, seen, len(data.own))
+
+
+def task_logits(
     setup: Setup, models: Iterable[Leaves], data: Probe, seen: int, tasks: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [F, N, columns] of models whose network methods have changed.
+    """Logits [F, N, columns] of models whose predictions may depend on the task.
 
     Args:
         setup: of the stream.
         models: the params of each.
-        data: tasks in a row; every batch passes once, and once more for each task in it.
+        data: tasks in a row; every batch passes once, and once more for each task in it (twice,
+            where the problem has a view, which may be another for each task).
         seen: the last task that was learnt.
 
     Returns:
         Without the task, and with it: of each example under its own task.
     """
     batches = data.index // data.batch
+    viewed = setup.problem.build().view is not as_stored
     free, own = [], []
     for model in models:
-        fixed = everywhere((setup, dict(model)))
+        fixed = everywhere((setup, {"own": data.own}, dict(model), np.int32(seen)))
         call = lambda chunk, task, aware, fixed=fixed: to_numpy(
             _answer(fixed, chunk, np.int32(task), aware, tasks)
         )
-        parts = [call(chunk, seen, False) for chunk in data.chunks]
-        free.append(np.concatenate(parts)[data.index])
-        aware_logits = np.empty_like(free[-1])
-        for k, chunk in enumerate(data.chunks):
-            for task in np.unique(data.task[batches == k]):
-                at = (batches == k) & (data.task == task)
-                aware_logits[at] = call(chunk, task, True)[data.index[at] % data.batch]
-        own.append(aware_logits)
+
+        def under_own(aware: bool, call: Callable = call) -> np.ndarray:
+            found: Any = None
+            for k, chunk in enumerate(data.chunks):
+                for task in np.unique(data.task[batches == k]):
+                    at = (batches == k) & (data.task == task)
+                    rows = call(chunk, task, aware)[data.index[at] % data.batch]
+                    if found is None:
+                        found = np.empty((len(data.index), *rows.shape[1:]), rows.dtype)
+                    found[at] = rows
+            return found
+
+        if viewed:
+            free.append(under_own(False))
+        else:
+            parts = [call(chunk, seen, False) for chunk in data.chunks]
+            free.append(np.concatenate(parts)[data.index])
+        own.append(under_own(True))
     return np.stack(free), np.stack(own)
 
 
 @partial(jax.jit, static_argnames=("aware", "tasks"))
 def _answer(fixed, inputs, task, aware, tasks):
-    setup, params = fixed
-    model = build(setup, tasks).model
-    return (model.apply if aware else model.answer)(params, inputs, task).logits
+    setup, info, params, seen = fixed
+    parts = build(setup, tasks)
+    if parts.problem.view is not as_stored:
+        every = jnp.full(jax.tree.leaves(inputs)[0].shape[0], task)
+        inputs = parts.problem.view(inputs, info, every, None)
+    if aware:
+        return parts.model.apply(params, inputs, task).logits
+    return parts.model.answer(params, inputs, seen).logits
+
+
+class Judges(NamedTuple):
+    """What R and its task-aware twin are measured by; None: accuracy."""
+
+    free: Evaluator | None = None
+    aware: Evaluator | None = None
+
+
+def judges(problem: Problem, columns: int) -> Judges:
+    """The evaluators of a problem that R is made of: its accuracy, or its first of each kind.
+
+    Args:
+        problem: with its evaluators.
+        columns: of the logits.
+
+    Raises:
+        ValueError: an evaluator that reads more than logits, or whose small values are good.
+    """
+    chosen: dict[bool, Evaluator | None] = {}
+    info = {k: jnp.ones((1, columns), bool) for k in ("own", "met")}
+    for aware, plain in ((False, "accuracy"), (True, "aware")):
+        names = sorted(n for n, e in problem.evaluators.items() if e.task_aware == aware)
+        chosen[aware] = None
+        if not names or plain in names:
+            continue
+        evaluator = problem.evaluators[names[0]]
+        like = jnp.zeros((1, columns)), jnp.zeros(1, jnp.int32)
+        try:
+            form = jax.eval_shape(lambda z, y, e=evaluator: e.score(Outputs(z), y, info), *like)
+            fits = form.shape == (1,) and not evaluator.lower_is_better
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"A stream measures shares of right answers from logits [B, {columns}]; the "
+                f"problem has {names[0]!r}: give it 'accuracy' among its metrics, or use "
+                "`jaxmerge.continual.drivers`."
+            )
+        chosen[aware] = evaluator
+    return Judges(chosen[False], chosen[True])
 
 
 def accuracies(
-    scores: np.ndarray, data: Probe, aware: np.ndarray | None = None
+    scores: np.ndarray,
+    data: Probe,
+    aware: np.ndarray | None = None,
+    by: Judges = Judges(),
+    seen: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy on each task: (task-agnostic, task-aware), each [F, T]; NaN without examples.
 
     Args:
         scores: logits [F, N, columns].
         aware: those with the task, where they differ.
+        by: other evaluators in the place of accuracy.
+        seen: the last task that was learnt, which these may ask for; None: all are.
     """
-    free = scores.argmax(-1) == data.columns
-    own = data.own[data.task]
-    masked = np.where(own, scores if aware is None else aware, -np.inf)
-    return _by_task(free, data), _by_task(masked.argmax(-1) == data.columns, data)
+    given = scores if aware is None else aware
+    if by.free is None:
+        free = _by_task(scores.argmax(-1) == data.columns, data)
+    else:
+        free = _judged(by.free, scores, data, seen)
+    if by.aware is not None:
+        return free, _judged(by.aware, given, data, seen)
+    masked = np.where(data.own[data.task], given, -np.inf)
+    return free, _by_task(masked.argmax(-1) == data.columns, data)
+
+
+def _judged(by: Evaluator, scores: np.ndarray, data: Probe, seen: int | None) -> np.ndarray:
+    met = data.own[: None if seen is None else seen + 1].any(0)
+    own = jnp.asarray(data.own[data.task])
+    info = {"own": own, "met": jnp.broadcast_to(met, own.shape)}
+    values = [by.score(Outputs(jnp.asarray(s)), jnp.asarray(data.columns), info) for s in scores]
+    means = _by_task(np.stack([np.asarray(v, float) for v in values]), data)
+    return np.asarray(by.finish(jnp.asarray(means, jnp.float32)), float)
 
 
 def _by_task(right: np.ndarray, data: Probe) -> np.ndarray:

@@ -39,12 +39,15 @@ from jaxmerge.studies.results import Entry, Results
 
 ELSEWHERE = ("seed", "seeds", "order", "merges", "streams", "baselines")  # in columns of their own
 
+LATER = ("optimiser", "problem")  # newer than cells that are stored: named where they are set
+
 Row = dict[str, Any]
 
 
 def settings_of(recipe: Mapping[str, Any], stream: str) -> str:
     """The settings that decide how a stream learns, as JSON with sorted names."""
     plain = {k: v for k, v in recipe.items() if k not in ELSEWHERE}
+    plain = {k: v for k, v in plain.items() if k not in LATER or v is not None}
     options = recipe.get("streams", {}).get(stream, {})
     plain["stream"] = {k: v for k, v in options.items() if k not in ("deploys", "vectors")}
     merge = read_by(options)

@@ -23,7 +23,10 @@ deploys     labels of `merges`, or "last model"                                 
 running     the merge that ``start: running`` reads                             the first merge
 methods     what is added to fine-tuning: names of `jaxmerge.continual.methods`  {}
             with their settings, or a list of names
-training    fields of `Training` that differ in this stream                     {}
+problem     what is learnt, of `jaxmerge.continual.problems`: a name, or         the
+            ``{classification: {columns: seen}}``                               experiment's
+training    fields of `Training` that differ in this stream; ``optimiser``      {}
+            is a name, or ``{sgd: {rate: 0.1}}``
 models      folder of fine-tuned models, one a task, that are not trained anew  none
 vectors     describe its task vectors (keeps every model of the stream on disk) False
 ==========  ==================================================================  ==============
@@ -42,7 +45,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -50,22 +53,27 @@ from typing import Any, ClassVar, TypeVar
 from jaxmerge import __version__
 from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
 from jaxmerge.continual.deploys import LAST, Deploy, running_merge
+from jaxmerge.continual.parts import together
+from jaxmerge.continual.registry import problems
 from jaxmerge.continual.schedule import STARTS
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed, writing
+from jaxmerge.evaluation.predict import judges
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
 from jaxmerge.studies.settings import build_all, built, methods_of, only
-from jaxmerge.training.fit import Training
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.fit import OWN
+from jaxmerge.training.how import OF_ADAMW, Training, beside_optimiser
+from jaxmerge.training.model_learner import AnyLearner
 
 Default = TypeVar("Default")
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
 STREAM = (
-    "start", "deploys", "running", "methods", "strategy", "settings", "training", "models",
-    "vectors",
+    "start", "deploys", "running", "methods", "strategy", "settings", "problem", "training",
+    "models", "vectors",
 )  # fmt: skip
 KINDS = (
     ("deploys", list | tuple, "a list of labels"),
@@ -115,6 +123,10 @@ class Experiment(abc.ABC):
         order: the seed that draws the order of the tasks in all runs; None: each its own.
         epochs, batch, lr, warmup, weight_decay, clip: of every task, see `Training`; a warmup of
             more than 1 is a number of steps.
+        optimiser: see `Training`: a name, or ``{name: {setting: value}}``; lr, warmup, weight_decay
+            and clip are then left as they are.  None: AdamW under a cosine, made of those four.
+        problem: what is learnt: a name, or ``{name: {setting: value}}``; None: each task's
+            cross-entropy over its own columns.
         merges, streams: see the module's docstring.
         baselines: of "zero-shot" (theta_0) and "joint" (all tasks at once).
         evaluation_batch: examples evaluated at once.
@@ -150,6 +162,8 @@ class Experiment(abc.ABC):
     warmup: float = 0.1
     weight_decay: float = 0.1
     clip: float = 1.0
+    optimiser: str | dict[str, Any] | None = None
+    problem: str | dict[str, Any] | None = None
     merges: dict[str, Any] = setting(MERGES)
     streams: dict[str, Any] = setting(STREAMS)
     baselines: list[str] = setting(list(BASELINES))
@@ -165,7 +179,7 @@ class Experiment(abc.ABC):
         """
 
     @abc.abstractmethod
-    def learner(self, scenario: Scenario) -> Learner:
+    def learner(self, scenario: Scenario) -> AnyLearner:
         """The model, under the head of the scenario; the same for all seeds.
 
         Args:
@@ -193,7 +207,17 @@ class Experiment(abc.ABC):
             epochs=self.epochs, batch=self.batch, rate=self.lr,
             warmup=int(self.warmup) if steps else self.warmup,
             weight_decay=self.weight_decay, clip=self.clip,
-        )  # fmt: skip
+        ).under(self.optimiser)  # fmt: skip
+
+    def what(self) -> Spec:
+        """The problem of the streams that have none of their own, and of joint training.
+
+        >>> class Toy(Experiment):
+        ...     scenario = learner = lambda self, x: None
+        >>> Toy(problem="classification").what() == problems.get("classification")()
+        True
+        """
+        return OWN if self.problem is None else problems.from_settings(self.problem)
 
     def read(self, folder: Path) -> Leaves:
         """A fine-tuned model in a folder of its own; experiments say in which layout.
@@ -231,12 +255,13 @@ class Experiment(abc.ABC):
         added = methods_of(options)
         if options.get("models") and (start != "base" or added):
             raise ValueError("models at hand are those of plain fine-tuning from start: base.")
+        together(added)
+        problem = options.get("problem")
+        problem = self.what() if problem is None else problems.from_settings(problem)
+        judges(problem.build(), 2)
         changes = options.get("training", {})
         only(changes, [f.name for f in dataclasses.fields(Training)], "training has")
-        how = self.how
-        if changes:
-            how = lambda task=None: dataclasses.replace(self.how(task), **changes)
-            how()  # a wrong value is found before anything is trained
+        how = self._how(changes) if changes else self.how
         return Plan(
             name=name,
             start=STARTS[start],
@@ -246,7 +271,23 @@ class Experiment(abc.ABC):
             training=how,
             models=Finetuned(options["models"], self.read) if options.get("models") else None,
             vectors=options.get("vectors", False),
+            problem=problem,
         )
+
+    def _how(self, changes: Mapping[str, Any]) -> Callable[..., Training]:
+        """How the tasks of a stream are trained that differs from the others."""
+        changes = dict(changes)
+        optimiser = changes.pop("optimiser", self.optimiser)
+        beside = [n for n in OF_ADAMW if n in changes]
+        if optimiser is not None and beside:
+            raise ValueError(f"training: {beside_optimiser(optimiser, beside)}.")
+        plain = self if self.optimiser is None else dataclasses.replace(self, optimiser=None)
+
+        def how(task: Task | None = None) -> Training:
+            return dataclasses.replace(plain.how(task).under(optimiser), **changes)
+
+        how()  # a wrong value is found before anything is trained
+        return how
 
     def _deploy(self, label: str, options: Mapping[str, Any]) -> Deploy:
         options = dict(options)
@@ -272,7 +313,9 @@ class Experiment(abc.ABC):
         """
         return [saved(merges)] if merges else []
 
-    def save(self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: Learner) -> None:
+    def save(
+        self, merged: dict[tuple[str, str], Leaves], folder: Path, learner: AnyLearner
+    ) -> None:
         """Keep a merged model of the first seed, `saved`.
 
         ``merged/`` is a folder of the whole model where the learner can write one, as those of
@@ -313,6 +356,16 @@ class Experiment(abc.ABC):
         ]
         if not self.streams and not self.baselines:
             wrong.append("there is no stream and no baseline, so nothing to run")
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        beside = [n for n in ("lr", *OF_ADAMW[1:]) if getattr(self, n) != fields[n]]
+        if self.optimiser is not None and beside:
+            wrong.append(beside_optimiser(self.optimiser, beside))
+        try:
+            judges(self.what().build(), 2)
+        except (TypeError, ValueError) as error:
+            wrong.append(f"problem: {str(error).rstrip('.')}")
+        if self.optimiser is not None and not wrong and self.how().optimiser is None:
+            wrong.append("how() makes no use of optimiser: end it with .under(self.optimiser)")
         for build in (self.how, self.plans):
             try:
                 if build != self.how or not wrong:  # it would say the same again

@@ -23,6 +23,8 @@ class Finetuned:
         read: folder of one model -> its leaves by name; None where only files are read.
     """
 
+    whole = False  # fine-tuned elsewhere: the hooks at a task's borders are to be called
+
     def __init__(self, folder: str | Path, read: Callable[[Path], Leaves] | None = None):
         self.folder, self.read = Path(folder), read
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual import stages
-from jaxmerge.continual.parts import build
+from jaxmerge.continual.parts import Parts, build
 from jaxmerge.continual.records import Batch, TaskLabels
 from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.specs import Spec
@@ -19,11 +19,11 @@ from jaxmerge.data.pipeline import examples
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.training.data_parallel import everywhere
 from jaxmerge.training.fit import Data
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.model_learner import AnyLearner
 
 
 def training_examples(
-    learner: Learner, scenario: Scenario, methods: Sequence[Spec], t: int, seed: int
+    learner: AnyLearner, scenario: Scenario, methods: Sequence[Spec], t: int, seed: int
 ) -> Data:
     """The training examples of a task, with those of earlier tasks that methods add."""
     chosen = [(t, np.arange(len(scenario[t].rows["train"])))]
@@ -49,7 +49,8 @@ def at_border(
         return state
     if any(m.host for m in hooks):
         read = lambda count: sample(data, t, min(count, len(data.columns)))
-        return stages.border(parts, info, state, np.int32(t), which, read)
+        seen = _seen(parts, info, read)
+        return stages.border(parts, info, state, np.int32(t), which, seen, read)
     asked, one = [0], sample(data, t, 1)
 
     def ask(state):
@@ -58,7 +59,8 @@ def at_border(
             many = min(count, len(data.columns))
             return jax.tree.map(lambda x: jnp.zeros((many, *x.shape[1:]), x.dtype), one)
 
-        return stages.border(parts, info, state, jnp.int32(t), which, read)
+        seen = _seen(parts, info, read)
+        return stages.border(parts, info, state, jnp.int32(t), which, seen, read)
 
     jax.eval_shape(ask, state)
     largest = max(len(task.rows["train"]) for task in scenario)
@@ -72,7 +74,18 @@ def _compiled(fixed: Any, t: Any, which: str, tasks: int) -> State:
     """The hooks `begin` or `end`, reading a sample of the task's examples."""
     setup, info, state, sample = fixed
     read = lambda count: jax.tree.map(lambda x: jnp.asarray(x)[:count], sample)
-    return stages.border(build(setup, tasks), info, state, t, which, read)
+    parts = build(setup, tasks)
+    return stages.border(parts, info, state, t, which, _seen(parts, info, read), read)
+
+
+def _seen(parts: Parts, info: dict, read: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """What is read, as the problem shows it at evaluation."""
+
+    def seen(count: int) -> Batch:
+        batch = read(count)
+        return batch._replace(inputs=parts.problem.view(batch.inputs, info, batch.task, None))
+
+    return seen
 
 
 def sample(data: Data, t: int, count: int) -> Batch:

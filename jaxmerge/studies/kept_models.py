@@ -33,6 +33,8 @@ class Kept(Finetuned):
     as a whole or not at all.
     """
 
+    whole = True  # each as the hooks at its task's end left it
+
     def __init__(self, folder: Path, tasks: list[str]):
         super().__init__(folder)
         self.complete = all(self.file(task).exists() for task in tasks)

@@ -35,23 +35,25 @@ from jaxmerge.continual.deploys import (
 )
 from jaxmerge.continual.parts import build
 from jaxmerge.continual.registry import methods as registered
+from jaxmerge.continual.registry import problems
 from jaxmerge.continual.schedule import Position, Start, from_last
-from jaxmerge.continual.stream_records import State
+from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
 from jaxmerge.evaluation.metrics import per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, logits, probe, wrapped_logits
+from jaxmerge.evaluation.predict import Probe, accuracies, judges, outputs_of, probe
 from jaxmerge.io.free_memory import give_back
 from jaxmerge.studies.deployed import Deployed
 from jaxmerge.studies.hooks import at_border, training_examples
 from jaxmerge.studies.outcomes import Outcome, measure
 from jaxmerge.studies.stream_checkpoint import restore, save
-from jaxmerge.training.fit import Data, Training, begin_state, fit_task, setup_of
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.fit import OWN, Data, begin_state, fit_task, setup_of
+from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import EVERY, Halfway
+from jaxmerge.training.model_learner import AnyLearner
 
 
 class Stream:
@@ -62,6 +64,9 @@ class Stream:
         learner: the model.
         start: where the training of each task starts, or its name: "last", "base", "running".
         methods: specs of what is added to plain fine-tuning, in order; names are taken too.
+        problem: spec of what is learnt, or its name, or ``{name: {setting: value}}``; by default
+            each task's cross-entropy over its own columns.  R is accuracy, or what the problem
+            measures in its place.
         training: how a task is trained, or a function of the task that says it.
         deploys: what is deployed; merges and names of methods are taken too.
         running: label of the merge that `from_running` reads; by default the first merge.
@@ -82,10 +87,11 @@ class Stream:
     def __init__(
         self,
         scenario: Scenario,
-        learner: Learner,
+        learner: AnyLearner,
         *,
         start: Start | str = from_last,
         methods: Sequence[Spec | str] = (),
+        problem: Spec | str | Mapping[str, Any] = OWN,
         training: Training | Callable[[Task], Training] = Training(),
         deploys: Sequence[Deploy | Merge | str] = (LAST,),
         running: str | None = None,
@@ -100,6 +106,7 @@ class Stream:
         start = schedule.start(start)
         self.scenario, self.learner, self.start = scenario, learner, start
         self.methods = tuple(map(registered.from_settings, methods))
+        self.problem = problems.from_settings(problem)
         self.training = training if callable(training) else lambda task: training
         self.deploys, self.seed = tuple(map(deploy, deploys)), seed
         self.running = running_merge(start, self.deploys, running)
@@ -112,10 +119,10 @@ class Stream:
         )
         self.done = 0
         self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
-        self.setup = setup_of(learner, self.training(scenario[0]), self.methods)
-        parts = build(self.setup, len(scenario))
-        self.model, wrapped = parts.model, any(m.wrap for m in parts.methods)
-        self.predict = self.model if wrapped else None
+        self.setup = self._setup(self.training(scenario[0]))
+        self.parts = build(self.setup, len(scenario))
+        self.model = self.parts.model
+        self.judges = judges(self.parts.problem, len(scenario.classes))
         state = begin_state(
             self.setup, self.info, self._base(), self._examples(0), learner.collate,
             jax.random.key(seed),
@@ -157,16 +164,18 @@ class Stream:
             self.learn(t)
         return self
 
-    def learn(self, t: int, known: Leaves | None = None) -> None:
+    def learn(self, t: int, known: Leaves | None = None, whole: bool = False) -> None:
         """Learn task t, merge, evaluate, checkpoint.
 
         Args:
             known: the fine-tuned model, when the same training was done already (the first task
                 is the same for sequential and independent training).
+            whole: `known` is as the hooks at the task's end left it, so none is called; methods
+                remember nothing of this task.
         """
         if t != self.done:
             raise ValueError(f"Task {self.done} comes next, got {t}.")
-        self._train(t, known)
+        self._train(t, known, whole)
         began = time.perf_counter()
         model = self.model.weights(self.last, t)
         if t < self.keep:
@@ -187,9 +196,12 @@ class Stream:
         save(self, t)
         self._clock("checkpoints", began)
 
-    def _train(self, t: int, known: Leaves | None) -> None:
+    def _train(self, t: int, known: Leaves | None, whole: bool) -> None:
         """Learn task t; a model that is at hand takes the place of the steps, not of the hooks."""
         began = time.perf_counter()
+        if known is not None and whole:
+            self.last = dict(self.model.put(self.last, known))
+            return
         data, training = self._examples(t), self.training(self.scenario[t])
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         position = Position(self.base, self.last, self._running)
@@ -197,7 +209,7 @@ class Stream:
             self.base, self.start.at(position), self.memory, {}, (), jnp.int32(0),
             jax.random.key(self.seed),
         )  # fmt: skip
-        setup = setup_of(self.learner, training, self.methods)
+        setup = self._setup(training)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
         give_back()
         if known is None:
@@ -217,6 +229,9 @@ class Stream:
 
     def _examples(self, t: int) -> Data:
         return training_examples(self.learner, self.scenario, self.methods, t, self.seed)
+
+    def _setup(self, training: Training) -> Setup:
+        return setup_of(self.learner, training, self.methods, problem=self.problem)
 
     def _base(self) -> Leaves:
         """theta_0 with the leaves that methods add."""
@@ -253,7 +268,7 @@ class Stream:
             sweep = self._choose(d, t)
             rows = [(d.label, sweep["chosen"])]
         outputs, own = self._outputs(d, [factor for _, factor in rows], self.test, t)
-        free, aware = accuracies(outputs, self.test, own)
+        free, aware = accuracies(outputs, self.test, own, self.judges, t)
         columns = self.test.columns
         for k, (row, factor) in enumerate(rows):
             outcome = self.outcomes[row]
@@ -267,7 +282,7 @@ class Stream:
     def _choose(self, d: Deploy, t: int) -> dict:
         """Accuracy of every factor on the validation examples of the tasks so far."""
         seen = self.val.upto(t + 1)
-        right, _ = accuracies(self._outputs(d, d.factors, seen, t)[0], seen)
+        right, _ = accuracies(self._outputs(d, d.factors, seen, t)[0], seen, by=self.judges, seen=t)
         means = right[:, : t + 1].mean(axis=1)
         chosen = d.factors[int(np.argmax(means))]
         return {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": chosen}
@@ -286,16 +301,13 @@ class Stream:
             return model
 
         models = map(merge, factors)
-        if self.predict is None:
-            outputs = logits(self.learner, models, data), None
-        else:
-            outputs = wrapped_logits(self.setup, models, data, t, len(self.scenario))
+        outputs = outputs_of(self.learner, self.setup, self.parts, models, data, t)
         self._clock("evaluation", began + merging + self.seconds.get("merging", 0.0))
         return outputs
 
     def measure(self, params: Leaves, data: Probe) -> tuple[np.ndarray, np.ndarray]:
         """Task-agnostic and task-aware accuracy of one model on every task, each [T]."""
-        return measure(self.learner, params, data)[:2]
+        return measure(self.learner, params, data, self.problem)[:2]
 
     def _clock(self, phase: str, began: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began

@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmerge.continual.parts import build
+from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.evaluation.metrics import over_time, per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, logits
-from jaxmerge.training.learner import Learner
+from jaxmerge.evaluation.predict import Probe, accuracies, judges, outputs_of
+from jaxmerge.training.fit import OWN, setup_of
+from jaxmerge.training.how import Training
+from jaxmerge.training.model_learner import AnyLearner
 
 
 @dataclasses.dataclass
@@ -43,10 +47,14 @@ class Measured(NamedTuple):
     per_class: float
 
 
-def measure(learner: Learner, params: Leaves, data: Probe) -> Measured:
-    """The accuracies of one model."""
-    outputs = logits(learner, [params], data)
-    free, aware = accuracies(outputs, data)
+def measure(learner: AnyLearner, params: Leaves, data: Probe, problem: Spec = OWN) -> Measured:
+    """The accuracies of one model, all of whose tasks are learnt."""
+    tasks = len(data.own)
+    setup = setup_of(learner, Training(), problem=problem)
+    parts = build(setup, tasks)
+    outputs, given = outputs_of(learner, setup, parts, [params], data, tasks - 1)
+    columns = outputs.shape[-1]
+    free, aware = accuracies(outputs, data, given, judges(parts.problem, columns))
     return Measured(
         free[0], aware[0], per_class(outputs[0].argmax(-1) == data.columns, data.columns)
     )

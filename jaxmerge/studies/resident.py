@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.drivers import over, program, stacked
-from jaxmerge.continual.problems import classification
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.studies.seed import Plan
-from jaxmerge.training.fit import Chunks, Training
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.fit import Chunks
+from jaxmerge.training.how import Training
+from jaxmerge.training.model_learner import AnyLearner
 
 
 class Trained:
@@ -35,6 +35,8 @@ class Trained:
     Attributes:
         seconds: of training, this seed's share of the program's.
     """
+
+    whole = True  # each as the hooks at its task's end left it
 
     def __init__(self, models: dict[str, Leaves], seconds: float):
         self.models, self.seconds = models, seconds
@@ -47,7 +49,7 @@ class Trained:
         """Nothing: they are in memory."""
 
 
-def obstacle(plan: Plan, scenario: Scenario, learner: Learner, room: int | None = None) -> str:
+def obstacle(plan: Plan, scenario: Scenario, learner: AnyLearner, room: int | None = None) -> str:
     """Why a stream cannot be one program; empty where it can.
 
     Args:
@@ -55,6 +57,8 @@ def obstacle(plan: Plan, scenario: Scenario, learner: Learner, room: int | None 
             on a CPU.
     """
     built = [m.build() for m in plan.methods]
+    model = learner.model(params=True).build()
+    seen_by_merges = jax.eval_shape(lambda: model.weights(dict(learner.params), jnp.int32(0)))
     ways = {dataclasses.replace(plan.training(task), epochs=1) for task in scenario}
     if plan.models is not None:
         return "its models are at hand"
@@ -68,18 +72,20 @@ def obstacle(plan: Plan, scenario: Scenario, learner: Learner, room: int | None 
         return "its batches are packed on the host"
     if len({task.name for task in scenario}) < len(scenario):
         return "two tasks have one name"
+    if set(seen_by_merges) != set(learner.params):
+        return "its models have leaves that merges do not see"
     data = scenario.split("train", learner.prepare).inputs
     if not isinstance(data, np.ndarray):
         return "its examples do not fit into memory"
-    model = sum(np.asarray(p).nbytes for p in learner.params.values())
-    need, have = data.nbytes + (len(scenario) + 6) * model, _room() if room is None else room
+    size = sum(np.asarray(p).nbytes for p in learner.params.values())
+    need, have = data.nbytes + (len(scenario) + 6) * size, _room() if room is None else room
     if need > have:
         return f"it needs {need / 1e9:.1f} GB, there is room for {have / 1e9:.1f}"
     return ""
 
 
 def train(
-    plan: Plan, scenarios: Sequence[Scenario], learner: Learner, seeds: Sequence[int]
+    plan: Plan, scenarios: Sequence[Scenario], learner: AnyLearner, seeds: Sequence[int]
 ) -> list[Trained | Exception]:
     """The models of a stream for several seeds, or what went wrong with a seed.
 
@@ -91,8 +97,8 @@ def train(
     training = plan.training(scenarios[0][0])
     setup = Setup(
         model=learner.model(training.dtype, params=True),
-        problem=classification("own"),
-        optimiser=training.optimiser(),
+        problem=plan.problem,
+        optimiser=training.optimiser_of(),
         methods=plan.methods,
         start=plan.start.name,
         accumulate=training.accumulate,
@@ -124,7 +130,7 @@ def train(
 
 
 def stream_of(
-    scenario: Scenario, learner: Learner, training: Any, seed: int, data: dict | None = None
+    scenario: Scenario, learner: AnyLearner, training: Any, seed: int, data: dict | None = None
 ) -> Stream:
     """A scenario as arrays, in the batches that the loop would draw with this seed.
 

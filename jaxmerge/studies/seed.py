@@ -33,9 +33,10 @@ from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.outcomes import Measured, Outcome, measure
 from jaxmerge.studies.results import Entry, SeedRun, Sweep, Task
 from jaxmerge.training import checkpoint
-from jaxmerge.training.fit import Training, fit
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.fit import OWN, fit
+from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import EVERY, Halfway
+from jaxmerge.training.model_learner import AnyLearner
 
 Watch = Callable[[str, str, int, float], None]  # stream, phase, steps, loss; see `Stream`
 BASELINES = ("zero-shot", "joint")
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
         deploys: what is deployed.
         running: label of the merge that `schedule.from_running` reads.
         methods: specs of what is added to plain fine-tuning, in order.
+        problem: spec of what is learnt.
         training: ``task -> Training``; None stands for all tasks at once.
         models: fine-tuned models at hand, or None; what is not there is trained and kept there.
         vectors: describe the task vectors; keeps all models (T x the model, on disk too).
@@ -63,15 +65,17 @@ class Plan(NamedTuple):
     training: Callable[..., Training] = lambda task=None: Training()
     models: Finetuned | None = None
     vectors: bool = False
+    problem: Spec = OWN
 
 
 def run_seed(
     scenario: Scenario,
-    learner: Learner,
+    learner: AnyLearner,
     plans: Sequence[Plan],
     *,
     seed: int,
     how: Callable[..., Training] = lambda task=None: Training(),
+    problem: Spec = OWN,
     baselines: Sequence[str] = BASELINES,
     store: Path | None = None,
     every: float = EVERY,
@@ -88,6 +92,7 @@ def run_seed(
         seed: of all draws.
         batch: examples evaluated at once.
         how: how joint fine-tuning is trained.
+        problem: what joint fine-tuning learns, and measures as the zero-shot model is measured.
         baselines: of "zero-shot" and "joint".
         store: folder for checkpoints, or None.
         every: seconds between checkpoints within a task.
@@ -101,6 +106,7 @@ def run_seed(
 
     >>> from jaxmerge.data.sources import Source
     >>> from jaxmerge.data.streams.scenario import class_incremental
+    >>> from jaxmerge.training.learner import Learner
     >>> x = np.repeat(np.eye(2, dtype=np.float32), 6, axis=0)
     >>> splits = {"train": [0, 1, 2, 6, 7, 8], "val": [3, 9], "test": [4, 5, 10, 11]}
     >>> pets = Source("pets", x, [0] * 6 + [1] * 6, ("cat", "dog"), ("a {}.",), splits)
@@ -112,7 +118,7 @@ def run_seed(
     """
     watch = watch or (lambda stream, phase, steps, loss: None)
     val, test = (probe(learner, scenario, split, batch) for split in ("val", "test"))
-    zero = measure(learner, learner.params, test)
+    zero = measure(learner, learner.params, test, problem)
     outcomes: dict[str, dict[str, Outcome]] = {}
     seconds: dict[str, float] = {}
     spent_by: dict[str, dict[str, float]] = {}
@@ -121,8 +127,9 @@ def run_seed(
     first: dict[str, Leaves] = {}  # models of the first task that other streams need
     for plan in plans:
         stream = Stream(
-            scenario, learner, start=plan.start, methods=plan.methods, training=plan.training,
-            seed=seed, deploys=plan.deploys, running=plan.running, probes=(val, test),
+            scenario, learner, start=plan.start, methods=plan.methods, problem=plan.problem,
+            training=plan.training, seed=seed, deploys=plan.deploys, running=plan.running,
+            probes=(val, test),
             store=store and store / plan.name, every=every, watch=partial(watch, plan.name),
             keep=plan.vectors or int(plan.name in donors.values()),
         )  # fmt: skip
@@ -132,7 +139,7 @@ def run_seed(
             known = None if models is None else models.get(task, learner.params)
             if known is None and t == 0 and plan.name in donors:
                 known = first.get(donors[plan.name])
-            stream.learn(t, known=known)
+            stream.learn(t, known=known, whole=models is not None and models.whole)
             if models is not None and known is None:
                 models.keep(task, stream.last)
         if plan.name in donors.values():
@@ -153,7 +160,7 @@ def run_seed(
         rows += [entry(label, name, o, zero.free, alone) for label, o in deploys.items()]
     if "joint" in baselines:
         joint, spent = joint_training(
-            scenario, learner, test, how(), seed, store, partial(watch, "joint"), every
+            scenario, learner, test, how(), seed, store, partial(watch, "joint"), every, problem
         )
         rows.append(constant("joint", "joint", joint, zero.free, alone))
         spent_by["joint"] = {"training": spent}
@@ -195,15 +202,15 @@ def steps_of(
 def _donors(scenario: Scenario, plans: Sequence[Plan]) -> dict[str, str]:
     """Stream -> an earlier one whose model of the first task is the same.
 
-    Every stream starts from theta_0; plain fine-tuning with equal training gives one and the same
-    model.
+    Every stream starts from theta_0; plain fine-tuning on one problem with equal training gives
+    one and the same model.
     """
     seen: dict[Any, str] = {}
     donors = {}
     for plan in plans:
         if plan.methods:
             continue
-        key = plan.training(scenario[0])
+        key = plan.training(scenario[0]), plan.problem
         if key in seen:
             donors[plan.name] = seen[key]
         else:
@@ -234,8 +241,8 @@ class Joint:
 
 
 def joint_training(
-    scenario: Scenario, learner: Learner, test: Probe, training: Training, seed: int,
-    store: Path | None, watch: Callable, every: float = EVERY,
+    scenario: Scenario, learner: AnyLearner, test: Probe, training: Training, seed: int,
+    store: Path | None, watch: Callable, every: float = EVERY, problem: Spec = OWN,
 ) -> tuple[Measured, float]:  # fmt: skip
     """All tasks at once: accuracies, and the seconds of training."""
     path = store and store / "joint.safetensors"
@@ -251,11 +258,11 @@ def joint_training(
     own = np.broadcast_to(masks.any(axis=0), masks.shape)  # in the form of a stream's tasks
     model, _ = fit(
         learner, learner.params, data.inputs, data.columns, own, training,
-        seed=(seed, len(scenario)), watch=lambda steps, loss: watch("training", steps, loss),
-        halfway=halfway,
+        problem=problem, seed=(seed, len(scenario)), halfway=halfway,
+        watch=lambda steps, loss: watch("training", steps, loss),
     )  # fmt: skip
     spent = time.perf_counter() - began + (halfway.before if halfway else 0)
-    measured = measure(learner, model, test)
+    measured = measure(learner, model, test, problem)
     if path:
         joint = Joint(measured.free.tolist(), measured.aware.tolist(), measured.per_class, spent)
         checkpoint.save(path, model, dataclasses.asdict(joint))

@@ -72,7 +72,7 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
     >>> restored(Quickstart(), {"epochs": 5}).epochs
     5
     """
-    known = {f.name for f in dataclasses.fields(experiment)}
+    known = {f.name: str(f.type) for f in dataclasses.fields(experiment)}
     unknown = [k for k in settings if k not in known]
     if unknown:
         raise ValueError(not_known(unknown, known, "No setting "))
@@ -83,7 +83,8 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
             v = float(v)
         if isinstance(old, tuple) and isinstance(v, list):
             v = tuple(v)
-        if old is not None and type(v) is not type(old):
+        kinds = {kind.partition("[")[0].strip() for kind in known[k].split("|")}
+        if old is not None and type(v) is not type(old) and type(v).__name__ not in kinds:
             wrong.append(f"{k} is {TYPES.get(type(old), type(old).__name__)}, got {v!r}")
         typed[k] = v
     if wrong:

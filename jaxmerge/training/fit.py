@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual import stages, step
-from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import Fed, build, trained_leaves, transform, with_trained
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Batch
@@ -30,81 +29,11 @@ from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
 from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
-from jaxmerge.training.learner import Learner
+from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import Halfway
+from jaxmerge.training.model_learner import AnyLearner
 
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How every task is trained.
-
-    Attributes:
-        epochs: passes over the task's training examples.
-        batch: examples a step; batches run across the borders of epochs, none is smaller.
-        rate: peak learning rate.
-        warmup: share of the task's steps (float) or a number of steps (int) in which the rate
-            rises; the release of MagMax uses 500 steps, longer than some of its tasks.
-        weight_decay: of AdamW, on all weights.
-        clip: greatest norm of the gradient.
-        chunk: steps in one compiled call.
-        accumulate: parts in which a batch passes through the model; its gradient is their mean.
-        dtype: of matrix products, "float32" or "bfloat16"; weights and AdamW stay float32.
-
-    >>> Training(epochs=2, batch=4).steps(10), Training(rate=0.1).optimiser(5).build() is not None
-    (5, True)
-    """
-
-    epochs: int = 4
-    batch: int = 32
-    rate: float = 1e-4
-    warmup: float = 0.1
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    chunk: int = 8
-    accumulate: int = 1
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        wrong = [
-            f"{name} must be at least 1, and whole, got {getattr(self, name)!r}"
-            for name in ("epochs", "batch", "chunk", "accumulate")
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
-        ]
-        wrong += [
-            f"{name} must be positive, got {getattr(self, name)}"
-            for name in ("rate", "clip")
-            if not getattr(self, name) > 0
-        ]
-        if isinstance(self.warmup, float) and not 0 <= self.warmup <= 1:
-            wrong.append(f"warmup is a share in [0, 1] or a whole number, got {self.warmup}")
-        if not self.weight_decay >= 0:
-            wrong.append(f"weight_decay must not be negative, got {self.weight_decay}")
-        if not wrong and self.batch % self.accumulate:
-            wrong.append(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
-        if self.dtype not in ("float32", "bfloat16"):
-            wrong.append(f"dtype is float32 or bfloat16, got {self.dtype!r}")
-        if wrong:
-            raise ValueError(f"Training: {'; '.join(wrong)}.")
-
-    def steps(self, examples: int) -> int:
-        """Steps for a task of that many examples, at least one.
-
-        Args:
-            examples: of the task.
-        """
-        return max(1, self.epochs * examples // self.batch)
-
-    def optimiser(self, total: int | None = None) -> Spec:
-        """AdamW under a cosine, for a task of `total` steps; None: the stream knows them.
-
-        Args:
-            total: steps, or None.
-        """
-        share = isinstance(self.warmup, float)
-        steps = self.warmup * (total or 1) if share else self.warmup
-        warm = None if share and total is None else np.float32(steps)
-        decay, clip = float(self.weight_decay), float(self.clip)
-        return cosine(float(self.rate), self.warmup if share else 0.0, decay, clip, warm)
+OWN = classification("own")  # what is learnt where nothing else is asked
 
 
 class Chunks(Sequence):
@@ -141,8 +70,9 @@ class Data(NamedTuple):
 
 
 def setup_of(
-    learner: Learner, training: Training, methods: Sequence[Spec] = (), total: int = 1
-) -> Setup:
+    learner: AnyLearner, training: Training, methods: Sequence[Spec] = (), total: int = 1,
+    problem: Spec = OWN,
+) -> Setup:  # fmt: skip
     """A learner, how it is trained and what is added, as the mechanism has them.
 
     Raises:
@@ -150,8 +80,8 @@ def setup_of(
     """
     return Setup(
         model=learner.model(training.dtype),
-        problem=classification("own"),
-        optimiser=training.optimiser(total),
+        problem=problem,
+        optimiser=training.optimiser_of(total),
         methods=tuple(methods),
         accumulate=training.accumulate,
     )
@@ -188,7 +118,7 @@ def fit_task(
         FloatingPointError: the loss is not finite.
     """
     total = training.steps(len(data.columns))
-    setup = dataclasses.replace(setup, optimiser=training.optimiser(total))
+    setup = dataclasses.replace(setup, optimiser=training.optimiser_of(total))
     tasks = len(jax.tree.leaves(info)[0])
     parts = build(setup, tasks)
     trained = trained_leaves(parts.model, state.params, t)
@@ -248,7 +178,7 @@ def fit_task(
     if wrong:
         raise FloatingPointError(
             f"The loss is {losses[wrong[0]]} at step {wrong[0]} of {total}: "
-            f"lower the learning rate ({training.rate})."
+            f"lower the learning rate ({training.optimiser or training.rate})."
         )
     params = with_trained(
         parts.model, {**state.params, **fit.statistics}, everywhere(fit.trained), t
@@ -272,7 +202,7 @@ def run_chunk(fixed, fit, part, t, total, tasks):
 
 
 def fit(
-    learner: Learner,
+    learner: AnyLearner,
     start: Leaves,
     inputs: np.ndarray | Examples,
     columns: np.ndarray,
@@ -280,6 +210,7 @@ def fit(
     training: Training,
     *,
     methods: Sequence[Spec] = (),
+    problem: Spec = OWN,
     seed: tuple[int, ...] = (0,),
     watch: Callable[[int, float], None] | None = None,
     halfway: Halfway | None = None,
@@ -295,6 +226,7 @@ def fit(
         own: bool [columns], the columns in the cross-entropy, or [T, columns] with those of this
             task first: what was compiled for T tasks is then used again.
         methods: specs that change the network or the step; a memory starts empty.
+        problem: spec of what is learnt.
         seed, watch, halfway: as in `fit_task`.
 
     Returns:
@@ -304,6 +236,7 @@ def fit(
         ValueError: bfloat16 asked of a model without that form.
         FloatingPointError: the loss is not finite.
 
+    >>> from jaxmerge.training.learner import Learner
     >>> features = lambda params, x: x * params["w"]
     >>> learner = Learner({"w": np.float32([1.0, 0.5])}, features, np.asarray, np.eye(2), 1.0)
     >>> x, y = np.ones((4, 2), np.float32), np.ones(4, np.int32)
@@ -311,7 +244,8 @@ def fit(
     >>> len(losses), bool(losses[-1] < losses[0])
     (4, True)
     """
-    setup, info = setup_of(learner, training, methods), {"own": np.atleast_2d(np.asarray(own))}
+    setup = setup_of(learner, training, methods, problem=problem)
+    info = {"own": np.atleast_2d(np.asarray(own))}
     data = Data(inputs, columns, np.zeros(len(columns), np.int32))
     state = begin_state(setup, info, start, data, learner.collate, jax.random.key(0))
     state, losses = fit_task(
