@@ -17,28 +17,32 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
 from jaxmerge import statistics
+from jaxmerge.continual import registry
+from jaxmerge.core.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md"))
-WITH_CODE = [
-    pytest.param(p, marks=pytest.mark.slow) if p == "continual.md" else p  # it trains a model
+WITH_CODE = [  # one trains a CLIP; its methods run in test_guide_methods.py
+    pytest.param(p, marks=pytest.mark.slow) if p == "continual.md" else p
     for p in PAGES
     if "```python" in (DOCS / p).read_text(encoding="utf-8")
 ]
+REGISTRIES = [jm.REGISTRY, *(x for x in vars(registry).values() if isinstance(x, Registry))]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (DOCS / page).read_text(encoding="utf-8")
-    known, scope = set(jm.REGISTRY), {}
+    known, scope = [set(names) for names in REGISTRIES], {}
     try:
         for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             exec(compile(block, page, "exec"), scope)
     finally:
-        for name in set(jm.REGISTRY) - known:
-            del jm.REGISTRY[name]
+        for names, before in zip(REGISTRIES, known, strict=True):
+            for name in set(names) - before:
+                del names[name]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ OPTIMISERS = ("jaxmerge.continual.optimisers",)
 PROBLEMS = ("jaxmerge.continual.problems", "jaxmerge.models.decoder.learner")
 MODELS = (
     "jaxmerge.training.learner",
+    "jaxmerge.training.model_learner",
     "jaxmerge.models.alexnet.learner",
     "jaxmerge.models.decoder.learner",
     "jaxmerge.models.mlp.learner",

@@ -7,7 +7,6 @@ trains, what its norms rewrite at each step, what merges see.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,6 @@ from jaxmerge.core.specs import Spec, Static
 from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.training.learner import Learner, check_columns
-
-FAMILIES = ("alexnet", "mlp", "resnet")  # with a trained head
 
 
 class ModelLearner(NamedTuple):
@@ -164,9 +161,6 @@ def from_model(
     >>> learner.network, sorted(learner.params)[:2]
     (mlp(inputs=64, hidden=(100, 100)), ['head/bias', 'head/kernel'])
     """
-    if not isinstance(network, Spec):
-        for family in FAMILIES:  # which enter their names
-            importlib.import_module(f"jaxmerge.models.{family}.learner")
     spec = models.from_settings(network)
     model = spec.build()
     params = {n: jnp.asarray(p) for n, p in model.init(jax.random.key(seed)).items()}
