@@ -119,17 +119,12 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
     Args:
         row: as far as it was run before: its setting is chosen, its seeds are not run again.
     """
-    compiled: dict[Any, Callable] = {}
 
     def scores(setup: Setup, seed: int, validation: bool) -> tuple[float, float]:
         """Accuracy at the end and backward transfer, means over the groups."""
         stream = alike(cell.stream(seed, validation), cell.stream(seed, not validation))
         every = 1 if cell.backward else stream.tasks
-        one = compiled.setdefault(
-            jax.tree.structure(setup),
-            jax.jit(lambda s, x, k: program(s, x, k, score_every=every)),
-        )
-        result = one(setup, jax.tree.map(jax.numpy.asarray, stream), jax.random.key(seed))
+        result = program(setup, stream, jax.random.key(seed), score_every=every)
         R = np.asarray(result.R[cell.deployed][cell.metric])
         whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
         last = float(np.mean(R[-1])) if whole else float("nan")  # a run that diverged has none

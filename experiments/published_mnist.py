@@ -33,6 +33,7 @@ import optax
 from continual_table import Cell, mnist, options, table
 
 from jaxmerge.continual.drivers import joint
+from jaxmerge.continual.federated import federated
 from jaxmerge.continual.methods import (
     agem,
     cuber,
@@ -52,7 +53,7 @@ from jaxmerge.continual.optimisers import adam, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import Positive, optimisers
 from jaxmerge.continual.stream_records import Setup
-from jaxmerge.continual.streams import federated, permuted, pixels, split
+from jaxmerge.continual.streams import permuted, pixels, split
 from jaxmerge.models.mlp.learner import mlp
 
 ORDER = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]

@@ -1,4 +1,4 @@
-"""Seven kinds of bad input of a stream: one clear error each, before anything is compiled."""
+"""Bad input of a stream: one clear error each, before anything is compiled; three ways to run."""
 
 from __future__ import annotations
 
@@ -8,43 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import both, of, refused, warm  # noqa: F401
 from tiny_streams import KEY, setup, split
 
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import evaluators, methods
+from jaxmerge.continual.registry import evaluators
 from jaxmerge.continual.stream_records import Evaluator
 from jaxmerge.continual.streams import permuted
 from jaxmerge.core.specs import Static
-
-
-@pytest.fixture(autouse=True)
-def warm():
-    """Keys and indices that the check itself makes are no part of a stream."""
-    check(setup(), split())
-
-
-def refused(drive, config, stream, words, caplog):
-    """The one line of the error; nothing was compiled on the way to it."""
-    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
-        caplog.clear()
-        with pytest.raises(ValueError, match=words) as caught:
-            drive(config, stream, KEY)
-    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
-    assert not compiled
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 300
-
-
-def of(**fields):
-    def bad():
-        return Method(**fields)
-
-    return methods.record(bad)()
-
 
 two = lambda *_: jnp.zeros(2)
 ZERO = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)
@@ -54,7 +27,6 @@ GROWS = {
     "end": lambda model, params, memory, border: (params, jnp.zeros(2, int)),
 }
 SHRINKS = lambda model, params, memory, border: ({n: p[:1] for n, p in params.items()}, memory)
-both = pytest.mark.parametrize("drive", [program, run])
 
 
 def test_a_good_stream_compiles_and_is_seen_to(caplog):
@@ -128,6 +100,7 @@ def planned(rows, promise, sample=None, base=None):
         (planned([0, 1, 2, 3], "epochs", [3, 1, 5, -1]), "row 5 of its sample never come"),
         (planned([0, 1, 2, 999], "nothing"), "rows are 0 to 119, the plan has 0 to 999"),
         (planned([0, 1, -1, 2], "nothing"), "the plan has -1 to 2"),
+        (planned([3, 1, 2, 0], "once", [0, 7]), "each example once, but in task 0 row 7 of its"),
     ],
 )
 def test_a_plan_repeats_or_drops_what_it_promises_not_to(drive, stream, words, caplog):

@@ -11,6 +11,7 @@ from golden_streams import learn as learnt
 
 import jaxmerge.continual.methods as m
 from jaxmerge.continual import streams
+from jaxmerge.continual.federated import federated
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.fot import join, sketch
 from jaxmerge.continual.optimisers import sgd
@@ -85,9 +86,9 @@ def test_one_step_of_all_clients_is_a_step_of_sgd(clients, x64):
     model, data = small()
     plain = learn(model, data, sgd(0.1))
     method = m.fedavg(clients, epochs=1, batch=12 // clients, rate=0.1)
-    federated = learn(model, data, sgd(1.0), method)
+    averaged = learn(model, data, sgd(1.0), method)
     for n, p in plain.params.items():
-        close(federated.params[n], p, 1e-12)
+        close(averaged.params[n], p, 1e-12)
 
 
 def test_epochs_of_one_client_are_steps_of_sgd_with_decay(x64):
@@ -123,18 +124,18 @@ def test_old_inputs_feel_nothing(x64):
 def test_a_federated_stream():
     x, y = np.zeros((40, 2), np.float32), np.arange(40) % 4
     whole = streams.split((x, y), (x, y), [[0, 1], [2, 3]])
-    dealt = streams.federated(whole, 5, 2, 7, by_label=True)
+    dealt = federated(whole, 5, 2, 7, by_label=True)
     assert dealt.rows.shape == (2, 7, 8)
     assert all(len(set(y[c])) <= 2 for c in dealt.rows.reshape(-1, 4))  # two shards of two
     assert sorted(dealt.sample[1]) == sorted(np.flatnonzero(y >= 2))
     uneven = streams.split((x[:34], y[:34]), (x, y), [[0, 1], [2]])
-    fewer = streams.federated(uneven, 4, 2, 3)
+    fewer = federated(uneven, 4, 2, 3)
     assert fewer.rows.shape == (2, 3, 8)
     assert fewer.weight[1].sum() == 3 * 2 * 2
     with pytest.raises(ValueError, match="6 clients a round cannot be chosen from 5"):
-        streams.federated(whole, 5, 6, 1)
+        federated(whole, 5, 6, 1)
     with pytest.raises(ValueError, match="20 examples of a task cannot be dealt to 21 clients"):
-        streams.federated(whole, 21, 2, 1)
+        federated(whole, 21, 2, 1)
 
 
 def test_rounds_that_cannot_be_cut_are_refused():

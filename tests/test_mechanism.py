@@ -13,11 +13,12 @@ from tiny_streams import KEY, blobs, setup, split, tiny
 
 import jaxmerge as jm
 from jaxmerge.continual import buffers
-from jaxmerge.continual.drivers import over, program, run, stacked
+from jaxmerge.continual.drivers import program, run
 from jaxmerge.continual.methods import lora, osft, supsup, trgp
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
+from jaxmerge.continual.seeds import over, stacked
 from jaxmerge.core.specs import Static
 
 

@@ -29,9 +29,10 @@ import numpy as np
 import optax
 
 from jaxmerge.continual import stages
-from jaxmerge.continual.drivers import over, program, stacked
+from jaxmerge.continual.drivers import program
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.continual.seeds import over, stacked
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual import stages
-from jaxmerge.continual.parts import build
+from jaxmerge.continual.hook_calls import kind
+from jaxmerge.continual.parts import build, same_form
+from jaxmerge.continual.records import LAST
 from jaxmerge.continual.scoring import scores, with_met
-from jaxmerge.continual.stream_records import Groups, Setup, Stream
-from jaxmerge.core.types import concrete
+from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
+from jaxmerge.continual.values import sets_of, whose, wrong_values
+from jaxmerge.core.specs import Spec
+from jaxmerge.core.types import Merge, concrete
 from jaxmerge.errors import closest, listed
 
-PROMISES = ("nothing", "epochs", "once")
+STARTS = ("last", "base")
 
 
 def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     """Raise ValueError for what cannot be run.
+
+    Where arrays are traced (inside ``jax.jit`` or ``jax.vmap``) only their forms are looked at:
+    call this before, with the arrays themselves.
 
     Args:
         setup: model, problem, optimiser, methods and merges.
@@ -25,10 +34,12 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
         traced: the stream is to be one traced function, so no hook may need the host.
 
     Raises:
-        ValueError: two methods replace the objective; a start that is no merge; a hook that needs
-            the host in `program`; slots that do not suffice for the tasks; a group without an
-            evaluator or without an example; an index plan that breaks its promise; a metric that
-            is no number for each example; a memory or params that change their form.
+        ValueError: what is no spec; two methods replace the objective; a start that is no merge, a
+            label that means something else; a hook that needs the host in `program`; slots that do
+            not suffice for the tasks; a group without an evaluator or without an example; rows,
+            tasks, targets or weights out of their ranges; an index plan that breaks its promise; a
+            metric that is no number for each example; a hook that gives something else than it
+            should, such as a memory of another form.
 
     >>> from jaxmerge.continual import optimisers, problems, streams
     >>> from jaxmerge.models.mlp.learner import mlp
@@ -39,128 +50,112 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     Traceback (most recent call last):
     ValueError: no start is named 'lats': did you mean last?
     """
-    wrong = [*_setup(setup, traced), *_plan(stream), *_groups(setup, stream)]
+    wrong = _specs(setup)
+    if not wrong:
+        wrong = [*_setup(setup, stream, traced), *wrong_values(stream)]
+    if not wrong:
+        wrong = [*_evaluated(setup, stream), *_counts(setup, stream)]
     if wrong:
         raise ValueError(listed(wrong))
     parts = build(setup, stream.tasks)
     key = jax.random.key(0)
-    params = jax.eval_shape(parts.model.init, key)
-    short = [
-        f"{n} has {p.shape[0] if p.shape else 0} slots"
-        for n, p in params.items()
-        if parts.model.slots(n) and (not p.shape or p.shape[0] < stream.tasks)
-    ]
-    if short:
-        raise ValueError(
-            f"The stream has {stream.tasks} tasks, but {listed(short)[:-1]}; a leaf of slots is "
-            "[tasks, ...]."
-        )
-    least = {k: s.build().models for k, s in setup.merges.items()}
-    few = [
-        f"{k} takes {a if b is None else f'{a} to {b}'} models"
-        for k, (a, b) in least.items()
-        if stream.tasks < a or (b is not None and stream.tasks > b)
-    ]
-    if few:
-        raise ValueError(f"{listed(few)[:-1]}; this stream has {stream.tasks} tasks.")
-    _metrics(setup, stream, parts)
     stand = jax.eval_shape(stages.create, setup, stream, key)
-    if not any(m.host for m in parts.methods):
-        for stage in (stages.begin, stages.train, stages.end):
-            jax.eval_shape(stage, setup, stream, stand, jnp.int32(0))
+    wrong = [*_metrics(stream, parts), *_targets(stream, parts)]
+    if wrong:
+        raise ValueError(listed(wrong))
+    host = any(m.host for m in parts.methods)
+    for stage in (stages.train,) if host else (stages.begin, stages.train, stages.end):
+        jax.eval_shape(stage, setup, stream, stand, jnp.int32(0))
 
 
-def _setup(setup: Setup, traced: bool) -> list[str]:
+def check_calls(tasks: int, steps: int, score_every: int, least: int, anytime: int = 1) -> None:
+    """Raise ValueError for numbers of a driver that do not fit a stream."""
+    numbers = {"score_every": (score_every, least), "anytime": (anytime, 1)}
+    wrong = [
+        f"{n} is a whole number from {low} on, got {v!r}"
+        for n, (v, low) in numbers.items()
+        if not _whole(v) or v < low
+    ]
+    if not wrong and steps % anytime:
+        wrong.append(f"anytime={anytime} does not divide the {steps} steps of a task")
+    if wrong:
+        raise ValueError(listed(wrong))
+
+
+def check_resumed(setup: Setup, stream: Stream, state: State | None, first: int) -> None:
+    """Raise ValueError where a stream cannot go on from a state with task `first`."""
+    if not _whole(first) or not 0 <= first < stream.tasks:
+        raise ValueError(f"first is a task, 0 to {stream.tasks - 1}, got {first!r}.")
+    if state is None:
+        if first:
+            raise ValueError(f"To go on with task {first} takes the state after the one before it.")
+        return
+    if not isinstance(state, State):
+        raise ValueError(f"state is a `State`, such as `watch` is given; found {kind(state)}.")
+    stand = jax.eval_shape(stages.create, setup, stream, jax.random.key(0))
+    for n in ("base", "params", "memory", "merges"):
+        same_form(getattr(stand, n), getattr(state, n), "a state of another setup", f"the {n}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _specs(setup: Setup) -> list[str]:
+    """What stands where a spec is due."""
+    fields = {n: getattr(setup, n) for n in ("model", "problem", "optimiser")}
+    fields |= {f"method {i}": m for i, m in enumerate(setup.methods)}
+    wrong = [
+        f"{n} is a spec, what a registered function gives; found {kind(s)}"
+        for n, s in fields.items()
+        if not isinstance(s, Spec)
+    ]
+    for label, s in setup.merges.items():
+        found = s.build() if isinstance(s, Spec) else getattr(s, "value", s)
+        if not isinstance(found, Merge):
+            wrong.append(
+                f"merge {label!r} is a jaxmerge method, such as jm.magmax(); found {kind(found)}"
+            )
+    return wrong
+
+
+def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
     wrong = []
-    if setup.start not in ("last", "base", *setup.merges):
-        known = ("last", "base", *setup.merges)
+    if setup.start not in (*STARTS, *setup.merges):
+        known = (*STARTS, *setup.merges)
         wrong.append(f"no start is named {setup.start!r}: {closest(str(setup.start), known)}")
     wrong += [
-        f"{m.factory.__name__} chooses examples before the batches of a stream are drawn, and "
+        f"no merge can be labelled {k!r}: that is {'a start' if k in STARTS else 'no merge'} "
+        "of every stream"
+        for k in (*STARTS, LAST)
+        if k in setup.merges
+    ]
+    batch = np.shape(stream.rows)[-1:]
+    if not _whole(setup.accumulate) or setup.accumulate < 1:
+        wrong.append(f"accumulate is a whole number from 1 on, got {setup.accumulate!r}")
+    elif batch and batch[0] % setup.accumulate:
+        wrong.append(f"accumulate={setup.accumulate} does not divide batches of {batch[0]}")
+    methods = [(m.factory.__name__, m.build()) for m in setup.methods]
+    wrong += [
+        f"{name} chooses examples before the batches of a stream are drawn, and "
         "these are: use `jaxmerge.studies.loop.Stream`"
-        for m in setup.methods
-        if m.build().examples
+        for name, m in methods
+        if getattr(m, "examples", None)
     ]
     if traced:
         wrong += [
-            f"{m.factory.__name__} needs the host at the borders of tasks: use `run`"
-            for m in setup.methods
-            if m.build().host
+            f"{name} needs the host at the borders of tasks: use `run`"
+            for name, m in methods
+            if getattr(m, "host", False)
         ]
     return wrong
 
 
-def _plan(stream: Stream) -> list[str]:
-    """What is wrong with the rows of a stream."""
-    arrays = {"rows": stream.rows, "origin": stream.origin, "weight": stream.weight}
-    shapes = {tuple(np.shape(x)) for x in arrays.values()}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 3:
-        form = ", ".join(f"{k} {list(np.shape(x))}" for k, x in arrays.items())
-        return [f"rows, origin and weight are [tasks, steps, B] alike; found {form}"]
-    if stream.promise.value not in PROMISES:
-        return [f"promise: {closest(str(stream.promise.value), PROMISES)}"]
-    if not all(concrete(x) for x in (stream.rows, stream.weight)):
-        return []
-    rows, used = np.asarray(stream.rows), np.asarray(stream.weight) > 0
-    many = len(jax.tree.leaves(stream.targets)[0])
-    wrong = []
-    if used.any() and (rows[used].min() < 0 or rows[used].max() >= many):
-        low, high = rows[used].min(), rows[used].max()
-        wrong.append(f"rows are 0 to {many - 1}, the plan has {low} to {high}")
-        return wrong
-    empty = [t for t in range(len(rows)) if not used[t].any()]
-    if empty:
-        wrong.append(f"task {empty[0]} trains on no example")
-    if stream.promise.value == "once":
-        count = np.bincount(rows[used], minlength=many)
-        if (count > 1).any():
-            first = int(np.argmax(count > 1))
-            wrong.append(
-                f"the plan promises each example at most once, {int((count > 1).sum())} come again "
-                f"(row {first}, {count[first]} times)"
-            )
-    if stream.promise.value == "epochs":
-        sample = stream.sample if stream.sample is not None and concrete(stream.sample) else None
-        for t in range(len(rows)):
-            own = [] if sample is None else np.asarray(sample)[t]
-            problem = _passes(rows[t][used[t]], np.asarray(own, int))
-            if problem:
-                wrong.append(f"the plan promises whole passes, but in task {t} {problem}")
-                break
-    return wrong
-
-
-def _passes(plan: np.ndarray, sample: np.ndarray) -> str:
-    """How rows in the order of training are not passes over them and the sample; "" if they are."""
-    members, many = np.union1d(plan, sample[sample >= 0]), np.arange(len(plan))
-    order = np.argsort(plan, kind="stable")
-    new = np.r_[True, np.diff(plan[order]) != 0]
-    before = np.empty(len(plan), int)  # how often a row has come before this place
-    before[order] = many - np.maximum.accumulate(np.where(new, many, 0))
-    early = np.flatnonzero(before != many // len(members))
-    if len(early):
-        at = early[0]
-        began = len(members) * (before[at] - 1)
-        late = np.setdiff1d(members, plan[began:at])
-        return f"row {plan[at]} comes again before {_rows(late)}"
-    missing = np.setdiff1d(members, plan)
-    return f"{_rows(missing)} of its sample never come" if len(missing) else ""
-
-
-def _rows(rows: np.ndarray) -> str:
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{more}"
-
-
-def _groups(setup: Setup, stream: Stream) -> list[str]:
+def _evaluated(setup: Setup, stream: Stream) -> list[str]:
+    """What is wrong with which figures groups have."""
     names = sorted(setup.problem.build().evaluators)
     wrong = [] if names else ["the problem has no evaluator"]
-    sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
-    for k, g in enumerate(sets):
-        who = "group" if len(sets) == 1 else f"set {k}, group"
-        if concrete(g.weight):
-            empty = np.flatnonzero(np.asarray(g.weight).sum(1) == 0)
-            wrong += [f"{who} {i} has no example, so its metrics have no value" for i in empty[:3]]
+    for k, g in enumerate(sets_of(stream)):
         if g.metrics is None:
             continue
         if np.shape(g.metrics) != (len(g.task), len(names)):
@@ -171,35 +166,76 @@ def _groups(setup: Setup, stream: Stream) -> list[str]:
         elif concrete(g.metrics):
             none = np.flatnonzero(~np.asarray(g.metrics).any(1))
             wrong += [
-                f"{who} {i} chooses none of the evaluators {', '.join(names)}" for i in none[:3]
+                f"{whose(stream, k)} {i} chooses none of the evaluators {', '.join(names)}"
+                for i in none[:3]
             ]
     return wrong
 
 
-def _metrics(setup: Setup, stream: Stream, parts: stages.Parts) -> None:
-    """Refuse an evaluator that gives no number for each example."""
-    sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
+def _counts(setup: Setup, stream: Stream) -> list[str]:
+    """Merges that take more or fewer models than there are tasks."""
+    takes = {k: s.build().models for k, s in setup.merges.items()}
+    few = [
+        f"{k} takes {a if b is None else f'{a} to {b}'} models"
+        for k, (a, b) in takes.items()
+        if stream.tasks < a or (b is not None and stream.tasks > b)
+    ]
+    return [*few, f"this stream has {stream.tasks} tasks"] if few else []
 
-    def values(key, g):
-        params = parts.model.init(key)
-        take = lambda tree: jax.tree.map(lambda a: jnp.asarray(a)[jnp.asarray(g.rows)[0]], tree)
-        count = g.rows.shape[1]
-        given = jnp.zeros(count, jnp.int32)
-        inputs = parts.problem.view(take(g.inputs), stream.info, given, None)
-        info = jax.tree.map(lambda a: jnp.asarray(a)[given], g.info)
-        targets, task = take(g.targets), jnp.int32(0)
-        info = with_met(info, stream.info, task)
-        return scores(parts, params, inputs, targets, task, task, info)
 
-    for g in sets:
-        outputs = jax.eval_shape(values, jax.random.key(0), g)
-        wrong = [
-            f"{n} gives {x.dtype}{list(x.shape)}"
-            for n, x in outputs.items()
-            if x.shape != (g.rows.shape[1],) or not jnp.issubdtype(x.dtype, jnp.floating)
+def _inputs(stream: Stream, parts: stages.Parts, g: Groups) -> tuple[Any, Any]:
+    """Inputs and targets of the first group of a set, as the model reads them."""
+    take = lambda tree: jax.tree.map(lambda a: jnp.asarray(a)[jnp.asarray(g.rows)[0]], tree)
+    given = jnp.zeros(g.rows.shape[1], jnp.int32)
+    return parts.problem.view(take(g.inputs), stream.info, given, None), take(g.targets)
+
+
+def _metrics(stream: Stream, parts: stages.Parts) -> list[str]:
+    """Evaluators that give no number for each example."""
+    wrong = []
+    for g in sets_of(stream):
+        many, task = g.rows.shape[1], jnp.int32(0)
+
+        def values(key, g=g, many=many, task=task):
+            inputs, targets = _inputs(stream, parts, g)
+            info = jax.tree.map(lambda a: jnp.asarray(a)[jnp.zeros(many, jnp.int32)], g.info)
+            info = with_met(info, stream.info, task)
+            return scores(parts, parts.model.init(key), inputs, targets, task, task, info)
+
+        found = {
+            n: x if hasattr(x, "shape") else None
+            for n, x in jax.eval_shape(values, jax.random.key(0)).items()
+        }
+        bad = [
+            f"{n} gives {kind(x)}"
+            for n, x in found.items()
+            if x is None or x.shape != (many,) or not jnp.issubdtype(x.dtype, jnp.floating)
         ]
-        if wrong:
-            raise ValueError(
-                f"An evaluator gives one float for each of {g.rows.shape[1]} examples; "
-                f"{listed(wrong)}"
-            )
+        if bad:
+            wrong += [f"An evaluator gives one float for each of {many} examples", *bad]
+            break
+    return wrong
+
+
+def _targets(stream: Stream, parts: stages.Parts) -> list[str]:
+    """Targets that are no column of what the model gives, where the problem says that they are."""
+    if parts.problem.labels is None:
+        return []
+    first = sets_of(stream)[0]
+    outputs = lambda key: parts.model.apply(
+        parts.model.init(key), _inputs(stream, parts, first)[0], jnp.int32(0)
+    )
+    low, high = parts.problem.labels(jax.eval_shape(outputs, jax.random.key(0)))
+    read = {"training": (stream.targets, stream.rows, stream.weight)}
+    for k, g in enumerate(sets_of(stream)):
+        read[f"{whose(stream, k)}s"] = (g.targets, g.rows, g.weight)
+    wrong = []
+    for who, (targets, rows, weight) in read.items():
+        if not concrete(targets, rows, weight):
+            continue
+        used = np.unique(np.asarray(rows)[np.asarray(weight) > 0])
+        for x in jax.tree.leaves(targets):
+            own = np.asarray(x)[used]
+            if own.min() < low or own.max() > high:
+                wrong.append(f"targets are {low} to {high}, {who} has {own.min()} to {own.max()}")
+    return wrong

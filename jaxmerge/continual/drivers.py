@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.continual import scoring, stages
-from jaxmerge.continual.checks import check
-from jaxmerge.continual.parts import build
-from jaxmerge.continual.stream_records import Groups, Result, Setup, State, Stream
+from jaxmerge.continual.checks import check, check_calls, check_resumed
+from jaxmerge.continual.parts import build, known_slot
+from jaxmerge.continual.stream_records import Result, Setup, State, Stream
 from jaxmerge.core.specs import Static
-from jaxmerge.core.types import Array, Tree
+from jaxmerge.core.types import Array, concrete
+from jaxmerge.errors import listed
 
 STAGES = (stages.begin, stages.train, stages.end, stages.fold)
-compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, scoring.score)}
+FIGURES = (scoring.score, scoring.not_numbers)
+compiled = {f: jax.jit(f) for f in (stages.create, *STAGES, *FIGURES)}
 
 
 def program(
@@ -33,9 +34,11 @@ def program(
 ) -> Result:
     """A whole stream as one pure function of the floats of the setup, of data and key.
 
-    Wrap it in ``jax.jit``; over many seeds or strengths use ``jax.vmap`` on an accelerator and
-    ``jax.lax.map`` on a CPU, where batched matrix products are slower than single ones.  Map over
-    the rows of a stream, not over its weight: skipped steps would be computed.
+    It is checked, and compiled once for all setups and streams of one form.  Inside ``jax.jit`` it
+    is part of what is compiled there, and of arrays that are traced only the forms are checked.
+    Over many seeds or strengths use ``jax.vmap`` on an accelerator and ``jax.lax.map`` on a CPU,
+    where batched matrix products are slower than single ones.  Map over the rows of a stream, not
+    over its weight: skipped steps would be computed.
 
     Args:
         setup: all that decides the figures besides data and key.
@@ -48,7 +51,7 @@ def program(
 
     Raises:
         ValueError: what does not fit together, see `jaxmerge.continual.checks`; steps of a task
-            that `anytime` does not divide.
+            that `anytime` does not divide, or numbers out of their ranges.
 
     >>> from jaxmerge.continual import optimisers, problems, streams
     >>> from jaxmerge.models.mlp.learner import mlp
@@ -60,19 +63,29 @@ def program(
     (2, 2)
     """
     check(setup, stream, traced=True)
-    steps = stream.rows.shape[1]
-    if steps % anytime:
-        raise ValueError(f"anytime={anytime} does not divide the {steps} steps of a task.")
-    last = stream.tasks - 1
+    check_calls(*stream.rows.shape[:2], score_every, 0, anytime)
+    whole = _program if concrete(setup, stream, key) else _traced
+    return whole(setup, stream, key, score_every=score_every, anytime=anytime, models=models)
 
-    def scored(state: State, t: Array) -> dict:
+
+def _traced(
+    setup: Setup, stream: Stream, key: Array, *, score_every: int, anytime: int, models: bool
+) -> Result:
+    """`program` as it is compiled."""
+    steps, last = stream.rows.shape[1], stream.tasks - 1
+
+    def scored(state: State, t: Array) -> tuple[dict, Array]:
+        """Figures, and whether they are numbers."""
         score = lambda s: scoring.score(setup, stream, s, t)
         if score_every == 0:
-            return {}
-        if score_every == 1:
-            return score(state)
+            return {}, jnp.bool_(True)
         due = ((t + 1) % score_every == 0) | (t == last)
-        return jax.lax.cond(due, score, lambda s: unscored(score, s), state)
+        if score_every == 1:
+            R = score(state)
+        else:
+            R = jax.lax.cond(due, score, lambda s: unscored(score, s), state)
+        nan = jax.tree.leaves(scoring.not_numbers(setup, stream, state, R))
+        return R, ~(due & jnp.any(jnp.stack(nan)))
 
     def at_once(state: State, t: Array):
         state, losses = stages.train(setup, stream, state, t)
@@ -94,14 +107,17 @@ def program(
 
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)
-        state, (R, losses) = (at_once if anytime == 1 else in_parts)(state, t)
+        state, ((R, numbers), losses) = (at_once if anytime == 1 else in_parts)(state, t)
         model = build(setup, stream.tasks).model
         after = dict(model.weights(state.params, t)) if models else {}
-        return state, (R, losses, is_finite(state, losses), after)
+        return state, (R, losses, is_finite(state, losses) & jnp.all(numbers), after)
 
     state = stages.create(setup, stream, key)
     state, rest = jax.lax.scan(task, state, jnp.arange(stream.tasks))
     return Result(state, *rest)
+
+
+_program = jax.jit(_traced, static_argnames=("score_every", "anytime", "models"))
 
 
 def unscored(score: Callable[[State], dict[str, Any]], state: State) -> dict[str, Any]:
@@ -157,7 +173,8 @@ def run(
         state, first: go on from this state, with this task.
 
     Raises:
-        ValueError: what does not fit together, see `jaxmerge.continual.checks`.
+        ValueError: what does not fit together, see `jaxmerge.continual.checks`; a task that is to
+            train a slot that is not there; an evaluator that gives NaN of finite weights.
 
     >>> from jaxmerge.continual import optimisers, problems, streams
     >>> from jaxmerge.models.mlp.learner import mlp
@@ -171,8 +188,10 @@ def run(
     (2, 1)
     """
     check(setup, stream)
-    methods = [m.build() for m in setup.methods]
-    host = any(m.host for m in methods)
+    check_calls(*stream.rows.shape[:2], score_every, 1)
+    check_resumed(setup, stream, state, first)
+    parts = build(setup, stream.tasks)
+    host = any(m.host for m in parts.methods)
     stream = jax.tree.map(jnp.asarray, stream)
     now: State = compiled[stages.create](setup, stream, key) if state is None else state
     figures, losses, finite = [], [], []
@@ -180,6 +199,7 @@ def run(
         index = np.int32(t) if host else jnp.int32(t)
         at_border = (lambda f: f) if host else compiled.__getitem__
         now = at_border(stages.begin)(setup, stream, now, index)
+        known_slot(parts, now.params, t)
         now, task_losses = compiled[stages.train](setup, stream, now, index)
         now = at_border(stages.end)(setup, stream, now, index)
         now = compiled[stages.fold](setup, stream, now, index)
@@ -188,9 +208,28 @@ def run(
         score = partial(compiled[scoring.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
         figures.append(score(now) if due else unscored(score, now))
+        if due:
+            nan = compiled[scoring.not_numbers](setup, stream, now, figures[-1])
+            finite[-1] = finite[-1] & _numbers(t, nan, finite[-1])
         watch(t, now, figures[-1])
     pile = lambda *x: jnp.stack(x)
     return Result(now, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))
+
+
+def _numbers(t: int, nan: dict[str, dict[str, Array]], finite: Array) -> bool:
+    """Whether no figure is NaN; ValueError where one is that only an evaluator can have made."""
+    wrong = [
+        f"{n} gives NaN for group {int(np.argmax(x))} of {label!r}"
+        for label, own in nan.items()
+        for n, x in own.items()
+        if np.any(x)
+    ]
+    if wrong and finite:
+        raise ValueError(
+            f"After task {t} all weights are finite, but {listed(wrong[:3])[:-1]}: an evaluator "
+            "gives a number for every example, and `Groups.metrics` says which groups have none."
+        )
+    return not wrong
 
 
 def joint(stream: Stream, key: Array) -> Stream:
@@ -216,93 +255,3 @@ def joint(stream: Stream, key: Array) -> Stream:
         rows=mix(stream.rows), origin=mix(stream.origin), weight=mix(stream.weight), sample=None,
         promise=Static("once" if stream.promise.value == "once" else "nothing"),
     )  # fmt: skip
-
-
-def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
-    """Streams of several seeds over the same data as one, what differs stacked; and `vmap` axes.
-
-    Args:
-        streams: at least one; inputs and targets are the same arrays.
-
-    Raises:
-        ValueError: streams of different shapes, or over different data.
-
-    >>> from jaxmerge.continual import streams
-    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
-    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
-    >>> stacked(every)[0].rows.shape
-    (3, 2, 1, 2)
-    """
-    first = streams[0]
-    evaluated = [s.groups for s in streams if isinstance(s.groups, Groups)]
-    if len(evaluated) < len(streams):
-        raise ValueError("Streams with several sets of groups cannot be stacked; run them in turn.")
-    shapes = sorted({str(s.rows.shape) for s in streams})
-    if len(shapes) > 1 or any(s.inputs is not first.inputs for s in streams):
-        raise ValueError(
-            f"Stacked streams share their data and have one shape; found {', '.join(shapes)}."
-        )
-    same = lambda x, y: np.array_equal(np.asarray(x), np.asarray(y))
-    if not all(same(s.weight, first.weight) for s in streams):
-        raise ValueError("Stacked streams share their weights, or skipped steps would be computed.")
-    size = max(g.rows.shape[1] for g in evaluated)
-    fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, size - x.shape[1])))
-    streams = [
-        s._replace(groups=g._replace(rows=fill(g.rows), weight=fill(g.weight)))
-        for s, g in zip(streams, evaluated, strict=True)
-    ]
-    sample = None if first.sample is None else 0
-    groups = Groups(None, None, 0, 0, 0, 0)
-    axes = Stream(None, None, 0, 0, None, 0, groups, sample)._replace(promise=None)
-    pile = lambda axis, *x: x[0] if axis is None else jax.tree.map(lambda *y: np.stack(y), *x)
-    return jax.tree.map(pile, axes, *streams, is_leaf=lambda x: x is None), axes
-
-
-def over(
-    one: Callable[[Stream, Array], Tree], axes: Stream, streams: Stream, keys: Array,
-    *, sharded: bool = False,
-) -> Tree:  # fmt: skip
-    """``one(stream, key)`` of every stacked stream: `vmap`, or `lax.map` on a CPU.
-
-    Args:
-        one: a pure function of a stream and a key.
-        keys: PRNG keys [seeds].
-        axes, streams: of `stacked`.
-        sharded: cut the seeds over all devices (their number must divide that of the seeds).
-
-    >>> from jaxmerge.continual import streams
-    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
-    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
-    >>> together, axes = stacked(every)
-    >>> count = lambda stream, key: jnp.sum(stream.weight)
-    >>> over(count, axes, together, jax.random.split(jax.random.key(0), 3)).tolist()
-    [4.0, 4.0, 4.0]
-    """
-    if jax.default_backend() != "cpu":
-        if sharded:
-            keys = jax.device_put(keys, NamedSharding(_seeds(), PartitionSpec("seeds")))
-        return jax.vmap(one, (axes, 0))(streams, keys)
-    leaves, form = jax.tree.flatten(streams)
-    spread = jax.tree.map(
-        lambda a, x: jax.tree.map(lambda _: a == 0, x), axes, streams, is_leaf=lambda a: a is None
-    )
-    flags = jax.tree.leaves(spread)
-    own = [x for x, f in zip(leaves, flags, strict=True) if f]
-
-    def one_seed(x):
-        rest, key = iter(x[0]), x[1]
-        full = [next(rest) if f else y for y, f in zip(leaves, flags, strict=True)]
-        return one(jax.tree.unflatten(form, full), key)
-
-    if not sharded:
-        return jax.lax.map(one_seed, (own, keys))
-    cut = PartitionSpec("seeds")
-    per_device = jax.shard_map(
-        lambda own, keys: jax.lax.map(one_seed, (own, keys)),
-        mesh=_seeds(), in_specs=(cut, cut), out_specs=cut, check_vma=False,
-    )  # fmt: skip
-    return per_device([jnp.asarray(x) for x in own], keys)
-
-
-def _seeds() -> Mesh:
-    return Mesh(np.array(jax.devices()), ("seeds",))

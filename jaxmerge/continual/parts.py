@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmerge.continual.hook_calls import kind, named
 from jaxmerge.continual.records import LAST, Batch, Method, Model
 from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.specs import Spec
@@ -18,35 +19,38 @@ from jaxmerge.drivers import memory as merging
 
 
 class Parts(NamedTuple):
-    """A setup built: the wrapped model, methods with their names, the problem."""
+    """A setup built: the wrapped model, methods with their names, the problem, how many tasks."""
 
     model: Model
     methods: tuple[Method, ...]
     names: tuple[str, ...]
     problem: Problem
+    tasks: int
 
 
 def build(setup: Setup, tasks: int) -> Parts:
     """Build the specs of a setup; wraps are applied in order, the last is outermost.
 
     Raises:
-        ValueError: two methods replace the objective.
+        ValueError: two methods replace the objective; a spec that builds something else than what
+            stands in its place.
     """
     methods, names = together(setup.methods)
-    model = setup.model.build()
-    for method in methods:
+    model = _built(setup.model, Model)
+    for method, name in zip(methods, names, strict=True):
         if method.wrap is not None:
-            model = method.wrap(model, tasks)
-    return Parts(model, methods, names, setup.problem.build())
+            with named(f"{name}: `wrap`"):
+                model = _is(method.wrap(model, tasks), Model, f"{name}: `wrap` gives")
+    return Parts(model, methods, names, _built(setup.problem, Problem), tasks)
 
 
 def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]]:
     """Methods of one stream, built, and their names, which tell two of a kind apart.
 
     Raises:
-        ValueError: two methods replace the objective.
+        ValueError: two methods replace the objective; a spec that builds no method.
     """
-    methods, names, count = tuple(m.build() for m in specs), [], {}
+    methods, names, count = tuple(_built(m, Method) for m in specs), [], {}
     for spec in specs:
         name = spec.factory.__name__
         count[name] = count.get(name, 0) + 1
@@ -59,6 +63,17 @@ def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]
     return methods, tuple(names)
 
 
+def _built(spec: Any, record: type) -> Any:
+    return _is(spec.build(), record, f"{spec!r} builds")
+
+
+def _is(what: Any, record: type, who: str) -> Any:
+    """What is of this record, or a ValueError."""
+    if not isinstance(what, record):
+        raise ValueError(f"{who} a `{record.__name__}`; found {kind(what)}.")
+    return what
+
+
 def named_key(key: Array, name: str) -> Array:
     """A key by name, as in merges: a method placed beside another changes none of its draws."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -66,9 +81,25 @@ def named_key(key: Array, name: str) -> Array:
 
 def objective_of(parts: Parts, info: Any, t: Array) -> Callable[..., Array]:
     """``(outputs, batch) -> [B]`` of task t."""
-    own = [m.objective for m in parts.methods if m.objective is not None]
-    function = own[0] if own else parts.problem.objective
-    return lambda outputs, batch: function(outputs, batch, info, t)
+    who, function = _objective(parts)
+
+    def objective(outputs: Any, batch: Batch) -> Array:
+        with named(who):
+            return function(outputs, batch, info, t)
+
+    return objective
+
+
+def objective_name(parts: Parts) -> str:
+    """Whose objective the steps lower, in words."""
+    return _objective(parts)[0]
+
+
+def _objective(parts: Parts) -> tuple[str, Callable[..., Array]]:
+    for name, method in zip(parts.names, parts.methods, strict=True):
+        if method.objective is not None:
+            return f"{name}: `objective`", method.objective
+    return "the objective of the problem", parts.problem.objective
 
 
 def transform(setup: Setup, total: Any) -> optax.GradientTransformation:
@@ -106,6 +137,28 @@ def with_trained(model: Model, params: Leaves, trained: Leaves, t: Array) -> dic
     return {**params, **{n: put(n, x) for n, x in trained.items()}}
 
 
+def lengths_of_slots(model: Model, params: Leaves, trained: bool = False) -> dict[str, int]:
+    """How many slots each leaf of slots has; only those that train, if asked for."""
+    own = lambda n: model.slots(n) and (model.trainable(n) or not trained)
+    return {n: p.shape[0] if jnp.ndim(p) else 0 for n, p in params.items() if own(n)}
+
+
+def known_slot(parts: Parts, params: Leaves, t: int) -> None:
+    """Raise ValueError where task t is to train a slot that is not there, after `begin`.
+
+    Compiled code cannot raise: there the losses of such a task are NaN.
+    """
+    lengths = lengths_of_slots(parts.model, params, trained=True)
+    if not lengths:
+        return
+    slot = int(parts.model.slot(params, t))
+    if wrong := [f"{n} has 0 to {k - 1}" for n, k in lengths.items() if not 0 <= slot < k]:
+        raise ValueError(
+            f"Task {t} is to train slot {slot}, but {', '.join(wrong)}: look at what `Model.slot` "
+            "reads, and at the `begin` that writes it."
+        )
+
+
 @jax.custom_vjp
 def _in_slot(slots: Array, x: Array, slot: Array) -> Array:
     """``[tasks, ...]`` with x in one slot, chosen entry by entry: a network that reads one slot
@@ -132,14 +185,16 @@ def merged_params(setup: Setup, model: Model, state: State, label: str) -> Leave
     )
 
 
-def same_form(before: Any, after: Any, who: str, what: str = "its memory") -> Any:
-    """`after`, if its structure, shapes and dtypes are those of `before`.
+def same_form(
+    before: Any, after: Any, who: str, what: str = "its memory", dtypes: bool = True
+) -> Any:
+    """`after`, if its structure, shapes and (where they matter) dtypes are those of `before`.
 
     Raises:
         ValueError: they are not; compiled code needs one form for all tasks.
     """
     form = lambda tree: {
-        jax.tree_util.keystr(path): (tuple(jnp.shape(x)), jnp.result_type(x))
+        jax.tree_util.keystr(path): (tuple(jnp.shape(x)), jnp.result_type(x) if dtypes else "")
         for path, x in jax.tree.leaves_with_path(tree)
     }
     one, other = form(before), form(after)

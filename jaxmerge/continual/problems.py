@@ -186,7 +186,8 @@ def classification(
         return cross_entropy(out.logits, batch.targets, mask)
 
     evaluators_of = {n: evaluators.get(n)().build() for n in metrics}
-    return Problem(objective, evaluators_of, view or as_stored)
+    columns_of = lambda out: (0, out.logits.shape[-1] - 1)
+    return Problem(objective, evaluators_of, view or as_stored, columns_of)
 
 
 @evaluators.register
@@ -266,4 +267,5 @@ def next_token() -> Problem:
     return Problem(
         lambda out, batch, info, task: token_loss(out.logits, batch.targets),
         {"perplexity": perplexity().build()},
+        labels=lambda out: (-1, out.logits.shape[-1] - 1),
     )

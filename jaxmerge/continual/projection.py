@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.continual.hook_calls import kind, named
 from jaxmerge.continual.operators import Operator, operated
 from jaxmerge.continual.optimisers import is_linear
 from jaxmerge.continual.parts import Parts
@@ -143,7 +144,10 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
     """
     spans: dict[str, Span] = {}
     for method, name, own in zip(parts.methods, parts.names, memory, strict=True):
-        new = method.spans(own) if method.spans is not None else {}
+        with named(f"{name}: `spans`"):
+            new = method.spans(own) if method.spans is not None else {}
+        if not isinstance(new, Mapping):
+            raise ValueError(f"{name}: `spans` gives a mapping of kernels; found {kind(new)}.")
         if twice := sorted(spans.keys() & new.keys()):
             raise ValueError(f"{name}: another method projects {', '.join(twice)} already.")
         if wrong := [w for n, m in new.items() if (w := _misfit(n, m, trained))]:

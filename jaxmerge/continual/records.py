@@ -84,6 +84,8 @@ class Model(NamedTuple):
         slots: whether a leaf of this name is ``[tasks, ...]``; a task trains one slot of it.
         slot: ``(params, task) -> int32``: which slot a task trains.  By default its own; a method
             that grows by novelty keeps the table in an untrained leaf, which its `begin` writes.
+            A slot that is not there is an error in `run` and in the loop; compiled code, which
+            cannot raise, makes the losses of the task NaN, and so `Result.finite` False.
         statistics: whether a leaf of this name is not trained but rewritten by each training step,
             from ``aux["statistics"]`` of `train`, a mapping of names to new values.
         taps: ``(params, inputs, task) -> {kernel: its inputs}``, of a wrap whose kernels are made

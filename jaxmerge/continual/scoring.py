@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.columns import seen
+from jaxmerge.continual.hook_calls import named
 from jaxmerge.continual.parts import Parts, build, merged_params
 from jaxmerge.continual.records import LAST, Outputs
-from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
+from jaxmerge.continual.stream_records import Evaluator, Groups, Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 
 
@@ -29,20 +30,41 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
         inputs = parts.problem.view(take(groups.inputs), stream.info, given, None)
         rows_info = with_met(rows_info, stream.info, t)
         values = scores(parts, params, inputs, take(groups.targets), task, t, rows_info)
-        mean = {n: jnp.sum(weight * v) / jnp.sum(weight) for n, v in values.items()}
+        real = lambda v: jnp.where(weight > 0, weight * v, 0)  # a filler's may be inf
+        mean = {n: jnp.sum(real(v)) / jnp.sum(weight) for n, v in values.items()}
         figures = {n: parts.problem.evaluators[n].finish(mean[n]) for n in names}
         return {n: jnp.where(chosen[k], figures[n], jnp.nan) for k, n in enumerate(names)}
 
     def every(params):
         columns = []
         for g in sets:
-            chosen = np.ones((len(g.task), len(names)), bool) if g.metrics is None else g.metrics
-            xs = jax.tree.map(jnp.asarray, (g.rows, g.weight, g.task, g.info, chosen))
+            xs = (g.rows, g.weight, g.task, g.info, chosen(g, len(names)))
+            xs = jax.tree.map(jnp.asarray, xs)
             columns.append(jax.lax.map(lambda x, g=g: one(params, g, x), xs))
         return {n: jnp.concatenate([c[n] for c in columns]) for n in names}
 
     labels = (LAST, *setup.merges)
     return {k: every(merged_params(setup, parts.model, state, k)) for k in labels}
+
+
+def chosen(groups: Groups, metrics: int) -> Any:
+    """bool [G, metrics]: which figures each group has."""
+    if groups.metrics is None:
+        return np.ones((len(groups.task), metrics), bool)
+    return groups.metrics
+
+
+def not_numbers(
+    setup: Setup, stream: Stream, state: State, figures: dict[str, dict[str, Array]]
+) -> dict[str, dict[str, Array]]:
+    """Where `score` gives NaN though there are examples, and for a merge enough models: bool."""
+    sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
+    metrics = sorted(next(iter(figures.values())))
+    asked = jnp.concatenate([jnp.asarray(chosen(g, len(metrics))) for g in sets])
+    least = {k: s.build().models[0] for k, s in setup.merges.items()}
+    ready = {k: state.merges[k].step >= n for k, n in least.items()}
+    nan = lambda label, n, f: jnp.isnan(f) & asked[:, metrics.index(n)] & ready.get(label, True)
+    return {k: {n: nan(k, n, f) for n, f in own.items()} for k, own in figures.items()}
 
 
 def with_met(rows_info: Any, info: Any, t: Array) -> Any:
@@ -64,4 +86,21 @@ def scores(
             answers[aware] = parts.model.apply(params, inputs, task)
         else:
             answers[aware] = parts.model.answer(params, inputs, seen)
-    return {n: e.score(answers[e.task_aware], targets, info) for n, e in sorted(evaluators.items())}
+    return {
+        n: _score(n, e, answers[e.task_aware], targets, info) for n, e in sorted(evaluators.items())
+    }
+
+
+def _score(name: str, evaluator: Evaluator, outputs: Outputs, targets: Any, info: Any) -> Array:
+    """What an evaluator gives; it is named where it fails."""
+    who = f"the evaluator {name}"
+    try:
+        with named(who):
+            return evaluator.score(outputs, targets, info)
+    except KeyError as error:
+        if not error.args or not isinstance(info, dict) or error.args[0] in info:
+            raise
+        had = ", ".join(map(repr, info)) or "nothing"
+        raise ValueError(
+            f"{who} reads {error.args[0]!r} of a group's info, which has {had}."
+        ) from error

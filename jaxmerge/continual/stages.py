@@ -6,16 +6,18 @@ Nothing depends on t in shape, so nothing is compiled twice.  Both drivers call 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.continual.hook_calls import kind, named, pair
 from jaxmerge.continual.parts import (
     Fed,
     Parts,
     build,
+    lengths_of_slots,
     merged_params,
     named_key,
     objective_of,
@@ -30,6 +32,7 @@ from jaxmerge.continual.step import fit_of, steps
 from jaxmerge.continual.stream_records import Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
+from jaxmerge.errors import listed
 from jaxmerge.numerics.precision import full_precision
 
 
@@ -47,7 +50,17 @@ def create(setup: Setup, stream: Stream, key: Array) -> State:
 def create_from(
     setup: Setup, parts: Parts, info: Any, base: Leaves, batch: Batch, key: Array
 ) -> State:
-    """The state before the first task, from theta_0 and the form of a stored batch."""
+    """The state before the first task, from theta_0 and the form of a stored batch.
+
+    Raises:
+        ValueError: slots that do not suffice for the tasks.
+    """
+    tasks, lengths = parts.tasks, lengths_of_slots(parts.model, base)
+    if short := [f"{n} has {k} slots" for n, k in lengths.items() if k < tasks]:
+        raise ValueError(
+            f"The stream has {tasks} tasks, but {listed(short)[:-1]}; a leaf of slots is "
+            "[tasks, ...]."
+        )
     folds = {
         label: merging.init(spec.build(), parts.model.weights(base, 0), key=key)
         for label, spec in setup.merges.items()
@@ -60,9 +73,12 @@ def create_from(
             parts.problem.view(batch.inputs, info, batch.task, None),
         )
     read = batch._replace(inputs=inputs)
-    memory = tuple(m.init(parts.model, base, read, stored_inputs) for m in parts.methods)
+    memory = []
+    for method, name in zip(parts.methods, parts.names, strict=True):
+        with named(f"{name}: `init`"):
+            memory.append(method.init(parts.model, base, read, stored_inputs))
     moments = transform(setup, 1).init(trained_leaves(parts.model, base, 0))
-    return State(base, base, memory, folds, moments, jnp.int32(0), key)
+    return State(base, base, tuple(memory), folds, moments, jnp.int32(0), key)
 
 
 def steps_of(stream: Stream, t: Array) -> Array:
@@ -110,9 +126,14 @@ def border(
         key = named_key(jax.random.fold_in(state.key, t), f"{which} {name}")
         inputs = lambda count: (raw or read)(count).inputs
         place = Border(t, state.base, info, key, read, objective, inputs)
-        params, after = full_precision(hook)(parts.model, params, memory[i], place)
-        memory[i] = same_form(memory[i], after, f"{name}: `{which}`")
-        params = same_form(dict(state.params), dict(params), f"{name}: `{which}`", "the params")
+        who = f"{name}: `{which}`"
+        with named(who, border=True):
+            given = full_precision(hook)(parts.model, params, memory[i], place)
+        params, after = pair(given, who, "params")
+        if not isinstance(params, Mapping):
+            raise ValueError(f"{who} gives (params, memory); its params are {kind(params)}.")
+        memory[i] = same_form(memory[i], after, who)
+        params = same_form(dict(state.params), dict(params), who, "the params")
     return state._replace(params=params, memory=tuple(memory))
 
 

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmerge.continual.hook_calls import named, pair, shaped
 from jaxmerge.continual.parts import (
     Fed,
     Parts,
+    lengths_of_slots,
     named_key,
+    objective_name,
     objective_of,
     same_form,
     trained_leaves,
@@ -56,7 +59,8 @@ def steps(
         read: gives a `Batch` of stored inputs, leaves ``[accumulate, B / accumulate, ...]``.
 
     Returns:
-        What the steps change, and the total loss of each, 0 where it was skipped.
+        What the steps change, and the total loss of each: 0 where it was skipped, NaN where
+        `Model.slot` names a slot that is not there, which no step can write.
     """
 
     form = jax.eval_shape(read, jax.tree.map(lambda x: x[0], part[0])).weight
@@ -67,7 +71,12 @@ def steps(
         take = lambda f: one_step(setup, parts, info, state, t, total, project, f, read(x[0]))
         return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), form.dtype)), fit)
 
-    return jax.lax.scan(step, fit, part)
+    fit, losses = jax.lax.scan(step, fit, part)
+    if lengths := lengths_of_slots(parts.model, state.params, trained=True):
+        slot = parts.model.slot({**state.params, **fit.statistics}, t)
+        there = (slot >= 0) & (slot < min(lengths.values()))
+        losses = jnp.where(there, losses, jnp.nan)
+    return fit, losses
 
 
 def one_step(
@@ -101,15 +110,16 @@ def one_step(
         learn = lambda p, x: model.learn(p, x, t, named_key(key, "model"))
         out = project.learn(learn, params, step.batch.inputs)
         weight = step.batch.weight
-        per_example = jnp.where(
-            weight > 0, weight * objective(out, step.batch), 0
-        )  # a filler's may be inf
+        values = objective(out, step.batch)
+        values = shaped(values, weight.shape, objective_name(parts), "a loss for each example")
+        per_example = jnp.where(weight > 0, weight * values, 0)  # a filler's may be inf
         per_example = jnp.sum(per_example) / jnp.sum(weight)
-        terms = [
-            m.loss(model, seen(i, step, fit.memory, params=params, outputs=out))
-            for i, (m, _) in enumerate(hooks)
-            if m.loss is not None
-        ]
+        terms = []
+        for i, (m, name) in enumerate(hooks):
+            if m.loss is not None:
+                with named(f"{name}: `loss`"):
+                    term = m.loss(model, seen(i, step, fit.memory, params=params, outputs=out))
+                terms.append(shaped(term, (), f"{name}: `loss`", "a scalar"))
         new = dict(out.aux["statistics"]) if fit.statistics else {}
         return (per_example, sum(terms, jnp.zeros_like(per_example))), (params, out, new)
 
@@ -167,28 +177,40 @@ def one_step(
             whole = batches._replace(inputs=inputs.stored)
         return look(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole), root)
 
+    def call(i: int, which: str, step: Step, memory: Any, *args: Any, **more: Any) -> Any:
+        with named(f"{parts.names[i]}: `{which}`"):
+            hook = full_precision(getattr(parts.methods[i], which))
+            return hook(model, seen(i, step, memory, **more), *args)
+
+    def moved(tree: Any, given: Any, who: str, what: str) -> Any:
+        return same_form(tree, given, who, what, dtypes=False)
+
     start = fit.trained
-    for i, (m, _) in enumerate(hooks):
+    for i, (m, name) in enumerate(hooks):
         if m.perturb is not None:
             step = joined()._replace(params=with_trained(model, before, start, t))
-            start = full_precision(m.perturb)(model, seen(i, step, fit.memory), start, objective_at)
+            given = call(i, "perturb", step, fit.memory, start, objective_at)
+            start = moved(start, given, f"{name}: `perturb`", "the trained leaves")
     (loss, grads, plain), (params, out, statistics) = over_parts(start)
     memory = list(fit.memory)
     if watched:
         step = joined()._replace(params=params, outputs=out, grads=plain)
     grad_at = lambda trained: over_parts(trained)[0][1]
-    for i, (m, _) in enumerate(hooks):
+    for i, (m, name) in enumerate(hooks):
         if m.gradient is not None:
-            grads = full_precision(m.gradient)(model, seen(i, step, memory), grads, grad_at)
+            given = call(i, "gradient", step, memory, grads, grad_at)
+            grads = moved(grads, given, f"{name}: `gradient`", "the gradient")
     updates, moments = transform(setup, total).update(grads, fit.moments, start)
     for i, (m, name) in enumerate(hooks):
         if m.update is not None:
-            updates, after = full_precision(m.update)(model, seen(i, step, memory), updates)
+            given = call(i, "update", step, memory, updates)
+            given, after = pair(given, f"{name}: `update`", "updates")
+            updates = moved(updates, given, f"{name}: `update`", "the updates")
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
     updates = project.updates(updates)
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
-            after = full_precision(m.observe)(model, seen(i, step, memory, updates=updates))
+            after = call(i, "observe", step, memory, updates=updates)
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
     trained = optax.apply_updates(start, updates)
     fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)

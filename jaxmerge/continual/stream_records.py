@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxmerge.continual.records import Method
 from jaxmerge.core.specs import Spec, Static, frozen
 from jaxmerge.core.types import Array, Leaves
 
@@ -46,11 +47,14 @@ class Problem(NamedTuple):
         evaluators: name -> `Evaluator`.
         view: ``(stored, info, task [B], key) -> inputs`` of the model.  The key is None at
             evaluation; in training another key gives another augmentation.
+        labels: ``outputs -> (least, greatest)``, what a target may be where targets are columns of
+            what the model gives; only shapes of the outputs count.  None: not known.
     """
 
     objective: Callable[..., Array]
     evaluators: Mapping[str, Evaluator]
     view: Callable[..., Any] = as_stored
+    labels: Callable[[Any], tuple[int, int]] | None = None
 
 
 class Groups(NamedTuple):
@@ -58,9 +62,9 @@ class Groups(NamedTuple):
 
     Attributes:
         inputs, targets: the examples.
-        rows: int32 ``[G, M]``.
-        weight: float32 ``[G, M]``, 0 fills up.
-        task: int32 ``[G]``: whose view is used, and what a task-aware evaluator is given.
+        rows: int32 ``[G, M]``, of the inputs.
+        weight: float32 ``[G, M]``, 0 or more, 0 fills up.
+        task: int32 ``[G]``, from 0: whose view is used, and what a task-aware evaluator is given.
         info: leaves ``[G, ...]``.
         metrics: bool ``[G, evaluators]`` by name in sorted order, which figures a group has; None:
             all.  The others are NaN.
@@ -81,17 +85,20 @@ class Stream(NamedTuple):
     Attributes:
         inputs: ``[N, ...]``, the examples of all tasks, each once.
         targets: likewise.
-        rows: int32 ``[tasks, steps, B]``.
-        origin: int32 ``[tasks, steps, B]``, the task that an example belongs to.
-        weight: float32 ``[tasks, steps, B]``; a step of zeros alone is skipped.
-        info: leaves ``[tasks, ...]``.
+        rows: int32 ``[tasks, steps, B]``, of the inputs.
+        origin: int32 ``[tasks, steps, B]``, the task that an example belongs to, from 0.
+        weight: float32 ``[tasks, steps, B]``, 0 or more; a step of zeros alone is skipped.
+        info: leaves ``[tasks, ...]``; of them ``"own"``, bool ``[tasks, columns]``, says which
+            columns a task has, and beside it there may be leaves ``[columns, ...]``.  Examples of
+            more tasks than the stream has (as in joint training) need the info of each.
         groups: what is evaluated, or several of them where the forms of the data differ; the
             columns of R are those of the first, of the second, ...
         sample: int32 ``[tasks, K]``: rows that `Border.read` gives, in its order; None: the order
-            of training.  -1 fills up.
-        promise: what the index plan promises: "once" (each row at most once in the whole stream),
-            "epochs" (within a task no row comes again before all have come, and none of `sample`
-            is left out), or "nothing".
+            of training.  -1 fills up; a task has at least one.
+        promise: what the index plan promises: "once" (no row comes twice in the whole stream),
+            "epochs" (within a task no row comes again before all have come), or "nothing".  Both
+            leave out none of `sample`; without one nothing says which rows belong to a task, so a
+            plan may leave out any.
 
     >>> import numpy as np
     >>> from jaxmerge.continual import streams
@@ -113,6 +120,22 @@ class Stream(NamedTuple):
     @property
     def tasks(self) -> int:
         return self.rows.shape[0]
+
+
+def several(methods: Any) -> Any:
+    """Methods of a stream, if they are a list of them.
+
+    Raises:
+        ValueError: one alone, whose letters or fields would be taken for methods.
+
+    >>> several("ewc")
+    Traceback (most recent call last):
+    ValueError: methods are a list; found 'ewc' alone: write ['ewc'].
+    """
+    if isinstance(methods, str | Spec | Method | Mapping):
+        name = type(methods).__name__ if isinstance(methods, Method) else repr(methods)
+        raise ValueError(f"methods are a list; found {name} alone: write [{name}].")
+    return methods
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +160,7 @@ class Setup:
     accumulate: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
-        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "methods", tuple(several(self.methods)))
         object.__setattr__(self, "merges", {k: frozen(m) for k, m in dict(self.merges).items()})
 
 
@@ -169,7 +192,10 @@ class Result(NamedTuple):
         state: the last one.
         R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
         losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
-        finite: bool ``[T]``: the losses of the task and the weights after it are finite.
+        finite: bool ``[T]``: the losses of the task and the weights after it are finite, and no
+            figure is NaN that was scored (of merges, once there are enough models): where it is not
+            so first, R says which one is.  A task that trains a slot that is not there has losses
+            of NaN.
         models: where asked for, name -> ``[T, ...]``: the weights after each task.
     """
 

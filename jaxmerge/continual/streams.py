@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.stream_records import Groups, Stream
+from jaxmerge.core.ranges import Count, checked
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 from jaxmerge.data.streams.plans import Plan
+from jaxmerge.errors import listed
 
 Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
 Scenario = Literal["class", "domain", "task"]
@@ -43,13 +45,22 @@ def split(
             same columns, read with ``classification(columns="own")`` and the evaluator "aware";
             "domain": labels are positions within the task, whose columns all tasks share.
 
+    Raises:
+        ValueError: a class in two tasks, or one without an example; a task without a class; inputs
+            and labels of different lengths; numbers out of their ranges.
+
     >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
     >>> split((x, y), (x, y), [[0, 1], [2, 3]], batch=3).rows.shape
     (2, 2, 3)
     """
+    order = [[int(c) for c in part] for part in order]
+    _check(train, test, batch=batch, epochs=epochs)
     classes = [c for part in order for c in part]
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"A class is in one task only; the order is {list(map(list, order))}.")
+    if len(set(classes)) != len(classes) or not all(order) or not order:
+        raise ValueError(f"A class is in one task only, and a task has one; the order is {order}.")
+    for what, (_, y) in {"training": train, "test": test}.items():
+        if lacking := sorted(set(classes) - set(np.unique(y).tolist())):
+            raise ValueError(f"No {what} example is of class {', '.join(map(str, lacking[:5]))}.")
     members = lambda y: [np.flatnonzero(np.isin(y, part)) for part in order]
     if scenario == "domain":
         width = max(map(len, order))
@@ -86,14 +97,19 @@ def permuted(
         examples: of a task, drawn anew for each; None: all.
         first: whether the first task is permuted too.
 
-    The order is ``info["permutation"]`` [tasks, inputs], applied by `permute` as the view of the
+    The order is ``info["permutation"]`` [tasks, inputs], applied by `pixels` as the view of the
     problem.
+
+    Raises:
+        ValueError: inputs and labels of different lengths; numbers out of their ranges.
 
     >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
     >>> stream = permuted((x, y), (x, y), tasks=2, batch=4)
     >>> stream.rows.shape, stream.info["permutation"].shape
     ((2, 2, 4), (2, 3))
     """
+    more = {} if examples is None else {"examples": examples}
+    _check(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
     rng = np.random.default_rng(seed)
     width = int(np.prod(train[0].shape[1:]))
     orders = [rng.permutation(width) for _ in range(tasks)]
@@ -125,11 +141,16 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
         test: labels are finest classes.
         batch: examples of a step, 1 or more.
 
+    Raises:
+        ValueError: a plan of another number of examples; a class that arrives without a test
+            example; inputs and labels of different lengths; a batch without an example.
+
     >>> from jaxmerge.data.streams.blurry import i_blurry
     >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
     >>> planned(i_blurry(y, 2), (x, y), (x, y), batch=3).rows.shape
     (2, 2, 3)
     """
+    _check(train, test, batch=batch)
     if len(train[0]) != plan.examples:
         raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")
     kept = [t for t in range(len(plan)) if len(plan.rows[t])]
@@ -186,58 +207,6 @@ def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Group
     return tuple(sets[::-1])
 
 
-def federated(
-    stream: Stream, clients: int, chosen: int, rounds: int, *, seed: int = 0, by_label: bool = False
-) -> Stream:
-    """A stream whose examples are dealt out to clients; each of its batches is a round of some.
-
-    A task's rows are dealt out, as many to each client; what is left over is left out, and where
-    tasks differ in size a client's part is filled up with weight 0.  A round draws clients without
-    replacement and holds all their rows, client after client, for `fedavg` and `fot`.
-
-    Args:
-        stream: its batches do not matter.
-        clients: of a task.
-        chosen: of one round.
-        rounds: of a task.
-        seed: of all that is drawn.
-        by_label: rows are sorted by label and cut into ``2 clients`` shards, two for each client
-            (McMahan et al., 2017); otherwise they are dealt out at random.
-
-    Raises:
-        ValueError: more are chosen than there are, or a task has fewer examples than clients.
-
-    >>> x, y = np.zeros((12, 3), np.float32), np.arange(12) % 4
-    >>> federated(split((x, y), (x, y), [[0, 1], [2, 3]]), 3, 2, 5).rows.shape
-    (2, 5, 4)
-    """
-    if not 0 < chosen <= clients:
-        raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")
-    rng, dealt = np.random.default_rng((seed, 2)), []
-    parts = (2 if by_label else 1) * clients
-    for at, weight in zip(np.asarray(stream.rows), np.asarray(stream.weight), strict=True):
-        own = rng.permutation(np.unique(at[weight > 0]))
-        if len(own) < parts:
-            raise ValueError(f"{len(own)} examples of a task cannot be dealt to {clients} clients.")
-        if by_label:
-            own = own[np.argsort(np.asarray(stream.targets)[own], kind="stable")]
-        shards = own[: len(own) // parts * parts].reshape(parts, -1)
-        dealt.append(rng.permutation(shards).reshape(clients, -1))
-    size = max(d.shape[1] for d in dealt)
-    every = np.full((len(dealt), clients, size), -1, np.int32)
-    for t, d in enumerate(dealt):
-        every[t, :, : d.shape[1]] = d
-    draw = lambda d: [d[rng.permutation(clients)[:chosen]].reshape(-1) for _ in range(rounds)]
-    at = np.array([draw(d) for d in every])
-    return stream._replace(
-        rows=np.maximum(at, 0),
-        origin=np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape),
-        weight=(at >= 0).astype(np.float32),
-        sample=every.reshape(len(every), -1),
-        promise=Static("nothing"),
-    )
-
-
 def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | None) -> Array:
     """Bytes as one vector in [0, 1], in the order of each example's task where it has one.
 
@@ -254,6 +223,25 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
     if "permutation" in info:
         x = jnp.take_along_axis(x, jnp.asarray(info["permutation"])[task], axis=1)
     return x
+
+
+def no_counts(**numbers: Any) -> list[str]:
+    """What is no whole number from 1 on."""
+    plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in numbers.items()}
+    expected = {n: checked(v, Count)[0] for n, v in plain.items()}
+    return [f"{n} must be {w}, got {numbers[n]!r}" for n, w in expected.items() if w]
+
+
+def _check(train: Data, test: Data, **numbers: int) -> None:
+    """Raise ValueError for data that do not fit together, and for what is no count; all at once."""
+    wrong = [
+        f"the {what} data have {len(x)} inputs and {len(y)} labels"
+        for what, (x, y) in {"training": train, "test": test}.items()
+        if len(x) != len(y)
+    ]
+    wrong += no_counts(**numbers)
+    if wrong:
+        raise ValueError(listed(wrong))
 
 
 def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:

@@ -33,11 +33,11 @@ from jaxmerge.continual.deploys import (
     deploy,
     running_merge,
 )
-from jaxmerge.continual.parts import build
+from jaxmerge.continual.parts import build, known_slot
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.registry import problems
 from jaxmerge.continual.schedule import Position, Start, from_last
-from jaxmerge.continual.stream_records import Setup, State
+from jaxmerge.continual.stream_records import Setup, State, several
 from jaxmerge.core.composition import stochastic
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves, Merge
@@ -81,7 +81,8 @@ class Stream:
             for what an earlier attempt has done.
 
     Raises:
-        ValueError: deployments that do not fit together, or a checkpoint of another stream.
+        ValueError: deployments that do not fit together, slots that do not suffice for the tasks,
+            or a checkpoint of another stream.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Stream:
     ):
         start = schedule.start(start)
         self.scenario, self.learner, self.start = scenario, learner, start
-        self.methods = tuple(map(registered.from_settings, methods))
+        self.methods = tuple(map(registered.from_settings, several(methods)))
         self.problem = problems.from_settings(problem)
         self.training = training if callable(training) else lambda task: training
         self.deploys, self.seed = tuple(map(deploy, deploys)), seed
@@ -211,6 +212,7 @@ class Stream:
         )  # fmt: skip
         setup = self._setup(training)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
+        known_slot(build(setup, len(self.scenario)), state.params, t)
         give_back()
         if known is None:
             state, losses = fit_task(

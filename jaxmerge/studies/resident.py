@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.continual.drivers import over, program, stacked
+from jaxmerge.continual.checks import check
+from jaxmerge.continual.drivers import program
+from jaxmerge.continual.seeds import over, stacked
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
@@ -103,6 +105,8 @@ def train(
         start=plan.start.name,
         accumulate=training.accumulate,
     )
+    for stream in streams:
+        check(setup, stream, traced=True)  # inside of what is compiled their numbers are not seen
     one = jax.jit(lambda setup, s, key: program(setup, s, key, score_every=0, models=True)[-3:])
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     began = time.perf_counter()

@@ -48,7 +48,7 @@ def parts_of(batch: Batch, clients: int) -> Batch:
     if size % clients:
         raise ValueError(
             f"A round of {size} examples cannot be cut into {clients} clients of equal size: make "
-            "the stream's batch a multiple of them (`streams.federated`)."
+            "the stream's batch a multiple of them (`jaxmerge.continual.federated`)."
         )
     return jax.tree.map(lambda x: x.reshape(clients, size // clients, *x.shape[1:]), batch)
 

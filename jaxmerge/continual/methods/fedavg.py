@@ -27,7 +27,7 @@ def fedavg(
 
     Args:
         clients: of a round. The batch of the stream is a round, an equal part for each client
-            (`streams.federated` makes such a stream).
+            (`jaxmerge.continual.federated` makes such a stream).
         epochs, batch, rate, weight_decay: of a client's SGD.
 
     Memory: `clients` models.

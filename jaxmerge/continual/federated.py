@@ -1,0 +1,66 @@
+"""Streams whose examples are dealt out to clients, for `fedavg` and `fot`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxmerge.continual.stream_records import Stream
+from jaxmerge.continual.streams import no_counts
+from jaxmerge.core.specs import Static
+from jaxmerge.errors import listed
+
+
+def federated(
+    stream: Stream, clients: int, chosen: int, rounds: int, *, seed: int = 0, by_label: bool = False
+) -> Stream:
+    """A stream whose examples are dealt out to clients; each of its batches is a round of some.
+
+    A task's rows are dealt out, as many to each client; what is left over is left out, and where
+    tasks differ in size a client's part is filled up with weight 0.  A round draws clients without
+    replacement and holds all their rows, client after client, for `fedavg` and `fot`.
+
+    Args:
+        stream: its batches do not matter.
+        clients: of a task.
+        chosen: of one round.
+        rounds: of a task.
+        seed: of all that is drawn.
+        by_label: rows are sorted by label and cut into ``2 clients`` shards, two for each client
+            (McMahan et al., 2017); otherwise they are dealt out at random.
+
+    Raises:
+        ValueError: more are chosen than there are, or a task has fewer examples than clients; no
+            round.
+
+    >>> from jaxmerge.continual.streams import split
+    >>> x, y = np.zeros((12, 3), np.float32), np.arange(12) % 4
+    >>> federated(split((x, y), (x, y), [[0, 1], [2, 3]]), 3, 2, 5).rows.shape
+    (2, 5, 4)
+    """
+    if wrong := no_counts(clients=clients, chosen=chosen, rounds=rounds):
+        raise ValueError(listed(wrong))
+    if chosen > clients:
+        raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")
+    rng, dealt = np.random.default_rng((seed, 2)), []
+    parts = (2 if by_label else 1) * clients
+    for at, weight in zip(np.asarray(stream.rows), np.asarray(stream.weight), strict=True):
+        own = rng.permutation(np.unique(at[weight > 0]))
+        if len(own) < parts:
+            raise ValueError(f"{len(own)} examples of a task cannot be dealt to {clients} clients.")
+        if by_label:
+            own = own[np.argsort(np.asarray(stream.targets)[own], kind="stable")]
+        shards = own[: len(own) // parts * parts].reshape(parts, -1)
+        dealt.append(rng.permutation(shards).reshape(clients, -1))
+    size = max(d.shape[1] for d in dealt)
+    every = np.full((len(dealt), clients, size), -1, np.int32)
+    for t, d in enumerate(dealt):
+        every[t, :, : d.shape[1]] = d
+    draw = lambda d: [d[rng.permutation(clients)[:chosen]].reshape(-1) for _ in range(rounds)]
+    at = np.array([draw(d) for d in every])
+    return stream._replace(
+        rows=np.maximum(at, 0),
+        origin=np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape),
+        weight=(at >= 0).astype(np.float32),
+        sample=every.reshape(len(every), -1),
+        promise=Static("nothing"),
+    )

@@ -1,0 +1,112 @@
+"""One stream with several seeds at once: what differs is stacked, and mapped over.
+
+What is mapped over is traced, so that `jaxmerge.continual.drivers.program` cannot see its numbers
+there: `stacked` looks at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmerge.continual.stream_records import Groups, Stream
+from jaxmerge.continual.values import wrong_values
+from jaxmerge.core.types import Array, Tree
+from jaxmerge.errors import listed
+
+
+def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
+    """Streams of several seeds over the same data as one, what differs stacked; and `vmap` axes.
+
+    Args:
+        streams: at least one; inputs and targets are the same arrays.
+
+    Raises:
+        ValueError: streams of different shapes, or over different data; what is wrong with the
+            arrays of one, which cannot be seen once they are mapped over.
+
+    >>> from jaxmerge.continual import streams
+    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
+    >>> stacked(every)[0].rows.shape
+    (3, 2, 1, 2)
+    """
+    first = streams[0]
+    if wrong := {w for s in streams for w in wrong_values(s)}:
+        raise ValueError(listed(sorted(wrong)))
+    evaluated = [s.groups for s in streams if isinstance(s.groups, Groups)]
+    if len(evaluated) < len(streams):
+        raise ValueError("Streams with several sets of groups cannot be stacked; run them in turn.")
+    shapes = sorted({str(s.rows.shape) for s in streams})
+    if len(shapes) > 1 or any(s.inputs is not first.inputs for s in streams):
+        raise ValueError(
+            f"Stacked streams share their data and have one shape; found {', '.join(shapes)}."
+        )
+    same = lambda x, y: np.array_equal(np.asarray(x), np.asarray(y))
+    if not all(same(s.weight, first.weight) for s in streams):
+        raise ValueError("Stacked streams share their weights, or skipped steps would be computed.")
+    size = max(g.rows.shape[1] for g in evaluated)
+    fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, size - x.shape[1])))
+    streams = [
+        s._replace(groups=g._replace(rows=fill(g.rows), weight=fill(g.weight)))
+        for s, g in zip(streams, evaluated, strict=True)
+    ]
+    sample = None if first.sample is None else 0
+    groups = Groups(None, None, 0, 0, 0, 0)
+    axes = Stream(None, None, 0, 0, None, 0, groups, sample)._replace(promise=None)
+    pile = lambda axis, *x: x[0] if axis is None else jax.tree.map(lambda *y: np.stack(y), *x)
+    return jax.tree.map(pile, axes, *streams, is_leaf=lambda x: x is None), axes
+
+
+def over(
+    one: Callable[[Stream, Array], Tree], axes: Stream, streams: Stream, keys: Array,
+    *, sharded: bool = False,
+) -> Tree:  # fmt: skip
+    """``one(stream, key)`` of every stacked stream: `vmap`, or `lax.map` on a CPU.
+
+    Args:
+        one: a pure function of a stream and a key.
+        keys: PRNG keys [seeds].
+        axes, streams: of `stacked`.
+        sharded: cut the seeds over all devices (their number must divide that of the seeds).
+
+    >>> from jaxmerge.continual import streams
+    >>> data = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> every = [streams.split(data, data, [[0, 1], [2, 3]], batch=2, seed=s) for s in range(3)]
+    >>> together, axes = stacked(every)
+    >>> count = lambda stream, key: jnp.sum(stream.weight)
+    >>> over(count, axes, together, jax.random.split(jax.random.key(0), 3)).tolist()
+    [4.0, 4.0, 4.0]
+    """
+    if jax.default_backend() != "cpu":
+        if sharded:
+            keys = jax.device_put(keys, NamedSharding(_seeds(), PartitionSpec("seeds")))
+        return jax.vmap(one, (axes, 0))(streams, keys)
+    leaves, form = jax.tree.flatten(streams)
+    spread = jax.tree.map(
+        lambda a, x: jax.tree.map(lambda _: a == 0, x), axes, streams, is_leaf=lambda a: a is None
+    )
+    flags = jax.tree.leaves(spread)
+    own = [x for x, f in zip(leaves, flags, strict=True) if f]
+
+    def one_seed(x):
+        rest, key = iter(x[0]), x[1]
+        full = [next(rest) if f else y for y, f in zip(leaves, flags, strict=True)]
+        return one(jax.tree.unflatten(form, full), key)
+
+    if not sharded:
+        return jax.lax.map(one_seed, (own, keys))
+    cut = PartitionSpec("seeds")
+    per_device = jax.shard_map(
+        lambda own, keys: jax.lax.map(one_seed, (own, keys)),
+        mesh=_seeds(), in_specs=(cut, cut), out_specs=cut, check_vma=False,
+    )  # fmt: skip
+    return per_device([jnp.asarray(x) for x in own], keys)
+
+
+def _seeds() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("seeds",))
