@@ -68,7 +68,7 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
         jax.eval_shape(stage, setup, stream, stand, jnp.int32(0))
 
 
-def check_calls(tasks: int, steps: int, score_every: int, least: int, anytime: int = 1) -> None:
+def check_calls(stream: Stream, score_every: int, least: int, anytime: int = 1) -> None:
     """Raise ValueError for numbers of a driver that do not fit a stream."""
     numbers = {"score_every": (score_every, least), "anytime": (anytime, 1)}
     wrong = [
@@ -76,6 +76,7 @@ def check_calls(tasks: int, steps: int, score_every: int, least: int, anytime: i
         for n, (v, low) in numbers.items()
         if not _whole(v) or v < low
     ]
+    steps = stream.rows.shape[1]
     if not wrong and steps % anytime:
         wrong.append(f"anytime={anytime} does not divide the {steps} steps of a task")
     if wrong:

@@ -63,7 +63,7 @@ def program(
     (2, 2)
     """
     check(setup, stream, traced=True)
-    check_calls(*stream.rows.shape[:2], score_every, 0, anytime)
+    check_calls(stream, score_every, 0, anytime)
     whole = _program if concrete(setup, stream, key) else _traced
     return whole(setup, stream, key, score_every=score_every, anytime=anytime, models=models)
 
@@ -188,7 +188,7 @@ def run(
     (2, 1)
     """
     check(setup, stream)
-    check_calls(*stream.rows.shape[:2], score_every, 1)
+    check_calls(stream, score_every, 1)
     check_resumed(setup, stream, state, first)
     parts = build(setup, stream.tasks)
     host = any(m.host for m in parts.methods)
@@ -208,10 +208,10 @@ def run(
         score = partial(compiled[scoring.score], setup, stream, t=index)
         due = (t + 1) % score_every == 0 or t == stream.tasks - 1
         figures.append(score(now) if due else unscored(score, now))
+        watch(t, now, figures[-1])
         if due:
             nan = compiled[scoring.not_numbers](setup, stream, now, figures[-1])
             finite[-1] = finite[-1] & _numbers(t, nan, finite[-1])
-        watch(t, now, figures[-1])
     pile = lambda *x: jnp.stack(x)
     return Result(now, jax.tree.map(pile, *figures), jnp.stack(losses), jnp.stack(finite))
 

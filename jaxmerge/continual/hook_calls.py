@@ -94,10 +94,10 @@ def kind(given: Any) -> str:
     """
     if given is None:
         return "nothing"
-    if isinstance(given, tuple) and type(given) is tuple:
-        return f"a tuple of {len(given)}"
     if hasattr(given, "dtype") and hasattr(given, "shape"):
         return f"{given.dtype}{list(given.shape)}"
+    if type(given) is tuple:
+        return f"a tuple of {len(given)}"
     if isinstance(given, str):
         return repr(given[:60])
     name = type(given).__name__

@@ -226,7 +226,14 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
 
 
 def no_counts(**numbers: Any) -> list[str]:
-    """What is no whole number from 1 on."""
+    """What is no whole number from 1 on, in words.
+
+    Args:
+        numbers: by name.
+
+    >>> no_counts(batch=10, epochs=0)
+    ['epochs must be a whole number from 1 on, got 0']
+    """
     plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in numbers.items()}
     expected = {n: checked(v, Count)[0] for n, v in plain.items()}
     return [f"{n} must be {w}, got {numbers[n]!r}" for n, w in expected.items() if w]
