@@ -40,6 +40,7 @@ def pytest_addoption(parser):
     text = "processor seconds for the cases of a test function, 0: all; 0.2 where no file is named"
     parser.addoption("--budget", type=float, default=None, metavar="SECONDS", help=text)
     parser.addoption("--sample", default="", metavar="NAME", help="another choice of the cases")
+    parser.addoption("--shard", default="", metavar="K/N", help="the K-th part of N of the tests")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,10 +64,11 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave out what the budget does not pay for, of what is selected otherwise."""
+    """Leave out what the budget does not pay for and other shards run, of what is selected."""
     names = [i.nodeid for i in items]
     budget = getattr(config, "workerinput", vars(config.option))["budget"] or 0.0
     out = sampling.left_out(names, sampling.recorded(), budget, config.option.sample)
+    out |= sampling.of_other_shards(names, config.option.shard)
     if out:
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in out])
         items[:] = [i for i in items if i.nodeid not in out]

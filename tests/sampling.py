@@ -7,6 +7,7 @@ says most of what all say:
     pytest --budget 1.5 --sample X # as CI does: more of them, another choice for every X
     pytest --budget 0              # all
     pytest tests/test_laws.py      # all of that file
+    pytest --budget 0 --shard 2/8  # one part of eight of all, for several machines
 
 With a sample's name the cases are chosen by it, so that CI, which passes the commit, comes past all
 of them in time; without, the quickest run.  A budget also leaves out single tests that take more
@@ -60,6 +61,25 @@ def left_out(
             else:
                 spent += own
     return out
+
+
+def of_other_shards(names: Sequence[str], shard: str) -> set[str]:
+    """Node ids that another of several machines runs; each runs on one of them.
+
+    Args:
+        names: node ids.
+        shard: "2/8" for the second of eight, "" for one machine that runs all.
+
+    >>> names = [f"a::t[{k}]" for k in range(9)]
+    >>> [len(names) - len(of_other_shards(names, f"{k}/2")) for k in (1, 2)]
+    [4, 5]
+    """
+    if not shard:
+        return set()
+    k, count = map(int, shard.split("/"))
+    if not 1 <= k <= count:
+        raise ValueError(f"--shard is K/N with K from 1 to N, got {shard}.")
+    return {n for n in names if zlib.crc32(n.encode()) % count != k - 1}
 
 
 def recorded() -> dict[str, float]:

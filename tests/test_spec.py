@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.core.registry import spec_of
+from jaxmerge.core.stage_specs import spec_of
 
 NAMES = [name for name, _ in laws.stages()]
 

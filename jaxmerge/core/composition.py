@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxmerge.core.keys import leaf_key
 from jaxmerge.core.patterns import compile_pattern
-from jaxmerge.core.registry import register, spec_of
+from jaxmerge.core.registry import register
 from jaxmerge.core.specs import Spec
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Array, Labels, Leaves, Measure, Merge, Transform, zeros
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
-from jaxmerge.core.registry import spec_of
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Leaves, Merge, Transform
 from jaxmerge.errors import screen
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.core.keys import cell_key
-from jaxmerge.core.registry import spec_of
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Array, Context, Measure, Merge, Transform, working_dtype
 from jaxmerge.numerics.precision import full_precision
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from jaxmerge.core.composition import by_leaf, chain, keep_base, partition, stochastic
 from jaxmerge.core.patterns import PatternError, compile_pattern
-from jaxmerge.core.registry import REGISTRY, get, spec_of
+from jaxmerge.core.registry import REGISTRY, get
 from jaxmerge.core.specs import Spec, Static
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Merge, Transform
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.architectures import Architecture, architecture

@@ -26,7 +26,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.core.registry import spec_of
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Merge
 from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers.files.job import Job

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmerge.core.composition import Pipeline
-from jaxmerge.core.registry import spec_of
+from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.errors import UserError
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.safetensors import File, Leaves

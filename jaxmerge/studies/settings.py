@@ -1,6 +1,9 @@
 """Plain settings read and changed: values of the command line, methods and merges by name.
 
-Whatever does not fit is refused with all offenders at once and the closest names.
+Whatever does not fit is refused with all offenders at once and the closest names.  This is written
+by hand, where results are read by pydantic (`jaxmerge.studies.conversion`): that checks values
+against annotations, which a user's experiment need not have in full, and knows neither null that
+takes a key out nor the closest names.
 """
 
 from __future__ import annotations

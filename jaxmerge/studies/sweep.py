@@ -57,6 +57,8 @@ class Unit:
 def parse(grid: Sequence[str]) -> dict[str, list[Any]]:
     """``key=value,value`` pairs as axes; values are YAML, ``low:high:step`` is a range.
 
+    No settings library reads this grammar; the values are checked as settings are, by `units`.
+
     Args:
         grid: texts of one pair or several.
 
