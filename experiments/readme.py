@@ -231,7 +231,8 @@ def steps() -> str:
     """What a step of the mechanism costs, on a core and on a GPU, and before it was there."""
     read = lambda name: json.loads((RESULTS / f"{name}.json").read_text())
     lines = [
-        "| Device | Steps a second | times torch's | over a scan by hand | Seeds | cost of all seeds |",
+        "| Device | Steps a second | times torch's | over a scan by hand | Seeds "
+        "| cost of all seeds |",
         "| :-- | --: | --: | --: | --: | --: |",
     ]
     for name in ("continual_steps_cpu", "continual_steps_gpu", "continual_steps_gpu_64"):

@@ -91,7 +91,8 @@ def ran(name: str):
     return run(setup(of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
 
 
-QUICK = ("er", "ewc", "gpm", "supsup")  # one of each kind; the others are slow
+# One of each kind; the others are slow in laws whose seconds were not recorded for all methods.
+QUICK = ("er", "ewc", "gpm", "supsup")
 slow = lambda n: n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
 with_names = lambda chosen: pytest.mark.parametrize("name", [slow(n) for n in chosen])
 every = with_names(names())
@@ -145,7 +146,7 @@ def restored(saved: list[np.ndarray], fresh):
     return tree.unflatten([back(x, old) for x, old in zip(saved, leaves, strict=True)])
 
 
-@every
+@pytest.mark.parametrize("name", names())
 def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
     """Killed after every step of every task, and at every stage of a border; merges too."""
     config = setup(of(name), merges={"MagMax": jm.magmax(), "EMA": jm.ema(0.5)})
