@@ -1,5 +1,10 @@
 """Seeds of a stream trained as one program, as `jaxmerge sweep` does where they fit."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import clouds
 import numpy as np
 import pytest
@@ -59,3 +64,46 @@ def test_what_is_in_the_way_is_said(learner, scenarios):
     packed = learner._replace(collate=lambda x: x)
     assert "packed on the host" in resident.obstacle(Plan("x"), scenarios[0], packed)
     assert "there is room for" in resident.obstacle(Plan("x"), scenarios[0], learner, room=10)
+
+
+TWO_DEVICES = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import clouds, jax, numpy as np
+from jaxmerge.data.streams.scenario import class_incremental
+from jaxmerge.studies import resident
+from jaxmerge.studies.seed import Plan
+
+asked, whole = [], resident.over
+def over(one, axes, streams, keys, *, sharded=False):
+    asked.append((sharded, keys.shape))
+    return whole(one, axes, streams, keys, sharded=sharded)
+resident.over = over
+
+source, learner = clouds.source(), clouds.learner()
+orders = (4, 1, 0, 5, 2, 3), range(6), (5, 4, 3, 2, 1, 0)
+scenarios = [class_incremental(source, 3, o) for o in orders]
+plan = Plan("sequential", training=lambda task=None: clouds.TRAINING)
+many = resident.train(plan, scenarios, learner, (3, 4, 5))
+os.environ["JAXMERGE_DEVICES"] = "1"
+alone = resident.train(plan, scenarios, learner, (3, 4, 5))
+assert asked == [(2, (4,)), (False, (3,))], asked
+for scenario, one, other in zip(scenarios, many, alone, strict=True):
+    for task in scenario:
+        for n, p in one.get(task.name, {{}}).items():
+            np.testing.assert_allclose(p, other.get(task.name, {{}})[n], rtol=1e-5, atol=1e-6)
+print(jax.device_count(), len(many))
+"""
+
+
+def test_two_devices_share_three_seeds_and_give_what_one_device_gives():
+    """In a process of its own, for the number of devices is read once."""
+    tests = Path(__file__).parent
+    env = {k: v for k, v in os.environ.items() if k != "JAXMERGE_DEVICES"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES.format(tests=str(tests))], capture_output=True,
+        text=True, env=env, cwd=tests.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["2", "3"]

@@ -64,7 +64,7 @@ def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
 
 def over(
     one: Callable[[Stream, Array], Tree], axes: Stream, streams: Stream, keys: Array,
-    *, sharded: bool = False,
+    *, sharded: bool | int = False,
 ) -> Tree:  # fmt: skip
     """``one(stream, key)`` of every stacked stream: `vmap`, or `lax.map` on a CPU.
 
@@ -72,7 +72,8 @@ def over(
         one: a pure function of a stream and a key.
         keys: PRNG keys [seeds].
         axes, streams: of `stacked`.
-        sharded: cut the seeds over all devices (their number must divide that of the seeds).
+        sharded: cut the seeds over all devices, or over the first so many (their number must divide
+            that of the seeds).
 
     >>> from jaxmerge.continual import streams
     >>> data = np.eye(4, dtype=np.float32), np.arange(4)
@@ -84,7 +85,7 @@ def over(
     """
     if jax.default_backend() != "cpu":
         if sharded:
-            keys = jax.device_put(keys, NamedSharding(_seeds(), PartitionSpec("seeds")))
+            keys = jax.device_put(keys, NamedSharding(_seeds(sharded), PartitionSpec("seeds")))
         return jax.vmap(one, (axes, 0))(streams, keys)
     leaves, form = jax.tree.flatten(streams)
     spread = jax.tree.map(
@@ -103,10 +104,11 @@ def over(
     cut = PartitionSpec("seeds")
     per_device = jax.shard_map(
         lambda own, keys: jax.lax.map(one_seed, (own, keys)),
-        mesh=_seeds(), in_specs=(cut, cut), out_specs=cut, check_vma=False,
+        mesh=_seeds(sharded), in_specs=(cut, cut), out_specs=cut, check_vma=False,
     )  # fmt: skip
     return per_device([jnp.asarray(x) for x in own], keys)
 
 
-def _seeds() -> Mesh:
-    return Mesh(np.array(jax.devices()), ("seeds",))
+def _seeds(sharded: bool | int) -> Mesh:
+    devices = jax.devices()
+    return Mesh(np.array(devices if sharded is True else devices[:sharded]), ("seeds",))

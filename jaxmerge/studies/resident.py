@@ -4,7 +4,8 @@
 the figures are the same to rounding.  What the program gives are the models of every task; merging,
 choosing factors and evaluating them is the loop's work, as with any models at hand.
 
-On an accelerator the seeds are one batched program (`vmap`), on a CPU one follows another in it.
+On an accelerator the seeds are one batched program (`vmap`), on a CPU one follows another in it;
+several devices share them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.studies.seed import Plan
+from jaxmerge.training import data_parallel
 from jaxmerge.training.fit import Chunks
 from jaxmerge.training.how import Training
 from jaxmerge.training.model_learner import AnyLearner
@@ -91,7 +93,9 @@ def train(
 ) -> list[Trained | Exception]:
     """The models of a stream for several seeds, or what went wrong with a seed.
 
-    A member that has diverged is a `FloatingPointError` that names its task; the others are good.
+    Where there are several devices the seeds are cut over them, filled up with more of the first
+    one where they do not divide.  A member that has diverged is a `FloatingPointError` that names
+    its task; the others are good.
     """
     streams, data = [], {}
     for scenario, seed in zip(scenarios, seeds, strict=True):
@@ -108,14 +112,21 @@ def train(
     for stream in streams:
         check(setup, stream, traced=True)  # inside of what is compiled their numbers are not seen
     one = jax.jit(lambda setup, s, key: program(setup, s, key, score_every=0, models=True)[-3:])
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     began = time.perf_counter()
-    together, axes = _stack(streams)
+    across = _across(len(seeds))
+    filler = -len(seeds) % across
+    together, axes = _stack(streams + streams[:1] * filler)
+    if together is None:
+        filler = 0
+    keys = jnp.stack([jax.random.key(seed) for seed in [*seeds, *seeds[:1] * filler]])
     if together is None:  # tasks of different sizes: one after the other, compiled once
         outputs = [one(setup, s, k) for s, k in zip(streams, keys, strict=True)]
         outputs = jax.tree.map(lambda *x: np.stack(x), *outputs)
     else:
-        many = jax.jit(lambda setup, s, k: over(lambda a, b: one(setup, a, b), axes, s, k))
+        cut = across > 1 and across
+        many = jax.jit(
+            lambda setup, s, k: over(lambda a, b: one(setup, a, b), axes, s, k, sharded=cut)
+        )
         outputs = many(setup, together, keys)
     _, finite, models = jax.tree.map(np.asarray, outputs)
     spent = (time.perf_counter() - began) / len(seeds)
@@ -173,6 +184,12 @@ def stream_of(
         shared["inputs"], shared["columns"], full, origin, weight, info, groups,
         sample.astype(np.int32),
     )  # fmt: skip
+
+
+def _across(seeds: int) -> int:
+    """How many devices the seeds are cut over: those that training uses, in one process."""
+    row = data_parallel.mesh()
+    return 1 if row is None or jax.process_count() > 1 else min(row.size, seeds)
 
 
 def _drawn(rows: np.ndarray) -> np.ndarray:
