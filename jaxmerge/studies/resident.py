@@ -118,7 +118,7 @@ def train(
     together, axes = _stack(streams + streams[:1] * filler)
     if together is None:
         filler = 0
-    keys = jnp.stack([jax.random.key(seed) for seed in [*seeds, *seeds[:1] * filler]])
+    keys = jnp.stack([jax.random.key(seed) for seed in [*seeds, *[seeds[0]] * filler]])
     if together is None:  # tasks of different sizes: one after the other, compiled once
         outputs = [one(setup, s, k) for s, k in zip(streams, keys, strict=True)]
         outputs = jax.tree.map(lambda *x: np.stack(x), *outputs)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.registry import optimisers
 from jaxmerge.core.specs import Spec
+from jaxmerge.errors import listed
 
 OF_ADAMW = ("rate", "warmup", "weight_decay", "clip")  # fields that an optimiser takes the place of
 
@@ -77,7 +78,7 @@ class Training:
             except (TypeError, ValueError) as error:
                 wrong.append(f"optimiser: {str(error).rstrip('.')}")
         if wrong:
-            raise ValueError(f"Training: {'; '.join(wrong)}.")
+            raise ValueError(f"Training: {listed(wrong)}")
 
     def steps(self, examples: int) -> int:
         """Steps for a task of that many examples, at least one.
