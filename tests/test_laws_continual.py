@@ -94,8 +94,7 @@ def ran(name: str):
 # One of each kind; the others are slow in laws whose seconds were not recorded for all methods.
 QUICK = ("er", "ewc", "gpm", "supsup")
 slow = lambda n: n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
-with_names = lambda chosen: pytest.mark.parametrize("name", [slow(n) for n in chosen])
-every = with_names(names())
+every = pytest.mark.parametrize("name", [slow(n) for n in names()])
 
 
 @pytest.mark.parametrize("name", sorted(set(package.__all__) - set(names())))
@@ -223,7 +222,7 @@ def with_strength() -> list[str]:
     return [n for n in names() if has(n) and n not in OTHERWISE and same(n)]
 
 
-@with_names(with_strength())
+@pytest.mark.parametrize("name", with_strength())
 def test_with_strength_0_it_is_fine_tuning(name):
     config, fine = setup(of(name, strength=0.0)), setup()
     fine = dataclasses.replace(fine, problem=PLAIN.get(name, fine.problem))
