@@ -37,7 +37,6 @@ PROBLEMS = ("jaxmerge.continual.problems", "jaxmerge.models.decoder.learner")
 MODELS = (
     "jaxmerge.training.learner",
     "jaxmerge.training.model_learner",
-    "jaxmerge.training.model_learner",
     "jaxmerge.models.alexnet.learner",
     "jaxmerge.models.decoder.learner",
     "jaxmerge.models.mlp.learner",
