@@ -123,9 +123,11 @@ def test_a_program_is_a_run_and_its_memory_keeps_shapes_and_dtypes(name):
     assert actual.finite.all()
     same(figures(actual), figures(other))
     merges = [arrays(r.state.merges) for r in (actual, other)]
-    if name in FUSED:
+    if name in FUSED:  # the last bit is that of the weights whose difference it is
+        weights = build(config, 3).model.weights(other.state.params, 2).values()
+        bit = np.spacing(np.float32(max(np.abs(w).max() for w in weights)))
         for one, two in zip(*merges, strict=True):
-            np.testing.assert_allclose(one, two, rtol=0, atol=np.spacing(np.abs(two).max()))
+            np.testing.assert_allclose(one, two, rtol=0, atol=bit)
     else:
         same(*merges)
 
