@@ -152,7 +152,7 @@ def test_problems_of_streams_and_of_the_experiment():
     }
     assert made() == {"seen": classification("seen"), "plain": classification("own")}
     assert made(problem="classification")["plain"] == classification()
-    assert Clouds(problem={"classification": {"columns": "all"}}).what() == classification()
+    assert Clouds(problem={"classification": {"columns": "all"}}).problem_spec() == classification()
 
 
 def test_the_first_model_is_shared_by_equal_problems_and_optimisers_only():

@@ -19,7 +19,7 @@ from jaxmerge.continual.stream_records import Problem
 from jaxmerge.data.sources import Source
 from jaxmerge.data.splits import stratified
 from jaxmerge.data.streams.scenario import class_incremental
-from jaxmerge.evaluation.predict import judges, probe
+from jaxmerge.evaluation.predict import evaluators_of, probe
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies import resident
 from jaxmerge.studies.loop import Stream
@@ -224,7 +224,7 @@ def test_another_metric_takes_the_place_of_accuracy(scenario, learner):
 @pytest.mark.parametrize("problem", ["next_token", "pairs"])
 def test_a_problem_whose_figures_are_no_shares_of_right_answers_is_refused(problem):
     with pytest.raises(ValueError, match="measures shares of right answers from logits"):
-        judges(problems.from_settings(problem).build(), 6)
+        evaluators_of(problems.from_settings(problem).build(), 6)
 
 
 def test_a_view_is_that_of_each_example_s_task_in_training_and_in_tests(scenario, learner):

@@ -129,7 +129,7 @@ def one_seed(
     state = folder / "state" / f"seed_{seed}"
     keep = experiment.to_save(merges_of(plans)) if seed == experiment.seed else []
     run, merged = run_seed(
-        scenario, learner, plans, seed=seed, how=experiment.how, problem=experiment.what(),
+        scenario, learner, plans, seed=seed, how=experiment.how, problem=experiment.problem_spec(),
         baselines=experiment.baselines,
         store=state, every=every, batch=experiment.evaluation_batch, watch=watch, keep=keep,
     )  # fmt: skip

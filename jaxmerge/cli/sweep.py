@@ -289,7 +289,7 @@ def work(
     state = folder / "state" / name
     run, _ = run_seed(
         scenario, shared["learner"], plans, seed=experiment.seed, how=experiment.how,
-        problem=experiment.what(), baselines=experiment.baselines, store=state,
+        problem=experiment.problem_spec(), baselines=experiment.baselines, store=state,
         batch=experiment.evaluation_batch,
         watch=bars.step if bars is not None else None, keep=(),
     )  # fmt: skip

@@ -172,14 +172,14 @@ def _answer(fixed, inputs, task, aware, tasks):
     return parts.model.answer(params, inputs, seen).logits
 
 
-class Judges(NamedTuple):
+class Evaluators(NamedTuple):
     """What R and its task-aware twin are measured by; None: accuracy."""
 
     free: Evaluator | None = None
     aware: Evaluator | None = None
 
 
-def judges(problem: Problem, columns: int) -> Judges:
+def evaluators_of(problem: Problem, columns: int) -> Evaluators:
     """The evaluators of a problem that R is made of: its accuracy, or its first of each kind.
 
     Args:
@@ -210,14 +210,14 @@ def judges(problem: Problem, columns: int) -> Judges:
                 "`jaxmerge.continual.drivers`."
             )
         chosen[aware] = evaluator
-    return Judges(chosen[False], chosen[True])
+    return Evaluators(chosen[False], chosen[True])
 
 
 def accuracies(
     scores: np.ndarray,
     data: Probe,
     aware: np.ndarray | None = None,
-    by: Judges = Judges(),
+    by: Evaluators = Evaluators(),
     seen: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy on each task: (task-agnostic, task-aware), each [F, T]; NaN without examples.
@@ -232,14 +232,14 @@ def accuracies(
     if by.free is None:
         free = _by_task(scores.argmax(-1) == data.columns, data)
     else:
-        free = _judged(by.free, scores, data, seen)
+        free = _scored(by.free, scores, data, seen)
     if by.aware is not None:
-        return free, _judged(by.aware, given, data, seen)
+        return free, _scored(by.aware, given, data, seen)
     masked = np.where(data.own[data.task], given, -np.inf)
     return free, _by_task(masked.argmax(-1) == data.columns, data)
 
 
-def _judged(by: Evaluator, scores: np.ndarray, data: Probe, seen: int | None) -> np.ndarray:
+def _scored(by: Evaluator, scores: np.ndarray, data: Probe, seen: int | None) -> np.ndarray:
     met = data.own[: None if seen is None else seen + 1].any(0)
     own = jnp.asarray(data.own[data.task])
     info = {"own": own, "met": jnp.broadcast_to(met, own.shape)}

@@ -60,7 +60,7 @@ from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed, writing
-from jaxmerge.evaluation.predict import judges
+from jaxmerge.evaluation.predict import evaluators_of
 from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
 from jaxmerge.studies.settings import build_all, built, methods_of, only
@@ -209,12 +209,12 @@ class Experiment(abc.ABC):
             weight_decay=self.weight_decay, clip=self.clip,
         ).under(self.optimiser)  # fmt: skip
 
-    def what(self) -> Spec:
+    def problem_spec(self) -> Spec:
         """The problem of the streams that have none of their own, and of joint training.
 
         >>> class Toy(Experiment):
         ...     scenario = learner = lambda self, x: None
-        >>> Toy(problem="classification").what() == problems.get("classification")()
+        >>> Toy(problem="classification").problem_spec() == problems.get("classification")()
         True
         """
         return OWN if self.problem is None else problems.from_settings(self.problem)
@@ -257,8 +257,8 @@ class Experiment(abc.ABC):
             raise ValueError("models at hand are those of plain fine-tuning from start: base.")
         together(added)
         problem = options.get("problem")
-        problem = self.what() if problem is None else problems.from_settings(problem)
-        judges(problem.build(), 2)
+        problem = self.problem_spec() if problem is None else problems.from_settings(problem)
+        evaluators_of(problem.build(), 2)
         changes = options.get("training", {})
         only(changes, [f.name for f in dataclasses.fields(Training)], "training has")
         how = self._how(changes) if changes else self.how
@@ -361,7 +361,7 @@ class Experiment(abc.ABC):
         if self.optimiser is not None and beside:
             wrong.append(beside_optimiser(self.optimiser, beside))
         try:
-            judges(self.what().build(), 2)
+            evaluators_of(self.problem_spec().build(), 2)
         except (TypeError, ValueError) as error:
             wrong.append(f"problem: {str(error).rstrip('.')}")
         if self.optimiser is not None and not wrong and self.how().optimiser is None:

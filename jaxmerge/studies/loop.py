@@ -44,7 +44,7 @@ from jaxmerge.core.types import Leaves, Merge
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.drivers import memory
 from jaxmerge.evaluation.metrics import per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, judges, outputs_of, probe
+from jaxmerge.evaluation.predict import Probe, accuracies, evaluators_of, outputs_of, probe
 from jaxmerge.io.free_memory import give_back
 from jaxmerge.studies.deployed import Deployed
 from jaxmerge.studies.hooks import at_border, training_examples
@@ -123,7 +123,7 @@ class Stream:
         self.setup = self._setup(self.training(scenario[0]))
         self.parts = build(self.setup, len(scenario))
         self.model = self.parts.model
-        self.judges = judges(self.parts.problem, len(scenario.classes))
+        self.evaluators = evaluators_of(self.parts.problem, len(scenario.classes))
         state = begin_state(
             self.setup, self.info, self._base(), self._examples(0), learner.collate,
             jax.random.key(seed),
@@ -270,7 +270,7 @@ class Stream:
             sweep = self._choose(d, t)
             rows = [(d.label, sweep["chosen"])]
         outputs, own = self._outputs(d, [factor for _, factor in rows], self.test, t)
-        free, aware = accuracies(outputs, self.test, own, self.judges, t)
+        free, aware = accuracies(outputs, self.test, own, self.evaluators, t)
         columns = self.test.columns
         for k, (row, factor) in enumerate(rows):
             outcome = self.outcomes[row]
@@ -284,7 +284,9 @@ class Stream:
     def _choose(self, d: Deploy, t: int) -> dict:
         """Accuracy of every factor on the validation examples of the tasks so far."""
         seen = self.val.upto(t + 1)
-        right, _ = accuracies(self._outputs(d, d.factors, seen, t)[0], seen, by=self.judges, seen=t)
+        right, _ = accuracies(
+            self._outputs(d, d.factors, seen, t)[0], seen, by=self.evaluators, seen=t
+        )
         means = right[:, : t + 1].mean(axis=1)
         chosen = d.factors[int(np.argmax(means))]
         return {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": chosen}

@@ -11,7 +11,7 @@ from jaxmerge.continual.parts import build
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.evaluation.metrics import over_time, per_class
-from jaxmerge.evaluation.predict import Probe, accuracies, judges, outputs_of
+from jaxmerge.evaluation.predict import Probe, accuracies, evaluators_of, outputs_of
 from jaxmerge.training.fit import OWN, setup_of
 from jaxmerge.training.how import Training
 from jaxmerge.training.model_learner import AnyLearner
@@ -54,7 +54,7 @@ def measure(learner: AnyLearner, params: Leaves, data: Probe, problem: Spec = OW
     parts = build(setup, tasks)
     outputs, given = outputs_of(learner, setup, parts, [params], data, tasks - 1)
     columns = outputs.shape[-1]
-    free, aware = accuracies(outputs, data, given, judges(parts.problem, columns))
+    free, aware = accuracies(outputs, data, given, evaluators_of(parts.problem, columns))
     return Measured(
         free[0], aware[0], per_class(outputs[0].argmax(-1) == data.columns, data.columns)
     )
