@@ -165,7 +165,7 @@ def table(report: dict) -> str:
         lines.append("| " + " | ".join([r["method"], cell(r["A_AUC"]), *cells]) + " |")
     seconds = sum(r["processor_seconds"] for r in report["rows"])
     return (
-        f"`{report['command']}`, {report['machine']['cpus']} CPU cores shared with other work, "
+        f"`{report['command']}`, CPU cores shared with other work, "
         f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n"
         + "\n".join(lines)
         + "\n\n"

@@ -157,7 +157,7 @@ def accuracy_table(name: str) -> list[str]:
         f"{protocols}. Mean accuracy over tasks after the last one in percent, mean and standard "
         f"deviation of {len(report['seeds'])} seeds; settings chosen on validation images of seed "
         f"{report['tuning_seed']}. `{report['command']}`, {seconds:.0f} processor seconds in all "
-        f"on {report['machine']['cpus']} shared CPU cores."
+        f"on shared CPU cores."
         + (" A dash has not been run yet: the command goes on where it stopped." * missing),
         "",
     ]
