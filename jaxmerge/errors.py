@@ -173,11 +173,17 @@ def not_known(
     return "; ".join([*lines, *more])
 
 
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
 def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     """A hint that names the nearest known words in any case, or all of them when they are few.
 
     >>> closest("magmx", ["magmax", "mean", "ties"]), closest("EWC", ["ewc", "er"])
     ('did you mean magmax?', 'did you mean ewc?')
+    >>> closest("magmx", ["MagMax", "magmax"]), closest("Magmx", ["MagMax", "magmax"])
+    ('did you mean magmax?', 'did you mean MagMax?')
     >>> closest("zzz", ["magmax", "mean"])
     'expected one of magmax, mean'
     """
@@ -188,8 +194,9 @@ def closest(word: str, known: Iterable[str], n: int = 3) -> str:
     for k in known:
         spelt.setdefault(k.casefold(), []).append(k)
     near = difflib.get_close_matches(word[:MAX_WORD].casefold(), spelt, n=n, cutoff=0.6)
-    if near := [k for w in near for k in spelt[w]]:
-        return f"did you mean {' or '.join(near)}?"
+    if near:  # of spellings that differ in case alone, the one that is nearer in case
+        best = [max(spelt[w], key=lambda k: _alike(word[:MAX_WORD], k)) for w in near]
+        return f"did you mean {' or '.join(best)}?"
     if len(known) > 24:
         return f"there are {len(known)}, for example {', '.join(known[:8])}"
     return f"expected one of {', '.join(known)}"
