@@ -252,7 +252,9 @@ def test_a_resnet_learns_images():
     network = {"resnet18": {"classes": 4, "width": 2, "blocks": [1, 1]}}
     learner = from_model(network, scenario)
     how = Training(epochs=1, batch=6, chunk=2, optimiser="sgd")
-    stream = Stream(scenario, learner, training=how, deploys=[jm.average()], keep=True)
+    stream = Stream(
+        scenario, learner, training=how, deploys=[Deploy("average", jm.average)], keep=True
+    )
     stream.learn(0)
     moved = [n for n in learner.params if "mean" in n or "var" in n]
     assert moved
