@@ -54,6 +54,16 @@ WRONG = {
     "nan": (of_groups(weight=put(GOOD.groups.weight, np.nan)), "weights of groups are .* nan"),
     "labels": (of_groups(targets=put(GOOD.groups.targets, 9)), "groups has 0 to 9"),
     "info": (of_groups(info={"own": np.ones((2, 6), bool)}), r"\['own'\] has one entry for each"),
+    "fractions": (
+        of_stream(targets=GOOD.targets + 0.5), "targets are whole numbers, those of training .* fl"
+    ),
+    "flags": (of_groups(targets=GOOD.groups.targets > 2), "those of groups are bool"),
+    "columns": (
+        of_stream(info={"own": np.ones((3, 5), bool)}), r"the model has 6 columns, .* has 5"
+    ),
+    "columns of groups": (of_groups(info={"own": np.ones((3, 8), bool)}), "of groups has 8"),
+    "own": (of_stream(info={"own": np.ones((3, 6), np.float32)}), "as bool; found float32"),
+    "no groups": (of_stream(groups=None), "groups is empty"),
     "missing": (of_groups(info={}), "aware reads 'own' of a group's info, which has n"),
 }  # fmt: skip
 
@@ -192,3 +202,10 @@ def short_of_slots(slots: int = 1, slot: int = 0):
         )  # fmt: skip
 
     return Method(wrap=wrap)
+
+
+def test_labels_of_merges_are_texts_and_methods_a_list():
+    with pytest.raises(ValueError, match="a label is a text; found 3"):
+        setup(merges={3: jm.magmax()})
+    with pytest.raises(ValueError, match=r"methods are a list; found None: write \(\)"):
+        Setup(tiny(), classification(), sgd(0.1), None)

@@ -11,12 +11,13 @@ import pytest
 from jaxmerge.continual import optimisers
 from jaxmerge.continual.optimisers import by_name, sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies import cells
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.loop import Stream
 from jaxmerge.studies.seed import steps_of
-from jaxmerge.studies.settings import changed
+from jaxmerge.studies.settings import changed, restored
 from jaxmerge.training.how import Training
 from jaxmerge.training.model_learner import from_model
 
@@ -80,6 +81,25 @@ def test_what_is_wrong_with_an_optimiser_is_said(fields, what):
         Training(**fields)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_counts_are_whole_numbers_of_python_or_numpy():
+    assert Training(batch=np.int64(8), accumulate=4) == Training(batch=8, accumulate=4)
+    for odd in (True, 8.0, "8"):
+        with pytest.raises(ValueError, match="batch must be at least 1, and whole"):
+            Training(batch=odd)
+
+
+@pytest.mark.parametrize("found", [3, ["sgd"], 0.5])
+def test_a_setting_of_several_types_names_them_all(found):
+    with pytest.raises(ValueError, match=r"optimiser is a text or a mapping .* or null, got"):
+        restored(Clouds(optimiser="sgd"), {"optimiser": found})
+
+
+@pytest.mark.parametrize("name, found", [("hidden", 8), ("hidden", "abc"), ("dropout", 0.5)])
+def test_layers_of_a_perceptron_are_a_list(name, found):
+    with pytest.raises(ValueError, match=f"{name} is a list of .*; found {found!r}"):
+        mlp(**{name: found}).build()
 
 
 def test_groups_of_leaves_from_settings_are_those_of_python():

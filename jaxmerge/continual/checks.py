@@ -14,9 +14,9 @@ from jaxmerge.continual.parts import build, same_form
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.scoring import scores, with_met
 from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
-from jaxmerge.continual.values import sets_of, whose, wrong_values
+from jaxmerge.continual.values import forms_of_own, sets_of, whose, wrong_values
 from jaxmerge.core.specs import Spec
-from jaxmerge.core.types import Merge, concrete
+from jaxmerge.core.types import Merge, concrete, is_whole
 from jaxmerge.errors import closest, listed
 
 STARTS = ("last", "base")
@@ -54,13 +54,13 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     if not wrong:
         wrong = [*_setup(setup, stream, traced), *wrong_values(stream)]
     if not wrong:
-        wrong = [*_evaluated(setup, stream), *_counts(setup, stream)]
+        wrong = [*_evaluated(setup, stream), *_kinds(setup, stream), *_counts(setup, stream)]
     if wrong:
         raise ValueError(listed(wrong))
     parts = build(setup, stream.tasks)
     key = jax.random.key(0)
     stand = jax.eval_shape(stages.create, setup, stream, key)
-    wrong = [*_metrics(stream, parts), *_targets(stream, parts)]
+    wrong = _columns(stream, parts) or [*_metrics(stream, parts), *_targets(stream, parts)]
     if wrong:
         raise ValueError(listed(wrong))
     host = any(m.host for m in parts.methods)
@@ -74,7 +74,7 @@ def check_calls(stream: Stream, score_every: int, least: int, anytime: int = 1) 
     wrong = [
         f"{n} is a whole number from {low} on, got {v!r}"
         for n, (v, low) in numbers.items()
-        if not _whole(v) or v < low
+        if not is_whole(v) or v < low
     ]
     steps = stream.rows.shape[1]
     if not wrong and steps % anytime:
@@ -85,7 +85,7 @@ def check_calls(stream: Stream, score_every: int, least: int, anytime: int = 1) 
 
 def check_resumed(setup: Setup, stream: Stream, state: State | None, first: int) -> None:
     """Raise ValueError where a stream cannot go on from a state with task `first`."""
-    if not _whole(first) or not 0 <= first < stream.tasks:
+    if not is_whole(first) or not 0 <= first < stream.tasks:
         raise ValueError(f"first is a task, 0 to {stream.tasks - 1}, got {first!r}.")
     if state is None:
         if first:
@@ -96,10 +96,6 @@ def check_resumed(setup: Setup, stream: Stream, state: State | None, first: int)
     stand = jax.eval_shape(stages.create, setup, stream, jax.random.key(0))
     for n in ("base", "params", "memory", "merges"):
         same_form(getattr(stand, n), getattr(state, n), "a state of another setup", f"the {n}")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _specs(setup: Setup) -> list[str]:
@@ -126,13 +122,13 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
         known = (*STARTS, *setup.merges)
         wrong.append(f"no start is named {setup.start!r}: {closest(str(setup.start), known)}")
     wrong += [
-        f"no merge can be labelled {k!r}: that is {'a start' if k in STARTS else 'no merge'} "
+        f"no merge can be labelled {k!r}: that is {'a start' if k in STARTS else 'the last model'} "
         "of every stream"
         for k in (*STARTS, LAST)
         if k in setup.merges
     ]
     batch = np.shape(stream.rows)[-1:]
-    if not _whole(setup.accumulate) or setup.accumulate < 1:
+    if not is_whole(setup.accumulate) or setup.accumulate < 1:
         wrong.append(f"accumulate is a whole number from 1 on, got {setup.accumulate!r}")
     elif batch and batch[0] % setup.accumulate:
         wrong.append(f"accumulate={setup.accumulate} does not divide batches of {batch[0]}")
@@ -173,6 +169,20 @@ def _evaluated(setup: Setup, stream: Stream) -> list[str]:
     return wrong
 
 
+def _kinds(setup: Setup, stream: Stream) -> list[str]:
+    """Targets that are no whole numbers, where the problem says that they are columns."""
+    if setup.problem.build().labels is None:
+        return []
+    read = {"training": stream.targets}
+    read |= {f"{whose(stream, k)}s": g.targets for k, g in enumerate(sets_of(stream))}
+    return [
+        f"targets are whole numbers, those of {who} are {jnp.result_type(x)}"
+        for who, targets in read.items()
+        for x in jax.tree.leaves(targets)
+        if not jnp.issubdtype(jnp.result_type(x), jnp.integer)
+    ]
+
+
 def _counts(setup: Setup, stream: Stream) -> list[str]:
     """Merges that take more or fewer models than there are tasks."""
     takes = {k: s.build().models for k, s in setup.merges.items()}
@@ -189,6 +199,28 @@ def _inputs(stream: Stream, parts: stages.Parts, g: Groups) -> tuple[Any, Any]:
     take = lambda tree: jax.tree.map(lambda a: jnp.asarray(a)[jnp.asarray(g.rows)[0]], tree)
     given = jnp.zeros(g.rows.shape[1], jnp.int32)
     return parts.problem.view(take(g.inputs), stream.info, given, None), take(g.targets)
+
+
+def _logits(stream: Stream, parts: stages.Parts) -> Any:
+    """The form of what the model gives for the first group."""
+    first = sets_of(stream)[0]
+    outputs = lambda key: parts.model.apply(
+        parts.model.init(key), _inputs(stream, parts, first)[0], jnp.int32(0)
+    )
+    return jax.eval_shape(outputs, jax.random.key(0))
+
+
+def _columns(stream: Stream, parts: stages.Parts) -> list[str]:
+    """Columns of tasks and groups that are of another number than those of the model."""
+    forms = forms_of_own(stream)
+    if parts.problem.labels is None or not forms:
+        return []
+    many = _logits(stream, parts).logits.shape[-1]
+    return [
+        f"the model has {many} columns, {who} has {columns}"
+        for who, (*_, columns) in forms.items()
+        if columns != many
+    ]
 
 
 def _metrics(stream: Stream, parts: stages.Parts) -> list[str]:
@@ -222,11 +254,7 @@ def _targets(stream: Stream, parts: stages.Parts) -> list[str]:
     """Targets that are no column of what the model gives, where the problem says that they are."""
     if parts.problem.labels is None:
         return []
-    first = sets_of(stream)[0]
-    outputs = lambda key: parts.model.apply(
-        parts.model.init(key), _inputs(stream, parts, first)[0], jnp.int32(0)
-    )
-    low, high = parts.problem.labels(jax.eval_shape(outputs, jax.random.key(0)))
+    low, high = parts.problem.labels(_logits(stream, parts))
     read = {"training": (stream.targets, stream.rows, stream.weight)}
     for k, g in enumerate(sets_of(stream)):
         read[f"{whose(stream, k)}s"] = (g.targets, g.rows, g.weight)

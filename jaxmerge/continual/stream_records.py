@@ -132,6 +132,8 @@ def several(methods: Any) -> Any:
     Traceback (most recent call last):
     ValueError: methods are a list; found 'ewc' alone: write ['ewc'].
     """
+    if methods is None:
+        raise ValueError("methods are a list; found None: write () for none.")
     if isinstance(methods, str | Spec | Method | Mapping):
         name = type(methods).__name__ if isinstance(methods, Method) else repr(methods)
         raise ValueError(f"methods are a list; found {name} alone: write [{name}].")
@@ -161,6 +163,8 @@ class Setup:
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(several(self.methods)))
+        if odd := [k for k in self.merges if not isinstance(k, str)]:
+            raise ValueError(f"merges are label -> method, a label is a text; found {odd[0]!r}.")
         object.__setattr__(self, "merges", {k: frozen(m) for k, m in dict(self.merges).items()})
 
 

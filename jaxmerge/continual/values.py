@@ -6,6 +6,7 @@ would train on other examples in silence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def wrong_values(stream: Stream) -> list[str]:
 
 def sets_of(stream: Stream) -> tuple[Groups, ...]:
     """The groups, as several sets of them."""
-    return (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
+    return (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups or ())
 
 
 def whose(stream: Stream, k: int) -> str:
@@ -80,7 +81,25 @@ def _forms(stream: Stream) -> list[str]:
             if many and form[:1] != many
         ]
         wrong += [of + w for w in own]
+    if not wrong:
+        wrong = [
+            f"{n} says which columns are whose, as bool; found {jnp.result_type(x)}"
+            for n, x in _own_leaves(stream).items()
+            if not jnp.issubdtype(jnp.result_type(x), jnp.bool_)
+        ]
     return wrong
+
+
+def _own_leaves(stream: Stream) -> dict[str, Array]:
+    """Which columns are each task's and each group's own, by where that is said."""
+    said = {OWN: stream.info}
+    said |= {f"{OWN} of {whose(stream, k)}s": g.info for k, g in enumerate(sets_of(stream))}
+    return {n: i["own"] for n, i in said.items() if isinstance(i, Mapping) and "own" in i}
+
+
+def forms_of_own(stream: Stream) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``info["own"]``, [tasks, columns], of the stream and of its groups."""
+    return {n: tuple(np.shape(x)) for n, x in _own_leaves(stream).items()}
 
 
 def _alike(arrays: dict[str, Array], words: str) -> list[str]:

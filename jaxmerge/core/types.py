@@ -322,6 +322,15 @@ def concrete(*values: Any) -> bool:
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python's or numpy's; True and False are none.
+
+    >>> is_whole(np.int64(3)), is_whole(True), is_whole(3.0)
+    (True, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def numpy_of(*values: Any) -> Any:
     """numpy where all values are concrete, jax.numpy where one is being traced."""
     return np if concrete(*values) else jnp

@@ -88,7 +88,10 @@ def restored(experiment: Settings, settings: Mapping[str, Any]) -> Settings:
             v = tuple(v)
         kinds = {kind.partition("[")[0].strip() for kind in known[k].split("|")}
         if old is not None and type(v) is not type(old) and type(v).__name__ not in kinds:
-            wrong.append(f"{k} is {TYPES.get(type(old), type(old).__name__)}, got {v!r}")
+            names = {kind.__name__: words for kind, words in TYPES.items()} | {"None": "null"}
+            words = list(dict.fromkeys(said for name, said in names.items() if name in kinds))
+            words = words or [TYPES.get(type(old), type(old).__name__)]
+            wrong.append(f"{k} is {' or '.join(words)}, got {v!r}")
         typed[k] = v
     if wrong:
         raise ValueError("; ".join(wrong) + ".")

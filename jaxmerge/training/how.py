@@ -11,8 +11,10 @@ import numpy as np
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.registry import optimisers
 from jaxmerge.core.specs import Spec
+from jaxmerge.core.types import is_whole
 from jaxmerge.errors import listed
 
+WHOLE = ("epochs", "batch", "chunk", "accumulate")  # fields that are counts
 OF_ADAMW = ("rate", "warmup", "weight_decay", "clip")  # fields that an optimiser takes the place of
 
 
@@ -53,8 +55,8 @@ class Training:
     def __post_init__(self):
         wrong = [
             f"{name} must be at least 1, and whole, got {getattr(self, name)!r}"
-            for name in ("epochs", "batch", "chunk", "accumulate")
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            for name in WHOLE
+            if not is_whole(getattr(self, name)) or getattr(self, name) < 1
         ]
         wrong += [
             f"{name} must be positive, got {getattr(self, name)}"
@@ -79,6 +81,8 @@ class Training:
                 wrong.append(f"optimiser: {str(error).rstrip('.')}")
         if wrong:
             raise ValueError(f"Training: {listed(wrong)}")
+        for name in WHOLE:
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     def steps(self, examples: int) -> int:
         """Steps for a task of that many examples, at least one.

@@ -44,5 +44,5 @@ def mlp(
         head: see `jaxmerge.models.trained_head`.
         dtype: of the matrix products below the head.
     """
-    config = modeling.Config(inputs, tuple(hidden), bias, activation, tuple(dropout))
+    config = modeling.Config(inputs, hidden, bias, activation, dropout)
     return trained_head(tower(config, dtype), config.features, classes, head, bias=bias)

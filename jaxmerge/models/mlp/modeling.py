@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxmerge.models.convolution import Forward, Linear, Mode, layer_inputs
@@ -44,9 +45,19 @@ class Config:
     dropout: tuple[float, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        object.__setattr__(self, "dropout", tuple(self.dropout))
         wrong = []
+        for name, kinds, words in (
+            ("hidden", int | np.integer, "a list of widths, such as [100, 100]"),
+            ("dropout", float | int | np.number, "a list of rates, such as [0.2, 0.5]"),
+        ):
+            found = getattr(self, name)
+            many = isinstance(found, list | tuple | np.ndarray)
+            if not many or not all(isinstance(x, kinds) for x in found):
+                wrong.append(f"{name} is {words}; found {found!r}")
+            else:
+                object.__setattr__(self, name, tuple(found))
+        if wrong:
+            raise ValueError(f"MLP config: {'; '.join(wrong)}")
         if self.inputs < 1:
             wrong.append(f"inputs {self.inputs}, expected at least 1")
         if not self.hidden or any(width < 1 for width in self.hidden):
