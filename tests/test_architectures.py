@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,12 @@ from jaxmerge.io.architectures.config_changes import (
 )
 from jaxmerge.io.architectures.configs import changed
 from jaxmerge.io.architectures.stacks import find_stacks
+from jaxmerge.models import clip
+from jaxmerge.models.bert import modeling as bert_model
+from jaxmerge.models.bert import params as bert_keys
+from jaxmerge.models.bert.config import Config as bert_config
+from jaxmerge.models.clip import modeling as clip_model
+from jaxmerge.models.clip import params as clip_keys
 from jaxmerge.recipes.method_spec import of_family
 
 
@@ -381,3 +388,25 @@ def test_names_of_modules_become_names_of_a_checkpoint():
 def test_modules_whose_names_differ(family, stored):
     arch = architecture(leaves(dict.fromkeys(stored.values(), (4, 4))), {"model_type": family})
     assert {n: arch.stored(n) for n in stored} == stored
+
+
+def ports():
+    """Shapes by our names, and the table of keys, of the towers that the package has."""
+    mini = clip.load(Path(jm.__file__).parent / "assets" / "mini").config
+    yield clip_model.param_shapes(mini), clip_keys.hf_table(mini)
+    for config in (bert_config(layers=1), bert_config(layers=1, types=0, buckets=32)):
+        yield bert_model.param_shapes(config), bert_keys.hf_table(config)
+
+
+def test_a_leaf_of_our_own_ports_has_the_role_of_its_key():
+    """Tables of token types and of relative positions have two axes, and are no kernels."""
+    compared = {}
+    for shapes, entries in ports():
+        for entry in entries:
+            if len(entry.names) == 1:
+                (name,) = entry.names
+                compared[name] = role_of(name, shapes[name]), role_of(entry.key, shapes[name])
+    assert {n: both for n, both in compared.items() if both[0] != both[1]} == {}
+    assert compared["text/type"] == ("table", "table")
+    assert compared["text/relative"] == ("position", "position")
+    assert role_of("text/type/kernel", (8, 8)) == role_of("prototype", (8, 8)) == "kernel"

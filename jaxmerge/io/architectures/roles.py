@@ -44,11 +44,11 @@ TOKENS = re.compile(  # of the leaf's own module: what is inside of it may be a 
 )
 POSITIONS = re.compile(
     r"(^|[./_])(pos(ition(s|al)?)?|ape)([./_]|$)|attention_biases$|(^|[./_])(pos_?emb(ed)?|position_?embed|wpe|rpe)"
-    r"|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
+    r"|(^|[./])relative$|embed_positions|relative_attention_bias|rel_pos|rel_embed|relative_position|rel_h|rel_w|pe_layer"
 )
 TABLES = re.compile(
     r"embed(?!der)|codebook|codevectors|(^|[./_])(wte|wpe|emb|tables?)([./_]|$)"
-    r"|(^|[./])shared([./]|$)"
+    r"|(^|[./])(shared([./]|$)|types?$)"
 )
 LEARNED = re.compile(  # vectors that stand in for tokens, parameters of their own
     r"(^|[./_])(latents?(_\dd)?|quer(y|ies)|prompts?|probe|pointer)$"
