@@ -173,10 +173,10 @@ def accuracies() -> str:
 
 
 def suite() -> str:
-    """Eight tasks, every data-free method, OPCM in ten orders."""
-    if not (RESULTS / "mini_suite.json").exists():
+    """Eight text tasks, every data-free method, two in ten orders."""
+    if not (RESULTS / "text_suite.json").exists():
         return "Not measured yet."
-    report = json.loads((RESULTS / "mini_suite.json").read_text())
+    report = json.loads((RESULTS / "text_suite.json").read_text())
     rows, single = report["rows"], np.array(report["rows"]["single models"]["each"])
     lines = ["| Method | Factor | Accuracy % | Normalised % |", "| :-- | --: | --: | --: |"]
     plain = {k: r for k, r in rows.items() if ", order " not in k}
