@@ -48,6 +48,7 @@ TASKS = 8
 COUNTS = {"train": 1500, "val": 150, "test": 300}  # sentences of a task
 SHARES = (0.5, 1.0, 1.5, 2.0)  # of a factor's default
 ORDERS = 10
+DEAR = ("pcb", "iso_c", "tsv_m", "iso_cts", "wudi", "dop")  # run last; they decompose, or step
 STEPWISE = ("opcm", "continual_ties")  # what depends on the order of arrival
 TRAINING = Training(epochs=2, batch=32, rate=1e-4)
 
@@ -136,7 +137,9 @@ def methods() -> dict[str, tuple]:
             continue
         default = parameters["factor"].default if "factor" in parameters else None
         factors_of[name] = () if default is None else tuple(s * default for s in SHARES)
-    return factors_of
+    return dict(
+        sorted(factors_of.items(), key=lambda item: item[0] in DEAR and DEAR.index(item[0]) + 1)
+    )
 
 
 def main() -> None:
@@ -149,7 +152,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     file = options.work / "rows.json"
-    rows = json.loads(file.read_text()) if file.exists() else {}
+    done = json.loads(options.save.read_text())["rows"] if options.save.exists() else {}
+    rows = json.loads(file.read_text()) if file.exists() else done
     problem = Suite(options.data, options.work)
 
     def row(label: str, params, began: float | None = None, **more) -> None:
