@@ -190,10 +190,15 @@ def suite() -> str:
     orders = []
     for name in dict.fromkeys(k.split(", order ")[0] for k in rows if ", order " in k):
         ends = [100 * np.mean(r["each"]) for k, r in rows.items() if k.startswith(f"{name}, order")]
+        if len(ends) < 2:
+            continue
         orders.append(
             f"{name} over {len(ends)} orders of arrival: {np.mean(ends):.1f} ± "
             f"{np.std(ends, ddof=1):.1f} %, from {min(ends):.1f} to {max(ends):.1f} %."
         )
+    if report["left"]:
+        left = dict.fromkeys(re.sub(r", order .*", " in other orders", k) for k in report["left"])
+        orders += ["", f"Not run yet: {', '.join(left)}; the command goes on with them."]
     return "\n".join([*lines, "", *orders])
 
 

@@ -250,7 +250,8 @@ def merges() -> list[str]:
         gaps[f"{r['file']}, {r['dtype']}"] = most
     for system, files in (read("oracles") or {"systems": {}})["systems"].items():
         gaps |= {f"{system}/{file}, float64": most for file, (most, _) in files.items()}
-    suite = (read("text_suite") or {"rows": {}})["rows"]
+    report = read("text_suite") or {"rows": {}, "left": []}
+    suite = report["rows"]
     driven = {r["method"]: r for r in (read("data_driven") or {"rows": []})["rows"]}
     rows = []
     for p in json.loads((ROOT / "published_merges.json").read_text(encoding="utf-8")):
@@ -271,6 +272,8 @@ def merges() -> list[str]:
             ours = f"{100 * np.mean(suite[label]['each']):.1f} (eight text tasks on MiniLM)"
             command, seeds = "`text_suite.py`", "1"
             cost = f"{suite[label]['seconds']:.0f}" if "seconds" in suite[label] else "–"
+        elif label in report["left"]:
+            ours, command = "not run yet", "`text_suite.py`"
         elif label in driven:
             ours = f"{100 * driven[label]['accuracy']:.1f} (five tasks on `mini`)"
             command, cost, seeds = "`data_driven.py`", f"{driven[label]['seconds']:.0f}", "1"

@@ -1,7 +1,9 @@
 """Eight text tasks on all-MiniLM-L6-v2: every data-free method merges their models.
 
-    python experiments/text_suite.py --data DATA --work runs/suite   # resumable
+    python experiments/text_suite.py --data DATA --work runs/suite \\
         --save experiments/results/text_suite.json
+
+A run that is stopped goes on: models lie in the work folder, rows in the result file.
 
 The tasks are five sets of sentence classification (TREC's six coarse classes, SST-2, CR, MPQA,
 Subj), Banking77, and CLINC150 in two halves of five domains each.  One model is fine-tuned a task,
@@ -151,24 +153,37 @@ def main() -> None:
     parser.add_argument("--save", type=Path, required=True)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    file = options.work / "rows.json"
-    done = json.loads(options.save.read_text())["rows"] if options.save.exists() else {}
-    rows = json.loads(file.read_text()) if file.exists() else done
-    problem = Suite(options.data, options.work)
+    rows = json.loads(options.save.read_text())["rows"] if options.save.exists() else {}
+    problem, factors_of = Suite(options.data, options.work), methods()
+    orders = {f"{n}, order {k}": (n, k) for n in STEPWISE for k in range(ORDERS)}
+
+    def write() -> None:
+        about = {
+            "tasks": [t.name for t in problem.scenario],
+            "counts": COUNTS,
+            "train": [len(t.rows["train"]) for t in problem.scenario],
+            "test": [len(t.rows["test"]) for t in problem.scenario],
+            "training_seconds": problem.seconds,
+            "versions": versions(),
+            "machine": machine(),
+            "left": [n for n in (*factors_of, *orders) if n not in rows],
+        }
+        checkpoint.replace(options.save, json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
     def row(label: str, params, began: float | None = None, **more) -> None:
         correct = problem.aware(params, problem.test)
         if began is not None:
             more["seconds"] = time.perf_counter() - began
         rows[label] = {"each": correct.tolist(), **more}
-        checkpoint.replace(file, json.dumps(rows))
+        write()
         print(f"{label:28} {100 * correct.mean():5.1f} %", more, flush=True)
 
     if "zero-shot" not in rows:
         single = [problem.aware(m, problem.test)[t] for t, m in enumerate(problem.models)]
         rows["single models"] = {"each": [float(x) for x in single]}
         row("zero-shot", problem.base)
-    for name, factors in methods().items():
+    write()
+    for name, factors in factors_of.items():
         if name in rows:
             continue
         began, make = time.perf_counter(), jm.get(name)
@@ -180,22 +195,10 @@ def main() -> None:
             row(name, scaled(best), began, factor=best, factors=factors, validation=scores)
         else:
             row(name, problem.merged(make()), began)
-    for name in STEPWISE:
-        for k in range(ORDERS):
-            label = f"{name}, order {k}"
-            if label not in rows:
-                order = np.random.default_rng(k).permutation(TASKS).tolist()
-                row(label, problem.merged(jm.get(name)(), order), order=order)
-    about = {
-        "tasks": [t.name for t in problem.scenario],
-        "counts": COUNTS,
-        "train": [len(t.rows["train"]) for t in problem.scenario],
-        "test": [len(t.rows["test"]) for t in problem.scenario],
-        "training_seconds": problem.seconds,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    checkpoint.replace(options.save, json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    for label, (name, k) in orders.items():
+        if label not in rows:
+            order = np.random.default_rng(k).permutation(TASKS).tolist()
+            row(label, problem.merged(jm.get(name)(), order), order=order)
 
 
 if __name__ == "__main__":
