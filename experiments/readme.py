@@ -198,7 +198,8 @@ def suite() -> str:
         )
     if report["left"]:
         left = dict.fromkeys(re.sub(r", order .*", " in other orders", k) for k in report["left"])
-        orders += ["", f"Not run yet: {', '.join(left)}; the command goes on with them."]
+        orders += [""] * bool(orders)
+        orders.append(f"Not run yet: {', '.join(left)}; the command goes on with them.")
     return "\n".join([*lines, "", *orders])
 
 

@@ -37,7 +37,8 @@ os.environ["PYTHONWARNINGS"] = (
 
 def pytest_addoption(parser):
     """Options of the sample, see `sampling`."""
-    text = "processor seconds for the cases of a test function, 0: all; 0.2 where no file is named"
+    text = "processor seconds for the cases of a test function, 0: all; "
+    text += f"{sampling.FUNCTION} where no file is named"
     parser.addoption("--budget", type=float, default=None, metavar="SECONDS", help=text)
     parser.addoption("--sample", default="", metavar="NAME", help="another choice of the cases")
     parser.addoption("--shard", default="", metavar="K/N", help="the K-th part of N of the tests")

@@ -101,6 +101,23 @@ def test_the_line_that_explains_a_method_runs(toy, tmp_path):
         describe("trgpp")
 
 
+@pytest.mark.parametrize(
+    "name, kind, line",
+    [
+        ("sgd", "optimiser", "optimiser={sgd: {}}"),
+        ("classification", "problem", "problem={classification: {}}"),
+        ("met", "evaluator", "problem.classification.metrics=[met]"),
+        ("mlp", "model", "network={mlp: {}}"),
+    ],
+)
+def test_what_settings_name_is_explained_by_its_line(name, kind, line):
+    entry = describe(name)
+    assert entry["kind"] == kind
+    assert page(entry).endswith(f"jaxmerge run EXPERIMENT --set '{line}'\n")
+    config = command.load(EXPERIMENTS / "trained_head.py")
+    changed(config, runs.settings_of([line])).check()
+
+
 def test_wrong_settings_are_refused_before_anything_is_made(toy, tmp_path):
     for settings, message in (
         (["epoch=1"], "No setting 'epoch': did you mean epochs"),

@@ -154,8 +154,11 @@ def test_an_experiment_that_contradicts_itself_is_refused_when_it_is_checked():
     Clouds(optimiser="sgd").check()  # its lr is what the file has for AdamW
     with pytest.raises(ValueError, match="lr and clip are AdamW's under a cosine"):
         Clouds(optimiser="sgd", lr=0.5, clip=3.0).check()
-    with pytest.raises(ValueError, match="problem: No problem is named 'x'"):
-        Clouds(problem="x").check()
+    streams = {"plain": {}, "other": {"deploys": ["MagMix"]}}
+    with pytest.raises(ValueError, match="problem: No problem is named 'x'") as error:
+        Clouds(problem="x", streams=streams).check()
+    assert str(error.value).count("'x'") == 1  # not again for each stream
+    assert "no merge is named 'MagMix'" in str(error.value)
 
     class Forgets(Clouds):
         def how(self, task=None):

@@ -1,4 +1,4 @@
-"""`jaxmerge methods [NAME]`: what can be written in a recipe or in an experiment."""
+"""`jaxmerge methods [NAME]`: what can be written in a recipe or in an experiment, by its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxmerge.continual.registry import methods as LEARNING
+from jaxmerge.continual import registry as learning
 from jaxmerge.core.registry import REGISTRY, Registry, UnknownNameError
 from jaxmerge.errors import closest
 
@@ -20,6 +20,18 @@ KINDS = {
     "transform": "Transforms: before the merge on every task vector, after it on the result",
     "composition": "Composition",
     "learning": "Continual learning: what is added to fine-tuning",
+    "optimiser": "Optimisers of fine-tuning",
+    "problem": "Problems: what is learnt",
+    "evaluator": "Metrics of a problem",
+    "model": "Models for fine-tuning",
+}
+# Of continual learning: kind -> its registry, and the setting of an experiment that names one.
+SETTINGS = {
+    "learning": (learning.methods, "streams.STREAM.methods={NAME: {}}"),
+    "optimiser": (learning.optimisers, "optimiser={NAME: {}}"),
+    "problem": (learning.problems, "problem={NAME: {}}"),
+    "evaluator": (learning.evaluators, "problem.classification.metrics=[NAME]"),
+    "model": (learning.models, "network={NAME: {}}"),
 }
 
 
@@ -47,14 +59,14 @@ def run(name: str | None = None, *, json: bool = False) -> None:
     console.print("`jaxmerge methods NAME` explains one, with its arguments.")
 
 
-REGISTRIES = (REGISTRY, LEARNING)
+REGISTRIES = (REGISTRY, *(registry for registry, _ in SETTINGS.values()))
 
 
 def registry_of(name: str) -> Registry:
     """The registry that knows a name, old ones too.
 
     Raises:
-        UnknownNameError: none does; the closest names of both are given.
+        UnknownNameError: none does; the closest names of all are given.
     """
     for registry in REGISTRIES:
         if name in registry or name in registry.old:
@@ -74,12 +86,13 @@ def describe(name: str) -> Entry:
         >>> entry["kind"], entry["signature"], entry["memory"]
         ('method', 'magmax(factor=0.5)', '1 x the model, however many models')
     """
-    factory = registry_of(name).get(name)
+    registry = registry_of(name)
+    factory = registry.get(name)
     doc = inspect.getdoc(factory) or ""
     memory = re.search(r"^Memory: (.*?)(?:\.?\n\n|\.?\Z)", doc, re.MULTILINE | re.DOTALL)
     return {
         "name": name,
-        "kind": _kind(factory),
+        "kind": _kind(factory, registry),
         "signature": f"{name}({', '.join(settings(factory))})",
         "summary": doc.split("\n\n")[0].replace("\n", " "),
         "memory": " ".join(memory.group(1).split()) if memory else None,
@@ -104,9 +117,11 @@ def settings(factory: Callable) -> list[str]:
     return lines
 
 
-def _kind(factory: Callable) -> str:
+def _kind(factory: Callable, registry: Registry) -> str:
+    if kinds := [kind for kind, (own, _) in SETTINGS.items() if own is registry]:
+        return kinds[0]
     package = factory.__module__.removeprefix("jaxmerge.").split(".")[0]
-    by_package = {"methods": "method", "combine": "composition", "continual": "learning"}
+    by_package = {"methods": "method", "combine": "composition"}
     returns = str(inspect.signature(factory).return_annotation)
     plain = "merge" if returns.endswith("Merge") else "transform"
     return by_package.get(package, plain)
@@ -115,7 +130,7 @@ def _kind(factory: Callable) -> str:
 def page(entry: Entry) -> str:
     """One method for reading, with a line that uses it."""
     use = f"In a recipe:\n    method: {entry['name']}"
-    if entry["kind"] == "learning":
-        given = f"'streams.STREAM.methods={{{entry['name']}: {{}}}}'"
-        use = f"In an experiment:\n    jaxmerge run EXPERIMENT --set {given}"
+    if entry["kind"] in SETTINGS:
+        given = SETTINGS[entry["kind"]][1].replace("NAME", entry["name"])
+        use = f"In an experiment:\n    jaxmerge run EXPERIMENT --set '{given}'"
     return f"{entry['signature']}\n\n{entry['doc']}\n\n{use}\n"

@@ -218,7 +218,7 @@ def stats(
 
 @command("methods")
 def methods(
-    name: Annotated[str | None, Argument(help="One method: its docstring and arguments.")] = None,
+    name: Annotated[str | None, Argument(help="One of them: its docstring and arguments.")] = None,
     json: Json = False,
 ) -> None:
-    """List the registered methods, or explain one."""
+    """List methods, optimisers, problems and models by name, or explain one."""

@@ -45,25 +45,21 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from jaxmerge import __version__
-from jaxmerge.continual import methods as _methods  # noqa: F401, registers them
-from jaxmerge.continual.deploys import LAST, Deploy, running_merge
-from jaxmerge.continual.parts import together
 from jaxmerge.continual.registry import problems
-from jaxmerge.continual.schedule import STARTS
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import closest, listed, writing
 from jaxmerge.evaluation.predict import evaluators_of
-from jaxmerge.studies.finetuned import Finetuned
 from jaxmerge.studies.seed import BASELINES, Plan
-from jaxmerge.studies.settings import build_all, built, methods_of, only
+from jaxmerge.studies.settings import build_all
+from jaxmerge.studies.stream_plans import deploy_of, plan_of
 from jaxmerge.training.fit import OWN
 from jaxmerge.training.how import OF_ADAMW, Training, beside_optimiser
 from jaxmerge.training.model_learner import AnyLearner
@@ -71,15 +67,6 @@ from jaxmerge.training.model_learner import AnyLearner
 Default = TypeVar("Default")
 AnyExperiment = TypeVar("AnyExperiment", bound="Experiment")
 MAGMAX = ("MagMax", "sequential")  # the model that a run saves
-STREAM = (
-    "start", "deploys", "running", "methods", "strategy", "settings", "problem", "training",
-    "models", "vectors",
-)  # fmt: skip
-KINDS = (
-    ("deploys", list | tuple, "a list of labels"),
-    ("settings", Mapping, "a mapping of key: value pairs"),
-    ("vectors", bool, "true or false"),
-)
 
 
 def setting(value: Default) -> Default:
@@ -233,77 +220,8 @@ class Experiment(abc.ABC):
         Raises:
             ValueError: a stream or a merge that cannot be built, all of them named.
         """
-        merges = build_all("merge", self.merges, self._deploy)
-        return tuple(build_all("stream", self.streams, partial(self._plan, merges)).values())
-
-    def _plan(self, merges: dict[str, Deploy], name: str, options: Mapping[str, Any]) -> Plan:
-        only(options, STREAM, "a stream has")
-        start = options.get("start", "last")
-        if start not in STARTS:
-            raise ValueError(f"no start is named {start!r}: {closest(str(start), STARTS)}")
-        for key, kind, what in KINDS:
-            if key in options and not isinstance(options[key], kind):
-                raise ValueError(f"{key} is {what}, got {options[key]!r}.")
-        labels, known = options.get("deploys", [LAST.label]), {LAST.label: LAST, **merges}
-        for label in labels:
-            if label not in known:
-                raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}")
-        if not labels:
-            raise ValueError(f"nothing is deployed; {closest('', known)}")
-        deploys = tuple(d for label in labels for d in known[label].split())
-        running_merge(STARTS[start], deploys, options.get("running"))
-        added = methods_of(options)
-        if options.get("models") and (start != "base" or added):
-            raise ValueError("models at hand are those of plain fine-tuning from start: base.")
-        together(added)
-        problem = options.get("problem")
-        problem = self.problem_spec() if problem is None else problems.from_settings(problem)
-        evaluators_of(problem.build(), 2)
-        changes = options.get("training", {})
-        only(changes, [f.name for f in dataclasses.fields(Training)], "training has")
-        how = self._how(changes) if changes else self.how
-        return Plan(
-            name=name,
-            start=STARTS[start],
-            deploys=deploys,
-            running=options.get("running"),
-            methods=added,
-            training=how,
-            models=Finetuned(options["models"], self.read) if options.get("models") else None,
-            vectors=options.get("vectors", False),
-            problem=problem,
-        )
-
-    def _how(self, changes: Mapping[str, Any]) -> Callable[..., Training]:
-        """How the tasks of a stream are trained that differs from the others."""
-        changes = dict(changes)
-        optimiser = changes.pop("optimiser", self.optimiser)
-        beside = [n for n in OF_ADAMW if n in changes]
-        if optimiser is not None and beside:
-            raise ValueError(f"training: {beside_optimiser(optimiser, beside)}.")
-        plain = self if self.optimiser is None else dataclasses.replace(self, optimiser=None)
-
-        def how(task: Task | None = None) -> Training:
-            return dataclasses.replace(plain.how(task).under(optimiser), **changes)
-
-        how()  # a wrong value is found before anything is trained
-        return how
-
-    def _deploy(self, label: str, options: Mapping[str, Any]) -> Deploy:
-        options = dict(options)
-        factor, always = options.pop("factor", None), options.pop("always", True)
-        each_factor = options.pop("each", False)
-        method = partial(built, options.pop("method", None), options)
-        factors = () if factor is None else tuple(factor) if isinstance(factor, list) else (factor,)
-        if factors == () and factor is not None:
-            raise ValueError("the list of factors is empty; leave it out, or give some.")
-        for key, value in (("always", always), ("each", each_factor)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{key} is true or false, got {value!r}.")
-        deploy = Deploy(label, method, factors, always, each_factor)
-        for one in factors or (None,):  # what is wrong is found before anything is trained
-            deploy.merge(one)
-        return deploy
+        merges = build_all("merge", self.merges, deploy_of)
+        return tuple(build_all("stream", self.streams, partial(plan_of, self, merges)).values())
 
     def to_save(self, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Which merged models of the first seed `save` gets, of (label, stream) of all.
@@ -360,13 +278,15 @@ class Experiment(abc.ABC):
         beside = [n for n in ("lr", *OF_ADAMW[1:]) if getattr(self, n) != fields[n]]
         if self.optimiser is not None and beside:
             wrong.append(beside_optimiser(self.optimiser, beside))
+        streams = self
         try:
             evaluators_of(self.problem_spec().build(), 2)
         except (TypeError, ValueError) as error:
             wrong.append(f"problem: {str(error).rstrip('.')}")
+            streams = dataclasses.replace(self, problem=None)  # they would say it again
         if self.optimiser is not None and not wrong and self.how().optimiser is None:
             wrong.append("how() makes no use of optimiser: end it with .under(self.optimiser)")
-        for build in (self.how, self.plans):
+        for build in (self.how, streams.plans):
             try:
                 if build != self.how or not wrong:  # it would say the same again
                     build()

@@ -212,7 +212,7 @@ class Stream:
         )  # fmt: skip
         setup = self._setup(training)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
-        known_slot(build(setup, len(self.scenario)), state.params, t)
+        known_slot(self.parts, state.params, t)
         give_back()
         if known is None:
             state, losses = fit_task(
