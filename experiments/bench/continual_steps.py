@@ -4,9 +4,10 @@
     python experiments/bench/continual_steps.py --before CHECKOUT --data DATA [--tasks 3]
 
 A perceptron 784-100-100-10, SGD, batch 10, on noise of MNIST's shape.  Times are processor seconds
-of one process, the least of three runs after the one that compiles; on an accelerator read the wall
-times.  The hand-written scan does the same arithmetic on the same batches; its last weights must be
-equal.  torch is a plain loop on one thread, the batches cut beforehand.
+of one process, the least of nine runs after the one that compiles, the two sides in turn; on an
+accelerator read the wall times; on a CPU pin it to one core (`taskset -c 0`).  The scan by hand
+does the same arithmetic on the same batches; its last weights must be equal.  torch is a plain loop
+on one thread, the batches cut beforehand.
 
 With ``--before`` MiniLM learns CLINC150 with the code of another checkout and then with this one,
 each in a process of its own; the ratio is of the second runs, which compile nothing.
@@ -139,14 +140,18 @@ def noise() -> tuple[np.ndarray, np.ndarray]:
     return (means[labels] + rng.normal(size=(5000, 784))).astype(np.float32), labels
 
 
-def timed(f, *args, times: int = 3):
-    """(result, least processor seconds, least wall seconds), without the first call."""
-    out, spent = jax.block_until_ready(f(*args)), []
+def timed(*sides: tuple, times: int = 9) -> list[tuple]:
+    """Of each side ``(f, *args)``: its result, least processor and wall seconds behind the first
+    call; the sides run in turn, so that a noisy machine is noisy for both."""
+    results = [jax.block_until_ready(f(*args)) for f, *args in sides]
+    spent: list[list[tuple[float, float]]] = [[] for _ in sides]
     for _ in range(times):
-        began = time.process_time(), time.perf_counter()
-        out = jax.block_until_ready(f(*args))
-        spent.append((time.process_time() - began[0], time.perf_counter() - began[1]))
-    return out, *(min(x) for x in zip(*spent, strict=True))
+        for own, (f, *args) in zip(spent, sides, strict=True):
+            began = time.process_time(), time.perf_counter()
+            jax.block_until_ready(f(*args))
+            own.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+    least = [[min(x) for x in zip(*own, strict=True)] for own in spent]
+    return [(r, *x) for r, x in zip(results, least, strict=True)]
 
 
 def setup() -> Setup:
@@ -172,8 +177,10 @@ def steps(count: int) -> dict:
     """Steps a second in the scan of a task, and by hand."""
     s = jax.tree.map(jnp.asarray, stream(1, count))
     state = stages.create(setup(), s, jax.random.key(0))
-    (after, _), ours, wall = timed(jax.jit(stages.train), setup(), s, state, jnp.int32(0))
-    hand, theirs, _ = timed(jax.jit(by_hand), state.params, s.inputs, s.targets, s.rows[0])
+    ((after, _), ours, wall), (hand, theirs, _) = timed(
+        (jax.jit(stages.train), setup(), s, state, jnp.int32(0)),
+        (jax.jit(by_hand), state.params, s.inputs, s.targets, s.rows[0]),
+    )
     apart = max(float(jnp.abs(hand[0][n] - p).max()) for n, p in after.params.items())
     return {
         "steps a processor second": count / ours, "steps a second": count / wall,
@@ -203,10 +210,12 @@ def many_seeds(count: int, seeds: int) -> dict:
     data, keys = noise(), jax.random.split(jax.random.key(0), seeds)
     streams = [stream(2, count // 2, k, data) for k in range(seeds)]
     one = lambda s, key: program(setup(), s, key).R
-    _, cpu, wall = timed(jax.jit(one), jax.tree.map(jnp.asarray, streams[0]), keys[0])
     together, axes = stacked(streams)
     many = jax.jit(lambda s, k: over(one, axes, s, k))
-    _, cpus, walls = timed(many, jax.tree.map(jnp.asarray, together), keys)
+    (_, cpu, wall), (_, cpus, walls) = timed(
+        (jax.jit(one), jax.tree.map(jnp.asarray, streams[0]), keys[0]),
+        (many, jax.tree.map(jnp.asarray, together), keys),
+    )
     return {"seeds": seeds, "cost of all, processor": cpus / cpu, "cost of all, wall": walls / wall}
 
 
