@@ -2,23 +2,31 @@
 
     python experiments/projection.py                       # a few minutes of one core
     python experiments/projection.py methods=GPM,MagMax
+    python experiments/projection.py stream=banking77 data=DATA/banking77    # an hour of two cores
 
-The stream and the training are those of ``jaxmerge quickstart``: five tasks of two handwritten
-digits, the image tower of `mini-2k` under a frozen text head, AdamW under a cosine, three epochs of
-batches of 32, three seeds with class orders of their own.  The figure is the accuracy over all ten
-digits after the last task (no task is given), the backward transfer that of the tasks.
+* ``digits``: stream and training of ``jaxmerge quickstart``: five tasks of two handwritten digits,
+  the image tower of `mini-2k` under a frozen text head.
+* ``banking77``: seven tasks of eleven intents, all-MiniLM-L6-v2 under the frozen head of the
+  intents' names; fifteen sentences an intent for training, three for validation, five of the test
+  split.
 
-Settings are chosen on the 270 validation images of another seed (`continual_table.py`); the costs
+AdamW under a cosine, three epochs of batches of 32, three seeds with class orders of their own.
+The figure is the accuracy over all classes after the last task (no task is given), the backward
+transfer that of the tasks.
+
+Settings are chosen on the validation examples of another seed (`continual_table.py`); the costs
 are of one seed, with compilation, and what is remembered beside the model between tasks.
 
-The table is in docs/subspaces.md (``python experiments/projection.py page``).
+The tables are in docs/subspaces.md (``python experiments/projection.py page``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,53 +42,103 @@ from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import split
 from jaxmerge.data.digits import digits
+from jaxmerge.data.sources import Source
+from jaxmerge.data.splits import few
 from jaxmerge.data.streams.scenario import class_incremental, class_order
-from jaxmerge.models import clip
-from jaxmerge.training.learner import from_clip
+from jaxmerge.data.text import banking77
+from jaxmerge.models import bert, clip
+from jaxmerge.training.learner import Learner, from_bert, from_clip
 
 METHODS = (
-    "fine-tuning", "MagMax", "OPCM", "GPM", "GPM + MagMax", "OSFT", "CoSO", "EWC", "replay of 40",
-    "joint",
+    "fine-tuning", "MagMax", "OPCM", "GPM", "GPM + MagMax", "OSFT", "CoSO", "EWC", "replay", "joint"
 )  # fmt: skip
-KERNELS = "^vision/block.*kernel"  # of the tower's blocks
 HOW = Quickstart()
-ADAMW = cosine(HOW.lr, HOW.warmup, HOW.weight_decay, HOW.clip)
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs/subspaces.md"
 
 
-def setups(model) -> dict[str, tuple[str, list[Setup]]]:
+class Task(NamedTuple):
+    """What is learnt.
+
+    Attributes:
+        learner: a pretrained tower under a frozen head.
+        source: its data.
+        tasks: the classes are dealt out over so many.
+        kernels: regular expression of those of the tower's blocks.
+        rate: of AdamW.
+        of_gpm: settings of GPM, beside its threshold.
+        replayed: examples that replay stores.
+        protocol: all that in words.
+    """
+
+    learner: Learner
+    source: Source
+    tasks: int
+    kernels: str
+    rate: float
+    of_gpm: dict[str, int]
+    replayed: int
+    protocol: str
+
+
+def handwritten(data: str) -> Task:
+    """The stream of the quickstart."""
+    source = digits()
+    learner = from_clip(clip.load(weights_folder(HOW.model)), class_incremental(source, 5))
+    protocol = (
+        "handwritten digits, 5 tasks of two, 3 epochs, batch 32, `mini-2k` under a frozen text "
+        "head, AdamW 3e-4; 360 test images"
+    )
+    return Task(learner, source, 5, "^vision/block.*kernel", HOW.lr, {}, 40, protocol)
+
+
+def intents(data: str) -> Task:
+    """A part of Banking77."""
+    counts = {"train": 10, "val": 3, "test": 5}
+    source = few(banking77(data), counts)
+    encoder = bert.load("sentence-transformers/all-MiniLM-L6-v2")
+    learner = from_bert(encoder, class_incremental(source, 7), length=24)
+    protocol = (
+        "Banking77, 7 tasks of eleven intents, 10 sentences an intent, 3 epochs, batch 32, MiniLM "
+        "under a frozen text head, AdamW 1e-4; 385 test sentences"
+    )
+    return Task(learner, source, 7, "^text/block.*kernel", 1e-4, {"examples": 32}, 77, protocol)
+
+
+STREAMS = {"digits": (handwritten, "projection"), "banking77": (intents, "projection_text")}
+
+
+def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
     """label -> what is deployed, settings to choose from."""
     problem = classification("own", ("accuracy", "aware"))
+    adamw = cosine(task.rate, HOW.warmup, HOW.weight_decay, HOW.clip)
 
-    def made(*methods, optimiser=ADAMW, start="last", **merges):
+    def made(*methods, optimiser=adamw, start="last", **merges):
         return Setup(model, problem, optimiser, methods, merges, start)
 
-    own_adam = by_name(((KERNELS, sgd(1.0)), (".*", cosine(HOW.lr, HOW.warmup))))
+    own_adam = by_name(((task.kernels, sgd(1.0)), (".*", cosine(task.rate, HOW.warmup))))
+    projected = lambda e: gpm(e, project=task.kernels, free=".", **task.of_gpm)
     factors = (0.35, 0.5)
     return {
         "fine-tuning": (LAST, [made()]),
         "MagMax": ("MagMax", [made(MagMax=jm.magmax(f)) for f in factors]),
         "OPCM": ("OPCM", [made(OPCM=jm.opcm(), start="base")]),
-        "GPM": (LAST, [made(gpm(e, project=KERNELS, free=".")) for e in (0.9, 0.97)]),
-        "GPM + MagMax": (
-            "MagMax",
-            [made(gpm(0.9, project=KERNELS, free="."), MagMax=jm.magmax(f)) for f in factors],
-        ),
-        "OSFT": (LAST, [made(osft(r, KERNELS)) for r in (0.25, 0.5)]),
+        "GPM": (LAST, [made(projected(e)) for e in (0.9, 0.97)]),
+        "GPM + MagMax": ("MagMax", [made(projected(0.9), MagMax=jm.magmax(f)) for f in factors]),
+        "OSFT": (LAST, [made(osft(r, task.kernels)) for r in (0.25, 0.5)]),
         "CoSO": (
             LAST,
-            [made(coso(15, 50, 5, rate=r, target=KERNELS), optimiser=own_adam)
+            [made(coso(15, 50, 5, rate=r, target=task.kernels), optimiser=own_adam)
              for r in (1e-4, 1e-3)],
         ),
         "EWC": (LAST, [made(ewc(s, examples=64)) for s in (1.0, 100.0)]),
-        "replay of 40": (LAST, [made(er(40))]),
+        "replay": (LAST, [made(er(task.replayed))]),
+        "joint": (LAST, [made()]),
     }  # fmt: skip
 
 
-def cells() -> list[Cell]:
+def cells(task: Task) -> list[Cell]:
     """The rows."""
-    source = digits()
-    learner = from_clip(clip.load(weights_folder(HOW.model)), class_incremental(source, 5))
+    learner, source = task.learner, task.source
     model = learner.model(params=True)
     part = lambda name: (
         learner.prepare(source.inputs[source.splits[name]]),
@@ -89,21 +147,21 @@ def cells() -> list[Cell]:
     train, val, test = part("train"), part("val"), part("test")
 
     def stream(seed, validation):
-        order = np.reshape(class_order(10, seed), (5, 2)).tolist()
+        classes = len(source.classes)
+        order = np.reshape(class_order(classes, seed), (task.tasks, -1)).tolist()
         groups = val if validation else test
         return split(train, groups, order, batch=HOW.batch, epochs=HOW.epochs, seed=seed)
 
-    mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
-    protocol = (
-        "handwritten digits, 5 tasks of two, 3 epochs, batch 32, `mini-2k` under a frozen text "
-        "head, AdamW 3e-4; 360 test images"
-    )
-    rows = [
-        Cell("class", label, tuple(settings), stream, "accuracy", protocol, True, deployed)
-        for label, (deployed, settings) in setups(model).items()
-    ]
-    every = Setup(model, classification("all", ("accuracy", "aware")), ADAMW)
-    return [*rows, Cell("class", "joint", (every,), mixed, "accuracy", protocol)]
+    def cell(label, deployed, settings):
+        if label != "joint":
+            how = stream, "accuracy", task.protocol, True, deployed
+            return Cell("class", label, tuple(settings), *how)
+        every = classification("all", ("accuracy", "aware"))
+        settings = tuple(dataclasses.replace(s, problem=every) for s in settings)
+        mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
+        return Cell("class", label, settings, mixed, "accuracy", task.protocol)
+
+    return [cell(label, *how) for label, how in setups(task, model).items()]
 
 
 def lines(report: dict) -> str:
@@ -132,20 +190,30 @@ def lines(report: dict) -> str:
 
 
 def page() -> None:
-    """Write the table into docs/subspaces.md."""
-    report = json.loads((RESULTS / "projection.json").read_text(encoding="utf-8"))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- projection -->\n")
-    after = rest.partition("<!-- /projection -->\n")[2]
-    table_of = f"<!-- projection -->\n{lines(report)}\n<!-- /projection -->\n"
-    PAGE.write_text(before + table_of + after, encoding="utf-8")
+    """Write the tables into docs/subspaces.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    for _, name in STREAMS.values():
+        file, mark = RESULTS / f"{name}.json", name.replace("_", " ")
+        if file.exists():
+            before, _, rest = text.partition(f"<!-- {mark} -->\n")
+            after = rest.partition(f"<!-- /{mark} -->\n")[2]
+            report = json.loads(file.read_text(encoding="utf-8"))
+            text = f"{before}<!-- {mark} -->\n{lines(report)}\n<!-- /{mark} -->\n{after}"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     if sys.argv[1:] == ["page"]:
         return page()
-    chosen = options(methods=[], seeds=3, out=str(RESULTS / "projection.json"))
-    rows = [c for c in cells() if not chosen["methods"] or c.method in chosen["methods"]]
-    return table("projection", rows, list(range(chosen["seeds"])), chosen["out"], "")
+    chosen = options(stream="digits", data=".", methods=[], seeds=3, out="")
+    if chosen["stream"] not in STREAMS:
+        raise SystemExit(f"stream={chosen['stream']}: there are {', '.join(STREAMS)}.")
+    make, name = STREAMS[chosen["stream"]]
+    task = make(chosen["data"])
+    rows = [c for c in cells(task) if not chosen["methods"] or c.method in chosen["methods"]]
+    out = chosen["out"] or str(RESULTS / f"{name}.json")
+    more = "" if chosen["stream"] == "digits" else f"stream={chosen['stream']}"
+    return table("projection", rows, list(range(chosen["seeds"])), out, more)
 
 
 if __name__ == "__main__":
