@@ -7,7 +7,7 @@
 * ``digits``: stream and training of ``jaxmerge quickstart``: five tasks of two handwritten digits,
   the image tower of `mini-2k` under a frozen text head.
 * ``banking77``: seven tasks of eleven intents, all-MiniLM-L6-v2 under the frozen head of the
-  intents' names; fifteen sentences an intent for training, three for validation, five of the test
+  intents' names; ten sentences an intent for training, three for validation, five of the test
   split.
 
 AdamW under a cosine, three epochs of batches of 32, three seeds with class orders of their own.
