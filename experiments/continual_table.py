@@ -10,10 +10,11 @@ more seeds, goes on, and a cell whose settings or protocol have changed runs ane
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def options(**defaults: Any) -> dict[str, Any]:
         if key not in defaults:
             raise SystemExit(f"No setting {key!r}; there are: {', '.join(defaults)}.")
         kind = type(defaults[key])
-        values[key] = value.split(",") if kind is list else kind(value)
+        # a comma within a label has a space behind it
+        values[key] = re.split(",(?! )", value) if kind is list else kind(value)
     if "data" in values and not Path(values["data"]).is_dir():
         raise SystemExit(
             f"data={values['data']}: no such folder; it holds a data set's two .npz files."
@@ -179,39 +181,54 @@ def begun(cell: Cell, row: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def table(
     experiment: str, cells: list[Cell], seeds: list[int], out: str, arguments: str,
-    reasons: dict[str, dict[str, str]] | None = None,
+    reasons: dict[str, dict[str, str]] | None = None, methods: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Run what is not in the result file yet.
 
     Args:
+        cells: of all methods.
+        methods: those to run; none: all.
         reasons: scenario -> method -> why it has no cell there, for the page.
     """
+    if strange := [m for m in methods if m not in {c.method for c in cells}]:
+        there = ", ".join(dict.fromkeys(c.method for c in cells))
+        raise SystemExit(f"No method {', '.join(strange)}; there are: {there}.")
     path = Path(out)
     stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
     rows = {(r["scenario"], r["method"]): r for r in stored["rows"]}
+    every = {k: list(v) for k, v in stored.get("methods", {}).items()}
     for cell in cells:
+        own = every.setdefault(cell.scenario, [])
+        own += [] if cell.method in own else [cell.method]
+
+    def write(**changed):
+        stored.update(changed, methods=every)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(stored, indent=1) + "\n")
+        partial.replace(path)  # a kill leaves the old file or the new one
+
+    for cell in cells:
+        if methods and cell.method not in methods:
+            continue
         at = cell.scenario, cell.method
         before = begun(cell, rows.get(at))
         if before is not None and len(before["accuracy"]) >= len(seeds):
             continue
         for row in run(cell, seeds, before):
             rows[at] = row
-            stored |= {
-                "schema": SCHEMA,
-                "experiment": experiment,
-                "command": shlex.join(
+            write(
+                schema=SCHEMA,
+                experiment=experiment,
+                command=shlex.join(
                     ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
                 ),
-                "seeds": seeds,
-                "tuning_seed": TUNING_SEED,
-                "machine": machine(),
-                "versions": versions(),
-                "reasons": reasons or {},
-                "rows": list(rows.values()),
-            }
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(stored, indent=1) + "\n")
-            partial.replace(path)  # a kill leaves the old file or the new one
+                seeds=seeds,
+                tuning_seed=TUNING_SEED,
+                machine=machine(),
+                versions=versions(),
+                reasons=reasons or {},
+                rows=list(rows.values()),
+            )
             mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
             backward = 100 * np.mean(row.get("backward transfer", [0.0]))
             print(
@@ -221,3 +238,5 @@ def table(
                 + f"{row['processor_seconds']:5.0f} s  {row['setting']}",
                 flush=True,
             )
+    if rows and every != stored.get("methods"):
+        write()

@@ -21,6 +21,7 @@ import jaxmerge as jm
 from jaxmerge.continual.drivers import joint
 from jaxmerge.continual.methods import (
     coso,
+    cuber,
     der,
     derpp,
     er,
@@ -126,8 +127,9 @@ def main() -> None:
     )  # fmt: skip
     rows = [make(label, settings, stream) for label, settings in methods().items()]
     rows.append(make("joint", [(sgd(r),) for r in (0.03, 0.1, 0.3)], mixed))
-    given = make("TRGP, task given", [(sgd(0.1), (trgp(0.95),))], stream)
-    rows.append(given._replace(metric="aware"))
+    for label, method in (("TRGP", trgp(0.95)), ("CUBER", cuber(0.95))):
+        given = make(f"{label}, task given", [(sgd(0.1), (method,))], stream)
+        rows.append(given._replace(metric="aware"))
     merged = make(
         "MagMax", [(sgd(r), (), {"MagMax": jm.magmax(f)}) for r in (0.03, 0.1) for f in (0.5, 1.0)],
         stream,
@@ -136,11 +138,12 @@ def main() -> None:
     extra = "" if chosen["stream"] == "permuted" else f"stream={chosen['stream']} "
     table(
         "permuted_mnist",
-        [r for r in rows if not chosen["methods"] or r.method in chosen["methods"]],
+        rows,
         list(range(chosen["seeds"])),
         chosen["out"],
         f"{extra}tasks={chosen['tasks']} examples={chosen['examples']} batch={chosen['batch']}",
         {"domain": REASONS},
+        chosen["methods"],
     )
 
 

@@ -116,13 +116,13 @@ def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
         return Setup(model, problem, optimiser, methods, merges, start)
 
     own_adam = by_name(((task.kernels, sgd(1.0)), (".*", cosine(task.rate, HOW.warmup))))
-    projected = lambda e: gpm(e, project=task.kernels, free=".", **task.of_gpm)
+    projected = lambda e, free=".": gpm(e, project=task.kernels, free=free, **task.of_gpm)
     factors = (0.35, 0.5)
     return {
         "fine-tuning": (LAST, [made()]),
         "MagMax": ("MagMax", [made(MagMax=jm.magmax(f)) for f in factors]),
         "OPCM": ("OPCM", [made(OPCM=jm.opcm(), start="base")]),
-        "GPM": (LAST, [made(projected(e)) for e in (0.9, 0.97)]),
+        "GPM": (LAST, [made(projected(e, free)) for free in (".", None) for e in (0.9, 0.97)]),
         "GPM + MagMax": ("MagMax", [made(projected(0.9), MagMax=jm.magmax(f)) for f in factors]),
         "OSFT": (LAST, [made(osft(r, task.kernels)) for r in (0.25, 0.5)]),
         "CoSO": (
@@ -130,7 +130,7 @@ def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
             [made(coso(15, 50, 5, rate=r, target=task.kernels), optimiser=own_adam)
              for r in (1e-4, 1e-3)],
         ),
-        "EWC": (LAST, [made(ewc(s, examples=64)) for s in (1.0, 100.0)]),
+        "EWC": (LAST, [made(ewc(s, examples=64)) for s in (1e2, 1e4, 1e6)]),
         "replay": (LAST, [made(er(task.replayed))]),
         "joint": (LAST, [made()]),
     }  # fmt: skip
@@ -210,10 +210,10 @@ def main() -> None:
         raise SystemExit(f"stream={chosen['stream']}: there are {', '.join(STREAMS)}.")
     make, name = STREAMS[chosen["stream"]]
     task = make(chosen["data"])
-    rows = [c for c in cells(task) if not chosen["methods"] or c.method in chosen["methods"]]
     out = chosen["out"] or str(RESULTS / f"{name}.json")
     more = "" if chosen["stream"] == "digits" else f"stream={chosen['stream']}"
-    return table("projection", rows, list(range(chosen["seeds"])), out, more)
+    seeds = list(range(chosen["seeds"]))
+    return table("projection", cells(task), seeds, out, more, methods=chosen["methods"])
 
 
 if __name__ == "__main__":

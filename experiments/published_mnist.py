@@ -218,8 +218,8 @@ def main() -> None:
     for name in chosen["protocols"]:
         rows += make[name](data) if name in make else benchmark(data, name)
     rows = [r for r in rows if r.scenario in chosen["protocols"]]
-    rows = [r for r in rows if not chosen["methods"] or r.method in chosen["methods"]]
-    table("published_mnist", rows, list(range(chosen["seeds"])), chosen["out"], "")
+    seeds = list(range(chosen["seeds"]))
+    table("published_mnist", rows, seeds, chosen["out"], "", methods=chosen["methods"])
 
 
 if __name__ == "__main__":

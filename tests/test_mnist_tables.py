@@ -44,7 +44,7 @@ def test_protocols_of_papers(data, monkeypatch):
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_all_cells(data, scenario):
     accepted(published_mnist.benchmark(data, scenario))
-    accepted(split_mnist.cells(data, scenario, [], "protocol"))
+    accepted(split_mnist.cells(data, scenario, "protocol"))
 
 
 def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypatch, capsys):
@@ -67,11 +67,14 @@ def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypa
 
     monkeypatch.setattr(continual_table, "run", run)
     out = str(tmp_path / "table.json")
-    cells = split_mnist.cells(data, "task", ["joint", "SI"], "protocol")
-    fill = lambda cells, seeds=(0, 1): continual_table.table(
-        "split_mnist", cells, list(seeds), out, "", {"task": {"replay": "a reason"}}
+    every = split_mnist.cells(data, "task", "protocol")
+    cells = [c for c in every if c.method in ("joint", "SI")]
+    fill = lambda cells, seeds=(0, 1), methods=(): continual_table.table(
+        "split_mnist", cells, list(seeds), out, "", {"task": {"replay": "a reason"}}, methods
     )
-    fill(cells)
+    with pytest.raises(SystemExit, match="No method Joint; there are: fine-tuning, "):
+        fill(every, methods=["Joint"])
+    fill(every, methods=["joint", "SI"])
     fill(cells)
     assert sorted(calls) == ["SI", "joint"]
     fewer = [c._replace(setups=c.setups[:2]) if c.method == "SI" else c for c in cells]
@@ -85,5 +88,6 @@ def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypa
     rows = {r["method"]: r["accuracy"] for r in stored["rows"]}
     assert rows[fewer[0].method] == [0.0, 0.1, 0.2]  # what was run before the kill
     assert len(stored["rows"]) == 2
+    assert stored["methods"]["task"] == [c.method for c in every]  # the page has a dash for each
     assert stored["reasons"] == {"task": {"replay": "a reason"}}
     assert not list(tmp_path.glob("*.partial"))
