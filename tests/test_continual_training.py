@@ -1,5 +1,6 @@
 """Training: gradient accumulation, bfloat16, trainable leaves, packed sentences."""
 
+import re
 from pathlib import Path
 
 import clouds
@@ -11,9 +12,12 @@ import pytest
 from jaxmerge.continual.methods import ewc, train_only
 from jaxmerge.continual.problems import cross_entropy
 from jaxmerge.continual.records import Batch, Border
+from jaxmerge.data.digits import digits
 from jaxmerge.data.splits import few
-from jaxmerge.models import bert, packing
+from jaxmerge.data.streams.scenario import class_incremental
+from jaxmerge.models import bert, clip, packing
 from jaxmerge.training.fit import Training, fit
+from jaxmerge.training.learner import from_clip
 
 GOLDEN = Path(__file__).parent / "golden"
 OWN = np.ones(clouds.CLASSES, bool)
@@ -58,6 +62,27 @@ def test_leaves_that_no_rule_names_stay():
     trained_model, _ = trained(learner, Training(epochs=1, batch=12), train_only("^a/"))
     same = {n: np.array_equal(trained_model[n], learner.params[n]) for n in trained_model}
     assert same == {"a/kernel": False, "a/bias": False, "b/kernel": True}
+
+
+def test_only_queries_keys_and_values_train_under_the_documented_pattern():
+    """ "QKV-only training" of the rehearsal-free paper, for one stage of a stream on `mini-2k`."""
+    pattern = re.search(r'``"(attn/[^"|]*\|key\|[^"]*/)"``', train_only.__doc__)[1]
+    model = clip.load(Path(clip.__file__).parents[2] / "assets" / "mini-2k")
+    scenario = class_incremental(few(digits(), {"train": 4}), 5)
+    learner, (source,), task = from_clip(model, scenario), scenario.sources, scenario[0]
+    rows, before = task.rows["train"], learner.params
+    after, _ = fit(
+        learner, before, learner.prepare(source.inputs[rows]), task.labels("train"),
+        scenario.mask(0), Training(epochs=1, batch=4), methods=[train_only(pattern)],
+    )  # fmt: skip
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert set(after) == set(before)
+    assert changed == {
+        f"vision/block_{k:02d}/attn/{part}/{leaf}"
+        for k in range(model.config.vision.layers)
+        for part in ("query", "key", "value")
+        for leaf in ("kernel", "bias")
+    }
 
 
 def test_wrong_settings_are_named():

@@ -26,6 +26,10 @@ def feat_kd(strength: NonNegative = 1.0, first: bool = True, unit: bool = False)
     Source: Smith et al., A Closer Look at Rehearsal-Free Continual Learning, CVPR-W 2023;
     shaunak27/data-free-continual-learning, learner LWF_MC_FEATKD.
 
+    Differs:
+        The authors' learner is PredKD and FeatKD in one; here it is FeatKD alone, on whatever
+        objective, and `pred_kd` beside it makes theirs.
+
     >>> feat_kd(5)
     feat_kd(strength=5.0)
     """

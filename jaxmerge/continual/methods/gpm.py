@@ -46,7 +46,7 @@ def gpm(
         rule: "released": in the first task one vector fewer, as the code has it; "paper": the
             threshold is reached there too.
 
-    Memory: in x capacity numbers a kernel; 784-100-100-10: 3.2 models.
+    Memory: in x capacity numbers a kernel; 784-100-100-10: 7.1 models.
 
     Source: Saha et al., Gradient Projection Memory for Continual Learning, ICLR 2021, algorithm 1;
     sahagobinda/GPM, ``main_pmnist.py``.

@@ -37,6 +37,11 @@ def l2(
     Source: Smith et al., A Closer Look at Rehearsal-Free Continual Learning, CVPR-W 2023;
     Hsu et al., Re-evaluating Continual Learning Scenarios, 2018, class L2.
 
+    Differs:
+        The defaults hold the head, as GT-RIPL's, and the first task, as the rehearsal-free release;
+        each of the two is had by its argument. ``towards="base"`` is in neither, there theta* is
+        always the last task's end. The optimiser is new for each task; GT-RIPL's goes on.
+
     >>> l2(0.5, leaves="^(?!head/)")
     l2(strength=0.5, leaves='^(?!head/)')
     """

@@ -34,8 +34,13 @@ def lwf(
 
     Memory: 1 model, and one more forward pass a step.
 
-    Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, eq. 1 to 3. There is no oracle
-    from the authors' code here; the tests hold it to the equations.
+    Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, eq. 1 to 3.
+
+    Differs:
+        The authors' code was not at hand; compared with the equations alone. The paper trains the
+        new head first, all else frozen; here all leaves train from the first step. It records the
+        old answers to all images before training; here the teacher answers each batch as the step
+        sees it, which is the same where inputs are not augmented.
 
     >>> lwf(temperature=1)
     lwf(temperature=1.0)

@@ -50,6 +50,12 @@ def mas(
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, eq. 2 to 4;
     rahafaljundi/MAS-Memory-Aware-Synapses, ``MAS_based_Training.py`` (MAS_Omega_Acuumelation).
 
+    Differs:
+        Omega of a task stays that of its end. The notebook's other form (MAS_sequence) computes
+        those of all earlier tasks anew at the newest weights, which needs their examples. Its
+        optimiser decays weights by their sign; decay is the optimiser's business here. It reads all
+        examples of a task, not the first `examples`, and keeps the epoch that is best on test data.
+
     >>> mas(strength=2, batch=200)
     mas(strength=2.0, batch=200)
     """

@@ -27,6 +27,9 @@ def pred_kd(strength: NonNegative = 1.0) -> Method:
     Source: Smith et al., A Closer Look at Rehearsal-Free Continual Learning, CVPR-W 2023;
     shaunak27/data-free-continual-learning, learner LWF_MC (no softmax, no temperature).
 
+    Differs:
+        Nothing known at strength 1; other strengths are a form of **ours**.
+
     >>> pred_kd()
     pred_kd()
     """

@@ -42,8 +42,13 @@ def refresh(
     Memory: 1 model, and one more gradient a step.
 
     Source: Wang et al., A Unified and General Framework for Continual Learning, ICLR 2024;
-    joey-wang123/CL-refresh-learning, ``models/derpp.py`` (there on DER++ only). The weight q makes
-    F neither the Fisher information nor the empirical one.
+    joey-wang123/CL-refresh-learning, ``models/derpp.py``. The weight q makes F neither the Fisher
+    information nor the empirical one.
+
+    Differs:
+        The authors' code has it on DER++ only; here it stands before any methods, and moves the
+        leaves that tasks share. q is exp(-objective), a softmax over the columns that compete,
+        theirs one over all outputs. F is of the first `examples` of a task, theirs of all.
 
     >>> refresh(1e-4)
     refresh(size=0.0001)

@@ -41,6 +41,10 @@ def si(strength: NonNegative = 1.0, damping: Positive = 0.1, leaves: str = ".*")
     Source: Zenke et al., Continual Learning Through Synaptic Intelligence, ICML 2017, eq. 3 to 5;
     GT-RIPL/Continual-Learning-Benchmark, class SI (importances are summed, negative ones kept).
 
+    Differs:
+        Compared with GT-RIPL's class; the code of Zenke et al. was not at hand. The optimiser is
+        new for each task; GT-RIPL's goes on.
+
     >>> si(strength=0.5)
     si(strength=0.5)
     """
