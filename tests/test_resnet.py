@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn, sums
 from safetensors.numpy import load_file, save_file
 
 from jaxmerge.io.key_tables import absorb, export
@@ -46,6 +47,40 @@ def test_features_and_logits_are_torchvisions(recorded, train):
     actual, forward = logits(model, golden["images"], train)
     np.testing.assert_allclose(forward.features, golden[f"{mode}/features"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(actual, golden[f"{mode}/logits"], rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[("imagenet", 224, 2), ("cifar", 32, 3)], ids=STEMS)
+def full(request):
+    """ResNet-18 itself, its weights drawn as the generator of the golden files draws them."""
+    stem, side, seed = request.param
+    golden, config = load_file(GOLDEN / f"resnet18_{stem}.safetensors"), resnet.Config(stem)
+    classes, table = golden["eval/logits"].shape[1], torchvision_table(config, head=True)
+    shapes = {
+        **resnet.param_shapes(config),
+        "head/kernel": (config.features, classes),
+        "head/bias": (classes,),
+    }
+    torchs = export(table, {n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()})
+    weights = drawn({key: zeros.shape for key, zeros in torchs.items()}, seed)
+    np.testing.assert_allclose(sums(weights), golden["sums"], rtol=1e-12)
+    images = np.random.default_rng(seed).normal(size=(2, side, side, 3)).astype(np.float32)
+    return golden, resnet.Model(config, absorb(table, weights, shapes)), images
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_resnet18_is_torchvisions_at_its_full_size(full, train):
+    golden, model, images = full
+    assert (model.config.width, model.config.blocks) == (64, (2, 2, 2, 2))
+    actual, forward = logits(model, images, train)
+    mode = "train" if train else "eval"
+    found = {f"{mode}/logits": actual, f"{mode}/features": forward.features}
+    if train:  # the statistics of all twenty norms are the sums of what passes through every stage
+        after = export(torchvision_table(model.config), {**model.params, **forward.statistics})
+        found |= {f"after/{key}": leaf for key, leaf in after.items() if "running" in key}
+    assert set(found) == {k for k in golden if k.startswith((mode, "after" if train else mode))}
+    for key, leaf in found.items():
+        size = np.abs(golden[key]).max()
+        np.testing.assert_allclose(leaf, golden[key], rtol=0, atol=1e-5 * size, err_msg=key)
 
 
 def test_running_statistics_move_as_torchvisions(recorded):

@@ -45,6 +45,8 @@ def alexnet(
 ) -> Model:
     """The small AlexNet of GPM and a trained head without bias.
 
+    Its values are those of a transcription in torch's layers; torchvision has no such network.
+
     Args:
         classes: columns of the head.
         side, channels: of the images.

@@ -9,6 +9,10 @@ is evaluated with the statistics of the batch that is asked; ``running=False`` i
 Source: Saha, Garg and Roy, Gradient Projection Memory for Continual Learning, ICLR 2021
 (arXiv 2103.09762), appendix C ("a 5-layer AlexNet similar to Serra et al. 2018"): 64, 128 and 256
 filters, two dense layers of 2048, dropout 0.2 for the first two layers and 0.5 for the rest.
+
+torchvision has no such network (its AlexNet is that of ImageNet): values are compared with a
+transcription of the description in torch's own layers (`tests/test_alexnet.py`), not with a
+program of others.
 """
 
 from __future__ import annotations
