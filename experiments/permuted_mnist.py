@@ -2,8 +2,7 @@ r"""Permuted MNIST: the shipped methods on ten tasks, each with an order of pixe
 
     python experiments/permuted_mnist.py data=FOLDER         # mnist_train.npz, mnist_test.npz
     python experiments/permuted_mnist.py data=FOLDER examples=55000 methods=GPM out=...
-    python experiments/permuted_mnist.py data=FOLDER stream=rotated \
-        out=experiments/results/rotated_mnist.json       # images turned by 0, 18, .. 162 degrees
+    python experiments/permuted_mnist.py data=FOLDER stream=rotated    # by 0, 18, .. 162 degrees
 
 Domain-incremental: ten columns that all tasks share.  One pass over 2,560 images a task
 (``examples=``) in batches of 16, the perceptron 784-100-100-10 from random weights, biases too.
@@ -100,7 +99,7 @@ def methods() -> dict[str, list[tuple]]:
 def main() -> None:
     chosen = options(
         data="", stream="permuted", methods=[], seeds=3, tasks=10, examples=2560, batch=16,
-        tests=2000, out="experiments/results/permuted_mnist.json",
+        tests=2000, out="",
     )  # fmt: skip
     data = mnist(chosen["data"])
     tested = tuple(x[: chosen["tests"]] for x in data["test"])
@@ -140,7 +139,7 @@ def main() -> None:
         "permuted_mnist",
         rows,
         list(range(chosen["seeds"])),
-        chosen["out"],
+        chosen["out"] or f"experiments/results/{chosen['stream']}_mnist.json",
         f"{extra}tasks={chosen['tasks']} examples={chosen['examples']} batch={chosen['batch']}",
         {"domain": REASONS},
         chosen["methods"],

@@ -57,6 +57,7 @@ from jaxmerge.continual.streams import pixels, split
 from jaxmerge.models.mlp.learner import mlp
 
 ORDER = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+OUT = "experiments/results/split_mnist.json"
 SCENARIOS = ("class", "domain", "task")
 HEAD = "^(?!head/)"  # all leaves but the head's
 
@@ -205,7 +206,7 @@ def mammoth(data: dict) -> list[Cell]:
 def main() -> None:
     chosen = options(
         data="", scenarios=[*SCENARIOS, "mammoth"], methods=[], seeds=3, images=20_000,
-        out="experiments/results/split_mnist.json",
+        out=OUT,
     )  # fmt: skip
     rows = []
     protocol = f"one pass over {chosen['images']:,} images, batch 32, 784-100-100-10"
@@ -221,10 +222,8 @@ def main() -> None:
         "domain": REASONS,
         "task": {"replay": REASONS["replay"]},
     }
-    table(
-        "split_mnist", rows, seeds, chosen["out"], f"images={chosen['images']}", without,
-        chosen["methods"],
-    )  # fmt: skip
+    more = f"images={chosen['images']}" + f" out={chosen['out']}" * (chosen["out"] != OUT)
+    table("split_mnist", rows, seeds, chosen["out"], more, without, chosen["methods"])
 
 
 if __name__ == "__main__":
