@@ -14,6 +14,10 @@ AdamW under a cosine, three epochs of batches of 32, three seeds with class orde
 The figure is the accuracy over all classes after the last task (no task is given), the backward
 transfer that of the tasks.
 
+GPM leaves biases, norms and embeddings free: with those stopped after the first task, as its authors
+have it, it had 54.8 (threshold 0.9) and 47.8 % (0.97) of the digits' validation images, free 75.9
+and 71.9.
+
 Settings are chosen on the validation examples of another seed (`continual_table.py`); the costs
 are of one seed, with compilation, and what is remembered beside the model between tasks.
 
@@ -116,13 +120,13 @@ def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
         return Setup(model, problem, optimiser, methods, merges, start)
 
     own_adam = by_name(((task.kernels, sgd(1.0)), (".*", cosine(task.rate, HOW.warmup))))
-    projected = lambda e, free=".": gpm(e, project=task.kernels, free=free, **task.of_gpm)
+    projected = lambda e: gpm(e, project=task.kernels, free=".", **task.of_gpm)
     factors = (0.35, 0.5)
     return {
         "fine-tuning": (LAST, [made()]),
         "MagMax": ("MagMax", [made(MagMax=jm.magmax(f)) for f in factors]),
         "OPCM": ("OPCM", [made(OPCM=jm.opcm(), start="base")]),
-        "GPM": (LAST, [made(projected(e, free)) for free in (".", None) for e in (0.9, 0.97)]),
+        "GPM": (LAST, [made(projected(e)) for e in (0.9, 0.97)]),
         "GPM + MagMax": ("MagMax", [made(projected(0.9), MagMax=jm.magmax(f)) for f in factors]),
         "OSFT": (LAST, [made(osft(r, task.kernels)) for r in (0.25, 0.5)]),
         "CoSO": (
