@@ -43,7 +43,8 @@ def refresh(
 
     Source: Wang et al., A Unified and General Framework for Continual Learning, ICLR 2024;
     joey-wang123/CL-refresh-learning, ``models/derpp.py``. The weight q makes F neither the Fisher
-    information nor the empirical one.
+    information nor the empirical one. Which methods are members of the paper's family of
+    Bregman divergences, and with which numbers, stands on the page Subspaces.
 
     Differs:
         The authors' code has it on DER++ only; here it stands before any methods, and moves the
