@@ -14,9 +14,9 @@ AdamW under a cosine, three epochs of batches of 32, three seeds with class orde
 The figure is the accuracy over all classes after the last task (no task is given), the backward
 transfer that of the tasks.
 
-GPM leaves biases, norms and embeddings free: with those stopped after the first task, as its authors
-have it, it had 54.8 (threshold 0.9) and 47.8 % (0.97) of the digits' validation images, free 75.9
-and 71.9.
+GPM leaves biases, norms and embeddings free: with those stopped after the first task, as its
+authors have it, it had 54.8 (threshold 0.9) and 47.8 % (0.97) of the digits' validation images,
+free 75.9 and 71.9.
 
 Settings are chosen on the validation examples of another seed (`continual_table.py`); the costs
 are of one seed, with compilation, and what is remembered beside the model between tasks.
