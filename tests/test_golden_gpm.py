@@ -140,5 +140,5 @@ def test_bad_settings():
     tasks = stream(np.ones((2, 3, 4, 5)), np.zeros((2, 3, 4), int), classes=4)
     with pytest.raises(ValueError, match="threshold has 3 numbers, for the 2 kernels layer_0"):
         learn(model, tasks, gpm((0.9, 0.9, 0.9)))
-    with pytest.raises(ValueError, match="no dense kernel matches 'trunk'"):
+    with pytest.raises(ValueError, match="gpm: no kernel matches 'trunk'; the model has: "):
         learn(model, tasks, gpm(project="trunk"))

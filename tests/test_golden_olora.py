@@ -44,7 +44,7 @@ def test_layer(x64):
     z = load("olora", "layer")
     rank, alpha = int(z["rank"]), float(z["lora_alpha"])
     model = with_lora(
-        given((z["weight"],), (z["bias"],)).build(), 3, rank, alpha, ".*", "sum", None
+        "lora", given((z["weight"],), (z["bias"],)).build(), 3, rank, alpha, ".*", "sum", None
     )
     params = dict(model.init(jax.random.key(0)))
     for t in range(3):
@@ -100,5 +100,5 @@ def test_one_shared_pair_goes_on_learning():
     moved = {n for n in last.params if not jnp.all(last.params[n] == one.params[n])}
     pairs = {f"{n}/kernel{k}" for n in ("layer_0", "head") for k in (A, B)}
     assert moved == {*pairs, "head/bias"}
-    with pytest.raises(ValueError, match="No kernel matches 'query'; the model has: layer_0"):
+    with pytest.raises(ValueError, match="lora: no kernel matches 'query'; the model has: layer_0"):
         learn(model, tasks, lora(target="query"))

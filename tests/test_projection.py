@@ -12,11 +12,11 @@ from jaxmerge.continual.drivers import program
 from jaxmerge.continual.methods import cuber, fot, gpm, l2, trgp
 from jaxmerge.continual.optimisers import adamw, sgd
 from jaxmerge.continual.problems import classification
-from jaxmerge.continual.projection import Span, outside
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.models.mlp.learner import mlp
+from jaxmerge.numerics.subspaces import outside
 
 
 @methods.register
@@ -25,7 +25,7 @@ def gpm_before(threshold: float = 0.9):
     after = gpm(threshold, examples=20).build()
 
     def gradient(model, step, grads, grad_at):
-        off = lambda n, g: outside(Span(step.memory[n].vectors), g) if n in step.memory else g
+        off = lambda n, g: outside(g, step.memory[n].vectors) if n in step.memory else g
         return {n: off(n, g) for n, g in grads.items()}
 
     return after._replace(update=None, spans=None, gradient=gradient)
@@ -115,7 +115,7 @@ def test_what_other_methods_add_is_projected_too():
 
 
 def test_two_methods_do_not_project_one_kernel():
-    with pytest.raises(ValueError, match="fot: another method projects head/kernel, layer_0"):
+    with pytest.raises(ValueError, match="gpm and fot both decide how layer_0/kernel, "):
         learnt(sgd(0.1), (gpm(0.9), fot(0.9, clients=3, batch=2)))
 
 

@@ -16,6 +16,7 @@ from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.drivers import memory as merging
+from jaxmerge.errors import listed
 
 
 class Parts(NamedTuple):
@@ -31,17 +32,48 @@ class Parts(NamedTuple):
 def build(setup: Setup, tasks: int) -> Parts:
     """Build the specs of a setup; wraps are applied in order, the last is outermost.
 
+    Where two methods claim kernels, the model's `init` raises ValueError if they claim the same.
+
     Raises:
         ValueError: two methods replace the objective; a spec that builds something else than what
             stands in its place.
     """
     methods, names = together(setup.methods)
-    model = _built(setup.model, Model)
+    network = model = _built(setup.model, Model)
     for method, name in zip(methods, names, strict=True):
         if method.wrap is not None:
             with named(f"{name}: `wrap`"):
                 model = _is(method.wrap(model, tasks), Model, f"{name}: `wrap` gives")
+    if sum(m.claims is not None for m in methods) > 1:
+        wrapped = model.init
+
+        def init(key):
+            _apart(network, jax.eval_shape(network.init, key), methods, names)
+            return wrapped(key)
+
+        model = model._replace(init=init)
     return Parts(model, methods, names, _built(setup.problem, Problem), tasks)
+
+
+def _apart(network: Model, params: Leaves, methods: Sequence[Method], names: Sequence[str]) -> None:
+    """Raise ValueError where two methods claim one kernel."""
+    owner: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for method, name in zip(methods, names, strict=True):
+        if method.claims is None:
+            continue
+        with named(f"{name}: `claims`"):
+            own = list(method.claims(network, params))
+        for kernel in own:
+            if kernel in owner:
+                shared.setdefault((owner[kernel], name), []).append(kernel)
+            owner[kernel] = name
+    if shared:
+        few = lambda k: ", ".join(k[:4]) + (f" and {len(k) - 4} more" if len(k) > 4 else "")
+        wrong = [f"{a} and {b} both decide how {few(k)} changes" for (a, b), k in shared.items()]
+        raise ValueError(
+            f"{listed(wrong)} Give each its own kernels by their patterns, or use one of them."
+        )
 
 
 def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]]:

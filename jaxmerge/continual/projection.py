@@ -33,6 +33,7 @@ from jaxmerge.continual.wraps.kernels import fan_in
 from jaxmerge.core.types import Array, Leaves, Tree
 from jaxmerge.errors import listed
 from jaxmerge.numerics.precision import full_precision
+from jaxmerge.numerics.subspaces import outside
 
 
 class Span(NamedTuple):
@@ -47,22 +48,6 @@ class Span(NamedTuple):
     projector: Array | None = None
 
 
-@full_precision
-def outside(span: Span, update: Array) -> Array:
-    """u - M M' u of an update [in, out], or of a convolution's [height, width, in, out].
-
-    Args:
-        span: of the kernel.
-        update: [in, out] or [height, width, in, out], as `span.vectors` has in.
-
-    >>> outside(Span(jnp.array([[1.0], [0.0]])), jnp.ones((2, 2))).tolist()
-    [[0.0, 0.0], [1.0, 1.0]]
-    """
-    flat = update.reshape(span.vectors.shape[0], -1)
-    return (flat - span.vectors @ (span.vectors.T @ flat)).reshape(update.shape)
-
-
-@full_precision
 def rows_outside(span: Span, x: Array) -> Array:
     """x - x M M' of rows [.., in].
 
@@ -74,8 +59,8 @@ def rows_outside(span: Span, x: Array) -> Array:
     [[0.0, 1.0]]
     """
     if span.projector is not None:
-        return x - x @ span.projector
-    return x - (x @ span.vectors) @ span.vectors.T
+        return x - full_precision(jnp.matmul)(x, span.projector)
+    return outside(x, right=span.vectors)
 
 
 class Projection(NamedTuple):
@@ -117,7 +102,7 @@ class Projection(NamedTuple):
         """
         if self.of_rows:
             return updates
-        own = lambda n, u: outside(self.spans[n], u) if n in self.spans else u
+        own = lambda n, u: outside(u, self.spans[n].vectors) if n in self.spans else u
         return {n: own(n, u) for n, u in updates.items()}
 
 
@@ -215,5 +200,5 @@ def _guarded(kernel: Array, span: Span) -> Array:
 
 _guarded.defvjp(
     lambda kernel, span: (kernel, span),
-    lambda span, g: (outside(span, g), jax.tree.map(jnp.zeros_like, span)),
+    lambda span, g: (outside(g, span.vectors), jax.tree.map(jnp.zeros_like, span)),
 )

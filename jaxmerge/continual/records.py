@@ -28,7 +28,7 @@ compose in their order, and each sees its own memory only::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -222,6 +222,9 @@ class Method(NamedTuple):
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of during a
             task, behind the optimiser and all hooks `update`: see `jaxmerge.continual.projection`.
+        claims: ``(model, params) -> names``: kernels of the network, below all wraps, whose change
+            this method alone decides or which it makes of other leaves; no other method of the
+            stream may claim one of them. Of the params only shapes count.
         observe: ``(model, step) -> memory``, after every step.
         examples: ``(t, tasks, seed) -> [(s, positions), ...]``: what task t trains on besides its
             own examples, chosen on the host before its batches are drawn: positions in the
@@ -241,6 +244,7 @@ class Method(NamedTuple):
     gradient: Callable[..., Any] | None = None
     update: Callable[..., tuple[Any, Any]] | None = None
     spans: Callable[[Any], Mapping[str, Array]] | None = None
+    claims: Callable[[Model, Leaves], Iterable[str]] | None = None
     observe: Callable[..., Any] | None = None
     end: Callable[..., tuple[Leaves, Any]] | None = None
     examples: Callable[..., list] | None = None

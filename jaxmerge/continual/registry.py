@@ -14,12 +14,22 @@ builds: compiled code builds inside, so that another strength compiles nothing. 
 """
 
 from jaxmerge.core import old_names
-from jaxmerge.core.ranges import Count, NonNegative, Positive, Range, Share
+from jaxmerge.core.ranges import (
+    Correlation,
+    Count,
+    NonNegative,
+    Pattern,
+    Positive,
+    Range,
+    Share,
+)
 from jaxmerge.core.registry import Registry
 
 __all__ = [
+    "Correlation",
     "Count",
     "NonNegative",
+    "Pattern",
     "Positive",
     "Range",
     "Share",

@@ -8,6 +8,7 @@ A value that does not fit is refused with what was expected in words.
 from __future__ import annotations
 
 import math
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -23,7 +24,7 @@ MOST = 4096  # elements of an array that are looked at
 
 
 class Range(NamedTuple):
-    """What a number may be; said in words where it is refused.
+    """What a number or a text may be; said in words where it is refused.
 
     Attributes:
         words: such as "a number from 0 on".
@@ -39,7 +40,24 @@ class Range(NamedTuple):
 NonNegative = Annotated[float, Range("a number from 0 on", lambda v: v >= 0)]
 Positive = Annotated[float, Range("a positive number", lambda v: v > 0)]
 Share = Annotated[float, Range("a number in [0, 1]", lambda v: 0 <= v <= 1)]
+Correlation = Annotated[float, Range("a number in [-1, 1]", lambda v: -1 <= v <= 1)]
 Count = Annotated[int, Range("a whole number from 1 on", lambda v: v >= 1, whole=True)]
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text is a regular expression.
+
+    >>> is_pattern("^(?!head/)"), is_pattern("(")
+    (True, False)
+    """
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+Pattern = Annotated[str, Range("a regular expression", is_pattern)]
 
 # Hyperparameters that jit, vmap or grad may trace; their values are checked by whoever uses them.
 Number = Annotated[float | jax.Array, Range("a number", lambda v: True)]
@@ -60,8 +78,8 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
     ((None, 3.0), ('a number from 0 on', -1))
     >>> checked(np.int64(3), Count), checked(np.float32([1, -1]), NonNegative)[0]
     ((None, 3), 'a number from 0 on')
-    >>> checked(float("inf"), NonNegative)[0]
-    'a finite number'
+    >>> checked(float("inf"), NonNegative)[0], checked("(", Pattern)[0]
+    ('a finite number', 'a regular expression')
     """
     if isinstance(value, Spec | Static):
         return None, value  # checked before
@@ -82,6 +100,14 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
         elif (inner := _inner(base)) is not None:
             values = elements if getattr(value, "ndim", 0) == 1 else value
             if isinstance(values, list | tuple) and not any(checked(v, inner)[0] for v in values):
+                return None, value
+        elif places := _places(base):
+            values = elements if getattr(value, "ndim", 0) == 1 else value
+            many = isinstance(values, list | tuple) and len(values) == len(places)
+            if many and not any(checked(v, p)[0] for v, p in zip(values, places, strict=True)):
+                return None, value
+        elif base is str and ranges:
+            if isinstance(value, str) and all(r.fits(value) for r in ranges):
                 return None, value
         elif base in (float, int, bool):
             one = not getattr(value, "ndim", 0) or not any(r.whole for r in ranges)
@@ -118,6 +144,12 @@ def _inner(hint: Any) -> Any:
     return args[0] if args and homogeneous else None
 
 
+def _places(hint: Any) -> tuple[Any, ...]:
+    """What stands at each place, where a hint says a tuple of so many."""
+    args = get_args(hint) if get_origin(hint) is tuple else ()
+    return () if args[1:] == (...,) else args
+
+
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -148,4 +180,8 @@ def _words(option: Any) -> str:
         return ranges[0].words
     if (inner := _inner(base)) is not None:
         return f"a list, each {_words(inner)}"
-    return {float: "a number", int: "a whole number", bool: "true or false"}.get(base, str(base))
+    if places := _places(base):
+        return f"({', '.join(map(_words, places))})"
+    return {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}.get(
+        base, str(base)
+    )

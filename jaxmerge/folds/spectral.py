@@ -19,6 +19,7 @@ from jaxmerge.core.registry import register
 from jaxmerge.core.types import Array, Merge, stacked, zeros
 from jaxmerge.numerics.linalg import check_matrix, polar, polar_and_values, thin_svd
 from jaxmerge.numerics.measures import square_sum
+from jaxmerge.numerics.subspaces import outside
 
 __all__ = ["least_interference", "share_ranks", "split_subspaces"]
 
@@ -93,7 +94,8 @@ def split_subspaces(common: float = 0.8, output_axis: Axis = 1) -> Merge:
             return jnp.mean(s) * turned
         u, s, vt = thin_svd(jnp.sum(rows, 0), vectors=shared)
         s = s[:shared]
-        residual = rows - (rows @ vt.T @ vt if output_axis == 1 else u @ (u.T @ rows))
+        known = {"right": vt.T} if output_axis == 1 else {"left": u}
+        residual = jax.vmap(lambda row: outside(row, **known))(rows)
         own = functools.partial(thin_svd, vectors=own_rank)
         own_u, own_s, own_vt = jax.vmap(own)(residual)
         mean = jnp.mean(jnp.concatenate([own_s[:, :own_rank].reshape(-1), s]))

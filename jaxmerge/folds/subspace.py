@@ -17,6 +17,7 @@ from jaxmerge.core.types import Array, Cell, Context, Measure, Merge, concrete, 
 from jaxmerge.folds.vectors import root
 from jaxmerge.numerics.linalg import check_matrix, thin_svd
 from jaxmerge.numerics.measures import square_norm, square_sum
+from jaxmerge.numerics.subspaces import inside
 
 __all__ = ["add_projected", "keep_mean_norm"]
 
@@ -74,8 +75,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False, double: bool | No
         protected = within[:, None] & within[None, :]
         if zero_diag:
             protected |= jnp.eye(k, dtype=bool)
-        seen = jnp.where(protected, (u.T @ x) @ vt.T, 0)
-        return total + x - (u @ seen) @ vt
+        return total + x - inside(x, u, vt.T, protected)
 
     def update(total, x, ctx):
         check_matrix(x, "add_projected()")

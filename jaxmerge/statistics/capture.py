@@ -186,7 +186,7 @@ def _catch_patches(params, ins, view, seen) -> None:
     x, sizes = ins[0], [view.sizes[i] for i in space]
     rows = jax.lax.conv_general_dilated_patches(
         x, sizes, params["window_strides"], params["padding"], params["lhs_dilation"],
-        params["rhs_dilation"], numbers, precision=params["precision"],
+        params["rhs_dilation"], numbers, precision=jax.lax.Precision.HIGHEST,
     )  # fmt: skip
     rows = jnp.moveaxis(rows, numbers.out_spec[1], -1)  # [.., in x space]
     rows = rows.reshape(-1, view.sizes[into], *sizes)

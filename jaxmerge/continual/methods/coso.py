@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +9,20 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, Positive, Share, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, Share, methods
+from jaxmerge.continual.wraps.kernels import fan_in, matching, projected
 from jaxmerge.core.types import Array
+from jaxmerge.numerics.subspaces import outside
 
 
 class Subspace(NamedTuple):
-    """What `coso` remembers of a kernel [in, out].
+    """What `coso` remembers of a kernel [in, out], [height width in, out] of a convolution.
 
     Attributes:
         history: the span of earlier tasks' gradients, [out, capacity].
         sketch: [out, r2], Frequent Directions of this task's gradients.
         vectors, values: [out, r2], [r2] of the last refresh.
+        size: Frobenius norm of all gradients that the sketch took up, before they were projected.
         space: P [out, r1].
         first, second: Adam's moments [r1, in].
     """
@@ -29,6 +31,7 @@ class Subspace(NamedTuple):
     sketch: Array
     vectors: Array
     values: Array
+    size: Array
     space: Array
     first: Array
     second: Array
@@ -45,11 +48,12 @@ def coso(
     b1: Share = 0.9,
     b2: Share = 0.999,
     eps: Positive = 1e-6,
-    target: str = ".*",
+    target: Pattern = ".*",
 ) -> Method:
     """CoSO: Adam in a small subspace of the gradient, taken afresh and orthogonal to the past.
 
-    Formula, for a kernel W = K' [out, in] with gradient G and history M:
+    Formula, for a kernel W = K' [out, in] with gradient G and history M (a convolution's inputs are
+    the entries of a patch):
 
         G <- G - M M' G;  every `every` steps G = U S V', P = U[:, :rank], and the sketch of
         Frequent Directions takes up U[:, :r2] diag(S[:r2]), shrinking by its (r2 + 1)-th value;
@@ -57,7 +61,8 @@ def coso(
         W <- W - step P (a / (sqrt v + eps));  W <- W - rate weight_decay W
 
     When the next task starts, M is extended by the leading vectors of the sketch whose cumulated
-    share of the energy is strictly below `threshold` (one fewer than would reach it, perhaps none).
+    share of the energy is strictly below `threshold` (one fewer than would reach it, perhaps none);
+    of what is only rounding of the gradients none joins.
 
     Args:
         rank: r1, columns of the subspace of a step.
@@ -77,6 +82,8 @@ def coso(
     Differs:
         Signs of singular vectors are fixed (the entry of largest magnitude is positive): moments
         survive a refresh in the coordinates of the old P, so the released result depends on them.
+        Columns of P are taken off M once more, so that those which a gradient of small rank leaves
+        open do not write into it.
         A task with one refresh, where the released code fails, keeps the vectors of that one.
         Weight decay acts inside the history too, as released.
 
@@ -87,52 +94,51 @@ def coso(
         raise ValueError(f"coso: rank {rank} is below sketch, got {sketch}.")
 
     def init(model, params, batch, stored):
-        chosen = {n: p for n, p in params.items() if p.ndim == 2 and re.search(target, n)}
-        chosen = {n: p for n, p in chosen.items() if model.trainable(n) and not model.slots(n)}
-        small = [f"{n} {list(p.shape)}" for n, p in chosen.items() if min(p.shape) < sketch]
-        if small or not chosen:
-            raise ValueError(
-                f"coso: sketch {sketch} is at most min(in, out): {', '.join(small)}."
-                if small
-                else f"coso: no trained kernel that tasks share matches {target!r}."
-            )
-        return {n: _empty(p) for n, p in chosen.items()}
+        chosen = projected("coso", model, params, target)
+        sizes = {n: (fan_in(params[n]), params[n].shape[-1]) for n in chosen}
+        if small := [f"{n} {list(s)}" for n, s in sizes.items() if min(s) < sketch]:
+            raise ValueError(f"coso: sketch {sketch} is at most min(in, out): {', '.join(small)}.")
+        return {n: _empty(params[n]) for n in chosen}
 
     def _empty(kernel):
-        inputs, out = kernel.shape
+        inputs, out = fan_in(kernel), kernel.shape[-1]
         zero = lambda *shape: jnp.zeros(shape, kernel.dtype)
         return Subspace(
             basis.empty(out, dtype=kernel.dtype), zero(out, sketch), zero(out, sketch),
-            zero(sketch), zero(out, rank), zero(rank, inputs), zero(rank, inputs),
+            zero(sketch), zero(), zero(out, rank), zero(rank, inputs), zero(rank, inputs),
         )  # fmt: skip
 
     def begin(model, params, memory, border):
         def extended(own):
             energy = jnp.cumsum(own.values**2)
             total = jnp.where(energy[-1] > 0, energy[-1], 1)
-            count = jnp.sum((energy / total < threshold) & (own.values > 0)).astype(jnp.int32)
+            real = basis.real(own.values, own.vectors.shape[0], own.size)
+            count = jnp.sum((energy / total < threshold) & real).astype(jnp.int32)
             zero = jax.tree.map(jnp.zeros_like, own)
-            return zero._replace(history=basis.append(own.history, own.vectors.T, count))
+            new = basis.fresh(own.history, own.vectors.T)
+            return zero._replace(history=basis.append(own.history, new, count))
 
         return params, {n: extended(own) for n, own in memory.items()}
 
     def update(model, step, updates):
         memory, updates = dict(step.memory), dict(updates)
         for n, own in memory.items():
-            kernel, g = step.params[n].T, -updates[n].T
-            g = basis.outside(own.history, g)
-            stay = lambda own, g, count: own
-            own = jax.lax.cond(step.count % every == 0, _refresh, stay, own, g, step.count)
+            shape = updates[n].shape
+            kernel, whole = (x.reshape(-1, shape[-1]).T for x in (step.params[n], -updates[n]))
+            g = outside(whole, own.history.vectors)
+            stay = lambda own, *_: own
+            due = step.count % every == 0
+            own = jax.lax.cond(due, _refresh, stay, own, g, jnp.linalg.norm(whole), step.count)
             r = own.space.T @ g
             first, second = b1 * own.first + (1 - b1) * r, b2 * own.second + (1 - b2) * r**2
             t = (step.count + 1).astype(g.dtype)
             size = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
             moved = -size * (own.space @ (first / (jnp.sqrt(second) + eps)))
-            updates[n] = (moved - rate * weight_decay * (kernel + moved)).T
+            updates[n] = (moved - rate * weight_decay * (kernel + moved)).T.reshape(shape)
             memory[n] = own._replace(first=first, second=second)
         return updates, memory
 
-    def _refresh(own: Subspace, g: Array, count: Any) -> Subspace:
+    def _refresh(own: Subspace, g: Array, size: Array, count: Any) -> Subspace:
         u, s, _ = jnp.linalg.svd(g, full_matrices=False)
         u = signed(u)
         taken = u[:, :sketch] * s[:sketch]
@@ -142,11 +148,17 @@ def coso(
         first = count == 0
         vectors = jnp.where(first, u[:, :sketch], signed(u1)[:, :sketch])
         values = jnp.where(first, s[:sketch], shrunk)
+        # of a gradient of small rank some columns of U are arbitrary: they must not lie in M
+        space = outside(u[:, :rank], own.history.vectors)
         return own._replace(
-            sketch=vectors * values, vectors=vectors, values=values, space=u[:, :rank]
-        )
+            sketch=vectors * values, vectors=vectors, values=values,
+            size=jnp.hypot(own.size, size), space=space,
+        )  # fmt: skip
 
-    return Method(init=init, begin=begin, update=update)
+    return Method(
+        init=init, begin=begin, update=update,
+        claims=lambda model, params: matching(model, params, target),
+    )  # fmt: skip
 
 
 def signed(u: Array) -> Array:

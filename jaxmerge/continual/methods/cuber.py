@@ -10,14 +10,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, projected, stopped
+from jaxmerge.continual.methods.gpm import empty_bases, stopped, thresholds
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
-from jaxmerge.continual.projection import Span, outside
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, Share, methods
+from jaxmerge.continual.registry import Correlation, Count, NonNegative, Pattern, Share, methods
 from jaxmerge.continual.taps import layer_inputs
+from jaxmerge.continual.wraps.kernels import matching
 from jaxmerge.continual.wraps.scales import SPACE, USED, with_scales, without
 from jaxmerge.core.types import Array
+from jaxmerge.numerics.subspaces import outside
 
 
 class Kernel(NamedTuple):
@@ -44,11 +45,11 @@ def cuber(
     threshold: Share | tuple[Share, ...] = 0.97,
     growth: float = 0.0,
     trust: Share = 0.5,
-    correlation: float = 0.0,
+    correlation: Correlation = 0.0,
     strength: NonNegative = 1.0,
     examples: Count = 300,
-    project: str = ".*",
-    free: str | None = None,
+    project: Pattern = ".*",
+    free: Pattern | None = None,
     capacity: Count | None = None,
 ) -> Method:
     """CUBER: as TRGP, but a kernel may move inside the space of a related task that would gain.
@@ -86,10 +87,12 @@ def cuber(
     >>> cuber((0.95, 0.99, 0.99), strength=2)
     cuber(threshold=(0.95, 0.99, 0.99), strength=2.0)
     """
-    chosen = lambda names: projected("cuber", names, project, threshold)
+
+    def chosen(model, params, names):
+        return thresholds("cuber", model, params, project, names, threshold)
 
     def wrap(model, tasks):
-        return with_scales(model, tasks, project, capacity)
+        return with_scales("cuber", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
         def one(n, m):
@@ -105,7 +108,7 @@ def cuber(
         t = border.index
         names, grads = task_gradient(model, without(params, t), border, examples)
         used, new = {}, {}
-        for n in chosen(names):
+        for n in chosen(model, params, names):
             m, spaces = memory[n], params[n + SPACE]
             g = grads[n].reshape(m.before.shape)
             near, inside = related(spaces, g, t, trust)
@@ -139,22 +142,25 @@ def cuber(
             new[n] = m._replace(positive=positive)
             off[n] = m.off[2 * positive[0] + positive[1]]
         moved = stopped(model, step, updates, off, free)
-        return {n: outside(Span(off[n]), u) if n in off else u for n, u in moved.items()}, new
+        return {n: outside(u, off[n]) if n in off else u for n, u in moved.items()}, new
 
     def end(model, params, memory, border):
         t = border.index
         met = layer_inputs(model, without(params, t), border.read(examples), t)
         _, grads = task_gradient(model, params, border, examples)
         spaces, new = {}, {}
-        for n, e in chosen(met).items():
-            grown, own = basis.space(memory[n].basis, met[n], e + growth * t, False, False)
+        for n, e in chosen(model, params, met).items():
+            grown, own = basis.space(memory[n].basis, met[n], basis.due(e, growth, t), False, False)
             spaces[n + SPACE] = params[n + SPACE].at[t].set(own)
             g = grads[n].reshape(memory[n].before.shape)
             stored = memory[n].gradients.at[t].set(g)
             new[n] = memory[n]._replace(basis=grown, gradients=stored)
         return {**params, **spaces}, new
 
-    return Method(wrap=wrap, init=init, begin=begin, loss=loss, update=update, end=end)
+    return Method(
+        wrap=wrap, init=init, begin=begin, loss=loss, update=update, end=end,
+        claims=lambda model, params: matching(model, params, project),
+    )  # fmt: skip
 
 
 def one_of(tasks: Array, used: Array, which: tuple[bool, bool]) -> Array:

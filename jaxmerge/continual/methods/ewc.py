@@ -12,7 +12,7 @@ from jaxmerge.continual import columns
 from jaxmerge.continual.memories import anchor
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Batch, Border, Method, Model
-from jaxmerge.continual.registry import Count, NonNegative, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, methods
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.numerics.fisher import model_labels
 
@@ -27,7 +27,7 @@ def ewc(
     batch: Count = 1,
     examples: Count = 1024,
     loss: Literal["objective", "sigmoid"] = "objective",
-    leaves: str = ".*",
+    leaves: Pattern = ".*",
 ) -> Method:
     """Elastic weight consolidation: weights that matter for earlier tasks are held.
 

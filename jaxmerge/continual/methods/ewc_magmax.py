@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.methods.ewc import label_gradient
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, Share, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, Share, methods
 from jaxmerge.numerics.fisher import batch_squares
 
 
@@ -22,7 +22,7 @@ def ewc_magmax(
     running: bool = True,
     batch: Count = 8,
     examples: Count = 10**9,
-    leaves: str = ".*",
+    leaves: Pattern = ".*",
 ) -> Method:
     """The EWC that MagMax is compared with: an average over tasks, of running sums of gradients.
 

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.memories.clients import Local, each, parts_of, weights_of
 from jaxmerge.continual.methods.fedavg import to_the_mean
-from jaxmerge.continual.methods.gpm import empty_bases, projected, spans_of
+from jaxmerge.continual.methods.gpm import empty_bases, spans_of, thresholds
 from jaxmerge.continual.parts import with_trained
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, Positive, Share, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, Share, methods
 from jaxmerge.continual.taps import layer_inputs
+from jaxmerge.continual.wraps.kernels import matching
 from jaxmerge.core.types import Array
+from jaxmerge.numerics.subspaces import outside
 
 Draws = Literal["uniform", "normal"]
 
@@ -26,7 +28,7 @@ def fot(
     growth: float = 0.0,
     draws: Draws = "uniform",
     width: Count = 1,
-    project: str = ".*",
+    project: Pattern = ".*",
     capacity: Count | None = None,
     clients: Count = 64,
     epochs: Count = 1,
@@ -68,10 +70,12 @@ def fot(
     fot(threshold=0.94, clients=8)
     """
     local = Local(clients, epochs, batch, rate, weight_decay)
-    chosen = lambda names: list(projected("fot", names, project, threshold))
+
+    def chosen(model, params, names):
+        return thresholds("fot", model, params, project, names, threshold)
 
     def init(model, params, batch, stored):
-        return empty_bases(model, params, batch, lambda n: dict.fromkeys(chosen(n)), capacity)
+        return empty_bases(model, params, batch, chosen, capacity)
 
     def sketches(model, step):
         """Of all clients: their sum, and ratio and number of inputs of each."""
@@ -92,7 +96,7 @@ def fot(
 
     def observe(model, step):
         def last(memory):
-            energy = threshold + growth * step.task
+            energy = basis.due(threshold, growth, step.task)
             sent = sketches(model, step)
             joined = {}
             for n, space in memory.items():
@@ -103,7 +107,10 @@ def fot(
         ends = step.count == step.total - 1
         return jax.lax.cond(ends, last, lambda memory: memory, step.memory)
 
-    return Method(init=init, gradient=to_the_mean(local), spans=spans_of, observe=observe)
+    return Method(
+        init=init, gradient=to_the_mean(local), spans=spans_of, observe=observe,
+        claims=lambda model, params: matching(model, params, project),
+    )  # fmt: skip
 
 
 def draw(draws: Draws, key: Array, shape: tuple[int, ...], dtype) -> Array:
@@ -115,7 +122,7 @@ def draw(draws: Draws, key: Array, shape: tuple[int, ...], dtype) -> Array:
 
 def sketch(space: basis.Basis, inputs: Array, z: Array) -> tuple[Array, Array]:
     """What a client sends of a kernel's inputs ``[n, in]``: R Z ``[in, columns]``, |R| / |A|."""
-    rest = basis.outside(space, inputs.T)
+    rest = outside(inputs.T, space.vectors)
     length = jnp.linalg.norm(inputs)
     ratio = jnp.linalg.norm(rest) / jnp.where(length > 0, length, 1)
     return rest @ z, jnp.where(space.rank > 0, ratio, 1)
@@ -127,7 +134,8 @@ def join(
     """The basis with what the sketches of all clients add.
 
     Y = sum of the sketches = P S Q', rho the mean of the ratios by counts; the first p_1 .. p_i
-    join for which (s_1^2 + .. + s_i^2) / |Y|^2 is above (rho - (1 - energy)) / rho, one at least.
+    join for which (s_1^2 + .. + s_i^2) / |Y|^2 is above (rho - (1 - energy)) / rho, one at least;
+    none that is only rounding of what the sketches of A itself would be, |Y| / rho.
     rho is a ratio of norms where `energy` is of squares, as in the authors' code.
 
     Args:
@@ -139,7 +147,7 @@ def join(
     p, s, _ = jnp.linalg.svd(total, full_matrices=False)
     squares = jnp.cumsum(s**2)
     before = jnp.concatenate([jnp.zeros(1, s.dtype), squares[:-1]])
-    real = s > s[0] * len(p) * jnp.finfo(s.dtype).eps  # of the others only rounding is left
-    count = jnp.maximum(jnp.sum((before <= target * squares[-1]) & real), s[0] > 0)
-    fresh, _ = jnp.linalg.qr(basis.outside(space, p))
-    return basis.append(space, fresh.T, count.astype(jnp.int32))
+    whole = jnp.sqrt(squares[-1]) / jnp.where(rho > 0, rho, 1)  # of sketches of A itself
+    real = basis.real(s, len(p), whole)
+    count = jnp.maximum(jnp.sum((before <= target * squares[-1]) & real), real[0])
+    return basis.append(space, basis.fresh(space, p.T), count.astype(jnp.int32))

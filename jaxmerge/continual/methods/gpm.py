@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.records import Batch, Method, Model, Step
-from jaxmerge.continual.registry import Count, Share, methods
-from jaxmerge.continual.taps import layer_inputs
+from jaxmerge.continual.registry import Count, Pattern, Share, methods
+from jaxmerge.continual.taps import layer_inputs, taps
+from jaxmerge.continual.wraps.kernels import fan_in, matching, projected
 from jaxmerge.core.types import Array, Leaves
 
 
@@ -21,8 +22,8 @@ def gpm(
     threshold: Share | tuple[Share, ...] = 0.97,
     growth: float = 0.0,
     examples: Count = 300,
-    project: str = ".*",
-    free: str | None = None,
+    project: Pattern = ".*",
+    free: Pattern | None = None,
     capacity: Count | None = None,
     rule: Literal["released", "paper"] = "released",
 ) -> Method:
@@ -59,7 +60,8 @@ def gpm(
     gpm(threshold=(0.95, 0.99, 0.99))
     """
 
-    chosen = lambda names: projected("gpm", names, project, threshold)
+    def chosen(model, params, names):
+        return thresholds("gpm", model, params, project, names, threshold)
 
     def init(model, params, batch, stored):
         return empty_bases(model, params, batch, chosen, capacity)
@@ -71,48 +73,47 @@ def gpm(
         met = layer_inputs(model, params, border.read(examples), border.index)
         below = (border.index == 0) & (rule == "released")
         grown = {
-            n: basis.grow(memory[n], met[n], e + growth * border.index, below)
-            for n, e in chosen(met).items()
+            n: basis.grow(memory[n], met[n], basis.due(e, growth, border.index), below)
+            for n, e in chosen(model, params, met).items()
         }
         return params, grown
 
-    return Method(init=init, update=update, spans=spans_of, end=end)
+    return Method(
+        init=init, update=update, spans=spans_of, end=end,
+        claims=lambda model, params: matching(model, params, project),
+    )  # fmt: skip
 
 
-def projected(
-    who: str, names: Iterable[str], pattern: str, threshold: float | tuple[float, ...]
-) -> dict[str, float]:
-    """Kernel -> its threshold, for those that match, in the order of the network.
+def thresholds(
+    who: str, model: Model, params: Leaves, pattern: str, names: Iterable[str],
+    threshold: float | tuple[float, ...],
+) -> dict[str, float]:  # fmt: skip
+    """Kernel -> its threshold, for those that match and whose inputs are known, in their order.
+
+    Args:
+        names: of the kernels whose inputs are known, in the order of the network.
 
     Raises:
-        ValueError: none matches, or there is another number of thresholds.
+        ValueError: none matches, one is a stack, or there is another number of thresholds.
     """
-    chosen = [n for n in names if re.search(pattern, n)]
-    if not chosen:
-        raise ValueError(f"{who}: no dense kernel matches {pattern!r}; there are {list(names)}.")
-    thresholds = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
-    if len(thresholds) != len(chosen):
+    chosen = projected(who, model, params, pattern, names)
+    many = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
+    if len(many) != len(chosen):
         raise ValueError(
-            f"{who}: threshold has {len(thresholds)} numbers, for the {len(chosen)} kernels "
+            f"{who}: threshold has {len(many)} numbers, for the {len(chosen)} kernels "
             f"{', '.join(chosen)}."
         )
-    return dict(zip(chosen, thresholds, strict=True))
+    return dict(zip(chosen, many, strict=True))
 
 
 def empty_bases(
     model: Model, params: Leaves, batch: Batch, chosen: Callable, capacity: int | None
 ) -> dict[str, basis.Basis]:
     """Kernel -> a basis without a direction; nothing is computed."""
-    order = []
-
-    def look():
-        met = layer_inputs(model, params, batch, 0)
-        order.extend(met)  # a mapping comes back in alphabetical order
-        return met
-
-    met = jax.eval_shape(look)
-    make = lambda n: basis.empty(met[n].shape[1], capacity, params[n].dtype)
-    return {n: make(n) for n in chosen(order)}
+    order: list[str] = []
+    jax.eval_shape(lambda: order.extend(taps(model, params, batch.inputs, jnp.int32(0))))
+    make = lambda n: basis.empty(fan_in(params[n]), capacity, params[n].dtype)
+    return {n: make(n) for n in chosen(model, params, order)}
 
 
 def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import anchor
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import NonNegative, methods
+from jaxmerge.continual.registry import NonNegative, Pattern, methods
 
 
 @methods.register
@@ -18,7 +18,7 @@ def l2(
     strength: NonNegative = 1.0,
     towards: Literal["last", "base"] = "last",
     first: bool = True,
-    leaves: str = ".*",
+    leaves: Pattern = ".*",
 ) -> Method:
     """Every weight is pulled towards where it was.
 

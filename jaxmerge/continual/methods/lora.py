@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, Positive, methods
+from jaxmerge.continual.registry import Count, Pattern, Positive, methods
+from jaxmerge.continual.wraps.kernels import changeable
 from jaxmerge.continual.wraps.lora import Use, with_lora
 
 
@@ -13,11 +14,11 @@ from jaxmerge.continual.wraps.lora import Use, with_lora
 def lora(
     rank: Count = 8,
     alpha: Positive = 32.0,
-    target: str = ".*",
+    target: Pattern = ".*",
     use: Use = "own",
-    train: str | None = None,
-    ranks: Sequence[tuple[str, int]] = (),
-    alphas: Sequence[tuple[str, float]] = (),
+    train: Pattern | None = None,
+    ranks: Sequence[tuple[Pattern, Count]] = (),
+    alphas: Sequence[tuple[Pattern, Positive]] = (),
     rslora: bool = False,
     dora: bool = False,
 ) -> Method:
@@ -50,6 +51,6 @@ def lora(
 
     def wrap(model, tasks):
         more = {"ranks": ranks, "alphas": alphas, "rslora": rslora, "dora": dora}
-        return with_lora(model, tasks, rank, alpha, target, use, train, **more)
+        return with_lora("lora", model, tasks, rank, alpha, target, use, train, **more)
 
-    return Method(wrap=wrap)
+    return Method(wrap=wrap, claims=lambda model, params: changeable(model, params, target))

@@ -11,7 +11,7 @@ from jaxmerge.continual import columns
 from jaxmerge.continual.memories import anchor
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, methods
 
 
 @methods.register
@@ -21,7 +21,7 @@ def mas(
     batch: Count = 1,
     examples: Count = 1024,
     outputs: Literal["own", "all"] = "own",
-    leaves: str = ".*",
+    leaves: Pattern = ".*",
 ) -> Method:
     """Memory aware synapses: weights that move the length of the outputs are held.
 

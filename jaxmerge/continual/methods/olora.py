@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import Count, NonNegative, Positive, methods
+from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, methods
+from jaxmerge.continual.wraps.kernels import changeable
 from jaxmerge.continual.wraps.lora import A, B, with_lora
 from jaxmerge.core.types import Array
 
@@ -17,8 +18,8 @@ def olora(
     decay: NonNegative = 0.0,
     rank: Count = 8,
     alpha: Positive = 32.0,
-    target: str = ".*",
-    train: str | None = None,
+    target: Pattern = ".*",
+    train: Pattern | None = None,
 ) -> Method:
     """O-LoRA: every task trains its own pair in directions that no earlier pair reads.
 
@@ -48,7 +49,7 @@ def olora(
     """
 
     def wrap(model, tasks):
-        return with_lora(model, tasks, rank, alpha, target, "sum", train)
+        return with_lora("olora", model, tasks, rank, alpha, target, "sum", train)
 
     def loss(model, step):
         total = 0.0
@@ -61,7 +62,9 @@ def olora(
                 total += strength * overlap(old, now) + decay * (norm(now) + norm(out))
         return total
 
-    return Method(wrap=wrap, loss=loss)
+    return Method(
+        wrap=wrap, loss=loss, claims=lambda model, params: changeable(model, params, target)
+    )
 
 
 def overlap(old: Array, new: Array) -> Array:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Method, Model
-from jaxmerge.continual.registry import Share, methods
-from jaxmerge.continual.wraps.kernels import chosen, reading
+from jaxmerge.continual.registry import Pattern, Share, methods
+from jaxmerge.continual.wraps.kernels import fan_in, matching, projected, reading
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.numerics.subspaces import outside
 
 PARTS = ("left", "scale", "right")
 FROZEN, FREE = "/osft_held_", "/osft_free_"
 
 
 @methods.register(static=("ratio",))
-def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
+def osft(ratio: Share = 0.5, target: Pattern = ".*") -> Method:
     """OSFT (Sculpting Subspaces): the leading directions of a kernel stay, the rest is trained.
 
     Formula: before each task a kernel W [in, out] = L diag(s) R is cut after rank
@@ -40,7 +41,7 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
     def wrap(model: Model, tasks: int) -> Model:
         def init(key):
             params = dict(model.init(key))
-            for n in chosen(params, target):
+            for n in projected("osft", model, params, target):
                 params |= cut(n, params.pop(n), ratio)
             return params
 
@@ -66,14 +67,17 @@ def osft(ratio: Share = 0.5, target: str = ".*") -> Method:
         return params, memory
 
     def gradient(model, step, grads, grad_at):
-        return grads | {n: outside(n, step.params, g) for n, g in grads.items() if FREE in n}
+        return grads | {n: free_part(n, step.params, g) for n, g in grads.items() if FREE in n}
 
     def update(model, step, updates):
         now = {n: step.params[n] + u for n, u in updates.items() if FREE in n}
-        moved = {n: outside(n, step.params, p) - step.params[n] for n, p in now.items()}
+        moved = {n: free_part(n, step.params, p) - step.params[n] for n, p in now.items()}
         return updates | moved, step.memory
 
-    return Method(wrap=wrap, begin=begin, gradient=gradient, update=update)
+    return Method(
+        wrap=wrap, begin=begin, gradient=gradient, update=update,
+        claims=lambda model, params: matching(model, params, target),
+    )  # fmt: skip
 
 
 def frozen_rank(rows: int, columns: int, ratio: float) -> int:
@@ -93,11 +97,15 @@ def kernels(params: Leaves) -> list[str]:
 
 
 def cut(name: str, kernel: Array, ratio: float) -> Leaves:
-    """The factors of a kernel: the leading ones, and those that train."""
-    rows, columns = kernel.shape
-    k = frozen_rank(rows, columns, ratio)
-    left, s, right = jnp.linalg.svd(kernel, full_matrices=False)
-    frozen, free = (left[:, :k], s[:k], right[:k]), (left[:, k:], s[k:], right[k:])
+    """The factors of a kernel: the leading ones, and those that train.
+
+    Left factors of a convolution are [height, width, in, r], so that the product has its shape.
+    """
+    *rows, columns = kernel.shape
+    k = frozen_rank(fan_in(kernel), columns, ratio)
+    left, s, right = jnp.linalg.svd(kernel.reshape(-1, columns), full_matrices=False)
+    left = left.reshape(*rows, -1)
+    frozen, free = (left[..., :k], s[:k], right[:k]), (left[..., k:], s[k:], right[k:])
     named = lambda which, parts: {name + which + p: x for p, x in zip(PARTS, parts, strict=True)}
     return named(FROZEN, frozen) | named(FREE, free)
 
@@ -112,13 +120,10 @@ def rebuilt(name: str, params: Leaves) -> Array:
     return product(FROZEN) + product(FREE)
 
 
-def outside(name: str, params: Leaves, x: Array) -> Array:
+def free_part(name: str, params: Leaves, x: Array) -> Array:
     """A free factor (or its change) without what lies in the directions that are held."""
     base, _, part = name.rpartition(FREE)
+    held = params.get(base + FROZEN + part)
     if part == "left":
-        frozen = params[base + FROZEN + "left"]
-        return x - frozen @ (frozen.T @ x)
-    if part == "right":
-        frozen = params[base + FROZEN + "right"]
-        return x - (x @ frozen.T) @ frozen
-    return x
+        return outside(x, left=held)
+    return outside(x, right=held.T) if part == "right" else x

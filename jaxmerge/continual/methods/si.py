@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import anchor
 from jaxmerge.continual.memories.leaves import shared
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import NonNegative, Positive, methods
+from jaxmerge.continual.registry import NonNegative, Pattern, Positive, methods
 from jaxmerge.core.types import Leaves
 
 
@@ -23,7 +23,7 @@ class Path(NamedTuple):
 
 
 @methods.register
-def si(strength: NonNegative = 1.0, damping: Positive = 0.1, leaves: str = ".*") -> Method:
+def si(strength: NonNegative = 1.0, damping: Positive = 0.1, leaves: Pattern = ".*") -> Method:
     """Synaptic intelligence: what a weight did for the loss on its way makes it stay.
 
     Formula: loss + strength sum_j I_j (theta_j - theta*_j)^2, theta* the weights at the end of the

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.records import Method, Model, Outputs
-from jaxmerge.continual.registry import Count, Share, methods
-from jaxmerge.continual.wraps.kernels import chosen, fan_in, reading
+from jaxmerge.continual.registry import Count, Pattern, Share, methods
+from jaxmerge.continual.wraps.kernels import changeable, chosen, fan_in, reading
 from jaxmerge.continual.wraps.masks import OFF, SCORES, mask, plain, signed_constant, through
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.numerics.precision import full_precision
@@ -28,7 +28,7 @@ def supsup(
     decide: Literal["example", "batch"] = "example",
     examples: Count = 1,
     classes: Count | None = None,
-    target: str = ".*",
+    target: Pattern = ".*",
     weights: Literal["signed", "given"] = "signed",
 ) -> Method:
     """SupSup: one random network that never trains, and a mask of it for every task.
@@ -68,7 +68,7 @@ def supsup(
     def wrap(model: Model, tasks: int) -> Model:
         def init(key):
             params = dict(model.init(key))
-            names = chosen(params, target, axes=(2, 4))
+            names = chosen("supsup", model, params, target, axes=(2, 4))
             keys = jax.random.split(jax.random.fold_in(key, 1), len(names))
             for n, k in zip(names, keys, strict=True):
                 w, inputs = params[n], fan_in(params[n])
@@ -128,7 +128,9 @@ def supsup(
             model, one, init=init, predict=predict, trainable=scores, slots=scores, put=put
         )
 
-    return Method(wrap=wrap)
+    return Method(
+        wrap=wrap, claims=lambda model, params: changeable(model, params, target, axes=(2, 4))
+    )
 
 
 def masks(scores: Array, density: float | None) -> Array:

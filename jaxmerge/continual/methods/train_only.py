@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from jaxmerge.continual.records import Method
-from jaxmerge.continual.registry import methods
+from jaxmerge.continual.registry import Pattern, methods
 
 
 @methods.register
-def train_only(pattern: str = "projection/kernel$") -> Method:
+def train_only(pattern: Pattern = "projection/kernel$") -> Method:
     """Only leaves whose name matches a regular expression train; the others keep their values.
 
     Under a frozen text head the last projection is what a linear probe would train.  In a

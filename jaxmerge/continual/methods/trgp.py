@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, projected, spans_of, stopped
+from jaxmerge.continual.methods.gpm import empty_bases, spans_of, stopped, thresholds
 from jaxmerge.continual.records import Border, Method, Model
-from jaxmerge.continual.registry import Count, Share, methods
-from jaxmerge.continual.taps import layer_inputs
+from jaxmerge.continual.registry import Count, Pattern, Share, methods
+from jaxmerge.continual.taps import layer_inputs, taps
+from jaxmerge.continual.wraps.kernels import matching
 from jaxmerge.continual.wraps.scales import SPACE, USED, with_scales, without
 from jaxmerge.core.types import Array, Leaves
 
@@ -24,8 +25,8 @@ def trgp(
     growth: float = 0.0,
     trust: Share = 0.5,
     examples: Count = 300,
-    project: str = ".*",
-    free: str | None = None,
+    project: Pattern = ".*",
+    free: Pattern | None = None,
     capacity: Count | None = None,
     rule: Rule = "released",
 ) -> Method:
@@ -70,11 +71,14 @@ def trgp(
     >>> trgp((0.95, 0.99, 0.99), trust=0.2)
     trgp(threshold=(0.95, 0.99, 0.99), trust=0.2)
     """
-    chosen = lambda names: projected("trgp", names, project, threshold)
+
+    def chosen(model, params, names):
+        return thresholds("trgp", model, params, project, names, threshold)
+
     released = rule == "released"
 
     def wrap(model, tasks):
-        return with_scales(model, tasks, project, capacity)
+        return with_scales("trgp", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
         return empty_bases(model, params, batch, chosen, capacity)
@@ -82,7 +86,7 @@ def trgp(
     def begin(model, params, memory, border):
         names, grads = task_gradient(model, without(params, border.index), border, examples)
         used = {}
-        for n in chosen(names):
+        for n in chosen(model, params, names):
             near, inside = related(params[n + SPACE], grads[n], border.index, trust)
             used[n] = nearest(near, inside, border.index, released)
         if released:
@@ -98,13 +102,16 @@ def trgp(
         t = border.index
         met = layer_inputs(model, without(params, t), border.read(examples), t)
         spaces, grown = {}, {}
-        for n, e in chosen(met).items():
+        for n, e in chosen(model, params, met).items():
             below, drop = released & (t == 0), released & (t > 0)
-            grown[n], own = basis.space(memory[n], met[n], e + growth * t, below, drop)
+            grown[n], own = basis.space(memory[n], met[n], basis.due(e, growth, t), below, drop)
             spaces[n + SPACE] = params[n + SPACE].at[t].set(own)
         return {**params, **spaces}, grown
 
-    return Method(wrap=wrap, init=init, begin=begin, update=update, spans=spans_of, end=end)
+    return Method(
+        wrap=wrap, init=init, begin=begin, update=update, spans=spans_of, end=end,
+        claims=lambda model, params: matching(model, params, project),
+    )  # fmt: skip
 
 
 def task_gradient(
@@ -112,7 +119,7 @@ def task_gradient(
 ) -> tuple[list[str], Leaves]:
     """Kernels in the order of the network, and the gradient of the task's mean objective."""
     batch = border.read(examples)
-    names = list(layer_inputs(model, params, batch, border.index))
+    names = [n for n in taps(model, params, batch.inputs, border.index) if n in params]
 
     def mean(own):
         out = model.apply({**params, **own}, batch.inputs, border.index)

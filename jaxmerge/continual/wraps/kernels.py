@@ -1,39 +1,144 @@
-"""Which kernels of a model a wrap changes, and the model whose weights it makes."""
+"""What counts as a kernel, which ones a method chooses, and models whose weights a wrap makes."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import jax.numpy as jnp
 
 from jaxmerge.continual.operators import Operator, operated
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.taps import taps
 from jaxmerge.core.types import Array, Leaves
+from jaxmerge.errors import listed
+
+# What the last part of a name says where a leaf of several axes is looked up or added, not read as
+# x @ W: tables, and biases and scales of stacked layers.
+TABLES = ("embedding", "embeddings", "token", "position", "type", "relative", "bias", "scale")
+MATRICES = (2, 4)  # axes of [in, out], and of a convolution [height, width, in, out]
 
 
-def chosen(params: Leaves, target: str, axes: tuple[int, ...] = (2,)) -> list[str]:
-    """Names of kernels that match a regular expression and have so many axes.
+def is_kernel(name: str, leaf: Array) -> bool:
+    """Whether a leaf is a kernel: floats of two axes or more, no table, bias or scale by its name.
 
     Args:
-        params: of the model.
-        target: a regular expression, found anywhere in the name.
-        axes: how many a kernel may have.
+        name: such as "block_00/mlp/up/kernel" or "w1".
+        leaf: its shape counts.
+
+    >>> import numpy as np
+    >>> [is_kernel(n, np.ones((2, 3))) for n in ("fc/kernel", "w1", "text/position")]
+    [True, True, False]
+    """
+    last = name.rpartition("/")[2]
+    table = any(last == t or last.endswith(f"_{t}") for t in TABLES)
+    return len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not table
+
+
+def matching(model: Model, params: Leaves, pattern: str) -> list[str]:
+    """Kernels that train and that tasks share (no slots), whose name matches.
+
+    Args:
+        model: says what trains and what is a slot.
+        params: of the model; shapes suffice.
+        pattern: a regular expression, found anywhere in the name.
+
+    >>> import numpy as np
+    >>> model = Model(lambda key: {}, lambda params, x, task: x)
+    >>> matching(model, {"w1": np.ones((2, 3)), "w2": np.ones((3, 1))}, "1")
+    ['w1']
+    """
+    return [n for n in shared_kernels(model, params) if re.search(pattern, n)]
+
+
+def shared_kernels(model: Model, params: Leaves) -> list[str]:
+    """All that `matching` chooses of."""
+    free = lambda n: model.trainable(n) and not model.slots(n)
+    return [n for n, p in params.items() if is_kernel(n, p) and free(n)]
+
+
+def projected(
+    who: str, model: Model, params: Leaves, pattern: str, names: Iterable[str] | None = None
+) -> list[str]:
+    """Kernels that a method projects as matrices, [in, out] or [height, width, in, out].
+
+    Args:
+        who: the method, for messages.
+        model, params, pattern: as for `matching`.
+        names: only these, in this order; None: all, as params have them.
+
+    Raises:
+        ValueError: no kernel matches; one that does is no matrix, such as a stack [layers, in, out]
+            for a scan.
+
+    >>> import numpy as np
+    >>> model = Model(lambda key: {}, lambda params, x, task: x)
+    >>> projected("osft", model, {"w1": np.ones((2, 3)), "stack": np.ones((4, 2, 3))}, "w1")
+    ['w1']
+    """
+    known = shared_kernels(model, params)
+    known = known if names is None else [n for n in names if n in known]
+    found = [n for n in known if re.search(pattern, n)]
+    if not found:
+        raise ValueError(f"{who}: {_none(pattern, known)}")
+    stacks = [f"{n} {list(params[n].shape)}" for n in found if params[n].ndim not in MATRICES]
+    if stacks:
+        raise ValueError(
+            f"{who}: a kernel is [in, out] or [height, width, in, out]; found {listed(stacks)} "
+            "A stack of layers has a subspace a layer: keep its layers as leaves of their own, or "
+            "leave it out by the pattern."
+        )
+    return found
+
+
+def chosen(
+    who: str, model: Model, params: Leaves, target: str, axes: tuple[int, ...] = (2,)
+) -> list[str]:
+    """Names of kernels, trained or not, that match a regular expression and have so many axes.
+
+    Args:
+        who: the method, for the message.
+        model, params, target, axes: as for `changeable`.
 
     Raises:
         ValueError: there is none.
 
     >>> import numpy as np
-    >>> chosen({"fc/kernel": np.ones((2, 3)), "fc/bias": np.ones(3)}, "fc")
+    >>> model = Model(lambda key: {}, lambda params, x, task: x)
+    >>> chosen("lora", model, {"fc/kernel": np.ones((2, 3)), "fc/bias": np.ones(3)}, "fc")
     ['fc/kernel']
     """
-    known = [n for n, p in params.items() if p.ndim in axes and n.endswith("kernel")]
-    names = [n for n in known if re.search(target, n)]
+    names = changeable(model, params, target, axes)
     if not names:
-        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        raise ValueError(f"No kernel matches {target!r}; the model has: {shown or 'none'}.")
+        raise ValueError(f"{who}: {_none(target, changeable(model, params, '', axes))}")
     return names
+
+
+def changeable(
+    model: Model, params: Leaves, target: str, axes: tuple[int, ...] = (2,)
+) -> list[str]:
+    """The same; there may be none.
+
+    Args:
+        model: says what is a slot, which no kernel is.
+        params: of the model; shapes suffice.
+        target: a regular expression, found anywhere in the name.
+        axes: how many a kernel may have.
+
+    >>> import numpy as np
+    >>> model = Model(lambda key: {}, lambda params, x, task: x)
+    >>> changeable(model, {"fc/kernel": np.ones((2, 3))}, "conv")
+    []
+    """
+    own = lambda n, p: p.ndim in axes and is_kernel(n, p) and not model.slots(n)
+    return [n for n, p in params.items() if own(n, p) and re.search(target, n)]
+
+
+def _none(pattern: str, known: list[str]) -> str:
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"no kernel matches {pattern!r}; the model has: {shown or 'none'}."
 
 
 def fan_in(kernel: Array) -> int:

@@ -54,12 +54,14 @@ def changed(params: Leaves, name: str, slot: Array | int, scale: float) -> Array
 
 
 def with_lora(
-    model: Model, tasks: int, rank: int, alpha: float, target: str, use: Use, train: str | None,
-    *, ranks: Patterns = (), alphas: Patterns = (), rslora: bool = False, dora: bool = False,
+    who: str, model: Model, tasks: int, rank: int, alpha: float, target: str, use: Use,
+    train: str | None, *,
+    ranks: Patterns = (), alphas: Patterns = (), rslora: bool = False, dora: bool = False,
 ) -> Model:  # fmt: skip
     """The model with pairs at its kernels.
 
     Args:
+        who: the method, for messages.
         model: the one below.
         tasks: T, of the stream.
         rank: r, of one task.
@@ -77,7 +79,7 @@ def with_lora(
 
     >>> start = lambda key: {"fc/kernel": jnp.ones((3, 2))}
     >>> model = Model(start, lambda params, x, task: x @ params["fc/kernel"])
-    >>> lora = with_lora(model, 2, 1, 1.0, "fc", "own", None)
+    >>> lora = with_lora("lora", model, 2, 1, 1.0, "fc", "own", None)
     >>> {n: p.shape for n, p in lora.init(jax.random.key(0)).items()}
     {'fc/kernel': (3, 2), 'fc/kernel/lora_a': (2, 3, 1), 'fc/kernel/lora_b': (2, 1, 2)}
     """
@@ -94,7 +96,7 @@ def with_lora(
 
     def init(key: Array) -> Leaves:
         params = dict(model.init(key))
-        names = chosen(params, target)
+        names = chosen(who, model, params, target)
         for n, k in zip(
             names, jax.random.split(jax.random.fold_in(key, 1), len(names)), strict=True
         ):

@@ -5,26 +5,24 @@ matrix that starts as the identity; j(a), a = 0, 1, are the earlier tasks that a
 
     W_eff = W + sum_a S_j(a) (Q_a - 1) S_j(a)' W
 
-Leaves beside each kernel: ``/space`` [tasks, in, capacity] (columns from r_j on are zero),
-``/scale`` [tasks, 2, capacity, capacity], which a task trains, and ``/used`` int32 [tasks, 2], -1
-for none.
+Leaves beside each kernel: ``/old_space`` [tasks, in, capacity] (columns from r_j on are zero),
+``/old_scale`` [tasks, 2, capacity, capacity], which a task trains, and ``/old_used`` int32
+[tasks, 2], -1 for none.
 
 Memory: tasks x capacity x (in + 2 capacity) numbers a kernel; moments of one task's scales only.
 """
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 
 from jaxmerge.continual.operators import Operator
 from jaxmerge.continual.records import Model
-from jaxmerge.continual.wraps.kernels import chosen, reading
+from jaxmerge.continual.wraps.kernels import fan_in, projected, reading
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.numerics.precision import full_precision
 
-SPACE, SCALE, USED = "/space", "/scale", "/used"
+SPACE, SCALE, USED = "/old_space", "/old_scale", "/old_used"  # "/scale" is a norm's
 
 
 def added(name: str) -> bool:
@@ -66,18 +64,19 @@ def without(params: Leaves, task: Array) -> dict[str, Array]:
     return {**params, **off}
 
 
-def with_scales(model: Model, tasks: int, target: str, capacity: int | None) -> Model:
+def with_scales(who: str, model: Model, tasks: int, target: str, capacity: int | None) -> Model:
     """The model with scales at its kernels.
 
     Args:
+        who: the method, for messages.
         target: regular expression of the kernels.
         capacity: columns of a space; None: as many as inputs.
     """
 
     def init(key: Array) -> Leaves:
         params = dict(model.init(key))
-        for n in chosen(params, target, axes=(2, 4)):
-            d, kind = math.prod(params[n].shape[:-1]), params[n].dtype
+        for n in projected(who, model, params, target):
+            d, kind = fan_in(params[n]), params[n].dtype
             r = min(capacity or d, d)
             params[n + SPACE] = jnp.zeros((tasks, d, r), kind)
             params[n + SCALE] = jnp.tile(jnp.eye(r, dtype=kind), (tasks, 2, 1, 1))
