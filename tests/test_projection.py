@@ -115,7 +115,7 @@ def test_what_other_methods_add_is_projected_too():
 
 
 def test_two_methods_do_not_project_one_kernel():
-    with pytest.raises(ValueError, match="gpm and fot both decide how layer_0/kernel, "):
+    with pytest.raises(ValueError, match="gpm and fot both decide how head/kernel, layer_0"):
         learnt(sgd(0.1), (gpm(0.9), fot(0.9, clients=3, batch=2)))
 
 

@@ -49,14 +49,15 @@ def inside(
         if right is None:
             raise ValueError("A projection needs a basis on the left, on the right or on both.")
         return (x @ right) @ right.T
-    left = left.reshape(-1, left.shape[-1])
-    flat = x.reshape(left.shape[0], -1)
+    columns = jnp.reshape(left, (-1, left.shape[-1]))
+    flat = jnp.reshape(x, (len(columns), -1))
+    seen = columns.T @ flat
     if right is None:
-        return (left @ (left.T @ flat)).reshape(x.shape)
-    seen = (left.T @ flat) @ right
+        return (columns @ seen).reshape(x.shape)
+    seen = seen @ right
     if where is not None:
         seen = jnp.where(where, seen, 0)
-    return ((left @ seen) @ right.T).reshape(x.shape)
+    return ((columns @ seen) @ right.T).reshape(x.shape)
 
 
 def outside(

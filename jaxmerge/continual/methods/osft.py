@@ -123,7 +123,7 @@ def rebuilt(name: str, params: Leaves) -> Array:
 def free_part(name: str, params: Leaves, x: Array) -> Array:
     """A free factor (or its change) without what lies in the directions that are held."""
     base, _, part = name.rpartition(FREE)
-    held = params.get(base + FROZEN + part)
-    if part == "left":
-        return outside(x, left=held)
-    return outside(x, right=held.T) if part == "right" else x
+    if part == "scale":
+        return x
+    held = params[base + FROZEN + part]
+    return outside(x, left=held) if part == "left" else outside(x, right=held.T)
