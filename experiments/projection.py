@@ -134,7 +134,7 @@ def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
             [made(coso(15, 50, 5, rate=r, target=task.kernels), optimiser=own_adam)
              for r in (1e-4, 1e-3)],
         ),
-        "EWC": (LAST, [made(ewc(s, examples=64)) for s in (1e2, 1e4, 1e6)]),
+        "EWC": (LAST, [made(ewc(s, examples=64)) for s in (1e4, 1e6, 1e7, 1e8)]),
         "replay": (LAST, [made(er(task.replayed))]),
         "joint": (LAST, [made()]),
     }  # fmt: skip
