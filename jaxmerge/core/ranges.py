@@ -145,9 +145,10 @@ def _inner(hint: Any) -> Any:
 
 
 def _places(hint: Any) -> tuple[Any, ...]:
-    """What stands at each place, where a hint says a tuple of so many."""
+    """What stands at each place, where a hint says a tuple of so many numbers or texts."""
     args = get_args(hint) if get_origin(hint) is tuple else ()
-    return () if args[1:] == (...,) else args
+    named = all(a in (float, int, bool, str) or get_origin(a) is Annotated for a in args)
+    return args if named else ()  # of other kinds whoever uses them says what they are
 
 
 def _is(value: Any, kind: type) -> bool:
