@@ -53,8 +53,8 @@ def fot(
         draws: of Z, "uniform" on [-1, 1) as for permuted MNIST, or "normal" as for CIFAR.
         width: columns of Z for each input of the kernel; 5 for dense kernels of CIFAR's network.
         project: regular expression of the kernels that are projected.
-        capacity: columns of U; None: as many as inputs. Once they are
-            used further directions, the weakest first, are left out and are unprotected.
+        capacity: columns of U; None: as many as inputs. Once all are used further directions,
+            the weakest first, are left out and are unprotected.
         clients, epochs, batch, rate, weight_decay: see `fedavg`; the stream and the server's
             optimiser, ``sgd(1.0)``, too.
 

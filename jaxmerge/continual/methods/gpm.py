@@ -43,8 +43,8 @@ def gpm(
         free: regular expression of other shared leaves that go on learning unprojected, such as
             such heads. All other leaves stop after the first task, biases and norms too: the
             authors' networks have no biases, their norms stop.
-        capacity: columns of a basis; None: as many as inputs. Once they are
-            used further directions, the weakest first, are left out and are unprotected.
+        capacity: columns of a basis; None: as many as inputs. Once all are used further directions,
+            the weakest first, are left out and are unprotected.
         rule: "released": in the first task one vector fewer, as the code has it; "paper": the
             threshold is reached there too.
 

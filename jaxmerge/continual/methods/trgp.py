@@ -55,8 +55,8 @@ def trgp(
         project: regular expression of the kernels that are projected and rescaled.
         free: regular expression of other shared leaves that go on learning unprojected, such as
             heads. All other leaves stop after the first task.
-        capacity: columns of a space; None: as many as inputs. Once they are
-            used further directions, the weakest first, are left out and are unprotected.
+        capacity: columns of a space; None: as many as inputs. Once all are used further directions,
+            the weakest first, are left out and are unprotected.
         rule: "released", as the code has it: the first task's space has one vector fewer, the third
             task may use the second one only, the strongest new direction of every task stays
             outside M, and no kernel uses anything where the first uses nothing; "paper": without

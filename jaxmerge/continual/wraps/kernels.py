@@ -14,27 +14,27 @@ from jaxmerge.continual.records import Model
 from jaxmerge.continual.taps import taps
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.errors import listed
+from jaxmerge.io.architectures.roles import role_of
 
-# What the last part of a name says where a leaf of several axes is looked up or added, not read as
-# x @ W: tables, and biases and scales of stacked layers.
-TABLES = ("embedding", "embeddings", "token", "position", "type", "relative", "bias", "scale")
+KERNELS = ("kernel", "convolution", "experts", "router", "head")  # roles
 MATRICES = (2, 4)  # axes of [in, out], and of a convolution [height, width, in, out]
 
 
 def is_kernel(name: str, leaf: Array) -> bool:
-    """Whether a leaf is a kernel: floats of two axes or more, no table, bias or scale by its name.
+    """Whether a leaf is a kernel, by its role, or a stack of layers that has none.
 
     Args:
-        name: such as "block_00/mlp/up/kernel" or "w1".
-        leaf: its shape counts.
+        name: such as "block_00/mlp/up/kernel" or "w1", read as everywhere in this package
+            (`jaxmerge.io.architectures.roles`).
+        leaf: its shape and whether it is of floats count.
 
     >>> import numpy as np
     >>> [is_kernel(n, np.ones((2, 3))) for n in ("fc/kernel", "w1", "text/position")]
     [True, True, False]
     """
-    last = name.rpartition("/")[2]
-    table = any(last == t or last.endswith(f"_{t}") for t in TABLES)
-    return len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not table
+    axes, floating = len(leaf.shape), jnp.issubdtype(leaf.dtype, jnp.floating)
+    role = role_of(name, tuple(leaf.shape), floating=floating)
+    return axes > 1 and (role in KERNELS or (role == "vector" and axes > 2))
 
 
 def matching(model: Model, params: Leaves, pattern: str) -> list[str]:
