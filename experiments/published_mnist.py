@@ -101,7 +101,7 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
         "online EWC": (ewc(of["online EWC"], slots="sum", examples=every),),
         "SI": (si(of["SI"]),),
         "MAS": (mas(of["MAS"], norm="mean", batch=128, examples=every, outputs=whole),),
-        "LwF": (lwf(1.0, heads="joined" if scenario == "domain" else "each"),),
+        "LwF": (lwf(heads="each" if scenario == "task" else "seen", weighting="tasks"),),
     }
     stream = lambda seed, validation: split(
         data["train"], data["test"], ORDER, scenario=scenario, batch=128, epochs=4, seed=seed

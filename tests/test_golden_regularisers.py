@@ -205,23 +205,31 @@ def forward(params, x):
     return hidden @ params["head/kernel"] + params["head/bias"]
 
 
-@pytest.mark.parametrize("heads", ["each", "joined"])
-def test_lwf_is_equation_2(heads, x64):
+@pytest.mark.parametrize("weighting", ["constant", "tasks"])
+@pytest.mark.parametrize("heads", ["each", "joined", "seen"])
+def test_lwf_is_equation_2(heads, weighting, x64):
     """The second loss of the third task, when student and teacher differ; two old heads."""
     rng = np.random.default_rng(3)
     own = np.repeat(np.eye(3, dtype=bool), 2, axis=1)
     xs = rng.normal(size=(3, 2, 3, 5))
     ys = np.stack([rng.integers(2 * t, 2 * t + 2, (2, 3)) for t in range(3)])
     model = given((rng.normal(size=(6, 5)), rng.normal(size=(6, 6))), (np.zeros(6), np.zeros(6)))
-    method = lwf(0.7, temperature=3.0, heads=heads)
+    method = lwf(0.7, temperature=3.0, heads=heads, weighting=weighting)
     result, _ = learn(model, stream(xs, ys, own=own), method, columns="own")
     short = stream([*xs[:2], xs[2, :1]], [*ys[:2], ys[2, :1]], own=own)
     _, (_, teacher, student) = learn(model, short, method, columns="own")
     new, old = forward(student.params, xs[2, 1]), forward(teacher.params, xs[2, 1])
     parts = [slice(0, 2), slice(2, 4)] if heads == "each" else [slice(0, 4)]
-    cross = [softmax(old[:, c] / 3) * np.log(softmax(new[:, c] / 3)) for c in parts]
+    over = [slice(0, 6)] if heads == "seen" else parts
+    answers = [
+        np.log(softmax(new[:, c] / 3))[:, : p.stop - p.start]
+        for p, c in zip(parts, over, strict=True)
+    ]
+    cross = [softmax(old[:, c] / 3) * a for c, a in zip(parts, answers, strict=True)]
     fit = -np.mean(np.log(softmax(new[:, 4:]))[np.arange(3), ys[2, 1] - 4])
-    close(result.losses[2, 1], fit - 0.7 * sum(np.mean(np.sum(c, -1)) for c in cross), 1e-12)
+    # two earlier tasks: the mean of their terms, twice, and T^2
+    factor = 0.7 * (1 if weighting == "constant" else 2 * 3**2 / len(parts))
+    close(result.losses[2, 1], fit - factor * sum(np.mean(np.sum(c, -1)) for c in cross), 1e-12)
 
 
 def test_the_expected_fisher_information_of_a_softmax_layer(x64):

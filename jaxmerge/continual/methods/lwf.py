@@ -17,7 +17,8 @@ from jaxmerge.continual.registry import NonNegative, Positive, methods
 def lwf(
     strength: NonNegative = 1.0,
     temperature: Positive = 2.0,
-    heads: Literal["each", "joined"] = "each",
+    heads: Literal["each", "joined", "seen"] = "each",
+    weighting: Literal["constant", "tasks"] = "constant",
 ) -> Method:
     """Learning without forgetting: on new data, old heads answer as the last model does.
 
@@ -30,11 +31,18 @@ def lwf(
         temperature: T.
         heads: "each": a softmax and a term for every earlier task, as the authors have it;
             "joined": a form of **ours** (and of MagMax's release, strength 0.3), one softmax over
-            the columns of all earlier tasks.
+            the columns of all earlier tasks; "seen": the same for p', while q' is over the columns
+            of this task too, where p' is zero.
+        weighting: "constant": as above; "tasks": of van de Ven and Tolias, who weigh the loss by
+            1 / (t + 1) and the mean distillation of t earlier tasks by t / (t + 1) T^2. Here the
+            loss keeps its size and the distillation has the factor strength t T^2, which is the
+            same for Adam and 1 / (t + 1) of the step for SGD. Split MNIST of Hsu et al.:
+            this, with "each" where the task is given and "seen" where classes join.
 
     Memory: 1 model, and one more forward pass a step.
 
-    Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, eq. 1 to 3.
+    Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, eq. 1 to 3; van de Ven and Tolias,
+    Three scenarios for continual learning, 2019, and their GMvandeVen/continual-learning.
 
     Differs:
         The authors' code was not at hand; compared with the equations alone. The paper trains the
@@ -47,13 +55,18 @@ def lwf(
     """
 
     def loss(model, step):
-        old = columns.table(step.info)
-        old = old & (jnp.arange(old.shape[0]) < step.task)[:, None]
-        old = old if heads == "each" else jnp.any(old, axis=0, keepdims=True)
-        soft = lambda z: jax.nn.log_softmax(jnp.where(old[:, None], z / temperature, -1e30))
-        teacher, student = soft(teacher_of(model, step).logits), soft(step.outputs.logits)
+        every = columns.table(step.info)
+        task = jnp.arange(every.shape[0])[:, None]
+        old, met = every & (task < step.task), every & (task <= step.task)
+        if heads != "each":
+            old, met = (jnp.any(x, axis=0, keepdims=True) for x in (old, met))
+        soft = lambda z, over: jax.nn.log_softmax(jnp.where(over[:, None], z / temperature, -1e30))
+        teacher = soft(teacher_of(model, step).logits, old)
+        student = soft(step.outputs.logits, met if heads == "seen" else old)
         losses = -jnp.sum(jnp.where(old[:, None], jnp.exp(teacher) * student, 0), (0, 2))
-        return strength * weighted_mean(losses, step.batch.weight)
+        by_tasks = temperature**2 * (1 if heads == "each" else step.task)
+        factor = strength * (by_tasks if weighting == "tasks" else 1)
+        return factor * weighted_mean(losses, step.batch.weight)
 
     return Method(init=remember_shared, loss=loss, end=keep_last)
 
