@@ -5,14 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_streams import KEY, setup, split
 
 from jaxmerge.continual.drivers import run
-from jaxmerge.continual.memories import eight_bits, herding
+from jaxmerge.continual.memories import eight_bits, gaussians, herding
 from jaxmerge.continual.methods import clib, er
 from jaxmerge.continual.methods.clib import from_memory
 from jaxmerge.continual.methods.pl_fms import keep_probability
 from jaxmerge.continual.registry import methods
+from jaxmerge.data.streams.blurry import i_blurry
 
 
 def greedy(f, many):
@@ -51,6 +53,80 @@ def test_a_herded_buffer_has_equal_shares_and_only_shrinks_old_ones():
     kept = [i for i, c in enumerate(np.asarray(after[-1]["rows"].targets)) if int(c) in first]
     assert len(kept) == 4
     assert all((np.asarray(old) == np.asarray(new[i])).all(1).any() for i in kept)
+
+
+CLASSES, LONG = 6, 44
+COMES_BACK = {
+    "all again": [[0, 1, 2, 3] * 5] * 3,
+    "recurring": [[0, 1] * 9, [0, 2] * 5, [0, 3], [1, 4] * 7, [0, 5] * 4, [2, 5] * 8],
+    "i-Blurry": i_blurry(np.repeat(np.arange(CLASSES), 20), 3, 50, 20, seed=1).columns,
+    "one leaks first": [[0, 1, 1, 1, 1], [0] * 9 + [1], [2] * 9 + [3], [3] * 20],
+    "disjoint": [[0, 1] * 8, [3] * 12, [2, 4, 4, 4], [5]],
+}
+
+
+@jax.jit
+def filled_up(old, rank, features, labels, weight):
+    """The memory of 8 places after a task of up to `LONG` examples."""
+    size = len(rank)
+    new = herding.ranks(features, labels, weight, CLASSES, size)
+    ranks, both = jnp.concatenate([rank, new]), jnp.concatenate([old["label"], labels])
+    rows = {"label": labels, "id": jnp.arange(LONG)}
+    return *herding.refill(size, CLASSES, old, rows, ranks, both), new
+
+
+@pytest.mark.parametrize("name", COMES_BACK)
+def test_a_class_that_comes_back_has_its_share_and_no_more(name):
+    rng, size, met = np.random.default_rng(0), 8, set()
+    old = {"label": np.zeros(size, int), "id": np.zeros(size, int)}
+    rank = np.full(size, size)
+    for classes in COMES_BACK[name]:
+        labels, weight = np.resize(classes, LONG), (np.arange(LONG) < len(classes)) * 1.0
+        features = rng.normal(size=(LONG, 3))
+        before = {c: rank[(old["label"] == c) & (rank < size)] for c in met}
+        rows, ranks, count, new = filled_up(old, rank, features, labels, weight)
+        old, rank = jax.tree.map(np.asarray, rows), np.asarray(ranks)
+        there, returns = np.arange(size) < count, met & set(classes)
+        met |= set(classes)
+        share = size // len(met)
+        assert (rank[there] < share).all()
+        assert (rank[~there] == size).all()
+        for c in met:
+            mine = rank[there & (old["label"] == c)]
+            assert sorted(mine) == list(range(len(mine))), "places within a class are 0, 1, ..."
+            assert 1 <= len(mine) <= share
+            if c in classes and c not in returns:  # as herding ranks them
+                assert (np.asarray(new)[old["id"][there & (old["label"] == c)]] == mine).all()
+            elif c not in classes:  # an old class only shrinks
+                assert mine.tolist() == before[c][before[c] < share].tolist()
+
+
+def test_of_a_class_that_comes_back_old_and_new_take_turns():
+    old, new = {"id": jnp.arange(4)}, {"id": 10 + jnp.arange(3)}
+    ranks, labels = jnp.array([1, 0, 4, 4, 2, 0, 1]), jnp.zeros(7, int)
+    rows, rank, count = herding.refill(4, 1, old, new, ranks, labels)
+    assert int(count) == 4
+    assert rows["id"][jnp.argsort(rank)].tolist() == [1, 11, 0, 12]
+
+
+def test_more_classes_than_places():
+    labels = jnp.array([0, 1, 0, 1, 2, 3, 3])
+    ranks = jnp.array([0, 0, 0, 0, 0, 0, 1])
+    rows, rank, count = herding.refill(2, 4, labels[:2], labels[2:], ranks, labels)
+    assert (rows.tolist(), rank.tolist(), int(count)) == ([0, 1], [0, 0], 2)
+
+
+def test_a_known_class_keeps_its_gaussian():
+    rng = np.random.default_rng(0)
+    f, labels = jnp.asarray(rng.normal(size=(20, 3))), jnp.arange(20) % 2
+    every, one = jnp.ones(20), jnp.ones(3, bool)
+    known = gaussians.learn(gaussians.empty(3, 3), f, labels, every, one, 1e-4)
+    leak = jnp.where(jnp.arange(20) < 19, 2, 0)  # all of class 2, but for one of class 0
+    now = gaussians.learn(known, f + 3, leak, every, one, 1e-4)
+    assert now.known.all()
+    for before, after in zip(known[:2], now[:2], strict=True):
+        assert (before[:2] == after[:2]).all()
+        assert (before[2] != after[2]).any()
 
 
 def test_eight_bits():

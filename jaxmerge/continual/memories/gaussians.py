@@ -46,7 +46,7 @@ def empty(classes: int, d: int, dtype: DTypeLike = jnp.float32) -> Gaussians:
 def learn(
     old: Gaussians, features: Array, labels: Array, weight: Array, new: Array, ridge: float
 ) -> Gaussians:
-    """Statistics of the classes `new` that have an example; those of others stay.
+    """Statistics of the classes `new` that have an example and are not known; others stay.
 
     Formula: m = mean, S = sum (f - m)(f - m)' / (n - 1) + ridge I. A class with one example has
     S = ridge I.
@@ -75,6 +75,6 @@ def learn(
         return mean, jnp.linalg.cholesky(cov), n > 0
 
     mean, root, met = jax.lax.map(one, jnp.arange(old.known.shape[0]))
-    new = new & met
+    new = new & met & ~old.known
     pick = lambda a, b: jnp.where(new.reshape(-1, *[1] * (a.ndim - 1)), a, b)
     return Gaussians(pick(mean, old.mean), pick(root, old.root), old.known | new)

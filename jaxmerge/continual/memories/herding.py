@@ -57,12 +57,15 @@ def refill(
 ) -> tuple[Tree, Array, Array]:
     """The examples of a memory with equal shares for the classes: size // classes present of each.
 
+    Old and new examples of a class that comes back take turns: the best of either, the second of
+    either, and so on. Of more classes than there is room for, as many as fit have one example.
+
     Args:
         size: examples of the memory.
         classes: how many there are.
         old: leaves [size, ...].
         new: leaves [N, ...].
-        ranks: int [size + N], of the old ones, then the new ones; a large number: not to be taken.
+        ranks: int [size + N], of the old ones, then the new ones; `size` or more: not to be taken.
         labels: int [size + N].
 
     Returns:
@@ -75,9 +78,15 @@ def refill(
     ([2.0, 3.0], 2)
     """
     there = ranks < size
-    present = jnp.zeros(classes, bool).at[jnp.where(there, labels, classes)].set(True)
-    share = size // jnp.maximum(jnp.sum(present), 1)
+    kind = jnp.where(there, labels, classes)
+    order = jnp.lexsort((ranks, kind))  # stable: of equals the old one is first
+    many = jnp.zeros(classes + 1, jnp.int32).at[kind].add(1)
+    first = jnp.cumsum(many) - many
+    place = jnp.arange(len(order), dtype=jnp.int32) - first[kind[order]]
+    ranks = jnp.zeros_like(place).at[order].set(place)
+    share = jnp.maximum(size // jnp.maximum(jnp.sum(many[:classes] > 0), 1), 1)
     stay = there & (ranks < share)
+    stay &= jnp.cumsum(stay) <= size
     at = jnp.argsort(~stay, stable=True)[:size]
     join = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])[at]
     rank = jnp.where(stay, ranks, size)[at].astype(jnp.int32)

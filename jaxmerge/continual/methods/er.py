@@ -36,7 +36,8 @@ def er(
         strength: None as the authors have it; a number is a form of **ours**: the mean over the
             replay batch times strength is added to the mean over the stream's batch.
         select: "reservoir", or with equal shares of classes (labels are integers) "balanced", or
-            iCaRL's "herding": chosen at the end of a task, by the features of then.
+            iCaRL's "herding": chosen at the end of a task, by the features of then; of a class
+            that comes back the old and the new examples take turns.
         store: "inputs" as they are stored; "features" a form of **ours**: what the head reads, in a
             byte each, as they were when the example was met; replay then trains the head alone.
         examples: of a task, what herding chooses from: the first so many of `Border.read`.

@@ -81,7 +81,9 @@ def slca(
     Pre-trained Model, ICCV 2023, eq. 1 to 5; GengDavid/SLCA.
 
     Differs:
-        A class with one example has the covariance ridge I (NaN in the code).
+        A class with one example has the covariance ridge I (NaN in the code). A class that comes
+        back, which their streams have not, keeps the Gaussian of its first task, however few
+        examples of it that task had.
 
     >>> slca(temperature=0.05)
     slca(temperature=0.05)
