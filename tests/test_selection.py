@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from jaxmerge.numerics import brackets, host_order_statistics, host_rows, order_statistics
 from jaxmerge.numerics.host_rows import Row
-from jaxmerge.numerics.measures import keep_count, ranked_magnitude, ranked_magnitudes
+from jaxmerge.numerics.measures import (
+    keep_count,
+    largest,
+    ranked_magnitude,
+    ranked_magnitudes,
+)
 
 
 def sorted_out(leaves, ranks):
@@ -142,6 +147,68 @@ def test_any_leaf_and_density(values, density):
     measure = ranked_magnitude(lambda n: max(1, keep_count(density, n)))
     for host in (True, False):
         assert run(measure, [x], host) == expected
+
+
+LIKE = {  # leaves whose magnitudes share digits, or are equal, in every way that counts
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "few values": lambda rng, n: rng.integers(-2, 3, n) * 0.5,
+    "one value": lambda rng, n: np.full(n, -3.0),
+    "one prefix": lambda rng, n: 1 + rng.integers(0, 4, n) * 2.0**-10,
+    "infinite": lambda rng, n: rng.choice([np.inf, -np.inf, 1.0, 0.0], n),
+    "huge and tiny": lambda rng, n: rng.standard_normal(n) * 10.0 ** rng.integers(-7, 5, n),
+}
+
+
+@jax.jit
+def ranked_and_masked(x, ranks):
+    return ranked_magnitudes(x, ranks), largest(x, ranks[0], exact=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_compiled_ranks_are_those_of_a_sort(dtype):
+    @settings(max_examples=15, deadline=None)
+    @given(
+        st.sampled_from(sorted(LIKE)),
+        st.integers(0, 2**32 - 1),
+        st.lists(st.integers(1, 97), min_size=3, max_size=3),
+    )
+    def check(kind, seed, ranks):
+        x = jnp.asarray(LIKE[kind](np.random.default_rng(seed), 97), dtype)
+        ranks = np.array([*ranks, ranks[0]])  # two that are equal, whatever was drawn
+        actual, mask = ranked_and_masked(x, ranks)
+        order = np.argsort(-np.abs(np.asarray(x, np.float64)), kind="stable")
+        assert actual.dtype == x.dtype
+        np.testing.assert_array_equal(np.asarray(actual), np.abs(np.asarray(x))[order[ranks - 1]])
+        # of equal ones the first are in
+        np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(order[: ranks[0]]))
+
+    with jax.enable_x64(dtype == "float64"):
+        check()
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_histograms_of_ranks_that_share_digits(bits):
+    """Against counts in numpy, of prefixes that are equal, alone and in no entry."""
+    with jax.enable_x64(bits == 64):
+        rng = np.random.default_rng(0)
+        x = (1 + rng.integers(0, 6, (13, 7)) * 2.0**-9).astype(f"float{bits}")
+        word = np.abs(x).view(f"uint{bits}").ravel()
+        value = np.array([word[0], word[5], word[0], word.max(), 0, word[5]], word.dtype)
+        for turn in range(1, bits // 16):
+            shift, mask = word.dtype.type(bits - 16 * (turn + 1)), word.dtype.type(0xFFFF)
+            above = word.dtype.type(shift + 16)
+            actual = order_statistics.radix_count(jnp.asarray(x), jnp.asarray(value), turn)
+            for v, row in zip(value, np.asarray(actual), strict=True):
+                inside = word[word >> above == v >> above]
+                digits = ((inside >> shift) & mask).astype(int)
+                np.testing.assert_array_equal(row, np.bincount(digits, minlength=1 << 16))
+
+
+def test_a_pass_scatters_once_for_all_ranks():
+    program = jax.make_jaxpr(lambda x, v: order_statistics.radix_count(x, v, 1))(
+        jnp.ones((9, 11)), jnp.zeros(5, jnp.uint32)
+    )
+    assert str(program).count("scatter-add[") == 1
 
 
 def test_counts_are_exact():

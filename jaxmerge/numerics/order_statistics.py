@@ -11,7 +11,7 @@ reads its memory in no time and is slow at scattering: there a digit has 4 bits,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -83,13 +83,10 @@ def radix_count(x: Array, value: Array, turn: Any) -> Array:
     shift = jnp.asarray(width() * (digits() - 1 - turn), bits.dtype)
     digit = (bits >> shift) & bits.dtype.type((1 << width()) - 1)
     if isinstance(turn, int) and turn == 0:
-        return leaf_histogram(digit, 1, width())[None]
+        return leaf_histogram(digit, 1, 1 << width())[None]
     above = shift + bits.dtype.type(width())
-    rows = []
-    for v in value:
-        inside = ((bits >> above) == (v >> above)).astype(jnp.int32)
-        rows.append(leaf_histogram(digit, inside, width()))
-    return jnp.stack(rows)
+    prefix, sought = bits >> above, value >> above
+    return _histograms(digit, [prefix == v for v in sought], sought[:, None] == sought)
 
 
 def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
@@ -115,13 +112,33 @@ def place_count(x: Array, value: Array, place: Array, turn: Any) -> Array:
     bits, number = magnitude_bits(x), entry_numbers(None, x.shape)
     shift = jnp.asarray(width() * (places() - 1 - turn), number.dtype)
     digit = (number >> shift) & number.dtype.type((1 << width()) - 1)
-    rows = []
-    for v, p in zip(value, place, strict=True):
-        # of the digits above, of which there are none in turn 0: two shifts, since none by all bits
-        above = lambda n: (n >> shift) >> number.dtype.type(width())
-        inside = (bits == v) & (above(number) == above(p))
-        rows.append(leaf_histogram(digit, inside.astype(jnp.int32), width()))
-    return jnp.stack(rows)
+    # of the digits above, of which there are none in turn 0: two shifts, since none by all bits
+    above = lambda n: (n >> shift) >> number.dtype.type(width())
+    prefix, sought = above(number), above(place)
+    inside = [(bits == v) & (prefix == p) for v, p in zip(value, sought, strict=True)]
+    alike = (value[:, None] == value) & (sought[:, None] == sought)
+    return _histograms(digit, inside, alike)
+
+
+def _histograms(digit: Array, inside: Sequence[Array], alike: Array) -> Array:
+    """Histograms of a digit among the entries of each of R masks, [R, bins].
+
+    Scattering is what takes the time, so entries are scattered once, those of every mask into bins
+    of their own; what is in none adds 0 to one of a few bins, which stay in the cache.
+
+    Args:
+        inside: the masks; any two are equal or have no entry in common.
+        alike: which of them are equal, [R, R]; those share the bins of the first.
+    """
+    bins = 1 << width()
+    if width() == ACCELERATOR:
+        return jnp.stack([leaf_histogram(digit, m.astype(jnp.int32), bins) for m in inside])
+    digit = digit.astype(jnp.int32)
+    place, weight = digit & 63, jnp.zeros_like(digit)
+    for r, mask in reversed(list(enumerate(inside))):
+        place, weight = jnp.where(mask, digit + r * bins, place), jnp.where(mask, 1, weight)
+    hist = leaf_histogram(place, weight, len(inside) * bins).reshape(len(inside), bins)
+    return hist[jnp.argmax(alike, axis=1)]
 
 
 def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Array, Array]:
@@ -135,12 +152,12 @@ def place_refine(place: Array, rank: Array, hist: Array, turn: int) -> tuple[Arr
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def leaf_histogram(digit: Array, weight: Array | int, width: int) -> Array:
-    """How often every digit of so many bits occurs in a leaf, weighted; it adds up over the pieces
+def leaf_histogram(digit: Array, weight: Array | int, bins: int) -> Array:
+    """How often every number below `bins` occurs in a leaf, weighted; it adds up over the pieces
     of a leaf that is cut, as `jaxmerge.core.types.leaf_sum` does."""
-    if width <= 4:
-        return jnp.stack([jnp.sum(jnp.where(digit == b, weight, 0)) for b in range(1 << width)])
-    empty = jnp.zeros(1 << width, jnp.int32)
+    if bins <= 1 << ACCELERATOR:
+        return jnp.stack([jnp.sum(jnp.where(digit == b, weight, 0)) for b in range(bins)])
+    empty = jnp.zeros(bins, jnp.int32)
     return empty.at[digit.astype(jnp.int32)].add(weight, mode="promise_in_bounds")
 
 
