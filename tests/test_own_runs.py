@@ -188,26 +188,6 @@ def test_the_folder_of_an_experiment_stays_in_front_of_the_path(finished):
     assert settings["experiment"] == "my_images"
 
 
-def test_names_and_merges_are_taken_where_objects_are():
-    import jaxmerge as jm
-    from jaxmerge.continual.deploys import LAST, Deploy, deploy
-    from jaxmerge.continual.schedule import from_last, start
-
-    assert start("last") is from_last
-    with pytest.raises(ValueError, match=r"no start is named 'lst': did you mean last"):
-        start("lst")
-    assert deploy("last model") is LAST
-    assert repr(deploy("ties").merge()) == "ties()"
-    assert deploy(jm.magmax(0.3)).label == "magmax(factor=0.3)"
-    assert repr(Deploy("MagMax", "magmax", (0.4,)).merge()) == "magmax(factor=0.4)"
-    merge = jm.magmax(0.3)
-    assert Deploy("MagMax", merge).merge() is merge
-    with pytest.raises(ValueError, match=r"its factors \[0.3, 0.5\] cannot be tried"):
-        Deploy("MagMax", jm.magmax(0.3), (0.3, 0.5)).merge()
-    with pytest.raises((ValueError, KeyError), match="magmax"):
-        deploy("magmaxx")
-
-
 def test_a_stream_takes_names(pets):
     import jaxmerge as jm
     from jaxmerge.studies.loop import Stream

@@ -5,44 +5,105 @@ A `Deploy` is the last model or a merge; several are served by one pass over the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmerge.continual.schedule import Start
-from jaxmerge.core.registry import get
+from jaxmerge.core.registry import REGISTRY, get
 from jaxmerge.core.types import Merge
 from jaxmerge.drivers import memory
 from jaxmerge.errors import closest
 
+LAST_MODEL = "last model"  # beside the names of methods
 
-class Deploy(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class Deploy:
     """What is deployed after a task.
 
     Attributes:
-        label: in tables; unique in a stream.
+        label: in tables; unique in a stream.  Alone it is the method itself: a name, a merge that
+            is made, or a method.
         method: ``factor -> Merge``, such as `jm.magmax`, or its name; a merge that is made, such as
-            ``jm.magmax(0.5)``, which then has no factors to try; None deploys the last model.
+            ``jm.magmax(0.5)``, which then has no factors to try; "last model" for the last model.
         factors: tried on the validation examples of the tasks seen so far; the best is deployed
             (the smallest of equals, nearest to the pretrained model).  One factor is not tried;
             without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
 
+    Raises:
+        ValueError: a name that no method has, or factors of what takes none.
+        TypeError: a label that is no text, a method that is none.
+
     >>> both = Deploy("MagMax", "magmax", (0.25, 0.75), each=True)
     >>> both.rows()
     [('MagMax, factor 0.25', 0.25), ('MagMax, factor 0.75', 0.75)]
     >>> both.merge(), len(both.split())  # one fold serves both
     (magmax(factor=0.25), 1)
+    >>> Deploy("magmax").merge(), Deploy("magmax").last, Deploy("last model").last
+    (magmax(), False, True)
     """
 
     label: str
-    method: Callable[..., Merge] | Merge | str | None = None
-    factors: tuple[float, ...] = ()
-    always: bool = True
-    each: bool = False
+    method: Callable[..., Merge] | Merge | str
+    factors: tuple[float, ...]
+    always: bool
+    each: bool
+
+    def __init__(
+        self,
+        label: str | Merge | Callable[..., Merge],
+        method: Callable[..., Merge] | Merge | str | None = None,
+        factors: Sequence[float] | np.ndarray | float = (),
+        always: bool = True,
+        each: bool = False,
+    ):
+        method = label if method is None else method
+        if not isinstance(label, str):
+            if method is not label:
+                raise TypeError(f"A deployment is Deploy(label, method); the label is {label!r}.")
+            label = repr(label) if isinstance(label, Merge) else getattr(label, "__name__", "")
+        tried: Any = factors
+        tried = tuple(tried) if np.ndim(tried) else (tried,)
+        for field, value in {
+            "label": label, "method": method, "factors": tried, "always": always, "each": each,
+        }.items():  # fmt: skip
+            object.__setattr__(self, field, value)
+        self._check()
+
+    def _check(self) -> None:
+        label, method = self.label, self.method
+        if isinstance(method, str):
+            if not self.last and REGISTRY.get(method, None) is None:
+                known = closest(method, [*REGISTRY, LAST_MODEL])
+                alone = "; a label of your own is Deploy(label, method)" * (label == method)
+                raise ValueError(f"Nothing to deploy is named {method!r}: {known}{alone}")
+        elif not isinstance(method, Merge) and not callable(method):
+            raise TypeError(
+                f"The method of {label or 'a deployment'} is {method!r}; expected a merge, such as "
+                f"jm.magmax(0.5), a method, such as jm.magmax, its name, or {LAST_MODEL!r}."
+            )
+        if not label or label == "<lambda>":
+            raise TypeError("A function has no name for tables: write Deploy(label, function).")
+        if self.factors and self.last:
+            raise ValueError(
+                f"{label} is the last model, so its factors {list(self.factors)} cannot be tried."
+            )
+        if self.factors and isinstance(method, Merge):
+            raise ValueError(
+                f"{label} is made already, so its factors {list(self.factors)} cannot be "
+                "tried: give the method itself, such as jm.magmax."
+            )
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last model, and no merge."""
+        return isinstance(self.method, str) and self.method == LAST_MODEL
 
     def rows(self) -> list[tuple[str, float | None]]:
         """(row of the table, its fixed factor or None); several where each factor is a row."""
@@ -54,7 +115,7 @@ class Deploy(NamedTuple):
         """The same, with a fold for each factor where the factor enters the fold."""
         if not self.each or len(self.factors) < 2 or _same_folds(self):
             return [self]
-        return [self._replace(label=row, factors=(f,)) for row, f in self.rows()]
+        return [dataclasses.replace(self, label=row, factors=(f,)) for row, f in self.rows()]
 
     def merge(self, factor: float | None = None) -> Merge:
         """The method under one factor, by default the first.
@@ -62,14 +123,9 @@ class Deploy(NamedTuple):
         Args:
             factor: of the method; None: the first of `factors`, or its default.
         """
-        if self.method is None:
+        if self.last:
             raise TypeError(f"{self.label!r} deploys the last model: there is no merge to make.")
         if isinstance(self.method, Merge):
-            if len(self.factors) > 1:
-                raise ValueError(
-                    f"{self.label} is made already, so its factors {list(self.factors)} cannot be "
-                    "tried: give the method itself, such as jm.magmax."
-                )
             return self.method
         method = get(self.method) if isinstance(self.method, str) else self.method
         if factor is None and self.factors:
@@ -77,31 +133,47 @@ class Deploy(NamedTuple):
         return method() if factor is None else method(factor)
 
 
-LAST = Deploy("last model")
+LAST = Deploy(LAST_MODEL)
 
 
-def deploy(what: Deploy | Merge | str) -> Deploy:
-    """A deployment from a name ("last model", "magmax"), a merge, or a `Deploy` as it is.
+def deploy(what: Deploy | Merge | Callable[..., Merge] | str) -> Deploy:
+    """A deployment from a name ("last model", "magmax"), a merge, a method, or one as it is.
 
     Args:
-        what: "last model", the name of a method, a merge, or a deployment.
+        what: "last model", the name of a method, a merge, a method, or a deployment.
 
     >>> deploy("last model") == LAST, deploy("magmax").merge()
     (True, magmax())
     """
-    if isinstance(what, Deploy):
-        return what
-    if isinstance(what, Merge):
-        return Deploy(repr(what), what, ())
-    if what == LAST.label:
-        return LAST
-    get(what)  # an unknown name is found now
-    return Deploy(what, what, ())
+    return what if isinstance(what, Deploy) else Deploy(what)
+
+
+def deployments(
+    several: Iterable[Deploy | Merge | Callable[..., Merge] | str],
+) -> tuple[Deploy, ...]:
+    """What a stream deploys, from a list of what `deploy` takes.
+
+    Args:
+        several: the list.
+
+    Raises:
+        TypeError: one alone, whose letters or fields would be taken for deployments.
+
+    >>> deployments("magmax")
+    Traceback (most recent call last):
+    TypeError: deploys are a list; found 'magmax' alone: write ['magmax'].
+    """
+    if isinstance(several, str | Deploy | Merge) or callable(several):
+        one = getattr(several, "__name__", None) or repr(several)
+        raise TypeError(f"deploys are a list; found {one} alone: write [{one}].")
+    if not isinstance(several, Iterable):
+        raise TypeError(f"deploys are a list of deployments, got {several!r}.")
+    return tuple(map(deploy, several))
 
 
 def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) -> Deploy | None:
     """The merge that `start` reads, or None where it reads none."""
-    merges = {d.label: d for d in deploys if d.method is not None}
+    merges = {d.label: d for d in deploys if not d.last}
     twice = sorted({d.label for d in deploys if [e.label for e in deploys].count(d.label) > 1})
     if twice:
         raise ValueError(f"Two deployments are labelled {', '.join(twice)}; rename one.")
@@ -129,7 +201,7 @@ def check_counts(deploys: tuple[Deploy, ...], tasks: int) -> None:
     """Raise ValueError for merges that do not take as many models as there are tasks."""
     wrong = []
     for d in deploys:
-        least, most = (1, None) if d.method is None else d.merge().models
+        least, most = (1, None) if d.last else d.merge().models
         if tasks < least or (most is not None and tasks > most):
             takes = f"at least {least}" if most is None else f"{least} to {most}"
             wrong.append(f"{d.label} takes {takes} models, this stream has {tasks} tasks")

@@ -23,7 +23,7 @@ class Deployed(Mapping[str, Leaves]):
 
     def _factors(self) -> dict[str, float | None]:
         stream, t = self.stream, self.stream.done - 1
-        merges = [d for d in stream.deploys if d.method is not None]
+        merges = [d for d in stream.deploys if not d.last]
         own = [d.label for d in merges if not d.each or len(d.factors) < 2]
         outcomes = {row: stream.outcomes[row] for row in own if t >= 0}
         return {row: o.factors[t] for row, o in outcomes.items() if o.matrix[t][0] is not None}

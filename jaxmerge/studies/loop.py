@@ -30,7 +30,7 @@ from jaxmerge.continual.deploys import (
     LAST,
     Deploy,
     check_counts,
-    deploy,
+    deployments,
     running_merge,
 )
 from jaxmerge.continual.parts import build, known_slot
@@ -109,7 +109,7 @@ class Stream:
         self.methods = tuple(map(registered.from_settings, several(methods)))
         self.problem = problems.from_settings(problem)
         self.training = training if callable(training) else lambda task: training
-        self.deploys, self.seed = tuple(map(deploy, deploys)), seed
+        self.deploys, self.seed = deployments(deploys), seed
         self.running = running_merge(start, self.deploys, running)
         check_counts(self.deploys, len(scenario))
         self.keep = len(scenario) if keep is True else int(keep)
@@ -133,7 +133,7 @@ class Stream:
         self.states = {
             d.label: memory.init(d.merge(), self.folded, key=self._key(d))
             for d in self.deploys
-            if d.method is not None
+            if not d.last
         }
 
         def nothing() -> list[list[float | None]]:
@@ -182,14 +182,14 @@ class Stream:
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
         for d in self.deploys:
-            if d.method is not None:
+            if not d.last:
                 self.states[d.label] = memory.update(
                     d.merge(), self.states[d.label], self.folded, model
                 )
         give_back()
         self._clock("merging", began)
         for d in self.deploys:
-            enough = d.method is None or t + 1 >= d.merge().models[0]
+            enough = d.last or t + 1 >= d.merge().models[0]
             if enough and (d.always or t == len(self.scenario) - 1):
                 self._deploy(d, t)
         self.done = t + 1
@@ -277,7 +277,7 @@ class Stream:
             outcome.matrix[t], outcome.aware[t] = free[k].tolist(), aware[k].tolist()
             outcome.per_class = per_class(outputs[k].argmax(-1) == columns, columns)
             outcome.factors[t], outcome.sweep = factor, sweep
-            if d.method is not None:
+            if not d.last:
                 outcome.method = repr(d.merge(factor))
             self.watch(row, 0, float(np.mean(free[k, : t + 1])))
 
@@ -300,7 +300,7 @@ class Stream:
 
         def merge(factor):
             start = time.perf_counter()
-            model = self.last if d.method is None else self.merged(d, factor)
+            model = self.last if d.last else self.merged(d, factor)
             self._clock("merging", start)
             return model
 

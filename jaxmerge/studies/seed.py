@@ -179,7 +179,7 @@ def run_seed(
 
 def merges_of(plans: Sequence[Plan]) -> list[tuple[str, str]]:
     """(label, stream) of every merge that `run_seed` can give back."""
-    single = lambda d: d.method is not None and (not d.each or len(d.factors) < 2)
+    single = lambda d: not d.last and (not d.each or len(d.factors) < 2)
     return [(d.label, plan.name) for plan in plans for d in plan.deploys if single(d)]
 
 
