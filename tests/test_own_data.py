@@ -1,6 +1,7 @@
 """What a new user brings: folders of pictures, tables of texts, labels as they come."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,3 +133,52 @@ def test_texts_in_a_list_are_read_as_texts():
 def test_labels_that_cannot_be_are_refused_in_one_line(labels, message):
     with pytest.raises(ValueError, match=message):
         own(labels)
+
+
+@pytest.mark.parametrize(
+    "shares, message",
+    [
+        ({"val": 0.9, "test": 0.2}, r"sum below 1; got val=0.9, test=0.2\.$"),
+        ({"val": 2}, r"got val=2\.$"),
+        ({"val": 1}, r"got val=1\.$"),
+        ({"val": -0.1, "test": float("nan")}, r"got val=-0.1, test=nan\.$"),
+        ({"test": "a"}, r"got test='a'\.$"),
+        ({"val": None}, r"got val=None\.$"),
+        ({"val": True}, r"got val=True\.$"),
+    ],
+)
+@pytest.mark.parametrize("read", ["folder", "table"])
+def test_shares_that_cannot_be_held_out_are_refused(read, shares, message, request):
+    if read == "folder":
+        reading = partial(folder, request.getfixturevalue("pets"))
+    else:
+        reading = partial(table, request.getfixturevalue("reviews"), text="review", label="stars")
+    with pytest.raises(ValueError, match=message):
+        reading(**shares)
+
+
+def test_a_share_of_a_split_that_is_there_does_not_count(tmp_path):
+    files = {}
+    for split in ("train", "test"):
+        files[split] = tmp_path / f"{split}.csv"
+        files[split].write_text("text,label\n" + "".join(f"{t},{c}\n" for t, c in ROWS))
+    assert len(table(files, val=0.8, test=0.9).splits["val"]) == 24
+    assert not len(table(files, val=0).splits["val"])
+
+
+def test_a_string_is_one_template(pets, reviews):
+    assert folder(pets, templates="a drawing of a {}").templates == ("a drawing of a {}",)
+    source = table(reviews, text="review", label="stars", templates="it is {}")
+    assert source.templates == ("it is {}",)
+    with pytest.raises(ValueError, match=r"the template 'a drawing' has no \{\}"):
+        folder(pets, templates="a drawing")
+
+
+def test_classes_of_one_name_are_refused_by_name(pets, reviews):
+    with pytest.raises(ValueError, match="the classes 0, 1 are all named 'dog'"):
+        folder(pets, classes={"n02099601": "dog", "n02123045": "dog"})
+    with pytest.raises(ValueError, match="0, 2 are all named 'so so'; each needs its own name"):
+        table(reviews, text="review", label="stars", classes={"bad": "so so"})
+    with pytest.raises(ValueError, match=r"0, 2 are all named 'a'.*1, 3, 4 are all named 'b'"):
+        Source("x", np.zeros(5), [0, 1, 2, 3, 4], ["a", "b", "a", "b", "b"], "{}",
+               {"train": [0], "val": [1], "test": [2]})  # fmt: skip

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, renamed
+from jaxmerge.data.sources import SPLITS, Source, as_texts, renamed
 from jaxmerge.data.splits import complete
 from jaxmerge.errors import closest
 
@@ -70,7 +70,7 @@ def folder(
     *,
     layout: str | None = None,
     classes: Mapping[str, str] | Sequence[str] | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    templates: str | Sequence[str] = TEMPLATES,
     val: float = 0.1,
     test: float = 0.2,
     per_class: int | None = None,
@@ -84,7 +84,7 @@ def folder(
         layout: see above; ``{class}/*`` or ``{split}/{class}/*`` by default, whichever fits.
         classes: names for prompts in place of the folders': folder -> name, or one name for each
             folder in alphabetic order.
-        templates: prompts for the zero-shot head.
+        templates: prompts for the zero-shot head, each with one ``{}``; a string is one of them.
         val, test: shares of the training examples of every class (and domain) held out where the
             folder has no such split.
         per_class: keep at most so many examples of every class (and domain) in every split.
@@ -129,7 +129,7 @@ def folder(
         inputs=Files(root, files, name),
         labels=labels.astype(np.int32),
         classes=names,
-        templates=tuple(templates),
+        templates=as_texts(templates),
         splits=complete(
             published(levels, name), groups, val=val, test=test, per_class=per_class, seed=seed
         ),

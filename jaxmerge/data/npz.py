@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import Source
+from jaxmerge.data.sources import Source, as_texts
 from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError
 from jaxmerge.io.npz import arrays
@@ -86,7 +86,7 @@ def npz(
     folder: str | Path,
     name: str,
     *,
-    templates: Sequence[str] = TEMPLATES,
+    templates: str | Sequence[str] = TEMPLATES,
     classes: Sequence[str] | None = None,
     val: float = 0.1,
     per_class: int | None = None,
@@ -153,7 +153,7 @@ def npz(
         inputs=inputs,
         labels=labels,
         classes=tuple(classes) if classes is not None else names,
-        templates=tuple(templates),
+        templates=as_texts(templates),
         splits={**splits, "test": test},
         domains=domains,
         domain_names=tuple(str(d) for d in files[0].get("domain_names", ())),

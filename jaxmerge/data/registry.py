@@ -26,7 +26,7 @@ from jaxmerge.data import tfds
 from jaxmerge.data.folders import folder
 from jaxmerge.data.npz import npz
 from jaxmerge.data.pictures import skip_corrupt
-from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.data.sources import SPLITS, Source, as_texts
 from jaxmerge.errors import UserError, closest
 
 CORRUPT = ("stop", "skip")
@@ -178,7 +178,7 @@ def renamed(source: Source, facts: dict[str, Any]) -> Source:
         return facts.get("names", {}).get(own, own)
 
     names = tuple(prompt(c) for c in source.classes)
-    return dataclasses.replace(source, classes=names, templates=tuple(facts["templates"]))
+    return dataclasses.replace(source, classes=names, templates=as_texts(facts["templates"]))
 
 
 def _compare(source: Source, size: dict[str, int]) -> None:

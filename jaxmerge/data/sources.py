@@ -48,8 +48,8 @@ class Source:
         inputs: random access, ``inputs[rows]`` gives a numpy batch ``[len(rows), ...]``; a list of
             texts or of arrays is taken too.
         labels: int32 [N], positions in `classes`; a list is taken too, and so are names of classes.
-        classes: class names as prompts spell them.
-        templates: prompts with one ``{}`` for the class name.
+        classes: class names as prompts spell them, each once.
+        templates: prompts with one ``{}`` for the class name; a string is one of them.
         splits: "train" / "val" / "test" -> rows, disjoint.
         domains: int32 [N] and their names, for domain-incremental streams; None without domains.
 
@@ -71,12 +71,11 @@ class Source:
 
     def __post_init__(self):
         for field in ("classes", "templates", "domain_names"):
-            value = getattr(self, field)
-            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+            object.__setattr__(self, field, as_texts(getattr(self, field)))
         if isinstance(self.inputs, list | tuple):
-            texts = all(isinstance(x, str) for x in self.inputs)
+            words = all(isinstance(x, str) for x in self.inputs)
             object.__setattr__(
-                self, "inputs", Texts(self.inputs) if texts else np.asarray(self.inputs)
+                self, "inputs", Texts(self.inputs) if words else np.asarray(self.inputs)
             )
         object.__setattr__(self, "labels", positions(self.labels, self.classes, self.name))
         splits = {s: np.asarray(rows, np.int64) for s, rows in self.splits.items()}
@@ -91,6 +90,10 @@ class Source:
                 f"labels from {self.labels.min()} to {self.labels.max()} for "
                 f"{len(self.classes)} classes"
             )
+        wrong += [
+            f"the classes {', '.join(map(str, at))} are all named {name!r}; each needs its own name"
+            for name, at in _repeated(self.classes).items()
+        ]
         if not self.templates:
             wrong.append("no prompt template; give at least one such as 'a photo of a {}.'")
         wrong += [f"the template {t!r} has no {{}}" for t in self.templates if "{}" not in t]
@@ -129,6 +132,26 @@ class Source:
                 raise ValueError(f"Source {self.name!r} has no domains.")
             rows = rows[self.domains[rows] == domain]
         return rows
+
+
+def as_texts(one_or_several: str | Sequence[str]) -> tuple[str, ...]:
+    """Texts in a tuple; a string is one of them, not its letters.
+
+    Args:
+        one_or_several: such as prompt templates.
+
+    >>> as_texts("a photo of a {}."), as_texts(["{}", "a {}"])
+    (('a photo of a {}.',), ('{}', 'a {}'))
+    """
+    return (one_or_several,) if isinstance(one_or_several, str) else tuple(one_or_several)
+
+
+def _repeated(names: Sequence[str]) -> dict[str, list[int]]:
+    """Where the names are that stand more than once."""
+    at: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        at.setdefault(name, []).append(k)
+    return {name: places for name, places in at.items() if len(places) > 1}
 
 
 def positions(

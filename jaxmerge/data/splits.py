@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 
 from jaxmerge.data.sources import SPLITS, Source
 from jaxmerge.errors import closest, listed
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raise ValueError for shares of the training examples that cannot be held out together.
+
+    Args:
+        shares: split -> share, each from 0 to below 1, with a sum below 1.
+
+    >>> check_shares({"val": 0.9, "test": 0.2})
+    Traceback (most recent call last):
+    ValueError: val and test are shares ... with a sum below 1; got val=0.9, test=0.2.
+    """
+    wrong = {
+        split: share
+        for split, share in shares.items()
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1
+    }
+    if wrong or sum(shares.values()) >= 1:
+        shown = ", ".join(f"{split}={share!r}" for split, share in (wrong or shares).items())
+        are = "are shares" if len(shares) > 1 else "is a share"
+        total = ", with a sum below 1" if len(shares) > 1 else ""
+        raise ValueError(
+            f"{' and '.join(shares)} {are} of the training examples, from 0 to below 1{total}; "
+            f"got {shown}."
+        )
 
 
 def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: int = 0) -> dict:
@@ -56,7 +82,7 @@ def hold_out(
     Args:
         rows: int, positions of examples.
         groups: int [N], the group of every example, not only of these.
-        val: share of every group, in [0, 1]; 0 for none.
+        val: share of every group, in [0, 1); 0 for none.
         per_class: the most rows of a group, or None.
         seed: decides which.
 
@@ -64,6 +90,7 @@ def hold_out(
     >>> len(splits["train"]), len(splits["val"])
     (6, 2)
     """
+    check_shares({"val": val})
     rng = np.random.default_rng(seed)
     if per_class is not None:
         chosen = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
@@ -130,14 +157,19 @@ def complete(
     Args:
         splits: rows of "train", and of "val" and "test" where they are published.
         groups: int [N], classes (or class and domain); every group gives the same share.
-        val, test: shares of "train", where the split is missing.
+        val, test: shares of "train", where the split is missing, with a sum below 1.
         per_class: keep at most so many rows of every group in every split.
         seed: decides which.
+
+    Raises:
+        ValueError: shares that cannot be held out together.
 
     >>> splits = complete({"train": np.arange(20)}, np.zeros(20, int))
     >>> [len(splits[s]) for s in ("train", "val", "test")]
     [14, 2, 4]
     """
+    shares = {"val": val, "test": test}
+    check_shares({s: share for s, share in shares.items() if s not in splits})
     complete_splits = {s: np.asarray(rows, np.int64) for s, rows in splits.items()}
     for split, share in (
         ("test", test),

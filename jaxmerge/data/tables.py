@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.data.folders import NAMES, tidy
-from jaxmerge.data.sources import SPLITS, Source, Texts, renamed
+from jaxmerge.data.sources import SPLITS, Source, Texts, as_texts, renamed
 from jaxmerge.data.splits import complete
 from jaxmerge.data.text import MAX_BYTES, TEMPLATES
 from jaxmerge.errors import UserError, closest
@@ -35,7 +35,7 @@ def table(
     split: str | None = None,
     domain: str | None = None,
     classes: Mapping[str, str] | Sequence[str] | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    templates: str | Sequence[str] = TEMPLATES,
     name: str | None = None,
     val: float = 0.1,
     test: float = 0.2,
@@ -51,7 +51,7 @@ def table(
         domain: column that names a domain, for domain-incremental streams.
         classes: names for prompts in place of the labels: label -> name, or one name for each label
             in alphabetic order (that of the labels' positions).
-        templates: prompts for the head, each with one ``{}``.
+        templates: prompts for the head, each with one ``{}``; a string is one of them.
         name: what reports call it; the file's name by default.
         val, test: shares of the training examples of every class held out where there is no such
             split.
@@ -62,6 +62,14 @@ def table(
         FileNotFoundError: no such file.
         UserError: a column that is not there, rows without text or label, labels without a name,
             a split that is none.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "reviews.csv"
+    >>> lines = [f"{word} thing,{stars}" for word, stars in (("bad", 1), ("fine", 5)) * 5]
+    >>> _ = file.write_text("\\n".join(["review,stars", *lines]))
+    >>> source = table(file, text="review", label="stars", classes={"1": "a bad review"})
+    >>> source.classes, source.inputs[[0]]
+    (('a bad review', '5'), ['bad thing'])
     """
     files = dict(path) if isinstance(path, Mapping) else {None: path}
     if unknown := [s for s in files if s is not None and s not in SPLITS]:
@@ -95,7 +103,7 @@ def table(
         inputs=Texts([row[text] for row in rows]),
         labels=labels.astype(np.int32),
         classes=names,
-        templates=tuple(templates),
+        templates=as_texts(templates),
         splits=complete(splits, groups, val=val, test=test, per_class=per_class, seed=seed),
         domains=domains,
         domain_names=domain_names,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.sources import Source, Texts
+from jaxmerge.data.sources import Source, Texts, as_texts
 from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.untrusted import read_bytes, read_json, read_text
@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 30  # bytes of a file of sentences
 TEMPLATES = ("{}", "a question about {}", "the topic is {}")
 
 
-def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source:
+def clinc150(folder: str | Path, templates: str | Sequence[str] = TEMPLATES) -> Source:
     """The 150 in-scope intents, in the order of their ten domains, official splits.
 
     Args:
@@ -64,12 +64,12 @@ def clinc150(folder: str | Path, templates: Sequence[str] = TEMPLATES) -> Source
         splits[split] = np.arange(first, len(texts))
     names = tuple(c.replace("_", " ") for c in classes)
     return Source(
-        "clinc150", Texts(texts), np.array(labels, np.int32), names, tuple(templates), splits
+        "clinc150", Texts(texts), np.array(labels, np.int32), names, as_texts(templates), splits
     )
 
 
 def banking77(
-    folder: str | Path, templates: Sequence[str] = TEMPLATES, val: float = 0.1, seed: int = 0
+    folder: str | Path, templates: str | Sequence[str] = TEMPLATES, val: float = 0.1, seed: int = 0
 ) -> Source:
     """77 intents, in alphabetic order; `val` of the training examples are held out.
 
@@ -115,7 +115,7 @@ def banking77(
     splits = hold_out(np.arange(counts[0]), labels, val, None, seed)
     splits["test"] = np.arange(counts[0], len(labels))
     shown = tuple(c.replace("_", " ").rstrip("?").lower() for c in classes)
-    return Source("banking77", Texts(texts), labels, shown, tuple(templates), splits)
+    return Source("banking77", Texts(texts), labels, shown, as_texts(templates), splits)
 
 
 SETS = {
@@ -136,7 +136,7 @@ SETS = {
 
 
 def sentences(
-    folder: str | Path, name: str, templates: Sequence[str] = TEMPLATES, seed: int = 0
+    folder: str | Path, name: str, templates: str | Sequence[str] = TEMPLATES, seed: int = 0
 ) -> Source:
     """One of the sentence classification sets; what has no official split is split 80/10/10.
 
@@ -178,7 +178,7 @@ def sentences(
         if split not in splits:
             parts = hold_out(splits["train"], numbers, share, None, seed)
             splits["train"], splits[split] = parts["train"], parts["val"]
-    return Source(name, Texts(texts), numbers, tuple(classes.values()), tuple(templates), splits)
+    return Source(name, Texts(texts), numbers, tuple(classes.values()), as_texts(templates), splits)
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmerge.data.folders import TEMPLATES, tidy
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import SPLITS, Source, Texts
+from jaxmerge.data.sources import SPLITS, Source, Texts, as_texts
 from jaxmerge.data.splits import complete
 from jaxmerge.errors import UserError
 from jaxmerge.io.hashes import cache_folder
@@ -72,7 +72,7 @@ def tfds(
     label: str = "label",
     domain: tuple[str, str] | None = None,
     transpose: bool = False,
-    templates: Sequence[str] = TEMPLATES,
+    templates: str | Sequence[str] = TEMPLATES,
     val: float = 0.1,
     test: float = 0.2,
     per_class: int | None = None,
@@ -145,7 +145,7 @@ def tfds(
         inputs=inputs,
         labels=every,
         classes=names,
-        templates=tuple(templates),
+        templates=as_texts(templates),
         splits=complete(given, groups, val=val, test=test, per_class=per_class, seed=seed),
         domains=where,
         domain_names=kinds,
