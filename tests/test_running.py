@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmerge as jm
+from jaxmerge.drivers import batch_merge
+from jaxmerge.drivers.leaf import update_donated
 
 K = "block_0/mlp/kernel"
 
@@ -96,6 +98,25 @@ def test_continual_ties_over_the_whole_model(x64, density):
     close(merge(method, models), expected)
     base = {n: jnp.asarray(x) for n, x in zero(models[0]).items()}
     close(jax.jit(lambda base, models: jm.merge(method, base, models))(base, models), expected)
+
+
+def test_a_merge_folds_in_the_memory_of_its_cells(monkeypatch):
+    models = [{n: jnp.asarray(x) for n, x in m.items()} for m in draw(5, shape=(80, 50))]
+    method, folded = jm.continual_ties(0.3), []
+
+    def fold(specs, cell, inputs, zero):
+        out = update_donated(specs, cell, inputs, zero)
+        folded.append(cell)
+        return out
+
+    monkeypatch.setattr(batch_merge, "update_donated", fold)
+    ours = merge(method, models)
+    assert len(folded) == len(models) * len(models[0])
+    assert all(cell.is_deleted() for cell in folded)
+    state = jm.init(method, zero(models[0]))
+    for model in models:  # whose caller keeps each state
+        state = jm.update(method, state, zero(model), model)
+    close(ours, jm.merged(method, state, zero(models[0])), atol=0)
 
 
 def test_continual_ties_is_ties_in_steps(x64):

@@ -32,6 +32,7 @@ from jaxmerge.drivers.leaf import (
     fold_leaf,
     merge_leaf,
     start_leaf,
+    update_donated,
 )
 from jaxmerge.drivers.measuring import beside_on_host, measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
@@ -131,7 +132,7 @@ def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
     if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
         cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
         for row, t, e in walk:
-            cells = absorb(grid, flat, cells, row, key, t, e, zero)
+            cells = absorb(grid, flat, cells, row, key, t, e, zero, update_donated)
         return finish(cells)
     rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 

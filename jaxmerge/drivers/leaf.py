@@ -106,6 +106,10 @@ def _update_once(specs, cell, inputs, zero):
         return fold.update(cell, x, _context(inputs, len(before), inputs.measured[0][-1], 0))
 
 
+# the same in the memory of the cell, for who owns it and needs it no more
+update_donated = jax.jit(update_leaf, static_argnums=3, donate_argnums=1)
+
+
 @_compiled
 def combine_leaf(specs, first, second):
     """The cell of the models of two cells, in that order."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -215,15 +215,18 @@ def update(
     return MergeState(state.step + 1, state.key, cells, state.folds)
 
 
-def absorb(grid, base, cells, model, key, step, extra, zero) -> dict[str, Cell]:
-    """The cells after one more model."""
+def absorb(
+    grid, base, cells, model, key, step, extra, zero, fold: Callable = update_leaf
+) -> dict[str, Cell]:
+    """The cells after one more model, folded by `update_leaf` or, in their memory, by
+    `update_donated`."""
     summaries = measure_row(grid, base, model, key, step, extra, zero)
     summaries = measure_opening(grid, cells, summaries)
     inputs = lambda n, p: LeafInputs(
         base[n], (model[n],), p.key(key, n), step, (summaries[n],), (side(extra, n),)
     )
     return {
-        n: update_leaf(p.specs, cells[n], beside_on_host(p, inputs(n, p), zero), zero)
+        n: fold(p.specs, cells[n], beside_on_host(p, inputs(n, p), zero), zero)
         for n, p in grid.items()
     }
 

@@ -23,6 +23,7 @@ from jaxmerge.drivers.leaf import (
     fold_leaf,
     merge_leaf,
     start_leaf,
+    update_donated,
     update_leaf,
 )
 from jaxmerge.drivers.measuring import host_of, measure_cells, measure_opening, measure_row, side
@@ -37,8 +38,6 @@ SLICES = 96 << 20  # bytes of the blocks in which facts about one leaf are gathe
 WALK = 24 << 20  # bytes of a piece of a row, and its counts, while facts about rows are gathered
 ROUGH = 64 << 20  # bytes of a leaf's inputs up to which its need is not looked up
 TINY = 6  # entries an axis of the leaf on which the form of facts is found out
-
-update_donated = jax.jit(update_leaf, static_argnums=3, donate_argnums=1)
 
 
 def input_bytes(job: Job, name: str) -> int:

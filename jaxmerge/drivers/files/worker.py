@@ -33,15 +33,10 @@ from jaxmerge.drivers.files.chunks import (
 from jaxmerge.drivers.files.job import Job, piece_key
 from jaxmerge.drivers.files.leaf_program import merge_part, merge_whole, part_sums
 from jaxmerge.drivers.files.measuring import Facts, own_need
-from jaxmerge.drivers.files.memory_budget import (
-    PIECES,
-    ROOM,
-    input_bytes,
-    update_donated,
-)
+from jaxmerge.drivers.files.memory_budget import PIECES, ROOM, input_bytes
 from jaxmerge.drivers.files.side_information import piece_of_sides, sides_of
 from jaxmerge.drivers.files.strategy import Cut, Strategy, entry_bytes
-from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf
+from jaxmerge.drivers.leaf import LeafInputs, finish_leaf, start_leaf, update_donated
 from jaxmerge.drivers.measuring import beside_on_host
 from jaxmerge.errors import screen
 from jaxmerge.io.safetensors import Like, aligned
