@@ -15,6 +15,7 @@ import numpy as np
 from jaxmerge.data.streams.blurry import i_blurry, si_blurry
 from jaxmerge.data.streams.hierarchy import expansion
 from jaxmerge.data.streams.plans import Plan, online
+from jaxmerge.data.streams.recurring import recurring
 from jaxmerge.report.streams import draw_plan
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "streams.png"
@@ -30,7 +31,8 @@ def plans(labels: np.ndarray, seed: int = 1) -> list[Plan]:
     return [
         online(labels, 5, seed, names=NAMES),
         i_blurry(labels, 5, 50, 10, seed, names=NAMES),
-        si_blurry(labels, 5, 50, 10, seed, names=NAMES),
+        si_blurry(labels, 5, 50, 10, seed + 22, names=NAMES),  # tasks of 500 examples or more
+        recurring(labels, 10, 2, seed, names=NAMES),
         expansion(labels, deep[:, [0, 2]], "single", 3, seed, names=TOP + NAMES),
         expansion(labels, deep[:, [0, 2]], "dual", 3, seed, names=TOP + NAMES),
         expansion(labels, deep, "multi", seed=seed, names=TOP + MIDDLE + NAMES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from tiny_streams import KEY, blobs, tiny
 
 from jaxmerge.continual.anytime import anytime
+from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.methods import er
 from jaxmerge.continual.optimisers import sgd
@@ -19,7 +21,8 @@ from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import planned
 from jaxmerge.data.streams.blurry import i_blurry, si_blurry
 from jaxmerge.data.streams.hierarchy import expansion
-from jaxmerge.data.streams.plans import online
+from jaxmerge.data.streams.plans import Plan, online
+from jaxmerge.data.streams.recurring import recurring
 from jaxmerge.report.streams import arrivals, draw_plan
 
 LABELS = np.repeat(np.arange(6), 20)
@@ -29,6 +32,7 @@ MAKERS = {
     "online": lambda seed: online(LABELS, 3, seed),
     "si_blurry": lambda seed: si_blurry(LABELS, 3, seed=seed),
     "i_blurry": lambda seed: i_blurry(LABELS, 3, seed=seed),
+    "recurring": lambda seed: recurring(LABELS, 4, 2, seed),
     "single": lambda seed: expansion(LABELS, PAIR, "single", 3, seed),
     "dual": lambda seed: expansion(LABELS, PAIR, "dual", 3, seed),
     "multi": lambda seed: expansion(LABELS, TREE, "multi", seed=seed),
@@ -85,10 +89,133 @@ def test_bad_trees_and_settings_are_named_all_at_once():
         expansion(LABELS, two_parents, "multi")
     with pytest.raises(ValueError, match="single has two levels, the tree has 3"):
         expansion(LABELS, TREE, "single")
-    with pytest.raises(ValueError, match=r"disjoint is 120, not in 0\.\.100"):
-        si_blurry(LABELS, 3, 120)
     with pytest.raises(ValueError, match="6 classes make at most 6 tasks, got 7"):
         si_blurry(LABELS, 7)
+
+
+MAKE = {
+    "online": lambda y, tasks, seed=0, **more: online(y, tasks, seed, **more),
+    "si_blurry": lambda y, tasks, seed=0, **more: si_blurry(y, tasks, seed=seed, **more),
+    "i_blurry": lambda y, tasks, seed=0, **more: i_blurry(y, tasks, seed=seed, **more),
+    "recurring": lambda y, tasks, seed=0, **more: recurring(y, tasks, 2, seed, **more),
+    "single": lambda y, tasks, seed=0: expansion(y, PAIR, "single", tasks, seed),
+    "dual": lambda y, tasks, seed=0: expansion(y, PAIR, "dual", tasks, seed),
+    "multi": lambda y, tasks, seed=0: expansion(y, TREE, "multi", tasks, seed),
+}
+BAD_LABELS = {
+    "float64": LABELS / 1.0, "<U": LABELS.astype(str), r"int64\[0\]": LABELS[:0],
+    r"int64\[2, 60\]": LABELS.reshape(2, 60), r"int64\[\]": 3, "object": [[1], [1, 2]],
+    "bool": LABELS > 2, "-1 among them": LABELS - 1, "no label is 0, the largest is 6": LABELS + 1,
+    "no label is 1, the largest is 10": 2 * LABELS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BAD_LABELS)
+@pytest.mark.parametrize("maker", MAKE)
+def test_bad_labels(maker, words):
+    with pytest.raises(ValueError, match=words):
+        MAKE[maker](BAD_LABELS[words], 3)
+
+
+BAD_NUMBERS = [2.5, "2", -1, True, float("nan"), [3]]
+
+
+@pytest.mark.parametrize("seed", ["a", KEY, 1.5, -1, None, [0, "a"]], ids=str)
+@pytest.mark.parametrize("maker", MAKE)
+def test_bad_seeds_and_tasks_are_said_at_once(maker, seed):
+    for tasks in (0, *BAD_NUMBERS):
+        both = "seed must be a whole number from 0 on.*; tasks must be a whole number from 1 on"
+        with pytest.raises(ValueError, match=both):
+            MAKE[maker](LABELS, tasks, seed)
+    with pytest.raises(ValueError, match="tasks"):
+        MAKE[maker](LABELS, 99 if maker != "recurring" else 0)
+
+
+@pytest.mark.parametrize("value", [120, 0.5, 33.3, *BAD_NUMBERS])
+def test_bad_percentages(value):
+    for make in (si_blurry, i_blurry):
+        words = "disjoint must be a whole percentage, 0 to 100, got .*; blurry must be a whole"
+        with pytest.raises(ValueError, match=words):
+            make(LABELS, 3, value, value)
+
+
+@pytest.mark.parametrize("names", ["abc", list("abcdefg")], ids=len)
+def test_as_many_names_as_classes(names):
+    for maker in ("online", "si_blurry", "i_blurry", "recurring"):
+        with pytest.raises(ValueError, match=f"{len(names)} names, but labels are 0 to 5"):
+            MAKE[maker](LABELS, 3, names=names)
+
+
+def test_too_few_examples_for_a_hierarchy():
+    with pytest.raises(ValueError, match="3 tasks: the part of one task has none of class 2:0, 2:"):
+        expansion(np.arange(6), TREE, "multi")
+    with pytest.raises(ValueError, match="3 tasks: the part of one task has none of class 0:0, 0:"):
+        expansion(np.arange(6), PAIR, "single")
+    wrong: list[Any] = [TREE[:0], TREE - 1, TREE / 2, [[0], [0, 1]], 3]
+    for bad in wrong:
+        with pytest.raises(ValueError, match="The tree "):
+            expansion(LABELS, bad, "multi")
+
+
+def test_seeds_of_every_kind():
+    one = online(LABELS, 3, 7).digest()
+    for seed in (np.int64(7), np.random.default_rng(7)):
+        assert online(LABELS, 3, seed).digest() == one
+    assert online(LABELS, 3, [7, 1]).digest() == online(LABELS, 3, np.array([7, 1])).digest()
+
+
+@every
+def test_labels_of_a_plan(name):
+    plan = MAKERS[name](0)
+    plan.check(LABELS)
+    for t, columns in enumerate(plan.columns):
+        wrong = np.r_[columns[:1], (columns[1:3] + 1) % len(plan.names), columns[3:]]
+        changed = tuple(wrong if i == t else c for i, c in enumerate(plan.columns))
+        with pytest.raises(
+            ValueError, match=rf"task {t}: row {plan.rows[t][1]} comes as .*, its l"
+        ):
+            dataclasses.replace(plan, columns=changed).check(LABELS)
+    with pytest.raises(ValueError, match=r"labels are int \[120\] in 0..5, got 119 up to 5"):
+        plan.check(LABELS[1:])
+
+
+@pytest.mark.parametrize("name", ["online", "single", "dual"])
+def test_an_example_that_never_comes_is_missed(name):
+    plan = MAKERS[name](0)
+    for t in range(len(plan)):
+        cut = lambda x, t=t: tuple(p[3:] if i == t else p for i, p in enumerate(x))
+        level = rf" on level {int(t > 0)}" if name == "dual" else ""
+        with pytest.raises(ValueError, match=rf"3 examples never come{level} \(row"):
+            dataclasses.replace(plan, rows=cut(plan.rows), columns=cut(plan.columns)).check()
+
+
+def test_plans_that_are_none():
+    one, none = np.zeros(1, int), ()
+    for words, plan in {
+        "it has no task": Plan("x", none, none, 3, ("a",)),
+        "rows are of 2 tasks, columns of 1": Plan("x", (one, one), (one,), 3, ("a",)),
+        "task 0: rows are float64.1., not int .N.": Plan("x", (one / 2,), (one,), 3, ("a",)),
+        r"task 0: columns are int64\[1, 1\]": Plan("x", (one,), (one[None],), 3, ("a",)),
+        "promise is one of .*; got 'always'": dataclasses.replace(
+            online(LABELS, 1), promise="always"
+        ),
+        "level is .2. for 1 columns": Plan("x", (one,), (one,), 3, ("a",), level=np.arange(2)),
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            plan.check()
+
+
+def test_classes_come_back_once_in_a_task():
+    plan = recurring(LABELS, 30, 2, seed=3)
+    counts = plan.counts()
+    assert ((counts > 0).sum(0) == 2).all()
+    assert set(np.unique(counts)) == {0, 20}
+    assert ((counts > 0).sum(1) > 1).all()
+    stream = planned(plan, blobs(), blobs(seed=1), batch=7)
+    assert stream.promise.value == "epochs"
+    check(Setup(tiny(), classification(columns="seen"), sgd(0.1)), stream)
+    with pytest.raises(ValueError, match=r"6 classes: ask for 1 to 6 a task .* got 7 and 3"):
+        recurring(LABELS, 3, 7)
 
 
 @every

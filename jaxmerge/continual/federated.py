@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxmerge.continual.stream_records import Stream
-from jaxmerge.continual.streams import no_counts
+from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.errors import listed
 
@@ -37,7 +37,7 @@ def federated(
     >>> federated(split((x, y), (x, y), [[0, 1], [2, 3]]), 3, 2, 5).rows.shape
     (2, 5, 4)
     """
-    if wrong := no_counts(clients=clients, chosen=chosen, rounds=rounds):
+    if wrong := unfit(Count, clients=clients, chosen=chosen, rounds=rounds):
         raise ValueError(listed(wrong))
     if chosen > clients:
         raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")

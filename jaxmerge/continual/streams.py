@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.stream_records import Groups, Stream
-from jaxmerge.core.ranges import Count, checked
+from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 from jaxmerge.data.streams.plans import Plan
@@ -180,7 +180,8 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
     groups = _classes(plan, test, own, info)
     return Stream(
         inputs, targets, np.maximum(at, 0), origin, (at >= 0).astype(np.float32), info,
-        groups[0] if len(groups) == 1 else groups, promise=Static("once"),
+        groups[0] if len(groups) == 1 else groups,
+        promise=Static("epochs" if plan.promise == "once in a task" else "once"),
     )  # fmt: skip
 
 
@@ -225,20 +226,6 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
     return x
 
 
-def no_counts(**numbers: Any) -> list[str]:
-    """What is no whole number from 1 on, in words.
-
-    Args:
-        numbers: by name.
-
-    >>> no_counts(batch=10, epochs=0)
-    ['epochs must be a whole number from 1 on, got 0']
-    """
-    plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in numbers.items()}
-    expected = {n: checked(v, Count)[0] for n, v in plain.items()}
-    return [f"{n} must be {w}, got {numbers[n]!r}" for n, w in expected.items() if w]
-
-
 def _check(train: Data, test: Data, **numbers: int) -> None:
     """Raise ValueError for data that do not fit together, and for what is no count; all at once."""
     wrong = [
@@ -246,7 +233,7 @@ def _check(train: Data, test: Data, **numbers: int) -> None:
         for what, (x, y) in {"training": train, "test": test}.items()
         if len(x) != len(y)
     ]
-    wrong += no_counts(**numbers)
+    wrong += unfit(Count, **numbers)
     if wrong:
         raise ValueError(listed(wrong))
 

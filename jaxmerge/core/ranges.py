@@ -123,6 +123,17 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
     return " or ".join(words), value
 
 
+def unfit(hint: Any, **values: Any) -> list[str]:
+    """What does not fit a hint, in words.
+
+    >>> unfit(Count, batch=10, epochs=0)
+    ['epochs must be a whole number from 1 on, got 0']
+    """
+    expected = {n: checked(v, hint)[0] for n, v in values.items()}
+    line = lambda v: " ".join(repr(v).split())  # arrays have several
+    return [f"{n} must be {w}, got {line(values[n])}" for n, w in expected.items() if w]
+
+
 def _elements(value: Any) -> Sequence[Any] | None:
     """What is to be checked: the numbers of an array; None where they are not known or many."""
     if not hasattr(value, "dtype"):

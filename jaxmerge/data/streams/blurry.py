@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
-from jaxmerge.data.streams.plans import Draws, Plan, Seed, checked, class_names, generator
+from jaxmerge.core.ranges import Count, Range
+from jaxmerge.data.streams.plans import Draws, Plan, Seed, checked, checked_labels
+
+Percent = Annotated[int, Range("a whole percentage, 0 to 100", lambda v: 0 <= v <= 100, whole=True)]
 
 
 def si_blurry(
@@ -22,10 +26,10 @@ def si_blurry(
     has), and gets k_t of the shuffled pool back. Every task is shuffled.
 
     Args:
-        labels: int [N], of the training examples.
+        labels: int [N], of the training examples; classes are numbered from 0 without gaps.
         tasks: T, 1 or more.
-        disjoint: n, percent of the classes, 0 to 100.
-        blurry: m, percent of the examples of the other classes, 0 to 100.
+        disjoint: n, whole percent of the classes, 0 to 100.
+        blurry: m, whole percent of the examples of the other classes, 0 to 100.
         seed: a number, or an object whose ``permutation(n)`` and ``integers(low, high, size)`` give
             the draws.
         varying: False: equal numbers of classes and shares in every task, see `i_blurry`.
@@ -48,14 +52,10 @@ def si_blurry(
     >>> plan.digest() == si_blurry(np.arange(40) % 4, 2, seed=3).digest(), plan.left_out()
     (True, 0)
     """
-    labels, rng, names = np.asarray(labels), generator(seed), class_names(labels, names)
-    wrong = [
-        f"{k} is {v}, not in 0..100 percent"
-        for k, v in (("disjoint", disjoint), ("blurry", blurry))
-        if not 0 <= v <= 100
-    ]
-    if wrong or tasks < 1:
-        raise ValueError("; ".join(wrong) or f"at least one task, got {tasks}") from None
+    labels, rng, names = checked_labels(
+        labels, seed, names, tasks=(tasks, Count), disjoint=(disjoint, Percent),
+        blurry=(blurry, Percent),
+    )  # fmt: skip
     many = len(names)
     d = many * disjoint // 100 // tasks * tasks
     b = (many - d) // tasks * tasks

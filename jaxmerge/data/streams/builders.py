@@ -31,6 +31,7 @@ import numpy as np
 
 from jaxmerge.data.sources import SPLITS, Source
 from jaxmerge.data.streams.plans import Plan
+from jaxmerge.data.streams.recurring import drawn_classes
 from jaxmerge.data.streams.scenario import Scenario, Task, class_incremental, permutation
 
 __all__ = [
@@ -111,22 +112,17 @@ def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
 def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenario:
     """Every task draws `classes` classes at random; classes come back (SCoLe).
 
+    The index plan with the same classes is `jaxmerge.data.streams.recurring.recurring`.
+
     Raises:
         ValueError: more classes a task than there are.
     """
     total = len(source.classes)
-    if not 1 <= classes <= total or tasks < 1:
-        raise ValueError(
-            f"{source.name} has {total} classes: ask for 1 to {total} a task and at least one "
-            f"task; got {classes} and {tasks}."
-        )
-    rng = np.random.default_rng(seed)
     stream = []
-    for t in range(tasks):
-        drawn = tuple(int(c) for c in rng.permutation(total)[:classes])
+    for drawn in drawn_classes(np.random.default_rng(seed), total, tasks, classes):
         rows = {s: source.rows(s, classes=drawn) for s in SPLITS}
         names = ", ".join(source.classes[c] for c in drawn)
-        stream.append(Task(f"{t + 1}: {names}", source, 0, drawn, rows))
+        stream.append(Task(f"{len(stream) + 1}: {names}", source, 0, drawn, rows))
     name = f"recurring, {tasks} tasks of {classes} of {total} classes, {source.name}"
     return Scenario(name, tuple(stream), (source,))
 

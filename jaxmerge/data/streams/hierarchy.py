@@ -12,7 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from jaxmerge.data.streams.plans import Plan, Promise, Seed, checked, generator
+from jaxmerge.core.ranges import Count
+from jaxmerge.data.streams.faults import as_array
+from jaxmerge.data.streams.plans import (
+    Plan,
+    Promise,
+    Seed,
+    checked,
+    checked_labels,
+)
 from jaxmerge.errors import listed
 
 Kind = Literal["single", "dual", "multi"]
@@ -35,7 +43,7 @@ def expansion(
     T is the depth of the tree; every example comes at most once.
 
     Args:
-        labels: int [N], finest classes.
+        labels: int [N], finest classes, each with enough examples for the tasks.
         tree: int [finest classes, depth]: the label of a finest class on each level, the coarsest
             first, each level numbered from 0; the last level is 0, 1, 2, ...
         kind: "single", "dual" or "multi", see above.
@@ -57,7 +65,8 @@ def expansion(
       1:2   .   .   4
       1:3   .   .   4
     """
-    labels, tree, rng = np.asarray(labels), np.asarray(tree), generator(seed)
+    tree = as_array(tree)
+    labels, rng, _ = checked_labels(labels, seed, tasks=(tasks, Count | None))
     offsets, parent, level = _columns(labels, tree, kind)
     fine, depth = tree.shape
     widths = tree.max(0) + 1
@@ -72,6 +81,7 @@ def expansion(
         if tasks not in (None, depth):
             raise ValueError(f"The tree is {depth} deep, so multi has {depth} tasks; got {tasks}.")
         members = [np.flatnonzero(labels == c) for c in range(fine)]
+        _enough([len(x) // depth for x in members], names[-fine:], depth)
         order = [x[rng.permutation(len(x))] for x in members]
         part = lambda x, t: x[len(x) // depth * t : len(x) // depth * (t + 1)]
         parts = [np.concatenate([part(x, t) for x in order]) for t in range(depth)]
@@ -86,6 +96,8 @@ def expansion(
         for c in range(fine if kind == "single" else 0):
             own = np.flatnonzero(labels == c)
             early[own[rng.permutation(len(own))[: round(len(own) / tasks)]]] = True
+        if kind == "single":
+            _enough(np.bincount(tree[labels[early], 0], minlength=coarse), names[:coarse], tasks)
         parts = [np.flatnonzero(early) if kind == "single" else np.arange(len(labels))]
         for t in range(tasks - 1):
             group = arrive[coarse * t // (tasks - 1) : coarse * (t + 1) // (tasks - 1)]
@@ -101,6 +113,16 @@ def expansion(
                         tuple(names), promise, level, parent))  # fmt: skip
 
 
+def _enough(counts: Sequence[int] | np.ndarray, names: Sequence[str], tasks: int) -> None:
+    """Raise ValueError for classes of which the part of a task is no example."""
+    none = [n for n, k in zip(names, counts, strict=True) if not k]
+    if none:
+        raise ValueError(
+            f"Too few examples for {tasks} tasks: the part of one task has none of class "
+            f"{', '.join(none[:5])}{' and others' if len(none) > 5 else ''}."
+        )
+
+
 def _columns(labels: np.ndarray, tree: np.ndarray, kind: str) -> tuple[np.ndarray, ...]:
     """Offsets of the levels, parent and level of every column.
 
@@ -110,15 +132,18 @@ def _columns(labels: np.ndarray, tree: np.ndarray, kind: str) -> tuple[np.ndarra
     wrong = []
     if kind not in ("single", "dual", "multi"):
         wrong.append(f"kind is 'single', 'dual' or 'multi', got {kind!r}")
-    if tree.ndim != 2 or not np.issubdtype(tree.dtype, np.integer):
-        raise ValueError(f"The tree is int [finest classes, depth], got {tree.dtype}{tree.shape}.")
+    if tree.ndim != 2 or not np.issubdtype(tree.dtype, np.integer) or not tree.size:
+        found = f"{tree.dtype}{list(tree.shape)}"
+        raise ValueError(f"The tree is int [finest classes, depth], got {found}.")
+    if tree.min() < 0:
+        raise ValueError(f"The tree numbers the labels of a level from 0; it has {tree.min()}.")
     fine, depth = tree.shape
     if kind != "multi" and depth != 2:
         wrong.append(f"{kind} has two levels, the tree has {depth}: choose two of its columns")
     if not np.array_equal(tree[:, -1], np.arange(fine)):
         wrong.append("the last level of the tree is not 0, 1, 2, ...")
-    if labels.min() < 0 or labels.max() >= fine:
-        wrong.append(f"labels are {labels.min()} to {labels.max()}, the tree has {fine} classes")
+    if labels.max() != fine - 1:
+        wrong.append(f"labels are 0 to {labels.max()}, the tree has {fine} classes")
     for d in range(depth):
         missing = np.setdiff1d(np.arange(tree[:, d].max() + 1), tree[:, d])
         if len(missing):

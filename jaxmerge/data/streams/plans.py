@@ -9,6 +9,7 @@ maker             what arrives                                                ea
 online            the classes of task after task, one pass                    exactly once
 si_blurry         disjoint and blurry classes, borders and shares at random   at most once
 i_blurry          the same with equal tasks                                   at most once
+recurring         a few classes, drawn anew for every task                    once in a task
 expansion         coarse labels first, then finer ones (`hierarchy`)          once; "dual" a level
 ================  ==========================================================  ====================
 
@@ -21,14 +22,16 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from jaxmerge.core.ranges import Count, Range, unfit
+from jaxmerge.data.streams import faults
+from jaxmerge.data.streams.faults import Promise, as_array, unfit_labels
 from jaxmerge.data.streams.scenario import permutation
 from jaxmerge.errors import listed
-
-Promise = Literal["exactly once", "at most once", "a level once"]
 
 
 class Draws(Protocol):
@@ -46,7 +49,8 @@ class Draws(Protocol):
     def integers(self) -> Callable[..., Any]: ...
 
 
-Seed = int | Sequence[int] | Draws
+Seed = int | np.integer | Sequence[int] | np.ndarray | Draws
+Whole = Annotated[int, Range("a whole number from 0 on", lambda v: v >= 0, whole=True)]
 SHOWN = 30  # rows of a printed plan
 
 
@@ -60,7 +64,8 @@ class Plan:
         columns: of every task, int [N_t]: the column of the head under which each arrives.
         examples: how many training examples there are.
         names: of the columns.
-        promise: how often an example comes; "a level once": once under the labels of a level.
+        promise: how often an example comes; "a level once": once under the labels of each level
+            that arrives; "once in a task": no more often, in any number of tasks.
         level: int [columns]: the depth of a label in a hierarchy, 0 the coarsest; else all 0.
         parent: int [columns]: the column one level above, -1 at the top.
 
@@ -120,41 +125,27 @@ class Plan:
             lines.append(f"  ... and {len(self.names) - SHOWN} more classes")
         return "\n".join(lines)
 
-    def check(self) -> None:
+    def check(self, labels: ArrayLike | None = None) -> None:
         """Raise ValueError, all of it at once, where the plan breaks what it promises.
 
+        Args:
+            labels: int [examples], of the training examples, finest classes; with them every
+                column is compared with the label of its example on the column's level.
+
         Raises:
-            ValueError: rows or columns out of range, an example that comes too often or never.
+            ValueError: rows or columns that do not fit together or are out of range, an example
+                that comes too often or never, a column that is not its example's label.
+
+        >>> rows, columns = (np.array([0, 1]), np.array([2, 3])), (np.array([0, 0]),) * 2
+        >>> Plan("swapped", rows, columns, 4, ("a", "b")).check(labels=[0, 1, 0, 0])
+        Traceback (most recent call last):
+        ValueError: swapped: task 0: row 1 comes as a, its label is b (1 of 2 examples).
         """
-        wrong = []
-        for t, (rows, columns) in enumerate(zip(self.rows, self.columns, strict=True)):
-            if len(rows) != len(columns):
-                wrong.append(f"task {t} has {len(rows)} rows and {len(columns)} columns")
-                continue
-            for what, x, high in (
-                ("row", rows, self.examples), ("column", columns, len(self.names)),
-            ):  # fmt: skip
-                bad = x[(x < 0) | (x >= high)]
-                if len(bad):
-                    wrong.append(f"task {t}: {what} {bad[0]} is not in 0..{high - 1}")
-        if wrong:
+        if wrong := faults.malformed(self) or faults.outside(self):
             raise ValueError(f"{self.name}: {listed(wrong)}")
-        rows, columns = np.concatenate(self.rows), np.concatenate(self.columns)
-        key = (
-            rows if self.promise != "a level once" else rows + self.examples * self.levels[columns]
-        )
-        times = np.bincount(key, minlength=self.examples)
-        if (times > 1).any():
-            first = int(np.argmax(times > 1)) % self.examples
-            wrong.append(
-                f"{int((times > 1).sum())} examples come again (row {first}, {times.max()} times)"
-            )
-        if self.promise == "exactly once" and self.left_out():
-            wrong.append(
-                f"{self.left_out()} examples never come "
-                f"(row {np.setdiff1d(np.arange(self.examples), rows)[0]})"
-            )
-        if wrong:
+        if labels is not None and (wrong := faults.mislabelled(self, labels)):
+            raise ValueError(f"{self.name}: {listed(wrong)}")
+        if wrong := faults.too_often(self) + faults.missing(self):
             raise ValueError(f"{self.name} promises each example {self.promise}: {listed(wrong)}")
 
 
@@ -168,25 +159,55 @@ def generator(seed: Seed) -> Draws:
     True
     """
     given: Any = seed
-    return given if hasattr(given, "permutation") else np.random.default_rng(given)
+    return given if _is_draws(given) else np.random.default_rng(given)
 
 
-def class_names(labels: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names given, or the numbers of the labels.
+def checked_labels(
+    labels: ArrayLike, seed: Seed, names: Sequence[str] | None = None, **numbers: tuple[Any, Any]
+) -> tuple[np.ndarray, Draws, tuple[str, ...]]:
+    """What every maker is given: labels, draws and names of classes.
 
     Args:
-        labels: int [N].
-        names: of the classes, as many as the labels ask for, or None.
+        labels: int [N], N from 1 on; classes are numbered from 0 without gaps.
+        seed: see `generator`.
+        names: of the classes, one each; their numbers where None.
+        numbers: name -> (value, what it may be), see `jaxmerge.core.ranges`.
 
-    >>> class_names(np.array([0, 2]), None)
-    ('0', '1', '2')
+    Raises:
+        ValueError: what does not fit, all at once.
+
+    >>> labels, _, names = checked_labels([0, 1, 1], 0, tasks=(2, Count))
+    >>> labels.tolist(), names
+    ([0, 1, 1], ('0', '1'))
+    >>> checked_labels([0.5], "a", tasks=(2.5, Count))
+    Traceback (most recent call last):
+    ValueError: labels are whole numbers [N] from 0 on, got float64[1]; seed must be a whole ...
     """
-    many = int(np.max(labels)) + 1
-    if names is None:
-        return tuple(map(str, range(many)))
-    if len(names) < many:
-        raise ValueError(f"{len(names)} names, but labels go up to {many - 1}.")
-    return tuple(names)
+    array, wrong, given = as_array(labels), [], ()
+    if found := unfit_labels(array):
+        wrong.append(f"labels are whole numbers [N] from 0 on, got {found}")
+    else:
+        classes = np.unique(array)
+        gap = np.flatnonzero(classes != np.arange(len(classes)))
+        if len(gap):
+            wrong.append(
+                f"no label is {gap[0]}, the largest is {classes[-1]}: number the classes from 0 "
+                "without gaps, as np.unique(labels, return_inverse=True)[1] does"
+            )
+        given = tuple(map(str, range(len(classes)))) if names is None else tuple(names)
+        if len(given) != len(classes) and not len(gap):
+            wrong.append(f"{len(given)} names, but labels are 0 to {classes[-1]}")
+    if not _is_draws(seed):
+        wrong += unfit(Whole | Sequence[Whole], seed=seed)
+    for name, (value, hint) in numbers.items():
+        wrong += unfit(hint, **{name: value})
+    if wrong:
+        raise ValueError(listed(wrong))
+    return array, generator(seed), given
+
+
+def _is_draws(seed: Any) -> bool:
+    return hasattr(seed, "permutation") and hasattr(seed, "integers")
 
 
 def checked(plan: Plan) -> Plan:
@@ -223,9 +244,9 @@ def online(
       1   .   .   2
       2   .   2   .
     """
-    labels, rng, names = np.asarray(labels), generator(seed), class_names(labels, names)
+    labels, rng, names = checked_labels(labels, seed, names, tasks=(tasks, Count))
     many = len(names)
-    if not 1 <= tasks <= many:
+    if tasks > many:
         raise ValueError(f"{many} classes make 1 to {many} tasks, got {tasks}.")
     drawn = rng.permutation(many) if order is None else permutation(order, many, "classes")
     arrive = np.asarray(drawn)
