@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
+from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -60,50 +63,93 @@ def test_rotations(x64):
     close(module.rotated(jnp.asarray(images)), np.moveaxis(z["rotation_out"], 1, -1), 0)
 
 
+REAL = feedback.feedback
+
+
+def fed(values, *given):
+    """`feedback.feedback` itself, what it draws replaced by `values`, one for each of its keys."""
+    drawn = lambda k, shape=(): jnp.broadcast_to(jnp.asarray(values[k], float), shape)
+    with (
+        mock.patch.object(jax.random, "split", lambda key, many: list(range(many))),
+        mock.patch.object(jax.random, "uniform", drawn),
+        mock.patch.object(jax.random, "beta", lambda k, a, b, shape: drawn(k, shape)),
+    ):
+        return REAL(*given)
+
+
+def draws(n, partner, by, rank, wanted, pair, examples, mixes, labels):
+    """What has to be drawn for the mixtures of a file.
+
+    Args:
+        n: size of a replay batch, of which the first len(by) are not of pairs.
+        partner: of each of these, which of them it is mixed with; by: by how much.
+        rank: [P], of all pairs of classes.
+        wanted, examples: [pairs, 2], for each mixture of pairs the classes, and the examples.
+        pair: [pairs], which of all pairs it is of; mixes: [pairs], by how much.
+        labels: [M], of the memory.
+    """
+    order, most = np.full(n, 2.0), len(by)
+    order[partner] = np.arange(most) / n
+    wide = lambda x, first: np.concatenate([np.zeros(first), x, np.zeros(n - first - len(x))])
+
+    def place(k):
+        u = np.zeros(len(examples))
+        for i, (kind, example) in enumerate(zip(wanted[:, k], examples[:, k], strict=True)):
+            members = np.flatnonzero(labels == kind)
+            members = members if len(members) else np.arange(len(labels))
+            u[i] = (np.flatnonzero(members == example)[0] + 0.5) / len(members)
+        return wide(u, most)
+
+    no = np.ones(len(rank))
+    no[pair[mixes > 0]] = 0
+    return [
+        order, 0.0 if np.any(by) else 1.0, wide(1.0 * (by == 0), 0), wide(by / 0.6, 0), rank,
+        place(0), place(1), no if len(no) else np.ones(1), wide(mixes, most),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("case", range(4))
 def test_mixtures(case, x64):
     z = load("onpro", "prototypical_feedback")
     of = lambda name: z[f"c{case}_{name}"]
-    size, rate = int(of("batch_size")), float(of("base_rate"))
-    kept = int(rate * size)
-    base, lam = of("draw_base_index").astype(int), of("draw_mixup_lambda")
-    mixed = of("draw_mixup_pairs").astype(int)
-    partner = mixed if len(mixed) else np.arange(kept)
-    by = lam if len(mixed) else np.zeros(kept)
-    inputs = feedback.between(of("batch_x"), base, base[partner], jnp.asarray(by))
-    labels = of("batch_y")[base], of("batch_y")[base[partner]]
-    if kept < size:
-        prototypes = of("prototypes")
-        there = (prototypes != 0).any(1)
-        a, b = feedback.pairs(len(prototypes))
-        real = there[a] & there[b]
+    size, base, p = int(of("batch_size")), float(of("base_rate")), float(of("mixup_p"))
+    first, prototypes = of("draw_base_index").astype(int), of("prototypes")
+    there = (prototypes != 0).any(1)
+    a, b = feedback.pairs(len(prototypes))
+    rank, pair, lam = np.full(len(a), 99.0), np.zeros(0, int), np.zeros(0)
+    wanted = examples = np.zeros((0, 2), int)
+    if len(first) < size:
+        real = np.flatnonzero(there[a] & there[b])
         assert np.array_equal(np.stack([a, b], 1)[real], of("pair_classes"))
-        rank, rounded = np.full(len(a), 99.0), of("pair_count_rounded")
         if int(of("pair_count_difference")):
-            able = np.flatnonzero(real)[rounded > 0]
+            able = real[of("pair_count_rounded") > 0]
             rank[able[of("draw_fix_permutation").astype(int)]] = np.arange(len(able))
         counts = feedback.pair_counts(
-            jnp.asarray(prototypes), jnp.asarray(there), size - kept, jnp.asarray(rank)
+            jnp.asarray(prototypes), jnp.asarray(there), size - len(first), jnp.asarray(rank)
         )
         close(counts[real], of("pair_count"), 0)
-        assert (np.asarray(counts)[~real] == 0).all()
-        first, second = (of(f"draw_{k}_index").astype(int) for k in ("first", "second"))
-        pair = np.repeat(np.arange(len(a)), counts)
-        replaced = of("draw_replacement_class")
-        for k, (index, classes) in enumerate(((first, a), (second, b))):
-            other = np.repeat(replaced[:, k], np.asarray(counts)[np.asarray(counts) > 0])
-            wanted = np.where(other >= 0, other, classes[pair])
-            assert np.array_equal(of("buffer_y")[index], wanted)
-        more = feedback.between(of("buffer_x"), first, second, jnp.asarray(of("draw_pair_lambda")))
-        inputs = jnp.concatenate([inputs, more])
-        by = np.concatenate([by, of("draw_pair_lambda")])
-        labels = (
-            np.concatenate([labels[0], of("buffer_y")[first]]),
-            np.concatenate([labels[1], of("buffer_y")[second]]),
-        )
-    close(inputs, of("out_x"), 1e-12)
-    close(np.stack([*labels, by], 1), of("out_y_mix"), 1e-12)
-    close((1 - by) * labels[0] + by * labels[1], of("out_y"), 1e-12)
+        assert int(counts.sum()) == size - len(first)
+        many = of("pair_count").astype(int)
+        pair, wanted = np.repeat(real, many), np.repeat(of("pair_classes"), many, 0)
+        examples = np.stack([of(f"draw_{k}_index") for k in ("first", "second")], 1).astype(int)
+        lam = of("draw_pair_lambda")
+    mixed = of("draw_mixup_pairs").astype(int)
+    partner = mixed if len(mixed) else np.arange(len(first))
+    values = draws(
+        size, partner, of("draw_mixup_lambda"), rank, wanted, pair, examples, lam, of("buffer_y")
+    )
+    held = len(of("buffer_y"))  # the batch stands behind the memory: no pair is taken from it
+    rest = np.setdiff1d(np.arange(size), first)
+    out = fed(
+        values, *(jnp.asarray(np.concatenate([of(f"buffer_{k}"), of(f"batch_{k}")])) for k in "xy"),
+        jnp.asarray(1.0 * (np.arange(held + size) < held)),
+        jnp.asarray(held + np.concatenate([first, rest])), jnp.int32(size), jnp.int32(size),
+        jnp.asarray(prototypes), jnp.asarray(there), None, base, p,
+    )  # fmt: skip
+    assert out.weight.tolist() == [1] * size
+    close(out.inputs, of("out_x"), 1e-12)
+    close(np.stack([out.one, out.two, out.by], 1), of("out_y_mix"), 1e-12)
+    close((1 - out.by) * out.one + out.by * out.two, of("out_y"), 1e-12)
 
 
 def test_counts_are_made_up_where_they_lack():
@@ -147,6 +193,42 @@ def view(stored, info, task, key):
     return x if key is None else 0.8 * x + 0.1
 
 
+def holding(memory, x, y):
+    """The memory with these examples in its buffer."""
+    rows = memory.buffer["rows"]
+    put = lambda old, new: old.at[: len(new)].set(new)
+    rows = rows._replace(
+        inputs=put(rows.inputs, x), targets=put(rows.targets, y), weight=put(rows.weight, 0 * y + 1)
+    )
+    return memory._replace(buffer={"rows": rows, "met": jnp.int32(len(y))})
+
+
+def found(x, y, mixed, three, classes, base=0.75):
+    """The places that were drawn from a memory [x, y], and `draws` that lead to `mixed`."""
+    flat, n = x.reshape(len(x), -1), len(mixed)
+    made = lambda i, j, by: (1 - by) * flat[i] + by * flat[j]
+    pairs = [
+        next(
+            (i, j)
+            for i, j in itertools.product(range(len(x)), repeat=2)
+            if (y[i], y[j]) == (one, two) and np.allclose(made(i, j, by), row, rtol=0, atol=1e-12)
+        )
+        for row, (one, two, by) in zip(mixed.reshape(n, -1), three, strict=True)
+    ]
+    kept = int(base * n)
+    first, partner = np.array(pairs[:kept]).T
+    order = np.concatenate([first, np.setdiff1d(np.arange(len(x)), first)])
+    a, b = feedback.pairs(classes)
+    examples = np.array(pairs[kept:])
+    wanted = y[examples]
+    pair = np.array([np.flatnonzero((a == i) & (b == j))[0] for i, j in wanted])
+    values = draws(
+        n, np.argsort(first)[np.searchsorted(np.sort(first), partner)], three[:kept, 2],
+        np.zeros(len(a)), wanted, pair, examples, three[kept:, 2], y,
+    )  # fmt: skip
+    return (jnp.asarray(order), jnp.ones(len(x), bool)), values
+
+
 def test_two_tasks(x64):
     z = load("onpro", "two_task_run")
     images = lambda x: np.moveaxis(x, 1, -1)
@@ -161,9 +243,8 @@ def test_two_tasks(x64):
     stream = Stream(x, ys.reshape(-1), rows, origin, np.ones(rows.shape), {"own": own}, groups)
     model = given((z["init_f_weight"], z["init_linear_weight"]),
                   (z["init_f_bias"], z["init_linear_bias"]), "tanh")  # fmt: skip
-    replay = int(z["buffer_batch"])
     method = module.onpro(
-        int(z["buffer_capacity"]), replay, temperature=float(z["ins_t"]),
+        int(z["buffer_capacity"]), int(z["buffer_batch"]), temperature=float(z["ins_t"]),
         prototype_temperature=float(z["proto_t"]), similarity=float(z["sim_lambda"]),
         projection=3,
     )  # fmt: skip
@@ -173,43 +254,31 @@ def test_two_tasks(x64):
     state = stages.create(setup, stream, jax.random.key(0))
     start = {module.KERNEL: z["init_simclr_weight"].T, module.BIAS: z["init_simclr_bias"]}
     state = state._replace(params={**state.params, **{n: jnp.asarray(p) for n, p in start.items()}})
-    fill = lambda x: jnp.asarray(np.concatenate([x, np.zeros((replay - len(x), *x.shape[1:]),
-                                                             x.dtype)]))  # fmt: skip
     moments = None
     for t in range(2):
         state = stages.begin(setup, stream, state, jnp.int32(t))
         state = state if moments is None else state._replace(moments=moments)
         for b in range(3):
             at = lambda name, t=t, b=b: z[f"t{t}_b{b}_{name}"]
-            which = "buffer_batch" if t else "buffer"
-            held, labels = (at(f"{which}_{k}{'' if t else '_before'}") for k in "xy")
-            held = images(held)
-            there = (np.arange(replay) < len(held)) * 1.0
-
-            def draw(buffer, key, count, held=held, labels=labels, there=there):
-                batch = buffer["rows"]._replace(
-                    inputs=fill(held), targets=fill(labels), task=jnp.zeros(replay, jnp.int32),
-                    weight=jnp.asarray(there),
-                )  # fmt: skip
-                return jnp.arange(replay), batch
-
-            three = np.stack([labels, labels, 0 * labels], 1) * 1.0
-            mixed = held
-            if t and b:
-                mixed, three = images(at("mixed_x")), at("mixed_y3")
-            three = fill(three)
-            fed = feedback.Mixed(
-                fill(mixed), three[:, 0].astype(int), three[:, 1].astype(int), three[:, 2],
-                jnp.asarray((np.arange(replay) < len(mixed)) * 1.0),
-            )  # fmt: skip
+            held, labels = images(at("buffer_x_before")), at("buffer_y_before")
+            state = state._replace(memory=(holding(state.memory[0], held, labels),))
+            replaced = contextlib.nullcontext()
+            if t and b:  # the first step of a task mixes nothing
+                order, values = found(held, labels, images(at("mixed_x")), at("mixed_y3"), 4)
+                replaced = mock.patch.multiple(
+                    module,
+                    feedback=SimpleNamespace(feedback=partial(fed, values)),
+                    buffers=SimpleNamespace(
+                        **vars(buffers) | {"distinct_places": lambda *_, o=order: o}
+                    ),
+                )
             offsets = itertools.cycle(
                 [int(at(f"draw_feature_offset_{k}")) if t or k == "new" else 0
                  for k in ("new", "buffer")]
             )  # fmt: skip
             with (
-                mock.patch.object(module, "draw", draw),
+                replaced,
                 mock.patch.object(module, "offset", lambda *a, offsets=offsets: next(offsets)),
-                mock.patch.object(feedback, "feedback", lambda *a, fed=fed: fed),
             ):
                 part = tuple(jnp.asarray(x)[t, b : b + 1] for x in stream[2:5])
                 state, losses = stages.train(setup, stream, state, jnp.int32(t), part, jnp.int32(3))

@@ -207,8 +207,12 @@ def onpro(
 
 
 def draw(buffer: Any, key: Array, count: int) -> tuple[Array, Any]:
-    """Places drawn without replacement, and the examples there, of weight 0 beyond the last."""
-    places, there = buffers.distinct_places(buffer, key, count)
+    """`count` places drawn without replacement, and the examples there: weight 0 beyond the last.
+
+    There may be more mixtures than the buffer has room for examples.
+    """
+    found = buffers.distinct_places(buffer, key, count)
+    places, there = (jnp.pad(x, (0, count - len(x))) for x in found)
     batch = jax.tree.map(lambda x: x[places], buffer["rows"])
     return places, batch._replace(weight=there.astype(batch.weight.dtype))
 
