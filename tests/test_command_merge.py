@@ -208,3 +208,32 @@ def test_two_processes_write_one_output(family):
     assert [child.wait(timeout=240) for child in children] == [0, 0]
     assert {p.name: p.read_bytes() for p in Path("out2").glob("model*")} == want
     assert not list(Path(".").glob(".out2*"))
+
+
+START = """
+import sys
+from jaxmerge import cli
+def call(*arguments):
+    sys.argv = ["jaxmerge", "merge", "recipe.py", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code
+    print(*sys.modules)
+call("--check", "--json")
+call("out", "--quiet")
+"""
+UNUSED = {  # the first six were imported all the same
+    "regex", "jax.extend", "jax.experimental.pallas", "jaxmerge.io.gguf", "jaxmerge.io.adapters",
+    "jaxmerge.io.pickles", "jaxmerge.api", "jaxmerge.continual", "jaxmerge.solvers", "flax",
+    "optax", "orbax", "gguf", "scipy", "sklearn", "tokenizers", "matplotlib", "PIL", "jinja2",
+}  # fmt: skip
+
+
+def test_a_merge_imports_nothing_that_it_does_not_use(family):
+    Path("recipe.py").write_text(f"recipe = {ABC | {'method': 'ties'}!r}")
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
+    checked, merged = (set(line.split()) for line in done.stdout.splitlines()[-2:])
+    assert checked & (UNUSED | {"yaml"}) == set()
+    assert merged & UNUSED == set()
+    assert "yaml" in merged, "the resolved recipe is written with it"

@@ -10,7 +10,7 @@ from small import model
 
 from jaxmerge.errors import UserError
 from jaxmerge.recipes import mergekit_document, native
-from jaxmerge.recipes.parse import parse_documents
+from jaxmerge.recipes.plain_yaml import parse_documents
 from jaxmerge.recipes.plan import Models
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

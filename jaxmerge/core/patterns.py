@@ -11,8 +11,6 @@ import functools
 import time
 from typing import Any
 
-import regex
-
 SECONDS = 1.0  # that the slow searches of a pattern may take together
 SLOW = 0.01  # seconds; an honest search over a leaf's name takes microseconds
 MAX_LENGTH = 2_000  # characters of a pattern
@@ -26,6 +24,8 @@ class Pattern:
     """A compiled pattern; `search` and `fullmatch` as in `re`, with a deadline."""
 
     def __init__(self, text: str):
+        import regex  # when there is a pattern: most merges have none
+
         if not isinstance(text, str):
             raise PatternError(f"{text!r} is no regular expression: expected text.")
         if len(text) > MAX_LENGTH:

@@ -26,19 +26,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from jaxmerge.errors import UserError, closest
-from jaxmerge.io import gguf
-from jaxmerge.io.adapters import Adapter, applied
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.buckets import exists, fetched, ranged, url_of
 from jaxmerge.io.fused import in_layout, layout_for
-from jaxmerge.io.gguf.tensors import Tensors
 from jaxmerge.io.hub import HUB, PICKLED, download
 from jaxmerge.io.msgpack import Msgpack
 from jaxmerge.io.npz import Archive
 from jaxmerge.io.opened_model import Shards, Source
 from jaxmerge.io.orbax import Orbax, checkpoint_folder
 from jaxmerge.io.packaged import hint, packaged
-from jaxmerge.io.pickles import Pickle
 from jaxmerge.io.pipelines import PIPELINE, open_components
 from jaxmerge.io.quantised import dequantised, setting_of, without_setting
 from jaxmerge.io.safetensors import File, Leaves
@@ -89,6 +85,8 @@ def open_source(
     base, plus, adapter = ref.rpartition("+")
     if plus and base and adapter:
         source = open_source(base, near=near, allow_pickle=allow_pickle, by_range=by_range)
+        from jaxmerge.io.adapters import Adapter, applied
+
         where = adapter_folder(adapter, near)
         lora = Adapter(where)
         names = {f"{m.path}.weight" for m in lora.modules.values()}
@@ -123,7 +121,11 @@ def open_source(
 
 def _say_quantised(ref: str, path: Path) -> None:
     """Warns where a packaged file is not the model that the reference names, but its 4 bits."""
-    kinds = Tensors(path).quantised() if path.suffix == ".gguf" else ()
+    if path.suffix != ".gguf":
+        return
+    from jaxmerge.io.gguf.tensors import Tensors
+
+    kinds = Tensors(path).quantised()
     if kinds:
         text = f"{ref}: quantised weights ({', '.join(kinds)}) from {path.name}"
         warnings.warn(text, stacklevel=3)
@@ -139,9 +141,12 @@ def laid_out(source: Source, names: Collection[str]) -> Source:
 
 def _gguf(path: Path, stored: bool) -> Source:
     """A GGUF file; as it is stored, its tensors under their own names."""
+    from jaxmerge.io.gguf import Model
+    from jaxmerge.io.gguf.tensors import Tensors
+
     if stored:
         return Source(Tensors(path), str(path), None, [path], {})
-    model = gguf.Model(path)
+    model = Model(path)
     return Source(model.leaves, str(path), model.folder, [path], model.config)
 
 
@@ -204,7 +209,7 @@ def _local(path: Path, allow_pickle: bool, file: Callable[[Path], Leaves] = File
             return _sharded(path.parent, path, file)
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             _refuse_pickle(path, allow_pickle)
-            return Source(Pickle(path), str(path), path.parent, [path])
+            return Source(_pickle(path), str(path), path.parent, [path])
         if path.suffix in WHOLE:
             return Source(WHOLE[path.suffix](path), str(path), path.parent, [path])
         raise UserError(
@@ -242,10 +247,16 @@ def _local(path: Path, allow_pickle: bool, file: Callable[[Path], Leaves] = File
         check_inside(path, [p.name for p in pickled])
         indices = sorted(path.glob("*.bin.index.json"))
         if indices:
-            return _sharded(path, indices[0], Pickle)
+            return _sharded(path, indices[0], _pickle)
         if len(pickled) == 1:
-            return Source(Pickle(pickled[0]), str(path), path, pickled)
+            return Source(_pickle(pickled[0]), str(path), path, pickled)
     raise UserError(f"{path} holds no weights: no .safetensors file and no Orbax checkpoint.")
+
+
+def _pickle(path: Path) -> Leaves:
+    from jaxmerge.io.pickles import Pickle
+
+    return Pickle(path)
 
 
 def _refuse_pickle(path: Path, allow_pickle: bool) -> None:

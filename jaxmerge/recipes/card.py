@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxmerge.io.hub import HUB
 from jaxmerge.io.untrusted import plain_line, plain_markdown
 
 
 def card(plan: Any, report: Any, note: dict[str, Any]) -> str:
     """Front matter for the hub, the models, the recipe, what was computed."""
+    import yaml
+
     refs = list(note["inputs"])
     front = {"library_name": "transformers", "tags": ["merge", "jaxmerge"]}
     hub = [r for r in refs if HUB.fullmatch(r)]

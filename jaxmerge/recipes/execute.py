@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
 from jaxmerge import __version__
 from jaxmerge.drivers.files.api import merge_jobs, process_group
@@ -27,7 +26,6 @@ from jaxmerge.io.hashes import Hashes
 from jaxmerge.io.install import partial_folder
 from jaxmerge.io.model_folder import output_belongings
 from jaxmerge.recipes.card import card
-from jaxmerge.recipes.parse import load_yaml
 from jaxmerge.recipes.plan import Plan
 
 RESOLVED = "recipe.resolved.yaml"
@@ -109,6 +107,8 @@ def execute(
 
 def _noted(path: Path) -> str | None:
     """The digest of the merge that left this resolved recipe; None where it says none."""
+    from jaxmerge.recipes.plain_yaml import load_yaml
+
     documents = load_yaml(path)
     note = documents[0].get("resolved") if documents and isinstance(documents[0], dict) else None
     return note.get("digest") if isinstance(note, dict) else None
@@ -162,6 +162,8 @@ def provenance(sources: list, hashes: dict[str, str], digest: str, plan: Plan) -
 
 def notes(plan: Plan, report: Report, note: dict[str, Any]) -> dict[str, bytes | Path]:
     """How the output was made: the resolved recipe and the model card."""
+    import yaml
+
     recipe = yaml.safe_dump(
         {**plan.resolved, "resolved": note}, sort_keys=False, allow_unicode=True, width=100
     )

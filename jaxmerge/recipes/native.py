@@ -18,13 +18,10 @@ recipe may import only with ``--allow-import``, and only files beside it (or bel
 from __future__ import annotations
 
 import dataclasses
-import runpy
-import sys
-import traceback
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Merge
@@ -34,9 +31,8 @@ from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.untrusted import check_regular
 from jaxmerge.recipes import mergekit
-from jaxmerge.recipes.adapters import AdapterRecipe
 from jaxmerge.recipes.method_spec import as_data, build, route
-from jaxmerge.recipes.parse import check_kinds, load_yaml, mapping
+from jaxmerge.recipes.parse import check_kinds, mapping
 from jaxmerge.recipes.plan import (
     Models,
     Plan,
@@ -49,9 +45,13 @@ from jaxmerge.recipes.plan import (
     key_of,
     seed_of,
 )
+from jaxmerge.recipes.python_files import run_imported, variables
 from jaxmerge.recipes.side_inputs import by_model, check_axes, find_extras
 from jaxmerge.recipes.vocabulary import Vocabulary
 from jaxmerge.recipes.vocabulary import resolved as resolved_tokenizer
+
+if TYPE_CHECKING:
+    from jaxmerge.recipes.adapters import AdapterRecipe
 
 
 @dataclasses.dataclass
@@ -209,56 +209,7 @@ KINDS = {
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
     "extras": (dict,), "rename": (dict,),
 }  # fmt: skip
-Document = Recipe | mergekit.Config | AdapterRecipe
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """The variables that a Python file sets; its folder is on the path, as of any script.
-
-    Raises:
-        UserError: what goes wrong in it, with its line.
-    """
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return runpy.run_path(str(path))
-    except UserError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f.lineno for f in frames if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else 0
-        reason = error.msg if isinstance(error, SyntaxError) else str(error).split("\n")[0]
-        raise UserError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
-
-
-def _import(recipe: Path, names: Any, allowed: bool) -> None:
-    """Runs the Python files that a YAML recipe imports, so that what they register is known."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{recipe}: import is a file or a list of files, got {names!r}.")
-    folder = recipe.resolve().parent
-    files = [(folder / name).resolve() for name in names]
-    wrong = [
-        name
-        for name, file in zip(names, files, strict=True)
-        if file.suffix != ".py" or not file.is_relative_to(folder)
-    ]
-    if wrong:
-        raise UserError(
-            f"{recipe} imports {', '.join(map(repr, wrong))}; expected Python files beside the "
-            "recipe."
-        )
-    if missing := [n for n, f in zip(names, files, strict=True) if not f.is_file()]:
-        raise UserError(f"{recipe} imports {', '.join(missing)}, which is not beside it.")
-    if not allowed:
-        raise UserError(
-            f"{recipe} imports {', '.join(names)}, whose code would be run. Read it, then add "
-            "--allow-import (in Python: allow_import=True)."
-        )
-    for file in files:
-        _run(file)
+Document: TypeAlias = "Recipe | mergekit.Config | AdapterRecipe"
 
 
 def load(path: str | Path, allow_import: bool = False) -> list[Document]:
@@ -276,14 +227,16 @@ def load(path: str | Path, allow_import: bool = False) -> list[Document]:
         raise UserError(f"There is no recipe {path}.")
     check_regular(path, "a recipe is a file")
     if path.suffix == ".py":
-        recipe = _run(path).get("recipe")
+        recipe = variables(path).get("recipe")
         if recipe is None:
             raise UserError(f"{path} sets no variable named recipe.")
         return documents(recipe)
+    from jaxmerge.recipes.plain_yaml import load_yaml
+
     out = []
     for content in load_yaml(path):
         if isinstance(content, dict) and "import" in content:
-            _import(path, content.pop("import"), allow_import)
+            run_imported(path, content.pop("import"), allow_import)
         with about(path):
             out += documents(content)
     if not out:
@@ -340,6 +293,8 @@ def documents(content: Any) -> list[Document]:
     elif isinstance(content, Mapping) and "merge_method" in content:
         return [mergekit.Config.read(content)]
     elif isinstance(content, Mapping) and "adapters" in content:
+        from jaxmerge.recipes.adapters import AdapterRecipe
+
         return [AdapterRecipe.read(content)]
     else:
         known = [f.name for f in dataclasses.fields(Recipe)]

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 
 from jaxmerge.core.types import Array, Leaves, Tree
 
@@ -113,15 +112,17 @@ INLINED = {
 
 def _run(jaxpr, consts, values, views, seen, every) -> tuple[list[Any], list[View | None]]:
     """Evaluate a jaxpr, following which arrays are kernels."""
+    from jax.extend.core import Literal  # with all of Pallas, which no merge waits for
+
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
     known: dict[Any, View | None] = dict(zip(jaxpr.invars, views, strict=True))
 
     def read(v):
-        return v.val if isinstance(v, jex.Literal) else env[v]
+        return v.val if isinstance(v, Literal) else env[v]
 
     def view(v):
-        return None if isinstance(v, jex.Literal) else known.get(v)
+        return None if isinstance(v, Literal) else known.get(v)
 
     for eqn in jaxpr.eqns:
         ins, seen_as = [read(v) for v in eqn.invars], [view(v) for v in eqn.invars]
