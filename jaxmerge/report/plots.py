@@ -94,10 +94,11 @@ def _overview(results: Results) -> Plot | None:
 
 
 def _first_task(results: Results) -> Plot | None:
-    """Forgetting, and what merging does about it: the last model and the hero on task 1."""
+    """Forgetting, and what merging does about it: last model, hero and zero-shot on task 1."""
     from jaxmerge.report.lines import Series, curves
 
-    shown, series, rows = (numbers.LAST, numbers.hero(results)), [], []
+    zero = [numbers.ZERO] if numbers.ZERO in numbers.names(results) else []
+    shown, series, rows = (numbers.LAST, numbers.hero(results), *zero), [], []
     colour = slots(label for label, _ in numbers.names(results))
     for name in shown:
         paths = [[row[0] for row in e.matrix] for e in numbers.entries(results, name or ("", ""))]
@@ -105,10 +106,11 @@ def _first_task(results: Results) -> Plot | None:
         if name is None or len(points) < 2 or any(mean is None for mean, _ in points):
             return None
         y, std = [p[0] for p in points], [p[1] for p in points]
+        std = [] if name == numbers.ZERO else std  # a line to compare with, without a band
         x = list(range(1, len(y) + 1))
         series.append(Series(words.title_of(name), x, y, std, colour[name[0]]))
         rows.append([words.title_of(name), *(cell(v) for v in y)])
-    if len({s.label for s in series}) < 2:
+    if len({s.label for s in series}) < 2 + len(zero):
         return None
     title, caption = words.first_task_words(results)
     ticks = series[0].x[:: max(1, len(series[0].x) // 10)]

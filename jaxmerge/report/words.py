@@ -96,26 +96,27 @@ def headline(results: Results) -> str:
 def lesson(results: Results) -> str:
     """What a reader should take away, in two sentences: forgetting, and what merging did about it.
 
-    Empty where the run has no sequential last model, no merge, or one task only.
+    Forgetting is the backward transfer, over all earlier tasks. Empty where the run has no
+    sequential last model, no merge that is deployed after every task, or one task only.
     """
     first = hero(results)
-    if first is None:
+    last, ours = (stat(results, n, "bwt") if n else None for n in (LAST, first))
+    if first is None or last is None or ours is None:
         return ""
-    last, ours = first_task(results, LAST), first_task(results, first)
-    if len(last) < 2 or len(ours) < 2:
-        return ""
-    start, end, merged_end = last[0], last[-1], ours[-1]
-    if start is None or end is None or merged_end is None:
-        return ""
-    tasks = f"{len(last) - 1} more task" + ("s" if len(last) > 2 else "")
-    change = "falls to" if round(start - end, 3) > 0 else "is"
-    both = " and ".join(t for n in (LAST, ZERO) if (t := versus(results, first, n)))
-    return (
-        f"The last model has {percent(start)} of the first task right when it has just learnt it, "
-        f"and after {tasks} that {change} {percent(end)}. "
-        f"{title_of(first, both=False)}, merged after every task, ends there at "
-        f"{percent(merged_end)}" + (f", and over all classes {both}." if both else ".")
+    ours_is, last_is = title_of(first, both=False), _changed(last.mean)
+    text = (
+        f"On an earlier task the last model ends {last_is} when it had just learnt it, {ours_is}, "
+        f"merged after every task, {_changed(ours.mean)} then (means over these tasks)."
     )
+    both = " and ".join(t for n in (LAST, ZERO) if (t := versus(results, first, n)))
+    return text + (f" Over all classes {ours_is} ends {both}." if both else "")
+
+
+def _changed(points: float) -> str:
+    """ "13.9 points worse than": a backward transfer in words."""
+    if round(abs(points), 3) == 0:
+        return "as good as"
+    return f"{100 * abs(points):.1f}\u00a0points {'better' if points > 0 else 'worse'} than"
 
 
 def first_task(results: Results, name: Name) -> list[float | None]:
@@ -127,15 +128,19 @@ def first_task(results: Results, name: Name) -> list[float | None]:
 def first_task_words(results: Results) -> tuple[str, str]:
     """Title and caption of the accuracy on the first task while later ones are learnt."""
     first = hero(results)
-    title = "The first task, while later ones are learnt"
+    title, caption = "The first task, while later ones are learnt", ""
     if first is not None and first != LAST:
-        ours, last = (first_task(results, n)[-1:] for n in (first, LAST))
-        if ours and last and ours[0] is not None and last[0] is not None:
+        ours, last, zero = (first_task(results, n) for n in (first, LAST, ZERO))
+        if ours and last and ours[-1] is not None and None not in (last[0], last[-1]):
             title = (
-                f"After all tasks {title_of(first, both=False)} has {percent(ours[0], 0)} of the "
-                f"first one right, the last model {percent(last[0], 0)}"
+                f"After all tasks {title_of(first, both=False)} has {percent(ours[-1], 0)} of the "
+                f"first one right, the last model {percent(last[-1], 0)}"
             )
-    return title, lesson(results)
+            caption = (
+                f"The last model had {percent(last[0])} right when it had just learnt it"
+                + (f", the zero-shot model has {percent(zero[0])}." if zero and zero[0] else ".")
+            )
+    return title, caption
 
 
 def overview_title(results: Results) -> str:
