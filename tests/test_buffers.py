@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_streams import KEY, setup, split
+from tiny_streams import KEY, setup, split, tiny
 
 from jaxmerge.continual.drivers import run
 from jaxmerge.continual.memories import eight_bits, gaussians, herding
-from jaxmerge.continual.methods import clib, er
+from jaxmerge.continual.methods import agem, clib, der, derpp, er
 from jaxmerge.continual.methods.clib import from_memory
 from jaxmerge.continual.methods.pl_fms import keep_probability
-from jaxmerge.continual.registry import methods
+from jaxmerge.continual.registry import methods, models
 from jaxmerge.data.streams.blurry import i_blurry
 
 
@@ -174,3 +176,21 @@ def test_the_share_of_the_stream_grows_with_the_age_of_a_class():
     first = jnp.array([0, 10, 40, jnp.iinfo(jnp.int32).max])
     p = keep_probability(first, jnp.array([0, 1, 2]), 40, 44, 200)
     np.testing.assert_allclose(p, np.array([43, 33, 3]) / (200 / 3), rtol=1e-6)
+
+
+@models.register
+def of_directions():
+    """The tiny classifier of x / |x|, which of a row of zeros is NaN."""
+    model = tiny().build()
+    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return model._replace(apply=lambda params, x, task: model.apply(params, unit(x), task))
+
+
+@pytest.mark.parametrize(
+    "method", [er(20), er(20, select="herding"), der(20), derpp(20), agem(20), clib(20)], ids=str
+)
+def test_a_model_that_cannot_read_zeros_learns_with_a_buffer(method):
+    """Free places are read too, with weight 0; a sentence without tokens is such a row."""
+    config = dataclasses.replace(setup(method), model=of_directions())
+    result = run(config, split(), KEY)
+    assert all(np.isfinite(p).all() for p in result.state.params.values())

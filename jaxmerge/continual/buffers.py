@@ -34,14 +34,25 @@ Buffer = dict[str, Any]  # {"rows": leaves [size, ...], "met": int32}
 def empty(size: int, like: Tree) -> Buffer:
     """A buffer without examples.
 
+    Copies of the first example stand in the free places. They have weight 0 wherever they are
+    drawn, yet a model reads them, and of zeros, such as a sentence without tokens, it may make NaN,
+    which no weight takes away.
+
     Args:
         size: how many examples it has room for, 1 or more.
-        like: a batch of what is stored, leaves ``[B, ...]``; arrays or their shapes.
+        like: a batch of what is stored, leaves ``[B, ...]``; of leaves that are given as their
+            shapes alone the places are zeros.
 
-    >>> empty(2, {"x": jnp.zeros((4, 3))})["rows"]["x"].shape
-    (2, 3)
+    >>> buffer = empty(2, {"x": jnp.ones((4, 3)), "z": jax.ShapeDtypeStruct((4, 1), jnp.int32)})
+    >>> buffer["rows"]["x"].tolist(), buffer["rows"]["z"].tolist()
+    ([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[0], [0]])
     """
-    room = lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype)
+
+    def room(x):
+        shape = (size, *x.shape[1:])
+        form = isinstance(x, jax.ShapeDtypeStruct)
+        return jnp.zeros(shape, x.dtype) if form else jnp.broadcast_to(jnp.asarray(x)[:1], shape)
+
     return {"rows": jax.tree.map(room, like), "met": jnp.int32(0)}
 
 
