@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -141,12 +142,15 @@ def test_ctrl_c_before_the_first_checkpoint_says_what_it_did(pets, tmp_path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "steps_of", stop)
+    given = [*SHORT, f"data={pets}"]
+    file = EXPERIMENTS / "my_images.py"
     with pytest.raises(KeyboardInterrupt):
-        command.run(
-            EXPERIMENTS / "my_images.py", set=[*SHORT, f"data={pets}"], out=tmp_path / "run",
-            quiet=True,
-        )  # fmt: skip
-    assert "nothing was kept, and" in capsys.readouterr().err
+        command.run(file, set=given, out=tmp_path / "run", quiet=True)
+    said = capsys.readouterr().err
+    assert "nothing was kept, and" in said
+    words = shlex.split(said.partition("To start anew:")[2])
+    pairs = [word for pair in given for word in ("--set", pair)]
+    assert words == ["jaxmerge", "run", str(file), "--quiet", *pairs, "--out", f"{tmp_path}/run"]
     assert not (tmp_path / "run").exists()
 
 

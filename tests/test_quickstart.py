@@ -6,6 +6,7 @@ and resumed is.
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -219,3 +220,32 @@ def test_killed_with_sigkill_and_resumed(whole, tiny, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
     results = quickstart.run(resume=tmp_path / "run", quiet=True)
     assert figures(results) == figures(whole[1])
+
+
+@pytest.mark.parametrize("given", [{"quick": True, "lr": 1e-3}, {"seeds": 2, "seed": 3}, {}])
+def test_ctrl_c_says_the_whole_command(given, tiny, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "steps_of", stop)
+    out = tmp_path / "my run"
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(out=out, model=tiny, **given)
+    said = capsys.readouterr().err
+    assert "loses at most the task in progress" in said
+    anew = shlex.split(said.partition("To start anew:")[2])
+    assert anew[:2] == ["jaxmerge", "quickstart"]
+    pairs = dict(zip(anew, [*anew[1:], ""], strict=True))
+    assert (pairs["--out"], pairs["--model"]) == (str(out), tiny)
+    for name, value in given.items():
+        assert f"--{name}" in anew
+        assert value is True or float(pairs[f"--{name}"]) == value
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"model": "nowhere"}, {"lr": -1.0}, {"resume": "nowhere"}, {"out": "."}]
+)
+def test_what_is_wrong_is_said_before_what_is_going_to_be_done(wrong, capsys):
+    with pytest.raises(UserError):
+        quickstart.run(**wrong)
+    assert capsys.readouterr().err == ""

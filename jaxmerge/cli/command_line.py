@@ -22,7 +22,7 @@ COMMANDS = (experiment_commands, model_commands)  # in the order of the help
 
 
 def main() -> None:
-    """Entry point of the `jaxmerge` command."""
+    """Parse, do, explain what went wrong, exit."""
     # a cache that cannot be read or written is no matter of the user's
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     warnings.formatwarning = lambda text, *where, **line: f"warning: {printable(text)}\n"

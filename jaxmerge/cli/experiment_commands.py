@@ -10,12 +10,7 @@ from typer import Argument, Option
 from jaxmerge.cli.typer_app import Json, Profile, Quiet, command
 
 
-@command(
-    "quickstart",
-    opening="A small CLIP learns five tasks of two handwritten digits each, one after\n"
-    "another, and is merged after every task; some 40 seconds a class order on two\n"
-    "cores, without a network. Ctrl-C loses nothing.",
-)
+@command("quickstart")
 def quickstart(
     out: Annotated[
         Path | None, Option(help="Run folder.  Default: runs/<date>-quickstart.")

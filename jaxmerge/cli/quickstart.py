@@ -34,11 +34,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import sys
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxmerge.cli import run_folder, runs
+from jaxmerge.cli.terminal import typed
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.digits import digits
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
@@ -88,6 +91,9 @@ class Quickstart(Experiment):
         shutil.copyfile(folder / "merged" / "model.safetensors", folder / "merged.safetensors")
 
 
+OPENING = """A small CLIP learns five tasks of two handwritten digits each, one after
+another, and is merged after every task; some 40 seconds a class order on two
+cores, without a network. Ctrl-C loses at most the task in progress."""
 QUICK = {"seeds": 1, "epochs": 1}
 SHIPPED = ("mini", "mini-2k")
 
@@ -144,8 +150,14 @@ def run(
                 config, **asked, version=Quickstart().version, weights=digest(config.model)
             )
             run_folder.refuse_changes(folder, config, now)
-    again, options = "jaxmerge quickstart", runs.RunOptions(quiet)
-    return runs.finish(config, folder, json=json, again=again, options=options, new=resume is None)
+    if not (quiet or json or run_folder.finished(folder)):
+        print(OPENING, file=sys.stderr, flush=True)
+    line = partial(typed, "jaxmerge quickstart", quiet=quiet, json=json)
+    return runs.finish(
+        config, folder, json=json, options=runs.RunOptions(quiet), new=resume is None,
+        again=line(resume=folder),
+        anew=line(seed=seed, seeds=seeds, epochs=epochs, lr=lr, model=model, quick=quick, out=out),
+    )  # fmt: skip
 
 
 def weights_folder(model: str) -> Path:

@@ -6,11 +6,13 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jaxmerge.cli import run_folder, runs
+from jaxmerge.cli.terminal import typed
 from jaxmerge.errors import UserError
-from jaxmerge.io.buckets import into_bucket
+from jaxmerge.io.buckets import into_bucket, place_of
 from jaxmerge.io.untrusted import check_regular
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.result_store import installed
@@ -87,8 +89,14 @@ def run(
             run_folder.move(folder, moved, given)
         asked = moved
     options = runs.RunOptions(quiet, log, save_every, None if store is None else Path(store))
-    again = f"jaxmerge run {experiment}"
-    return runs.finish(asked, folder, json=json, again=again, options=options, new=resume is None)
+    line = partial(
+        typed, "jaxmerge run", experiment, log=log, store=store, quiet=quiet, json=json,
+        save_every=None if save_every == EVERY else save_every,
+    )  # fmt: skip
+    return runs.finish(
+        asked, folder, json=json, options=options, new=resume is None,
+        again=line(resume=place_of(folder)), anew=line(set=list(set), out=out and place_of(out)),
+    )  # fmt: skip
 
 
 def load(path: str | Path) -> Experiment:

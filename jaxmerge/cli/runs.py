@@ -17,6 +17,7 @@ from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run_folder import alone, discard, finished
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
+from jaxmerge.io.buckets import place_of
 from jaxmerge.io.untrusted import read_json
 from jaxmerge.studies import cells, result_store
 from jaxmerge.studies.config import Experiment
@@ -159,13 +160,14 @@ def write(results: Results, folder: Path) -> None:
 
 
 def finish(
-    experiment: Experiment, folder: Path, *, json: bool, again: str,
+    experiment: Experiment, folder: Path, *, json: bool, again: str, anew: str,
     options: RunOptions = RunOptions(), new: bool = True,
 ) -> Results:  # fmt: skip
     """Run what is left, print the table (or JSON), return the results.
 
     Args:
-        again: the command that goes on with the run, shown when it is interrupted.
+        again, anew: the commands that go on with the run, and that start one as this, shown when
+            it is interrupted.
         new: the folder is of this call; if nothing is kept it is taken back.
     """
     if not finished(folder):
@@ -177,12 +179,12 @@ def finish(
                 discard(folder)
                 if isinstance(error, KeyboardInterrupt) and data_parallel.first():
                     print(
-                        f"Stopped before the first checkpoint: nothing was kept, and {folder} was "
-                        f"removed. To start anew:  {again}",
+                        "Stopped before the first checkpoint: nothing was kept, and "
+                        f"{place_of(folder)} was removed. To start anew:  {anew}",
                         file=sys.stderr,
                     )
             elif isinstance(error, KeyboardInterrupt | OSError | UserError):
-                print(f"Stopped. To go on:  {again} --resume {folder}", file=sys.stderr)
+                print(f"Stopped. To go on:  {again}", file=sys.stderr)
             raise
     results = Results.from_json(folder / "results.json")
     if data_parallel.first():

@@ -23,8 +23,9 @@ from typing import Any
 from jaxmerge.cli import report, runs
 from jaxmerge.cli.progress import Bars
 from jaxmerge.cli.run import load
+from jaxmerge.cli.terminal import typed
 from jaxmerge.errors import UserError, message
-from jaxmerge.io.buckets import into_bucket
+from jaxmerge.io.buckets import into_bucket, place_of
 from jaxmerge.report import swept
 from jaxmerge.studies import cells, kept_models, resident, result_store, sweep
 from jaxmerge.studies.claims import Claims
@@ -97,7 +98,11 @@ def run(
             if not failed:
                 claims.tidy()
     except KeyboardInterrupt:
-        print(f"Stopped. To go on, the same with:  --resume --out {folder}", file=sys.stderr)
+        again = typed(
+            "jaxmerge sweep", experiment, grid=list(grid), set=list(set), out=place_of(folder),
+            resume=True, ray=ray, no_keep_models=not keep_models, quiet=quiet, json=json,
+        )  # fmt: skip
+        print(f"Stopped. To go on:  {again}", file=sys.stderr)
         raise
     if failed:
         raise UserError(

@@ -19,6 +19,7 @@ import typer
 from typer import Argument, Option
 
 from jaxmerge.errors import UserError
+from jaxmerge.interrupts import importing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,13 +51,10 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def command(
-    module: str, name: str | None = None, opening: str = ""
-) -> Callable[[Callable], Callable]:
+def command(module: str, name: str | None = None) -> Callable[[Callable], Callable]:
     """A command whose options are a function's signature; `run` of a module gets them.
 
-    An option that is not given (None) takes the default of `run`.  `opening` says what is going to
-    be done, before anything is imported, unless the command is to be quiet.
+    An option that is not given (None) takes the default of `run`.
 
     The module is imported when the command is called, without a look for garbage, and none at the
     end: JAX makes a million objects that stay, and to go through them again and again takes a
@@ -66,11 +64,10 @@ def command(
     def register(signature: Callable) -> Callable:
         @functools.wraps(signature)
         def call(**options: Any) -> None:
-            if opening and not options.get("quiet") and not options.get("json"):
-                print(opening, file=sys.stderr, flush=True)
             gc.disable()
             try:
-                run = importlib.import_module(f"jaxmerge.cli.{module}").run
+                with importing():
+                    run = importlib.import_module(f"jaxmerge.cli.{module}").run
             finally:
                 gc.enable()
                 atexit.register(gc.freeze)

@@ -200,6 +200,18 @@ def into_bucket(last: str = "", always: bool = False) -> Callable[[Callable], Ca
     return register
 
 
+_URLS: dict[Path, str] = {}  # of the local folders that are at work in the place of buckets
+
+
+def place_of(folder: str | os.PathLike) -> str:
+    """What a user calls a folder: the URL where it stands for one, the path otherwise.
+
+    >>> place_of("runs/one")
+    'runs/one'
+    """
+    return _URLS.get(Path(folder), str(folder))
+
+
 def _is_url(value: Any) -> bool:
     return isinstance(value, str | os.PathLike) and url_of(value) is not None
 
@@ -218,12 +230,13 @@ def _made_here(out: Any, force: Any, resume: Any, last: str, always: bool) -> It
     local.parent.mkdir(parents=True, exist_ok=True)
     if there and resume and not occupied(local) and (copy := fetched(url)) is not None:
         shutil.copytree(copy, local, dirs_exist_ok=True)
-    whole = False
+    whole, _URLS[local] = False, url
     try:
         with _ended_gently() if always else contextlib.nullcontext():
             yield local
         whole = True
     finally:
+        del _URLS[local]
         if (whole or always) and local.is_dir():
             if there and force:
                 removed(url)
