@@ -37,6 +37,7 @@ class MyImages(Experiment):
         val, test: shares of every class that are held out where there is no such folder.
         tasks: how many tasks the classes are split into.
         model: a CLIP model, or "mini".
+        truncate: cut names of classes that are longer in prompts than the text tower reads.
     """
 
     name: ClassVar[str] = "my_images"
@@ -47,6 +48,7 @@ class MyImages(Experiment):
     test: float = 0.2
     tasks: int = 2
     model: str = "mini"
+    truncate: bool = False
 
     def scenario(self, seed: int) -> Scenario:
         source = folder(
@@ -58,7 +60,8 @@ class MyImages(Experiment):
         from jaxmerge.models import clip
 
         shipped = resources.files("jaxmerge") / "assets" / "mini"
-        return from_clip(clip.load(str(shipped if self.model == "mini" else self.model)), scenario)
+        model = clip.load(str(shipped if self.model == "mini" else self.model))
+        return from_clip(model, scenario, truncate=self.truncate)
 
 
 def get_config(**settings: Any) -> Experiment:

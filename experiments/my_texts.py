@@ -38,6 +38,7 @@ class MyTexts(Experiment):
         tasks: how many tasks the classes are split into.
         model: a sentence encoder: a folder or a reference on the hub.
         length: tokens of a text; longer ones are cut.
+        truncate: cut names of classes that are longer in prompts than the model reads.
     """
 
     name: ClassVar[str] = "my_texts"
@@ -51,6 +52,7 @@ class MyTexts(Experiment):
     tasks: int = 2
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     length: int = 64
+    truncate: bool = False
 
     def scenario(self, seed: int) -> Scenario:
         source = table(
@@ -62,7 +64,8 @@ class MyTexts(Experiment):
     def learner(self, scenario: Scenario) -> Learner:
         from jaxmerge.models import bert
 
-        return from_bert(bert.load(self.model), scenario, length=self.length)
+        model = bert.load(self.model)
+        return from_bert(model, scenario, length=self.length, truncate=self.truncate)
 
 
 def get_config(**settings: Any) -> Experiment:

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from jaxmerge.cli import quickstart, runs
 from jaxmerge.cli import run as command
-from jaxmerge.cli import runs
 from jaxmerge.data.folders import folder
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.errors import UserError
 from jaxmerge.models import clip
+from jaxmerge.studies.settings import changed
 from jaxmerge.training.learner import from_clip
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -163,6 +164,22 @@ def test_long_class_names_are_cut_where_the_message_says_so(pets):
     assert from_clip(model, scenario, truncate=True).head.shape[1] == 4
 
 
+def test_a_run_says_the_setting_that_cuts_long_class_names(pets, tmp_path):
+    """Where the file has one; where it has none the library's words stay."""
+    file = tmp_path / "my_images.py"
+    text = (EXPERIMENTS / "my_images.py").read_text()
+    long = f"CLASSES: dict[str, str] = {{'four': {' '.join(['four'] * 40)!r}}}"
+    file.write_text(text.replace("CLASSES: dict[str, str] = {}", long))
+    config = command.load(file)
+    scenario = class_incremental(folder(pets, classes={"four": "four " * 40}), 2)
+    with pytest.raises(ValueError, match=r"or add --set truncate=true\.$"):
+        runs.learner_of(config, scenario)
+    cut = changed(config, runs.settings_of(["truncate=true"]))
+    assert runs.learner_of(cut, scenario).head.shape[1] == 4
+    with pytest.raises(ValueError, match=r"pass truncate=True\.$"):
+        runs.learner_of(quickstart.Quickstart(model="mini"), scenario)
+
+
 def test_inspect_reads_the_pickle_that_it_says_it_can(tmp_path):
     torch = pytest.importorskip("torch")
     from jaxmerge.cli import app
@@ -177,7 +194,7 @@ def test_inspect_reads_the_pickle_that_it_says_it_can(tmp_path):
 
 
 def test_stats_takes_a_folder_and_a_table(pets, tmp_path):
-    from jaxmerge.cli.stats import open_data
+    from jaxmerge.cli.data import open_data
 
     assert len(open_data(str(pets)).classes) == 4
     (tmp_path / "a.csv").write_text("review,stars\n" + "fine,5\nbad,1\n" * 6)

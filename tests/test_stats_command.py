@@ -1,17 +1,23 @@
 """`jaxmerge stats` on real sentences and pictures, on a small BERT and on mini; its errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxmerge as jm
 from jaxmerge import statistics
 from jaxmerge.cli import stats
+from jaxmerge.cli.data import class_names, open_data
+from jaxmerge.data.streams.scenario import class_incremental
+from jaxmerge.data.tables import table
 from jaxmerge.errors import UserError
 from jaxmerge.io.sources import open_source
+from jaxmerge.models import bert
 
 SMALL = Path(__file__).parent / "golden" / "bert_small"
 MINI = Path(jm.__file__).parent / "assets" / "mini"
@@ -90,3 +96,90 @@ def test_what_cannot_be_measured_is_refused(encoder, intents, tmp_path):
     with pytest.raises(UserError, match="at least 1, got 0"):
         measure(MINI, data="digits", samples=0)
     assert not out.exists()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for kind in ("n01", "n02"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for k in range(5):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "pets" / kind / f"{k}.png")
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    path = tmp_path / "reviews.csv"
+    lines = [f"thing {k},{k % 2 + 1},{'test' if k < 4 else 'train'}" for k in range(20)]
+    path.write_text("\n".join(["review,stars,fold", *lines]))
+    return path
+
+
+def test_what_is_said_of_data_reaches_its_reader(pictures, reviews, tmp_path):
+    names = tmp_path / "names.yaml"
+    names.write_text("n02: a dog\n")
+    source = open_data(str(pictures), classes=names, templates=["a {}", "the {}"])
+    assert source.classes == ("n01", "a dog")
+    assert source.templates == ("a {}", "the {}")
+    names.write_text('{"1": "bad", "2": "good"}')
+    source = open_data(str(reviews), "review", "stars", "fold", names, "it is {}")
+    assert source.classes == ("bad", "good")
+    assert source.templates == ("it is {}",)
+    assert source.splits["test"].tolist() == [0, 1, 2, 3]
+    images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"x_{split}.npz", images=images, labels=labels, class_names=["a", "b"])
+    assert open_data(f"{tmp_path}/x", classes={"b": "bird"}).classes == ("a", "bird")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"text": "review"}, "a folder of images: --text has no meaning there; what can be said of"
+         " it is --classes, --templates"),
+        ({"label": "a", "split": "b", "templates": "a {}"}, "--label, --split have no meaning"),
+    ],
+)  # fmt: skip
+def test_what_has_no_meaning_for_data_is_refused(pictures, given, message):
+    with pytest.raises(UserError, match=message):
+        open_data(str(pictures), **given)
+    with pytest.raises(UserError, match=r"digits of scikit-learn: --.* no meaning there; leave it"):
+        open_data("digits", **given)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2", "a: true", "just words", "", "a: [b]", "{}"])
+def test_files_without_names_are_refused(text, tmp_path):
+    (tmp_path / "names.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"names.yaml: .*(expected names of classes|is no text)"):
+        class_names(tmp_path / "names.yaml")
+
+
+class Reached(Exception):
+    """The head is made, and the model was measured."""
+
+
+def test_stats_cuts_long_class_names_where_it_is_asked(pictures, tmp_path, monkeypatch):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps(["cat", "dog " * 40]))
+    out = tmp_path / "gram.safetensors"
+    how = {"data": str(pictures), "kind": "gram", "classes": names, "samples": 2, "out": out}
+    with pytest.raises(ValueError, match=r"or add --truncate\.$"):
+        stats.run(str(MINI), **how)
+    monkeypatch.setattr(statistics, "gram", lambda *_, **__: None)
+    monkeypatch.setattr(statistics, "in_layout", lambda *_: (_ for _ in ()).throw(Reached))
+    with pytest.raises(Reached):
+        stats.run(str(MINI), **how, truncate=True)
+
+
+def test_the_lines_for_a_sentence_encoder_in_the_guide(encoder, tmp_path, monkeypatch):
+    """As they stand, on a small BERT in the place of MiniLM."""
+    guide = (Path(__file__).parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```py\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    rows = [f"a question about the {c},{c}" for c in ("weather", "alarm") for _ in range(10)]
+    (tmp_path / "weather.csv").write_text("\n".join(["text,label", *rows]))
+    monkeypatch.chdir(tmp_path)
+    small = bert.load(str(encoder))
+    monkeypatch.setattr(bert, "load", lambda name: small)
+    names = {"table": table, "class_incremental": class_incremental}
+    exec(lines, names)
+    assert names["learner"].head.shape[1] == 2

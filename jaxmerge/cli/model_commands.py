@@ -203,8 +203,25 @@ def stats(
         str | None, Option(help="The full CLIP, when REF is an image tower alone.")
     ] = None,
     out: Annotated[Path | None, Option(help="File to write.  Default: beside the model.")] = None,
-    text: Annotated[str, Option(help="Column of the texts, in a table.")] = "text",
-    label: Annotated[str, Option(help="Column of the labels, in a table.")] = "label",
+    text: Annotated[
+        str | None, Option(help="Column of the texts, in a table.  Default: text.")
+    ] = None,
+    label: Annotated[
+        str | None, Option(help="Column of the labels, in a table.  Default: label.")
+    ] = None,
+    split: Annotated[
+        str | None, Option(help="Column that says train, val or test, in a table.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        Option(help="YAML or JSON file: folder or label -> name for prompts, or a list of names."),
+    ] = None,
+    templates: Annotated[
+        list[str] | None, Option(help='Prompt, as "a photo of a {}."; repeatable.')
+    ] = None,
+    truncate: Annotated[
+        bool, Option("--truncate", help="Cut names of classes that are too long in prompts.")
+    ] = False,
     samples: Annotated[int, Option(help="Training examples to measure on.")] = 256,
     batch: Annotated[int, Option(help="Examples at once.")] = 32,
     variant: Annotated[

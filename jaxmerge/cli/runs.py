@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json as jsonlib
 import shutil
@@ -19,6 +21,7 @@ from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.errors import UserError
 from jaxmerge.io.buckets import place_of
 from jaxmerge.io.untrusted import read_json
+from jaxmerge.models.tokens import cut_by
 from jaxmerge.studies import cells, result_store
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import from_plain, to_plain
@@ -63,7 +66,7 @@ def execute(experiment: Experiment, folder: Path, options: RunOptions) -> None:
         steps = [steps_of(s, plans, experiment.how, experiment.baselines) for s in streams]
         bars.total(sum(steps))
         bars.batch = curves.batch = experiment.how().batch
-        learner = experiment.learner(streams[0])  # the head does not depend on the seed
+        learner = learner_of(experiment, streams[0])  # the head does not depend on the seed
         for k, seed in enumerate(seeds):
             bars.seed(k + 1, experiment.seeds)
             curves.seed(seed, sum(steps[:k]))
@@ -83,6 +86,14 @@ def execute(experiment: Experiment, folder: Path, options: RunOptions) -> None:
             write(results, folder)
             shutil.rmtree(folder / "state", ignore_errors=True)
         data_parallel.wait("results")
+
+
+def learner_of(experiment: Experiment, scenario: Scenario) -> AnyLearner:
+    """The learner of an experiment; where names of classes are too long, the setting that cuts
+    them is said, if it has one."""
+    has = any(field.name == "truncate" for field in dataclasses.fields(experiment))
+    with cut_by("add --set truncate=true") if has else contextlib.nullcontext():
+        return experiment.learner(scenario)
 
 
 def together(*watches: Watch) -> Watch:

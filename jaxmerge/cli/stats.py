@@ -7,14 +7,17 @@ the names and the layout of the checkpoint, so that `jaxmerge merge` reads both 
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmerge import statistics
+from jaxmerge.cli.data import open_data
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.sources import open_source
+from jaxmerge.models.tokens import cut_by
 from jaxmerge.statistics.fisher import Kind
 
 KINDS = ("fisher", "gram")
@@ -27,8 +30,12 @@ def run(
     kind: str,
     base: str | None = None,
     out: Path | None = None,
-    text: str = "text",
-    label: str = "label",
+    text: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    classes: str | Path | None = None,
+    templates: str | Sequence[str] | None = None,
+    truncate: bool = False,
     samples: int = 256,
     batch: int = 32,
     variant: Kind = "true",
@@ -42,12 +49,12 @@ def run(
 
     Args:
         ref: a CLIP folder, or an image tower against `base`; a BERT folder for sentences.
-        data: see `open_data`.
+        data: see `jaxmerge.cli.data.open_data`, also for what may be said of it.
         kind: "fisher" or "gram".
         base: the full CLIP that `ref`, an image tower alone, belongs to; its text tower makes the
             zero-shot head.  Default: `ref` itself has one.
         out: file to write; default beside the model.
-        text, label: columns, where the data is a table.
+        truncate: cut names of classes that are longer in prompts than the model reads.
         samples: training examples, drawn by `seed`.
         variant: of Fisher: "true" (a gradient for every class), "sampled" or "empirical" (one for
             every example).
@@ -63,8 +70,9 @@ def run(
     if samples < 1 or batch < 1:
         raise UserError(f"--samples and --batch must be at least 1, got {samples} and {batch}.")
     target = _target(ref, kind, out)
-    source = open_data(data, text=text, label=label)
-    learner, layout_of, keep = _learner(ref, base, suite([source]))
+    source = open_data(data, text, label, split, classes, templates)
+    with cut_by("add --truncate"):
+        learner, layout_of, keep = _learner(ref, base, suite([source]), truncate)
     params = learner.params
     rows = np.random.default_rng(seed).permutation(source.splits["train"])[:samples]
     images = learner.prepare(source.inputs[rows])
@@ -95,50 +103,7 @@ def run(
         )
 
 
-def open_data(spec: str, text: str = "text", label: str = "label") -> Any:
-    """A data source by name.
-
-    Args:
-        spec: "digits"; a folder of images, a folder for each class; a table of texts (.csv, .tsv,
-            .jsonl); DIR/NAME, images in ``DIR/NAME_train.npz`` and ``DIR/NAME_test.npz``; a
-            folder with the files of CLINC150 (``data_full.json``, ``domains.json``) or Banking77
-            (``train.csv``, ``test.csv``); DIR/NAME, sentences, with NAME one of
-            `jaxmerge.data.text.SETS`.
-        text, label: columns of a table.
-
-    Raises:
-        UserError: none of these is there.
-    """
-    from jaxmerge.data import tables
-    from jaxmerge.data import text as texts
-    from jaxmerge.data.digits import digits
-    from jaxmerge.data.folders import ENDINGS, folder
-    from jaxmerge.data.npz import npz
-
-    if spec == "digits":
-        return digits()
-    path = Path(spec)
-    if (path / "data_full.json").exists():
-        return texts.clinc150(path)
-    if (path / "train.csv").exists():
-        return texts.banking77(path)
-    if path.is_file() and path.suffix.lower() in (*tables.DELIMITERS, *tables.LINES):
-        return tables.table(path, text=text, label=label)
-    if path.name in texts.SETS and path.parent.is_dir():
-        return texts.sentences(path.parent, path.name)
-    if path.with_name(f"{path.name}_train.npz").exists():
-        return npz(path.parent, path.name)
-    if path.is_dir() and any(p.suffix.lower() in ENDINGS for p in path.rglob("*")):
-        return folder(path)
-    raise UserError(
-        f"--data {spec!r}: expected digits, a folder of class folders with images, a table (.csv, "
-        f".tsv, .jsonl), DIR/NAME with {path.name}_train.npz and _test.npz in "
-        "DIR, a folder of CLINC150 (data_full.json) or Banking77 (train.csv), or DIR/NAME with "
-        f"NAME one of {', '.join(texts.SETS)}."
-    )
-
-
-def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
+def _learner(ref: str, base: str | None, scenario: Any, truncate: bool) -> tuple[Any, Any, Any]:
     """The model that reads what the scenario holds, under the head of its classes.
 
     With a function from a checkpoint's keys to the table of its layout, and one that tells which
@@ -153,13 +118,13 @@ def _learner(ref: str, base: str | None, scenario: Any) -> tuple[Any, Any, Any]:
     if not isinstance(scenario.sources[0].inputs, Texts):
         model = clip.load(ref, base=base)
         layout_of = lambda keys: clip_layout(keys, model.config)
-        return from_clip(model, scenario), layout_of, None
+        return from_clip(model, scenario, truncate), layout_of, None
     if base is not None:
         raise UserError("--base completes an image tower; a sentence encoder is whole by itself.")
     encoder = bert.load(ref)
     layout_of = lambda keys: bert_layout(keys, encoder.config)
     keep = lambda tokens: (tokens != encoder.config.pad).ravel()
-    return from_bert(encoder, scenario), layout_of, keep
+    return from_bert(encoder, scenario, truncate=truncate), layout_of, keep
 
 
 def _target(ref: str, kind: str, out: Path | None) -> Path:

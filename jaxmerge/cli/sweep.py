@@ -311,7 +311,8 @@ def _parts(file: Path, experiment: Any, scenario: Any) -> dict[str, Any]:
     settings = {**to_plain(experiment), "seed": 0}
     shared = _shared(file, jsonlib.dumps(settings, sort_keys=True))
     if not shared:
-        shared["plans"], shared["learner"] = experiment.plans(), experiment.learner(scenario)
+        shared["plans"] = experiment.plans()
+        shared["learner"] = runs.learner_of(experiment, scenario)
     return shared
 
 

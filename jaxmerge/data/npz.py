@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures
-from jaxmerge.data.sources import Source, as_texts
+from jaxmerge.data.sources import Source, as_texts, renamed
 from jaxmerge.data.splits import hold_out
 from jaxmerge.errors import UserError
 from jaxmerge.io.npz import arrays
@@ -87,7 +87,7 @@ def npz(
     name: str,
     *,
     templates: str | Sequence[str] = TEMPLATES,
-    classes: Sequence[str] | None = None,
+    classes: Mapping[str, str] | Sequence[str] | None = None,
     val: float = 0.1,
     per_class: int | None = None,
     seed: int = 0,
@@ -98,7 +98,7 @@ def npz(
         folder: of the two files.
         name: of the data set, with which their names begin.
         templates: prompts for the zero-shot head.
-        classes: names to use in prompts in place of the file's.
+        classes: names for prompts in place of the file's: own name -> name, or all in order.
         val: share of the training examples of every class held out for validation (at least one).
         per_class: keep at most so many training and as many test examples of every class.
         seed: of the choice of validation examples and of `per_class`.
@@ -143,8 +143,6 @@ def npz(
     if "domains" in files[0]:
         domains = np.concatenate([f["domains"] for f in files]).astype(np.int32)
     names = tuple(str(c) for c in files[0]["class_names"])
-    if classes is not None and len(classes) != len(names):
-        raise ValueError(f"{name} has {len(names)} classes, got {len(classes)} names for them.")
     groups = labels if domains is None else labels + len(names) * domains
     splits = hold_out(np.arange(count), groups, val, per_class, seed)
     test = hold_out(np.arange(count, len(labels)), groups, 0.0, per_class, seed)["train"]
@@ -152,7 +150,7 @@ def npz(
         name=name,
         inputs=inputs,
         labels=labels,
-        classes=tuple(classes) if classes is not None else names,
+        classes=renamed(names, classes, name),
         templates=as_texts(templates),
         splits={**splits, "test": test},
         domains=domains,

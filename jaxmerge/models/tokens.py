@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,43 @@ def token_ids(backend, folder: Path, tokens: Mapping[str, str]) -> dict[str, int
     return ids
 
 
+class TooLong(ValueError):
+    """Texts of more tokens than a model reads.
+
+    Args:
+      found: which, in words.
+      remedy: what has them cut, as it is written where the texts come from.
+    """
+
+    def __init__(self, found: str, remedy: str = "pass truncate=True"):
+        super().__init__(f"{found}. Shorten them or {remedy}.")
+        self.found = found
+
+
+@contextlib.contextmanager
+def cut_by(remedy: str) -> Iterator[None]:
+    """Texts that are too long are refused with what has them cut at this place.
+
+    Args:
+      remedy: "add --truncate", where that is an option.
+
+    >>> with cut_by("add --truncate"):
+    ...     refuse_long(["one two"], [2], 1, "a row of 3")
+    Traceback (most recent call last):
+    jaxmerge.models.tokens.TooLong: 1 of 1 texts has ... Shorten them or add --truncate.
+    """
+    try:
+        yield
+    except TooLong as error:
+        raise TooLong(error.found, remedy) from None
+
+
 def refuse_long(texts: Sequence[str], lengths: Sequence[int], limit: int, what: str) -> None:
-    """Raises ValueError when a text has more than `limit` tokens; `what` says where they must fit.
+    """Raises TooLong when a text has more than `limit` tokens; `what` says where they must fit.
 
     >>> refuse_long(["one two", "three"], [2, 1], 1, "a row of 3")
     Traceback (most recent call last):
-    ValueError: 1 of 2 texts has more than the 1 tokens that fit a row of 3: 'one two' has 2. ...
+    jaxmerge.models.tokens.TooLong: 1 of 2 texts has more than the 1 tokens that fit a row of 3: ...
     """
     long = [
         f"{text[:60]!r} has {length}"
@@ -92,8 +124,7 @@ def refuse_long(texts: Sequence[str], lengths: Sequence[int], limit: int, what: 
     ]
     if long:
         rest = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
-        raise ValueError(
+        raise TooLong(
             f"{len(long)} of {len(texts)} texts {'has' if len(long) == 1 else 'have'} more than the"
-            f" {limit} tokens that fit {what}: {'; '.join(long[:SHOWN])}{rest}. Shorten them or"
-            " pass truncate=True"
+            f" {limit} tokens that fit {what}: {'; '.join(long[:SHOWN])}{rest}"
         )
