@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxmerge as jm
 from jaxmerge.numerics import brackets, host_order_statistics, host_rows, order_statistics
 from jaxmerge.numerics.host_rows import Row
 from jaxmerge.numerics.measures import (
@@ -265,3 +266,41 @@ def test_a_large_leaf_whose_sample_misleads():
     for rank in (high, high + 1):
         actual = host_order_statistics.in_one_leaf(Row(leaf), np.array(rank))[0].view(np.float32)
         assert actual == (100.0 if rank == high else 1.0)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_short_rows_are_counted_together(monkeypatch, zero):
+    monkeypatch.setattr(host_rows, "SHORT", 40)
+    monkeypatch.setattr(host_rows, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    kinds = ("float32", "bfloat16", "float16")
+    leaves = [
+        [jnp.asarray(rng.normal(size=n), d) for d in rng.choice(kinds, 2)]
+        for n in (1, 39, 40, 41, 7, 300, 0, 40, 40, 5)
+    ]
+    if zero:
+        leaves[0][0] = jnp.full(1, jnp.nan)
+    rows = [Row(*pair, zero=zero) for pair in leaves]
+    short = host_rows.Gathered()
+    joined = [r for row in rows for r in short.add(row)] + list(short.rest())
+    assert [r.size for r in joined] == [80, 41, 300, 87, 5]
+    entries = lambda rows: np.sort(np.concatenate([b.copy() for r in rows for b in r.bits()]))
+    np.testing.assert_array_equal(entries(joined), entries(rows))
+
+
+def test_a_merge_counts_short_leaves_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = [5] * 20 + [90] * 10 + [20_000]
+    draw = lambda: {f"l{i}": rng.integers(-9, 9, n) / np.float32(8) for i, n in enumerate(sizes)}
+    base, *models = (draw() for _ in range(3))
+    methods = [jm.ties(0.3), jm.continual_ties(0.3)]
+    counted = []
+    sample = host_order_statistics.sample
+    monkeypatch.setattr(
+        host_order_statistics, "sample", lambda row: counted.append(row.size) or sample(row)
+    )
+    ours = [jm.merge(m, base, models) for m in methods]
+    assert counted == [sum(sizes)] * 6  # two models, and for two of them the cells too
+    monkeypatch.setattr(host_rows, "SHORT", -1)  # every leaf on its own
+    for method, merged in zip(methods, ours, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, merged, jm.merge(method, base, models))

@@ -28,7 +28,7 @@ from jaxmerge.drivers.leaf import (
     result_leaf,
     row_leaf,
 )
-from jaxmerge.numerics.host_rows import Row, Sliced
+from jaxmerge.numerics.host_rows import Gathered, Row, Sliced
 
 
 def side(extra: Any, name: str) -> dict[str, Any]:
@@ -94,13 +94,17 @@ def measure_row(grid, base, model, key, step, extra, zero=False, walk=None) -> d
                     parts[n] = observe_leaf(grid[n].specs, i, s, turn, inputs, zero)
                 yield from jax.device_get(parts).items()  # started one after another, awaited once
                 return
+            short = Gathered()
             for n, b, m in walk(group):
                 inputs = inputs_of(n, b, m)
                 s, before = summary_of(summary, n), grid[n].specs[0][:i]
                 if _on_host(measure, m, (s, before, inputs)):
-                    yield n, measure.host(_host_row(before, inputs, zero), s, turn)
+                    yield from _host_parts(
+                        measure, n, _host_row(before, inputs, zero), s, turn, short
+                    )
                 else:
                     yield n, observe_leaf(grid[n].specs, i, s, turn, _read(inputs), zero)
+            yield from ((group[0], measure.host(r, summary, turn)) for r in short.rest())
 
         def rest(measure, group, summary, i=i, inputs_of=inputs_of, long=long):
             if not there or measure.rest is None:
@@ -126,12 +130,14 @@ def measure_opening(grid, cells, summaries: dict[str, tuple]) -> dict[str, tuple
     here = {n: p.fold.opening for n, p in grid.items()}
 
     def observe(measure, group, summary, turn):
+        short = Gathered()
         for n in group:
             cell, s = cells[n], summary_of(summary, n)
             if _on_host(measure, cell, s):
-                yield n, measure.host(Row(cell), s, turn)
+                yield from _host_parts(measure, n, Row(cell), s, turn, short)
             else:
                 yield n, observe_opening(grid[n].specs, s, turn, cell)
+        yield from ((group[0], measure.host(r, summary, turn)) for r in short.rest())
 
     opened = _run_measures(here, observe)
     add = lambda n: (*summaries[n][:-1], (summaries[n][-1], opened[n]))
@@ -216,8 +222,7 @@ def _one_pass(m: Measure, group: list[str], summary: Any, turn: int, observe) ->
     total = None
     for _, part in observe(m, group, summary, turn):
         total = part if total is None else _join(m, total, part, turn)
-    total = jax.tree.map(_wide, total) if len(group) == 1 else total
-    return m.refine(summary, total, turn)
+    return m.refine(summary, jax.tree.map(_wide, total), turn)
 
 
 def _settled(m: Measure, summary: Any) -> bool:
@@ -234,6 +239,16 @@ def _wide(x: Any) -> Any:
     if concrete(x) and jnp.issubdtype(x.dtype, jnp.integer):
         return np.asarray(x, np.int64)
     return x
+
+
+def _host_parts(
+    measure: Measure, n: str, row: Row, summary: Any, turn: int, short: Gathered
+) -> Iterator[tuple[str, Any]]:
+    """What a row on the host contributes, and short ones before it that are counted together with
+    it; of counts alone, since sums of floats would round differently."""
+    assert measure.host is not None
+    rows = short.add(row) if measure.scope == "row" and measure.rest is not None else [row]
+    yield from ((n, measure.host(r, summary, turn)) for r in rows)
 
 
 def _host_row(before: tuple, inputs: LeafInputs, zero: bool) -> Row:

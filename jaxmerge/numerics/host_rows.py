@@ -16,6 +16,7 @@ import numpy as np
 from jaxmerge.numerics.order_statistics import double
 
 BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
+SHORT = 1 << 15  # entries up to which a row is counted together with others
 PROCESSORS = min(8, os.cpu_count() or 1)
 
 
@@ -79,6 +80,39 @@ class Row:
         """First entry and end of every block in which the parts are read, in order."""
         starts = [(s, p.span[1]) for p in self.parts() for s in range(p.span[0], p.span[1], BLOCK)]
         return [(s, min(s + BLOCK, end)) for s, end in starts]
+
+
+class Gathered:
+    """Rows of few entries joined to longer ones: what counts entries starts with an empty histogram
+    for every row, which takes longer than to count some hundred of them.
+
+    >>> short = Gathered()
+    >>> [list(short.add(Row(np.float32([-1, x])))) for x in (2, 3)]
+    [[], []]
+    >>> [next(row.bits()).view(np.float32).tolist() for row in short.rest()]
+    [[1.0, 2.0, 1.0, 3.0]]
+    """
+
+    def __init__(self):
+        self.magnitudes: list[np.ndarray] = []
+        self.size = 0
+
+    def add(self, row: Row) -> Iterator[Row]:
+        """The rows that are to be counted now, this one among them if it is long."""
+        if row.size > SHORT:
+            yield row
+            return
+        kind = np.float64 if double() else np.float32
+        self.magnitudes += [bits.copy().view(kind) for bits in row.bits()]
+        self.size += row.size
+        if self.size >= BLOCK:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Row]:
+        """The short ones not counted yet, as one row of magnitudes; none if there are none."""
+        if self.magnitudes:
+            yield Row(np.concatenate(self.magnitudes))
+        self.magnitudes, self.size = [], 0
 
 
 class Sliced(abc.ABC):
