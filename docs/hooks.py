@@ -7,7 +7,7 @@ methods: what each needs, its memory, and whether the order of the models matter
 ``results`` is a section for every run of an experiment in `experiments/results/`, ``benchmarks``
 one for every other file there: the Markdown that its script wrote beside it, or else its rows.
 
-    python docs/hooks.py        # writes the tables into the Markdown files, for the forge
+    python docs/hooks.py        # writes the tables into the Markdown files, draws rehearsal.png
 
 When the site is built the same sections come with links and pictures.
 """
@@ -23,7 +23,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-ELSEWHERE = ("jaxmerge.continual_table/1", "jaxmerge.oracles/1")  # shown in reproduction.md
+ELSEWHERE = (  # shown in reproduction.md and rehearsal.md
+    "jaxmerge.continual_table/1", "jaxmerge.oracles/1", "jaxmerge.rehearsal/1",
+)  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -218,3 +220,7 @@ if __name__ == "__main__":
     for page in FILLED:
         path = ROOT / "docs" / page
         path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.path.insert(0, str(ROOT / "experiments"))
+    import draw_rehearsal
+
+    draw_rehearsal.write()

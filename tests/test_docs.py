@@ -110,11 +110,37 @@ def test_every_page_is_in_the_navigation():
     assert sorted(pages(config["nav"])) == PAGES
 
 
+def anchors(page: Path) -> set[str]:
+    """Where a link to a page may lead: its headings, and modules and members of the reference."""
+    text = page.read_text(encoding="utf-8")
+    bare = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    plain = lambda heading: re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+    slug = lambda heading: re.sub(r"[^\w\s-]", "", plain(heading)).strip().lower()
+    headings = re.findall(r"^#+ (.*)$", bare, re.MULTILINE)
+    found = {re.sub(r"[\s-]+", "-", slug(h)) for h in headings}
+    for module, members in re.findall(
+        r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\])?", text + "\n", re.MULTILINE
+    ):
+        found |= {module, *(f"{module}.{m}" for m in members.split(", ") if m)}
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
-    text = (DOCS / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert ((DOCS / page).parent / target).exists(), target
+    path = DOCS / page
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"\]\(([^)\s]+)\)", text)
+    dead = []
+    for link in inline + re.findall(r"^\[[^]]+\]: (\S+)", text, re.MULTILINE):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target, _, anchor = link.partition("#")
+        leads = path.parent / target if target else path
+        if not leads.exists() or (
+            anchor and leads.suffix == ".md" and anchor not in anchors(leads)
+        ):
+            dead.append(link)
+    assert not dead, f"{page}: {dead} lead nowhere"
 
 
 def test_reference_names_modules_that_exist():
