@@ -5,10 +5,14 @@ Reads a JSON job from stdin, writes a JSON result to stdout: seconds a step of e
 and "compiled" (torch.compile).
 """
 
+import argparse
 import json
 import statistics
 import sys
 import time
+
+if __name__ == "__main__":  # --help is answered before torch is looked for
+    argparse.ArgumentParser(description=__doc__).parse_args()
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection

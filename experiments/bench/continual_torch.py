@@ -5,16 +5,19 @@ folder with job.json and job.npz, writes a JSON result to stdout.  Each batch is
 longest sentence, as a data collator does.
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from transformers import BertModel
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folder", type=Path, help="with job.json and job.npz")
+folder = parser.parse_args().folder  # --help is answered before torch is looked for
 
-folder = Path(sys.argv[1])
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from transformers import BertModel  # noqa: E402
+
 job, data = json.loads((folder / "job.json").read_text()), np.load(folder / "job.npz")
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = BertModel.from_pretrained(job["model"], dtype=torch.float32).to(device).train(False)

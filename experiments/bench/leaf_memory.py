@@ -191,6 +191,8 @@ def main() -> None:
     old = json.loads(path.read_text()) if given.append and path.exists() else {"rows": []}
     rows = {r["method"]: r for r in old["rows"]}
     shape_of = lambda size: (max(1, int(size * 1e9 / 4 / WIDTH)), WIDTH)
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work) as temporary:
         folders = {}
         for size in {0.0001, given.leaf, given.matrix}:

@@ -1,15 +1,18 @@
 """Long streams: 300 tasks through the continual loop, 10,000 models through `jm.update`.
 
     python experiments/bench/long_streams.py
+    python experiments/bench/long_streams.py --tasks 80 --models 500 --out OUT.json  # to try it
 
 The loop learns 300 tasks of one class each with a two-layer classifier, merging after every task; a
 state of `jm.magmax` takes in 10,000 models.  Resident memory and processor seconds (which
 other programs hardly change) are those around task 20 and at the end: neither may grow with the
-tasks.  Writes `experiments/results/long_streams.json`.
+tasks.  Writes `experiments/results/long_streams.json`; other sizes are no result on file and need
+`--out`.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
@@ -26,7 +29,8 @@ import jaxmerge as jm
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tiny_streams import KEY, blobs, split, tiny
 
-RESULTS = Path(__file__).parents[1] / "results"
+OUT = Path(__file__).parents[1] / "results" / "long_streams.json"
+TASKS, MODELS = 300, 10_000
 
 
 def resident() -> int:
@@ -34,7 +38,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def loop(tasks: int = 300) -> dict[str, Any]:
+def loop(tasks: int) -> dict[str, Any]:
     """The stream, with the figures after every task."""
     from jaxmerge.continual.drivers import run
     from jaxmerge.continual.optimisers import sgd
@@ -56,7 +60,7 @@ def loop(tasks: int = 300) -> dict[str, Any]:
     return around(memory, times, 20)
 
 
-def updates(models: int = 10_000, size: int = 100_000) -> dict[str, Any]:
+def updates(models: int, size: int = 100_000) -> dict[str, Any]:
     """A state that takes in models, each drawn anew."""
     base = {"w": np.zeros(size, np.float32)}
     method = jm.magmax()
@@ -85,12 +89,21 @@ def around(memory: list[int], times: list[float], first: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", type=int, default=TASKS, help="of the loop, at least 70")
+    parser.add_argument("--models", type=int, default=MODELS, help="taken in, at least 500")
+    parser.add_argument("--out", type=Path, help="JSON file; by default the result on file")
+    given = parser.parse_args()
+    if given.tasks < 70 or given.models < 500:
+        parser.error("expected --tasks of 70 or more and --models of 500 or more")
+    if given.out is None and (given.tasks, given.models) != (TASKS, MODELS):
+        parser.error("other sizes are no result on file: name a file with --out")
     report = {
-        "command": "python experiments/bench/long_streams.py", "load": os.getloadavg()[0],
-        "loop": loop(), "updates": updates(),
+        "command": " ".join(["python experiments/bench/long_streams.py", *sys.argv[1:]]),
+        "load": os.getloadavg()[0], "loop": loop(given.tasks), "updates": updates(given.models),
     }  # fmt: skip
     print(json.dumps(report, indent=1))
-    (RESULTS / "long_streams.json").write_text(json.dumps(report, indent=1) + "\n")
+    (given.out or OUT).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from matrix_weights import draw, kernels
 import jaxmerge as jm
 
 METHODS = ("tsv_m", "iso_c", "iso_cts", "wudi", "opcm", "dop")
+BLOCKS = 12
 COMPARED = "encoder.layers.0.mlp.fc2.weight"
 
 
@@ -84,14 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer-python", help="interpreter of an environment with fusion-bench")
     parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument(
+        "--blocks", type=int, default=BLOCKS, choices=range(1, BLOCKS + 1), metavar="1..12"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--only", default="", help="names of methods, with commas between")
-    parser.add_argument("--out", type=Path, default=merge_memory.RESULTS, help="folder")
+    parser.add_argument("--out", type=Path, help="folder; default: the results")
     given = parser.parse_args()
     if given.peer_python and shutil.which(given.peer_python) is None:
         parser.error(f"--peer-python {given.peer_python}: no such program")
+    if given.out is None and given.blocks != BLOCKS:
+        parser.error(f"--blocks {given.blocks} is no result on file: name a folder with --out")
+    out = given.out or merge_memory.RESULTS
     like = kernels(given.blocks)
     base = draw(0, like)
     models = [draw(1 + t, like, base) for t in range(given.models)]
@@ -103,7 +109,7 @@ def main() -> None:
         "steps": given.steps,
         "methods": [],
     }
-    given.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in [n for n in given.only.split(",") if n] or METHODS:
         row, merged = ours(name, given, base, models)
         row |= {"name": name, "load": os.getloadavg()[0]}
@@ -115,7 +121,7 @@ def main() -> None:
                     a, b = (x - base[COMPARED] for x in (merged[COMPARED], np.load(path)))
                     row["differ"] = float(np.linalg.norm(a - b) / np.linalg.norm(a))
         report["methods"].append(row)
-        write(report, given.out)
+        write(report, out)
         print(json.dumps(row), flush=True)
 
 

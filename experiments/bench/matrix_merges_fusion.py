@@ -6,11 +6,15 @@ Reads a JSON job from stdin, writes a JSON line for every method to stdout.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+if __name__ == "__main__":  # --help is answered before torch is looked for
+    argparse.ArgumentParser(description=__doc__).parse_args()
 
 import numpy as np
 import torch

@@ -24,7 +24,7 @@ busy machine wall times say little, and CPU seconds grow too.  `experiments/read
 table of the README from it.
 
 A 3b family (29 GB), run once each: linear 14 s, TIES 58 s, DARE-TIES 50 s, at most 1.6 GB; kept in
-the result file by hand, as ``family_3b``.
+the result file by hand, as ``family_3b``: a run replaces its own entries there and leaves others.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def program(tree: Path) -> tuple[str, ...]:
 def save(
     path: Path | None, inputs: list[str], mergekit: str | None, copy: dict, rows: dict
 ) -> None:
-    """Write the figures so far."""
+    """Enter the figures so far into the file."""
     if path is None:
         return
     result = {
@@ -186,7 +186,8 @@ def save(
         "mergekit": version(mergekit), "copy": copy, "methods": rows,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    known = json.loads(path.read_text()) if path.exists() else {}  # families kept by hand
+    path.write_text(json.dumps(known | result, indent=2) + "\n")
 
 
 def version(command: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
     python experiments/bench/merge_memory.py                     # all methods, ViT-B, 8 models
     python experiments/bench/merge_memory.py --only ties,magmax --repeat 5
-    python experiments/bench/merge_memory.py --blocks 1          # a twelfth, to try it out
+    python experiments/bench/merge_memory.py --blocks 1 --out SCRATCH      # a twelfth, to try it
 
 The model has the leaves of a ViT-B/16 (86M float32 parameters, 152 leaves); the base and eight
 models are jax arrays on one device, the models random task vectors of 1 % of the weights' size.
@@ -131,12 +131,16 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument(
+        "--blocks", type=int, default=BLOCKS, choices=range(1, BLOCKS + 1), metavar="1..12"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="", help="names of methods, with commas between")
     parser.add_argument("--out", type=Path, default=None, help="folder; default: the results")
     parser.add_argument("--append", action="store_true", help="keep the other rows on file")
     given = parser.parse_args()
+    if given.out is None and given.blocks != BLOCKS:
+        parser.error(f"--blocks {given.blocks} is no result on file: name a folder with --out")
     out = given.out or RESULTS
     out.mkdir(parents=True, exist_ok=True)
 

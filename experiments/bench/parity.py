@@ -24,10 +24,15 @@ import argparse
 import functools
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
+    print(__doc__)  # before torch and transformers are looked for
+    raise SystemExit
 
 import jax
 import jax.numpy as jnp

@@ -64,10 +64,12 @@ def measure(inputs, order: Order, workers: int | None) -> dict[str, float]:
 def main() -> None:
     """Measure every way of reading on both kinds of pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1280, help="pictures of a kind")
+    parser.add_argument("--count", type=int, default=1280, help="pictures of a kind, at least 128")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
+    if args.count < 4 * BATCH:
+        parser.error(f"--count {args.count}: expected {4 * BATCH} or more, four batches")
     rows = []
     with tempfile.TemporaryDirectory() as root:
         for kind in KINDS:
