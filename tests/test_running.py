@@ -166,7 +166,7 @@ def np_dop(taus, alpha, steps, rate, decay, epsilon):
     return merged
 
 
-@pytest.mark.parametrize("shape", [(8, 5), (5, 8)])
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (3, 8)])
 @pytest.mark.parametrize("decay, epsilon", [(0.9, 0.99999), (1.0, 0.8)])
 def test_dop(x64, shape, decay, epsilon):
     models = draw(4, 3, shape)

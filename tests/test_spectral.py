@@ -232,9 +232,10 @@ def wudi_adam(taus, steps, rate):
     return tau
 
 
+@pytest.mark.parametrize("shape", [(8, 5), (12, 4)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_wudi(x64, axis):
-    models = draw(9, shape=(8, 5))
+def test_wudi(x64, axis, shape):
+    models = draw(9, shape=shape)
     taus = [m[K] if axis == 0 else m[K].T for m in models]
     actual = merge(jm.wudi(steps=40, learning_rate=1e-2, output_axis=axis), models)
     ours = actual[K] if axis == 0 else actual[K].T

@@ -70,7 +70,7 @@ def balance_projections(
         decay: of the weights a; 1 keeps them at alpha.
         epsilon: share of the nuclear norm, in [0, 1].
 
-    Memory: 1 x the model; inside one leaf some 12 copies of it.
+    Memory: 1 x the model; inside one leaf some 12 to 16 copies of it.
 
     Example:
         >>> import jaxmerge as jm, numpy as np
@@ -89,10 +89,13 @@ def balance_projections(
         goals = jnp.stack([merged, x])
         leading = jax.vmap(_leading)(goals)
         squares = leading @ leading.mT
+        fewer = x.shape[1] < 2 * x.shape[0]  # multiplications with the square of the longer side
+        longer = leading.mT @ leading if fewer else None
 
         def gradients(w):
             gap = w[None] - goals
-            return 2 * (squares @ gap + gap @ leading.mT @ leading), gap
+            right = gap @ leading.mT @ leading if longer is None else gap @ longer
+            return 2 * (squares @ gap + right), gap
 
         def combined(w, a):
             grads, gap = gradients(w)

@@ -161,8 +161,11 @@ def least_interference(
     def update(cell, x, ctx):
         x = turn(x)
         square = square_sum(x)
-        gram = x.T @ x / jnp.where(square > 0, square, 1)
-        return Interference(cell.total + x, cell.gram + gram, cell.wanted + x @ gram)
+        square = jnp.where(square > 0, square, 1)
+        gram = x.T @ x / square
+        # [out, in] by [in, in], or twice by [out, out]: what multiplies less
+        wanted = (x @ x.T) @ x / square if 2 * x.shape[0] < x.shape[1] else x @ gram
+        return Interference(cell.total + x, cell.gram + gram, cell.wanted + wanted)
 
     def finalize(cell, ctx):
         if steps is None:
