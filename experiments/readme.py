@@ -227,8 +227,9 @@ def speed() -> str:
         f"however long the run: with it this short one takes {cold:.2f} times as long as torch.",
         "",
         f"{sweep['factors']} merge factors: {together:.1f} s together, {alone:.1f} s one by one. "
-        "On a CPU the arithmetic is the same for every factor, so nothing is gained beyond what a "
-        "warm process gains: one compilation, sentences prepared once.",
+        "The merged models differ in every leaf, so nothing of what they compute is shared. An "
+        "accelerator is better filled by many at once; a CPU has no room to fill and gains only "
+        "what a warm process gains: one compilation, sentences prepared once.",
     ]
     return "\n".join(lines)
 
