@@ -213,7 +213,9 @@ def test_surgery_reduces_the_representation_bias():
     assert solvers.bias(mended, single, xs) < 0.6 * solvers.bias(merged, single, xs)
 
 
-def test_searches_find_the_optimum():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_searches_find_the_optimum(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # one by one, together
     base, models = task_models(2)
     target = jm.merge(jm.linear([0.25, 0.75]), base, models)
     build = lambda c: jm.merge(jm.linear(c), base, models)
