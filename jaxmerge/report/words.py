@@ -136,9 +136,8 @@ def first_task_words(results: Results) -> tuple[str, str]:
                 f"After all tasks {title_of(first, both=False)} has {percent(ours[-1], 0)} of the "
                 f"first one right, the last model {percent(last[-1], 0)}"
             )
-            caption = (
-                f"The last model had {percent(last[0])} right when it had just learnt it"
-                + (f", the zero-shot model has {percent(zero[0])}." if zero and zero[0] else ".")
+            caption = f"The last model had {percent(last[0])} right when it had just learnt it" + (
+                f", the zero-shot model has {percent(zero[0])}." if zero and zero[0] else "."
             )
     return title, caption
 
