@@ -6,8 +6,10 @@
 
 Online: one pass over 5,000 images (``images=``) in batches of 10, a perceptron 784-100-100-10 from
 random weights, three seeds (weights, order, classes of a task, draws).  Two streams: five tasks of
-two classes, scored after the last one; i-Blurry (50 % disjoint, 10 % blurry), scored ten times a
-task over the classes met so far (A_AUC).  The buffer holds 200 images.
+two classes, scored after the last one; i-Blurry (50 % disjoint, 10 % blurry), scored after every
+130 images of a task and after its last one, over the classes met so far (A_AUC: the plain mean over
+these marks; `Anytime.A_AUC` weighs the last one of a task by its images).  The buffer holds 200
+images.
 
 Deployments fold the five models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
 (factor 1) and OPCM.  No setting is chosen on data: the rates are those of the methods' authors or
@@ -37,15 +39,17 @@ from jaxmerge.continual.methods import clib, derpp, er, onpro, pl_fms, prd, slca
 from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST
+from jaxmerge.continual.seeds import alike
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import planned, split
 from jaxmerge.data.streams.blurry import i_blurry
+from jaxmerge.errors import closest, listed
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "rehearsal.md"
-SIZE, TASKS, PARTS = 200, 5, 10
+SIZE, TASKS, EVERY = 200, 5, 13  # images of the buffer, tasks, steps between marks
 MERGES = {
     "mean": jm.mean(), "EMA": jm.ema(0.5), "MagMax": jm.magmax(1.0), "OPCM": jm.opcm(),
 }  # fmt: skip
@@ -62,7 +66,7 @@ def shifted(stored, info, task, key):
     return x.reshape(len(x), -1)
 
 
-def methods() -> dict[str, tuple]:
+def methods(images: int = 5000) -> dict[str, tuple]:
     """label -> optimiser, methods, columns of the objective."""
     plain = sgd(0.1)
     slow = by_name((("head/.*", sgd(0.1)), (".*", sgd(0.01))))
@@ -78,7 +82,7 @@ def methods() -> dict[str, tuple]:
         "DER++": (plain, (derpp(SIZE, 0.2, 1.0),), "all"),
         "CLIB": (fast, (clib(SIZE, 20),), "all"),
         "CLIB, constant rate": (fast, (clib(SIZE, 20, adaptive=False),), "all"),
-        "PL-FMS": (fast, (pl_fms(SIZE, 20, period=1, total=5000),), "all"),
+        "PL-FMS": (fast, (pl_fms(SIZE, 20, period=1, total=images),), "all"),
         "slow trunk": (slow, (), "own"),
         "SLCA": (plain, (slca(0.1),), "own"),
         "SLCA++": (plain, (slcapp(0.1),), "own"),
@@ -91,48 +95,29 @@ def methods() -> dict[str, tuple]:
 
 def row(label: str, data: dict, seeds: list[int]) -> dict:
     """Accuracies of all deployments and A_AUC of a method, a figure a seed."""
-    optimiser, chosen, columns = methods()[label]
+    optimiser, chosen, columns = methods(len(data["train"][1]))[label]
     problem = lambda c, m: classification(columns=c, metrics=m, view=shifted)
     network, train, test = mlp(), data["train"], data["test"]
     setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=MERGES)
-    blurry = columns != "own" and label != "ER, herding"  # these need tasks of their own classes
+    blurry = columns != "own" and label != "ER, herding"  # rows of clean tasks alone
     online = Setup(network, problem("seen", ("met",)), optimiser, chosen)
     whole = jax.jit(lambda s, k: program(setup, s, k, score_every=TASKS))
-    parts = jax.jit(lambda s, k: program(online, s, k, anytime=PARTS))
+    parts = jax.jit(lambda s, k: program(online, s, k, anytime=s.rows.shape[1] // EVERY))
     began, final, curves = time.process_time(), {k: [] for k in (LAST, *MERGES)}, []
-    for seed in seeds:
-        order = np.random.default_rng(seed).permutation(10).reshape(TASKS, 2).tolist()
-        stream, key = split(train, test, order, batch=10, seed=seed), jax.random.key(seed)
-        result = whole(padded(stream, 130), key)
+    orders = [np.random.default_rng(s).permutation(10).reshape(TASKS, 2).tolist() for s in seeds]
+    tasks = [split(train, test, o, batch=10, seed=s) for o, s in zip(orders, seeds, strict=True)]
+    for seed, stream in zip(seeds, alike(tasks), strict=True):
+        result = whole(stream, jax.random.key(seed))
         for k, figures in result.R.items():
             final[k].append(float(np.mean(figures["accuracy"][-1])))
-        if blurry:
-            stream = planned(i_blurry(train[1], TASKS, 50, 10, seed), train, test)
-            stream = padded(stream, 130)
-            curves.append(anytime(stream, parts(stream, key).R[LAST]["met"]).A_AUC)
+    mixed = [planned(i_blurry(train[1], TASKS, 50, 10, s), train, test) for s in seeds]
+    for seed, stream in zip(seeds, alike(mixed, EVERY) if blurry else (), strict=False):
+        R = parts(stream, jax.random.key(seed)).R[LAST]["met"]
+        curves.append(float(np.mean(anytime(stream, R).accuracy)))
     seconds = time.process_time() - began
     described = " + ".join(map(repr, (optimiser, *chosen)))
     return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves,
             "processor_seconds": seconds}  # fmt: skip
-
-
-def padded(stream, steps: int):
-    """Tasks of as many steps, so that one compilation serves all seeds."""
-    more = steps - stream.rows.shape[1]
-    fill = lambda x: np.pad(x, ((0, 0), (0, more), (0, 0)))
-    groups = stream.groups
-    room = (
-        1200 - groups.rows.shape[1] if groups.rows.shape[0] == 10 else 2400 - groups.rows.shape[1]
-    )
-    wide = lambda x: np.pad(x, ((0, 0), (0, room)))
-    groups = groups._replace(rows=wide(groups.rows), weight=wide(groups.weight))
-    sample = stream.sample
-    if sample is not None:
-        sample = np.pad(sample, ((0, 0), (0, 1300 - sample.shape[1])), constant_values=-1)
-    return stream._replace(
-        rows=fill(stream.rows), origin=fill(stream.origin), weight=fill(stream.weight),
-        groups=groups, sample=sample,
-    )  # fmt: skip
 
 
 def upper(data: dict, seeds: list[int]) -> dict:
@@ -226,18 +211,29 @@ def main() -> None:
         write_page(json.loads(Path(default).read_text()))
         return
     chosen = options(data="", methods=[], seeds=3, images=5000, out=default)
-    path, data = Path(chosen["out"]), mnist(chosen["data"], chosen["images"])
-    data["test"] = tuple(x[:10_000] for x in data["test"])
-    seeds = list(range(chosen["seeds"]))
+    path, seeds = Path(chosen["out"]), list(range(chosen["seeds"]))
     report = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    asked = {"seeds": seeds, "images": chosen["images"]}
+    known = [*methods(), "joint"]
+    wrong = [f"no method {m!r}: {closest(m, known)}" for m in chosen["methods"] if m not in known]
+    if path.exists():
+        wrong += [
+            f"{path} has {k}={report.get(k)}, asked for {v}: give another out="
+            for k, v in asked.items()
+            if report.get(k) != v
+        ]
+    if wrong:
+        raise SystemExit(listed(wrong))
+    data = mnist(chosen["data"], chosen["images"])
+    data["test"] = tuple(x[:10_000] for x in data["test"])
     done = {r["method"] for r in report["rows"]}
-    for label in [*methods(), "joint"]:
+    for label in known:
         if label in done or (chosen["methods"] and label not in chosen["methods"]):
             continue
         new = upper(data, seeds) if label == "joint" else row(label, data, seeds)
         report["rows"].append(new)
         report |= {
-            "schema": "jaxmerge.rehearsal/1", "seeds": seeds, "images": chosen["images"],
+            "schema": "jaxmerge.rehearsal/1", **asked,
             "command": f"python experiments/rehearsal.py data=DATA images={chosen['images']}",
             "machine": machine(), "versions": versions(),
         }  # fmt: skip

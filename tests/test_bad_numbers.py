@@ -112,6 +112,7 @@ def test_a_merge_has_the_label_of_something_else(drive, label, caplog):
         (lambda: program(setup(), GOOD, KEY, score_every=-1), "from 0 on, got -1"),
         (lambda: program(setup(), GOOD, KEY, score_every=2.5), "from 0 on, got 2.5"),
         (lambda: program(setup(), GOOD, KEY, anytime=0), "anytime is a whole number from 1 on"),
+        (lambda: program(setup(), GOOD, KEY, anytime=9), "anytime=9 is more than the 8 steps of a"),
         (lambda: run(setup(), GOOD, KEY, first=3), "first is a task, 0 to 2, got 3"),
         (lambda: run(setup(), GOOD, KEY, first=1), "takes the state after the one before it"),
         (lambda: dealt(blobs(), blobs(), [[0, 1]], batch=0), "batch must be a whole number from 1"),

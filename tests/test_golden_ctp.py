@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from golden_streams import close, load
 
+import jaxmerge as jm
 from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import pairs
@@ -103,3 +104,15 @@ def test_what_it_cannot_take():
     bare = model._replace(apply=lambda p, x, t: Outputs(x[0], x[0]))
     with pytest.raises(ValueError, match=r"need aux\['image'\] and aux\['text'\]"):
         method.init(bare, params, batch, None)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_the_three_way_average_as_a_merge(case, x64):
+    """m = 0.9, 0.5, 0, 1; the first of three models is such that the average is theirs before."""
+    z = load("ctp", "three_way_average")
+    of = lambda name: z[f"c{case}_{name}"]
+    m, last = float(of("m")), of("reference")
+    first = (of("momentum_before") - (1 - m) / 2 * last) / ((1 + m) / 2)
+    models = [{"w": x} for x in (first, last, of("online"))]
+    merged = jm.merge(jm.three_way_ema(m), {"w": np.zeros_like(last)}, models)
+    close(merged["w"], of("momentum_after"), 1e-14)

@@ -18,11 +18,31 @@ from golden_streams import close, given, load
 
 from jaxmerge.continual import buffers, contrast, stages
 from jaxmerge.continual.memories import feedback
+from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import optimisers
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
+from jaxmerge.continual.streams import split
 
 module = importlib.import_module("jaxmerge.continual.methods.onpro")  # the name is the method's too
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 2), (2, 4, 3), (4, 4)])
+def test_what_can_be_turned(shape):
+    x, y = np.zeros((12, *shape), np.float32), np.arange(12) % 4
+    stream = split((x, y), (x, y), [[0, 1], [2, 3]])
+    network = given((np.ones((5, x[0].size)), np.ones((4, 5))))
+    flat = classification(view=lambda stored, info, task, key: stored.reshape(len(stored), -1))
+    create = lambda *methods: jax.eval_shape(
+        stages.create, Setup(network, flat, sgd(0.1), methods), stream, jax.random.key(0)
+    )
+    create(module.onpro(9, projection=3, rotations=False))
+    if shape == (4, 4):
+        assert create(module.onpro(9, projection=3)).memory[0].buffer["rows"].inputs.shape[0] == 9
+    else:
+        found = rf"\[B, n, n, ...\]; found \[10, {shape[0]}.*\]: give rotations=False"
+        with pytest.raises(ValueError, match=found):
+            create(module.onpro(9, projection=3))
 
 
 @pytest.mark.parametrize("case", range(4))

@@ -18,7 +18,8 @@ from jaxmerge.continual.methods import lora, osft, supsup, trgp
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
-from jaxmerge.continual.seeds import over, stacked
+from jaxmerge.continual.seeds import alike, over, stacked
+from jaxmerge.continual.streams import split as dealt
 from jaxmerge.core.specs import Static
 
 
@@ -77,9 +78,12 @@ def test_specs_are_compared_printed_and_read_from_settings():
 
 def test_scoring_at_any_time_and_now_and_then():
     config = setup(optimiser=by_name((("head/.*", sgd(0.1)), (".*", cosine(0.01)))))
-    actual = jax.jit(lambda *x: program(*x, anytime=2, score_every=2))(config, split(), KEY)
+    parts = jax.jit(lambda *x: program(*x, anytime=3, score_every=2))  # of 8 steps: 3, 3 and 2
+    actual = parts(config, split(), KEY)
     R = actual.R[LAST]["accuracy"]
-    assert R.shape == (3, 2, 3)
+    assert R.shape == (3, 3, 3)
+    assert actual.losses.shape == (3, 8)
+    assert (actual.losses != 0).all()
     assert np.isnan(R[0]).all()
     assert np.isfinite(R[1:]).all()
     assert actual.finite.all()
@@ -94,6 +98,26 @@ def test_seeds_in_one_program_are_the_runs_of_each(sharded):
     many, axes = stacked(streams)
     actual = jax.jit(lambda s, k: over(one, axes, s, k, sharded=sharded))(many, keys)
     np.testing.assert_allclose(actual[3], jax.jit(one)(streams[3], keys[3]), atol=1e-6)
+
+
+def test_streams_of_several_seeds_have_one_form():
+    data = blobs()
+    one, other = (
+        dealt(data, data, order, batch=7, seed=seed)
+        for seed, order in enumerate(([[0, 1, 2], [3, 4, 5]], [[5], [0, 1, 2, 3, 4]]))
+    )
+    filled = alike([one, other], every=3)
+    assert len({str(jax.tree.map(np.shape, s)) for s in filled}) == 1
+    assert filled[0].rows.shape == (2, 15, 7)
+    for before, after in zip((one, other), filled, strict=True):
+        for t in range(2):
+            steps = before.rows.shape[1]
+            assert (after.rows[t, :steps] == before.rows[t]).all()
+            assert (after.weight[t, :steps] == before.weight[t]).all()
+            assert not after.weight[t, steps:].any()
+            drawn = lambda x, t=t: x[t][x[t] >= 0].tolist()
+            assert drawn(after.sample) == drawn(before.sample)
+        assert after.groups.weight.sum() == before.groups.weight.sum()
 
 
 def test_divergence_is_reported():

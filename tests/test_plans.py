@@ -258,22 +258,52 @@ def test_an_empty_task_is_left_out():
 
 
 def test_online_accuracy_at_any_time():
-    stream, result = learnt(i_blurry(LABELS, 3, seed=1), "seen", ("met", "accuracy"), anytime=4)
+    """Parts of 3 of 8 steps: a mark every 15 examples of a task, and one after its last ten."""
+    stream, result = learnt(i_blurry(LABELS, 3, seed=1), "seen", ("met", "accuracy"), anytime=3)
     R = result.R[LAST]["met"]
     marks = anytime(stream, R)
-    assert marks.examples.tolist() == list(range(10, 121, 10))
-    assert abs(marks.A_AUC - marks.accuracy.mean()) < 1e-12
-    met = np.isin(np.arange(6), stream.targets[stream.rows[0, :2].reshape(-1)])
+    assert marks.examples.tolist() == [15, 30, 40, 55, 70, 80, 95, 110, 120]
+    weights = np.array([15, 15, 10] * 3) / 120
+    assert abs(marks.A_AUC - (marks.accuracy * weights).sum()) < 1e-12
+    met = np.isin(np.arange(6), stream.targets[stream.rows[0, :3].reshape(-1)])
     assert marks.accuracy[0] == pytest.approx(np.asarray(R)[0, 0][met].mean())
-    with pytest.raises(ValueError, match=r"R is \[tasks, parts, groups\]"):
-        anytime(stream, R[:, 0])
+    for bad in (R[:, 0], R[1:], R[..., 1:]):
+        with pytest.raises(
+            ValueError, match=r"R is \[tasks, parts, groups\] .*, here \[3, parts, 6"
+        ):
+            anytime(stream, bad)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 7])
+def test_the_area_is_over_examples_wherever_marks_are(parts):
+    """A model that knows a class after n examples of the stream: the area is the mean over them."""
+    x, y = blobs()
+    stream = planned(si_blurry(LABELS, 3, seed=4), (x, y), (x, y), batch=1)
+    size = -(-stream.rows.shape[1] // parts)
+    taken = np.asarray(stream.weight).sum((1, 2)).astype(int)
+    ends = [np.minimum(size * (1 + np.arange(parts)), n) + taken[:t].sum()
+            for t, n in enumerate(taken)]  # fmt: skip
+    R = np.repeat(np.array(ends)[..., None] / 120, 6, axis=2)
+    marks = anytime(stream, R)
+    at = np.unique(np.concatenate(ends))
+    assert marks.examples.tolist() == at.tolist()
+    assert abs(marks.A_AUC - np.sum(np.diff(np.r_[0, at]) * at) / 120**2) < 1e-12
 
 
 def test_a_hierarchy_is_learnt_level_after_level():
     plan = expansion(LABELS, TREE, "multi", seed=0)
     stream, result = learnt(plan, "level", ("level", "level_or_below"), batch=2)
-    depth = np.concatenate([g.info["level"][:, 0] * 0 + d for d, g in enumerate(stream.groups)])
+    depth = np.concatenate([np.full(len(g.rows), d) for d, g in enumerate(stream.groups)])
     R = np.asarray(result.R[LAST]["level"])
     for d in range(3):
         assert R[d, depth == d].mean() > 0.6, d
     assert np.asarray(result.R[LAST]["level_or_below"] >= R).all()
+    for d in range(3):  # one part a task; all classes of a level come in its task
+        marks = anytime(stream, R[:, None], level=d)
+        tests = np.asarray(stream.groups[d].weight).sum(1)
+        right = [np.average(R[t, depth == d], weights=tests) for t in range(d, 3)]
+        np.testing.assert_allclose(marks.accuracy, right, rtol=1e-6)
+        assert marks.examples.tolist() == np.cumsum([len(r) for r in plan.rows])[d:].tolist()
+    for level in (None, 3, -1):
+        with pytest.raises(ValueError, match=r"level is one of \[0, 1, 2\], .*; got"):
+            anytime(stream, R[:, None], level=level)

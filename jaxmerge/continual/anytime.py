@@ -16,7 +16,8 @@ class Anytime(NamedTuple):
     Attributes:
         examples: int [marks], of the stream, learnt before each mark.
         accuracy: [marks], over the test examples of the classes met before it.
-        A_AUC: the plain mean of these.
+        A_AUC: the area under the curve over examples: the mean of these, each weighted by the
+            examples that came since the mark before; the plain mean where marks are regular.
     """
 
     examples: np.ndarray
@@ -24,16 +25,21 @@ class Anytime(NamedTuple):
     A_AUC: float
 
 
-def anytime(stream: Stream, R: Array) -> Anytime:
-    """The curve of a stream that was scored within its tasks, and its mean.
+def anytime(stream: Stream, R: Array, level: int | None = None) -> Anytime:
+    """The curve of a stream that was scored within its tasks, and the area under it.
 
     Args:
         stream: its groups are classes, see `jaxmerge.continual.streams.planned`.
         R: [T, parts, G], one metric of ``program(..., anytime=parts)``. Parts in which nothing
             arrived (the end of a short task) are left out.
+        level: of a stream with labels of several levels: the curve of those on this one, 0 the
+            coarsest, from the first mark at which one of them has been met.
+
+    Raises:
+        ValueError: R of another form; levels of which none is chosen, or that there are not.
 
     Source: Koh et al., CLIB, ICLR 2022, section 4: accuracy at every so many examples over the
-    classes met so far, and its mean; two runs compare only with the same marks.
+    classes met so far, and the area under it; two runs compare only with the same marks.
 
     >>> from jaxmerge.continual.streams import planned
     >>> from jaxmerge.data.streams.plans import online
@@ -43,20 +49,39 @@ def anytime(stream: Stream, R: Array) -> Anytime:
     [0.5, 0.5, 0.5, 0.5]
     """
     R = np.asarray(R)
-    if R.ndim != 3:
-        raise ValueError(f"R is [tasks, parts, groups] of program(anytime=parts); got {R.shape}.")
-    tasks, parts, _ = R.shape
     sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
     classes = np.concatenate([np.asarray(g.targets)[np.asarray(g.rows)[:, 0]] for g in sets])
+    if R.ndim != 3 or (R.shape[0], R.shape[2]) != (stream.tasks, len(classes)):
+        raise ValueError(
+            "R is [tasks, parts, groups] of program(anytime=parts), here "
+            f"[{stream.tasks}, parts, {len(classes)}]; got {list(R.shape)}."
+        )
     tests = np.concatenate([np.asarray(g.weight).sum(1) for g in sets])
-    used = np.asarray(stream.weight).reshape(tasks * parts, -1) > 0
-    rows = np.asarray(stream.rows).reshape(tasks * parts, -1)
+    asked = _on_level(stream, classes, level)
+    tasks, parts, _ = R.shape
+    steps = stream.rows.shape[1]
+    fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, -steps % parts), (0, 0)))
+    used = fill(stream.weight).reshape(tasks * parts, -1) > 0
+    rows = fill(stream.rows).reshape(tasks * parts, -1)
     labels, met = np.asarray(stream.targets), np.zeros(len(classes), bool)
-    curve, at, total = [], [], 0
+    curve, at, new, total = [], [], [], 0
     for figures, r, u in zip(R.reshape(tasks * parts, -1), rows, used, strict=True):
-        met |= np.isin(classes, labels[r[u]])
+        met |= asked & np.isin(classes, labels[r[u]])
         total += int(u.sum())
-        if u.any():
+        if u.any() and met.any():
             at.append(total)
+            new.append(int(u.sum()))
             curve.append(float((figures * tests)[met].sum() / tests[met].sum()))
-    return Anytime(np.array(at), np.array(curve), float(np.mean(curve)))
+    return Anytime(np.array(at), np.array(curve), float(np.average(curve, weights=new)))
+
+
+def _on_level(stream: Stream, classes: np.ndarray, level: int | None) -> np.ndarray:
+    """bool [G]: the groups of a level; all of a stream without levels."""
+    info = stream.info if isinstance(stream.info, dict) else {}
+    depth = np.asarray(info["level"])[classes] if "level" in info else np.zeros(len(classes), int)
+    there = np.unique(depth).tolist()
+    if level is None and len(there) == 1:
+        return np.ones(len(classes), bool)
+    if level not in there:
+        raise ValueError(f"level is one of {there}, whose labels arrive; got {level!r}.")
+    return depth == level

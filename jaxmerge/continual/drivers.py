@@ -46,12 +46,14 @@ def program(
         key: PRNG key.
         score_every: score after every so many tasks, and after the last one; 0: never.
         models: give the weights after every task, what merges fold, ``[T, ...]``.
-        anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  Merges
-            fold whole tasks.
+        anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  A part has
+            ceil(steps / parts) steps of the longest task, so that marks come at equal distances
+            within a task; the last ones of a task may have fewer, or none.  Merges fold whole
+            tasks.
 
     Raises:
-        ValueError: what does not fit together, see `jaxmerge.continual.checks`; steps of a task
-            that `anytime` does not divide, or numbers out of their ranges.
+        ValueError: what does not fit together, see `jaxmerge.continual.checks`; more parts than a
+            task has steps, or numbers out of their ranges.
 
     >>> from jaxmerge.continual import optimisers, problems, streams
     >>> from jaxmerge.models.mlp.learner import mlp
@@ -93,7 +95,9 @@ def _traced(
         return state, (scored(state, t), losses)
 
     def in_parts(state: State, t: Array):
-        cut = lambda x: jnp.asarray(x)[t].reshape(anytime, steps // anytime, *x.shape[2:])
+        size = -(-steps // anytime)
+        more = ((0, anytime * size - steps), (0, 0))  # steps of weight 0 are skipped
+        cut = lambda x: jnp.pad(jnp.asarray(x)[t], more).reshape(anytime, size, -1)
         total = stages.steps_of(stream, t)
 
         def part(state, rows):
@@ -103,7 +107,7 @@ def _traced(
         rows = tuple(cut(x) for x in (stream.rows, stream.origin, stream.weight))
         state, (R, losses) = jax.lax.scan(part, state, rows)
         state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
-        return state, (R, losses.reshape(-1))
+        return state, (R, losses.reshape(-1)[:steps])
 
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)

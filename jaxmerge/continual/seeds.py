@@ -1,4 +1,4 @@
-"""One stream with several seeds at once: what differs is stacked, and mapped over.
+"""One stream with several seeds: one form for all; at once, what differs stacked and mapped over.
 
 What is mapped over is traced, so that `jaxmerge.continual.drivers.program` cannot see its numbers
 there: `stacked` looks at them.
@@ -17,6 +17,44 @@ from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.continual.values import wrong_values
 from jaxmerge.core.types import Array, Tree
 from jaxmerge.errors import listed
+
+
+def alike(streams: Sequence[Stream], every: int = 1) -> list[Stream]:
+    """The streams filled up with weight 0 to one form, so that one compilation serves all.
+
+    Args:
+        streams: of as many tasks, with as many groups.
+        every: the steps of a task become a multiple of this number.
+
+    >>> from jaxmerge.continual import streams
+    >>> x, y = np.eye(6, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 5]], np.array([0, 1, 2, 3, 4, 5, 5])
+    >>> orders = [[0, 1, 2], [3, 4, 5]], [[0], [1, 2, 3, 4, 5]]
+    >>> every = [streams.split((x, y), (x, y), order, batch=1) for order in orders]
+    >>> [s.rows.shape for s in every], [s.rows.shape for s in alike(every, 4)]
+    ([(2, 4, 1), (2, 6, 1)], [(2, 8, 1), (2, 8, 1)])
+    """
+
+    def grown(x: Array, size: int, value: int = 0) -> np.ndarray:
+        room = [(0, 0)] * x.ndim
+        room[1] = (0, size - x.shape[1])
+        return np.pad(np.asarray(x), room, constant_values=value)
+
+    sets = [(s.groups,) if isinstance(s.groups, Groups) else tuple(s.groups) for s in streams]
+    widths = [max(g.rows.shape[1] for g in own) for own in zip(*sets, strict=True)]
+    steps = -(-max(s.rows.shape[1] for s in streams) // every) * every
+    size = max((s.sample.shape[1] for s in streams if s.sample is not None), default=0)
+    filled = []
+    for s, own in zip(streams, sets, strict=True):
+        wide = tuple(
+            g._replace(rows=grown(g.rows, w), weight=grown(g.weight, w))
+            for g, w in zip(own, widths, strict=True)
+        )
+        filled.append(s._replace(
+            rows=grown(s.rows, steps), origin=grown(s.origin, steps),
+            weight=grown(s.weight, steps), groups=wide[0] if len(wide) == 1 else wide,
+            sample=None if s.sample is None else grown(s.sample, size, -1),
+        ))  # fmt: skip
+    return filled
 
 
 def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
@@ -49,12 +87,7 @@ def stacked(streams: Sequence[Stream]) -> tuple[Stream, Stream]:
     same = lambda x, y: np.array_equal(np.asarray(x), np.asarray(y))
     if not all(same(s.weight, first.weight) for s in streams):
         raise ValueError("Stacked streams share their weights, or skipped steps would be computed.")
-    size = max(g.rows.shape[1] for g in evaluated)
-    fill = lambda x: np.pad(np.asarray(x), ((0, 0), (0, size - x.shape[1])))
-    streams = [
-        s._replace(groups=g._replace(rows=fill(g.rows), weight=fill(g.weight)))
-        for s, g in zip(streams, evaluated, strict=True)
-    ]
+    streams = alike(streams)
     sample = None if first.sample is None else 0
     groups = Groups(None, None, 0, 0, 0, 0)
     axes = Stream(None, None, 0, 0, None, 0, groups, sample)._replace(promise=None)

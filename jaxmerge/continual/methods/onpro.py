@@ -64,7 +64,7 @@ def onpro(
         base, mix: share of a replay batch that is not mixed by pairs, and the probability of
             mixing: 0.75 and 0.6 on CIFAR-10, 0.9 and 0.2 else.
         projection: numbers of the projection; less than the features have.
-        rotations: False for inputs that are no images [B, height, width, ...].
+        rotations: False for inputs that are not stored as square images [B, n, n, ...].
 
     The wrap adds ``projection/kernel`` and ``/bias``. The unaugmented image is the problem's view
     at evaluation. In the authors' settings the optimiser is Adam (0.9, 0.99) with rate 5e-4 and
@@ -102,6 +102,13 @@ def onpro(
         return model._replace(init=init, trainable=lambda n: own(n) or model.trainable(n))
 
     def init(model, params, batch, stored):
+        shapes = [x.shape for x in jax.tree.leaves(stored)]
+        if rotations and not all(len(s) > 2 and s[1] == s[2] for s in shapes):
+            found = ", ".join(str(list(s)) for s in shapes)
+            raise ValueError(
+                f"onpro turns images as they are stored, [B, n, n, ...]; found {found}: give "
+                "rotations=False."
+            )
         classes = jax.eval_shape(lambda: model.apply(params, batch.inputs, 0).logits).shape[-1]
         buffer = buffers.empty(size, batch._replace(inputs=stored))
         none = jnp.zeros(classes, bool)
@@ -255,7 +262,7 @@ def instance(
 
 
 def rotated(x: Array) -> Array:
-    """[16 B, height, width, ...]: block 4 a + b turned by (0, 2, 1, 3)[a] quarters, after that b.
+    """[16 B, n, n, ...]: block 4 a + b turned by (0, 2, 1, 3)[a] quarters, after that b.
 
     b: nothing, the left half turned by two quarters in itself, both halves, the right half.
     """
