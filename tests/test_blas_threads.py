@@ -30,9 +30,16 @@ def test_one_thread_inside_and_all_again_behind():
         assert threads() == before
 
 
-def test_a_single_kernel_has_all_cores():
-    with blas_threads.shared_out(1):
-        assert max(threads()) <= (os.cpu_count() or 1)
+@pytest.mark.parametrize("leaves, share", [(1, 8), (2, 4), (3, 2), (8, 1), (100, 1)])
+def test_cores_are_shared_out_among_kernels(monkeypatch, leaves, share):
+    limits, limited = [], blas_threads._limited
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(blas_threads, "_limited", lambda n: limits.append(n) or limited(n))
+    with blas_threads.shared_out(leaves), blas_threads.shared_out(50):  # the first one's rules
+        assert limits == [share]
+
+
+def test_a_failure_gives_back_what_was_taken():
     before = threads()
     with pytest.raises(ZeroDivisionError), blas_threads.shared_out(3):
         1 / 0  # noqa: B018

@@ -4,6 +4,9 @@ XLA works on as many leaves at once as there are cores.  A decomposition that LA
 all cores besides gains little (half of its work is not parallel) and its threads wait for each
 other by spinning: of 768 x 768 entries it takes 0.13 processor seconds on one thread and 0.23 on
 two.  So while a merge decomposes matrices the cores are shared out among the leaves.
+
+The limit is that of the whole process: what numpy or scipy compute meanwhile on other threads is
+held to it too.  Of merges that overlap the first one's limit rules, until the last has ended.
 """
 
 from __future__ import annotations
