@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,45 @@ def fill(text: str, plain: bool = True) -> str:
 
 def all_results(folder: Path = RESULTS, plain: bool = False) -> str:
     """Headline, table and (unless `plain`) pictures of every `Results` in the folder."""
+    stored = runs(folder)
+    if not stored:
+        return "No results are stored in this version."
+    heads = headings(stored)
+    return "\n\n".join(_results(name, heads[name], r, plain) for name, r in stored.items())
+
+
+def runs(folder: Path) -> dict[str, Any]:
+    """The `Results` in a folder, by the names of their files."""
     from jaxmerge.studies.results import SCHEMA, Results
 
-    texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
-    results = [(p, t) for p, t in texts.items() if schema(json.loads(t)) == SCHEMA]
-    if not results:
-        return "No results are stored in this version."
-    return "\n\n".join(_results(p.stem, Results.from_json(t), plain) for p, t in results)
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*.json"))}
+    return {n: Results.from_json(t) for n, t in texts.items() if schema(json.loads(t)) == SCHEMA}
 
 
-def _results(name: str, results: Any, plain: bool) -> str:
+def headings(runs: dict[str, Any]) -> dict[str, str]:
+    """A heading for every run by its file's name; those of one experiment are told apart by the
+    number of tasks and the training examples a class."""
+    several = Counter(r.experiment for r in runs.values())
+    return {
+        name: f"{r.experiment}{_told_apart(r) if several[r.experiment] > 1 else ''}"
+        for name, r in runs.items()
+    }
+
+
+def _told_apart(results: Any) -> str:
+    tasks, few = results.seeds[0].tasks, results.recipe.get("few")
+    each = sum(t.train for t in tasks) / sum(len(t.classes) for t in tasks)
+    whole = few is not None and "train" not in few  # the experiment can do with less
+    budget = f"all {each:.0f}" if whole else f"{each:.0f}"
+    return f", {len(tasks)} tasks, {budget} training examples a class"
+
+
+def anchor(heading: str) -> str:
+    """Where a heading is linked to, in a forge and on the site."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _results(name: str, heading: str, results: Any, plain: bool) -> str:
     from html import escape
 
     from jaxmerge.report import plots, tables, words
@@ -74,7 +104,7 @@ def _results(name: str, results: Any, plain: bool) -> str:
     body = "\n".join(pictures)
     return "\n\n".join(
         [
-            f"## {escape(results.experiment)}",
+            f"## {escape(heading)}",
             escape(f"{results.scenario}. {words.headline(results)}"),
             tables.markdown(results).strip(),
             *([] if plain else [f'<div class="plots">\n{body}\n</div>']),

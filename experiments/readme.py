@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,13 @@ def read(name: str) -> Results:
     return Results.from_json(RESULTS / f"{name}.json")
 
 
+def all_methods(name: str) -> str:
+    """A link to the section of docs/results.md that shows a result file."""
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    heading = hooks["headings"](hooks["runs"](RESULTS))[name]
+    return f"All methods: [docs/results.md](docs/results.md#{hooks['anchor'](heading)})."
+
+
 def streams() -> dict[str, Results]:
     """The streams that were run."""
     return {head: read(n) for n, head in STREAMS.items() if (RESULTS / f"{n}.json").exists()}
@@ -63,7 +71,7 @@ def quickstart() -> str:
             "What it prints (`jaxmerge quickstart`, accuracy on the test split, mean and standard "
             f"deviation over {len(results.seeds)} class orders):",
             tables.markdown(shortened(results)).strip(),
-            "All methods: [docs/results.md](docs/results.md).",
+            all_methods("quickstart"),
         ]
     )
 
@@ -99,7 +107,7 @@ def clinc150() -> str:
             f"for training / validation / test, {over}:",
             tables.markdown(shortened(results)).strip(),
             words.headline(results),
-            "All methods: [docs/results.md](docs/results.md).",
+            all_methods(name),
         ]
     )
 

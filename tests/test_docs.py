@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import runpy
@@ -160,6 +161,30 @@ def test_results_page_shows_every_file(tmp_path):
     assert text.count("## quickstart") == 1
     assert text.count("<svg") == 18  # nine pictures, light and dark
     assert "| MagMax | sequential |" in text
+
+
+def test_runs_of_one_experiment_have_headings_of_their_own(tmp_path):
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    one = report_results.results(seeds=1)
+    small = dataclasses.replace(one, recipe={**one.recipe, "few": {"train": 3}})
+    seed = dataclasses.replace(one.seeds[0], tasks=one.seeds[0].tasks[:2])
+    short = dataclasses.replace(one, seeds=[seed], recipe={**one.recipe, "few": {"val": 1}})
+    other = dataclasses.replace(one, experiment="another")
+    heads = hooks["headings"]({"a": small, "b": short, "c": other})
+    assert heads["c"] == "another"
+    assert re.fullmatch(r"quickstart, 5 tasks, \d+ training examples a class", heads["a"])
+    assert re.fullmatch(r"quickstart, 2 tasks, all \d+ training examples a class", heads["b"])
+    assert hooks["anchor"](heads["b"]).startswith("quickstart-2-tasks-all-")
+
+
+def test_links_into_the_results_lead_to_a_heading():
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    heads = re.findall(r"^## (.*)$", (DOCS / "results.md").read_text(), re.MULTILINE)
+    known = [hooks["anchor"](head) for head in heads]
+    assert len(set(known)) == len(known)
+    linked = re.findall(r"results\.md#([\w-]+)", (DOCS.parent / "README.md").read_text())
+    assert linked
+    assert set(linked) <= set(known)
 
 
 def test_benchmarks_page_shows_what_a_script_wrote_or_the_rows(tmp_path):
