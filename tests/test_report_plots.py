@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import re
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from report_results import results
 
-from jaxmerge.report import canvas, plots, style
+from jaxmerge.report import canvas, plots, style, words
 from jaxmerge.report.heatmaps import heatmaps
 from jaxmerge.report.lines import Series, curves
 
@@ -63,6 +64,52 @@ def test_words_do_not_overlap(drawn, name):
     for (a, first), (b, second) in itertools.combinations(boxes, 2):
         if first.width and second.width:
             assert not first.overlaps(second), f"{a!r} overlaps {b!r}"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("side", [1, 2, 7])
+def test_words_of_heat_maps_below_each_other_do_not_touch(count, side):
+    cells = np.linspace(0, 1, side * side).reshape(side, side).tolist()
+    figure = heatmaps(
+        {f"method {k}, sequential": cells for k in range(count)}, "title", "remark",
+        xlabel="rate", ylabel="epochs", columns=[f"{10.0**-k:g}" for k in range(side)],
+    )  # fmt: skip
+    figure.draw_without_rendering()
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown(figure)]
+    for (a, first), (b, second) in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second), f"{a!r} touches {b!r}"
+
+
+@pytest.mark.parametrize("y", [[0.25, 0.25], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.01],
+                               [-0.01, 0.012], [0.99, 0.9999], [-0.105, -0.1]])  # fmt: skip
+def test_axes_hold_what_can_be_and_their_labels_are_whole(y):
+    figure = curves({"": [Series("MagMax", [0, 1], y, [0.02, 0.02])]}, "title", "x")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    low, high = ax.get_ylim()
+    assert high - low >= 0.02 - 1e-9
+    assert low <= min(y)
+    assert max(y) <= high <= 1
+    assert low >= 0 or min(y) < 0
+    assert all(t.get_window_extent().x0 > 4 for t in shown(figure))
+    assert all(t.get_clip_on() is False for t in ax.lines if t.get_label() == "MagMax")
+
+
+def test_a_factor_is_not_said_to_be_best_where_all_are_alike():
+    whole = results(seeds=2)
+    title = words.factors(whole, [("MagMax", "sequential")])[0]
+    assert "does best on validation" in title
+
+    def alike(entry):
+        if not entry.sweep:
+            return entry
+        level = [0.25] * len(entry.sweep.factors)
+        return dataclasses.replace(entry, sweep=dataclasses.replace(entry.sweep, accuracy=level))
+
+    seeds = [dataclasses.replace(s, entries=[*map(alike, s.entries)]) for s in whole.seeds]
+    flat = dataclasses.replace(whole, seeds=seeds)
+    title = words.factors(flat, [("MagMax", "sequential")])[0]
+    assert title == "MagMax does equally well on validation at every factor"
 
 
 def shown(figure):

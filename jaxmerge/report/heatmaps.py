@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jaxmerge.report.canvas import BODY, WIDTH, axes, canvas, drawing, shorten
+from jaxmerge.report.canvas import BODY, SMALL, WIDTH, axes, canvas, drawing, shorten, text_width
 from jaxmerge.report.style import LIGHT, Theme, on, ramp
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def heatmaps(
     rows = math.ceil(len(panels) / beside)
     left, gap = 0.52, 0.4
     side = (WIDTH - left - 0.14 - gap * (beside - 1)) / beside if beside > 1 else 3.1
-    block = side + 0.34
+    block = side + 0.52  # names of columns below, a heading above
     with drawing(theme):
         figure = canvas(theme, rows * block + 0.5, title, remark)
         for k, (heading, matrix) in enumerate(panels.items()):
@@ -113,8 +113,10 @@ def _names(
     ax: Axes, n: int, ticks: Sequence[str], side: float, columns: Sequence[str] = ()
 ) -> None:
     down = list(ticks) or [str(i + 1) for i in range(n)]
-    for names, put in ((list(columns) or down, ax.set_xticks), (down, ax.set_yticks)):
-        step = max(1, math.ceil(len(names) * 0.16 / side))
+    across = list(columns) or down
+    wide = max(0.16, max((text_width(name, SMALL) for name in across), default=0.0) + 0.07)
+    for names, put, room in ((across, ax.set_xticks, wide), (down, ax.set_yticks, 0.16)):
+        step = max(1, math.ceil(len(names) * room / side))  # names that do not touch
         shown = range(0, len(names), step)
         put([i + 0.5 for i in shown], [names[i] for i in shown])
     ax.tick_params(pad=3)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = Sequence[float | None]
+LEFT = 0.5  # inches for the tick labels, more where they are wider
 
 
 class Series(NamedTuple):
@@ -86,9 +87,11 @@ def curves(
     gap = 0.5 if any(panels) else 0.1
     with drawing(theme):
         figure = canvas(theme, len(panels) * (height + gap) + 0.42, title, remark)
+        drawn = []
         for k, (heading, lines) in enumerate(reversed(list(panels.items()))):
             bottom = 0.46 + k * (height + gap)
-            ax = axes(figure, 0.5, bottom, WIDTH - 0.58 - right, height - 0.05)
+            ax = axes(figure, LEFT, bottom, WIDTH - LEFT - 0.08 - right, height - 0.05)
+            drawn.append((ax, lines))
             for series in lines:
                 _curve(ax, series, theme, markers)
             _scale(ax, lines, percent)
@@ -109,9 +112,23 @@ def curves(
                     loc="upper left", frameon=False, fontsize=SMALL, handlelength=1.2,
                     borderaxespad=0.1, labelspacing=0.3,
                 )  # fmt: skip
-            else:
-                _ends(ax, lines, theme, height - 0.05, right, markers)
+        _room_for_ticks([ax for ax, _ in drawn])
+        for ax, lines in () if legend else drawn:
+            _ends(ax, lines, theme, height - 0.05, right, markers)
     return figure
+
+
+def _room_for_ticks(drawn: Sequence[Axes]) -> None:
+    """Moves the left edge of all panels to where their widest tick label ends."""
+    widths = [0.0]
+    for ax in drawn:
+        low, high = ax.get_ylim()
+        ticks = [v for v in ax.get_yticks() if low <= v <= high]
+        widths += [text_width(t, SMALL) for t in ax.yaxis.get_major_formatter().format_ticks(ticks)]
+    more = (max(widths) + 0.18 - LEFT) / WIDTH  # of the picture's width
+    for ax in drawn if more > 0 else ():
+        x, y, width, height = ax.get_position().bounds
+        ax.set_position((x + more, y, width - more, height))
 
 
 def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
@@ -127,6 +144,7 @@ def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
         series.x, y, color=colour, linestyle=style, marker=marker,
         markersize=4.5, markerfacecolor=theme.surface if series.dashed else colour,
         markeredgecolor=colour, linewidth=2.4 if series.slot == 0 else 1.6, label=series.label,
+        clip_on=False,
     )  # fmt: skip
     for x, v in series.chosen:
         ax.plot(
@@ -146,7 +164,8 @@ def _logarithmic(ax: Axes) -> None:
 
 
 def _scale(ax: Axes, lines: Sequence[Series], percent: bool) -> None:
-    """A vertical range that holds lines and bands with some air, at least two points wide."""
+    """A vertical range that holds lines and bands with some air, at least two points wide; that of
+    accuracies ends at 0 and 100 %."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     values = []
@@ -159,7 +178,13 @@ def _scale(ax: Axes, lines: Sequence[Series], percent: bool) -> None:
     air = max(0.06 * (high - low), 0.01)
     low, high = low - air, high + air
     if percent:
-        low, high = max(low, -0.01 if min(values, default=0.0) >= 0 else low), min(high, 1.01)
+        points = [v for s in lines for v in s.y if v is not None]
+        if min(points, default=0.0) >= 0:
+            low = max(low, 0.0)
+            high = max(high, low + 0.02)
+        if max(points, default=1.0) <= 1:
+            high = min(high, 1.0)
+            low = min(low, high - 0.02)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %"))
     ax.set_ylim(low, high)
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

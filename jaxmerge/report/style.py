@@ -120,7 +120,7 @@ def contrast(a: str, b: str) -> float:
 
 
 def on(colour: str) -> str:
-    """Black or white, whichever reads better on a colour: always 4.5:1 or more.
+    """White where it has a contrast of 4.5:1 on a colour, black elsewhere, which then has more.
 
     Args:
         colour: "#rrggbb".
@@ -128,4 +128,4 @@ def on(colour: str) -> str:
     >>> on("#2a63b7"), on("#f3f6fa")
     ('#ffffff', '#000000')
     """
-    return max(("#000000", "#ffffff"), key=lambda word: contrast(word, colour))
+    return "#ffffff" if contrast("#ffffff", colour) >= 4.5 else "#000000"

@@ -257,9 +257,13 @@ def factors(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
             short[name] = span
     first = hero(results)
     title = "The factor is chosen on the validation split"
-    if first in short:
-        title = f"{title_of(first, both=False)} does best on validation at a factor of "
-        title += short[first].replace("–", " to ")
+    if first is not None and first in short:
+        ours = [e.sweep for e in entries(results, first) if e.sweep]
+        if all(len(set(s.accuracy)) == 1 for s in ours):
+            title = f"{title_of(first, both=False)} does equally well on validation at every factor"
+        else:
+            title = f"{title_of(first, both=False)} does best on validation at a factor of "
+            title += short[first].replace("–", " to ")
     parts = [f"{kind}: {', '.join(texts)}" for kind, texts in groups.items()]
     rings = "ringed, one ring a seed" if len(results.seeds) > 1 else "ringed"
     return title, f"Chosen factors ({rings}), {'; '.join(parts)}."
