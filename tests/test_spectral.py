@@ -71,6 +71,17 @@ def test_squaring_in_float64_costs_no_digit_of_float32():
     assert gap(double) < 1e-7
     assert gap(np.linalg.svd(x, compute_uv=False)) < 1e-6
     assert gap(single) > 1e-5
+    (a, s, b), (c, _, d) = (
+        np.linalg.svd(x.astype(np.float64), full_matrices=False),
+        np.linalg.svd(x, full_matrices=False),
+    )
+    ours = [np.asarray(m, np.float64) for m in thin_svd(jnp.asarray(x))]
+    projector = lambda u: u[:, :20] @ u[:, :20].T
+    vectors = lambda u, vt: max(
+        np.abs(projector(u) - projector(a)).max(), np.abs(projector(vt.T) - projector(b.T)).max()
+    )
+    assert vectors(ours[0], ours[2]) <= vectors(c, d)  # as accurate as a float32 SVD
+    assert np.abs(polar(jnp.asarray(x)) - a @ b).max() <= np.abs(c @ d - a @ b).max()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
