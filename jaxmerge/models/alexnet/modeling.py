@@ -101,8 +101,11 @@ class AlexNet(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs | None):
         inputs = config.channels
+        normal = None
+        if rngs is not None:
+            normal = lambda shape: jax.random.normal(rngs.params(), shape)
         for k, (size, outputs) in enumerate(zip(SIZES, config.filters, strict=True)):
-            setattr(self, f"conv_{k}", Conv(size, inputs, outputs, rngs))
+            setattr(self, f"conv_{k}", Conv(size, inputs, outputs, normal))
             inputs = outputs
         inputs *= config.last**2
         for k, outputs in enumerate(config.hidden):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -27,8 +28,10 @@ from jaxmerge.models.convolution import (
     Conv,
     Forward,
     Mode,
+    Normal,
     layer_inputs,
     max_pool,
+    out_of_one_draw,
     statistics,
 )
 from jaxmerge.models.resnet.config import Config
@@ -38,8 +41,9 @@ from jaxmerge.models.transformer import add_blocks, bind, blocks_of, parameters,
 class ConvNorm(nnx.Module):
     """A convolution and its batch norm."""
 
-    def __init__(self, config: Config, rngs, size: int, inputs: int, outputs: int, stride: int = 1):
-        self.conv = Conv(size, inputs, outputs, rngs, stride, padding=size // 2)
+    def __init__(self, config: Config, normal: Normal | None, size: int, inputs: int,
+                 outputs: int, stride: int = 1):  # fmt: skip
+        self.conv = Conv(size, inputs, outputs, normal, stride, padding=size // 2)
         self.norm = BatchNorm(outputs, config.eps, config.momentum)
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
@@ -49,11 +53,13 @@ class ConvNorm(nnx.Module):
 class Block(nnx.Module):
     """A basic block: two 3 x 3 convolutions around a shortcut."""
 
-    def __init__(self, config: Config, rngs, inputs: int, outputs: int, stride: int):
-        self.first = ConvNorm(config, rngs, 3, inputs, outputs, stride)
-        self.second = ConvNorm(config, rngs, 3, outputs, outputs)
+    def __init__(
+        self, config: Config, normal: Normal | None, inputs: int, outputs: int, stride: int
+    ):
+        self.first = ConvNorm(config, normal, 3, inputs, outputs, stride)
+        self.second = ConvNorm(config, normal, 3, outputs, outputs)
         if stride != 1 or inputs != outputs:
-            self.shortcut = ConvNorm(config, rngs, 1, inputs, outputs, stride)
+            self.shortcut = ConvNorm(config, normal, 1, inputs, outputs, stride)
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         y = self.second(jax.nn.relu(self.first(x, mode)), mode)
@@ -63,16 +69,16 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """Images `[batch, height, width, channels]` -> features `[batch, config.features]`."""
 
-    def __init__(self, config: Config, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, normal: Normal | None):
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
-        self.stem = ConvNorm(config, rngs, size, config.channels, config.width, stride)
+        self.stem = ConvNorm(config, normal, size, config.channels, config.width, stride)
         plan = []
         for stage, count in enumerate(config.blocks):
             outputs = config.width * 2**stage
             inputs = outputs // 2 if stage else outputs
             plan += [(inputs, outputs, 2 if stage else 1)] + [(outputs, outputs, 1)] * (count - 1)
         build = iter(plan)
-        add_blocks(self, len(plan), lambda: Block(config, rngs, *next(build)))
+        add_blocks(self, len(plan), lambda: Block(config, normal, *next(build)))
         self.config = config
 
     def __call__(self, images: jax.Array, mode: Mode) -> jax.Array:
@@ -90,7 +96,8 @@ def init(config: Config, key: jax.Array) -> dict[str, jax.Array]:
     >>> init(Config("cifar", width=8), jax.random.key(0))["stem/conv/kernel"].shape
     (3, 3, 3, 8)
     """
-    return parameters(ResNet(config, nnx.Rngs(params=key)))
+    count = sum(map(math.prod, param_shapes(config).values()))
+    return parameters(ResNet(config, out_of_one_draw(key, count)))
 
 
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
