@@ -214,7 +214,8 @@ def test_the_lesson_says_what_was_forgotten_and_what_merging_did():
     )
     assert text.count(". ") == 1
     behind = plain(words.lesson(story(0.0, 0.012, zero=0.9)))
-    assert "ends as good as when" in behind and "1.2 points better than then" in behind
+    assert "ends as good as when" in behind
+    assert "1.2 points better than then" in behind
     assert "10.0 points below the zero-shot model" in behind
     assert words.lesson(small(zero=[0.5])) == ""
     assert words.lesson(small(magmax=[0.8], last=[0.6])) == ""
