@@ -14,8 +14,8 @@ images.
 Deployments fold the five models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
 (factor 1) and OPCM.  No setting is chosen on data: the rates are 0.1 for plain SGD and the authors'
 for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the
-head's rate (theirs a hundredth).  So the table compares parts of methods with each other, and merges on top of one stream; it
-does not rank methods.
+head's rate (theirs a hundredth).  So the table compares parts of methods with each other, and
+merges on top of one stream; it does not rank methods.
 
 A row that is finished is in the result file, and is not run again.
 """

@@ -129,16 +129,19 @@ def first_task_words(results: Results) -> tuple[str, str]:
     """Title and caption of the accuracy on the first task while later ones are learnt."""
     first = hero(results)
     title, caption = "The first task, while later ones are learnt", ""
-    if first is not None and first != LAST:
-        ours, last, zero = (first_task(results, n) for n in (first, LAST, ZERO))
-        if ours and last and ours[-1] is not None and None not in (last[0], last[-1]):
-            title = (
-                f"After all tasks {title_of(first, both=False)} has {percent(ours[-1], 0)} of the "
-                f"first one right, the last model {percent(last[-1], 0)}"
-            )
-            caption = f"The last model had {percent(last[0])} right when it had just learnt it" + (
-                f", the zero-shot model has {percent(zero[0])}." if zero and zero[0] else "."
-            )
+    if first is None or first == LAST:
+        return title, caption
+    ours, last, zero = (first_task(results, n) for n in (first, LAST, ZERO))
+    ends = [path[i] for path, i in ((ours, -1), (last, -1), (last, 0)) if path]
+    if len(ends) == 3 and None not in ends:
+        merged, left, learnt = (x or 0.0 for x in ends)
+        title = (
+            f"After all tasks {title_of(first, both=False)} has {percent(merged, 0)} of the first "
+            f"one right, the last model {percent(left, 0)}"
+        )
+        caption = f"The last model had {percent(learnt)} right when it had just learnt it"
+        start = zero[0] if zero else None
+        caption += "." if start is None else f", the zero-shot model has {percent(start)}."
     return title, caption
 
 
