@@ -102,9 +102,10 @@ def clinc150() -> str:
     over = f"mean and standard deviation over {orders} class orders" if orders > 1 else "one order"
     return "\n\n".join(
         [
-            "all-MiniLM-L6-v2 on CLINC150, 10 tasks of 15 intents (`experiments/clinc150.py`, its "
-            f"settings in `experiments/results/{name}.json`), {counts} sentences an intent "
-            f"for training / validation / test, {over}:",
+            "all-MiniLM-L6-v2 on CLINC150, 10 tasks of 15 intents (`jaxmerge run "
+            f"experiments/clinc150.py --set data=DATA --set lr={results.recipe['lr']:g} --set "
+            f"'few={{val: {task.val // len(task.classes)}}}'`), {counts} sentences an intent for "
+            f"training / validation / test, {over}:",
             tables.markdown(shortened(results)).strip(),
             words.headline(results),
             all_methods(name),
@@ -178,6 +179,25 @@ def accuracies() -> str:
         return f"{100 * stat.mean:.1f}{spread}" if stat else "–"
 
     return matrix(list(by_stream), ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
+
+
+def edges() -> str:
+    """Where the factor that was chosen is the first or the last tried: a wider grid may help."""
+    lines = []
+    for head, results in streams().items():
+        ends: dict[str, list[float]] = {}
+        for entry in (e for s in results.seeds for e in s.entries if e.sweep):
+            sweep, row = entry.sweep, f"{entry.label} ({entry.finetunes})"
+            at_end = sweep.chosen in (min(sweep.factors), max(sweep.factors))
+            ends.setdefault(row, []).append(sweep.chosen if at_end else np.nan)
+        orders = len(results.seeds)
+        most = {row: e for row, e in ends.items() if 2 * np.isfinite(e).sum() > orders}
+        said = [
+            f"{row} {' or '.join(f'{f:g}' for f in sorted({x for x in e if np.isfinite(x)}))}"
+            for row, e in most.items()
+        ]
+        lines.append(f"* {head}: {', '.join(said) if said else 'none'}.")
+    return "\n".join(lines)
 
 
 def suite() -> str:
@@ -356,6 +376,7 @@ SECTIONS = {
         training,
         findings,
         accuracies,
+        edges,
         suite,
         speed,
         steps,
