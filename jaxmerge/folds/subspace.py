@@ -37,7 +37,7 @@ def add_projected(alpha: float = 0.5, zero_diag: bool = False, double: bool | No
         double: decompose float32 leaves in float64 inside (`jaxmerge.numerics.linalg`); by default
             where alpha > 0.5 or the diagonal needs small singular vectors too.  Without it a
             step takes 0.6 of the time.  Its error, as a share of the norm of the task vector, is
-            c * eps * s_1^2 / (s_r^2 - s_(r+1)^2) with eps = 1.2e-7 and c below 1 (0.01 to 0.6
+            c * eps * s_1^2 / (s_r^2 - s_(r+1)^2) with eps = 1.2e-7 and c below 1 (0.002 to 0.62
             over gaps of 1e-5 to 0.7 of s_r with r = k / 4), and never below rounding: with equal
             values at the cut the subspace itself is arbitrary, and so is the result.
 
