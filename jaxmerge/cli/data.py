@@ -66,7 +66,7 @@ def class_names(path: str | Path) -> Any:
     Raises:
         UserError: not such a file, or names that are no text.
     """
-    from jaxmerge.recipes.parse import load_yaml
+    from jaxmerge.recipes.plain_yaml import load_yaml
 
     documents = load_yaml(path)
     names = documents[0] if len(documents) == 1 else None

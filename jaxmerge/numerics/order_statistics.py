@@ -86,7 +86,7 @@ def radix_count(x: Array, value: Array, turn: Any) -> Array:
         return leaf_histogram(digit, 1, 1 << width())[None]
     above = shift + bits.dtype.type(width())
     prefix, sought = bits >> above, value >> above
-    return _histograms(digit, [prefix == v for v in sought], sought[:, None] == sought)
+    return _histograms(digit, [prefix == v for v in sought], sought[:, None] == sought[None])
 
 
 def up_to(x: Array, value: Array, place: Array | None = None, key: Any = None) -> Array:
@@ -116,7 +116,7 @@ def place_count(x: Array, value: Array, place: Array, turn: Any) -> Array:
     above = lambda n: (n >> shift) >> number.dtype.type(width())
     prefix, sought = above(number), above(place)
     inside = [(bits == v) & (prefix == p) for v, p in zip(value, sought, strict=True)]
-    alike = (value[:, None] == value) & (sought[:, None] == sought)
+    alike = (value[:, None] == value[None]) & (sought[:, None] == sought[None])
     return _histograms(digit, inside, alike)
 
 
