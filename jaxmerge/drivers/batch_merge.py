@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxmerge.core import names
 from jaxmerge.core.finite import refuse_nonfinite
@@ -33,6 +34,7 @@ from jaxmerge.drivers.leaf import (
     merge_leaf,
     start_leaf,
     update_donated,
+    update_leaf,
 )
 from jaxmerge.drivers.measuring import beside_on_host, measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
@@ -131,8 +133,11 @@ def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
     walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
     if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
         cells = {n: start_leaf(p.specs, flat[n]) for n, p in grid.items()}
+        given = ([p.specs for p in grid.values()], cells, [r[n] for r in rows for n in grid])
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(given))  # no memory to reuse
         for row, t, e in walk:
-            cells = absorb(grid, flat, cells, row, key, t, e, zero, update_donated)
+            fold = update_leaf if traced else update_donated
+            cells = absorb(grid, flat, cells, row, key, t, e, zero, fold)
         return finish(cells)
     rows_measured = [measure_row(grid, flat, row, key, t, e, zero) for row, t, e in walk]
 
