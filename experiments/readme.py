@@ -2,6 +2,8 @@
 
     python experiments/readme.py            # writes both; a test checks that they are up to date
 
+It draws the README's picture from them too.
+
 A section stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; NAME is a function below.
 """
 
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from reliability_page import attack
 
-from jaxmerge.report import claims, tables, words
+from jaxmerge.report import canvas, claims, plots, tables, words
 from jaxmerge.studies.results import Results
 
 ROOT = Path(__file__).parent.parent
@@ -402,7 +404,14 @@ def fill(text: str) -> str:
     return text
 
 
+def picture() -> bytes:
+    """The quickstart's accuracy on the tasks learnt so far."""
+    (plot,) = (p for p in plots.of(read("quickstart")) if p.name == "accuracy_over_tasks")
+    return canvas.png(plot.draw(canvas.LIGHT))
+
+
 if __name__ == "__main__":
+    (ROOT / "docs" / "images" / "quickstart.png").write_bytes(picture())
     for page in PAGES:
         path = ROOT / page
         path.write_text(fill(path.read_text()))

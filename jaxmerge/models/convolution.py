@@ -93,8 +93,8 @@ Normal = Callable[[tuple[int, ...]], jax.Array]  # shape -> independent standard
 def out_of_one_draw(key: jax.Array, count: int) -> Normal:
     """Standard normal numbers for many leaves, out of one draw.
 
-    XLA takes a second on a CPU to compile a draw of another shape: 22 s for a ResNet-18, where this
-    takes one.
+    XLA takes about a second on a CPU to compile a draw of another shape; out of one draw the start
+    of a ResNet-18 compiles in a quarter of the time (5 s in place of 22).
 
     Args:
       key: PRNG key.

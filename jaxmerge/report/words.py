@@ -131,17 +131,16 @@ def first_task_words(results: Results) -> tuple[str, str]:
     title, caption = "The first task, while later ones are learnt", ""
     if first is None or first == LAST:
         return title, caption
-    ours, last, zero = (first_task(results, n) for n in (first, LAST, ZERO))
-    ends = [path[i] for path, i in ((ours, -1), (last, -1), (last, 0)) if path]
-    if len(ends) == 3 and None not in ends:
-        merged, left, learnt = (x or 0.0 for x in ends)
-        title = (
-            f"After all tasks {title_of(first, both=False)} has {percent(merged, 0)} of the first "
-            f"one right, the last model {percent(left, 0)}"
-        )
-        caption = f"The last model had {percent(learnt)} right when it had just learnt it"
-        start = zero[0] if zero else None
-        caption += "." if start is None else f", the zero-shot model has {percent(start)}."
+    ours, last, zero = (first_task(results, n) or [None] for n in (first, LAST, ZERO))
+    merged, learnt, left, start = ours[-1], last[0], last[-1], zero[0]
+    if merged is None or learnt is None or left is None:
+        return title, caption
+    title = (
+        f"After all tasks {title_of(first, both=False)} has {percent(merged, 0)} of the first one "
+        f"right, the last model {percent(left, 0)}"
+    )
+    caption = f"The last model had {percent(learnt)} right when it had just learnt it"
+    caption += "." if start is None else f", the zero-shot model has {percent(start)}."
     return title, caption
 
 

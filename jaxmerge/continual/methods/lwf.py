@@ -35,9 +35,8 @@ def lwf(
             of this task too, where p' is zero.
         weighting: "constant": as above; "tasks": of van de Ven and Tolias, who weigh the loss by
             1 / (t + 1) and the mean distillation of t earlier tasks by t / (t + 1) T^2. Here the
-            loss keeps its size and the distillation has the factor strength t T^2, which is the
-            same for Adam and 1 / (t + 1) of the step for SGD. Split MNIST of Hsu et al.:
-            this, with "each" where the task is given and "seen" where classes join.
+            loss keeps its size and the distillation has the factor strength t T^2: all is t + 1
+            times as large, of which Adam sees nothing but its epsilon.
 
     Memory: 1 model, and one more forward pass a step.
 
