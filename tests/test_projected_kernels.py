@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_streams import KEY, split
 
+import jaxmerge as jm
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods import (
@@ -32,6 +34,7 @@ from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import methods, models
 from jaxmerge.continual.stages import create
 from jaxmerge.continual.stream_records import Setup
+from jaxmerge.continual.wraps.layers import layers_apart
 from jaxmerge.continual.wraps.scales import SPACE
 from jaxmerge.models.mlp.learner import mlp
 
@@ -77,6 +80,25 @@ def own(name, pattern=".*", **more):
     if name == "fot":
         more = {"clients": 2, "batch": 2, **more}
     return methods.get(name)(**{argument: pattern}, **more)
+
+
+@models.register
+def taken_apart(stack: int = 4, scanned: bool = True) -> Model:
+    """`network` with a leaf for every layer, which it reads as a stack in a scan or one by one."""
+    apart = layers_apart(network(("conv", "layers", "head"), stack).build(), "layers")
+    if scanned:
+        return apart
+
+    def apply(params, x, task):
+        picture = x.reshape(x.shape[0], -1, 3, 1)
+        h = jax.lax.conv_general_dilated(
+            picture, params["conv"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ).reshape(x.shape[0], -1)  # fmt: skip
+        for i in range(stack):
+            h = jax.nn.relu(h @ params[f"layers/{i}"])
+        return Outputs((h * params["norm/scale"]) @ params["head"], h)
+
+    return Model(apart.init, apply)
 
 
 def setting(*chosen, model=None, optimiser=None):
@@ -247,6 +269,37 @@ def test_stacks_of_layers_are_refused_by_name(name):
     with pytest.raises(ValueError, match=rf"^{name}: .*found layers \[4, 10, 10\]\. A stack of "):
         program(setting(own(name), model=model), split(steps=4, batch=6), KEY)
     create(setting(own(name, "conv|head"), model=model), split(steps=4, batch=6), KEY)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_stack_taken_apart_has_a_subspace_a_layer(name):
+    optimiser, model = sgd(1.0) if name in ("fot", "coso") else sgd(0.05), taken_apart(4)
+    chosen, stream = setting(own(name), model=model, optimiser=optimiser), split(batch=6)
+    state = jax.eval_shape(program, chosen, stream, KEY).state
+    cut = {n.removesuffix(f"{FREE}scale") for n in state.params if n.endswith(f"{FREE}scale")}
+    layers = {f"layers/{i}" for i in range(4)}
+    assert (cut if name == "osft" else set(state.memory[0])) == {"conv", "head", *layers}
+
+
+def test_a_stack_taken_apart_learns_and_merges_as_layers_do():
+    stream, ended = split(steps=4, batch=6), []
+    for scanned in (True, False):
+        chosen = setting(own("gpm", "layers", free="."), model=taken_apart(2, scanned))
+        result = jax.jit(program)(
+            dataclasses.replace(chosen, merges={"MagMax": jm.magmax()}), stream, KEY
+        )
+        ended.append((result.state.params, result.state.memory, result.R))
+    assert int(ended[0][1][0]["layers/1"].rank) > 0
+    for one, other in zip(*map(jax.tree.leaves, ended), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_what_is_no_stack_is_refused_by_name():
+    model = Model(lambda key: {"w": jnp.ones((2, 2)), "s": jnp.float32(1)}, lambda p, x, t: x)
+    with pytest.raises(ValueError, match=r"^layers_apart: 'q' .*found none of \['s', 'w'\]\."):
+        layers_apart(model, "q")
+    with pytest.raises(ValueError, match=r"found s without layers\."):
+        layers_apart(model, ".*")
 
 
 @pytest.mark.parametrize("name", SPACES + WRAPS)

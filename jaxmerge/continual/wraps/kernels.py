@@ -87,8 +87,8 @@ def projected(
     if stacks:
         raise ValueError(
             f"{who}: a kernel is [in, out] or [height, width, in, out]; found {listed(stacks)} "
-            "A stack of layers has a subspace a layer: keep its layers as leaves of their own, or "
-            "leave it out by the pattern."
+            "A stack of layers has a subspace a layer: give the model a leaf for each of them with "
+            "`jaxmerge.continual.wraps.layers.layers_apart`, or leave it out by the pattern."
         )
     return found
 
@@ -157,6 +157,7 @@ def fan_in(kernel: Array) -> int:
 def reading(
     model: Model,
     weights: Callable[[Leaves, Array], Leaves],
+    /,
     operators: Callable[[Leaves, Array], Mapping[str, Operator]] = lambda params, task: {},
     **fields: Any,
 ) -> Model:
