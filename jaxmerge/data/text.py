@@ -43,7 +43,7 @@ def clinc150(folder: str | Path, templates: str | Sequence[str] = TEMPLATES) -> 
     ('greeting',)
     """
     paths = _there("clinc150", folder, ("data_full.json", "domains.json"))
-    data, domains = (read_json(path, most=MAX_BYTES) for path in paths)
+    data = read_json(paths[0], most=MAX_BYTES)
     lacking = [s for s in ("train", "val", "test") if s not in data]
     if lacking:
         raise UserError(
@@ -52,9 +52,7 @@ def clinc150(folder: str | Path, templates: str | Sequence[str] = TEMPLATES) -> 
     for split in ("train", "val", "test"):
         if not _strings_of(data[split], 2):
             raise UserError(f"{paths[0]}: {split} must be a list of [text, intent].")
-    if not all(_strings_of([v]) for v in domains.values()):
-        raise UserError(f"{paths[1]} must map every domain to a list of intents.")
-    classes = [intent for intents in domains.values() for intent in intents]
+    classes = [intent for intents in _domains(paths[1]).values() for intent in intents]
     texts, labels, splits = [], [], {}
     at = {c: i for i, c in enumerate(classes)}
     for split in ("train", "val", "test"):
@@ -62,10 +60,45 @@ def clinc150(folder: str | Path, templates: str | Sequence[str] = TEMPLATES) -> 
         texts += [text for text, _ in data[split]]
         labels += _positions([intent for _, intent in data[split]], at, paths[0])
         splits[split] = np.arange(first, len(texts))
-    names = tuple(c.replace("_", " ") for c in classes)
+    names = tuple(map(_spelled, classes))
     return Source(
         "clinc150", Texts(texts), np.array(labels, np.int32), names, as_texts(templates), splits
     )
+
+
+def clinc150_domains(folder: str | Path) -> dict[str, tuple[str, ...]]:
+    """The ten domains of CLINC150 over its intents, as ``domains.json`` has them.
+
+    Args:
+        folder: where the files lie.
+
+    Returns:
+        Domain -> its intents, under the names of `clinc150`, a level of
+        `jaxmerge.data.streams.trees.hierarchy`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `clinc150`.
+
+    >>> import json, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "domains.json").write_text(json.dumps({"small_talk": ["who_made_you"]}))
+    >>> clinc150_domains(folder)
+    {'small talk': ('who made you',)}
+    """
+    (path,) = _there("clinc150", folder, ("domains.json",))
+    return {_spelled(d): tuple(map(_spelled, v)) for d, v in _domains(path).items()}
+
+
+def _domains(path: Path) -> dict[str, list[str]]:
+    """What ``domains.json`` says, as it is spelled there."""
+    domains = read_json(path, most=MAX_BYTES)
+    if not all(_strings_of([v]) for v in domains.values()):
+        raise UserError(f"{path} must map every domain to a list of intents.")
+    return domains
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def banking77(

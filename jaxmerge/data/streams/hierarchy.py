@@ -21,14 +21,15 @@ from jaxmerge.data.streams.plans import (
     checked,
     checked_labels,
 )
+from jaxmerge.data.streams.trees import Hierarchy
 from jaxmerge.errors import listed
 
 Kind = Literal["single", "dual", "multi"]
 
 
 def expansion(
-    labels: np.ndarray, tree: np.ndarray, kind: Kind = "single", tasks: int | None = None,
-    seed: Seed = 0, *, names: Sequence[str] | None = None,
+    labels: np.ndarray, tree: np.ndarray | Hierarchy, kind: Kind = "single",
+    tasks: int | None = None, seed: Seed = 0, *, names: Sequence[str] | None = None,
 ) -> Plan:  # fmt: skip
     """Hierarchical label expansion: what was known as a vehicle is later known as a car.
 
@@ -45,7 +46,8 @@ def expansion(
     Args:
         labels: int [N], finest classes, each with enough examples for the tasks.
         tree: int [finest classes, depth]: the label of a finest class on each level, the coarsest
-            first, each level numbered from 0; the last level is 0, 1, 2, ...
+            first, each level numbered from 0; the last level is 0, 1, 2, ...; or a `Hierarchy`
+            (`jaxmerge.data.streams.trees`), which names the columns too.
         kind: "single", "dual" or "multi", see above.
         tasks: T; "single", "dual": 1 + the number of coarse classes where None.
         seed: a number, or an object with the draws (`jaxmerge.data.streams.plans.generator`).
@@ -65,6 +67,9 @@ def expansion(
       1:2   .   .   4
       1:3   .   .   4
     """
+    if isinstance(tree, Hierarchy):
+        names = tree.names if names is None else names
+        tree = tree.tree
     tree = as_array(tree)
     labels, rng, _ = checked_labels(labels, seed, tasks=(tasks, Count | None))
     offsets, parent, level = _columns(labels, tree, kind)
