@@ -45,6 +45,7 @@ METHODS = ("jaxmerge.continual.methods",)
 OPTIMISERS = ("jaxmerge.continual.optimisers",)
 PROBLEMS = ("jaxmerge.continual.problems", "jaxmerge.models.decoder.learner")
 MODELS = (
+    "jaxmerge.training.encoder",
     "jaxmerge.training.learner",
     "jaxmerge.training.model_learner",
     "jaxmerge.models.alexnet.learner",
