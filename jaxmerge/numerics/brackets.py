@@ -11,6 +11,7 @@ from jaxmerge.numerics.order_statistics import word
 DIGIT = 16  # bits of a bin of the sample
 FINE = 1 << 18  # counters of one pass inside a bracket
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
+STRIDES = (STRIDE, 131, 257, 521, 1031)  # of one leaf, by its size
 Interval = tuple[int, int]  # bits from low to high, both included
 
 
@@ -58,6 +59,19 @@ def guess(
 def above_all() -> int:
     """A bound that no magnitude reaches: what holds rank 0."""
     return (1 << word()) - 1
+
+
+def stride_of(size: int) -> int:
+    """Of how many entries of a leaf one is sampled, for `enclose`.
+
+    Every sampled entry is a line of memory of its own, some 15 times the cost of one that is read
+    in turn, and s of them leave size / sqrt(s) entries inside the bracket: the sum of both is least
+    where the stride grows as the cube root of the size.
+
+    >>> stride_of(1 << 15), stride_of(1 << 22), stride_of(1 << 30)
+    (67, 521, 1031)
+    """
+    return next((s for s in STRIDES if s >= 2 * size ** (1 / 3)), STRIDES[-1])
 
 
 def enclose(sampled: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:

@@ -1,10 +1,11 @@
 """Order statistics without sorting, on the host: guess a bracket from a sample, then verify.
 
-One entry in 67 tells roughly where the k-th largest magnitude lies.  The next pass counts, exactly,
-the entries above that bracket and gathers those inside, which as a rule settles the k-th; a guess
-that missed, or a bracket too wide, costs another pass.  A leaf is read in blocks that stay in the
-processor's cache, at about 1 ns an entry; `np.partition` takes five times as long, XLA's sort two
-hundred times.  All results are the integers of `jaxmerge.numerics.order_statistics.magnitude_bits`.
+A sample (one entry in 67 or fewer) tells roughly where the k-th largest magnitude lies.  The next
+pass counts, exactly, the entries above that bracket and gathers those inside, which as a rule
+settles the k-th; a guess that missed, or a bracket too wide, costs another pass.  A leaf is read in
+blocks that stay in the processor's cache, at about 1 ns an entry; `np.partition` takes five times
+as long, XLA's sort two hundred times.  All results are the integers of
+`jaxmerge.numerics.order_statistics.magnitude_bits`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jaxmerge.numerics.brackets import (
     enclose,
     narrow,
     shift_of,
+    stride_of,
 )
 from jaxmerge.numerics.host_rows import Row, by_part
 from jaxmerge.numerics.order_statistics import word
@@ -195,7 +197,8 @@ def _in_one_leaf(row: Row, flat: np.ndarray, exact: bool) -> tuple[list[int], li
 
 def _bracketed(row: Row, flat: np.ndarray) -> tuple[list[int], np.ndarray, list[Inside]]:
     """For every rank an interval around it: its low end, the entries not below it, those inside."""
-    intervals = enclose(np.concatenate([x.copy() for x in row.bits(STRIDE)]), row.size, flat)
+    stride = stride_of(row.size)
+    intervals = enclose(np.concatenate([x.copy() for x in row.bits(stride)]), row.size, flat)
     while True:
         not_below, inside = gather(row, intervals)
         if inside is not None:
