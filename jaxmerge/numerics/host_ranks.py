@@ -39,26 +39,26 @@ def ranks(model: np.ndarray, base: np.ndarray, axis: int) -> np.ndarray:
         start, stop = -(-start // n), -(-stop // n)  # whole rows
         for at in range(start, stop, many):
             part = slice(at, min(at + many, stop))
-            order = _order(first[part], second[part], places)
-            order += n * np.arange(len(order))[:, None]
-            flat[part].reshape(-1)[order] = rank
+            flat[part].reshape(-1)[_order(first[part], second[part], places)] = rank
 
     by_span(out.size, run)
     return np.moveaxis(out, -1, axis)
 
 
 def _order(model: np.ndarray, base: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The places of every row's entries, the smallest magnitude first."""
+    """Where in these rows every row's entries stand, the smallest magnitude first."""
     wide = (x.astype(np.float32, copy=False) for x in (model, base))
     bits = np.subtract(*wide, order="C").view(np.uint32)
     bits &= np.uint32((1 << 31) - 1)
+    begins = places.size * np.arange(len(bits), dtype=np.uint64)[:, None]
     width = int(places.size - 1).bit_length()
     if not np.bitwise_or.reduce(bits, axis=None) & np.uint32((1 << width) - 1):
         bits |= places.astype(np.uint32)
         bits.sort(axis=-1)
-        return (bits & np.uint32((1 << width) - 1)).astype(np.intp)
-    words = bits.astype(np.uint64)
-    words <<= np.uint64(32)
-    words |= places
+        bits &= np.uint32((1 << width) - 1)
+        return np.add(bits, begins, dtype=np.int64, casting="unsafe")
+    words = np.left_shift(bits, np.uint64(32), dtype=np.uint64)
+    words |= begins + places
     words.sort(axis=-1)
-    return words.astype(np.uint32).astype(np.intp)
+    words &= np.uint64((1 << 32) - 1)
+    return words.view(np.int64)
