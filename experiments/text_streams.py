@@ -11,7 +11,9 @@ checkpoint with the same figures.  `--jobs` run at once, for a GPU (with
 ``XLA_PYTHON_CLIENT_PREALLOCATE=false`` and a compilation cache in ``JAX_COMPILATION_CACHE_DIR``).
 After every run the finished ones are put together in ``experiments/results/``:
 ``clinc150_10_full.json`` and so on, an order as soon as its sequential stream is done.  What these
-files hold under the learning rate of now is not run again: a machine without the folders goes on.
+files hold under the settings of now (learning rate, strengths, the merges' factors) is not run
+again: a machine without the folders goes on.  What they hold under others is run again, way by way,
+and stays until it is: ``recipe.older`` in the file says what such rows were made under.
 
 All training and test sentences are used; of the validation split five of each intent, since every
 factor passes over them after every task.  `runs` is the order of work: ten tasks of CLINC150, the
@@ -33,21 +35,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmerge.cli import run as command
 from jaxmerge.cli import run_folder
+from jaxmerge.cli import runs as runs_of
 from jaxmerge.errors import not_known, screen
+from jaxmerge.studies.conversion import to_plain
 from jaxmerge.studies.results import Results, SeedRun, summarize
+from jaxmerge.studies.settings import changed
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -57,6 +63,7 @@ OTHER_ORDERS = (10, 11)
 VALIDATION = "few={val: 5}"  # sentences of an intent that factors are chosen on, after every task
 WAYS = ("sequential", "independent", "joint", "LwF", "EWC", "L2")
 TASKS = ("10", "7", "5", "30")
+OLDER = "older"  # key of a recipe: (order, way) -> settings, where they are not those of now
 
 
 class Run(NamedTuple):
@@ -79,10 +86,17 @@ class Run(NamedTuple):
         given = [f"data={data}", f"tasks={self.tasks}", f"seed={self.order}", "seeds=1", VALIDATION]
         given += [f"streams.{way}=null" for way in others if way in known]
         baselines = {"sequential": "zero-shot", "joint": "joint"}.get(self.way, "")
-        given.append(f"baselines=[{baselines}]")
-        if self.tasks > 10:  # the factor of the OPCM paper: 0.3 for 8 tasks, 0.1 for 14 and 20
-            given.append("merges.continual TIES.factor=0.1")
-        return given
+        return [*given, f"baselines=[{baselines}]"]
+
+    def recipe(self, more: Sequence[str] = ()) -> dict[str, Any]:
+        """Its settings as its results will have them.
+
+        Args:
+            more: for ``--set`` too.
+        """
+        given = [*self.settings(Path("data")), *chosen(self.way), *more]
+        experiment = command.load(HERE / f"{self.experiment}.py")
+        return to_plain(changed(experiment, runs_of.settings_of(given)))
 
 
 class Job(NamedTuple):
@@ -163,23 +177,56 @@ def _process(
 
 
 def stored(experiment: str, tasks: int) -> Results | None:
-    """What the result file of a stream holds, if it was made under the learning rate of now."""
+    """What the result file of a stream holds."""
     file = RESULTS / f"{experiment}_{tasks}_full.json"
-    if not file.exists():
-        return None
-    results = Results.from_json(file)
-    rate = [f"lr={results.recipe['lr']}"]
-    return results if chosen("") in ([], rate) else None
+    return Results.from_json(file) if file.exists() else None
 
 
-def done(experiment: str, tasks: int, folder: Path) -> dict[int, dict[str, Results]]:
-    """Order -> way -> results of the runs of a stream that are finished."""
+def deciding(recipe: dict[str, Any], way: str) -> dict[str, Any]:
+    """The settings that decide the figures of one way of learning: of its stream, of the merges
+    that it deploys, and of training; settings that are not set count as absent."""
+    beside = ("data", "seed", "seeds", "baselines", "version", "streams", "merges", OLDER)
+    decides = {k: v for k, v in recipe.items() if k not in beside and v is not None}
+    if way == "joint":
+        return decides
+    stream, merges = recipe["streams"].get(way, {}), recipe.get("merges", {})
+    deployed = {label: merges[label] for label in stream.get("deploys", ()) if label in merges}
+    return {**decides, "stream": stream, "merges": deployed}
+
+
+def made_under(kept: Results | None) -> dict[tuple[int, str], dict[str, Any]]:
+    """(order, way) -> the settings that what is kept of it was made under."""
+    if kept is None:
+        return {}
+    older = kept.recipe.get(OLDER, {})
+    have = [(s.seed, way) for s in kept.seeds for way in WAYS if _has(s, way)]
+    return {key: older.get(_said(*key)) or deciding(kept.recipe, key[1]) for key in have}
+
+
+def _said(order: int, way: str) -> str:
+    return f"order {order}, {way}"
+
+
+def done(
+    experiment: str, tasks: int, folder: Path, more: Sequence[str] = ()
+) -> dict[int, dict[str, Results]]:
+    """Order -> way -> results of the runs of a stream that are finished, under the settings of now.
+
+    Args:
+        experiment, tasks: of the stream.
+        folder: with the runs' folders.
+        more: for ``--set`` of every run.
+    """
     finished: dict[int, dict[str, Results]] = {}
-    for order in ORDERS:
-        for way in WAYS:
-            place = folder / Run(experiment, tasks, order, way).name
+    for run in runs():
+        if (run.experiment, run.tasks) != (experiment, tasks):
+            continue
+        now = deciding(run.recipe(more), run.way)
+        for place in sorted(folder.glob(f"{run.name}*")):
             if run_folder.finished(place):
-                finished.setdefault(order, {})[way] = Results.from_json(place / "results.json")
+                results = Results.from_json(place / "results.json")
+                if deciding(results.recipe, run.way) == now:
+                    finished.setdefault(run.order, {})[run.way] = results
     return finished
 
 
@@ -187,37 +234,51 @@ def together(kept: Results | None, finished: dict[int, dict[str, Results]]) -> R
     """The runs of a stream as one: a seed for every order, with the rows of all its ways.
 
     Args:
-        kept: what was put together before; its rows stay.
-        finished: order -> way -> results, of other ways or orders.
+        kept: what was put together before; its rows stay, but for those that were made anew under
+            other settings.
+        finished: order -> way -> results.
 
     Returns:
         None where no order has its sequential stream yet.
     """
     orders = {s.seed: s for s in kept.seeds} if kept else {}
-    every = [kept] if kept else []
+    every: list[Results] = []
+    under, gone = made_under(kept), []
     for order, ways in finished.items():
         new = {
-            way: r for way, r in ways.items() if order not in orders or not _has(orders[order], way)
+            way: results
+            for way, results in ways.items()
+            if under.get((order, way)) != deciding(results.recipe, way)
         }
         if order in orders or "sequential" in new:
+            rest = []
+            if order in orders:
+                gone += [orders[order].streams.get(way, {}) for way in new]
+                rest = [_without(orders[order], new)]
+            orders[order] = _one_order([*rest, *(r.seeds[0] for r in new.values())])
+            under |= {(order, way): deciding(r.recipe, way) for way, r in new.items()}
             every += new.values()
-            parts = [r.seeds[0] for r in new.values()]
-            orders[order] = _one_order(([orders[order]] if order in orders else []) + parts)
-    if not every:
+    if not orders:
         return None
+    every = [*([kept] if kept else []), *every]
+    gone = [{**spent, "total": sum(spent.values())} for spent in gone]
+    seconds = _added([*(r.seconds for r in every), *map(_less, gone)])
     seeds = [orders[order] for order in sorted(orders)]
-    first = every[0]
-    streams = {k: v for r in every for k, v in r.recipe["streams"].items()}
-    baselines = list(dict.fromkeys(b for r in every for b in r.recipe["baselines"]))
-    recipe = {**first.recipe, "streams": streams, "baselines": baselines, "seeds": len(seeds)}
+    first, last = every[0].recipe, every[-1].recipe
+    recipe = {**first, **last, **{k: first[k] for k in ("seed",) if k in first}}
+    recipe["streams"] = {k: v for r in every for k, v in r.recipe["streams"].items()}
+    recipe["baselines"] = list(dict.fromkeys(b for r in every for b in r.recipe["baselines"]))
+    recipe |= {"seeds": len(seeds), "data": "data"}
+    recipe.pop(OLDER, None)
+    older = {_said(*k): made for k, made in under.items() if made != deciding(recipe, k[1])}
     return dataclasses.replace(
-        first,
-        recipe={**recipe, "data": "data"},
+        every[0],
+        recipe={**recipe, **({OLDER: older} if older else {})},
         seeds=seeds,
         summary=summarize(seeds),
         versions=_every(r.versions for r in every),
         machine=_every(r.machine for r in every),
-        seconds=_added(r.seconds for r in every),
+        seconds=seconds,
         peak_memory=max(r.peak_memory or 0 for r in every) or None,
     )
 
@@ -226,11 +287,28 @@ def _has(run: SeedRun, way: str) -> bool:
     return any(e.finetunes == way for e in run.entries)
 
 
+def _without(run: SeedRun, ways: Iterable[str]) -> SeedRun:
+    """An order without some ways of learning; the zero-shot model comes with the sequential one."""
+    out = {*ways, *(["none"] if "sequential" in ways else [])}
+    return dataclasses.replace(
+        run,
+        entries=[e for e in run.entries if e.finetunes not in out],
+        seconds=_added([run.seconds, *(_less(run.streams.get(way, {})) for way in ways)]),
+        streams={way: spent for way, spent in run.streams.items() if way not in out},
+    )
+
+
+def _less(spent: dict[str, float]) -> dict[str, float]:
+    """Seconds to be taken away."""
+    return {phase: -seconds for phase, seconds in spent.items()}
+
+
 def _one_order(runs: list[SeedRun]) -> SeedRun:
     rows = [e for run in runs for e in run.entries]
+    ways = ("none", *(way for way in WAYS if way != "joint"), "joint")
     return dataclasses.replace(
         runs[0],
-        entries=sorted(rows, key=lambda e: e.finetunes == "joint"),  # joint training is the end
+        entries=sorted(rows, key=lambda e: ways.index(e.finetunes)),
         seconds=_added(run.seconds for run in runs),
         streams={k: v for run in runs for k, v in run.streams.items()},
     )
@@ -254,16 +332,38 @@ def _added(parts: Any) -> dict[str, float]:
     return total
 
 
-def in_table(run: Run) -> bool:
-    """Whether the result file of its stream has the rows of a run."""
-    kept = stored(run.experiment, run.tasks)
-    return kept is not None and any(s.seed == run.order and _has(s, run.way) for s in kept.seeds)
+def in_table(run: Run, more: Sequence[str] = ()) -> bool:
+    """Whether the result file of its stream has the rows of a run, made under its settings.
+
+    Args:
+        run: one way of learning of one class order.
+        more: for ``--set``.
+    """
+    kept = made_under(stored(run.experiment, run.tasks))
+    return kept.get((run.order, run.way)) == deciding(run.recipe(more), run.way)
 
 
-def write_results(folder: Path) -> None:
-    """``experiments/results/`` from the runs that are finished."""
+def place_of(run: Run, folder: Path, more: Sequence[str] = ()) -> Path:
+    """The folder of a run: other settings, another folder.
+
+    Args:
+        run: one way of learning of one class order.
+        folder: with the runs' folders.
+        more: for ``--set``.
+    """
+    text = json.dumps({**run.recipe(more), "data": None}, sort_keys=True)
+    return folder / f"{run.name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def write_results(folder: Path, more: Sequence[str] = ()) -> None:
+    """``experiments/results/`` from the runs that are finished.
+
+    Args:
+        folder: with the runs' folders.
+        more: for ``--set`` of every run.
+    """
     for experiment, tasks in dict.fromkeys((r.experiment, r.tasks) for r in runs()):
-        whole = together(stored(experiment, tasks), done(experiment, tasks, folder))
+        whole = together(stored(experiment, tasks), done(experiment, tasks, folder, more))
         if whole:
             whole.to_json(RESULTS / f"{experiment}_{tasks}_full.json")
 
@@ -343,7 +443,7 @@ def main() -> None:
         parser.error(f"--jobs is how many runs at once, 1 or more; got {options.jobs}")
     data, folder = options.data.resolve(), options.work.resolve()
     if options.only_results:
-        return write_results(folder)
+        return write_results(folder, options.set)
     lacking = [n for n in ("clinc150", "banking77") if not (data / n).is_dir()]
     if lacking:
         parser.error(f"--data {options.data} has no folder {' and no '.join(lacking)}")
@@ -352,10 +452,16 @@ def main() -> None:
     for part in parts:
         choose(part, data, folder, options.set, options.jobs)
     if not parts:
-        asked = [r for r in runs() if r.way in ways and str(r.tasks) in counts and not in_table(r)]
-        jobs = [Job(r, folder / r.name, [*chosen(r.way), *options.set]) for r in asked]
-        work(jobs, data, options.jobs, lambda: write_results(folder))
-        write_results(folder)
+        asked = [r for r in runs() if r.way in ways and str(r.tasks) in counts]
+        given = {r: [*chosen(r.way), *options.set] for r in asked}
+        streams = {(r.experiment, r.tasks) for r in asked}
+        finished = {stream: done(*stream, folder, options.set) for stream in streams}
+        at_hand = lambda r: r.way in finished[r.experiment, r.tasks].get(r.order, {})
+        write_results(folder, options.set)
+        left = [r for r in asked if not in_table(r, options.set) and not at_hand(r)]
+        jobs = [Job(r, place_of(r, folder, options.set), given[r]) for r in left]
+        work(jobs, data, options.jobs, lambda: write_results(folder, options.set))
+        write_results(folder, options.set)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import clouds
@@ -171,6 +172,35 @@ def test_the_factor_is_the_best_on_the_validation_split(whole, learner):
     merged = jm.merge(method, learner.params, whole.models)
     free, _ = whole.measure(merged, whole.val)
     assert max(whole.outcomes["MagMax"].sweep["accuracy"]) == pytest.approx(free.mean())
+
+
+def test_factors_past_the_list_and_factors_of_a_fold_are_chosen_too(
+    scenario, learner, whole, tmp_path
+):
+    """Of models at hand; stopped after the first task, the same."""
+    far = Deploy("MagMax", "magmax", (0.1, 0.15), beyond=8)
+    ties = partial(jm.continual_ties, 0.4)
+    own = Deploy("TIES", ties, (0.05, 0.3, 1.0))
+    last = len(scenario) - 1
+    for _ in range(2):
+        run = stream(scenario, learner, deploys=(far, own), store=tmp_path)
+        for t in run.tasks_left()[:1] if run.done == 0 else run.tasks_left():
+            run.learn(t, known=whole.models[t])
+    for d, method in ((far, jm.magmax), (own, ties)):
+        sweep = run.outcomes[d.label].sweep
+        assert set(d.factors) <= set(sweep["factors"])
+        merged = {f: jm.merge(method(f), learner.params, whole.models) for f in sweep["factors"]}
+        found = [run.measure(merged[f], run.val)[0].mean() for f in sweep["factors"]]
+        assert sweep["accuracy"] == pytest.approx(found)
+        chosen = sweep["chosen"]
+        assert chosen == sweep["factors"][int(np.argmax(found))]
+        assert run.outcomes[d.label].factors[last] == chosen
+        free, _ = run.measure(merged[chosen], run.test)
+        assert run.outcomes[d.label].matrix[last] == free.tolist()
+        for n, x in merged[chosen].items():
+            np.testing.assert_allclose(run.deployed[d.label][n], x, rtol=1e-6, atol=1e-7)
+    assert run.outcomes["MagMax"].sweep["chosen"] > 0.15
+    assert run.outcomes["TIES"].sweep["factors"] == list(own.factors)
 
 
 def test_factors_see_only_validation_examples_of_tasks_seen(scenario, learner):

@@ -1,6 +1,7 @@
 """The tables' runs of the text streams: their settings, and how finished ones are put together."""
 
 import dataclasses
+import json
 import runpy
 import subprocess
 import sys
@@ -35,64 +36,70 @@ def test_every_run_builds_and_no_two_share_a_folder(script):
         assert (config.seed, config.seeds, config.tasks) == (run.order, 1, run.tasks)
 
 
-def part(results, ways, order):
-    """The rows of some ways of learning, as one run leaves them."""
+ROWS = {
+    "sequential": ("none", "sequential"), "independent": ("independent",), "joint": ("joint",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def results_at(script, tmp_path, monkeypatch):
+    """No results and no settings yet; both are written there."""
+    inside = script["stored"].__globals__
+    monkeypatch.setitem(inside, "RESULTS", tmp_path)
+    monkeypatch.setitem(inside, "SETTINGS", tmp_path / "settings.json")
+    return tmp_path
+
+
+def part(script, order, way, accuracy=None, more=(), experiment="clinc150", tasks=10, peak=5):
+    """The rows of one way of learning, as its run leaves them."""
+    results = report_results.results(seeds=1)
     (seed,) = results.seeds
-    rows = [e for e in seed.entries if e.finetunes in ways]
-    seed = dataclasses.replace(seed, seed=order, entries=rows)
-    streams = {w: {} for w in ways if w not in ("none", "joint")}
-    recipe = {"streams": streams, "baselines": [w for w in ways if w == "joint"]}
-    return dataclasses.replace(results, seeds=[seed], recipe=recipe)
+    rows = [e for e in seed.entries if e.finetunes in ROWS[way]]
+    if accuracy is not None:
+        rows = [dataclasses.replace(e, metrics={"accuracy": accuracy}) for e in rows]
+    streams = {way: {"training": 3.0, "merging": 1.0}}
+    seed = dataclasses.replace(
+        seed, seed=order, entries=rows, streams=streams, seconds=dict(streams[way])
+    )
+    recipe = script["Run"](experiment, tasks, order, way).recipe(more)
+    return dataclasses.replace(
+        results, seeds=[seed], recipe=recipe, seconds={**streams[way], "total": 7.0},
+        peak_memory=peak,
+    )  # fmt: skip
 
 
-def test_finished_runs_are_put_together_by_order(script, tmp_path):
-    run = script["Run"]
-    made = report_results.results(seeds=1)
-    for order, way, rows in (
-        (0, "sequential", ("none", "sequential")), (0, "joint", ("joint",)),
-        (0, "independent", ("independent",)), (1, "independent", ("independent",)),
-        (2, "sequential", ("none", "sequential")),
-    ):  # fmt: skip
-        folder = tmp_path / run("clinc150", 10, order, way).name
-        folder.mkdir()
-        part(made, rows, order).to_json(folder / "results.json")
-    finished = script["done"]("clinc150", 10, tmp_path)
+def test_finished_runs_are_put_together_by_order(script, tmp_path, results_at):
+    run, folder = script["Run"], tmp_path / "runs"
+    of = ((0, "sequential"), (0, "joint"), (0, "independent"), (1, "independent"))
+    for order, way in (*of, (2, "sequential")):
+        place = script["place_of"](run("clinc150", 10, order, way), folder)
+        place.mkdir(parents=True)
+        part(script, order, way).to_json(place / "results.json")
+    finished = script["done"]("clinc150", 10, folder)
     assert {order: set(ways) for order, ways in finished.items()} == {
         0: {"sequential", "independent", "joint"}, 1: {"independent"}, 2: {"sequential"},
     }  # fmt: skip
+    assert script["done"]("clinc150", 10, folder, ["epochs=7"]) == {}  # of other settings
     whole = script["together"](None, finished)
     whole.check("whole")
     assert [s.seed for s in whole.seeds] == [0, 2]
     rows = [(e.label, e.finetunes) for e in whole.seeds[0].entries]
     assert rows[0] == ("zero-shot", "none")
     assert rows[-1] == ("joint", "joint")
-    assert len(rows) == len(made.seeds[0].entries)
+    assert len(rows) == len(report_results.results(seeds=1).seeds[0].entries)
     assert set(whole.recipe["streams"]) == {"sequential", "independent"}
     stat = next(s for s in whole.summary if s.label == "last model").metrics["accuracy"]
     assert stat.n == 2
-    assert whole.seconds["total"] == pytest.approx(4 * made.seconds["total"])
+    assert whole.seconds["total"] == pytest.approx(4 * 7)
     assert script["together"](None, {1: finished[1]}) is None  # no order with its sequential stream
 
 
-def test_the_table_goes_on_where_the_folders_are_gone(script, tmp_path, monkeypatch):
-    run, made = script["Run"], report_results.results(seeds=1)
-    rate = {"lr": 2e-4}
-    parts = {
-        way: part(made, rows, 0)
-        for way, rows in (
-            ("sequential", ("none", "sequential")),
-            ("independent", ("independent",)),
-            ("joint", ("joint",)),
-        )
-    }
-    for results in parts.values():
-        results.recipe.update(rate)
-    inside = script["stored"].__globals__
-    monkeypatch.setitem(inside, "RESULTS", tmp_path)
-    monkeypatch.setitem(inside, "SETTINGS", tmp_path / "settings.json")
+def test_the_table_goes_on_where_the_folders_are_gone(script, results_at):
+    run = script["Run"]
+    parts = {way: part(script, 0, way) for way in ROWS}
     at_once = script["together"](None, {0: parts})
     before = script["together"](None, {0: {"sequential": parts["sequential"]}})
-    before.to_json(tmp_path / "clinc150_10_full.json")
+    before.to_json(results_at / "clinc150_10_full.json")
     assert script["in_table"](run("clinc150", 10, 0, "sequential"))
     assert not script["in_table"](run("clinc150", 10, 0, "joint"))
     assert not script["in_table"](run("clinc150", 10, 1, "sequential"))
@@ -100,10 +107,75 @@ def test_the_table_goes_on_where_the_folders_are_gone(script, tmp_path, monkeypa
     kept = script["stored"]("clinc150", 10)
     assert script["together"](kept, {}) == kept
     assert script["together"](kept, {0: parts}) == at_once
-    (tmp_path / "settings.json").write_text('{"chosen": {"lr": 0.0001}}')  # chosen anew since
-    assert script["stored"]("clinc150", 10) is None
-    (tmp_path / "settings.json").write_text('{"chosen": {"lr": 0.0002, "streams.L2.x": 1}}')
-    assert script["stored"]("clinc150", 10) == kept
+    lr = script["command"].load(EXPERIMENTS / "clinc150.py").lr
+    settings = results_at / "settings.json"
+    settings.write_text(json.dumps({"chosen": {"lr": lr / 2}}))  # chosen anew since
+    assert not script["in_table"](run("clinc150", 10, 0, "sequential"))
+    chosen = {"lr": lr, "streams.L2.methods.l2.strength": 9}
+    settings.write_text(json.dumps({"chosen": chosen}))
+    assert script["in_table"](run("clinc150", 10, 0, "sequential"))
+
+
+GRID = "merges.TIES.factor=[0.2, 0.4]"  # of both streams
+
+
+@pytest.mark.parametrize(
+    "more, anew",
+    [
+        ("merges.continual TIES.factor=[0.1, 0.2]", {"independent"}),
+        ("merges.OPCM.alpha=0.4", {"independent"}),
+        (GRID, {"sequential", "independent"}),
+        ("epochs=9", set(ROWS)),
+        ("streams.LwF.methods.lwf.strength=7", set()),
+        ("data=elsewhere", set()),
+    ],
+)
+def test_what_other_settings_made_is_run_again_and_nothing_else(script, results_at, more, anew):
+    whole = script["together"](None, {0: {way: part(script, 0, way) for way in ROWS}})
+    whole.to_json(results_at / "clinc150_10_full.json")
+    run, set_ = script["Run"], [more]
+    if "LwF" in more:  # which the runs of other ways do not have
+        name, _, value = more.partition("=")
+        (results_at / "settings.json").write_text(json.dumps({"chosen": {name: int(value)}}))
+        set_ = []
+    missing = {w for w in ROWS if not script["in_table"](run("clinc150", 10, 0, w), set_)}
+    assert missing == anew
+
+
+def test_rows_stay_until_they_are_made_again(script, results_at):
+    """And say what they were made under; nothing else of their order is touched."""
+    orders = {
+        order: {way: part(script, order, way, 0.25, peak=9) for way in ROWS} for order in (0, 1)
+    }
+    old = script["together"](None, orders)
+    assert "older" not in old.recipe
+    new = part(script, 0, "independent", 0.75, [GRID])
+    mixed = script["together"](old, {0: {"independent": new}})
+    accuracy = lambda results, i: {
+        e.finetunes: e.metrics["accuracy"] for e in results.seeds[i].entries
+    }
+    assert accuracy(mixed, 0) == {**accuracy(old, 0), "independent": 0.75}
+    assert mixed.seeds[1] == old.seeds[1]
+    rows = lambda results: [(e.label, e.finetunes) for e in results.seeds[0].entries]
+    assert rows(mixed) == rows(old)
+    assert mixed.recipe["merges"]["TIES"]["factor"] == [0.2, 0.4]
+    assert set(mixed.recipe["older"]) == {
+        "order 0, sequential", "order 1, sequential", "order 1, independent",
+    }  # fmt: skip
+    under = script["made_under"](mixed)
+    assert under == {**script["made_under"](old), (0, "independent"): under[0, "independent"]}
+    assert mixed.seconds["total"] == old.seconds["total"] + 7 - 4  # what the old rows took is out
+    assert mixed.seconds["training"] == old.seconds["training"]
+    again = {
+        order: {way: part(script, order, way, 0.75, [GRID]) for way in ROWS} for order in (0, 1)
+    }
+    last = script["together"](mixed, again)
+    assert "older" not in last.recipe
+    assert accuracy(last, 0) == {**accuracy(last, 1), "joint": 0.25}
+    assert accuracy(last, 1)["joint"] == 0.25  # as good under either
+    assert last.peak_memory == 9  # the largest of all, also of those that were made again
+    last.check("last")
+    assert script["together"](last, again) == last
 
 
 def test_what_runs_say_of_themselves_where_they_differ(script):

@@ -6,6 +6,7 @@ A `Deploy` is the last model or a merge; several are served by one pass over the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,16 +36,20 @@ class Deploy:
             without one the method's own default is deployed.
         always: merge and evaluate after every task, or after the last one only.
         each: evaluate every factor on the test examples as a row of its own, choose none.
+        beyond: where a factor is chosen, how many more are tried past an end of the list while
+            the best stands there, see `jaxmerge.continual.factor_search`.
 
     Raises:
-        ValueError: a name that no method has, or factors of what takes none.
+        ValueError: a name that no method has, factors of what takes none, or beyond which none lie.
         TypeError: a label that is no text, a method that is none.
 
     >>> both = Deploy("MagMax", "magmax", (0.25, 0.75), each=True)
     >>> both.rows()
     [('MagMax, factor 0.25', 0.25), ('MagMax, factor 0.75', 0.75)]
-    >>> both.merge(), len(both.split())  # one fold serves both
+    >>> both.merge(), len(both.folds)  # one fold serves both
     (magmax(factor=0.25), 1)
+    >>> [fold.label for fold in Deploy("TIES", "continual_ties", (0.25, 0.75)).folds]
+    ['TIES, factor 0.25', 'TIES, factor 0.75']
     >>> Deploy("magmax").merge(), Deploy("magmax").last, Deploy("last model").last
     (magmax(), False, True)
     """
@@ -54,6 +59,7 @@ class Deploy:
     factors: tuple[float, ...]
     always: bool
     each: bool
+    beyond: int
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class Deploy:
         factors: Sequence[float] | np.ndarray | float = (),
         always: bool = True,
         each: bool = False,
+        beyond: int = 0,
     ):
         method = label if method is None else method
         if not isinstance(label, str):
@@ -72,6 +79,7 @@ class Deploy:
         tried = tuple(tried) if np.ndim(tried) else (tried,)
         for field, value in {
             "label": label, "method": method, "factors": tried, "always": always, "each": each,
+            "beyond": beyond,
         }.items():  # fmt: skip
             object.__setattr__(self, field, value)
         self._check()
@@ -99,6 +107,17 @@ class Deploy:
                 f"{label} is made already, so its factors {list(self.factors)} cannot be "
                 "tried: give the method itself, such as jm.magmax."
             )
+        if type(self.beyond) is not int or self.beyond < 0:
+            raise ValueError(
+                f"beyond is how many factors are tried past an end, a whole number from 0 on; "
+                f"{label} has {self.beyond!r}."
+            )
+        low = [f for f in self.factors if isinstance(f, int | float) and f <= 0]
+        if self.beyond and low and len(self.factors) > 1:
+            raise ValueError(
+                f"{label} tries factors beyond {list(self.factors)} by their ratio, so all must be "
+                f"positive; {low[0]!r} is not. Leave it out, or set beyond to 0."
+            )
 
     @property
     def last(self) -> bool:
@@ -111,11 +130,26 @@ class Deploy:
             return [(self.label, self.factors[0] if self.each and self.factors else None)]
         return [(f"{self.label}, factor {f:g}", f) for f in self.factors]
 
-    def split(self) -> list[Deploy]:
-        """The same, with a fold for each factor where the factor enters the fold."""
-        if not self.each or len(self.factors) < 2 or _same_folds(self):
-            return [self]
-        return [dataclasses.replace(self, label=row, factors=(f,)) for row, f in self.rows()]
+    @functools.cached_property
+    def folds(self) -> tuple[Deploy, ...]:
+        """What is folded over the models: this one, or one for each factor that enters the fold."""
+        if self.last:
+            return ()
+        if len(self.factors) < 2 or _same_folds(self):
+            return (self,)
+        return tuple(
+            dataclasses.replace(self, label=f"{self.label}, factor {f:g}", factors=(f,), beyond=0)
+            for f in self.factors
+        )
+
+    def fold(self, factor: float | None) -> Deploy:
+        """The fold that serves a factor.
+
+        Args:
+            factor: one of `factors`, one beyond them, or None: the first.
+        """
+        own = [fold for fold in self.folds if fold.factors == (factor,)]
+        return own[0] if own else self.folds[0]
 
     def merge(self, factor: float | None = None) -> Merge:
         """The method under one factor, by default the first.
@@ -174,7 +208,8 @@ def deployments(
 def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) -> Deploy | None:
     """The merge that `start` reads, or None where it reads none."""
     merges = {d.label: d for d in deploys if not d.last}
-    twice = sorted({d.label for d in deploys if [e.label for e in deploys].count(d.label) > 1})
+    every = [*(d.label for d in deploys), *(f.label for d in deploys for f in d.folds if f != d)]
+    twice = sorted({label for label in every if every.count(label) > 1})
     if twice:
         raise ValueError(f"Two deployments are labelled {', '.join(twice)}; rename one.")
     if label is not None and label not in merges:
@@ -198,17 +233,18 @@ def running_merge(start: Start, deploys: tuple[Deploy, ...], label: str | None) 
 
 
 def check_counts(deploys: tuple[Deploy, ...], tasks: int) -> None:
-    """Raise ValueError for merges that do not take as many models as there are tasks."""
+    """Raise ValueError for merges that do not take as many models as there are tasks, or whose
+    factors beyond the list have no fold."""
     wrong = []
     for d in deploys:
         least, most = (1, None) if d.last else d.merge().models
         if tasks < least or (most is not None and tasks > most):
             takes = f"at least {least}" if most is None else f"{least} to {most}"
             wrong.append(f"{d.label} takes {takes} models, this stream has {tasks} tasks")
-        elif len(d.factors) > 1 and not _same_folds(d):
+        elif d.beyond and len(d.folds) > 1:
             wrong.append(
-                f"the factor of {d.label} enters its fold, so that each value needs a fold of its "
-                f"own; give one factor instead of {list(d.factors)}, or one merge for each"
+                f"the factor of {d.label} enters its fold, so that what lies beyond "
+                f"{list(d.factors)} cannot be tried afterwards; give all in the list"
             )
     if wrong:
         raise ValueError("; ".join(wrong) + ".")

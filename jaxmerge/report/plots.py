@@ -227,16 +227,17 @@ def _factors(results: Results) -> Plot | None:
 
 
 def _sweep(entries: Sequence[Entry], label: str, slot: int) -> Series:
-    """One curve: the mean over the seeds that tried the same factors as the first."""
+    """One curve: at every factor the mean over the seeds that tried it."""
     from jaxmerge.report.lines import Series
 
     sweeps = [e.sweep for e in entries if e.sweep]
-    same = [s for s in sweeps if s.factors == sweeps[0].factors]
-    x = sweeps[0].factors
-    y = [m for m, _ in numbers.mean_std([s.accuracy for s in same])]
-    at = dict(zip(x, y, strict=True))
-    rings = {(s.chosen, at.get(s.chosen)) for s in same}
-    chosen = sorted((x, y) for x, y in rings if y is not None)
+    at: dict[float, list[float]] = {}
+    for sweep in sweeps:
+        for factor, accuracy in zip(sweep.factors, sweep.accuracy, strict=True):
+            at.setdefault(factor, []).append(accuracy)
+    means = {factor: sum(at[factor]) / len(at[factor]) for factor in sorted(at)}
+    x, y = list(means), list(means.values())
+    chosen = sorted({(s.chosen, means[s.chosen]) for s in sweeps})
     return Series(label, x, y, (), slot, False, chosen)
 
 

@@ -33,7 +33,8 @@ vectors     describe its task vectors (keeps every model of the stream on disk) 
 
 A merge is named like in ``jaxmerge methods``, or is a list of stages as in a recipe; ``factor`` may
 be a list, whose values are tried on the validation split, or with ``each: True`` each a row of the
-table; ``always: False`` merges and evaluates after the last task only.
+table; ``always: False`` merges and evaluates after the last task only; ``beyond: 4`` tries up to
+four more factors past an end of the list while the best one stands there.
 
 The settings are plain JSON values, kept in the run folder, so that a run can be resumed, and
 refused when they changed.  On the command line: ``--set streams.LwF.methods.lwf.strength=0.5``, and

@@ -33,6 +33,7 @@ from jaxmerge.continual.deploys import (
     deployments,
     running_merge,
 )
+from jaxmerge.continual.factor_search import best, search
 from jaxmerge.continual.parts import build, known_slot
 from jaxmerge.continual.registry import methods as registered
 from jaxmerge.continual.registry import problems
@@ -131,9 +132,8 @@ class Stream:
         self.base, self.last, self.memory = state.base, state.params, state.memory
         self.folded = self.model.weights(self.base, 0)  # what merges see of theta_0
         self.states = {
-            d.label: memory.init(d.merge(), self.folded, key=self._key(d))
-            for d in self.deploys
-            if not d.last
+            fold.label: memory.init(fold.merge(), self.folded, key=self._key(fold))
+            for fold in self._folds()
         }
 
         def nothing() -> list[list[float | None]]:
@@ -151,6 +151,9 @@ class Stream:
         restore(self)
         if self.losses:
             self.watch("resumed", sum(map(len, self.losses)), self.losses[-1][-1])
+
+    def _folds(self) -> list[Deploy]:
+        return [fold for d in self.deploys for fold in d.folds]
 
     def _key(self, d: Deploy) -> Any:
         return jax.random.key(self.seed) if stochastic(d.merge()) else None
@@ -181,11 +184,10 @@ class Stream:
         model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
-        for d in self.deploys:
-            if not d.last:
-                self.states[d.label] = memory.update(
-                    d.merge(), self.states[d.label], self.folded, model
-                )
+        for fold in self._folds():
+            self.states[fold.label] = memory.update(
+                fold.merge(), self.states[fold.label], self.folded, model
+            )
         give_back()
         self._clock("merging", began)
         for d in self.deploys:
@@ -250,7 +252,8 @@ class Stream:
 
     def merged(self, d: Deploy, factor: float | None) -> Leaves:
         """The weights of a deployment now."""
-        leaves = memory.merged(d.merge(factor), self.states[d.label], self.folded)
+        state = self.states[d.fold(factor).label]
+        leaves = memory.merged(d.merge(factor), state, self.folded)
         return self.model.put(self.last, leaves)
 
     @property
@@ -284,12 +287,14 @@ class Stream:
     def _choose(self, d: Deploy, t: int) -> dict:
         """Accuracy of every factor on the validation examples of the tasks so far."""
         seen = self.val.upto(t + 1)
-        right, _ = accuracies(
-            self._outputs(d, d.factors, seen, t)[0], seen, by=self.evaluators, seen=t
-        )
-        means = right[:, : t + 1].mean(axis=1)
-        chosen = d.factors[int(np.argmax(means))]
-        return {"factors": list(d.factors), "accuracy": means.tolist(), "chosen": chosen}
+
+        def means(factors: list[float]) -> list[float]:
+            outputs = self._outputs(d, factors, seen, t)[0]
+            right, _ = accuracies(outputs, seen, by=self.evaluators, seen=t)
+            return right[:, : t + 1].mean(axis=1).tolist()
+
+        tried, found = search(d.factors, means, d.beyond)
+        return {"factors": tried, "accuracy": found, "chosen": best(tried, found)}
 
     def _outputs(
         self, d: Deploy, factors: Sequence[float | None], data: Probe, t: int

@@ -64,7 +64,7 @@ def plan_of(
             raise ValueError(f"no merge is named {label!r}: {closest(str(label), known)}")
     if not labels:
         raise ValueError(f"nothing is deployed; {closest('', known)}")
-    deploys = tuple(d for label in labels for d in known[label].split())
+    deploys = tuple(known[label] for label in labels)
     running_merge(STARTS[start], deploys, options.get("running"))
     added = methods_of(options)
     if options.get("models") and (start != "base" or added):
@@ -122,7 +122,7 @@ def deploy_of(label: str, options: Mapping[str, Any]) -> Deploy:
     """
     options = dict(options)
     factor, always = options.pop("factor", None), options.pop("always", True)
-    each_factor = options.pop("each", False)
+    each_factor, beyond = options.pop("each", False), options.pop("beyond", 0)
     method = partial(built, options.pop("method", None), options)
     factors = () if factor is None else tuple(factor) if isinstance(factor, list) else (factor,)
     if factors == () and factor is not None:
@@ -130,7 +130,7 @@ def deploy_of(label: str, options: Mapping[str, Any]) -> Deploy:
     for key, value in (("always", always), ("each", each_factor)):
         if not isinstance(value, bool):
             raise ValueError(f"{key} is true or false, got {value!r}.")
-    deploy = Deploy(label, method, factors, always, each_factor)
+    deploy = Deploy(label, method, factors, always, each_factor, beyond)
     for one in factors or (None,):  # what is wrong is found before anything is trained
         deploy.merge(one)
     return deploy
