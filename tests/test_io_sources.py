@@ -7,12 +7,15 @@ import json
 import os
 import pickle
 import zipfile
+from functools import partial
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jaxmerge.cli import convert, merge
 from jaxmerge.errors import UserError
 from jaxmerge.io.pickle_machine import PickleRefused
 from jaxmerge.io.pickles import Pickle
@@ -73,6 +76,34 @@ def test_an_orbax_checkpoint(tmp_path):
     assert {n: like.shape for n, like in source.like.items()} == {"a/kernel": (3, 2), "b/0": (3,)}
     assert source["a/kernel"].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(source["b/0"], np.arange(3.0))
+
+
+def test_a_merge_of_orbax_checkpoints_goes_back_into_their_form(tmp_path):
+    """Lists and mappings alike, which flat names do not tell apart."""
+    import orbax.checkpoint as ocp
+
+    tree = lambda k: {
+        "layers": [{"kernel": np.full((2, 3), k + i, np.float32)} for i in range(2)],
+        "by_number": {"0": np.full(2, k, np.float32), "1": np.full(1, k, np.float32)},
+    }
+    with ocp.StandardCheckpointer() as writer:
+        for name, k in (("base", 0.0), ("a", 1.0), ("b", 3.0)):
+            writer.save(tmp_path / name, tree(k))
+        writer.save(tmp_path / "other", {"x": np.ones(2)})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: base\nmodels: [a, b]\nmethod: average\n")
+    merge.run(recipe, tmp_path / "merged", quiet=True)
+    back = partial(convert.run, str(tmp_path / "merged"), to="orbax", quiet=True)
+    back(tmp_path / "again", like=tmp_path / "a")
+    with ocp.StandardCheckpointer() as reader:
+        found = reader.restore(tmp_path / "again")
+    assert jax.tree.structure(found) == jax.tree.structure(tree(2.0))
+    jax.tree.map(np.testing.assert_array_equal, found, tree(2.0))
+    with pytest.raises(
+        UserError, match=r"--like .*other: .*same leaves.*by_number/0; by_number/1; .*; x\.$"
+    ):
+        back(tmp_path / "third", like=tmp_path / "other")
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jaxmerge.cli.merge import choose, parse_size
 from jaxmerge.core.composition import keep_base
 from jaxmerge.drivers.files.api import merge_jobs
 from jaxmerge.drivers.files.job import Job, tensors_of
-from jaxmerge.errors import UserError
+from jaxmerge.errors import UserError, bounded
 from jaxmerge.io.buckets import into_bucket
 from jaxmerge.io.free_memory import memory_free
 from jaxmerge.io.install import install, keep_apart, partial_folder
@@ -56,20 +56,29 @@ def run(
         names: "hf", or a JAX library: under its names, and in its shapes
             (`jaxmerge.io.jax_names`).
         like: a folder whose config.json and tokenizer belong to the output, where the model has
-            none.
+            none; to "orbax", an Orbax checkpoint in whose form the output is nested.
     """
     out = Path(out)
     if to not in FORMS:
         raise UserError(f"--to must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}.")
     to = "gguf" if out.suffix == ".gguf" else to
     models = Models(allow_pickle=allow_pickle)
-    source = models.open(ref)
-    if like is not None:
+    source, form = models.open(ref), None
+    if like is not None and to == "orbax":
+        from jaxmerge.io.orbax import Orbax, checkpoint_folder
+
+        form = Orbax(like) if checkpoint_folder(Path(like)) is not None else None
+    if like is not None and form is None:
         if member(Path(like), "config.json") is None:
             raise UserError(f"--like {like}: there is no config.json.")
         source = Source(source.source, source.ref, Path(like), source.files)
     if names is not None:
         source = laid_out(source, choose("--names", names, LAYOUTS))
+    if form is not None and (wrong := sorted(set(form.like) ^ set(source))):
+        raise UserError(
+            f"--like {like}: an Orbax checkpoint gives its form to a model of the same leaves; in "
+            f"one of the two only: {bounded(wrong)}."
+        )
     keep_apart(out, source.files)
     if to == "gguf":
         report = {"out": str(out), "leaves": _gguf(source, out, dtype, force, quiet or json)}
@@ -78,7 +87,7 @@ def run(
         return
     kind, size = dtype_of(dtype, "--dtype"), parse_size(shard_size)
     if to == "orbax":
-        _orbax(source, Path(out), kind, force)
+        _orbax(source, Path(out), kind, force, form or source.source)
         report = {"out": str(out), "leaves": len(source)}
     else:
         job = Job(keep_base(), [source], source)
@@ -126,9 +135,9 @@ def _fits(source, kind) -> None:
         )
 
 
-def _orbax(source, out: Path, kind, force: bool) -> None:
-    """An Orbax checkpoint, nested as the model came in, and what belongs to the model beside it;
-    needs the model in memory."""
+def _orbax(source, out: Path, kind, force: bool, form) -> None:
+    """An Orbax checkpoint, nested as `form` where that is one of the same leaves, and what belongs
+    to the model beside it; needs the model in memory."""
     import orbax.checkpoint as ocp
 
     from jaxmerge.io.orbax import nested, one_error
@@ -145,7 +154,7 @@ def _orbax(source, out: Path, kind, force: bool) -> None:
         try:
             whole = partial / "whole"  # Orbax writes beside it first
             with one_error(out), ocp.StandardCheckpointer() as writer:
-                writer.save(whole, nested(source.source, tree))
+                writer.save(whole, nested(form, tree))
             place = Place(whole)
             for name, content in output_belongings(source, kind).items():
                 place.write(name, content)

@@ -132,7 +132,11 @@ def convert(
         Option(help="hf, tunix, maxtext, maxtext-unscanned, easydel: under its names."),
     ] = None,
     like: Annotated[
-        Path | None, Option(help="Folder with the config and tokenizer, where REF has none.")
+        Path | None,
+        Option(
+            help="Folder with the config and tokenizer, where REF has none; to orbax, or an Orbax "
+            "checkpoint whose nesting is taken."
+        ),
     ] = None,
     dtype: Annotated[
         str | None, Option(help="Dtype of floating leaves; of GGUF f32, f16, bf16 or q8_0.")

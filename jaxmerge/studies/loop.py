@@ -207,11 +207,12 @@ class Stream:
             return
         data, training = self._examples(t), self.training(self.scenario[t])
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
-        position = Position(self.base, self.last, self._running)
+        begin = self.start.at(Position(self.base, self.last, self._running))
+        self.last = dict(begin)  # what was learnt before is not held while this is
         state = State(
-            self.base, self.start.at(position), self.memory, {}, (), jnp.int32(0),
-            jax.random.key(self.seed),
-        )  # fmt: skip
+            self.base, begin, self.memory, {}, (), jnp.int32(0), jax.random.key(self.seed)
+        )
+        del begin
         setup = self._setup(training)
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
         known_slot(self.parts, state.params, t)
