@@ -208,8 +208,26 @@ def recall() -> Evaluator:
     return Evaluator(score)
 
 
+@evaluators.register
+def same_class() -> Evaluator:
+    """Of pairs: the text that is nearest to the image is of its class, among those of the group.
+
+    Example:
+        >>> from jaxmerge.continual.records import Outputs
+        >>> out = Outputs(None, aux={"image": jnp.eye(2), "text": jnp.eye(2)[::-1]})
+        >>> same_class().build().score(out, jnp.array([3, 3]), {})
+        Array([1., 1.], dtype=float32)
+    """
+
+    def score(out, y, info):
+        s = unit(out.aux["image"]) @ unit(out.aux["text"]).T
+        return (y[jnp.argmax(s, -1)] == y).astype(jnp.float32)
+
+    return Evaluator(score)
+
+
 @problems.register
-def pairs(temperature: Positive = 0.07) -> Problem:
+def pairs(temperature: Positive = 0.07, metrics: Sequence[str] = ("recall",)) -> Problem:
     """Images and their texts: each is found among the others of its batch.
 
     Formula: (CE(I T' / t) + CE(T I' / t)) / 2 with the target on the diagonal, rows of length 1.
@@ -217,6 +235,8 @@ def pairs(temperature: Positive = 0.07) -> Problem:
 
     Args:
         temperature: t, positive.
+        metrics: names of registered evaluators; "same_class" where texts are captions of classes,
+            of which several are alike, and targets the classes.
 
     Source: Radford et al., CLIP, 2021 (arXiv 2103.00020), figure 3, with a fixed temperature.
 
@@ -234,7 +254,7 @@ def pairs(temperature: Positive = 0.07) -> Problem:
         one, two = (cross_entropy(jnp.where(real[None], x, -1e30), place) for x in (s, s.T))
         return (one + two) / 2
 
-    return Problem(objective, {"recall": recall().build()})
+    return Problem(objective, {n: evaluators.get(n)().build() for n in metrics})
 
 
 def token_loss(logits: Array, targets: Array) -> Array:

@@ -43,12 +43,18 @@ __all__ = [
 # Where the package's own are: the registry imports these modules when it is asked for their names.
 METHODS = ("jaxmerge.continual.methods",)
 OPTIMISERS = ("jaxmerge.continual.optimisers",)
-PROBLEMS = ("jaxmerge.continual.problems", "jaxmerge.models.decoder.learner")
+PROBLEMS = (
+    "jaxmerge.continual.problems",
+    "jaxmerge.continual.distillation",
+    "jaxmerge.models.decoder.learner",
+)
 MODELS = (
     "jaxmerge.training.encoder",
     "jaxmerge.training.learner",
     "jaxmerge.training.model_learner",
+    "jaxmerge.continual.distillation",
     "jaxmerge.models.alexnet.learner",
+    "jaxmerge.models.clip.learner",
     "jaxmerge.models.decoder.learner",
     "jaxmerge.models.mlp.learner",
     "jaxmerge.models.resnet.learner",

@@ -19,7 +19,7 @@ from jaxmerge.core.types import Array
 from jaxmerge.data.streams.plans import Plan
 from jaxmerge.errors import listed
 
-Data = tuple[np.ndarray, np.ndarray]  # inputs [N, ...], labels [N]
+Data = tuple[Any, np.ndarray]  # inputs [N, ...] (of `split` also several by name), labels [N]
 Scenario = Literal["class", "domain", "task"]
 
 
@@ -36,7 +36,7 @@ def split(
     """The classes dealt out over tasks, such as split MNIST.
 
     Args:
-        train, test: inputs [N, ...] and int labels [N].
+        train, test: inputs [N, ...], or a mapping of names to such, and int labels [N].
         batch: examples of a step, 1 or more.
         epochs: passes over a task.
         seed: of all that is drawn.
@@ -229,9 +229,10 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
 def _check(train: Data, test: Data, **numbers: int) -> None:
     """Raise ValueError for data that do not fit together, and for what is no count; all at once."""
     wrong = [
-        f"the {what} data have {len(x)} inputs and {len(y)} labels"
+        f"the {what} data have {len(part)} inputs and {len(y)} labels"
         for what, (x, y) in {"training": train, "test": test}.items()
-        if len(x) != len(y)
+        for part in (x.values() if isinstance(x, Mapping) else [x])
+        if len(part) != len(y)
     ]
     wrong += unfit(Count, **numbers)
     if wrong:

@@ -28,8 +28,8 @@ def two_teachers(strength: NonNegative = 1.0, temperature: Positive = 2.0) -> Me
 
     Source: the abstract of Zhang et al., MulKI, IEEE TIP 2026 (arXiv 2411.06764), has two such
     teachers and weights for each example; its equations are not established, so that this is
-    neither MulKI nor to be published under its name. Likewise two towers are merged by distillation
-    in SAM-CLIP (arXiv 2310.15308), whose code is not open.
+    neither MulKI nor to be published under its name. Towers merged by distillation, as in SAM-CLIP:
+    `jaxmerge.continual.distillation`.
 
     >>> two_teachers(strength=0.5)
     two_teachers(strength=0.5)
