@@ -91,6 +91,18 @@ def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.n
     return {k: (pictures[s], labels[s]) for k, s in parts.items()} | {"test": test}
 
 
+def fill(page: Path, blocks: dict[str, str]) -> None:
+    """Write texts into a page of the documentation, each between its two marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark, block in blocks.items():
+        before, _, rest = text.partition(f"<!-- {mark} -->\n")
+        _, end, after = rest.partition(f"<!-- /{mark} -->\n")
+        if not end:
+            raise SystemExit(f"{page} has no <!-- {mark} --> ... <!-- /{mark} -->.")
+        text = f"{before}<!-- {mark} -->\n{block}\n<!-- /{mark} -->\n{after}"
+    page.write_text(text, encoding="utf-8")
+
+
 def described(setup: Setup) -> str:
     """Optimiser, methods and merges of a setup."""
     parts = [setup.optimiser, *setup.methods, *setup.merges.values()]

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from continual_table import Cell, options, table
+from continual_table import Cell, fill, options, table
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -195,15 +195,13 @@ def lines(report: dict) -> str:
 
 def page() -> None:
     """Write the tables into docs/subspaces.md."""
-    text = PAGE.read_text(encoding="utf-8")
+    blocks = {}
     for _, name in STREAMS.values():
-        file, mark = RESULTS / f"{name}.json", name.replace("_", " ")
+        file = RESULTS / f"{name}.json"
         if file.exists():
-            before, _, rest = text.partition(f"<!-- {mark} -->\n")
-            after = rest.partition(f"<!-- /{mark} -->\n")[2]
             report = json.loads(file.read_text(encoding="utf-8"))
-            text = f"{before}<!-- {mark} -->\n{lines(report)}\n<!-- /{mark} -->\n{after}"
-    PAGE.write_text(text, encoding="utf-8")
+            blocks[name.replace("_", " ")] = lines(report)
+    fill(PAGE, blocks)
 
 
 def main() -> None:

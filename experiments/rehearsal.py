@@ -1,37 +1,50 @@
-"""Rehearsal on digits or clothes: does it help, do its parts help, does merging help on top?
+"""Rehearsal on digits, clothes, intents, pictures: does it help, do its parts, does merging on top?
 
-    python experiments/rehearsal.py data=FOLDER               # mnist_train.npz, mnist_test.npz
+    python experiments/rehearsal.py data=DATA/mnist           # mnist_train.npz, mnist_test.npz
+    python experiments/rehearsal.py stream=fashion data=DATA/fashion_mnist
+    python experiments/rehearsal.py stream=clinc150 data=DATA/clinc150
+    python experiments/rehearsal.py stream=cifar10 data=DATA/cifar10
     python experiments/rehearsal.py data=FOLDER methods=ER,OnPro out=...
     python experiments/rehearsal.py page                      # writes them into docs/rehearsal.md
 
-Online: one pass over 5,000 images (``images=``) in batches of 10, a perceptron 784-100-100-10 from
-random weights, three seeds (weights, order, classes of a task, draws).  Two streams: five tasks of
-two classes, scored after the last one; i-Blurry (50 % disjoint, 10 % blurry), scored after every
-130 images of a task and after its last one, over the classes met so far (A_AUC: the plain mean over
-these marks; `Anytime.A_AUC` weighs the last one of a task by its images).  The buffer holds 200
-images.
+Online: one pass in batches of 10, three seeds (weights, order, classes of a task, draws).  Two
+streams: clean tasks, scored after the last one; i-Blurry (50 % disjoint, 10 % blurry), scored after
+every so many images of a task and after its last one, over the classes met so far (A_AUC: the plain
+mean over these marks; `Anytime.A_AUC` weighs the last one of a task by its images).  Where classes
+have groups there is a third: labels of groups first, then those of classes (HLE, single).
 
-Deployments fold the five models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
-(factor 1) and OPCM.  No setting is chosen on data: the rates are 0.1 for plain SGD and the authors'
-for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the
-head's rate (theirs a hundredth).  So the table compares parts of methods with each other, and
-merges on top of one stream; it does not rank methods.
+* ``mnist``, ``fashion``: 5,000 images (``images=``), a perceptron 784-100-100-10 from random
+  weights, five tasks of two classes, 200 images in the buffer.
+* ``clinc150``: 6,000 sentences as vectors of a frozen MiniLM, a perceptron 384-384-150 from one
+  common start, the classifier of the intents' names; ten tasks of 15 intents, 600 sentences in the
+  buffer, the ten domains as groups.
+* ``cifar10``: ResNet-18 of width 20 from random weights, five tasks of two classes, 200 images.
+
+Deployments fold the models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
+(factor 1) and OPCM.  No setting is chosen on test data: the rates are 0.1 for plain SGD (CLINC150:
+chosen with ER on validation sentences of another seed) and the authors' for OnPro and PRD; CLIB and
+PL-FMS have Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a
+hundredth).  So the tables compare parts of methods with each other, and merges on top of one
+stream; they do not rank methods.
 
 A row that is finished is in the result file, and is not run again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from continual_table import mnist, options
+from continual_table import TUNING_SEED, options
+from rehearsal_page import RESULTS, cell, page
+from rehearsal_streams import ONLY, STREAMS, Case
 
 import jaxmerge as jm
 from jaxmerge.continual.anytime import anytime
@@ -44,203 +57,191 @@ from jaxmerge.continual.seeds import alike
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import planned, split
 from jaxmerge.data.streams.blurry import i_blurry
+from jaxmerge.data.streams.hierarchy import expansion
+from jaxmerge.data.streams.trees import Hierarchy
 from jaxmerge.errors import closest, listed
-from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "rehearsal.md"
-SIZE, TASKS, EVERY = 200, 5, 13  # images of the buffer, tasks, steps between marks
+BATCH = 10
 MERGES = {
     "mean": jm.mean(), "EMA": jm.ema(0.5), "MagMax": jm.magmax(1.0), "OPCM": jm.opcm(),
 }  # fmt: skip
+ROWS = (
+    "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER++",
+    "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
+    "PRD, no distillation", "joint", "start", "OnPro", "OnPro, no feedback",
+)  # fmt: skip
 
 
-def shifted(stored, info, task, key):
-    """Bytes in [0, 1]; in training every image is moved by up to two pixels in each direction."""
-    x = stored.astype(jnp.float32) / 255
-    if key is not None:
-        by = jax.random.randint(key, (len(x), 2), 0, 5)
-        x = jnp.pad(x, ((0, 0), (2, 2), (2, 2)))
-        move = lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1]), (28, 28))
-        x = jax.vmap(move)(x, by)
-    return x.reshape(len(x), -1)
-
-
-def methods(images: int = 5000) -> dict[str, tuple]:
+def methods(case: Case, rate: float = 0.1) -> dict[str, tuple]:
     """label -> optimiser, methods, columns of the objective."""
-    plain = sgd(0.1)
-    slow = by_name((("head/.*", sgd(0.1)), (".*", sgd(0.01))))
+    size, images = case.size, len(case.data["train"][1])
+    plain, tenth = sgd(rate), round(rate / 10, 9)
+    slow = by_name((("head/.*", plain), (".*", sgd(tenth))))
     apart = by_name((("prototypes", sgd(0.01)), (".*", sgd(0.01, momentum=0.9))))
     quick = adam(5e-4, 0.9, 0.99)
     fast = adam(1e-3)
+    kept = {"size": size, "replay": 2 * BATCH, "period": case.period}
+    proto = partial(onpro, size, projection=50, rotations=case.images)
     return {
         "fine-tuning": (plain, (), "all"),
-        "ER": (plain, (er(SIZE),), "all"),
-        "ER, equal shares": (plain, (er(SIZE, select="balanced"),), "all"),
-        "ER, herding": (plain, (er(SIZE, select="herding"),), "all"),
-        "ER, features in bytes": (plain, (er(SIZE, store="features"),), "all"),
-        "DER++": (plain, (derpp(SIZE, 0.2, 1.0),), "all"),
-        "CLIB": (fast, (clib(SIZE, 20),), "all"),
-        "CLIB, constant rate": (fast, (clib(SIZE, 20, adaptive=False),), "all"),
-        "PL-FMS": (fast, (pl_fms(SIZE, 20, period=1, total=images),), "all"),
+        "ER": (plain, (er(size),), "all"),
+        "ER, equal shares": (plain, (er(size, select="balanced"),), "all"),
+        "ER, herding": (plain, (er(size, select="herding"),), "all"),
+        "ER, features in bytes": (plain, (er(size, store="features"),), "all"),
+        "DER++": (plain, (derpp(size, 0.2, 1.0),), "all"),
+        "CLIB": (fast, (clib(**kept),), "all"),
+        "CLIB, constant rate": (fast, (clib(**kept, adaptive=False),), "all"),
+        "PL-FMS": (fast, (pl_fms(**kept, total=images),), "all"),
         "slow trunk": (slow, (), "own"),
         "SLCA": (plain, (slca(0.1),), "own"),
         "SLCA++": (plain, (slcapp(0.1),), "own"),
-        "OnPro": (quick, (onpro(SIZE, projection=50),), "all"),
-        "OnPro, no feedback": (quick, (onpro(SIZE, projection=50, base=1.0),), "all"),
+        "OnPro": (quick, (proto(),), "all"),
+        "OnPro, no feedback": (quick, (proto(base=1.0),), "all"),
         "PRD": (apart, (prd(projection=50),), "own"),
         "PRD, no distillation": (apart, (prd(distill=0.0, projection=50),), "own"),
     }
 
 
-def row(label: str, data: dict, seeds: list[int]) -> dict:
+def dealt(case: Case, seed: int, part: str = "test"):
+    """The clean tasks of a seed."""
+    order = np.random.default_rng(seed).permutation(len(case.classes)).reshape(case.tasks, -1)
+    return split(case.data["train"], case.data[part], order.tolist(), batch=BATCH, seed=seed)
+
+
+def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     """Accuracies of all deployments and A_AUC of a method, a figure a seed."""
-    optimiser, chosen, columns = methods(len(data["train"][1]))[label]
-    problem = lambda c, m: classification(columns=c, metrics=m, view=shifted)
-    network, train, test = mlp(), data["train"], data["test"]
+    optimiser, chosen, columns = methods(case, rate)[label]
+    problem = lambda c, m: classification(columns=c, metrics=m, view=case.view)
+    network, train, test = case.network(case.classes), case.data["train"], case.data["test"]
     setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=MERGES)
     blurry = columns != "own" and label != "ER, herding"  # rows of clean tasks alone
     online = Setup(network, problem("seen", ("met",)), optimiser, chosen)
-    whole = jax.jit(lambda s, k: program(setup, s, k, score_every=TASKS))
-    parts = jax.jit(lambda s, k: program(online, s, k, anytime=s.rows.shape[1] // EVERY))
+    whole = jax.jit(lambda s, k: program(setup, s, k, score_every=case.tasks))
+    parts = jax.jit(lambda s, k: program(online, s, k, anytime=s.rows.shape[1] // case.every))
     began, final, curves = time.process_time(), {k: [] for k in (LAST, *MERGES)}, []
-    orders = [np.random.default_rng(s).permutation(10).reshape(TASKS, 2).tolist() for s in seeds]
-    tasks = [split(train, test, o, batch=10, seed=s) for o, s in zip(orders, seeds, strict=True)]
+    tasks = [dealt(case, s) for s in seeds]
     for seed, stream in zip(seeds, alike(tasks), strict=True):
         result = whole(stream, jax.random.key(seed))
         for k, figures in result.R.items():
             final[k].append(float(np.mean(figures["accuracy"][-1])))
-    mixed = [planned(i_blurry(train[1], TASKS, 50, 10, s), train, test) for s in seeds]
-    for seed, stream in zip(seeds, alike(mixed, EVERY) if blurry else (), strict=False):
+    mixed = [planned(i_blurry(train[1], case.tasks, 50, 10, s), train, test) for s in seeds]
+    for seed, stream in zip(seeds, alike(mixed, case.every) if blurry else (), strict=False):
         R = parts(stream, jax.random.key(seed)).R[LAST]["met"]
         curves.append(float(np.mean(anytime(stream, R).accuracy)))
+    more = {}
+    if blurry and case.groups is not None:
+        setup = dataclasses.replace(
+            setup, model=case.network(case.groups.names), problem=problem("level", ("level",))
+        )
+        more["expansion"] = expanded(setup, case, case.groups, seeds)
     seconds = time.process_time() - began
     described = " + ".join(map(repr, (optimiser, *chosen)))
     return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves,
-            "processor_seconds": seconds}  # fmt: skip
+            **more, "processor_seconds": seconds}  # fmt: skip
 
 
-def upper(data: dict, seeds: list[int]) -> dict:
+def expanded(
+    setup: Setup, case: Case, groups: Hierarchy, seeds: list[int]
+) -> dict[str, dict[str, list[float]]]:
+    """ "groups", "classes" -> deployment -> accuracies among labels of their level, at the end."""
+    train, test = case.data["train"], case.data["test"]
+    coarse = len(groups.names) - len(case.classes)
+    whole = jax.jit(lambda s, k: program(setup, s, k, score_every=s.tasks))
+    plans = [expansion(train[1], groups, "single", case.expansion, s) for s in seeds]
+    found = {k: {d: [] for d in (LAST, *MERGES)} for k in ("groups", "classes")}
+    for seed, stream in zip(seeds, alike([planned(p, train, test) for p in plans]), strict=True):
+        for k, figures in whole(stream, jax.random.key(seed)).R.items():
+            last = figures["level"][-1]
+            found["groups"][k].append(float(np.mean(last[:coarse])))
+            found["classes"][k].append(float(np.mean(last[coarse:])))
+    return found
+
+
+def upper(case: Case, seeds: list[int], rate: float) -> dict:
     """All classes at once, one pass."""
-    setup = Setup(mlp(), classification(metrics=("accuracy",), view=shifted), sgd(0.1))
+    network = case.network(case.classes)
+    setup = Setup(network, classification(metrics=("accuracy",), view=case.view), sgd(rate))
     figures, began = [], time.process_time()
     one = jax.jit(lambda s, k: program(setup, s, k))
     for seed in seeds:
         key = jax.random.key(seed)
-        order = np.arange(10).reshape(TASKS, 2).tolist()
-        stream = split(data["train"], data["test"], order, batch=10, seed=seed)
+        order = np.arange(len(case.classes)).reshape(case.tasks, -1).tolist()
+        stream = split(case.data["train"], case.data["test"], order, batch=BATCH, seed=seed)
         figures.append(float(np.mean(one(joint(stream, key), key).R[LAST]["accuracy"][-1])))
-    return {"method": "joint", "setting": repr(sgd(0.1)), "accuracy": {LAST: figures}, "A_AUC": [],
+    return {"method": "joint", "setting": repr(sgd(rate)), "accuracy": {LAST: figures}, "A_AUC": [],
             "processor_seconds": time.process_time() - began}  # fmt: skip
 
 
-def cell(values: list[float]) -> str:
-    """Mean and standard deviation in percent."""
-    if not values or not np.isfinite(values).all():
-        return "–"
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+def start(case: Case, seeds: list[int], rate: float) -> dict:
+    """The common start before any training."""
+    began, (x, y) = time.process_time(), case.data["test"]
+    model = case.network(case.classes).build()
+    answer = np.argmax(model.apply(model.init(jax.random.key(0)), x, 0).logits, -1)
+    figure = float(np.mean(answer == y))
+    return {"method": "start", "setting": "", "accuracy": {LAST: [figure] * len(seeds)},
+            "A_AUC": [], "processor_seconds": time.process_time() - began}  # fmt: skip
 
 
-def table(report: dict) -> str:
-    """The tables of the page."""
-    head = ["Method", "A_AUC, i-Blurry", LAST, *MERGES]
-    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
-    for r in report["rows"]:
-        cells = [cell(r["accuracy"].get(k, [])) for k in (LAST, *MERGES)]
-        lines.append("| " + " | ".join([r["method"], cell(r["A_AUC"]), *cells]) + " |")
-    seconds = sum(r["processor_seconds"] for r in report["rows"])
-    return (
-        f"`{report['command']}`, CPU cores shared with other work, "
-        f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n"
-        + "\n".join(lines)
-        + "\n\n"
-        + claims(report)
-    )
-
-
-CLAIMS = {
-    "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
-    "herding in place of the reservoir": ("ER, herding", "ER"),
-    "features in bytes in place of images": ("ER, features in bytes", "ER"),
-    "stored logits": ("DER++", "ER"),
-    "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
-    "examples of the stream beside the memory": ("PL-FMS", "CLIB"),
-    "alignment of the classifier": ("SLCA", "slow trunk"),
-    "what SLCA++ changes": ("SLCA++", "SLCA"),
-    "prototypical feedback": ("OnPro", "OnPro, no feedback"),
-    "distillation of relations": ("PRD", "PRD, no distillation"),
-}
-
-
-def change(one: list[float], other: list[float]) -> str:
-    """Mean and spread over seeds of a difference in points, and how often it is positive."""
-    apart = 100 * (np.array(one) - np.array(other))
-    return f"{apart.mean():+.1f} ± {apart.std():.1f} ({(apart > 0).sum()} of {len(apart)} seeds)"
-
-
-def claims(report: dict) -> str:
-    """What parts of methods, and merges on top of them, change: points of accuracy."""
-    rows = {r["method"]: r["accuracy"] for r in report["rows"]}
-    lines = [
-        f"* {what}: {change(rows[a][LAST], rows[b][LAST])}"
-        for what, (a, b) in CLAIMS.items()
-        if a in rows and b in rows
-    ]
-    merged = []
-    for label, figures in rows.items():
-        tried = {k: v for k, v in figures.items() if k != LAST and np.isfinite(v).all()}
-        if tried:
-            best = max(tried, key=lambda k, t=tried: np.mean(t[k]))
-            merged.append(f"* {label}: {best} {change(tried[best], figures[LAST])}")
-    head = "Points of accuracy after the last task that a part of a method changes:"
-    more = "The best merge of each stream (chosen on these figures) against its last model:"
-    return "\n\n".join([head, "\n".join(lines), more, "\n".join(merged)])
-
-
-def write_page(report: dict) -> None:
-    """The tables, between the page's marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- rehearsal -->\n{table(report)}\n<!-- /rehearsal -->"
-    text = re.sub(r"<!-- rehearsal -->.*<!-- /rehearsal -->", lambda _: block, text, flags=re.S)
-    PAGE.write_text(text, encoding="utf-8")
+def tried(case: Case) -> dict[str, float]:
+    """Rate of plain SGD -> accuracy of ER on the validation data, of a seed of its own."""
+    problem = classification(metrics=("accuracy",), view=case.view)
+    of = lambda r: Setup(case.network(case.classes), problem, sgd(r), (er(case.size),))
+    stream = dealt(case, TUNING_SEED, "validation")
+    one = jax.jit(lambda u, s, k: program(u, s, k, score_every=case.tasks))
+    score = lambda r: one(of(r), stream, jax.random.key(TUNING_SEED)).R[LAST]["accuracy"][-1]
+    return {repr(r): float(np.mean(score(r))) for r in case.rates}
 
 
 def main() -> None:
-    default = str(HERE / "results" / "rehearsal.json")
     if sys.argv[1:2] == ["page"]:
-        write_page(json.loads(Path(default).read_text()))
-        return
-    chosen = options(data="", methods=[], seeds=3, images=5000, out=default)
-    path, seeds = Path(chosen["out"]), list(range(chosen["seeds"]))
-    report = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    asked = {"seeds": seeds, "images": chosen["images"]}
-    known = [*methods(), "joint"]
+        return page()
+    chosen = options(stream="mnist", data="", methods=[], seeds=3, images=0, out="")
+    name = chosen["stream"]
+    if name not in STREAMS:
+        raise SystemExit(f"stream={name}: {closest(name, STREAMS)}")
+    make, file, many = STREAMS[name]
+    path = Path(chosen["out"] or RESULTS / f"{file}.json")
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    asked = {"seeds": list(range(chosen["seeds"])), "images": chosen["images"] or many}
+    known = [m for m in ROWS if name not in ONLY or m in ONLY[name]]
     wrong = [f"no method {m!r}: {closest(m, known)}" for m in chosen["methods"] if m not in known]
     if path.exists():
         wrong += [
-            f"{path} has {k}={report.get(k)}, asked for {v}: give another out="
-            for k, v in asked.items()
-            if report.get(k) != v
+            f"{path} has {k}={report.get(k, 'mnist')}, asked for {v}: give another out="
+            for k, v in {"stream": name, **asked}.items()
+            if report.get(k, "mnist") != v
         ]
     if wrong:
         raise SystemExit(listed(wrong))
-    data = mnist(chosen["data"], chosen["images"])
-    data["test"] = tuple(x[:10_000] for x in data["test"])
+    case = make(chosen["data"], asked["images"], path.with_suffix(".vectors.npz"))
+    rates = report.get("tried") or {repr(case.rates[0]): float("nan")}
+    if len(case.rates) > 1 and "tried" not in report:
+        rates = tried(case)
+        print("rate of plain SGD, accuracy on validation data:", rates, flush=True)
+    rate = float(max(rates, key=lambda r: rates[r]))
+    known = [m for m in known if m != "start" or case.pretrained]
     done = {r["method"] for r in report["rows"]}
     for label in known:
         if label in done or (chosen["methods"] and label not in chosen["methods"]):
             continue
-        new = upper(data, seeds) if label == "joint" else row(label, data, seeds)
+        special = {"joint": upper, "start": start}
+        if label in special:
+            new = special[label](case, asked["seeds"], rate)
+        else:
+            new = row(label, case, asked["seeds"], rate)
         report["rows"].append(new)
+        stream = "" if name == "mnist" else f"stream={name} "
         report |= {
-            "schema": "jaxmerge.rehearsal/1", **asked,
-            "command": f"python experiments/rehearsal.py data=DATA images={chosen['images']}",
+            "schema": "jaxmerge.rehearsal/1", **asked, **({"stream": name} if stream else {}),
+            **({"tried": rates} if len(rates) > 1 else {}),
+            "command": f"python experiments/rehearsal.py {stream}data=DATA"
+            + f" images={asked['images']}",
             "machine": machine(), "versions": versions(),
         }  # fmt: skip
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(path)
+        partly = path.with_suffix(".partial")
+        partly.write_text(json.dumps(report, indent=1) + "\n")
+        partly.replace(path)
         print(label, cell(new["A_AUC"]), {k: cell(v) for k, v in new["accuracy"].items()},
               f"{new['processor_seconds']:.0f} s", flush=True)  # fmt: skip
 

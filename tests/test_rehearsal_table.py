@@ -39,6 +39,67 @@ def test_a_file_of_other_settings(main, tmp_path):
         main("images=2000", "seeds=2", f"out={path}")
 
 
+def test_unknown_streams(main):
+    with pytest.raises(SystemExit, match=r"stream=clinc: did you mean clinc150\?"):
+        main("stream=clinc")
+
+
+def test_a_file_of_another_stream(main, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": [], "images": 5000, "seeds": [0]}))
+    with pytest.raises(SystemExit, match=r"has stream=mnist, asked for fashion: give another out="):
+        main("stream=fashion", "seeds=1", f"out={path}")
+
+
+def test_stored_rows_have_the_settings_of_the_script(main):
+    import rehearsal
+    from rehearsal_streams import Case, mlp, shifted
+
+    stored = json.loads((EXPERIMENTS / "results" / "rehearsal.json").read_text())
+    data = {"train": (None, np.zeros(stored["images"], np.int32))}
+    case = Case(data, lambda names: mlp(), shifted, tuple("0123456789"), 5, 200, 13)
+    every = rehearsal.methods(case)
+    rows = [r for r in stored["rows"] if r["method"] in every]
+    assert rows
+    for r in rows:
+        optimiser, chosen, _ = every[r["method"]]
+        assert r["setting"] == " + ".join(map(repr, (optimiser, *chosen)))
+    assert {*every, "joint", "start"} == set(rehearsal.ROWS)
+
+
+def test_a_start_from_names_classifies_by_cosine(main):
+    from rehearsal_streams import named
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(7, 64))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    model = named(rows).build()
+    params = model.init(None)
+    small = 1e-2 * rng.normal(size=(20, 64)).astype(np.float32)  # tanh is the identity there
+    logits = model.apply(params, small, 0).logits
+    np.testing.assert_allclose(logits, 20 / 8 * small @ rows.T, rtol=2e-3, atol=1e-5)
+
+
+def test_the_page_has_the_tables_of_labels_that_grow_finer(main):
+    import rehearsal_page
+
+    of = lambda a: {k: [a, a] for k in ("last model", *rehearsal_page.MERGED)}
+    row = {"method": "ER", "accuracy": of(0.5), "A_AUC": [0.4, 0.4], "processor_seconds": 1}
+    row["expansion"] = {"groups": of(0.75), "classes": {**of(0.25), "EMA": [0.5, 0.25]}}
+    report = {
+        "rows": [row],
+        "command": "python x.py",
+        "seeds": [0, 1],
+        "tried": {"0.1": 0.3, "1": 0},
+    }
+    text = rehearsal_page.table(report)
+    assert "| ER | 75.0 ± 0.0 | 25.0 ± 0.0 | 25.0 ± 0.0 | 37.5 ± 12.5 |" in text
+    assert "* ER: EMA +12.5 ± 12.5 (1 of 2 seeds)" in text
+    assert "0.1: 30.0, 1: 0.0." in text
+    plain = rehearsal_page.table({**report, "rows": [row], "tried": {}})
+    assert "Rate of plain SGD" not in plain
+
+
 def test_a_finished_file_of_the_same_settings_is_left_as_it_is(main, tmp_path):
     names = [f"{tmp_path}/digits_{part}.npz" for part in ("train", "test")]
     for name in names:

@@ -1,0 +1,134 @@
+"""The tables of `rehearsal.py` on docs/rehearsal.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from continual_table import fill
+from rehearsal_streams import STREAMS
+
+from jaxmerge.continual.records import LAST
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "rehearsal.md"
+MERGED = ("mean", "EMA", "MagMax", "OPCM")
+
+
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation in percent."""
+    if not values or not np.isfinite(values).all():
+        return "–"
+    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+
+
+def table(report: dict) -> str:
+    """The tables of the page."""
+    every, rows = (LAST, *MERGED), report["rows"]
+    figures = lambda found: [cell(found.get(k, [])) for k in every]
+    lines = grid(
+        ["Method", "A_AUC, i-Blurry", *every],
+        [[r["method"], cell(r["A_AUC"]), *figures(r["accuracy"])] for r in rows],
+    )
+    seconds = sum(r["processor_seconds"] for r in report["rows"])
+    return (
+        f"`{report['command']}`, CPU cores shared with other work, "
+        f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n"
+        + lines
+        + "\n\n"
+        + claims(rows)
+        + expanded([r for r in rows if "expansion" in r])
+        + chosen_rate(report.get("tried", {}))
+    )
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; the first column is text."""
+    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows])
+
+
+def chosen_rate(tried: dict[str, float]) -> str:
+    """How the rate of plain SGD was chosen, if it was."""
+    if len(tried) < 2:
+        return ""
+    words = ", ".join(f"{r}: {100 * a:.1f}" for r, a in tried.items())
+    return (
+        f"\n\nRate of plain SGD, chosen with ER on validation examples of another seed (accuracy): "
+        f"{words}."
+    )
+
+
+def expanded(rows: list[dict]) -> str:
+    """The table of the stream whose labels grow finer."""
+    if not rows:
+        return ""
+    every = (LAST, *MERGED)
+    lines = grid(
+        ["Method", f"groups, {LAST}", f"classes, {LAST}", *MERGED],
+        [
+            [r["method"], cell(r["expansion"]["groups"][LAST])]
+            + [cell(r["expansion"]["classes"][k]) for k in every]
+            for r in rows
+        ],
+    )
+    best = merged({r["method"]: r["expansion"]["classes"] for r in rows})
+    return (
+        "\n\nLabels that grow finer, groups first and then classes; accuracy after the last task "
+        f"among the labels of a level, of merges that of classes:\n\n{lines}\n\n"
+        "The best merge of each (chosen on these figures) against its last model, classes:"
+        f"\n\n{best}"
+    )
+
+
+CLAIMS = {
+    "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
+    "herding in place of the reservoir": ("ER, herding", "ER"),
+    "features in bytes in place of images": ("ER, features in bytes", "ER"),
+    "stored logits": ("DER++", "ER"),
+    "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
+    "examples of the stream beside the memory": ("PL-FMS", "CLIB"),
+    "alignment of the classifier": ("SLCA", "slow trunk"),
+    "what SLCA++ changes": ("SLCA++", "SLCA"),
+    "prototypical feedback": ("OnPro", "OnPro, no feedback"),
+    "distillation of relations": ("PRD", "PRD, no distillation"),
+}
+
+
+def change(one: list[float], other: list[float]) -> str:
+    """Mean and spread over seeds of a difference in points, and how often it is positive."""
+    apart = 100 * (np.array(one) - np.array(other))
+    return f"{apart.mean():+.1f} ± {apart.std():.1f} ({(apart > 0).sum()} of {len(apart)} seeds)"
+
+
+def claims(every: list[dict]) -> str:
+    """What parts of methods, and merges on top of them, change: points of accuracy."""
+    rows = {r["method"]: r["accuracy"] for r in every}
+    lines = [
+        f"* {what}: {change(rows[a][LAST], rows[b][LAST])}"
+        for what, (a, b) in CLAIMS.items()
+        if a in rows and b in rows
+    ]
+    head = "Points of accuracy after the last task that a part of a method changes:"
+    more = "The best merge of each stream (chosen on these figures) against its last model:"
+    return "\n\n".join([head, "\n".join(lines), more, merged(rows)])
+
+
+def merged(rows: dict[str, dict[str, list[float]]]) -> str:
+    """The best merge of each method against its last model."""
+    lines = []
+    for label, figures in rows.items():
+        tried = {k: v for k, v in figures.items() if k != LAST and np.isfinite(v).all()}
+        if tried:
+            best = max(tried, key=lambda k, t=tried: np.mean(t[k]))
+            lines.append(f"* {label}: {best} {change(tried[best], figures[LAST])}")
+    return "\n".join(lines)
+
+
+def page() -> None:
+    """Write the tables of all streams that were run into docs/rehearsal.md."""
+    files = {name: RESULTS / f"{file}.json" for name, (_, file, _) in STREAMS.items()}
+    stored = {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.exists()}
+    mark = lambda name: "rehearsal" if name == "mnist" else f"rehearsal {name}"
+    fill(PAGE, {mark(name): table(report) for name, report in stored.items()})
