@@ -64,7 +64,7 @@ def above_all() -> int:
 def stride_of(size: int) -> int:
     """Of how many entries of a leaf one is sampled, for `enclose`.
 
-    Every sampled entry is a line of memory of its own, some 15 times the cost of one that is read
+    Every sampled entry is a line of memory of its own, some 60 times the cost of one that is read
     in turn, and s of them leave size / sqrt(s) entries inside the bracket: the sum of both is least
     where the stride grows as the cube root of the size.
 
