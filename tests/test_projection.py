@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_streams import KEY, split
 
-from jaxmerge.continual import projection
+from jaxmerge.continual import projection, stages
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.methods import cuber, fot, gpm, l2, trgp
 from jaxmerge.continual.optimisers import adamw, sgd
@@ -16,6 +17,7 @@ from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.models.mlp.learner import mlp
+from jaxmerge.models.resnet.learner import resnet18
 from jaxmerge.numerics.subspaces import outside
 
 
@@ -29,6 +31,13 @@ def gpm_before(threshold: float = 0.9):
         return {n: off(n, g) for n, g in grads.items()}
 
     return after._replace(update=None, spans=None, gradient=gradient)
+
+
+@methods.register
+def pushed(by: float = 0.1):
+    """A move of every weight before the gradient is taken."""
+    move = lambda model, step, trained, at: jax.tree.map(lambda p: p + by, trained)
+    return Method(perturb=move)
 
 
 def learnt(optimiser, method, tasks=3):
@@ -57,6 +66,26 @@ def moved(optimiser, method):
 @pytest.mark.parametrize("optimiser", [sgd(0.1, momentum=0.9), adamw(0.01, weight_decay=0.1)])
 def test_old_inputs_feel_nothing_of_any_optimiser(optimiser):
     assert moved(optimiser, gpm(0.9, examples=20)) < 1e-5
+
+
+def test_old_inputs_feel_nothing_of_a_move_before_the_step():
+    assert moved(sgd(0.1), (gpm(0.9, examples=20), pushed())) < 1e-5
+
+
+def test_statistics_that_go_on_moving_are_refused():
+    images = np.zeros((60, 32, 32, 3), np.float32)
+    stream = split(steps=4, batch=6, data=(images, np.arange(60, dtype=np.int32) % 6))
+
+    def begun(method, **more):
+        network = resnet18(6, width=2, blocks=(1, 1), **more)
+        setup = Setup(network, classification(), sgd(0.1), (method,))
+        return jax.eval_shape(stages.create, setup, stream, KEY)
+
+    for method in (gpm, trgp, cuber):
+        with pytest.raises(ValueError, match=r"rewrites the running statistics .*mean.*running=F"):
+            begun(method())
+        begun(method(free="norm/(mean|variance)$"))
+        begun(method(), running=False)
 
 
 def test_adam_leaks_where_the_gradient_alone_is_projected():

@@ -217,6 +217,7 @@ class Method(NamedTuple):
         loss: ``(model, step) -> scalar`` that is added.
         perturb: ``(model, step, trained, objective_at) -> trained``: moves the weights before the
             step looks at them; ``objective_at(trained)`` is the gradient of the objective alone.
+            The move is part of the updates, so that hooks `update` and spans hold for it too.
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.

@@ -201,17 +201,20 @@ def one_step(
             given = call(i, "gradient", step, memory, grads, grad_at)
             grads = moved(grads, given, f"{name}: `gradient`", "the gradient")
     updates, moments = transform(setup, total).update(grads, fit.moments, start)
+    if start is not fit.trained:  # what the step adds begins where the weights were
+        updates = jax.tree.map(lambda u, a, b: u + (a - b), updates, start, fit.trained)
+        params = with_trained(model, before, fit.trained, t)
     for i, (m, name) in enumerate(hooks):
         if m.update is not None:
-            given = call(i, "update", step, memory, updates)
+            given = call(i, "update", step, memory, updates, params=params)
             given, after = pair(given, f"{name}: `update`", "updates")
             updates = moved(updates, given, f"{name}: `update`", "the updates")
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
     updates = project.updates(updates)
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
-            after = call(i, "observe", step, memory, updates=updates)
+            after = call(i, "observe", step, memory, updates=updates, params=params)
             memory[i] = same_form(memory[i], after, f"{name}: `observe`")
-    trained = optax.apply_updates(start, updates)
+    trained = optax.apply_updates(fit.trained, updates)
     fit = Fit(trained, statistics, moments, tuple(memory), fit.count + 1)
     return fit, loss.astype(batches.weight.dtype)

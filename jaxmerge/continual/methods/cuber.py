@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, stopped, thresholds
+from jaxmerge.continual.methods.gpm import empty_bases, no_statistics, stopped, thresholds
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Correlation, Count, NonNegative, Pattern, Share, methods
@@ -95,6 +95,8 @@ def cuber(
         return with_scales("cuber", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
+        no_statistics("cuber", model, params, free)
+
         def one(n, m):
             w = params[n].reshape(m.vectors.shape[0], -1)
             tasks = len(params[n + SPACE])

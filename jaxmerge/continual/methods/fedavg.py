@@ -37,8 +37,9 @@ def fedavg(
     Optimization, ICLR 2021, algorithm 1.
 
     Differs:
-        Clients count equally, not by their number of examples. Clients see the objective alone,
-        no losses of other methods.
+        Clients count equally, not by their number of examples. Clients see the objective alone;
+        gradients of other methods' losses, on the whole batch at the global weights, are added at
+        the server.
 
     >>> fedavg(clients=8)
     fedavg(clients=8)
@@ -47,11 +48,13 @@ def fedavg(
 
 
 def to_the_mean(local: Local) -> Callable[..., Leaves]:
-    """A `gradient` hook: from the mean of the clients to the global weights."""
+    """A `gradient` hook: global weights minus the mean of the clients, for the objective's."""
 
     def gradient(model, step, grads, grad_at):
         mean = average(step, weights_of(model, step, local), local.clients)
         start = trained_leaves(model, step.params, step.task)
-        return {n: start[n] - mean[n] for n in grads}
+        plain = step.grads
+        more = {n: g - plain[n] for n, g in grads.items() if g is not plain[n]}
+        return {n: start[n] - mean[n] + more.get(n, 0) for n in grads}
 
     return gradient

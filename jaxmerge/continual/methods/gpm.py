@@ -42,13 +42,17 @@ def gpm(
             of its own the authors leave heads out: ``"^(?!head/)"``.
         free: regular expression of other shared leaves that go on learning unprojected, such as
             such heads. All other leaves stop after the first task, biases and norms too: the
-            authors' networks have no biases, their norms stop.
+            authors' networks have no biases, their norms stop and keep no running statistics.
         capacity: columns of a basis; None: as many as inputs. Once all are used further directions,
             the weakest first, are left out and are unprotected.
         rule: "released": in the first task one vector fewer, as the code has it; "paper": the
             threshold is reached there too.
 
     Memory: in x capacity numbers a kernel; 784-100-100-10: 7.1 models.
+
+    Raises:
+        ValueError: the network has running statistics that `free` does not name: every step
+            rewrites them, and old inputs would be answered differently.
 
     Source: Saha et al., Gradient Projection Memory for Continual Learning, ICLR 2021, algorithm 1;
     sahagobinda/GPM, ``main_pmnist.py``.
@@ -65,6 +69,7 @@ def gpm(
         return thresholds("gpm", model, params, project, names, threshold)
 
     def init(model, params, batch, stored):
+        no_statistics("gpm", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
     def update(model, step, updates):
@@ -115,6 +120,21 @@ def empty_bases(
     jax.eval_shape(lambda: order.extend(taps(model, params, batch.inputs, jnp.int32(0))))
     make = lambda n: basis.empty(fan_in(params[n]), capacity, params[n].dtype)
     return {n: make(n) for n in chosen(model, params, order)}
+
+
+def no_statistics(who: str, model: Model, params: Leaves, free: str | None) -> None:
+    """Raise ValueError where steps rewrite statistics, which nothing stops or projects.
+
+    Args:
+        free: regular expression of leaves that may go on.
+    """
+    moving = [n for n in params if model.statistics(n) and not re.search(free or "(?!)", n)]
+    if moving:
+        raise ValueError(
+            f"{who}: every step rewrites the running statistics {', '.join(moving[:2])} and so on "
+            f"({len(moving)} leaves), so that old inputs are answered differently: build the "
+            "network with running=False, or name them in `free`."
+        )
 
 
 def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:

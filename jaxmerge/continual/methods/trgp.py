@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, spans_of, stopped, thresholds
+from jaxmerge.continual.methods.gpm import (
+    empty_bases,
+    no_statistics,
+    spans_of,
+    stopped,
+    thresholds,
+)
 from jaxmerge.continual.records import Border, Method, Model
 from jaxmerge.continual.registry import Count, Pattern, Share, methods
 from jaxmerge.continual.taps import layer_inputs, taps
@@ -82,6 +88,7 @@ def trgp(
         return with_scales("trgp", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
+        no_statistics("trgp", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
     def begin(model, params, memory, border):

@@ -19,6 +19,7 @@ class Config:
       blocks: basic blocks a stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34.
       channels: of the images.
       eps, momentum: of every batch norm.
+      running: whether batch norms keep running statistics; without, evaluation reads the batch.
     """
 
     stem: str = "imagenet"
@@ -27,6 +28,7 @@ class Config:
     channels: int = 3
     eps: float = 1e-5
     momentum: float = 0.1
+    running: bool = True
 
     def __post_init__(self):
         wrong = []

@@ -34,7 +34,8 @@ def tower(
 
     def apply(params: Leaves, inputs: Any, task: Any, train: bool = False) -> Outputs:
         output = modeling.forward(config, params, inputs, train=train, inputs=True, dtype=dtype)
-        aux = {"taps": output.inputs} | ({"statistics": output.statistics} if train else {})
+        moves = train and config.running
+        aux = {"taps": output.inputs} | ({"statistics": output.statistics} if moves else {})
         return Outputs(None, output.features, aux)
 
     folded = lambda params, task: {n: p for n, p in params.items() if not is_statistic(n)}
@@ -58,6 +59,7 @@ def resnet18(
     head: Literal["linear", "cosine", "sigmoid"] = "linear",
     pretrained: str | None = None,
     merge_statistics: bool = True,
+    running: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Model:
     """ResNet-18 and a trained head; reads normalised images ``[B, height, width, channels]``.
@@ -73,12 +75,14 @@ def resnet18(
             head counts where it has as many columns.
         merge_statistics: whether merges see the running statistics; else a merged model has those
             of the last model.
+        running: whether batch norms keep running statistics; without, evaluation reads the batch
+            that is asked (torch: ``track_running_stats=False``), as in GPM's code.
         dtype: of the convolutions.
 
     Raises:
         ValueError: a checkpoint of another architecture.
     """
-    config, params = Config(stem, width, tuple(blocks), channels), None
+    config, params = Config(stem, width, tuple(blocks), channels, running=running), None
     if pretrained is not None:
         model = _read(pretrained)
         if model.config != config:

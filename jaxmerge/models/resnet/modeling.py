@@ -44,7 +44,7 @@ class ConvNorm(nnx.Module):
     def __init__(self, config: Config, normal: Normal | None, size: int, inputs: int,
                  outputs: int, stride: int = 1):  # fmt: skip
         self.conv = Conv(size, inputs, outputs, normal, stride, padding=size // 2)
-        self.norm = BatchNorm(outputs, config.eps, config.momentum)
+        self.norm = BatchNorm(outputs, config.eps, config.momentum, config.running)
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         return self.norm(self.conv(x, mode), mode)
