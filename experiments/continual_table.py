@@ -5,6 +5,9 @@ train) of another seed, then it runs on the test images with the seeds of the ta
 is the pure `program`, compiled once for a method and called for every setting and seed, since
 settings are traced.  The result file is written after every seed: a run that is killed, or is given
 more seeds, goes on, and a cell whose settings or protocol have changed runs anew.
+
+What a result file says of how it was run (command, seeds, machine, versions) holds for every row
+that does not say otherwise itself: a later run of some rows leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ from jaxmerge.studies.provenance import machine, versions
 
 SCHEMA = "jaxmerge.continual_table/1"
 TUNING_SEED = 100
+HOW = ("command", "seeds", "machine", "versions")  # of a row, its own or the file's
 
 
 class Cell(NamedTuple):
@@ -55,20 +60,70 @@ class Cell(NamedTuple):
 
 
 def options(**defaults: Any) -> dict[str, Any]:
-    """``key=value`` from the command line over defaults, whose types they take."""
-    values = dict(defaults)
+    """``key=value`` from the command line over defaults, whose types they take.
+
+    Whole numbers start at 1, or at 0 where that is the default.
+
+    Raises:
+        SystemExit: settings that are not known or not of their type, all in one line.
+    """
+    values, wrong = dict(defaults), []
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
         if key not in defaults:
-            raise SystemExit(f"No setting {key!r}; there are: {', '.join(defaults)}.")
-        kind = type(defaults[key])
-        # a comma within a label has a space behind it
-        values[key] = re.split(",(?! )", value) if kind is list else kind(value)
+            wrong.append(f"No setting {key!r}; there are: {', '.join(defaults)}.")
+        elif isinstance(defaults[key], int):
+            least = min(1, defaults[key])
+            values[key] = int(value) if value.isascii() and value.isdigit() else least - 1
+            if values[key] < least:
+                wrong.append(f"{key}={value}: expected a whole number, at least {least}.")
+        elif isinstance(defaults[key], list):
+            values[key] = re.split(",(?! )", value)  # a comma within a label has a space behind it
+        else:
+            values[key] = value
     if "data" in values and not Path(values["data"]).is_dir():
-        raise SystemExit(
+        wrong.append(
             f"data={values['data']}: no such folder; it holds a data set's two .npz files."
         )
+    if wrong:
+        raise SystemExit(" ".join(wrong))
     return values
+
+
+def known(what: str, given: Sequence[str], there: Iterable[str]) -> None:
+    """Refuse names that there are not.
+
+    Raises:
+        SystemExit: all of them in one line, with those that there are.
+    """
+    there = list(dict.fromkeys(there))
+    if strange := [name for name in given if name not in there]:
+        raise SystemExit(f"No {what} {', '.join(strange)}; there are: {', '.join(there)}.")
+
+
+def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a result file, each with how it was run."""
+    common = {k: report[k] for k in HOW if k in report}
+    return [common | row for row in report["rows"]]
+
+
+def usual(rows: Sequence[dict[str, Any]]) -> int:
+    """The number of seeds that most rows of a table are of."""
+    counts = Counter(len(r["seeds"]) for r in rows)
+    return max(counts, key=lambda n: (counts[n], n))
+
+
+def noted(row: dict[str, Any], seeds: int) -> str:
+    """What stands behind a figure that is of another number of seeds than its table."""
+    ran, asked = len(row["accuracy"]), len(row["seeds"])
+    if ran < asked:
+        return f" ({ran} of {asked} seeds)"
+    return "" if ran == seeds else f" ({counted(ran)})"
+
+
+def counted(seeds: int) -> str:
+    """So many seeds, in words."""
+    return f"{seeds} seed{'s' * (seeds != 1)}"
 
 
 def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -77,7 +132,12 @@ def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.n
     Args:
         folder: of one data set: NAME_train.npz and NAME_test.npz.
         images: so many of the 55,000 that are not for validation.
+
+    Raises:
+        SystemExit: no folder is given, or it lacks one of the files or has several.
     """
+    if not folder:
+        raise SystemExit("data= is missing: give the folder of NAME_train.npz and NAME_test.npz.")
 
     def read(part):
         files = sorted(Path(folder).glob(f"*_{part}.npz"))
@@ -202,9 +262,7 @@ def table(
         methods: those to run; none: all.
         reasons: scenario -> method -> why it has no cell there, for the page.
     """
-    if strange := [m for m in methods if m not in {c.method for c in cells}]:
-        there = ", ".join(dict.fromkeys(c.method for c in cells))
-        raise SystemExit(f"No method {', '.join(strange)}; there are: {there}.")
+    known("method", methods, (c.method for c in cells))
     path = Path(out)
     stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
     rows = {(r["scenario"], r["method"]): r for r in stored["rows"]}
@@ -219,6 +277,10 @@ def table(
         partial.write_text(json.dumps(stored, indent=1) + "\n")
         partial.replace(path)  # a kill leaves the old file or the new one
 
+    command = ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
+    how = (shlex.join(command), seeds, machine(), versions())
+    own = dict(zip(HOW, how, strict=True))
+    common = own | {k: stored[k] for k in HOW if k in stored}  # of the rows that are there
     for cell in cells:
         if methods and cell.method not in methods:
             continue
@@ -227,17 +289,13 @@ def table(
         if before is not None and len(before["accuracy"]) >= len(seeds):
             continue
         for row in run(cell, seeds, before):
-            rows[at] = row
+            rows[at] = {k: v for k, v in row.items() if k not in HOW}
+            rows[at] |= {k: v for k, v in own.items() if v != common[k]}
             write(
                 schema=SCHEMA,
                 experiment=experiment,
-                command=shlex.join(
-                    ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
-                ),
-                seeds=seeds,
                 tuning_seed=TUNING_SEED,
-                machine=machine(),
-                versions=versions(),
+                **common,
                 reasons=reasons or {},
                 rows=list(rows.values()),
             )

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from continual_table import Cell, fill, options, table
+from continual_table import Cell, counted, fill, known, noted, options, rows_of, table, usual
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -170,13 +170,15 @@ def cells(task: Task) -> list[Cell]:
 
 def lines(report: dict) -> str:
     """The table of the page."""
-    rows = [r for r in report["rows"] if len(r["accuracy"]) == len(report["seeds"])]
+    rows = rows_of(report)
+    seeds = usual(rows)
     missing = [m for m in METHODS if m not in {r["method"] for r in rows}]
     note = (
         f"`{report['command'].replace(' data=DATA', '')}`: {report['rows'][0]['protocol']}; mean "
-        f"and standard deviation of {len(report['seeds'])} seeds; costs are of one seed."
-        + f" Not run yet: {', '.join(missing)}."
-        * bool(missing)
+        f"and standard deviation of {counted(seeds)}"
+        + " where no other number stands" * any(noted(r, seeds) for r in rows)
+        + "; costs are of one seed."
+        + f" Not run yet: {', '.join(missing)}." * bool(missing)
     )
     head = "| Method | Accuracy % | BWT % | Processor s | Remembered, models | Setting |"
     out = [note, "", head, "|:--|--:|--:|--:|--:|:--|"]
@@ -186,9 +188,9 @@ def lines(report: dict) -> str:
         transfer = r.get("backward transfer")
         chosen = r["setting"].partition(" + ")[2] or "–"
         out.append(
-            f"| {r['method']} | {mean(r['accuracy'])} | {mean(transfer) if transfer else '–'} | "
-            f"{r['processor_seconds'] / runs:.0f} | {r['memory']:.2f} | "
-            + (f"`{chosen}` |" if chosen != "–" else "– |")
+            f"| {r['method']} | {mean(r['accuracy'])}{noted(r, seeds)} | "
+            f"{mean(transfer) if transfer else '–'} | {r['processor_seconds'] / runs:.0f} | "
+            f"{r['memory']:.2f} | " + (f"`{chosen}` |" if chosen != "–" else "– |")
         )
     return "\n".join(out)
 
@@ -208,8 +210,7 @@ def main() -> None:
     if sys.argv[1:] == ["page"]:
         return page()
     chosen = options(stream="digits", data=".", methods=[], seeds=3, out="")
-    if chosen["stream"] not in STREAMS:
-        raise SystemExit(f"stream={chosen['stream']}: there are {', '.join(STREAMS)}.")
+    known("stream", [chosen["stream"]], STREAMS)
     make, name = STREAMS[chosen["stream"]]
     task = make(chosen["data"])
     out = chosen["out"] or str(RESULTS / f"{name}.json")

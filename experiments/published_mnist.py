@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from continual_table import Cell, mnist, options, table
+from continual_table import Cell, known, mnist, options, table
 
 from jaxmerge.continual.drivers import joint
 from jaxmerge.continual.federated import federated
@@ -202,19 +202,16 @@ def main() -> None:
         data="", protocols=["supsup", "domain", "task", "class"], methods=[], seeds=3,
         out="experiments/results/published_mnist.json",
     )  # fmt: skip
-    data = mnist(chosen["data"])
-    whole = zip(data["train"], data["validation"], strict=True)
-    data["train"] = tuple(np.concatenate(x) for x in whole)
     make = {
         "supsup": notebook,
         "fot": lambda data: federation(data, short=False),
         "fot_short": lambda data: federation(data, short=True),
         **dict.fromkeys(("gpm", "trgp", "cuber", "agem", "er", "ewc", "joint"), projected),
     }
-    known = (*make, *STRENGTHS["L2"])
-    strange = [p for p in chosen["protocols"] if p not in known]
-    if strange:
-        raise SystemExit(f"No protocol {', '.join(strange)}; there are: {', '.join(known)}.")
+    known("protocol", chosen["protocols"], (*make, *STRENGTHS["L2"]))
+    data = mnist(chosen["data"])
+    whole = zip(data["train"], data["validation"], strict=True)
+    data["train"] = tuple(np.concatenate(x) for x in whole)
     rows = []
     for name in chosen["protocols"]:
         rows += make[name](data) if name in make else benchmark(data, name)

@@ -13,6 +13,8 @@ from jaxmerge.continual.checks import check
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import continual_table
+import permuted_mnist
+import projection
 import published_mnist
 import split_mnist
 
@@ -86,8 +88,72 @@ def test_a_table_goes_on_and_runs_anew_what_has_changed(data, tmp_path, monkeypa
     assert calls[2:] == ["SI", "joint", fewer[0].method]
     stored = json.loads(Path(out).read_text())
     rows = {r["method"]: r["accuracy"] for r in stored["rows"]}
+    assert stored["seeds"] == [0, 1]  # as the rows before, which say nothing of their own
+    assert [r.get("seeds") for r in stored["rows"] if r["method"] != fewer[0].method] == [None]
+    cut = next(r for r in continual_table.rows_of(stored) if r["method"] == fewer[0].method)
+    assert cut["seeds"] == [0, 1, 2, 3]
+    assert continual_table.noted(cut, 2) == " (3 of 4 seeds)"
     assert rows[fewer[0].method] == [0.0, 0.1, 0.2]  # what was run before the kill
     assert len(stored["rows"]) == 2
     assert stored["methods"]["task"] == [c.method for c in every]  # the page has a dash for each
     assert stored["reasons"] == {"task": {"replay": "a reason"}}
     assert not list(tmp_path.glob("*.partial"))
+
+
+def refused(monkeypatch, main, *words):
+    """What a script says before it ends, in one line."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    message = str(end.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("script", [split_mnist, permuted_mnist, published_mnist])
+def test_values_that_are_no_settings(script, monkeypatch):
+    message = refused(monkeypatch, script.main, "seeds=abc", "methds=GPM", "data=/nowhere")
+    assert message.startswith("seeds=abc: expected a whole number, at least 1. No setting 'methds'")
+    assert message.endswith("data=/nowhere: no such folder; it holds a data set's two .npz files.")
+    for value in ("0", "-1", "1.5", ""):
+        message = refused(monkeypatch, script.main, f"seeds={value}")
+        assert message == f"seeds={value}: expected a whole number, at least 1."
+    message = refused(monkeypatch, script.main)
+    assert message == "data= is missing: give the folder of NAME_train.npz and NAME_test.npz."
+
+
+def test_whole_numbers_may_be_zero_where_that_is_the_default(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "images=0", "tasks=7"])
+    assert continual_table.options(images=0, tasks=3) == {"images": 0, "tasks": 7}
+    words = "tasks=0", "images=-1"
+    message = refused(monkeypatch, lambda: continual_table.options(images=0, tasks=3), *words)
+    assert "tasks=0: expected a whole number, at least 1." in message
+    assert "images=-1: expected a whole number, at least 0." in message
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "there"),
+    [(split_mnist, "scenarios=foo,class,bar", "class, domain, task, mammoth"),
+     (published_mnist, "protocols=foo,task,bar", "supsup, fot, fot_short, gpm"),
+     (permuted_mnist, "stream=foo", "permuted, rotated"),
+     (projection, "stream=foo", "digits, banking77")],
+)  # fmt: skip
+def test_names_that_there_are_not(script, words, there, monkeypatch):
+    what, _, names = words.partition("=")
+    strange = names.replace(",class", "").replace(",task", "").replace(",", ", ")
+    message = refused(monkeypatch, script.main, words)
+    assert message.startswith(f"No {what.rstrip('s')} {strange}; there are: {there}")
+
+
+def test_a_row_of_one_seed_leaves_a_page_as_it_is():
+    row = {"method": "GPM", "accuracy": [0.6, 0.7], "tried": {}, "setting": "sgd() + gpm()",
+           "processor_seconds": 4.0, "memory": 1.0, "protocol": "words"}  # fmt: skip
+    report = {"command": "python x.py data=DATA", "seeds": [0, 1], "rows": [row, row]}
+    text = projection.lines(report)
+    assert "`python x.py`: words; mean and standard deviation of 2 seeds; costs" in text
+    assert text.count("| GPM | 65.0 ± 5.0 | – | 2 | 1.00 | `gpm()` |") == 2
+    one = {**row, "method": "OSFT", "accuracy": [0.6], "seeds": [0]}
+    text = projection.lines(report | {"rows": [row, row, one]})
+    assert text.count("| GPM | 65.0 ± 5.0 | – |") == 2
+    assert "deviation of 2 seeds where no other number stands" in text
+    assert "| OSFT | 60.0 ± 0.0 (1 seed) |" in text

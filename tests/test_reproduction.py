@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from jaxmerge.continual import methods as continual
 from jaxmerge.core.registry import REGISTRY
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
 
 
 def script():
@@ -52,3 +55,35 @@ def test_a_missing_cell_is_a_dash(tmp_path):
     assert "| ER | – | 60.0 +- 10.0 |" in text
     assert "| SI | 60.0 +- 10.0 | – |" in text
     assert "6 processor seconds" in text
+    assert "deviation of 2 seeds; " in text
+    assert "2 of 4 rows have been run" in text
+    one = {**row, "method": "L2", "accuracy": [0.5], "seeds": [0], "command": "python y.py"}
+    cut = {**row, "method": "MAS", "accuracy": [0.5], "seeds": [0, 1, 2]}
+    (tmp_path / "toy.json").write_text(json.dumps(report | {"rows": [row, row, one, cut]}))
+    text = "\n".join(module["accuracy_table"]("toy"))
+    assert "deviation of 2 seeds where no other number stands" in text
+    assert "| L2 | 50.0 (1 seed) |" in text
+    assert "| MAS | 50.0 (1 of 3 seeds) |" in text
+    assert "`python x.py`, `python y.py`, 12 processor seconds" in text
+
+
+def test_figures_far_from_the_published_ones_are_listed_by_themselves(tmp_path):
+    module = script()
+    module["far"].__globals__["RESULTS"] = tmp_path
+    row = {"scenario": "a", "method": "M", "accuracy": [0.89, 0.91], "backward transfer": [-0.021]}
+    (tmp_path / "toy.json").write_text(json.dumps({"rows": [row]}))
+    of = lambda **published: module["far"]({"ours": ["toy", "a", "M"], **published})
+    assert of(published="90.29 +- 0.1", backward="-2 +- 0") == []
+    accuracy, backward = of(published="89", backward="-2.5")
+    assert accuracy.ours == "90.00 +- 1.00"
+    assert (accuracy.points, accuracy.deviations) == pytest.approx((1.0, 1.0))
+    assert (backward.ours, backward.deviations) == ("-2.10", None)
+    assert backward.points == pytest.approx(0.4)
+
+
+def test_published_figures_are_read_and_no_reason_stands_without_a_distance():
+    module = script()
+    for p in module["published"]():
+        if p["ours"] and p["published"] and module["row_of"](*p["ours"]):
+            assert re.fullmatch(r"-?[\d.]+( \+- [\d.]+)?", p["published"]), p["method"]
+            assert "apart" not in p or module["far"](p), (p["method"], p["protocol"])
