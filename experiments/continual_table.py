@@ -171,7 +171,8 @@ def described(setup: Setup) -> str:
 
 def alike(stream: Stream, other: Stream) -> Stream:
     """The stream, its groups filled up to the shapes of another: one compilation serves both."""
-    one, two = stream.groups, other.groups
+    pair: tuple[Any, Any] = (stream.groups, other.groups)
+    one, two = pair
     examples = max(len(one.targets), len(two.targets))
     rows = max(one.rows.shape[1], two.rows.shape[1])
 
@@ -264,7 +265,7 @@ def table(
     """
     known("method", methods, (c.method for c in cells))
     path = Path(out)
-    stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
     rows = {(r["scenario"], r["method"]): r for r in stored["rows"]}
     every = {k: list(v) for k, v in stored.get("methods", {}).items()}
     for cell in cells:

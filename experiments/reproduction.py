@@ -156,7 +156,8 @@ def headline() -> list[str]:
     known = {
         p["ours"][1]: p for p in published() if p["ours"] and p["ours"][0] == "published_mnist"
     }
-    for p in map(known.get, HEADLINE):
+    for protocol in HEADLINE:
+        p = known[protocol]
         own = row_of(*p["ours"])
         ours = ["–"] * 5
         if own:
