@@ -120,9 +120,9 @@ def test_coso(case, x64):
 def test_bad_settings():
     model = given((np.ones((6, 5)),))
     tasks = stream(np.ones((1, 1, 4, 5)), np.zeros((1, 1, 4), int), classes=6)
-    with pytest.raises(ValueError, match="rank 8 is below sketch, got 8"):
+    with pytest.raises(ValueError, match="rank must be below sketch, got rank=8, sketch=8"):
         coso(8, 8)
     with pytest.raises(
-        ValueError, match=r"sketch 6 is at most min\(in, out\): head/kernel \[5, 6\]"
+        ValueError, match=r"sketch must be at most min\(in, out\), got 6 for head/kernel \[5, 6\]\."
     ):
-        learn(model, tasks, coso(2, 6))
+        learn(model, tasks, coso(2, 6), optimiser=sgd(1.0))

@@ -21,6 +21,7 @@ import jaxmerge as jm
 from jaxmerge.continual import methods as package
 from jaxmerge.continual import scoring, stages
 from jaxmerge.continual.drivers import compiled, program, run
+from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.parts import build
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST, Method
@@ -51,6 +52,7 @@ EXAMPLES = {
     "slca": {"epochs": 1, "per_class": 4},
     "slcapp": {"epochs": 1, "per_class": 4},
 }
+OPTIMISERS = {"coso": sgd(1.0)}  # others would not show it the gradient
 MANY = {"lingocl": {"embeddings": np.eye(20, 5, dtype=np.float32)}}  # of twenty classes
 SIGMOID = classification(columns="seen", loss="sigmoid")
 PLAIN = {"pred_kd": SIGMOID}  # what fine-tuning is under the objective of the method's own
@@ -88,7 +90,11 @@ def stream():
 
 @functools.cache
 def ran(name: str):
-    return run(setup(of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
+    return run(
+        setup(of(name), optimiser=OPTIMISERS.get(name), merges={"MagMax": jm.magmax()}),
+        stream(),
+        KEY,
+    )
 
 
 # One of each kind; the others are slow in laws whose seconds were not recorded for all methods.
@@ -111,7 +117,7 @@ FUSED = {
 @every
 def test_a_program_is_a_run_and_its_memory_keeps_shapes_and_dtypes(name):
     """To the bit: figures, losses, weights, what methods keep; and merges, but for `FUSED`."""
-    config = setup(of(name), merges={"MagMax": jm.magmax()})
+    config = setup(of(name), optimiser=OPTIMISERS.get(name), merges={"MagMax": jm.magmax()})
     if any(m.host for m in build(config, 3).methods):
         with pytest.raises(ValueError, match="needs the host"):
             program(config, stream(), KEY)
@@ -150,7 +156,9 @@ def restored(saved: list[np.ndarray], fresh):
 @pytest.mark.parametrize("name", names())
 def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
     """Killed after every step of every task, and at every stage of a border; merges too."""
-    config = setup(of(name), merges={"MagMax": jm.magmax(), "EMA": jm.ema(0.5)})
+    config = setup(
+        of(name), optimiser=OPTIMISERS.get(name), merges={"MagMax": jm.magmax(), "EMA": jm.ema(0.5)}
+    )
     s, tasks, steps = jax.tree.map(jnp.asarray, stream()), 3, 4
     host = any(m.host for m in build(config, tasks).methods)
     at_border = (lambda f: f) if host else compiled.__getitem__
@@ -171,7 +179,10 @@ def test_a_kill_at_any_step_and_a_resume_give_the_same_bits(name):
 
 @every
 def test_ten_tasks_compile_every_stage_once(name):
-    config, ten = setup(of(name, **MANY.get(name, {}))), split(tasks=10, steps=1, classes=20)
+    config, ten = (
+        setup(of(name, **MANY.get(name, {})), optimiser=OPTIMISERS.get(name)),
+        split(tasks=10, steps=1, classes=20),
+    )
     from tiny_streams import tiny
 
     config = jax.tree.map(lambda x: x, config)
@@ -201,7 +212,13 @@ def bystander():
 
 @every
 def test_a_method_placed_beside_another_changes_none_of_its_draws(name):
-    other = run(setup(bystander(), of(name), merges={"MagMax": jm.magmax()}), stream(), KEY)
+    other = run(
+        setup(
+            bystander(), of(name), optimiser=OPTIMISERS.get(name), merges={"MagMax": jm.magmax()}
+        ),
+        stream(),
+        KEY,
+    )
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, other.state.params, ran(name).state.params)
     jax.tree.map(close, other.state.memory[1], ran(name).state.memory[0])
@@ -213,7 +230,7 @@ def test_prediction_without_the_task_never_reads_it(name):
     s = stream()
     wrong = s._replace(groups=s.groups._replace(task=s.groups.task[::-1].copy()))
     state = ran(name).state
-    config = setup(of(name), merges={"MagMax": jm.magmax()})
+    config = setup(of(name), optimiser=OPTIMISERS.get(name), merges={"MagMax": jm.magmax()})
     score = lambda s: compiled[scoring.score](config, s, state, jnp.int32(2))[LAST]["accuracy"]
     np.testing.assert_array_equal(score(s), score(wrong))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +28,18 @@ from jaxmerge.continual.methods import (
 )
 from jaxmerge.continual.methods.fot import join, sketch
 from jaxmerge.continual.methods.osft import FREE, FROZEN, cut, free_part, rebuilt
-from jaxmerge.continual.optimisers import adamw, sgd
+from jaxmerge.continual.optimisers import adamw, by_name, sgd
 from jaxmerge.continual.parts import build
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import methods, models
-from jaxmerge.continual.stages import create
+from jaxmerge.continual.stages import create, train
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.wraps.layers import layers_apart
 from jaxmerge.continual.wraps.scales import SPACE
 from jaxmerge.models.mlp.learner import mlp
 
+of_fot = sys.modules[join.__module__]
 SPACES = ("gpm", "trgp", "cuber", "fot", "coso", "osft")
 WRAPS = ("lora", "olora", "supsup")
 
@@ -102,7 +104,10 @@ def taken_apart(stack: int = 4, scanned: bool = True) -> Model:
 
 
 def setting(*chosen, model=None, optimiser=None):
-    return Setup(model or network(), classification(), optimiser or sgd(0.05), chosen)
+    if optimiser is None:  # fot averages, coso makes its steps of gradients
+        names = [m.factory.__name__ for m in chosen]
+        optimiser = sgd(1.0 if {"fot", "coso"} & {*names} else 0.05)
+    return Setup(model or network(), classification(), optimiser, chosen)
 
 
 def orthonormal(columns, rank):
@@ -225,8 +230,7 @@ NAMES = [("w1", "w2", "out"), ("conv/kernel", "fc/kernel", "head/kernel"), ("w1"
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("name", SPACES)
 def test_what_is_a_kernel_does_not_depend_on_its_name_or_axes(name, names):
-    optimiser = sgd(1.0) if name in ("fot", "coso") else sgd(0.05)
-    chosen, stream = setting(own(name), model=network(names), optimiser=optimiser), split(batch=6)
+    chosen, stream = setting(own(name), model=network(names)), split(batch=6)
     state = jax.eval_shape(program, chosen, stream, KEY).state
     cut = {n for n in names if f"{n}{FREE}scale" in state.params}
     assert (cut if name == "osft" else set(state.memory[0])) == set(names)
@@ -253,7 +257,7 @@ def test_coso_moves_a_convolution_outside_old_gradients():
     for tasks in (2, 3):
         first = {k: getattr(stream, k)[:tasks] for k in ("rows", "origin", "weight")}
         cut = stream._replace(**first, info={"own": stream.info["own"][:tasks]})
-        config = setting(own("coso", threshold=1.0), optimiser=sgd(1.0))
+        config = setting(own("coso", threshold=1.0))
         states.append(jax.jit(program)(config, cut, KEY).state)
     before, after = states
     for n, space in after.memory[0].items():
@@ -266,15 +270,14 @@ def test_coso_moves_a_convolution_outside_old_gradients():
 @pytest.mark.parametrize("name", SPACES)
 def test_stacks_of_layers_are_refused_by_name(name):
     model = network(("conv", "layers", "head"), stack=4)
-    with pytest.raises(ValueError, match=rf"^{name}: .*found layers \[4, 10, 10\]\. A stack of "):
+    with pytest.raises(ValueError, match=rf"^{name}: .*found layers \[4, 10, 10\]\. If that is a "):
         program(setting(own(name), model=model), split(steps=4, batch=6), KEY)
     create(setting(own(name, "conv|head"), model=model), split(steps=4, batch=6), KEY)
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_stack_taken_apart_has_a_subspace_a_layer(name):
-    optimiser, model = sgd(1.0) if name in ("fot", "coso") else sgd(0.05), taken_apart(4)
-    chosen, stream = setting(own(name), model=model, optimiser=optimiser), split(batch=6)
+    chosen, stream = setting(own(name), model=taken_apart(4)), split(batch=6)
     state = jax.eval_shape(program, chosen, stream, KEY).state
     cut = {n.removesuffix(f"{FREE}scale") for n in state.params if n.endswith(f"{FREE}scale")}
     layers = {f"layers/{i}" for i in range(4)}
@@ -300,6 +303,125 @@ def test_what_is_no_stack_is_refused_by_name():
         layers_apart(model, "q")
     with pytest.raises(ValueError, match=r"found s without layers\."):
         layers_apart(model, ".*")
+
+
+def shaped(**shapes):
+    """A model of leaves of these shapes."""
+    return Model(lambda key: {n.replace("_", "/"): jnp.ones(s) for n, s in shapes.items()}, len)
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "message"),
+    [
+        (shaped(layers_kernel=(3, 4, 4), text_kernel=(2, 4, 4)), "kernel", r", of different numb"),
+        (shaped(one_kernel=(8, 16), two_kernel=(8, 16)), ".*", r"\[8, 16\], no stack of kernels"),
+        (shaped(w=(8, 16)), "(", r"stacks must be a regular expression, got '\('\.$"),
+        (mlp(8, (16, 16), 3), "layer", r"layer_0/kernel \[8, 16\].*, of different numbers\.$"),
+    ],
+)
+def test_what_cannot_be_stacks_is_one_line(model, pattern, message):
+    with pytest.raises(ValueError, match=r"^layers_apart: .*" + message) as error:
+        layers_apart(model, pattern)
+    assert "\n" not in str(error.value)
+
+
+def test_stacks_of_vectors_are_taken_apart_beside_kernels_and_alone():
+    model = shaped(layers_kernel=(3, 4, 5), layers_bias=(3, 5), layers_gain=(3, 4), head=(5, 2))
+    for pattern, many in (("^layers", 9), ("bias", 3), ("kernel|gain", 6)):
+        params = jax.eval_shape(layers_apart(model, pattern).init, KEY)
+        assert sum(n[-1] in "012" for n in params) == many
+
+
+def test_a_registered_model_is_taken_apart_as_one():
+    spec = layers_apart(network(("conv", "layers", "head"), 4), "^layers")
+    assert spec == layers_apart(network(("conv", "layers", "head"), 4), "^layers")
+    assert repr(spec).startswith("layers_apart(model=network(")
+    state = jax.eval_shape(create, setting(own("gpm", "layers"), model=spec), split(batch=6), KEY)
+    assert set(state.memory[0]) == {f"layers/{i}" for i in range(4)}
+
+
+READINGS = {  # of a kernel w [6, 6], whose inputs no trace shows
+    "cond": lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: x @ w, w),
+    "while": lambda x, w: jax.lax.while_loop(lambda h: h[0, 0] > 0, lambda h: h @ w, x),
+    "a matrix of it": lambda x, w: x @ jnp.tanh(w),
+    "groups": lambda x, w: jax.lax.conv_general_dilated(
+        x.reshape(-1, 1, 1, 6), w.reshape(6, 1, 1, 6)[:1].repeat(1, 0), (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=6,
+    ).reshape(-1, 6),
+}  # fmt: skip
+
+
+@models.register
+def read_as(how: str, said: bool = False, shape: tuple = (6, 6)) -> Model:
+    """w is read in one of `READINGS`, or as heads [in, heads, size]; the model may say its taps."""
+
+    def init(key):
+        ones = {"trunk/w": jnp.ones(shape), "trunk/bias": jnp.zeros(6)}
+        return ones | {"head/kernel": jnp.ones((6, 6))}
+
+    def apply(params, x, task):
+        w = params["trunk/w"]
+        h = READINGS[how](x, w) if how in READINGS else (x @ w.reshape(6, 6))
+        h = h + params["trunk/bias"]
+        return Outputs(h @ params["head/kernel"], h, {"taps": {"trunk/w": x}} if said else None)
+
+    return Model(init, apply)
+
+
+@pytest.mark.parametrize("name", ["gpm", "trgp", "cuber", "fot"])
+@pytest.mark.parametrize("how", READINGS)
+def test_a_kernel_whose_inputs_are_not_found_is_refused_by_name(name, how):
+    made = lambda pattern, **more: jax.eval_shape(
+        create, setting(own(name, pattern), model=read_as(how, **more)), split(batch=6), KEY
+    )
+    for pattern in (".*", "^trunk"):
+        with pytest.raises(ValueError, match=rf"^{name}: no inputs were found .* for trunk/w\. "):
+            made(pattern)
+    assert set(made("^head").memory[0]) == {"head/kernel"}
+    assert set(made(".*", said=True).memory[0]) == {"head/kernel", "trunk/w"}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_heads_with_an_axis_of_their_own_are_told_what_helps_them_too(name):
+    model = read_as("heads", shape=(6, 2, 3))
+    with pytest.raises(
+        ValueError, match=rf"^{name}: .*found trunk/w \[6, 2, 3\].* as a matrix and"
+    ):
+        jax.eval_shape(create, setting(own(name), model=model), split(batch=6), KEY)
+
+
+@pytest.mark.parametrize("name", ["gpm", "trgp", "cuber"])
+def test_leaves_that_are_to_stay_free_are_there(name):
+    made = lambda free: jax.eval_shape(
+        create, setting(own(name, "^head", free=free), model=read_as("heads")), split(batch=6), KEY
+    )
+    with pytest.raises(
+        ValueError, match=rf"^{name}: no leaf that trains matches free='\^nothing'; "
+    ):
+        made("^nothing")
+    for free in (".", "^head", "bias$"):
+        made(free)
+
+
+def test_fot_takes_a_threshold_a_kernel_in_the_order_of_the_network(monkeypatch):
+    joined, stream = {}, split(steps=2, batch=6)
+    model = mlp(6, (7,), 6, bias=False)  # whose kernels have 6 and 7 inputs
+    monkeypatch.setattr(basis, "due", lambda threshold, growth, task: threshold)
+    note = lambda space, rows, ratios, counts, energy: joined.update({len(space[0]): energy})
+    monkeypatch.setattr(of_fot, "join", lambda space, *sent: note(space, *sent) or space)
+
+    def trained(shares):
+        chosen = setting(own("fot", threshold=shares), model=model)
+        last = lambda key: train(chosen, stream, create(chosen, stream, key), jnp.int32(0))
+        jax.eval_shape(last, KEY)
+        return dict(joined)
+
+    assert trained((0.1, 0.9)) == {6: 0.1, 7: 0.9}
+    assert trained(0.5) == {6: 0.5, 7: 0.5}
+    with pytest.raises(
+        ValueError, match=r"^fot: threshold has 3 numbers, for the 2 kernels layer_0/"
+    ):
+        trained((0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("name", SPACES + WRAPS)
@@ -378,3 +500,35 @@ def test_settings_within_their_ranges():
     lora(ranks=[("mlp", 4), ["attn/.*", 2]], alphas=(("(a|b)", 0.5),))
     assert cuber(correlation=-1) == cuber(correlation=-1.0)
     gpm(free=None), trgp(free="^head/"), olora(train=None), supsup(), fot(), coso()
+
+
+SGD = sgd(1.0)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "fits"),
+    [
+        (SGD, True),
+        (sgd(0.1), False),
+        (sgd(1.0, momentum=0.9), False),
+        (sgd(1.0, weight_decay=0.1), False),
+        (sgd(1.0, clip=1.0), False),
+        (adamw(1.0), False),
+        (by_name((("w.", SGD), (".*", adamw()))), True),
+        (by_name((("w.", {"sgd": {"rate": 1}}), (".*", "adam"))), True),
+        (by_name((("w1", SGD), (".*", adamw()))), False),
+        (by_name(((".*", adamw()), ("w.", SGD))), False),
+        (by_name(((".*", by_name((("w.", SGD), (".*", sgd(0.1))))),)), True),
+    ],
+)
+def test_coso_takes_the_gradient_and_no_proposal_of_another_optimiser(optimiser, fits):
+    chosen = setting(own("coso", "^w"), optimiser=optimiser)
+    made = lambda: jax.eval_shape(lambda key: create(chosen, split(batch=6), key), KEY)
+    if fits:
+        assert set(made().memory[0]) == {"w1", "w2"}
+        return
+    with pytest.raises(
+        ValueError, match=r"^coso makes the steps of (w1, )?w2 itself\. .* sgd\(1"
+    ) as e:
+        made()
+    assert "\n" not in str(e.value)

@@ -13,12 +13,13 @@ from functools import partial
 from typing import Annotated, Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmerge.continual.registry import NonNegative, Positive, Range, Share, optimisers
 from jaxmerge.core.ranges import Number
 from jaxmerge.core.specs import Spec, thawed
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, concrete
 
 Optimiser = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
 Momentum = Annotated[float, Range("a number in [0, 1)", lambda v: 0 <= v < 1)]
@@ -210,6 +211,30 @@ def by_name(
         return optax.partition(groups, label)
 
     return of
+
+
+def gives_gradient(optimiser: Spec, leaf: str) -> bool:
+    """Whether what it proposes for a leaf is the gradient with the other sign: ``sgd(1.0)``, alone
+    or as the rule of `by_name` for this leaf.
+
+    Args:
+        optimiser: spec of one; a rate that is traced is taken to be 1.
+        leaf: its name.
+
+    >>> mixed = by_name((("head/.*", sgd(1.0)), (".*", adam())))
+    >>> gives_gradient(mixed, "head/kernel"), gives_gradient(mixed, "w"), gives_gradient(sgd(), "w")
+    (True, False, False)
+    """
+    there = optimiser.arguments
+    if optimiser.factory is inspect.unwrap(by_name):
+        own = (o for p, o in there["rules"] if _pattern(thawed(p)).fullmatch(leaf))
+        rule = next(own, None)
+        if not isinstance(rule, Spec | None):
+            rule = optimisers.from_settings(thawed(rule))
+        return rule is not None and gives_gradient(rule, leaf)
+    momentum, rate = thawed(there.get("momentum")), thawed(there.get("rate"))
+    plain = is_linear(optimiser) and momentum is None
+    return plain and (not concrete(rate) or bool(np.all(np.asarray(rate) == 1)))
 
 
 def _pattern(text: Any) -> re.Pattern[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.continual.hook_calls import kind, named
+from jaxmerge.continual.optimisers import gives_gradient
 from jaxmerge.continual.records import LAST, Batch, Method, Model
 from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.specs import Spec
@@ -32,7 +33,8 @@ class Parts(NamedTuple):
 def build(setup: Setup, tasks: int) -> Parts:
     """Build the specs of a setup; wraps are applied in order, the last is outermost.
 
-    Where two methods claim kernels, the model's `init` raises ValueError if they claim the same.
+    Where methods claim kernels, the model's `init` raises ValueError if two claim the same, or if
+    the optimiser is not the one that a method's own steps take.
 
     Raises:
         ValueError: two methods replace the objective; a spec that builds something else than what
@@ -44,33 +46,59 @@ def build(setup: Setup, tasks: int) -> Parts:
         if method.wrap is not None:
             with named(f"{name}: `wrap`"):
                 model = _is(method.wrap(model, tasks), Model, f"{name}: `wrap` gives")
-    if sum(m.claims is not None for m in methods) > 1:
+    steps = any(m.steps for m in methods)
+    if steps or sum(m.claims is not None for m in methods) > 1:
         wrapped = model.init
 
         def init(key):
-            _apart(network, jax.eval_shape(network.init, key), methods, names)
+            own = _claimed(network, jax.eval_shape(network.init, key), methods, names)
+            _apart(own)
+            _stepped(
+                setup.optimiser, own, [n for n, m in zip(names, methods, strict=True) if m.steps]
+            )
             return wrapped(key)
 
         model = model._replace(init=init)
     return Parts(model, methods, names, _built(setup.problem, Problem), tasks)
 
 
-def _apart(network: Model, params: Leaves, methods: Sequence[Method], names: Sequence[str]) -> None:
+def _claimed(
+    network: Model, params: Leaves, methods: Sequence[Method], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """The kernels that each method claims."""
+    claimed = {}
+    for method, name in zip(methods, names, strict=True):
+        if method.claims is not None:
+            with named(f"{name}: `claims`"):
+                claimed[name] = list(method.claims(network, params))
+    return claimed
+
+
+def _stepped(optimiser: Spec, claimed: Mapping[str, list[str]], who: Sequence[str]) -> None:
+    """Raise ValueError where a method makes the steps itself of what is not the gradient."""
+    wrong = {n: [k for k in claimed.get(n, []) if not gives_gradient(optimiser, k)] for n in who}
+    if found := [f"{n} makes the steps of {_few(k)} itself" for n, k in wrong.items() if k]:
+        raise ValueError(
+            f"{listed(found)} It takes their gradients from the optimiser, which is {optimiser}: "
+            'give these kernels sgd(1.0), as in by_name((("<kernels>", sgd(1.0)), (".*", ...))).'
+        )
+
+
+def _few(kernels: Sequence[str]) -> str:
+    return ", ".join(kernels[:4]) + (f" and {len(kernels) - 4} more" if len(kernels) > 4 else "")
+
+
+def _apart(claimed: Mapping[str, list[str]]) -> None:
     """Raise ValueError where two methods claim one kernel."""
     owner: dict[str, str] = {}
     shared: dict[tuple[str, str], list[str]] = {}
-    for method, name in zip(methods, names, strict=True):
-        if method.claims is None:
-            continue
-        with named(f"{name}: `claims`"):
-            own = list(method.claims(network, params))
+    for name, own in claimed.items():
         for kernel in own:
             if kernel in owner:
                 shared.setdefault((owner[kernel], name), []).append(kernel)
             owner[kernel] = name
     if shared:
-        few = lambda k: ", ".join(k[:4]) + (f" and {len(k) - 4} more" if len(k) > 4 else "")
-        wrong = [f"{a} and {b} both decide how {few(k)} changes" for (a, b), k in shared.items()]
+        wrong = [f"{a} and {b} both decide how {_few(k)} changes" for (a, b), k in shared.items()]
         raise ValueError(
             f"{listed(wrong)} Give each its own kernels by their patterns, or use one of them."
         )

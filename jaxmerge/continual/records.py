@@ -226,6 +226,9 @@ class Method(NamedTuple):
         claims: ``(model, params) -> names``: kernels of the network, below all wraps, whose change
             this method alone decides or which it makes of other leaves; no other method of the
             stream may claim one of them. Of the params only shapes count.
+        steps: whether it makes the steps of the kernels that it claims itself, in `update`, of
+            their gradients: what the optimiser proposes for these must be the gradient, that is
+            ``sgd(1.0)``.
         observe: ``(model, step) -> memory``, after every step.
         examples: ``(t, tasks, seed) -> [(s, positions), ...]``: what task t trains on besides its
             own examples, chosen on the host before its batches are drawn: positions in the
@@ -246,6 +249,7 @@ class Method(NamedTuple):
     update: Callable[..., tuple[Any, Any]] | None = None
     spans: Callable[[Any], Mapping[str, Array]] | None = None
     claims: Callable[[Model, Leaves], Iterable[str]] | None = None
+    steps: bool = False
     observe: Callable[..., Any] | None = None
     end: Callable[..., tuple[Leaves, Any]] | None = None
     examples: Callable[..., list] | None = None

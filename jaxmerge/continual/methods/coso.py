@@ -12,6 +12,7 @@ from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, Share, methods
 from jaxmerge.continual.wraps.kernels import fan_in, matching, projected
 from jaxmerge.core.types import Array
+from jaxmerge.errors import listed
 from jaxmerge.numerics.subspaces import outside
 
 
@@ -70,7 +71,7 @@ def coso(
         every: K, steps between two choices of the subspace.
         rate, weight_decay, b1, b2, eps: of its own Adam, which replaces the optimiser for these
             kernels: give the setup ``sgd(1.0)`` for them (`optimisers.by_name`), whose proposal is
-            the gradient itself.
+            the gradient itself; any other is refused.
         threshold: share of the energy, in [0, 1].
         target: regular expression of the kernels (the authors': attention output projections).
 
@@ -91,13 +92,15 @@ def coso(
     coso(rank=4, sketch=8)
     """
     if rank >= sketch:
-        raise ValueError(f"coso: rank {rank} is below sketch, got {sketch}.")
+        raise ValueError(f"coso: rank must be below sketch, got rank={rank}, sketch={sketch}.")
 
     def init(model, params, batch, stored):
         chosen = projected("coso", model, params, target)
         sizes = {n: (fan_in(params[n]), params[n].shape[-1]) for n in chosen}
         if small := [f"{n} {list(s)}" for n, s in sizes.items() if min(s) < sketch]:
-            raise ValueError(f"coso: sketch {sketch} is at most min(in, out): {', '.join(small)}.")
+            raise ValueError(
+                f"coso: sketch must be at most min(in, out), got {sketch} for {listed(small)}"
+            )
         return {n: _empty(params[n]) for n in chosen}
 
     def _empty(kernel):
@@ -156,7 +159,7 @@ def coso(
         )  # fmt: skip
 
     return Method(
-        init=init, begin=begin, update=update,
+        init=init, begin=begin, update=update, steps=True,
         claims=lambda model, params: matching(model, params, target),
     )  # fmt: skip
 

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.methods.gpm import empty_bases, no_statistics, stopped, thresholds
+from jaxmerge.continual.methods.gpm import (
+    check_free,
+    empty_bases,
+    no_statistics,
+    stopped,
+    thresholds,
+)
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Correlation, Count, NonNegative, Pattern, Share, methods
@@ -82,7 +88,8 @@ def cuber(
         The spaces of regimes 1 and 2 are projected off together, by an orthonormal basis of their
         sum; the paper's sum of projections takes directions that they share twice. G_j is the
         gradient of the first `examples` of task j with its own scales. The paper does not give
-        lambda. What the optimiser proposes is projected, not the gradient, as in `gpm`.
+        lambda. What the optimiser proposes is projected, not the gradient, as in `gpm`; weight
+        decay and the scales are as in `trgp`.
 
     >>> cuber((0.95, 0.99, 0.99), strength=2)
     cuber(threshold=(0.95, 0.99, 0.99), strength=2.0)
@@ -103,6 +110,7 @@ def cuber(
             zero, four = jnp.zeros_like(w), jnp.zeros((4, *m.vectors.shape), w.dtype)
             return Kernel(m, jnp.zeros((tasks, *w.shape), w.dtype), zero, jnp.zeros(2, bool), four)
 
+        check_free("cuber", model, params, free)
         empty = empty_bases(model, params, batch, chosen, capacity)
         return {n: one(n, m) for n, m in empty.items()}
 

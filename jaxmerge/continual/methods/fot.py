@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.memories.clients import Local, each, parts_of, weights_of
 from jaxmerge.continual.methods.fedavg import to_the_mean
-from jaxmerge.continual.methods.gpm import empty_bases, spans_of, thresholds
+from jaxmerge.continual.methods.gpm import empty_bases, met_kernels, spans_of, thresholds
 from jaxmerge.continual.parts import with_trained
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, Share, methods
@@ -24,7 +24,7 @@ Draws = Literal["uniform", "normal"]
 
 @methods.register
 def fot(
-    threshold: Share = 0.96,
+    threshold: Share | tuple[Share, ...] = 0.96,
     growth: float = 0.0,
     draws: Draws = "uniform",
     width: Count = 1,
@@ -48,7 +48,8 @@ def fot(
     leading directions of the sum of the sketches to U (`join`).
 
     Args:
-        threshold: e, the kept share of the energy, in [0, 1].
+        threshold: e, the kept share of the energy, in [0, 1]; one number or one for each projected
+            kernel in order.
         growth: what is added to it after every task.
         draws: of Z, "uniform" on [-1, 1) as for permuted MNIST, or "normal" as for CIFAR.
         width: columns of Z for each input of the kernel; 5 for dense kernels of CIFAR's network.
@@ -97,12 +98,13 @@ def fot(
 
     def observe(model, step):
         def last(memory):
-            energy = basis.due(threshold, growth, step.task)
             sent = sketches(model, step)
+            shares = chosen(model, step.params, met_kernels(model, step.params, step.batch))
+            due = {n: basis.due(e, growth, step.task) for n, e in shares.items()}
             joined = {}
             for n, space in memory.items():
                 rows, ratios, counts = sent[n]
-                joined[n] = join(space, rows, ratios, counts, energy)
+                joined[n] = join(space, rows, ratios, counts, due[n])
             return joined
 
         ends = step.count == step.total - 1

@@ -39,7 +39,8 @@ def gpm(
         growth: added to the threshold after every task (CIFAR-100: 0.97 + 0.003 t).
         examples: of a task, whose inputs are looked at.
         project: regular expression of the kernels that are projected; where every task has a head
-            of its own the authors leave heads out: ``"^(?!head/)"``.
+            of its own the authors leave heads out: ``"^(?!head/)"``. The inputs of each must be
+            found (`continual.taps`).
         free: regular expression of other shared leaves that go on learning unprojected, such as
             such heads. All other leaves stop after the first task, biases and norms too: the
             authors' networks have no biases, their norms stop and keep no running statistics.
@@ -70,6 +71,7 @@ def gpm(
 
     def init(model, params, batch, stored):
         no_statistics("gpm", model, params, free)
+        check_free("gpm", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
     def update(model, step, updates):
@@ -100,7 +102,8 @@ def thresholds(
         names: of the kernels whose inputs are known, in the order of the network.
 
     Raises:
-        ValueError: none matches, one is a stack, or there is another number of thresholds.
+        ValueError: none matches, one is a stack or its inputs are not known, or there is another
+            number of thresholds.
     """
     chosen = projected(who, model, params, pattern, names)
     many = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
@@ -116,8 +119,7 @@ def empty_bases(
     model: Model, params: Leaves, batch: Batch, chosen: Callable, capacity: int | None
 ) -> dict[str, basis.Basis]:
     """Kernel -> a basis without a direction; nothing is computed."""
-    order: list[str] = []
-    jax.eval_shape(lambda: order.extend(taps(model, params, batch.inputs, jnp.int32(0))))
+    order = met_kernels(model, params, batch)
     make = lambda n: basis.empty(fan_in(params[n]), capacity, params[n].dtype)
     return {n: make(n) for n in chosen(model, params, order)}
 
@@ -135,6 +137,21 @@ def no_statistics(who: str, model: Model, params: Leaves, free: str | None) -> N
             f"({len(moving)} leaves), so that old inputs are answered differently: build the "
             "network with running=False, or name them in `free`."
         )
+
+
+def met_kernels(model: Model, params: Leaves, batch: Batch) -> list[str]:
+    """Names of the kernels whose inputs are known, in the order of the network; a trace only."""
+    order: list[str] = []
+    jax.eval_shape(lambda: order.extend(taps(model, params, batch.inputs, jnp.int32(0))))
+    return order
+
+
+def check_free(who: str, model: Model, params: Leaves, free: str | None) -> None:
+    """Raise ValueError where `free` matches no leaf that trains or that steps rewrite."""
+    train = [n for n in params if model.trainable(n) or model.statistics(n)]
+    if free is not None and not any(re.search(free, n) for n in train):
+        shown = ", ".join(train[:8]) + (", ..." if len(train) > 8 else "")
+        raise ValueError(f"{who}: no leaf that trains matches free={free!r}; there are: {shown}.")
 
 
 def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:

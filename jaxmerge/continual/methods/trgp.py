@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.gpm import (
+    check_free,
     empty_bases,
     no_statistics,
     spans_of,
@@ -74,6 +75,9 @@ def trgp(
 
     Differs:
         What the optimiser proposes is projected, not the gradient, as in `gpm`.
+        The authors train by SGD without decay. Weight decay pulls the scales Q towards 0, not
+        towards the identity, and so takes away what old kernels do in the old spaces; spare them:
+        ``by_name(((".*/old_scale", adam(1e-3)), (".*", adamw(1e-3))))``.
 
     >>> trgp((0.95, 0.99, 0.99), trust=0.2)
     trgp(threshold=(0.95, 0.99, 0.99), trust=0.2)
@@ -89,6 +93,7 @@ def trgp(
 
     def init(model, params, batch, stored):
         no_statistics("trgp", model, params, free)
+        check_free("trgp", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
     def begin(model, params, memory, border):

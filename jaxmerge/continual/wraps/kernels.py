@@ -67,30 +67,41 @@ def projected(
     Args:
         who: the method, for messages.
         model, params, pattern: as for `matching`.
-        names: only these, in this order; None: all, as params have them.
+        names: of the kernels whose inputs are known, in the order of the network, for methods that
+            project off inputs; None: the inputs do not count, the order is that of params.
 
     Raises:
         ValueError: no kernel matches; one that does is no matrix, such as a stack [layers, in, out]
-            for a scan.
+            for a scan; or its inputs are not known, so that it would be left unprotected.
 
     >>> import numpy as np
     >>> model = Model(lambda key: {}, lambda params, x, task: x)
     >>> projected("osft", model, {"w1": np.ones((2, 3)), "stack": np.ones((4, 2, 3))}, "w1")
     ['w1']
     """
-    known = shared_kernels(model, params)
-    known = known if names is None else [n for n in names if n in known]
-    found = [n for n in known if re.search(pattern, n)]
+    found = matching(model, params, pattern)
     if not found:
-        raise ValueError(f"{who}: {_none(pattern, known)}")
-    stacks = [f"{n} {list(params[n].shape)}" for n in found if params[n].ndim not in MATRICES]
-    if stacks:
+        raise ValueError(f"{who}: {_none(pattern, shared_kernels(model, params))}")
+    others = [f"{n} {list(params[n].shape)}" for n in found if params[n].ndim not in MATRICES]
+    if others:
         raise ValueError(
-            f"{who}: a kernel is [in, out] or [height, width, in, out]; found {listed(stacks)} "
-            "A stack of layers has a subspace a layer: give the model a leaf for each of them with "
-            "`jaxmerge.continual.wraps.layers.layers_apart`, or leave it out by the pattern."
+            f"{who}: a kernel is [in, out] or [height, width, in, out]; found {listed(others)} "
+            "If that is a stack of layers [layers, in, out], give the model a leaf for each of "
+            "them with `jaxmerge.continual.wraps.layers.layers_apart`; if inputs or outputs have "
+            "several axes (heads), keep the kernel as a matrix and reshape it where it is read; "
+            "or leave it out by the pattern."
         )
-    return found
+    if names is None:
+        return found
+    order = list(names)
+    if unseen := [n for n in found if n not in order]:
+        raise ValueError(
+            f"{who}: no inputs were found in the model's trace for {listed(unseen)} They are where "
+            "a kernel is read as x @ W or by a convolution of one group, outside of `cond` and "
+            "`while`. Leave such kernels out by the pattern, or let the model say what they meet: "
+            'Outputs(aux={"taps": {kernel: inputs [N, in]}}).'
+        )
+    return [n for n in order if n in found]
 
 
 def chosen(
