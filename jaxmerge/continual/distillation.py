@@ -111,8 +111,8 @@ def imitation(weights: Sequence[float] | Array = (1.0, 1.0)) -> Problem:
         >>> from jaxmerge.continual.records import Batch
         >>> out = Outputs(None, aux={"heads": jnp.eye(2)[None]})
         >>> batch = Batch(None, jnp.array([[1.0, 1.0]]), jnp.array([0]), jnp.ones(1))
-        >>> imitation((10, 1)).build().objective(out, batch, {}, 0).round(3)
-        Array([2.929], dtype=float32)
+        >>> round(float(imitation((10, 1)).build().objective(out, batch, {}, 0)[0]), 3)
+        2.929
     """
 
     def objective(out, batch, info, task):
