@@ -30,6 +30,7 @@ from jaxmerge.continual.drivers import program
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup, Stream
 from jaxmerge.studies.provenance import machine, versions
+from jaxmerge.training import checkpoint
 
 SCHEMA = "jaxmerge.continual_table/1"
 TUNING_SEED = 100
@@ -82,9 +83,7 @@ def options(**defaults: Any) -> dict[str, Any]:
         else:
             values[key] = value
     if "data" in values and not Path(values["data"]).is_dir():
-        wrong.append(
-            f"data={values['data']}: no such folder; it holds a data set's two .npz files."
-        )
+        wrong.append(f"data={values['data']}: no such folder; the data set's files lie in it.")
     if wrong:
         raise SystemExit(" ".join(wrong))
     return values
@@ -149,6 +148,20 @@ def mnist(folder: str, images: int = 55_000) -> dict[str, tuple[np.ndarray, np.n
     (pictures, labels), test = read("train"), read("test")
     parts = {"train": slice(0, min(images, 55_000)), "validation": slice(-5000, None)}
     return {k: (pictures[s], labels[s]) for k, s in parts.items()} | {"test": test}
+
+
+def data_set(read: Callable[..., Any], folder: str | Path) -> Any:
+    """What a reader gives for a folder; what is wrong with its files is one line.
+
+    Raises:
+        SystemExit: no folder is given, or its files cannot be read.
+    """
+    if not str(folder):
+        raise SystemExit("data= is missing: give the folder of the data set.")
+    try:
+        return read(folder)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"data={folder}: {error}") from None
 
 
 def fill(page: Path, blocks: dict[str, str]) -> None:
@@ -274,9 +287,7 @@ def table(
 
     def write(**changed):
         stored.update(changed, methods=every)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(stored, indent=1) + "\n")
-        partial.replace(path)  # a kill leaves the old file or the new one
+        checkpoint.replace(path, json.dumps(stored, indent=1) + "\n")
 
     command = ["python", f"experiments/{experiment}.py", "data=DATA", *arguments.split()]
     how = (shlex.join(command), seeds, machine(), versions())

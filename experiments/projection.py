@@ -34,7 +34,18 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from continual_table import Cell, counted, fill, known, noted, options, rows_of, table, usual
+from continual_table import (
+    Cell,
+    counted,
+    data_set,
+    fill,
+    known,
+    noted,
+    options,
+    rows_of,
+    table,
+    usual,
+)
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -98,7 +109,7 @@ def handwritten(data: str) -> Task:
 def intents(data: str) -> Task:
     """A part of Banking77."""
     counts = {"train": 10, "val": 3, "test": 5}
-    source = few(banking77(data), counts)
+    source = few(data_set(banking77, data), counts)
     encoder = bert.load("sentence-transformers/all-MiniLM-L6-v2")
     learner = from_bert(encoder, class_incremental(source, 7), length=24)
     protocol = (

@@ -61,6 +61,7 @@ from jaxmerge.data.streams.hierarchy import expansion
 from jaxmerge.data.streams.trees import Hierarchy
 from jaxmerge.errors import closest, listed
 from jaxmerge.studies.provenance import machine, versions
+from jaxmerge.training import checkpoint
 
 BATCH = 10
 MERGES = {
@@ -239,9 +240,7 @@ def main() -> None:
             + f" images={asked['images']}",
             "machine": machine(), "versions": versions(),
         }  # fmt: skip
-        partly = path.with_suffix(".partial")
-        partly.write_text(json.dumps(report, indent=1) + "\n")
-        partly.replace(path)
+        checkpoint.replace(path, json.dumps(report, indent=1) + "\n")
         print(label, cell(new["A_AUC"]), {k: cell(v) for k, v in new["accuracy"].items()},
               f"{new['processor_seconds']:.0f} s", flush=True)  # fmt: skip
 

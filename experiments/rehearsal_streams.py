@@ -6,6 +6,8 @@ size.  `STREAMS` has them by the names of ``stream=``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from continual_table import mnist
+from continual_table import data_set, mnist
 
 from jaxmerge.continual.records import Model
 from jaxmerge.continual.registry import models
@@ -131,7 +133,7 @@ def intents(folder: str, examples: int, cache: Path) -> Case:
     """CLINC150: a perceptron on the vectors of a frozen MiniLM, which starts from the names."""
     classes = 150
     counts = {"train": examples // classes, "val": 10, "test": 30}
-    source = few(clinc150(folder), counts)
+    source = few(data_set(clinc150, folder), counts)
     groups = hierarchy(source.classes, clinc150_domains(folder))
     every = {"names": list(groups.names)}
     every |= {split: source.inputs[rows] for split, rows in source.splits.items()}
@@ -147,22 +149,23 @@ def intents(folder: str, examples: int, cache: Path) -> Case:
 
 
 def vectors(texts: dict[str, list[str]], cache: Path) -> dict[str, np.ndarray]:
-    """Unit vectors [texts, 384] of all-MiniLM-L6-v2, computed once and kept in a file."""
-    counts = {k: len(v) for k, v in texts.items()}
+    """Unit vectors [texts, 384] of all-MiniLM-L6-v2, computed once for these texts and kept."""
+    every = json.dumps({k: list(v) for k, v in texts.items()}, sort_keys=True)
+    own = np.frombuffer(hashlib.sha256(every.encode()).digest(), np.uint8)
     if cache.exists():
         with np.load(cache) as stored:
-            if {k: len(stored[k]) for k in stored.files} == counts:
-                return {k: stored[k] for k in counts}
+            if "texts" in stored and np.array_equal(stored["texts"], own):
+                return {k: stored[k] for k in texts}
     model = bert.load("sentence-transformers/all-MiniLM-L6-v2")
     found = {k: bert.encode(model, v, truncate=True) for k, v in texts.items()}
     found = {k: x / np.linalg.norm(x, axis=1, keepdims=True) for k, x in found.items()}
-    np.savez(cache, **found)
+    np.savez(cache, texts=own, **found)
     return found
 
 
 def colours(folder: str, examples: int, cache: Path) -> Case:
     """CIFAR-10: the reduced ResNet-18 of the online papers from random weights."""
-    source = npz(folder, "cifar10", per_class=5000)
+    source = data_set(lambda folder: npz(folder, "cifar10", per_class=5000), folder)
 
     def part(split, most):
         rows = np.random.default_rng(0).permutation(source.splits[split])[:most]

@@ -24,7 +24,6 @@ Three seeds (class order, shuffles, draws).  A seed that is finished is in the r
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from continual_table import options
+from continual_table import data_set, fill, known, options
 
 from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.continual.deploys import Deploy
@@ -89,7 +88,7 @@ def of(stream: str, data: str) -> Of:
             "digits, 5 tasks of two, image tower of `mini`, 10 epochs, batch 32; 360 test images"
         )
         return Of(digits(), 10, 32, words)
-    source = few(clinc150(Path(data) / "clinc150"), {"train": 10, "val": 1, "test": 5})
+    source = few(data_set(clinc150, Path(data) / "clinc150"), {"train": 10, "val": 1, "test": 5})
     words = (
         "CLINC150, 5 tasks of thirty intents, MiniLM, 10 sentences an intent, 2 epochs, batch 30; "
         "750 test sentences"
@@ -167,19 +166,15 @@ def table(report: dict) -> str:
 
 
 def write_page() -> None:
-    """The table, between the page's marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- slca -->\n{table(json.loads(RESULT.read_text()))}\n<!-- /slca -->"
-    text = re.sub(r"<!-- slca -->.*<!-- /slca -->", lambda _: block, text, flags=re.S)
-    PAGE.write_text(text, encoding="utf-8")
+    """The table of the page."""
+    fill(PAGE, {"slca": table(json.loads(RESULT.read_text()))})
 
 
 def main() -> None:
     if sys.argv[1:2] == ["page"]:
         return write_page()
     chosen = options(stream="clinc150", data=".", seeds=3, out=str(RESULT))
-    if chosen["stream"] not in ("digits", "clinc150"):
-        raise SystemExit(f"stream={chosen['stream']}: there are digits and clinc150.")
+    known("stream", [chosen["stream"]], ("digits", "clinc150"))
     task, out = of(chosen["stream"], chosen["data"]), Path(chosen["out"])
     report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     if report.get("protocol", task.protocol) != task.protocol:

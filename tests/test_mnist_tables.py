@@ -114,7 +114,7 @@ def refused(monkeypatch, main, *words):
 def test_values_that_are_no_settings(script, monkeypatch):
     message = refused(monkeypatch, script.main, "seeds=abc", "methds=GPM", "data=/nowhere")
     assert message.startswith("seeds=abc: expected a whole number, at least 1. No setting 'methds'")
-    assert message.endswith("data=/nowhere: no such folder; it holds a data set's two .npz files.")
+    assert message.endswith("data=/nowhere: no such folder; the data set's files lie in it.")
     for value in ("0", "-1", "1.5", ""):
         message = refused(monkeypatch, script.main, f"seeds={value}")
         assert message == f"seeds={value}: expected a whole number, at least 1."

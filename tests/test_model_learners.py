@@ -183,6 +183,13 @@ def test_a_pretrained_resnet_starts_a_stream(tmp_path):
     assert base["head/kernel"].shape == (4, 4)
     with pytest.raises(ValueError, match="set stem, width, blocks"):
         resnet18(classes=4, pretrained=str(tmp_path))
+    still = resnet18(**TINY, pretrained=str(tmp_path), running=False).build()
+    base = still.init(KEY)
+    assert set(base) == {n for n in params if not is_statistic(n)} | {"head/kernel", "head/bias"}
+    images = jax.random.normal(KEY, (3, 8, 8, 3))  # evaluation reads the batch, as training does
+    asked, learnt = still.apply(base, images, 0), still.learn(base, images, 0, KEY)
+    np.testing.assert_allclose(asked.logits, learnt.logits, atol=1e-6)
+    assert "statistics" not in learnt.aux
 
 
 # ------------------------------------------------------------ language is ordinary

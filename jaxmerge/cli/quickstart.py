@@ -46,7 +46,6 @@ import hashlib
 import shutil
 import sys
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +55,7 @@ from jaxmerge.core.types import Leaves
 from jaxmerge.data.digits import digits
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.errors import UserError
+from jaxmerge.models.folders import folder_of
 from jaxmerge.studies.config import Experiment, saved
 from jaxmerge.studies.results import Results
 from jaxmerge.training.learner import Learner, from_clip
@@ -105,7 +105,6 @@ OPENING = """A small CLIP learns five tasks of two handwritten digits each, one 
 another, and is merged after every task; some 40 seconds a class order on two
 cores, without a network. Ctrl-C loses at most the task in progress."""
 QUICK = {"seeds": 1, "epochs": 1}
-SHIPPED = ("mini", "mini-2k")
 
 
 def run(
@@ -172,8 +171,7 @@ def run(
 
 def weights_folder(model: str) -> Path:
     """Where a model lies."""
-    shipped = Path(str(resources.files("jaxmerge"))) / "assets" / model
-    folder = shipped if model in SHIPPED else Path(model)
+    folder = folder_of(model)
     if not (folder / "config.json").is_file():
         raise UserError(f"No model at {folder}: expected config.json and model.safetensors there.")
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from jaxmerge.io.key_tables import Entry, export
 from jaxmerge.io.shard_plan import INDEX, plan_shards
 
 DTYPES = ("float32", "float16", "bfloat16")
+SHIPPED = ("mini", "mini-2k")
+
+
+def folder_of(model: str) -> Path:
+    """Where a model lies: one that comes with the package by its name, any other in that folder.
+
+    >>> folder_of("mini-2k").name, folder_of("models/clip").as_posix()
+    ('mini-2k', 'models/clip')
+    """
+    shipped = Path(str(resources.files("jaxmerge"))) / "assets" / model
+    return shipped if model in SHIPPED else Path(model)
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

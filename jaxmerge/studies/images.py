@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from jaxmerge.data import registry
 from jaxmerge.data.sources import Source
 from jaxmerge.data.streams.scenario import Scenario, Task
 from jaxmerge.errors import UserError, closest
+from jaxmerge.models.folders import folder_of
 from jaxmerge.studies.config import Experiment, setting
 from jaxmerge.training.fit import Training
 from jaxmerge.training.learner import Learner, from_clip
@@ -77,8 +77,7 @@ class ImageExperiment(Experiment):
         """The model, or an image tower at `ref` with everything else from the model."""
         from jaxmerge.models import clip
 
-        shipped = resources.files("jaxmerge") / "assets" / "mini"
-        base = str(shipped if self.model == "mini" else self.model)
+        base = str(folder_of(self.model))
         return clip.load(base) if ref is None else clip.load(ref, base=base)
 
     def read(self, folder: Path) -> Leaves:

@@ -13,7 +13,6 @@ from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.gpm import (
     check_free,
     empty_bases,
-    no_statistics,
     stopped,
     thresholds,
 )
@@ -102,7 +101,7 @@ def cuber(
         return with_scales("cuber", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
-        no_statistics("cuber", model, params, free)
+        check_free("cuber", model, params, free)
 
         def one(n, m):
             w = params[n].reshape(m.vectors.shape[0], -1)
@@ -110,7 +109,6 @@ def cuber(
             zero, four = jnp.zeros_like(w), jnp.zeros((4, *m.vectors.shape), w.dtype)
             return Kernel(m, jnp.zeros((tasks, *w.shape), w.dtype), zero, jnp.zeros(2, bool), four)
 
-        check_free("cuber", model, params, free)
         empty = empty_bases(model, params, batch, chosen, capacity)
         return {n: one(n, m) for n, m in empty.items()}
 

@@ -70,7 +70,6 @@ def gpm(
         return thresholds("gpm", model, params, project, names, threshold)
 
     def init(model, params, batch, stored):
-        no_statistics("gpm", model, params, free)
         check_free("gpm", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
@@ -124,21 +123,6 @@ def empty_bases(
     return {n: make(n) for n in chosen(model, params, order)}
 
 
-def no_statistics(who: str, model: Model, params: Leaves, free: str | None) -> None:
-    """Raise ValueError where steps rewrite statistics, which nothing stops or projects.
-
-    Args:
-        free: regular expression of leaves that may go on.
-    """
-    moving = [n for n in params if model.statistics(n) and not re.search(free or "(?!)", n)]
-    if moving:
-        raise ValueError(
-            f"{who}: every step rewrites the running statistics {', '.join(moving[:2])} and so on "
-            f"({len(moving)} leaves), so that old inputs are answered differently: build the "
-            "network with running=False, or name them in `free`."
-        )
-
-
 def met_kernels(model: Model, params: Leaves, batch: Batch) -> list[str]:
     """Names of the kernels whose inputs are known, in the order of the network; a trace only."""
     order: list[str] = []
@@ -147,11 +131,26 @@ def met_kernels(model: Model, params: Leaves, batch: Batch) -> list[str]:
 
 
 def check_free(who: str, model: Model, params: Leaves, free: str | None) -> None:
-    """Raise ValueError where `free` matches no leaf that trains or that steps rewrite."""
-    train = [n for n in params if model.trainable(n) or model.statistics(n)]
-    if free is not None and not any(re.search(free, n) for n in train):
-        shown = ", ".join(train[:8]) + (", ..." if len(train) > 8 else "")
+    """Raise ValueError where `free` matches no leaf that changes, or leaves statistics out.
+
+    Steps rewrite running statistics, which nothing stops or projects: they go on, or there are
+    none.
+
+    Args:
+        free: regular expression of leaves that go on learning; None: there are none.
+    """
+    chosen = lambda n: free is not None and re.search(free, n) is not None
+    changing = [n for n in params if model.trainable(n) or model.statistics(n)]
+    if free is not None and not any(map(chosen, changing)):
+        shown = ", ".join(changing[:8]) + (", ..." if len(changing) > 8 else "")
         raise ValueError(f"{who}: no leaf that trains matches free={free!r}; there are: {shown}.")
+    moving = [n for n in changing if model.statistics(n) and not chosen(n)]
+    if moving:
+        raise ValueError(
+            f"{who}: every step rewrites the running statistics {', '.join(moving[:2])} and so on "
+            f"({len(moving)} leaves), so that old inputs are answered differently: build the "
+            "network with running=False, or name them in `free`."
+        )
 
 
 def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:

@@ -11,7 +11,6 @@ from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.gpm import (
     check_free,
     empty_bases,
-    no_statistics,
     spans_of,
     stopped,
     thresholds,
@@ -92,7 +91,6 @@ def trgp(
         return with_scales("trgp", model, tasks, project, capacity)
 
     def init(model, params, batch, stored):
-        no_statistics("trgp", model, params, free)
         check_free("trgp", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 

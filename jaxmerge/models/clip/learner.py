@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.sources import Source
 from jaxmerge.models.clip import checkpoint
 from jaxmerge.models.clip.modeling import image_features, text_features
+from jaxmerge.models.folders import folder_of
 
 
 @models.register
@@ -64,8 +63,7 @@ def opened(pretrained: str) -> checkpoint.Model:
     >>> opened("mini-2k").config.text is not None
     True
     """
-    shipped = Path(str(resources.files("jaxmerge"))) / "assets" / pretrained
-    return checkpoint.load(shipped if shipped.is_dir() else pretrained)
+    return checkpoint.load(folder_of(pretrained))
 
 
 def captioned(

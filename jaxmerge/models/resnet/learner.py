@@ -7,6 +7,7 @@ needs statistics; ``merge_statistics=False`` leaves them to those of the last mo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -85,12 +86,13 @@ def resnet18(
     config, params = Config(stem, width, tuple(blocks), channels, running=running), None
     if pretrained is not None:
         model = _read(pretrained)
-        if model.config != config:
+        found = dataclasses.replace(model.config, running=running)
+        if found != config:
             raise ValueError(
-                f"{pretrained}: found {model.config}, expected {config}; set stem, width, blocks"
+                f"{pretrained}: found {found}, expected {config}; set stem, width, blocks"
                 " and channels to those of the checkpoint"
             )
-        params = model.params
+        params = {n: p for n, p in model.params.items() if running or not is_statistic(n)}
     below = tower(config, dtype, params, merge_statistics)
     return trained_head(below, config.features, classes, head)
 
