@@ -1,8 +1,7 @@
-"""Which kernels methods project, that no two project one, and that their bases stay orthonormal."""
+"""Which kernels methods project, and that no two project one."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from projected_networks import SPACES, WRAPS, network, own, setting
 from tiny_streams import KEY, split
 
-import jaxmerge as jm
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods import (
@@ -26,201 +25,16 @@ from jaxmerge.continual.methods import (
     supsup,
     trgp,
 )
-from jaxmerge.continual.methods.fot import join, sketch
-from jaxmerge.continual.methods.osft import FREE, FROZEN, cut, free_part, rebuilt
+from jaxmerge.continual.methods.fot import join
+from jaxmerge.continual.methods.osft import FREE, cut, free_part, rebuilt
 from jaxmerge.continual.optimisers import adamw, by_name, sgd
 from jaxmerge.continual.parts import build
-from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import methods, models
 from jaxmerge.continual.stages import create, train
-from jaxmerge.continual.stream_records import Setup
-from jaxmerge.continual.wraps.layers import layers_apart
-from jaxmerge.continual.wraps.scales import SPACE
 from jaxmerge.models.mlp.learner import mlp
 
 of_fot = sys.modules[join.__module__]
-SPACES = ("gpm", "trgp", "cuber", "fot", "coso", "osft")
-WRAPS = ("lora", "olora", "supsup")
-
-
-@models.register
-def network(names: tuple = ("w1", "w2", "out"), stack: int = 0, inputs: int = 6) -> Model:
-    """A convolution of 2 x 2 over `inputs` = height x 3, a dense layer, a head, of any names."""
-    conv, dense, head = names
-
-    def init(key):
-        a, b, c = jax.random.split(key, 3)
-        draw = lambda k, *shape: jax.random.normal(k, shape) / np.sqrt(np.prod(shape[:-1]))
-        inner = draw(b, stack, 10, 10) if stack else draw(b, 10, 10)
-        return {
-            conv: draw(a, 2, 2, 1, 5), dense: inner, head: draw(c, 10, 6),
-            "text/position": jnp.zeros((4, 5)), "norm/scale": jnp.ones(10),
-        }  # fmt: skip
-
-    def apply(params, x, task):
-        picture = x.reshape(x.shape[0], -1, 3, 1)
-        h = jax.lax.conv_general_dilated(
-            picture, params[conv], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ).reshape(x.shape[0], -1)  # fmt: skip
-        if stack:
-            h, _ = jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), h, params[dense])
-        else:
-            h = jax.nn.relu(h @ params[dense])
-        return Outputs((h * params["norm/scale"]) @ params[head], h)
-
-    return Model(init, apply)
-
-
-def own(name, pattern=".*", **more):
-    """A method by name, of kernels of a pattern."""
-    argument = "project" if name in ("gpm", "trgp", "cuber", "fot") else "target"
-    if name in ("gpm", "trgp", "cuber"):
-        more = {"examples": 12, "threshold": 0.9, **more}
-    if name == "coso":
-        more = {"rank": 2, "sketch": 4, **more}
-    if name == "fot":
-        more = {"clients": 2, "batch": 2, **more}
-    return methods.get(name)(**{argument: pattern}, **more)
-
-
-@models.register
-def taken_apart(stack: int = 4, scanned: bool = True) -> Model:
-    """`network` with a leaf for every layer, which it reads as a stack in a scan or one by one."""
-    apart = layers_apart(network(("conv", "layers", "head"), stack).build(), "layers")
-    if scanned:
-        return apart
-
-    def apply(params, x, task):
-        picture = x.reshape(x.shape[0], -1, 3, 1)
-        h = jax.lax.conv_general_dilated(
-            picture, params["conv"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ).reshape(x.shape[0], -1)  # fmt: skip
-        for i in range(stack):
-            h = jax.nn.relu(h @ params[f"layers/{i}"])
-        return Outputs((h * params["norm/scale"]) @ params["head"], h)
-
-    return Model(apart.init, apply)
-
-
-def setting(*chosen, model=None, optimiser=None):
-    if optimiser is None:  # fot averages, coso makes its steps of gradients
-        names = [m.factory.__name__ for m in chosen]
-        optimiser = sgd(1.0 if {"fot", "coso"} & {*names} else 0.05)
-    return Setup(model or network(), classification(), optimiser, chosen)
-
-
-def orthonormal(columns, rank):
-    """The largest deviation of M'M from the identity on so many columns, zero elsewhere."""
-    there = np.diag((np.arange(columns.shape[1]) < rank).astype(float))
-    columns = np.asarray(columns, float)
-    return np.abs(columns.T @ columns - there).max()
-
-
-def inputs_of(rng, n, d, rank, span=None):
-    """Rows [n, d] of low rank whose directions differ in strength by a factor 1,000."""
-    span = rng.normal(size=(rank, d)) if span is None else span
-    return jnp.float32((rng.normal(size=(n, rank)) * np.geomspace(1, 1e-3, rank)) @ span)
-
-
-grow, space = jax.jit(basis.grow), jax.jit(basis.space)
-
-
-@jax.jit
-def joined(m, x, z):
-    """The basis with what the sketch of one client adds, at a threshold of 1."""
-    y, ratio = sketch(m, x, z)
-    return join(m, y[None], ratio[None], jnp.ones(1), 1.0)
-
-
-# -- bases -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("n", "d", "rank"), [(20, 6, 2), (40, 60, 8), (2000, 33, 5)])
-@pytest.mark.parametrize("way", ["grow", "space", "join"])
-def test_no_rounding_joins_a_basis_at_a_threshold_of_one(way, n, d, rank):
-    rng = np.random.default_rng(n + d)
-    common = rng.normal(size=(rank, d))
-    m = basis.empty(d)
-    for t in range(6):
-        x = inputs_of(rng, n, d, rank, common if t < 4 else None)
-        before = int(m.rank)
-        if way == "grow":
-            m = grow(m, x, basis.due(0.97, 0.1, t + 1), False)
-        elif way == "space":
-            m, s = space(m, x, basis.due(1.0, 0.003, t), False, False)
-            taken = int(jnp.sum(jnp.linalg.norm(s, axis=0) > 0.5))
-            assert orthonormal(s, taken) < 1e-5
-        else:
-            z = jnp.float32(rng.normal(size=(n, d)))
-            m = joined(m, x, z)
-        assert orthonormal(m.vectors, int(m.rank)) < 1e-5, t
-        new = {True: rank, False: 0}[t == 0 or t >= 4]
-        assert int(m.rank) == min(before + new, d), t
-        rest = x - (x @ m.vectors) @ m.vectors.T
-        assert jnp.linalg.norm(rest) < 1e-4 * jnp.linalg.norm(x)
-
-
-def test_a_threshold_that_grows_stops_at_one():
-    x = inputs_of(np.random.default_rng(0), 30, 12, 4)
-    for growth in (0.003, 0.1, 5.0):
-        share = basis.due(0.97, growth, jnp.int32(11))
-        assert float(share) <= 1
-        assert int(basis.grow(basis.empty(12), x, share, False).rank) == 4
-
-
-def test_beyond_the_capacity_the_weakest_directions_are_left_out():
-    x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
-    m = basis.grow(basis.empty(3, 2), x, 1.0, False)
-    np.testing.assert_allclose(np.abs(m.vectors), np.eye(3)[:, :2], atol=1e-6)
-    later = basis.grow(m, jnp.eye(3) * 5, 1.0, False)
-    assert int(later.rank) == 2
-    np.testing.assert_allclose(later.vectors, m.vectors)
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_bases_of_a_stream_of_low_rank_are_orthonormal(name):
-    rng = np.random.default_rng(3)
-    turn = rng.normal(size=(6, 60))
-    stream = split(tasks=4, steps=6, batch=6, classes=20)
-    stream = stream._replace(
-        inputs=np.float32(stream.inputs @ turn),
-        groups=stream.groups._replace(inputs=np.float32(stream.groups.inputs @ turn)),
-    )
-    optimiser = sgd(1.0) if name in ("fot", "coso") else adamw(0.01)
-    more = {"threshold": 1.0} if name in ("gpm", "trgp", "cuber", "fot", "coso") else {"ratio": 0.4}
-    network = mlp(60, (40,), 20, bias=False)
-    state = jax.jit(program)(
-        Setup(network, classification(), optimiser, (own(name, **more),)), stream, KEY
-    ).state
-    if name == "osft":
-        for n in ("layer_0/kernel", "head/kernel"):
-            held, free = (state.params[n + f"{p}left"] for p in (FROZEN, FREE))
-            assert held.shape[1] == {"l": 16, "h": 8}[n[0]]
-            assert orthonormal(held, held.shape[1]) < 1e-5
-            assert jnp.abs(held.T @ free).max() < 1e-5
-            held, free = (state.params[n + f"{p}right"].T for p in (FROZEN, FREE))
-            assert orthonormal(held, held.shape[1]) < 1e-5
-            assert jnp.abs(held.T @ free).max() < 1e-5
-        return
-    is_basis = lambda x: isinstance(x, basis.Basis)
-    bases = [x for x in jax.tree.leaves(state.memory, is_leaf=is_basis) if is_basis(x)]
-    assert len(bases) == 2
-    for m in bases:
-        assert int(m.rank) > 0
-        assert orthonormal(m.vectors, int(m.rank)) < 1e-5
-        if m.vectors.shape[0] == 60:
-            assert int(m.rank) <= 6
-    if name in ("trgp", "cuber"):
-        for n in ("layer_0/kernel", "head/kernel"):
-            for s in state.params[n + SPACE]:
-                assert orthonormal(s, int(jnp.sum(jnp.linalg.norm(s, axis=0) > 0.5))) < 1e-5
-    if name == "cuber":
-        for m in state.memory[0].values():
-            for off in m.off:
-                gram = np.asarray(off.T @ off)
-                assert np.abs(gram - np.diag(np.round(np.diag(gram)))).max() < 1e-5
-
 
 # -- which kernels ---------------------------------------------------------------------------------
 
@@ -273,71 +87,6 @@ def test_stacks_of_layers_are_refused_by_name(name):
     with pytest.raises(ValueError, match=rf"^{name}: .*found layers \[4, 10, 10\]\. If that is a "):
         program(setting(own(name), model=model), split(steps=4, batch=6), KEY)
     create(setting(own(name, "conv|head"), model=model), split(steps=4, batch=6), KEY)
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_a_stack_taken_apart_has_a_subspace_a_layer(name):
-    chosen, stream = setting(own(name), model=taken_apart(4)), split(batch=6)
-    state = jax.eval_shape(program, chosen, stream, KEY).state
-    cut = {n.removesuffix(f"{FREE}scale") for n in state.params if n.endswith(f"{FREE}scale")}
-    layers = {f"layers/{i}" for i in range(4)}
-    assert (cut if name == "osft" else set(state.memory[0])) == {"conv", "head", *layers}
-
-
-def test_a_stack_taken_apart_learns_and_merges_as_layers_do():
-    stream, ended = split(steps=4, batch=6), []
-    for scanned in (True, False):
-        chosen = setting(own("gpm", "layers", free="."), model=taken_apart(2, scanned))
-        result = jax.jit(program)(
-            dataclasses.replace(chosen, merges={"MagMax": jm.magmax()}), stream, KEY
-        )
-        ended.append((result.state.params, result.state.memory, result.R))
-    assert int(ended[0][1][0]["layers/1"].rank) > 0
-    for one, other in zip(*map(jax.tree.leaves, ended), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
-
-
-def test_what_is_no_stack_is_refused_by_name():
-    model = Model(lambda key: {"w": jnp.ones((2, 2)), "s": jnp.float32(1)}, lambda p, x, t: x)
-    with pytest.raises(ValueError, match=r"^layers_apart: 'q' .*found none of \['s', 'w'\]\."):
-        layers_apart(model, "q")
-    with pytest.raises(ValueError, match=r"found s without layers\."):
-        layers_apart(model, ".*")
-
-
-def shaped(**shapes):
-    """A model of leaves of these shapes."""
-    return Model(lambda key: {n.replace("_", "/"): jnp.ones(s) for n, s in shapes.items()}, len)
-
-
-@pytest.mark.parametrize(
-    ("model", "pattern", "message"),
-    [
-        (shaped(layers_kernel=(3, 4, 4), text_kernel=(2, 4, 4)), "kernel", r", of different numb"),
-        (shaped(one_kernel=(8, 16), two_kernel=(8, 16)), ".*", r"\[8, 16\], no stack of kernels"),
-        (shaped(w=(8, 16)), "(", r"stacks must be a regular expression, got '\('\.$"),
-        (mlp(8, (16, 16), 3), "layer", r"layer_0/kernel \[8, 16\].*, of different numbers\.$"),
-    ],
-)
-def test_what_cannot_be_stacks_is_one_line(model, pattern, message):
-    with pytest.raises(ValueError, match=r"^layers_apart: .*" + message) as error:
-        layers_apart(model, pattern)
-    assert "\n" not in str(error.value)
-
-
-def test_stacks_of_vectors_are_taken_apart_beside_kernels_and_alone():
-    model = shaped(layers_kernel=(3, 4, 5), layers_bias=(3, 5), layers_gain=(3, 4), head=(5, 2))
-    for pattern, many in (("^layers", 9), ("bias", 3), ("kernel|gain", 6)):
-        params = jax.eval_shape(layers_apart(model, pattern).init, KEY)
-        assert sum(n[-1] in "012" for n in params) == many
-
-
-def test_a_registered_model_is_taken_apart_as_one():
-    spec = layers_apart(network(("conv", "layers", "head"), 4), "^layers")
-    assert spec == layers_apart(network(("conv", "layers", "head"), 4), "^layers")
-    assert repr(spec).startswith("layers_apart(model=network(")
-    state = jax.eval_shape(create, setting(own("gpm", "layers"), model=spec), split(batch=6), KEY)
-    assert set(state.memory[0]) == {f"layers/{i}" for i in range(4)}
 
 
 READINGS = {  # of a kernel w [6, 6], whose inputs no trace shows
