@@ -39,9 +39,9 @@ def test_every_registered_method_has_ours_or_a_reason(half):
         assert "+-" in message or "not reproduced, because" in message
 
 
-def test_a_missing_cell_is_a_dash(tmp_path):
+def test_a_missing_cell_is_a_dash(tmp_path, monkeypatch):
     module = script()
-    module["accuracy_table"].__globals__["RESULTS"] = tmp_path
+    monkeypatch.setattr("published_figures.RESULTS", tmp_path)
     row = {
         "scenario": "task", "method": "ER", "protocol": "one pass", "setting": "er()", "tried": {},
         "accuracy": [0.5, 0.7], "processor_seconds": 3.0,
@@ -67,9 +67,9 @@ def test_a_missing_cell_is_a_dash(tmp_path):
     assert "`python x.py`, `python y.py`, 12 processor seconds" in text
 
 
-def test_figures_far_from_the_published_ones_are_listed_by_themselves(tmp_path):
+def test_figures_far_from_the_published_ones_are_listed_by_themselves(tmp_path, monkeypatch):
     module = script()
-    module["far"].__globals__["RESULTS"] = tmp_path
+    monkeypatch.setattr("published_figures.RESULTS", tmp_path)
     row = {"scenario": "a", "method": "M", "accuracy": [0.89, 0.91], "backward transfer": [-0.021]}
     (tmp_path / "toy.json").write_text(json.dumps({"rows": [row]}))
     of = lambda **published: module["far"]({"ours": ["toy", "a", "M"], **published})
