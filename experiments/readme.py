@@ -198,7 +198,7 @@ def edges() -> str:
             f"{row} {' or '.join(f'{f:g}' for f in sorted({x for x in e if np.isfinite(x)}))}"
             for row, e in most.items()
         ]
-        older = results.recipe.get("older", {})  # see text_streams.py
+        older = results.recipe.get("older", {})  # see text_results.py
         before = f" Made under earlier settings: {'; '.join(older)}." if older else ""
         lines.append(f"* {head}: {', '.join(said) if said else 'none'}.{before}")
     return "\n".join(lines)

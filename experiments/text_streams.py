@@ -34,7 +34,6 @@ apart they are.  Then one strength of LwF, of EWC and of L2 under that rate, by 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -47,12 +46,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from text_results import WAYS, deciding, made_under, together
+
 from jaxmerge.cli import run as command
 from jaxmerge.cli import run_folder
 from jaxmerge.cli import runs as runs_of
 from jaxmerge.errors import not_known, screen
 from jaxmerge.studies.conversion import to_plain
-from jaxmerge.studies.results import Results, SeedRun, summarize
+from jaxmerge.studies.results import Results
 from jaxmerge.studies.settings import changed
 
 HERE = Path(__file__).parent
@@ -61,9 +62,7 @@ SETTINGS = RESULTS / "text_settings.json"
 ORDERS = (0, 1, 2)
 OTHER_ORDERS = (10, 11)
 VALIDATION = "few={val: 5}"  # sentences of an intent that factors are chosen on, after every task
-WAYS = ("sequential", "independent", "joint", "LwF", "EWC", "L2")
 TASKS = ("10", "7", "5", "30")
-OLDER = "older"  # key of a recipe: (order, way) -> settings, where they are not those of now
 
 
 class Run(NamedTuple):
@@ -182,31 +181,6 @@ def stored(experiment: str, tasks: int) -> Results | None:
     return Results.from_json(file) if file.exists() else None
 
 
-def deciding(recipe: dict[str, Any], way: str) -> dict[str, Any]:
-    """The settings that decide the figures of one way of learning: of its stream, of the merges
-    that it deploys, and of training; settings that are not set count as absent."""
-    beside = ("data", "seed", "seeds", "baselines", "version", "streams", "merges", OLDER)
-    decides = {k: v for k, v in recipe.items() if k not in beside and v is not None}
-    if way == "joint":
-        return decides
-    stream, merges = recipe["streams"].get(way, {}), recipe.get("merges", {})
-    deployed = {label: merges[label] for label in stream.get("deploys", ()) if label in merges}
-    return {**decides, "stream": stream, "merges": deployed}
-
-
-def made_under(kept: Results | None) -> dict[tuple[int, str], dict[str, Any]]:
-    """(order, way) -> the settings that what is kept of it was made under."""
-    if kept is None:
-        return {}
-    older = kept.recipe.get(OLDER, {})
-    have = [(s.seed, way) for s in kept.seeds for way in WAYS if _has(s, way)]
-    return {key: older.get(_said(*key)) or deciding(kept.recipe, key[1]) for key in have}
-
-
-def _said(order: int, way: str) -> str:
-    return f"order {order}, {way}"
-
-
 def done(
     experiment: str, tasks: int, folder: Path, more: Sequence[str] = ()
 ) -> dict[int, dict[str, Results]]:
@@ -228,108 +202,6 @@ def done(
                 if deciding(results.recipe, run.way) == now:
                     finished.setdefault(run.order, {})[run.way] = results
     return finished
-
-
-def together(kept: Results | None, finished: dict[int, dict[str, Results]]) -> Results | None:
-    """The runs of a stream as one: a seed for every order, with the rows of all its ways.
-
-    Args:
-        kept: what was put together before; its rows stay, but for those that were made anew under
-            other settings.
-        finished: order -> way -> results.
-
-    Returns:
-        None where no order has its sequential stream yet.
-    """
-    orders = {s.seed: s for s in kept.seeds} if kept else {}
-    every: list[Results] = []
-    under, gone = made_under(kept), []
-    for order, ways in finished.items():
-        new = {
-            way: results
-            for way, results in ways.items()
-            if under.get((order, way)) != deciding(results.recipe, way)
-        }
-        if order in orders or "sequential" in new:
-            rest = []
-            if order in orders:
-                gone += [orders[order].streams.get(way, {}) for way in new]
-                rest = [_without(orders[order], new)]
-            orders[order] = _one_order([*rest, *(r.seeds[0] for r in new.values())])
-            under |= {(order, way): deciding(r.recipe, way) for way, r in new.items()}
-            every += new.values()
-    if not orders:
-        return None
-    every = [*([kept] if kept else []), *every]
-    gone = [{**spent, "total": sum(spent.values())} for spent in gone]
-    seconds = _added([*(r.seconds for r in every), *map(_less, gone)])
-    seeds = [orders[order] for order in sorted(orders)]
-    first, last = every[0].recipe, every[-1].recipe
-    recipe = {**first, **last, **{k: first[k] for k in ("seed",) if k in first}}
-    recipe["streams"] = {k: v for r in every for k, v in r.recipe["streams"].items()}
-    recipe["baselines"] = list(dict.fromkeys(b for r in every for b in r.recipe["baselines"]))
-    recipe |= {"seeds": len(seeds), "data": "data"}
-    recipe.pop(OLDER, None)
-    older = {_said(*k): made for k, made in under.items() if made != deciding(recipe, k[1])}
-    return dataclasses.replace(
-        every[0],
-        recipe={**recipe, **({OLDER: older} if older else {})},
-        seeds=seeds,
-        summary=summarize(seeds),
-        versions=_every(r.versions for r in every),
-        machine=_every(r.machine for r in every),
-        seconds=seconds,
-        peak_memory=max(r.peak_memory or 0 for r in every) or None,
-    )
-
-
-def _has(run: SeedRun, way: str) -> bool:
-    return any(e.finetunes == way for e in run.entries)
-
-
-def _without(run: SeedRun, ways: Iterable[str]) -> SeedRun:
-    """An order without some ways of learning; the zero-shot model comes with the sequential one."""
-    out = {*ways, *(["none"] if "sequential" in ways else [])}
-    return dataclasses.replace(
-        run,
-        entries=[e for e in run.entries if e.finetunes not in out],
-        seconds=_added([run.seconds, *(_less(run.streams.get(way, {})) for way in ways)]),
-        streams={way: spent for way, spent in run.streams.items() if way not in out},
-    )
-
-
-def _less(spent: dict[str, float]) -> dict[str, float]:
-    """Seconds to be taken away."""
-    return {phase: -seconds for phase, seconds in spent.items()}
-
-
-def _one_order(runs: list[SeedRun]) -> SeedRun:
-    rows = [e for run in runs for e in run.entries]
-    ways = ("none", *(way for way in WAYS if way != "joint"), "joint")
-    return dataclasses.replace(
-        runs[0],
-        entries=sorted(rows, key=lambda e: ways.index(e.finetunes)),
-        seconds=_added(run.seconds for run in runs),
-        streams={k: v for run in runs for k, v in run.streams.items()},
-    )
-
-
-def _every(notes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs say of themselves; where they differ, all that they say."""
-    said: dict[str, list[Any]] = {}
-    for note in notes:
-        for key, value in note.items():
-            said.setdefault(key, []).append(value)
-    different = {key: list(dict.fromkeys(values)) for key, values in said.items()}
-    return {k: v[0] if len(v) == 1 else " and ".join(map(str, v)) for k, v in different.items()}
-
-
-def _added(parts: Any) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for seconds in parts:
-        for phase, spent in seconds.items():
-            total[phase] = total.get(phase, 0.0) + spent
-    return total
 
 
 def in_table(run: Run, more: Sequence[str] = ()) -> bool:
