@@ -70,7 +70,8 @@ def run(
         form = Orbax(like) if checkpoint_folder(Path(like)) is not None else None
     if like is not None and form is None:
         if member(Path(like), "config.json") is None:
-            raise UserError(f"--like {like}: there is no config.json.")
+            nor = " and no Orbax checkpoint" if to == "orbax" else ""
+            raise UserError(f"--like {like}: there is no config.json{nor}.")
         source = Source(source.source, source.ref, Path(like), source.files)
     if names is not None:
         source = laid_out(source, choose("--names", names, LAYOUTS))
