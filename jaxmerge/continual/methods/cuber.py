@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
@@ -137,8 +138,11 @@ def cuber(
         for n, m in step.memory.items():
             change = step.params[n].reshape(m.before.shape) - m.before
             spaces, used = step.params[n + SPACE], step.params[n + USED][step.task]
-            inside = [norm(spaces[used[a]].T @ change) for a in range(2)]
-            total = total + sum(jnp.where(m.positive[a], inside[a], 0) for a in range(2))
+            for a in range(2):
+                moved = jax.checkpoint(lambda c, s=spaces[used[a]]: norm(s.T @ c))
+                total += jax.lax.cond(
+                    m.positive[a], moved, lambda c: jnp.zeros_like(c[0, 0]), change
+                )
         return strength * total
 
     def update(model, step, updates):
