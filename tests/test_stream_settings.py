@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import clouds
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from jaxmerge.continual import optimisers
 from jaxmerge.continual.optimisers import by_name, sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.models.alexnet.learner import alexnet
 from jaxmerge.models.mlp.learner import mlp
+from jaxmerge.models.resnet.learner import resnet18
 from jaxmerge.studies import cells
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import to_plain
@@ -100,6 +103,21 @@ def test_a_setting_of_several_types_names_them_all(found):
 def test_layers_of_a_perceptron_are_a_list(name, found):
     with pytest.raises(ValueError, match=f"{name} is a list of .*; found {found!r}"):
         mlp(**{name: found}).build()
+
+
+@pytest.mark.parametrize("as_given", [tuple, list, np.array])
+def test_layers_of_a_network_stay_numbers_where_its_spec_is_traced(as_given):
+    networks = (
+        mlp(4, as_given((3, 2)), 2, dropout=as_given((0.2, 0.5))),
+        alexnet(2, filters=as_given((2, 2, 2)), hidden=as_given((4, 4))),
+        resnet18(2, width=2, blocks=as_given((1, 1, 1, 1))),
+    )
+    for network in networks:
+        shapes = jax.eval_shape(lambda spec: spec.build().init(jax.random.key(0)), network)
+        assert "head/kernel" in shapes
+    outputs = jax.jit(lambda spec, p, x: spec.build().train(p, x, 0, jax.random.key(0)).logits)
+    params = networks[0].build().init(jax.random.key(0))
+    assert outputs(networks[0], params, jnp.ones((5, 4))).shape == (5, 2)
 
 
 def test_groups_of_leaves_from_settings_are_those_of_python():

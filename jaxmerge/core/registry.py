@@ -258,7 +258,7 @@ def _bound(name, signature, hints, args, kwargs, gone=None) -> inspect.BoundArgu
 
 
 def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
-    """A static argument as a Python number; raise TypeError where one that must be is traced."""
+    """A static argument in Python numbers; raise TypeError where one that must be is traced."""
     if isinstance(value, Tracer):
         if shape:
             raise TypeError(
@@ -267,7 +267,7 @@ def _plain(name: str, argument: str, value: Any, shape: bool) -> Any:
                 f"once for every {argument}."
             )
         return value
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    return value.tolist() if hasattr(value, "ndim") else value
 
 
 REGISTRY = Registry(

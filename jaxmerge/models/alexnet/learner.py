@@ -31,7 +31,7 @@ def tower(config: modeling.Config, dtype: str = "float32") -> Model:
     )
 
 
-@models.register
+@models.register(shapes=("filters", "hidden"))
 def alexnet(
     classes: Count = 10,
     side: Count = 32,

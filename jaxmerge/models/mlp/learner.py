@@ -21,7 +21,7 @@ def tower(config: modeling.Config, dtype: str = "float32") -> Model:
     return Model(lambda key: modeling.init(config, key), apply, train=train)
 
 
-@models.register
+@models.register(static=("dropout",), shapes=("hidden",))
 def mlp(
     inputs: Count = 784,
     hidden: Any = (100, 100),

@@ -50,7 +50,7 @@ def tower(
     )
 
 
-@models.register
+@models.register(shapes=("blocks",))
 def resnet18(
     classes: Count = 10,
     stem: Literal["imagenet", "cifar"] = "cifar",
