@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ HOW = Quickstart()
 PAGE = Path(__file__).parents[1] / "docs" / "rehearsal.md"
 RESULT = Path(__file__).parent / "results" / "distil_towers.json"
 ADAMW = cosine(HOW.lr, HOW.warmup, HOW.weight_decay, HOW.clip)
-FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4)
+FACTORS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 MERGES = {"average": jm.average, "MagMax": jm.magmax, "TIES": jm.ties}
 RATES = (1e-3, 3e-5), (1e-3, 1e-4), (1e-3, 3e-4)  # of the heads, of the tower
 
@@ -70,6 +71,11 @@ class Digits:
         rows = self.source.splits[name]
         return self.learner.prepare(self.source.inputs[rows]), self.source.labels[rows]
 
+    def score(self, towers: list[Leaves], halves: list, test: tuple) -> float:
+        """Accuracy where each of two towers scores its own digits."""
+        seen = [np.asarray(self.features(p, test[0])) for p in towers]
+        return self.accuracy(seen, halves, test[1])
+
     def accuracy(self, heads: list[np.ndarray], halves: list, labels: np.ndarray) -> float:
         """Of features [N, D] of each teacher's head, which score that teacher's digits."""
         unit = [f / np.linalg.norm(f, axis=-1, keepdims=True) for f in heads]
@@ -79,24 +85,17 @@ class Digits:
         return float(np.mean(scores.argmax(-1) == labels))
 
 
-def merged(task: Digits, seed: int, test: tuple, factors: dict[str, float]) -> tuple[Any, dict]:
-    """Both teachers' weights, [2, ...], and accuracies: of their merges, of joint training.
-
-    Args:
-        factors: of each merge; without one, a merge is scored with every factor.
-    """
+def taught_by_tasks(task: Digits, seed: int, test: tuple) -> tuple[list[Leaves], float]:
+    """Both teachers, and the accuracy of joint training."""
     stream = split(task.part("train"), test, halves(seed), batch=HOW.batch, epochs=HOW.epochs,
                    seed=seed)  # fmt: skip
-    merges = {(k, x): m(factor=x) for k, m in MERGES.items() for x in FACTORS}
-    merges = {f"{k} {x}": m for (k, x), m in merges.items() if factors.get(k, x) == x}
     key = jax.random.key(seed)
-    last = lambda result, name: float(np.mean(np.asarray(result.R[name]["accuracy"])[-1]))
-    setup = Setup(task.model, classification("own"), ADAMW, (), merges, "base")
-    result = program(setup, stream, key, models=True)
-    found = {k: last(result, k) for k in merges}
+    setup = Setup(task.model, classification("own"), ADAMW, start="base")
+    both = program(setup, stream, key, score_every=0, models=True).models
     setup = Setup(task.model, classification("all"), ADAMW)
-    found["joint"] = last(program(setup, joint(stream, key), key), LAST)
-    return result.models, found
+    together = program(setup, joint(stream, key), key).R[LAST]["accuracy"][-1]
+    teachers = [{n: np.asarray(p[k]) for n, p in both.items()} for k in range(2)]
+    return teachers, float(np.mean(together))
 
 
 def halves(seed: int) -> list[list[int]]:
@@ -104,12 +103,11 @@ def halves(seed: int) -> list[list[int]]:
     return np.reshape(class_order(10, seed), (2, 5)).tolist()
 
 
-def imitated(task: Digits, seed: int, teachers: Leaves, rates: list[tuple[float, float]]):
+def imitated(task: Digits, seed: int, teachers: list[Leaves], rates: Iterable) -> Iterator[Leaves]:
     """A student for every pair of rates: its weights, in turn."""
-    each = [{n: p[k] for n, p in teachers.items()} for k in range(2)]
     images, labels = task.part("train")
     own = [images[np.isin(labels, half)] for half in halves(seed)]
-    examples = [(x, np.asarray(task.features(p, x))) for x, p in zip(own, each, strict=True)]
+    examples = [(x, np.asarray(task.features(p, x))) for x, p in zip(own, teachers, strict=True)]
     stream = taught(examples, examples, batch=HOW.batch, epochs=HOW.epochs, seed=seed)
     student = heads_above(task.model, task.learner.head.shape[0])
     key = jax.random.key(seed)
@@ -132,43 +130,46 @@ def of_student(task: Digits, params: Leaves, seed: int, test: tuple) -> float:
 
 def chosen(task: Digits) -> dict[str, Any]:
     """Factors and rates by the validation images of the tuning seed, and all that was tried."""
-    test = task.part("val")
-    teachers, found = merged(task, TUNING_SEED, test, {})
-    students = imitated(task, TUNING_SEED, teachers, RATES)
-    tried = [of_student(task, p, TUNING_SEED, test) for p in students]
-    best = lambda k: max(FACTORS, key=lambda x: found[f"{k} {x}"])
+    seed, test = TUNING_SEED, task.part("val")
+    teachers, _ = taught_by_tasks(task, seed, test)
+    one = lambda m, x: jm.merge(m(factor=x), task.learner.params, teachers)
+    found = {
+        k: {x: task.score([one(m, x)] * 2, halves(seed), test) for x in FACTORS}
+        for k, m in MERGES.items()
+    }
+    students = imitated(task, seed, teachers, RATES)
+    found["distilled"] = {
+        r: of_student(task, p, seed, test) for r, p in zip(RATES, students, strict=True)
+    }
     return {
-        "factors": {k: best(k) for k in MERGES},
-        "rates": RATES[int(np.argmax(tried))],
-        "tried": found | {f"distilled {a} {b}": t for (a, b), t in zip(RATES, tried, strict=True)},
+        "chosen": {k: max(v, key=lambda x, v=v: v[x]) for k, v in found.items()},
+        "tried": {k: {str(x): a for x, a in v.items()} for k, v in found.items()},
     }
 
 
 def figures(task: Digits, seed: int, settings: dict[str, Any]) -> dict[str, float]:
     """Accuracies of one seed on the test images."""
-    test = task.part("test")
-    teachers, found = merged(task, seed, test, settings["factors"])
-    alone = [np.asarray(task.features({n: p[k] for n, p in teachers.items()}, test[0]))
-             for k in range(2)]  # fmt: skip
-    zero = np.asarray(task.features(task.learner.params, test[0]))
-    (student,) = imitated(task, seed, teachers, [tuple(settings["rates"])])
+    test, own, base = task.part("test"), halves(seed), task.learner.params
+    teachers, together = taught_by_tasks(task, seed, test)
+    (student,) = imitated(task, seed, teachers, [settings["distilled"]])
+    merges = {k: jm.merge(m(factor=settings[k]), base, teachers) for k, m in MERGES.items()}
     return {
-        "zero-shot": task.accuracy([zero] * 2, halves(seed), test[1]),
-        "one teacher": float(np.mean([task.accuracy([f] * 2, halves(seed), test[1])
-                                      for f in alone])),
-        "both teachers, a head each": task.accuracy(alone, halves(seed), test[1]),
+        "zero-shot": task.score([base] * 2, own, test),
+        "one teacher": float(np.mean([task.score([p] * 2, own, test) for p in teachers])),
+        "two towers, each for its digits": task.score(teachers, own, test),
         "distilled": of_student(task, student, seed, test),
-        **{k.rpartition(" ")[0] or k: v for k, v in found.items()},
-    }  # fmt: skip
+        **{k: task.score([p] * 2, own, test) for k, p in merges.items()},
+        "joint": together,
+    }
 
 
 def write_page() -> None:
     """The table of the page."""
     report = json.loads(RESULT.read_text())
-    settings = report["settings"]
-    said = {k: f"factor {x}" for k, x in settings["factors"].items()}
-    said["distilled"] = "rates {} (heads), {} (tower)".format(*settings["rates"])
-    lines = ["| One tower | Accuracy % | Setting |", "| :-- | --: | :-- |"]
+    settings = report["settings"]["chosen"]
+    said = {k: f"factor {x}" for k, x in settings.items()}
+    said["distilled"] = "Adam {} (heads), {} (tower)".format(*settings["distilled"])
+    lines = ["| Tower | Accuracy % | Setting |", "| :-- | --: | :-- |"]
     for k, row in sorted(report["accuracy"].items(), key=lambda kv: np.mean(kv[1])):
         x = 100 * np.array(row)
         lines.append(f"| {k} | {x.mean():.1f} ± {x.std():.1f} | {said.get(k, '–')} |")
@@ -186,7 +187,7 @@ def main() -> None:
     task = Digits()
     settings = chosen(task)
     print(settings, flush=True)
-    rows = [figures(task, seed, settings) for seed in range(given["seeds"])]
+    rows = [figures(task, seed, settings["chosen"]) for seed in range(given["seeds"])]
     report = {
         "schema": "jaxmerge.distil_towers/1", "command": "python experiments/distil_towers.py",
         "settings": settings, "accuracy": {k: [r[k] for r in rows] for k in rows[0]},

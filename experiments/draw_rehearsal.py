@@ -1,10 +1,10 @@
-"""Draws the accuracies of `rehearsal.py`'s result file; writes docs/images/rehearsal.png.
+"""Draws the accuracies of `rehearsal.py`'s result files: docs/images/rehearsal.png and the like.
 
     python experiments/draw_rehearsal.py
 
-`python docs/hooks.py` draws it too.  A row for each method, sorted by the mean of its last model:
-the last model large, merges of the models of its tasks small, a line from the lowest seed to the
-highest.
+`python docs/hooks.py` draws them too.  A picture for each stream, in it a row for each method,
+sorted by the mean of its last model: the last model large, merges of the models of its tasks small,
+a line from the lowest seed to the highest.
 """
 
 from __future__ import annotations
@@ -20,8 +20,22 @@ from jaxmerge.report.canvas import BODY, SMALL, WIDTH, axes, canvas, drawing, pn
 from jaxmerge.report.style import LIGHT, MARKERS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "experiments" / "results" / "rehearsal.json"
-IMAGE = ROOT / "docs" / "images" / "rehearsal.png"
+RESULTS, IMAGES = ROOT / "experiments" / "results", ROOT / "docs" / "images"
+STREAMS = {  # stream -> result file, what is learnt, from where
+    "mnist": ("rehearsal", "MNIST, five tasks of two classes, {images:,} images once", "from random weights"),
+    "fashion": (
+        "rehearsal_fashion", "Fashion-MNIST, five tasks of two classes, {images:,} images once",
+        "from random weights",
+    ),
+    "clinc150": (
+        "rehearsal_clinc150", "CLINC150, ten tasks of 15 intents, {images:,} sentences once",
+        "from one model",
+    ),
+    "cifar10": (
+        "rehearsal_cifar10", "CIFAR-10, five tasks of two classes, {images:,} images once",
+        "from random weights",
+    ),
+}  # fmt: skip
 ROW = 0.36  # inches
 
 
@@ -41,11 +55,12 @@ def picture(report: dict[str, Any]) -> Any:
     left = 0.15 + max(text_width(label, SMALL) for label, _ in rows)
     height = ROW * len(rows)
     seeds = len(report["seeds"])
+    _, learnt, start = STREAMS[report.get("stream", "mnist")]
     with drawing(LIGHT):
         figure = canvas(
             LIGHT, height + 0.6, "Accuracy after the last task, percent",
-            f"MNIST, five tasks of two classes, {report['images']:,} images once, weights random "
-            f"at the start; a mark is the mean of {seeds} seeds, its line their spread",
+            f"{learnt.format(images=report['images'])}, {start}; a mark is the "
+            f"mean of {seeds} seeds, its line their spread",
         )  # fmt: skip
         ax = axes(figure, left, 0.5, WIDTH - left - 0.2, height)
         ax.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
@@ -69,9 +84,13 @@ def picture(report: dict[str, Any]) -> Any:
     return figure
 
 
-def write(path: Path = IMAGE) -> None:
-    """The picture of the stored result file."""
-    path.write_bytes(png(picture(json.loads(RESULTS.read_text(encoding="utf-8")))))
+def write(folder: Path = IMAGES) -> None:
+    """The pictures of the stored result files."""
+    for name, *_ in STREAMS.values():
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            report = json.loads(file.read_text(encoding="utf-8"))
+            (folder / f"{name}.png").write_bytes(png(picture(report)))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,17 @@ from rehearsal_streams import ONLY, STREAMS, Case
 import jaxmerge as jm
 from jaxmerge.continual.anytime import anytime
 from jaxmerge.continual.drivers import joint, program
-from jaxmerge.continual.methods import clib, derpp, er, onpro, pl_fms, prd, slca, slcapp
+from jaxmerge.continual.methods import (
+    clib,
+    derpp,
+    er,
+    lingocl,
+    onpro,
+    pl_fms,
+    prd,
+    slca,
+    slcapp,
+)
 from jaxmerge.continual.optimisers import adam, by_name, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST
@@ -67,10 +77,11 @@ BATCH = 10
 MERGES = {
     "mean": jm.mean(), "EMA": jm.ema(0.5), "MagMax": jm.magmax(1.0), "OPCM": jm.opcm(),
 }  # fmt: skip
+LANGUAGE = ("ER + LingoCL", "ER + LingoCL, random rows")
 ROWS = (
     "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER++",
     "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
-    "PRD, no distillation", "joint", "start", "OnPro", "OnPro, no feedback",
+    "PRD, no distillation", "joint", "start", "OnPro", "OnPro, no feedback", *LANGUAGE,
 )  # fmt: skip
 
 
@@ -104,6 +115,14 @@ def methods(case: Case, rate: float = 0.1) -> dict[str, tuple]:
     }
 
 
+def language(case: Case, label: str, rate: float) -> tuple:
+    """Optimiser, methods, columns of ER under a frozen head: of names, or as wide and random."""
+    rows = case.language()
+    if label != LANGUAGE[0]:
+        rows = np.random.default_rng(0).normal(size=rows.shape)
+    return sgd(rate), (er(case.size), lingocl(rows.astype(np.float32))), "all"
+
+
 def dealt(case: Case, seed: int, part: str = "test"):
     """The clean tasks of a seed."""
     order = np.random.default_rng(seed).permutation(len(case.classes)).reshape(case.tasks, -1)
@@ -112,7 +131,9 @@ def dealt(case: Case, seed: int, part: str = "test"):
 
 def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     """Accuracies of all deployments and A_AUC of a method, a figure a seed."""
-    optimiser, chosen, columns = methods(case, rate)[label]
+    of_names = label in LANGUAGE
+    how = language(case, label, rate) if of_names else methods(case, rate)[label]
+    optimiser, chosen, columns = how
     problem = lambda c, m: classification(columns=c, metrics=m, view=case.view)
     network, train, test = case.network(case.classes), case.data["train"], case.data["test"]
     setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=MERGES)
@@ -138,6 +159,8 @@ def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
         more["expansion"] = expanded(setup, case, case.groups, seeds)
     seconds = time.process_time() - began
     described = " + ".join(map(repr, (optimiser, *chosen)))
+    if of_names:
+        described = f"{optimiser!r} + {chosen[0]!r} + lingocl(embeddings)"
     return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves,
             **more, "processor_seconds": seconds}  # fmt: skip
 
@@ -222,6 +245,7 @@ def main() -> None:
         print("rate of plain SGD, accuracy on validation data:", rates, flush=True)
     rate = float(max(rates, key=lambda r: rates[r]))
     known = [m for m in known if m != "start" or case.pretrained]
+    known = [m for m in known if m not in LANGUAGE or case.language is not None]
     done = {r["method"] for r in report["rows"]}
     for label in known:
         if label in done or (chosen["methods"] and label not in chosen["methods"]):

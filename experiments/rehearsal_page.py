@@ -93,6 +93,8 @@ CLAIMS = {
     "what SLCA++ changes": ("SLCA++", "SLCA"),
     "prototypical feedback": ("OnPro", "OnPro, no feedback"),
     "distillation of relations": ("PRD", "PRD, no distillation"),
+    "class names in a frozen head": ("ER + LingoCL", "ER + LingoCL, random rows"),
+    "a frozen head of names in place of a trained one": ("ER + LingoCL", "ER"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Case(NamedTuple):
         pretrained: all models start from one trained model, whose own accuracy is a row.
         images: whether inputs are stored as square images.
         period: steps between updates of the importances of CLIB and PL-FMS.
+        language: () -> what a language model says of the names, [classes, 384], for LingoCL.
     """
 
     data: dict[str, Data]
@@ -65,6 +67,7 @@ class Case(NamedTuple):
     pretrained: bool = False
     images: bool = True
     period: int = 1
+    language: Callable[[], np.ndarray] | None = None
 
 
 def shifted(stored, info, task, key):
@@ -122,11 +125,17 @@ def named(rows: Any, scale: float = SCALE) -> Model:
     return base._replace(init=init)
 
 
-def greyscale(folder: str, examples: int, cache: Path) -> Case:
+def greyscale(names: tuple[str, ...], folder: str, examples: int, cache: Path) -> Case:
     """MNIST or Fashion-MNIST: a perceptron 784-100-100-10 from random weights."""
     data = mnist(folder, examples)
     data["test"] = data["test"][0][:10_000], data["test"][1][:10_000]
-    return Case(data, lambda names: mlp(), shifted, tuple("0123456789"), 5, 200, 13)
+    case = Case(data, lambda names: mlp(), shifted, names, 5, 200, 13)
+    return case._replace(language=partial(of_names, names, cache))
+
+
+def of_names(names: tuple[str, ...], cache: Path) -> np.ndarray:
+    """MiniLM's vectors of the class names in a sentence."""
+    return vectors({"names": [f"a picture of a {n}" for n in names]}, cache)["names"]
 
 
 def intents(folder: str, examples: int, cache: Path) -> Case:
@@ -174,12 +183,24 @@ def colours(folder: str, examples: int, cache: Path) -> Case:
     data = {"train": part("train", examples), "validation": part("val", 1000)}
     data["test"] = part("test", 1000)
     network = lambda names: resnet18(len(names), "cifar", 20)
-    return Case(data, network, moved, source.classes, 5, 200, 26, period=10)
+    language = partial(of_names, source.classes, cache)
+    return Case(data, network, moved, source.classes, 5, 200, 26, period=10, language=language)
 
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLOTHES = (
+    "T-shirt", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
+    "bag", "ankle boot",
+)  # fmt: skip
 STREAMS = {
-    "mnist": (greyscale, "rehearsal", 5000), "fashion": (greyscale, "rehearsal_fashion", 5000),
+    "mnist": (partial(greyscale, DIGITS), "rehearsal", 5000),
+    "fashion": (partial(greyscale, CLOTHES), "rehearsal_fashion", 5000),
     "clinc150": (intents, "rehearsal_clinc150", 6000),
     "cifar10": (colours, "rehearsal_cifar10", 5000),
 }  # fmt: skip
-ONLY = {"cifar10": ("fine-tuning", "ER", "ER, equal shares", "DER++", "CLIB", "joint")}
+ONLY = {
+    "cifar10": (
+        "fine-tuning", "ER", "ER, equal shares", "DER++", "CLIB", "joint", "ER + LingoCL",
+        "ER + LingoCL, random rows",
+    ),
+}  # fmt: skip

@@ -34,8 +34,14 @@ def test_rows_are_sorted_and_say_what_ran(script):
     np.testing.assert_allclose(np.concatenate(drawn), [60, 20, 70])  # marks are means
 
 
-def test_picture_in_the_docs_shows_the_stored_rows(script):
-    stored = json.loads(script["RESULTS"].read_text(encoding="utf-8"))
-    every = {row["method"] for row in stored["rows"]}
-    assert {label for label, _ in script["points"](stored)} == every
-    assert script["IMAGE"].read_bytes().startswith(b"\x89PNG")
+def test_every_result_file_has_a_picture_of_all_its_rows_on_the_page(script):
+    page = (ROOT / "docs" / "rehearsal.md").read_text(encoding="utf-8")
+    for name, *_ in script["STREAMS"].values():
+        file = ROOT / "experiments" / "results" / f"{name}.json"
+        if file.exists():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            every = {row["method"] for row in stored["rows"]}
+            assert {label for label, _ in script["points"](stored)} == every
+            assert f"(images/{name}.png)" in page
+            image = ROOT / "docs" / "images" / f"{name}.png"
+            assert image.read_bytes().startswith(b"\x89PNG")
