@@ -22,7 +22,10 @@ from jaxmerge.report.style import LIGHT, MARKERS
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "experiments" / "results", ROOT / "docs" / "images"
 STREAMS = {  # stream -> result file, what is learnt, from where
-    "mnist": ("rehearsal", "MNIST, five tasks of two classes, {images:,} images once", "from random weights"),
+    "mnist": (
+        "rehearsal", "MNIST, five tasks of two classes, {images:,} images once",
+        "from random weights",
+    ),
     "fashion": (
         "rehearsal_fashion", "Fashion-MNIST, five tasks of two classes, {images:,} images once",
         "from random weights",

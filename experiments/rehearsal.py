@@ -123,6 +123,16 @@ def language(case: Case, label: str, rate: float) -> tuple:
     return sgd(rate), (er(case.size), lingocl(rows.astype(np.float32))), "all"
 
 
+def made(case: Case, label: str, rate: float) -> tuple[tuple, str]:
+    """Optimiser, methods and columns of a row, and the first two in words."""
+    if label in LANGUAGE:
+        how = language(case, label, rate)
+        rows = "embeddings" if label == LANGUAGE[0] else "random rows"
+        return how, f"{how[0]!r} + {how[1][0]!r} + lingocl({rows})"
+    optimiser, chosen, _ = how = methods(case, rate)[label]
+    return how, " + ".join(map(repr, (optimiser, *chosen)))
+
+
 def dealt(case: Case, seed: int, part: str = "test"):
     """The clean tasks of a seed."""
     order = np.random.default_rng(seed).permutation(len(case.classes)).reshape(case.tasks, -1)
@@ -131,9 +141,7 @@ def dealt(case: Case, seed: int, part: str = "test"):
 
 def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     """Accuracies of all deployments and A_AUC of a method, a figure a seed."""
-    of_names = label in LANGUAGE
-    how = language(case, label, rate) if of_names else methods(case, rate)[label]
-    optimiser, chosen, columns = how
+    (optimiser, chosen, columns), described = made(case, label, rate)
     problem = lambda c, m: classification(columns=c, metrics=m, view=case.view)
     network, train, test = case.network(case.classes), case.data["train"], case.data["test"]
     setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=MERGES)
@@ -158,9 +166,6 @@ def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
         )
         more["expansion"] = expanded(setup, case, case.groups, seeds)
     seconds = time.process_time() - began
-    described = " + ".join(map(repr, (optimiser, *chosen)))
-    if of_names:
-        described = f"{optimiser!r} + {chosen[0]!r} + lingocl(embeddings)"
     return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves,
             **more, "processor_seconds": seconds}  # fmt: skip
 

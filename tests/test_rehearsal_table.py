@@ -58,12 +58,12 @@ def test_stored_rows_have_the_settings_of_the_script(main):
     stored = json.loads((EXPERIMENTS / "results" / "rehearsal.json").read_text())
     data = {"train": (None, np.zeros(stored["images"], np.int32))}
     case = Case(data, lambda names: mlp(), shifted, tuple("0123456789"), 5, 200, 13)
-    every = rehearsal.methods(case)
+    case = case._replace(language=lambda: np.eye(10))
+    every = {*rehearsal.methods(case), *rehearsal.LANGUAGE}
     rows = [r for r in stored["rows"] if r["method"] in every]
     assert rows
     for r in rows:
-        optimiser, chosen, _ = every[r["method"]]
-        assert r["setting"] == " + ".join(map(repr, (optimiser, *chosen)))
+        assert r["setting"] == rehearsal.made(case, r["method"], 0.1)[1]
     assert {*every, "joint", "start"} == set(rehearsal.ROWS)
 
 
