@@ -85,7 +85,7 @@ class Digits:
         return float(np.mean(scores.argmax(-1) == labels))
 
 
-def taught_by_tasks(task: Digits, seed: int, test: tuple) -> tuple[list[Leaves], float]:
+def fine_tuned(task: Digits, seed: int, test: tuple) -> tuple[list[Leaves], float]:
     """Both teachers, and the accuracy of joint training."""
     stream = split(task.part("train"), test, halves(seed), batch=HOW.batch, epochs=HOW.epochs,
                    seed=seed)  # fmt: skip
@@ -131,7 +131,7 @@ def of_student(task: Digits, params: Leaves, seed: int, test: tuple) -> float:
 def chosen(task: Digits) -> dict[str, Any]:
     """Factors and rates by the validation images of the tuning seed, and all that was tried."""
     seed, test = TUNING_SEED, task.part("val")
-    teachers, _ = taught_by_tasks(task, seed, test)
+    teachers, _ = fine_tuned(task, seed, test)
     one = lambda m, x: jm.merge(m(factor=x), task.learner.params, teachers)
     found = {
         k: {x: task.score([one(m, x)] * 2, halves(seed), test) for x in FACTORS}
@@ -150,7 +150,7 @@ def chosen(task: Digits) -> dict[str, Any]:
 def figures(task: Digits, seed: int, settings: dict[str, Any]) -> dict[str, float]:
     """Accuracies of one seed on the test images."""
     test, own, base = task.part("test"), halves(seed), task.learner.params
-    teachers, together = taught_by_tasks(task, seed, test)
+    teachers, together = fine_tuned(task, seed, test)
     (student,) = imitated(task, seed, teachers, [settings["distilled"]])
     merges = {k: jm.merge(m(factor=settings[k]), base, teachers) for k, m in MERGES.items()}
     return {
