@@ -1,10 +1,11 @@
 """What the tables of `split_mnist.py` and `permuted_mnist.py` share: choose settings, run, store.
 
 A method's settings are chosen on validation data (the last 5,000 training images, which never
-train) of another seed, then it runs on the test images with the seeds of the table.  Every stream
-is the pure `program`, compiled once for a method and called for every setting and seed, since
-settings are traced.  The result file is written after every seed: a run that is killed, or is given
-more seeds, goes on, and a cell whose settings or protocol have changed runs anew.
+train) of another seed, then it runs on the test images with the seeds of the table.  The stages of
+a stream are compiled once for a method and called for every setting and seed, since settings are
+traced; a long run says how far it is.  The result file is written after every seed: a run that is
+killed, or is given more seeds, goes on, and a cell whose settings or protocol have changed runs
+anew.
 
 What a result file says of how it was run (command, seeds, machine, versions) holds for every row
 that does not say otherwise itself: a later run of some rows leaves the others as they are.
@@ -25,8 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmerge.continual import stages
-from jaxmerge.continual.drivers import program
+from jaxmerge.continual import drivers, stages
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup, Stream
 from jaxmerge.studies.provenance import machine, versions
@@ -212,7 +212,8 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
         """Accuracy at the end and backward transfer, means over the groups."""
         stream = alike(cell.stream(seed, validation), cell.stream(seed, not validation))
         every = 1 if cell.backward else stream.tasks
-        result = program(setup, stream, jax.random.key(seed), score_every=every)
+        watch = progress(f"{cell.scenario} {cell.method}, seed {seed}", stream.tasks)
+        result = drivers.run(setup, stream, jax.random.key(seed), watch=watch, score_every=every)
         R = np.asarray(result.R[cell.deployed][cell.metric])
         whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
         last = float(np.mean(R[-1])) if whole else float("nan")  # a run that diverged has none
@@ -246,6 +247,18 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
         row["processor_seconds"] += time.process_time() - processor
         wall, processor = time.perf_counter(), time.process_time()
         yield row
+
+
+def progress(what: str, tasks: int, every: float = 60.0) -> Callable[[int, Any, dict], None]:
+    """Says how far a long run is, at most once in `every` seconds; short ones say nothing."""
+    said = [time.perf_counter()]
+
+    def watch(t: int, state: Any, R: dict) -> None:
+        if time.perf_counter() - said[0] > every and t + 1 < tasks:
+            said[0] = time.perf_counter()
+            print(f"{what}: {t + 1} of {tasks} tasks", file=sys.stderr, flush=True)
+
+    return watch
 
 
 def remembered(setup: Setup, stream: Stream) -> float:
