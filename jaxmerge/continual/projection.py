@@ -1,23 +1,25 @@
 """Updates that stay outside a span: one mechanism behind every optimiser, and its cheap form.
 
 A method names spans, ``Method.spans: memory -> {kernel: M [in, k]}`` with orthonormal columns and
-zeros, which do not change within a task.  What the optimiser proposes for a kernel is projected,
+zeros, of the memory that hooks `update` leave.  What they leave of the optimiser's proposal for a
+kernel is projected,
 
     u <- u - M M' u,
 
-so that Adam, momentum and weight decay leak nothing.  That is ``4 in k out`` operations a step.  A
+so that Adam, momentum, weight decay and other methods leak nothing.  That is ``4 in k out``
+operations a step.  A
 gradient of N rows is ``u = x' d``, and a constant rate or momentum is linear:
 
     u - M M' u = (x - x M M')' d
 
 is the same update from N rows instead of `out` columns.  It is used where it holds and costs less:
 plain SGD with or without momentum, kernels that are read as ``x @ W``, fewer rows than columns, and
-no other method that adds to the gradient or reads it.
+no other method that adds to the gradient or reads it.  There spans are those of the task's start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -64,14 +66,15 @@ def rows_outside(span: Span, x: Array) -> Array:
 
 
 class Projection(NamedTuple):
-    """The spans of a task's steps.
+    """How a task's steps are projected.
 
     Attributes:
-        spans: kernel -> `Span`.
+        spans: kernel -> `Span`, at the start of the task.
         of_rows: whether gradients are made of projected rows, so that updates need nothing.
 
-    >>> there = Projection({"w": Span(jnp.array([[1.0], [0.0]]))}, of_rows=False)
-    >>> there.updates({"w": jnp.ones((2, 1))})["w"].tolist()
+    >>> first = jnp.array([[1.0], [0.0]])
+    >>> there = Projection({"w": Span(first)}, of_rows=False)
+    >>> there.updates({"w": jnp.ones((2, 1))}, {"w": first})["w"].tolist()
     [[0.0], [1.0]]
     >>> apply = lambda params, x: x @ params["w"]
     >>> there.learn(apply, {"w": jnp.ones((2, 1))}, jnp.ones((1, 2))).tolist()
@@ -94,15 +97,16 @@ class Projection(NamedTuple):
         there = {n: _operator(params[n], s) for n, s in self.spans.items()}
         return operated(apply, params, there, *args)
 
-    def updates(self, updates: Tree) -> Tree:
+    def updates(self, updates: Tree, spans: Mapping[str, Array]) -> Tree:
         """Updates outside the spans, if they are not already.
 
         Args:
             updates: what the optimiser proposes, by kernel.
+            spans: kernel -> M, of the step.
         """
         if self.of_rows:
             return updates
-        own = lambda n, u: outside(u, self.spans[n].vectors) if n in self.spans else u
+        own = lambda n, u: outside(u, spans[n]) if n in spans else u
         return {n: own(n, u) for n, u in updates.items()}
 
 
@@ -117,8 +121,7 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
         rows: examples that the steps of a task show in all.
 
     Raises:
-        ValueError: two methods name a span of one kernel; one of no trained kernel, or of other
-            inputs than it has.
+        ValueError: see `spans_of`.
 
     >>> from jaxmerge.continual import optimisers, problems
     >>> from jaxmerge.continual.parts import build
@@ -127,7 +130,33 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
     >>> projection(setup, build(setup, 2), (), {}, rows=8)  # no method names a span
     Projection(spans={}, of_rows=False)
     """
-    spans: dict[str, Span] = {}
+    spans = {n: Span(m) for n, m in spans_of(parts, memory, trained).items()}
+    of_rows = bool(spans) and is_linear(setup.optimiser) and _unread(parts)
+    if of_rows:
+        spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
+    return Projection(spans, of_rows)
+
+
+def spans_of(parts: Parts, memory: Sequence, trained: Leaves) -> dict[str, Array]:
+    """Kernel -> M [in, k], of all methods.
+
+    Args:
+        parts: what was built of a setup.
+        memory: of each method, in order.
+        trained: leaf -> array, those that steps move.
+
+    Raises:
+        ValueError: two methods name a span of one kernel; one of no trained kernel, or of other
+            inputs than it has.
+
+    >>> from jaxmerge.continual import optimisers, problems
+    >>> from jaxmerge.continual.parts import build
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1))
+    >>> spans_of(build(setup, 2), (), {})  # no method names a span
+    {}
+    """
+    spans: dict[str, Array] = {}
     for method, name, own in zip(parts.methods, parts.names, memory, strict=True):
         with named(f"{name}: `spans`"):
             new = method.spans(own) if method.spans is not None else {}
@@ -137,11 +166,8 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
             raise ValueError(f"{name}: another method projects {', '.join(twice)} already.")
         if wrong := [w for n, m in new.items() if (w := _misfit(n, m, trained))]:
             raise ValueError(f"{name}: {listed(wrong)}")
-        spans |= {n: Span(m) for n, m in new.items()}
-    of_rows = bool(spans) and is_linear(setup.optimiser) and _unread(parts)
-    if of_rows:
-        spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
-    return Projection(spans, of_rows)
+        spans |= new
+    return spans
 
 
 def _misfit(name: str, vectors: Array, trained: Leaves) -> str | None:

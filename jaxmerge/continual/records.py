@@ -221,8 +221,10 @@ class Method(NamedTuple):
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
-        spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of during a
-            task, behind the optimiser and all hooks `update`: see `jaxmerge.continual.projection`.
+        spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
+            the optimiser and all hooks `update`, of the memory that these leave; where nothing
+            reads the gradient, of that at the start of the task: see
+            `jaxmerge.continual.projection`.
         claims: ``(model, params) -> names``: kernels of the network, below all wraps, whose change
             this method alone decides or which it makes of other leaves; no other method of the
             stream may claim one of them. Of the params only shapes count.

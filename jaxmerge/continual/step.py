@@ -23,7 +23,7 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
-from jaxmerge.continual.projection import Projection, projection
+from jaxmerge.continual.projection import Projection, projection, spans_of
 from jaxmerge.continual.records import Batch, Step
 from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
@@ -210,7 +210,7 @@ def one_step(
             given, after = pair(given, f"{name}: `update`", "updates")
             updates = moved(updates, given, f"{name}: `update`", "the updates")
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
-    updates = project.updates(updates)
+    updates = project.updates(updates, spans_of(parts, memory, fit.trained))
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
             after = call(i, "observe", step, memory, updates=updates, params=params)

@@ -24,7 +24,6 @@ from jaxmerge.continual.taps import layer_inputs
 from jaxmerge.continual.wraps.kernels import matching
 from jaxmerge.continual.wraps.scales import SPACE, USED, with_scales, without
 from jaxmerge.core.types import Array
-from jaxmerge.numerics.subspaces import outside
 
 
 class Kernel(NamedTuple):
@@ -146,15 +145,16 @@ def cuber(
         return strength * total
 
     def update(model, step, updates):
-        new, off = {}, {}
+        new = {}
         for n, m in step.memory.items():
             used = step.params[n + USED][step.task]
             g = step.grads[n].reshape(m.before.shape)
             positive = m.positive & (correlated(m.gradients[used], g) >= correlation)
             new[n] = m._replace(positive=positive)
-            off[n] = m.off[2 * positive[0] + positive[1]]
-        moved = stopped(model, step, updates, off, free)
-        return {n: outside(u, off[n]) if n in off else u for n, u in moved.items()}, new
+        return stopped(model, step, updates, new, free), new
+
+    def spans(memory):
+        return {n: m.off[2 * m.positive[0] + m.positive[1]] for n, m in memory.items()}
 
     def end(model, params, memory, border):
         t = border.index
@@ -170,7 +170,7 @@ def cuber(
         return {**params, **spaces}, new
 
     return Method(
-        wrap=wrap, init=init, begin=begin, loss=loss, update=update, end=end,
+        wrap=wrap, init=init, begin=begin, loss=loss, update=update, spans=spans, end=end,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
 
