@@ -100,18 +100,19 @@ def headline() -> list[str]:
     for protocol in HEADLINE:
         p = known[protocol]
         own = row_of(*p["ours"])
-        ours = ["–"] * 5
+        ours = ["–"] * 7
         if own:
             transfer = own.get("backward transfer")
             seeds = len(own["accuracy"])
             ours = [
                 spread(own["accuracy"], 2), spread(transfer, 2) if transfer else "–", str(seeds),
                 f"{own['processor_seconds'] / (seeds + len(own['tried'])):.0f}",
-                f"`{own['setting']}`",
+                f"{own['memory']:.1f}", f"`{own['setting']}`", str(max(1, len(own["tried"]))),
             ]  # fmt: skip
         rows.append([p["method"], p["published"], ours[0], p.get("backward", "–"), *ours[1:]])
     head = ["Method", "Published accuracy", "Ours", "Published BWT", "Ours", "Seeds"]
-    return grid([*head, "Processor s a seed", "Setting"], rows)
+    more = ["Processor s a seed", "Remembered, sizes of the model", "Setting", "Of so many"]
+    return grid([*head, *more], rows)
 
 
 def on_a_gpu() -> str:

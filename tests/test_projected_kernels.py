@@ -281,3 +281,4 @@ def test_coso_takes_the_gradient_and_no_proposal_of_another_optimiser(optimiser,
     ) as e:
         made()
     assert "\n" not in str(e.value)
+    assert "Tracer" not in str(e.value)

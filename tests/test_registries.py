@@ -120,3 +120,16 @@ def test_the_closest_names_are_found_in_any_case():
             for spelt in (name.upper(), name.title(), name.swapcase()):
                 assert name in closest(spelt, registry_), spelt
     assert closest("TIES", ["Ties", "ties"]) == "did you mean Ties?"  # nearer in case
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: registry.methods.get("refresh")(registry.methods.get("gpm")()),
+        lambda: registry.methods.get("gpm")((0.9, registry.methods.get("gpm")())),
+        lambda: registry.methods.get("coso")(target=registry.methods.get("gpm")()),
+    ],
+)
+def test_a_method_is_no_number_and_no_text(made):
+    with pytest.raises(ValueError, match=r"must be .*, got .*gpm\(\)"):
+        made()

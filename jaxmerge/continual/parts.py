@@ -15,7 +15,7 @@ from jaxmerge.continual.optimisers import gives_gradient
 from jaxmerge.continual.records import LAST, Batch, Method, Model
 from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.specs import Spec
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, concrete
 from jaxmerge.drivers import memory as merging
 from jaxmerge.errors import listed
 
@@ -78,9 +78,12 @@ def _stepped(optimiser: Spec, claimed: Mapping[str, list[str]], who: Sequence[st
     """Raise ValueError where a method makes the steps itself of what is not the gradient."""
     wrong = {n: [k for k in claimed.get(n, []) if not gives_gradient(optimiser, k)] for n in who}
     if found := [f"{n} makes the steps of {_few(k)} itself" for n, k in wrong.items() if k]:
+        traced = any(not concrete(x) for x in jax.tree.leaves(optimiser))
+        given = optimiser.factory.__name__ if traced else optimiser
         raise ValueError(
-            f"{listed(found)} It takes their gradients from the optimiser, which is {optimiser}: "
-            'give these kernels sgd(1.0), as in by_name((("<kernels>", sgd(1.0)), (".*", ...))).'
+            f"{listed(found)} It takes their gradients from the optimiser, which is {given}: "
+            'give these kernels sgd(1.0), as in by_name((("<kernels>", sgd(1.0)), (".*", ...))), '
+            "whose patterns match whole names."
         )
 
 

@@ -81,7 +81,7 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
     >>> checked(float("inf"), NonNegative)[0], checked("(", Pattern)[0]
     ('a finite number', 'a regular expression')
     """
-    if isinstance(value, Spec | Static):
+    if isinstance(value, Static) or (isinstance(value, Spec) and not _plain_kind(hint)):
         return None, value  # checked before
     options = get_args(hint) if get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
     if value is None:
@@ -121,6 +121,17 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
     none = ["None"] if type(None) in get_args(hint) else []
     words = ["a finite number"] if infinite else [*map(_words, options), *none]
     return " or ".join(words), value
+
+
+def _plain_kind(hint: Any) -> bool:
+    """Whether a hint says numbers, texts or choices alone, for which no spec can stand."""
+    base, _ = _split(hint)
+    if get_origin(base) in (typing.Union, type(int | None)):
+        return all(map(_plain_kind, get_args(base)))
+    if (inner := _inner(base)) is not None:
+        return _plain_kind(inner)
+    of_places = _places(base)
+    return base in (float, int, bool, str, type(None), Literal, jax.Array) or bool(of_places)
 
 
 def unfit(hint: Any, **values: Any) -> list[str]:

@@ -71,7 +71,7 @@ def coso(
         every: K, steps between two choices of the subspace.
         rate, weight_decay, b1, b2, eps: of its own Adam, which replaces the optimiser for these
             kernels: give the setup ``sgd(1.0)`` for them (`optimisers.by_name`), whose proposal is
-            the gradient itself; any other is refused.
+            the gradient itself; any other is refused, unless its rate is traced.
         threshold: share of the energy, in [0, 1].
         target: regular expression of the kernels (the authors': attention output projections).
 
