@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 ELSEWHERE = (  # shown in reproduction.md and rehearsal.md
     "jaxmerge.continual_table/1", "jaxmerge.oracles/1", "jaxmerge.rehearsal/1",
-    "jaxmerge.slca/1",
+    "jaxmerge.slca/1", "jaxmerge.distil_towers/1",
 )  # fmt: skip
 
 
