@@ -84,6 +84,9 @@ def options(**defaults: Any) -> dict[str, Any]:
             values[key] = value
     if "data" in values and not Path(values["data"]).is_dir():
         wrong.append(f"data={values['data']}: no such folder; the data set's files lie in it.")
+    folder = Path(values.get("out") or ".").absolute().parent
+    if not folder.is_dir():
+        wrong.append(f"out={values['out']}: no folder {folder}; make it first.")
     if wrong:
         raise SystemExit(" ".join(wrong))
     return values

@@ -12,8 +12,8 @@
   60,000 images, batch 128, RMSprop 1e-4, the task given.
 * ``fot``: permuted MNIST of FOT: 784-400-400-400-10 with dropout, first task unpermuted, 125
   clients of 480 images, 64 a round, 200 rounds a task, SGD 0.01 at the clients; ``fot_short``:
-  20 clients, all in each of 20 rounds, SGD 0.1 (at 0.01 a task ends at half of its validation
-  images after so few rounds), not comparable with the figures of the paper.
+  20 clients, all in each of 20 rounds, SGD 0.1 (so few rounds learn little at 0.01), not
+  comparable with the figures of the paper.
 * ``gpm``, ``trgp``, ``cuber``: permuted MNIST of GPM: 784-100-100-10 without biases, 10 tasks, 5
   epochs of 54,000 images, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99; TRGP with its code's
   trust 0.2, CUBER with its paper's 0.5.  ``agem``, ``er``, ``ewc``, ``joint``: the rivals of that

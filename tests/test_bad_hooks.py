@@ -24,6 +24,7 @@ HOOKS = {
     "objective": (lambda *_: jnp.zeros(()), r"`objective` gives a loss for each ex.*\[\]"),
     "gradient": (lambda model, step, grads, at: None, "`gradient` changes the form of the gr"),
     "spans": (lambda memory: None, "`spans` gives a mapping of kernels; found nothing"),
+    "stops": (lambda model, memory, name: None, "`stops` says True or False; found nothing for"),
     "wrap": (lambda model, tasks: None, "`wrap` gives a `Model`; found nothing"),
     "observe": (lambda model, step: float(step.count), "`observe` reads the numbers of an array"),
 }  # fmt: skip

@@ -131,6 +131,14 @@ def test_whole_numbers_may_be_zero_where_that_is_the_default(monkeypatch):
     assert "images=-1: expected a whole number, at least 0." in message
 
 
+def test_a_result_needs_a_folder_before_anything_runs(monkeypatch, tmp_path):
+    there, none = tmp_path / "new.json", tmp_path / "none" / "new.json"
+    monkeypatch.setattr(sys, "argv", ["x.py", f"out={there}"])
+    assert continual_table.options(out="") == {"out": str(there)}
+    message = refused(monkeypatch, lambda: continual_table.options(out=""), f"out={none}")
+    assert message == f"out={none}: no folder {none.parent}; make it first."
+
+
 @pytest.mark.parametrize(
     ("script", "words", "there"),
     [(split_mnist, "scenarios=foo,class,bar", "class, domain, task, mammoth"),

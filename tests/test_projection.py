@@ -30,7 +30,7 @@ def gpm_before(threshold: float = 0.9):
         off = lambda n, g: outside(g, step.memory[n].vectors) if n in step.memory else g
         return {n: off(n, g) for n, g in grads.items()}
 
-    return after._replace(update=None, spans=None, gradient=gradient)
+    return after._replace(spans=None, gradient=gradient)
 
 
 @methods.register
@@ -47,13 +47,13 @@ def nudged(by: float = 0.1):
     return Method(update=lambda model, step, updates: (add(updates), step.memory))
 
 
-def learnt(optimiser, method, tasks=3):
+def learnt(optimiser, method, tasks=3, bias=False):
     """The state after so many tasks of three, of a method or of several."""
     stream = split(tasks=3, steps=12, batch=6)
     first = {k: getattr(stream, k)[:tasks] for k in ("rows", "origin", "weight")}
     stream = stream._replace(**first, info={"own": stream.info["own"][:tasks]})
     setup = Setup(
-        mlp(stream.inputs.shape[-1], (16, 16), 6, bias=False), classification("seen"), optimiser,
+        mlp(stream.inputs.shape[-1], (16, 16), 6, bias=bias), classification("seen"), optimiser,
         method if isinstance(method, tuple) else (method,),
     )  # fmt: skip
     return jax.jit(program)(setup, stream, KEY).state
@@ -82,6 +82,18 @@ def test_old_inputs_feel_nothing_of_any_optimiser(optimiser):
 )
 def test_old_inputs_feel_nothing_of_what_another_method_moves(method, other):
     assert moved(sgd(0.1), (method, other())) < 1e-5
+
+
+@pytest.mark.parametrize("other", [pushed, nudged])
+@pytest.mark.parametrize("method", [gpm, trgp, cuber])
+def test_leaves_that_stop_do_so_whatever_another_method_moves(method, other):
+    stopping = method(0.9, examples=20), other()
+    one, both = (learnt(sgd(0.1), stopping, tasks, bias=True).params for tasks in (1, 2))
+    biases = [n for n in one if n.endswith("bias")]
+    assert len(biases) == 3
+    for n in biases:
+        assert jnp.abs(one[n]).max() > 0
+        np.testing.assert_array_equal(one[n], both[n])
 
 
 def test_statistics_that_go_on_moving_are_refused():

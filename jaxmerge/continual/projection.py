@@ -7,14 +7,15 @@ kernel is projected,
     u <- u - M M' u,
 
 so that Adam, momentum, weight decay and other methods leak nothing.  That is ``4 in k out``
-operations a step.  A
-gradient of N rows is ``u = x' d``, and a constant rate or momentum is linear:
+operations a step.  A gradient of N rows is ``u = x' d``, and a constant rate or momentum is linear:
 
     u - M M' u = (x - x M M')' d
 
 is the same update from N rows instead of `out` columns.  It is used where it holds and costs less:
 plain SGD with or without momentum, kernels that are read as ``x @ W``, fewer rows than columns, and
-no other method that adds to the gradient or reads it.  There spans are those of the task's start.
+no hook that adds to the gradient or may read it.
+
+What no projection keeps may stop instead: `Method.stops` names leaves that stay as they are.
 """
 
 from __future__ import annotations
@@ -170,6 +171,39 @@ def spans_of(parts: Parts, memory: Sequence, trained: Leaves) -> dict[str, Array
     return spans
 
 
+def stopped(parts: Parts, memory: Sequence, updates: Leaves, task: Array) -> Leaves:
+    """Updates of which those that a method stops are zero after the first task.
+
+    Args:
+        parts: what was built of a setup.
+        memory: of each method, in order.
+        updates: what the optimiser and all hooks propose, by leaf.
+        task: int32.
+
+    >>> from jaxmerge.continual import optimisers, problems
+    >>> from jaxmerge.continual.methods import gpm
+    >>> from jaxmerge.continual.parts import build
+    >>> from jaxmerge.models.mlp.learner import mlp
+    >>> setup = Setup(mlp(4, (3,), 4), problems.classification(), optimisers.sgd(0.1), (gpm(),))
+    >>> updates = {"head/kernel": jnp.ones(1), "head/bias": jnp.ones(1)}
+    >>> new = stopped(build(setup, 2), ({"head/kernel": None},), updates, jnp.int32(1))
+    >>> {n: u.tolist() for n, u in new.items()}
+    {'head/kernel': [1.0], 'head/bias': [0.0]}
+    """
+    still = set()
+    for method, name, own in zip(parts.methods, parts.names, memory, strict=True):
+        if method.stops is not None:
+            with named(f"{name}: `stops`"):
+                answers = {n: method.stops(parts.model, own, n) for n in updates}
+            if odd := [n for n, a in answers.items() if not isinstance(a, bool)]:
+                found = kind(answers[odd[0]])
+                raise ValueError(f"{name}: `stops` says True or False; found {found} for {odd[0]}.")
+            still |= {n for n, answer in answers.items() if answer}
+    if not still:
+        return updates
+    return {n: jnp.where(task == 0, u, 0) if n in still else u for n, u in updates.items()}
+
+
 def _misfit(name: str, vectors: Array, trained: Leaves) -> str | None:
     """What is wrong with a span, in words."""
     if name not in trained or jnp.ndim(trained[name]) < 2:
@@ -181,8 +215,8 @@ def _misfit(name: str, vectors: Array, trained: Leaves) -> str | None:
 
 
 def _unread(parts: Parts) -> bool:
-    """Whether nothing but the model adds to the gradient, and no hook reads it."""
-    hooks = lambda m: (m.loss, m.perturb, m.gradient, m.observe, m.spans is None and m.update)
+    """Whether nothing but the model adds to the gradient, and no hook may read it."""
+    hooks = lambda m: (m.loss, m.perturb, m.gradient, m.observe, m.update)
     return not any(h for m in parts.methods for h in hooks(m))
 
 

@@ -222,9 +222,10 @@ class Method(NamedTuple):
             ``grad_at(trained)`` is the total gradient at other weights.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
-            the optimiser and all hooks `update`, of the memory that these leave; where nothing
-            reads the gradient, of that at the start of the task: see
+            the optimiser and all hooks `update`, of the memory that these leave: see
             `jaxmerge.continual.projection`.
+        stops: ``(model, memory, name) -> bool``: whether a trained leaf stays as it is after the
+            first task, whatever the optimiser and other hooks propose for it.
         claims: ``(model, params) -> names``: kernels of the network, below all wraps, whose change
             this method alone decides or which it makes of other leaves; no other method of the
             stream may claim one of them. Of the params only shapes count.
@@ -250,6 +251,7 @@ class Method(NamedTuple):
     gradient: Callable[..., Any] | None = None
     update: Callable[..., tuple[Any, Any]] | None = None
     spans: Callable[[Any], Mapping[str, Array]] | None = None
+    stops: Callable[[Model, Any, str], bool] | None = None
     claims: Callable[[Model, Leaves], Iterable[str]] | None = None
     steps: bool = False
     observe: Callable[..., Any] | None = None

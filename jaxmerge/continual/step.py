@@ -23,7 +23,7 @@ from jaxmerge.continual.parts import (
     transform,
     with_trained,
 )
-from jaxmerge.continual.projection import Projection, projection, spans_of
+from jaxmerge.continual.projection import Projection, projection, spans_of, stopped
 from jaxmerge.continual.records import Batch, Step
 from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.types import Array
@@ -211,6 +211,7 @@ def one_step(
             updates = moved(updates, given, f"{name}: `update`", "the updates")
             memory[i] = same_form(memory[i], after, f"{name}: `update`")
     updates = project.updates(updates, spans_of(parts, memory, fit.trained))
+    updates = stopped(parts, memory, updates, t)
     for i, (m, name) in enumerate(hooks):
         if m.observe is not None:
             after = call(i, "observe", step, memory, updates=updates, params=params)

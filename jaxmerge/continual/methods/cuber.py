@@ -14,7 +14,7 @@ from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.gpm import (
     check_free,
     empty_bases,
-    stopped,
+    stops_beside,
     thresholds,
 )
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
@@ -151,7 +151,7 @@ def cuber(
             g = step.grads[n].reshape(m.before.shape)
             positive = m.positive & (correlated(m.gradients[used], g) >= correlation)
             new[n] = m._replace(positive=positive)
-        return stopped(model, step, updates, new, free), new
+        return updates, new
 
     def spans(memory):
         return {n: m.off[2 * m.positive[0] + m.positive[1]] for n, m in memory.items()}
@@ -170,7 +170,8 @@ def cuber(
         return {**params, **spaces}, new
 
     return Method(
-        wrap=wrap, init=init, begin=begin, loss=loss, update=update, spans=spans, end=end,
+        wrap=wrap, init=init, begin=begin, loss=loss, update=update, spans=spans,
+        stops=stops_beside(free), end=end,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
 

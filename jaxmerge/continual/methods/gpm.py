@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.continual.memories import basis
-from jaxmerge.continual.records import Batch, Method, Model, Step
+from jaxmerge.continual.records import Batch, Method, Model
 from jaxmerge.continual.registry import Count, Pattern, Share, methods
 from jaxmerge.continual.taps import layer_inputs, taps
 from jaxmerge.continual.wraps.kernels import fan_in, matching, projected
@@ -73,9 +73,6 @@ def gpm(
         check_free("gpm", model, params, free)
         return empty_bases(model, params, batch, chosen, capacity)
 
-    def update(model, step, updates):
-        return stopped(model, step, updates, step.memory, free), step.memory
-
     def end(model, params, memory, border):
         met = layer_inputs(model, params, border.read(examples), border.index)
         below = (border.index == 0) & (rule == "released")
@@ -86,7 +83,7 @@ def gpm(
         return params, grown
 
     return Method(
-        init=init, update=update, spans=spans_of, end=end,
+        init=init, spans=spans_of, stops=stops_beside(free), end=end,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
 
@@ -158,19 +155,15 @@ def spans_of(memory: Mapping[str, basis.Basis]) -> dict[str, Array]:
     return {n: m.vectors for n, m in memory.items()}
 
 
-def stopped(
-    model: Model, step: Step, updates: Leaves, projected: Iterable[str], free: str | None
-) -> dict[str, Array]:
-    """Updates of which those of shared leaves that are not projected are zero after task 0.
+def stops_beside(free: str | None) -> Callable[[Model, Mapping, str], bool]:
+    """`Method.stops`: shared leaves that are no kernel of the memory.
 
     Args:
-        projected: names of the kernels that are.
-        free: regular expression of other shared leaves that go on learning.
+        free: regular expression of those that go on learning; None: there are none.
     """
 
-    def own(n, u):
-        if n in projected or model.slots(n) or (free is not None and re.search(free, n)):
-            return u
-        return jnp.where(step.task == 0, u, 0)
+    def stops(model, memory, name):
+        goes_on = free is not None and re.search(free, name) is not None
+        return not (name in memory or model.slots(name) or goes_on)
 
-    return {n: own(n, u) for n, u in updates.items()}
+    return stops

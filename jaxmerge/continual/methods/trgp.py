@@ -12,7 +12,7 @@ from jaxmerge.continual.methods.gpm import (
     check_free,
     empty_bases,
     spans_of,
-    stopped,
+    stops_beside,
     thresholds,
 )
 from jaxmerge.continual.records import Border, Method, Model
@@ -106,9 +106,6 @@ def trgp(
         at = {n + USED: params[n + USED].at[border.index].set(u) for n, u in used.items()}
         return {**params, **at}, memory
 
-    def update(model, step, updates):
-        return stopped(model, step, updates, step.memory, free), step.memory
-
     def end(model, params, memory, border):
         t = border.index
         met = layer_inputs(model, without(params, t), border.read(examples), t)
@@ -120,7 +117,8 @@ def trgp(
         return {**params, **spaces}, grown
 
     return Method(
-        wrap=wrap, init=init, begin=begin, update=update, spans=spans_of, end=end,
+        wrap=wrap, init=init, begin=begin, spans=spans_of, stops=stops_beside(free),
+        end=end,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
 
