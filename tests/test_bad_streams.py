@@ -13,6 +13,7 @@ from tiny_streams import KEY, setup, split
 
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
+from jaxmerge.continual.methods import fedavg, fot
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import evaluators
 from jaxmerge.continual.stream_records import Evaluator
@@ -39,6 +40,13 @@ def test_a_good_stream_compiles_and_is_seen_to(caplog):
 def test_two_methods_claim_the_objective(drive, caplog):
     words = "both replace the objective; use one of them in a stream"
     refused(drive, setup(of(objective=ZERO), of(objective=ZERO)), split(), words, caplog)
+
+
+@both
+def test_two_methods_replace_the_gradient(drive, caplog):
+    words = "fedavg and fot both replace the gradient; use one of them in a stream"
+    config = setup(fedavg(clients=2), fot(0.9, clients=2, batch=2))
+    refused(drive, config, split(), words, caplog)
 
 
 @both

@@ -220,6 +220,8 @@ class Method(NamedTuple):
             The move is part of the updates, so that hooks `update` and spans hold for it too.
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
+        replaces: whether `gradient` gives something else in the place of the objective's gradient,
+            such as the mean of clients' changes; one method of a stream may.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
             the optimiser and all hooks `update`, of the memory that these leave: see
@@ -249,6 +251,7 @@ class Method(NamedTuple):
     loss: Callable[..., Array] | None = None
     perturb: Callable[..., Any] | None = None
     gradient: Callable[..., Any] | None = None
+    replaces: bool = False
     update: Callable[..., tuple[Any, Any]] | None = None
     spans: Callable[[Any], Mapping[str, Array]] | None = None
     stops: Callable[[Model, Any, str], bool] | None = None

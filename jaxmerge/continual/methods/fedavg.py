@@ -44,7 +44,8 @@ def fedavg(
     >>> fedavg(clients=8)
     fedavg(clients=8)
     """
-    return Method(gradient=to_the_mean(Local(clients, epochs, batch, rate, weight_decay)))
+    local = Local(clients, epochs, batch, rate, weight_decay)
+    return Method(gradient=to_the_mean(local), replaces=True)
 
 
 def to_the_mean(local: Local) -> Callable[..., Leaves]:
