@@ -30,6 +30,10 @@ STREAMS = {  # stream -> result file, what is learnt, from where
         "rehearsal_fashion", "Fashion-MNIST, five tasks of two classes, {images:,} images once",
         "from random weights",
     ),
+    "gtsrb": (
+        "rehearsal_gtsrb", "GTSRB, five tasks of nine or eight signs, {images:,} images once",
+        "from random weights",
+    ),
     "clinc150": (
         "rehearsal_clinc150", "CLINC150, ten tasks of 15 intents, {images:,} sentences once",
         "from one model",

@@ -1,4 +1,4 @@
-"""What `rehearsal.py` learns: MNIST and Fashion-MNIST, CLINC150, CIFAR-10; data, model, settings.
+"""What `rehearsal.py` learns: digits, clothes, traffic signs, intents, CIFAR-10; data and settings.
 
 A `Case` is a data set as it is learnt there: one pass, so many classes a task, a buffer of a fixed
 size.  `STREAMS` has them by the names of ``stream=``.
@@ -24,8 +24,9 @@ from jaxmerge.continual.streams import Data
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array
 from jaxmerge.data.npz import npz
+from jaxmerge.data.registry import entry
 from jaxmerge.data.splits import few
-from jaxmerge.data.streams.trees import Hierarchy, hierarchy
+from jaxmerge.data.streams.trees import GTSRB, Hierarchy, hierarchy
 from jaxmerge.data.text import clinc150, clinc150_domains
 from jaxmerge.models import bert
 from jaxmerge.models.mlp.learner import mlp
@@ -94,6 +95,13 @@ def moved(stored, info, task, key):
     return jnp.where(jax.random.bernoulli(two, 0.5, (len(x), 1, 1, 1)), x[:, :, ::-1], x)
 
 
+def levelled(stored, info, task, key):
+    """Colours less the mean of each, over their standard deviation: signs are lit as it happens."""
+    x = stored.astype(jnp.float32) / 255
+    x = x - jnp.mean(x, (1, 2), keepdims=True)
+    return (x / (jnp.std(x, (1, 2, 3), keepdims=True) + 0.05)).reshape(len(x), -1)
+
+
 def thinned(stored, info, task, key):
     """Vectors as they are; in training a tenth of the numbers is dropped, the rest grows by it."""
     if key is None:
@@ -131,6 +139,27 @@ def greyscale(names: tuple[str, ...], folder: str, examples: int, cache: Path) -
     data["test"] = data["test"][0][:10_000], data["test"][1][:10_000]
     case = Case(data, lambda names: mlp(), shifted, names, 5, 200, 13)
     return case._replace(language=partial(of_names, names, cache))
+
+
+def signs(folder: str, examples: int, cache: Path) -> Case:
+    """GTSRB at 16 x 16: a perceptron 768-400-400-43 from random weights, by shape and colour.
+
+    The validation images, which choose a rate, are other frames of the tracks that are learnt.
+    """
+    source = data_set(lambda folder: npz(folder, "gtsrb", per_class=10**6), folder)
+    names = tuple(entry("gtsrb")["names"].values())
+
+    def part(split, most=None):
+        rows = np.random.default_rng(0).permutation(source.splits[split])[:most]
+        x = np.asarray(source.inputs[rows]).reshape(len(rows), 16, 3, 16, 3, 3)
+        return np.round(x.mean((2, 4))).astype(np.uint8), source.labels[rows]
+
+    data = {"train": part("train", examples), "validation": part("val"), "test": part("test")}
+    return Case(
+        data, lambda names: mlp(768, (400, 400), len(names)), levelled, names, 5, 430, 26,
+        (0.03, 0.1, 0.3), hierarchy(names, GTSRB), 6, period=10,
+        language=partial(of_names, names, cache),
+    )  # fmt: skip
 
 
 def of_names(names: tuple[str, ...], cache: Path) -> np.ndarray:
@@ -195,6 +224,7 @@ CLOTHES = (
 STREAMS = {
     "mnist": (partial(greyscale, DIGITS), "rehearsal", 5000),
     "fashion": (partial(greyscale, CLOTHES), "rehearsal_fashion", 5000),
+    "gtsrb": (signs, "rehearsal_gtsrb", 6000),
     "clinc150": (intents, "rehearsal_clinc150", 6000),
     "cifar10": (colours, "rehearsal_cifar10", 5000),
 }  # fmt: skip

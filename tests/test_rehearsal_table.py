@@ -109,3 +109,12 @@ def test_a_finished_file_of_the_same_settings_is_left_as_it_is(main, tmp_path):
     path.write_text(text)
     main("images=4", "seeds=1", "methods=ER", f"out={path}")
     assert path.read_text() == text
+
+
+def test_classes_that_tasks_do_not_divide(main):
+    import rehearsal
+    from rehearsal_streams import Case
+
+    case = Case({}, None, None, tuple("abcdefghijk"), 3, 1, 1)
+    dealt = rehearsal.tasks_of(case, np.arange(11)[::-1])
+    assert dealt == [[10, 9, 8, 7], [6, 5, 4, 3], [2, 1, 0]]
