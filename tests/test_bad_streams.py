@@ -13,7 +13,18 @@ from tiny_streams import KEY, setup, split
 
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
-from jaxmerge.continual.methods import fedavg, fot
+from jaxmerge.continual.methods import (
+    clib,
+    derpp,
+    er,
+    fedavg,
+    fot,
+    lingocl,
+    pl_fms,
+    prd,
+    slca,
+    slcapp,
+)
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import evaluators
 from jaxmerge.continual.stream_records import Evaluator
@@ -47,6 +58,26 @@ def test_two_methods_replace_the_gradient(drive, caplog):
     words = "fedavg and fot both replace the gradient; use one of them in a stream"
     config = setup(fedavg(clients=2), fot(0.9, clients=2, batch=2))
     refused(drive, config, split(), words, caplog)
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ((er(), er(select="herding")), "er and er 2 both replace the mean over the stream's batch"),
+        ((clib(), er()), "clib and er both replace the mean over the stream's batch"),
+        ((clib(), pl_fms()), "clib and pl_fms both replace the mean over the stream's batch"),
+        ((slca(), lingocl([[1.0]])), "slca and lingocl both replace the head"),
+        ((lingocl([[1.0]]), prd()), "lingocl and prd both replace the head"),
+        ((slca(), slcapp()), "slca and slcapp both replace the head"),
+    ],
+)
+def test_two_methods_that_replace_the_same(methods, words):
+    with pytest.raises(ValueError, match=words):
+        check(setup(*methods), split())
+
+
+def test_a_buffer_that_only_adds_stands_beside_another():
+    check(setup(er(), er(strength=1.0), derpp()), split())
 
 
 @both

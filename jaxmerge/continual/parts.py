@@ -37,8 +37,8 @@ def build(setup: Setup, tasks: int) -> Parts:
     the optimiser is not the one that a method's own steps take.
 
     Raises:
-        ValueError: two methods replace the objective, or its gradient; a spec that builds something
-            else than what stands in its place.
+        ValueError: two methods replace the same (`Method.replaces`), such as the objective; a spec
+            that builds something else than what stands in its place.
     """
     methods, names = together(setup.methods)
     network = model = _built(setup.model, Model)
@@ -111,23 +111,23 @@ def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]
     """Methods of one stream, built, and their names, which tell two of a kind apart.
 
     Raises:
-        ValueError: two methods replace the objective, or its gradient; a spec that builds no
-            method.
+        ValueError: two methods replace the same (`Method.replaces`), such as the objective; a spec
+            that builds no method.
     """
     methods, names, count = tuple(_built(m, Method) for m in specs), [], {}
     for spec in specs:
         name = spec.factory.__name__
         count[name] = count.get(name, 0) + 1
         names.append(name if count[name] == 1 else f"{name} {count[name]}")
-    for what, does in (
-        ("the objective", lambda m: m.objective is not None),
-        ("the gradient", lambda m: m.replaces),
-    ):
-        own = [n for n, m in zip(names, methods, strict=True) if does(m)]
-        if len(own) > 1:
-            raise ValueError(
-                f"{' and '.join(own)} both replace {what}; use one of them in a stream."
-            )
+    taken: dict[str, list[str]] = {}
+    for name, method in zip(names, methods, strict=True):
+        own = ("the objective",) if method.objective is not None else ()
+        for what in (*own, *method.replaces):
+            taken.setdefault(what, []).append(name)
+    for what, by in taken.items():
+        if len(by) > 1:
+            both = " and ".join(by)
+            raise ValueError(f"{both} both replace {what}; use one of them in a stream.")
     return methods, tuple(names)
 
 

@@ -220,8 +220,10 @@ class Method(NamedTuple):
             The move is part of the updates, so that hooks `update` and spans hold for it too.
         gradient: ``(model, step, grads, grad_at) -> grads``, before the optimiser;
             ``grad_at(trained)`` is the total gradient at other weights.
-        replaces: whether `gradient` gives something else in the place of the objective's gradient,
-            such as the mean of clients' changes; one method of a stream may.
+        replaces: what it puts something else in the place of, in words, besides an `objective`:
+            "the gradient" (by the mean of clients' changes), "the mean over the stream's batch" (by
+            one that counts replayed examples too), "the head". Of methods that name the same one
+            may be in a stream.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
             the optimiser and all hooks `update`, of the memory that these leave: see
@@ -251,7 +253,7 @@ class Method(NamedTuple):
     loss: Callable[..., Array] | None = None
     perturb: Callable[..., Any] | None = None
     gradient: Callable[..., Any] | None = None
-    replaces: bool = False
+    replaces: tuple[str, ...] = ()
     update: Callable[..., tuple[Any, Any]] | None = None
     spans: Callable[[Any], Mapping[str, Array]] | None = None
     stops: Callable[[Model, Any, str], bool] | None = None

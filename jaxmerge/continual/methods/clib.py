@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmerge.continual.memories import importance
 from jaxmerge.continual.memories import rate as rates
+from jaxmerge.continual.methods.er import STREAM
 from jaxmerge.continual.parts import trained_leaves, with_trained
 from jaxmerge.continual.records import Batch, Method, Step
 from jaxmerge.continual.registry import Count, Share, methods
@@ -128,4 +129,4 @@ def from_memory(
         later = step.memory.rate._replace(fresh=step.memory.rate.fresh | written)
         return jax.lax.cond(due, weighed, lambda _: Kept(memory, later), None)
 
-    return Method(init=init, loss=loss, update=update, observe=observe)
+    return Method(init=init, loss=loss, update=update, observe=observe, replaces=(STREAM,))

@@ -14,6 +14,7 @@ from jaxmerge.continual.registry import Count, NonNegative, methods
 from jaxmerge.core.types import Array
 
 Select = Literal["reservoir", "balanced"]
+STREAM = "the mean over the stream's batch"  # what `Method.replaces` says of one
 
 
 @methods.register
@@ -97,9 +98,10 @@ def er(
         )  # fmt: skip
         return params, {"rows": rows, "met": many, "rank": rank}
 
+    replaces = (STREAM,) if strength is None else ()
     if select == "herding":
-        return Method(init=init, loss=loss, end=end)
-    return Method(init=init, loss=loss, observe=observe)
+        return Method(init=init, loss=loss, end=end, replaces=replaces)
+    return Method(init=init, loss=loss, observe=observe, replaces=replaces)
 
 
 def remember(step: Step, rows: Any, select: Select = "reservoir") -> Any:

@@ -45,7 +45,7 @@ def fedavg(
     fedavg(clients=8)
     """
     local = Local(clients, epochs, batch, rate, weight_decay)
-    return Method(gradient=to_the_mean(local), replaces=True)
+    return Method(gradient=to_the_mean(local), replaces=("the gradient",))
 
 
 def to_the_mean(local: Local) -> Callable[..., Leaves]:

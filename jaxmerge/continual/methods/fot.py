@@ -111,7 +111,8 @@ def fot(
         return jax.lax.cond(ends, last, lambda memory: memory, step.memory)
 
     return Method(
-        init=init, gradient=to_the_mean(local), replaces=True, spans=spans_of, observe=observe,
+        init=init, gradient=to_the_mean(local), replaces=("the gradient",), spans=spans_of,
+        observe=observe,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
 

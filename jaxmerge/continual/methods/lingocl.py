@@ -22,7 +22,8 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
 
     Formula: logits = eta (x / |x|) (E / |E|)', x the features, E [C, d] what a language model says
     of the class names (`jaxmerge.models.heads.text_head` makes them), never trained; eta one
-    trained number. Any method can stand beside it.
+    trained number. Methods with a head of their own (`prd`) or for the one that is replaced
+    (`slca`, `slcapp`) cannot stand beside it.
 
     Args:
         embeddings: E, a row for every column; random rows are the control that tells whether
@@ -66,4 +67,4 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
 
         return with_head(model, leaves, read, (SCALE, PROJECTION), (ROWS,))
 
-    return Method(wrap=wrap)
+    return Method(wrap=wrap, replaces=("the head",))

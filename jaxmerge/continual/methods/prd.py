@@ -115,7 +115,7 @@ def prd(
 
     return Method(
         wrap=wrap, init=lambda model, params, batch, stored: shared(model, params),
-        objective=objective, loss=loss,
+        objective=objective, loss=loss, replaces=("the head",),
         end=lambda model, params, memory, border: (params, {n: params[n] for n in memory}),
     )  # fmt: skip
 

@@ -143,7 +143,9 @@ def slow_learner(
         pick = {n: jnp.where(t > 0, aligned[n], trained[n]) for n in names}
         return {**params, **pick}, Aligned(known, trained)
 
-    return Method(init=init, begin=begin, objective=objective, update=update, end=end)
+    return Method(
+        init=init, begin=begin, objective=objective, update=update, end=end, replaces=("the head",)
+    )
 
 
 def align(
