@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_streams import KEY, setup, split, tiny
 
+from jaxmerge.continual import buffers
 from jaxmerge.continual.drivers import run
 from jaxmerge.continual.memories import eight_bits, gaussians, herding
 from jaxmerge.continual.methods import agem, clib, der, derpp, er
@@ -129,6 +130,20 @@ def test_a_known_class_keeps_its_gaussian():
     for before, after in zip(known[:2], now[:2], strict=True):
         assert (before[:2] == after[:2]).all()
         assert (before[2] != after[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "like", "words"),
+    [
+        (0, jnp.zeros(1), "size must be a whole number from 1 on, got 0"),
+        (2.0, jnp.zeros(1), "size must be a whole number from 1 on, got 2.0"),
+        (2, jnp.zeros(()), "comes in batches .* of one row or more"),
+        (2, {"x": jnp.zeros((0, 3))}, "comes in batches .* of one row or more"),
+    ],
+)
+def test_a_buffer_of_nothing(size, like, words):
+    with pytest.raises(ValueError, match=words):
+        buffers.empty(size, like)
 
 
 def test_eight_bits():

@@ -53,6 +53,22 @@ def test_rows_never_move_and_a_projection_comes_where_widths_differ():
         run(setup(lingocl(rows[:5])), split(tasks=2, steps=3), KEY)
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("cat", r"embeddings are numbers \[classes, d\]; got"),
+        ([["a", "b"]] * 6, r"embeddings are numbers \[classes, d\]; got"),
+        ([[1.0], [1.0, 2.0]] * 3, r"embeddings are numbers \[classes, d\]; got"),
+        ([], r"embeddings are numbers \[classes, d\]; got"),
+        ([[1.0, 0.0]] * 4 + [[0.0, 0.0]] * 2, "finite and not zero; rows 4, 5 are not"),
+        ([[float("nan"), 0.0]] * 6, "rows 0, 1, 2, 3, 4 and others are not"),
+    ],
+)
+def test_embeddings_that_are_none(rows, words):
+    with pytest.raises(ValueError, match=words):
+        run(setup(lingocl(rows)), split(tasks=2, steps=3), KEY)
+
+
 def test_a_plain_resnet_takes_it():
     model = resnet18(classes=4, width=4, blocks=(1, 1, 1, 1)).build()
     rows = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -139,6 +139,11 @@ def test_bad_percentages(value):
             make(LABELS, 3, value, value)
 
 
+def test_names_are_texts():
+    with pytest.raises(ValueError, match="names are texts, got 0"):
+        online(LABELS, 3, names=range(6))
+
+
 @pytest.mark.parametrize("names", ["abc", list("abcdefg")], ids=len)
 def test_as_many_names_as_classes(names):
     for maker in ("online", "si_blurry", "i_blurry", "recurring"):
@@ -226,6 +231,32 @@ def test_pictures(name, tmp_path):
     assert borders[-1] == sum(map(len, plan.rows))
     draw_plan([plan, plan], tmp_path / "plan.png", bins=30)
     assert (tmp_path / "plan.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"plans": []}, "draw_plan takes a plan or several"),
+        ({"plans": [3]}, "draw_plan takes a plan or several"),
+        ({"columns": 0, "bins": 0}, "columns must be a whole number .* bins must be a whole"),
+    ],
+)
+def test_pictures_of_nothing(given, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        draw_plan(given.pop("plans", online(LABELS, 3)), tmp_path / "x.png", **given)
+    with pytest.raises(ValueError, match=r"planned takes a `Plan`, .*"):
+        planned(None, blobs(), blobs())
+
+
+def test_a_digest_tells_more_than_rows_apart():
+    one = expansion(LABELS, PAIR, "single", 3, 0)
+    others = [
+        dataclasses.replace(one, examples=900), dataclasses.replace(one, promise="at most once"),
+        dataclasses.replace(one, parent=np.zeros_like(one.parent)),
+        dataclasses.replace(one, level=np.zeros_like(one.level)),
+    ]  # fmt: skip
+    assert len({p.digest() for p in (one, *others)}) == 5
+    assert dataclasses.replace(one, name="x").digest() == one.digest()
 
 
 def learnt(plan, columns, metrics, anytime=1, batch=5):

@@ -64,7 +64,12 @@ def test_every_fault_is_in_one_line():
         (["a"], [{"a": "a"}], "a has 'a', expected a list"),
         (["a"], [["a"]], "maps groups to lists of names, got list"),
         (["a", "b"], [{"x": ["a"], "y": ["b"]}, {"z": ["x"]}], "'y' is in no group"),
-        (["a", "b"], [{"x": ["a", "b", "b"]}], "'b' is in 2 groups, x, x"),
+        (["a", "b"], [{"x": ["a", "b", "b"]}], "x has 'b' 2 times"),
+        (["a"], [{"x": 3}], "x has 3, expected a list of one or more names"),
+        (["a"], [{"x": [["a"]]}], "x has [['a']], expected a list of one or more names"),
+        (["a"], [{1: ["a"]}], "groups are names, got 1"),
+        (None, [{"x": ["a"]}], "classes are a list of names, got None"),
+        ([0, 1], [{"x": [0, 1]}], "classes are a list of names, got [0, 1]"),
     ],
 )
 def test_what_is_no_tree(classes, levels, words):

@@ -36,7 +36,8 @@ def anytime(stream: Stream, R: Array, level: int | None = None) -> Anytime:
             coarsest, from the first mark at which one of them has been met.
 
     Raises:
-        ValueError: R of another form; levels of which none is chosen, or that there are not.
+        ValueError: R of another form, or not scored at a mark; groups that are no classes; levels
+            of which none is chosen, or that there are not.
 
     Source: Koh et al., CLIB, ICLR 2022, section 4: accuracy at every so many examples over the
     classes met so far, and the area under it; two runs compare only with the same marks.
@@ -51,7 +52,9 @@ def anytime(stream: Stream, R: Array, level: int | None = None) -> Anytime:
     R = np.asarray(R)
     sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
     classes = np.concatenate([np.asarray(g.targets)[np.asarray(g.rows)[:, 0]] for g in sets])
-    if R.ndim != 3 or (R.shape[0], R.shape[2]) != (stream.tasks, len(classes)):
+    if any(_classes(g).max() > 1 for g in sets):
+        raise ValueError("anytime is of groups of one class each (`planned`); some have several.")
+    if R.ndim != 3 or (R.shape[0], R.shape[2]) != (stream.tasks, len(classes)) or not R.shape[1]:
         raise ValueError(
             "R is [tasks, parts, groups] of program(anytime=parts), here "
             f"[{stream.tasks}, parts, {len(classes)}]; got {list(R.shape)}."
@@ -72,7 +75,16 @@ def anytime(stream: Stream, R: Array, level: int | None = None) -> Anytime:
             at.append(total)
             new.append(int(u.sum()))
             curve.append(float((figures * tests)[met].sum() / tests[met].sum()))
+    if not np.isfinite(curve).all():
+        raise ValueError("R has marks that were not scored, or are not finite.")
     return Anytime(np.array(at), np.array(curve), float(np.average(curve, weights=new)))
+
+
+def _classes(groups: Groups) -> np.ndarray:
+    """int [groups]: how many classes each has."""
+    targets = np.asarray(groups.targets)
+    both = zip(np.asarray(groups.rows), np.asarray(groups.weight), strict=True)
+    return np.array([len(np.unique(targets[rows[weight > 0]])) for rows, weight in both])
 
 
 def _on_level(stream: Stream, classes: np.ndarray, level: int | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Memories of examples with a fixed size: reservoir sampling, a ring, draws from them.
+"""Memories of examples with a fixed size: reservoirs, equal shares of classes, a ring, draws.
 
 A buffer is a pytree ``{"rows": leaves [size, ...], "met": int32}``.  What is stored is up to the
 method: stored inputs, targets, task, logits, int8 activations.  Where two examples of a batch are
@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.types import Array, Tree
+from jaxmerge.errors import listed
 
 __all__ = [
     "Buffer",
@@ -43,10 +45,19 @@ def empty(size: int, like: Tree) -> Buffer:
         like: a batch of what is stored, leaves ``[B, ...]``; of leaves that are given as their
             shapes alone the places are zeros.
 
+    Raises:
+        ValueError: a size that is no whole number from 1 on; a batch without a row.
+
     >>> buffer = empty(2, {"x": jnp.ones((4, 3)), "z": jax.ShapeDtypeStruct((4, 1), jnp.int32)})
     >>> buffer["rows"]["x"].tolist(), buffer["rows"]["z"].tolist()
     ([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[0], [0]])
     """
+
+    wrong = unfit(Count, size=size)
+    if any(x.ndim < 1 or not x.shape[0] for x in jax.tree.leaves(jax.eval_shape(lambda: like))):
+        wrong.append("what a buffer stores comes in batches [B, ...] of one row or more")
+    if wrong:
+        raise ValueError(listed(wrong))
 
     def room(x):
         shape = (size, *x.shape[1:])
@@ -194,7 +205,7 @@ def draw_distinct(buffer: Buffer, key: Array, count: int) -> tuple[Tree, Array]:
     Args:
         buffer: of `empty`.
         key: PRNG key.
-        count: how many.
+        count: how many; of more than it has room for, as many as it has.
 
     >>> buffer = empty(2, jnp.zeros((1,)))
     >>> buffer = ring(buffer, jnp.ones(1), jnp.ones(1))

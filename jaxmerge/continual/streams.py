@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -142,14 +143,17 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
         batch: examples of a step, 1 or more.
 
     Raises:
-        ValueError: a plan of another number of examples; a class that arrives without a test
-            example; inputs and labels of different lengths; a batch without an example.
+        ValueError: what is no plan, or one of another number of examples; a class that arrives
+            without a test example; inputs and labels of different lengths; a batch without an
+            example.
 
     >>> from jaxmerge.data.streams.blurry import i_blurry
     >>> x, y = np.zeros((8, 3), np.float32), np.arange(8) % 4
     >>> planned(i_blurry(y, 2), (x, y), (x, y), batch=3).rows.shape
     (2, 2, 3)
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"planned takes a `Plan`, such as i_blurry(labels, 5); got {kind(plan)}.")
     _check(train, test, batch=batch)
     if len(train[0]) != plan.examples:
         raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")

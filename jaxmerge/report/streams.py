@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.data.streams.plans import Plan
 from jaxmerge.data.streams.scenario import Scenario, shortened
+from jaxmerge.errors import listed
 
 ROWS = 20  # more tasks than this are drawn as the first and the last ones
 
@@ -65,10 +67,18 @@ def draw_plan(
     tasks.
 
     Args:
-        columns: of panels.
-        bins: of a panel, from left to right.
+        columns: of panels, 1 or more.
+        bins: of a panel, from left to right, 1 or more.
+
+    Raises:
+        ValueError: no plan, or a number that is none of these.
     """
     plans = [plans] if isinstance(plans, Plan) else list(plans)
+    wrong = unfit(Count, columns=columns, bins=bins)
+    if not plans or not all(isinstance(p, Plan) for p in plans):
+        wrong.insert(0, "draw_plan takes a plan or several")
+    if wrong:
+        raise ValueError(listed(wrong))
     lines = -(-len(plans) // columns)
     wide = min(columns, len(plans))
     figure = Figure(figsize=(4.6 * wide, 2.6 * lines), layout="constrained")

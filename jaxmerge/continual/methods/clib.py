@@ -44,6 +44,8 @@ def clib(
         period: steps from one update of the importances to the next.
         adaptive: False: the optimiser's rate as it is.
 
+    With more classes than places some classes, the largest too, may have no example in the memory.
+
     Memory: `size` examples. An update of importances is a forward pass of all of them.
 
     Source: Koh et al., Online Continual Learning on Class Incremental Blurry Task Configuration

@@ -44,7 +44,7 @@ def er(
         examples: of a task, what herding chooses from: the first so many of `Border.read`.
 
     Memory: `size` examples as they are stored (a byte a pixel stays a byte), or d + 4 bytes each
-    for d features.
+    for d features; herding reads up to `examples` of a task once more at its end.
 
     Source: Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019, algorithm 1;
     aimagelab/mammoth, ``models/er.py``. Herding: Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.continual.contrast import unit
+from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.records import Method, Outputs
 from jaxmerge.continual.registry import Positive, methods
 from jaxmerge.continual.wraps.head import head_form, with_head
-from jaxmerge.core.types import Array
+from jaxmerge.core.types import Array, concrete
 
 ROWS, SCALE, PROJECTION = "language/rows", "language/scale", "language/projection"
 
@@ -30,6 +32,10 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
             language helps or only that rows are fixed.
         scale: where eta starts.
 
+    Raises:
+        ValueError: embeddings that are no numbers [classes, d], or not a row for every column; one
+            that is not finite, a row of zeros.
+
     Where the features have another width than E, a trained projection ``language/projection``
     without a bias comes between, a form of **ours**.
 
@@ -44,7 +50,7 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
     """
 
     def wrap(model, tasks):
-        rows = jnp.asarray(embeddings)
+        rows = _checked(embeddings)
 
         def leaves(params, key):
             head = head_form(model, params, "lingocl")
@@ -68,3 +74,21 @@ def lingocl(embeddings: Array | Sequence[Sequence[float]], scale: Positive = 1.0
         return with_head(model, leaves, read, (SCALE, PROJECTION), (ROWS,))
 
     return Method(wrap=wrap, replaces=("the head",))
+
+
+def _checked(embeddings: Array | Sequence[Sequence[float]]) -> Array:
+    """The embeddings as an array, or a ValueError."""
+    try:
+        rows = jnp.asarray(embeddings, float)
+    except (TypeError, ValueError):
+        rows = jnp.zeros(())
+    if rows.ndim != 2 or not rows.size:
+        raise ValueError(f"lingocl: embeddings are numbers [classes, d]; got {kind(embeddings)}.")
+    if concrete(rows):
+        sizes = np.linalg.norm(np.asarray(rows), axis=1)
+        if odd := np.flatnonzero(~np.isfinite(sizes) | (sizes == 0)).tolist():
+            raise ValueError(
+                f"lingocl: every row of the embeddings is finite and not zero; rows "
+                f"{', '.join(map(str, odd[:5]))}{' and others' if len(odd) > 5 else ''} are not."
+            )
+    return rows

@@ -70,7 +70,11 @@ def onpro(
     at evaluation. In the authors' settings the optimiser is Adam (0.9, 0.99) with rate 5e-4 and
     decay 1e-4 in the gradient, the stream's batch 10.
 
-    Memory: `size` examples and C p numbers; 32 passes of each example of a batch.
+    A replay method beside it replays its objective, which is zero after the first task: nothing.
+
+    Memory: `size` examples and C p numbers. A step passes each example of the batch, and from the
+    second task on of the replay batch, 34 times through the network, and holds the likenesses of
+    the 32 rows of each: (32 replay)^2 numbers, 4 million at 64.
 
     Source: Wei et al., Online Prototype Learning for Online Continual Learning, ICCV 2023, eq. 4 to
     9; weilllllls/OnPro.

@@ -43,8 +43,9 @@ def prd(
         projection: numbers of the projection.
 
     The wrap adds ``prototypes`` [C, d] and ``projection/kernel``, ``/bias``; the model's own head
-    is not used. The second view is the problem's, with another key. In the authors' settings SGD
-    has momentum 0.9 and decay 1e-4, and neither for the prototypes::
+    is not used. A replay method beside it replays the term of the prototypes alone. The second view
+    is the problem's, with another key. In the authors' settings SGD has momentum 0.9 and decay
+    1e-4, and neither for the prototypes::
 
         by_name((("prototypes", sgd(0.01)), (".*", sgd(0.01, momentum=0.9, weight_decay=1e-4))))
 

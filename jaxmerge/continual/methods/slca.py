@@ -75,7 +75,8 @@ def slca(
         released_tasks: take t_c for c // columns of the current task, as the code does, which is
             wrong where tasks differ in size; by default t_c is the task of the class.
 
-    Memory: C (d + d^2) numbers for C classes and d features, and the head.
+    Memory: C (d + d^2) numbers for C classes and d features, and the head; while the head is
+    aligned some 6 C `per_class` d more, of all its C columns.
 
     Source: Zhang et al., SLCA: Slow Learner with Classifier Alignment for Continual Learning on a
     Pre-trained Model, ICCV 2023, eq. 1 to 5; GengDavid/SLCA.

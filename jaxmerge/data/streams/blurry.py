@@ -38,7 +38,9 @@ def si_blurry(
         names: of the classes; their numbers by default.
 
     Returns:
-        A plan that promises each example at most once: classes beyond a multiple of T never come.
+        A plan that promises each example at most once: classes beyond a multiple of T never come
+        (six classes in four tasks are four, none of them disjoint at n = 50), and as borders are
+        drawn a task may be empty (ten classes in five tasks: 16 seeds of the first hundred).
 
     Source: Moon et al., Online Class Incremental Learning on Stochastic Blurry Task Boundary via
     Mask and Visual Prompt Tuning, ICCV 2023, section 3; its released program always has

@@ -95,7 +95,8 @@ def expansion(
         coarse = int(widths[0])
         tasks = coarse + 1 if tasks is None else tasks
         if not 2 <= tasks <= coarse + 1:
-            raise ValueError(f"{coarse} coarse classes make 2 to {coarse + 1} tasks, got {tasks}.")
+            most = f"2 to {coarse + 1} tasks" if coarse > 1 else "2 tasks"
+            raise ValueError(f"{coarse} coarse classes make {most}, got {tasks}.")
         arrive = rng.permutation(coarse)
         early = np.zeros(len(labels), bool)
         for c in range(fine if kind == "single" else 0):
@@ -144,7 +145,8 @@ def _columns(labels: np.ndarray, tree: np.ndarray, kind: str) -> tuple[np.ndarra
         raise ValueError(f"The tree numbers the labels of a level from 0; it has {tree.min()}.")
     fine, depth = tree.shape
     if kind != "multi" and depth != 2:
-        wrong.append(f"{kind} has two levels, the tree has {depth}: choose two of its columns")
+        more = "choose two of its columns" if depth > 2 else "give the classes groups"
+        wrong.append(f"{kind} has two levels, the tree has {depth}: {more}")
     if not np.array_equal(tree[:, -1], np.arange(fine)):
         wrong.append("the last level of the tree is not 0, 1, 2, ...")
     if labels.max() != fine - 1:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
@@ -102,8 +103,15 @@ class Plan:
         return self.examples - len(np.unique(np.concatenate(self.rows)))
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that two plans share only if they are the same."""
-        total = hashlib.sha256()
+        """Twelve hexadecimal digits that two plans share only if they are the same.
+
+        Its name and those of the columns do not count.
+        """
+        said = [
+            self.examples, self.promise, self.levels.tolist(),
+            None if self.parent is None else np.asarray(self.parent).tolist(),
+        ]  # fmt: skip
+        total = hashlib.sha256(json.dumps(said).encode())
         for rows, columns in zip(self.rows, self.columns, strict=True):
             total.update(np.ascontiguousarray(np.stack([rows, columns]), np.int64).tobytes())
             total.update(b"|")
@@ -195,6 +203,8 @@ def checked_labels(
                 "without gaps, as np.unique(labels, return_inverse=True)[1] does"
             )
         given = tuple(map(str, range(len(classes)))) if names is None else tuple(names)
+        if odd := [n for n in given if not isinstance(n, str)]:
+            wrong.append(f"names are texts, got {odd[0]!r}")
         if len(given) != len(classes) and not len(gap):
             wrong.append(f"{len(given)} names, but labels are 0 to {classes[-1]}")
     if not _is_draws(seed):
