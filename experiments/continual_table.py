@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from spread import deviation
 
 from jaxmerge.continual import drivers, stages
 from jaxmerge.continual.records import LAST
@@ -327,7 +328,7 @@ def table(
                 reasons=reasons or {},
                 rows=list(rows.values()),
             )
-            mean, spread = 100 * np.mean(row["accuracy"]), 100 * np.std(row["accuracy"])
+            mean, spread = 100 * np.mean(row["accuracy"]), 100 * deviation(row["accuracy"])
             backward = 100 * np.mean(row.get("backward transfer", [0.0]))
             print(
                 f"{row['scenario']:8} {row['method']:14} {len(row['accuracy'])} seeds: "

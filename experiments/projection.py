@@ -51,6 +51,7 @@ from continual_table import (
     table,
     usual,
 )
+from spread import deviation
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -242,7 +243,7 @@ def lines(report: dict) -> str:
         "| Method | Accuracy % | BWT % | Processor s | Remembered, sizes of the model | Setting |"
     )
     out = [note, "", head, "|:--|--:|--:|--:|--:|:--|"]
-    mean = lambda x: f"{100 * np.mean(x):.1f} ± {100 * np.std(x):.1f}"
+    mean = lambda x: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}"
     for r in sorted(rows, key=lambda r: -np.mean(r["accuracy"])):
         runs = len(r["accuracy"]) + len(r["tried"])
         transfer = r.get("backward transfer")
@@ -272,7 +273,7 @@ def short_streams() -> str:
         for scenario in [s for s in SCENARIOS if s in there]:
             own = {r["method"]: r["accuracy"] for r in rows if r["scenario"] == scenario}
             seeds |= {len(own[m]) for m in SHORT if m in own}
-            show = lambda x: f"{100 * np.mean(x):.1f} ± {100 * np.std(x):.1f}"
+            show = lambda x: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}"
             cells = [show(own[m]) if m in own else "–" for m in SHORT]
             lines.append(f"| {words.format(SCENARIOS[scenario])} | " + " | ".join(cells) + " |")
     return "\n".join([f"Mean and standard deviation of {counted(max(seeds))}:", "", *lines])

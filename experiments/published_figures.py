@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from spread import deviation
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
@@ -41,9 +42,9 @@ def percent(row: dict) -> str:
 
 
 def spread(figures: list[float], digits: int) -> str:
-    """Mean in percent and, of several, the standard deviation."""
+    """Mean in percent and, of several, the sample standard deviation."""
     mean = f"{100 * np.mean(figures):.{digits}f}"
-    return mean + f" +- {100 * np.std(figures):.{digits}f}" * (len(figures) > 1)
+    return mean + f" +- {100 * deviation(figures):.{digits}f}" * (len(figures) > 1)
 
 
 class Distance(NamedTuple):
@@ -69,7 +70,7 @@ def far(p: dict) -> list[Distance]:
     for what, key in (("accuracy", "published"), ("backward transfer", "backward")):
         figure = re.fullmatch(r"(-?[\d.]+)(?: \+- ([\d.]+))?", p.get(key) or "")
         if hit and figure and what in hit:
-            both = np.hypot(float(figure[2] or 0), 100 * np.std(hit[what]))
+            both = np.hypot(float(figure[2] or 0), 100 * deviation(hit[what]))
             points = 100 * np.mean(hit[what]) - float(figure[1])
             of = Distance(
                 what, figure[0], spread(hit[what], 2), points, points / both if both else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from continual_table import fill
 from rehearsal_streams import STREAMS
+from spread import deviation
 
 from jaxmerge.continual.records import LAST
 
@@ -20,7 +21,7 @@ def cell(values: list[float]) -> str:
     """Mean and standard deviation in percent."""
     if not values or not np.isfinite(values).all():
         return "–"
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+    return f"{100 * np.mean(values):.1f} ± {100 * deviation(values):.1f}"
 
 
 def table(report: dict) -> str:
@@ -101,7 +102,9 @@ CLAIMS = {
 def change(one: list[float], other: list[float]) -> str:
     """Mean and spread over seeds of a difference in points, and how often it is positive."""
     apart = 100 * (np.array(one) - np.array(other))
-    return f"{apart.mean():+.1f} ± {apart.std():.1f} ({(apart > 0).sum()} of {len(apart)} seeds)"
+    return (
+        f"{apart.mean():+.1f} ± {deviation(apart):.1f} ({(apart > 0).sum()} of {len(apart)} seeds)"
+    )
 
 
 def claims(every: list[dict]) -> str:

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from continual_table import data_set, fill, known, options
+from spread import deviation
 
 from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.continual.deploys import Deploy
@@ -144,7 +145,7 @@ def recovered(rows: dict[str, Row], before: str, after: str) -> str:
     """What alignment changes, and how far joint training is."""
     apart, gap = points(rows[after], rows[before]), points(rows["joint"], rows[before])
     return (
-        f"* {after}: alignment changes {apart.mean():+.1f} ± {apart.std():.1f} points "
+        f"* {after}: alignment changes {apart.mean():+.1f} ± {deviation(apart):.1f} points "
         f"({(apart > 0).sum()} of {len(apart)} seeds); without it, joint training is "
         f"{gap.mean():+.1f} away (seeds: {len(gap)})"
     )
@@ -156,7 +157,7 @@ def table(report: dict) -> str:
     lines = ["| Method | Accuracy % | Seeds |", "| :-- | --: | --: |"]
     for k, v in rows.items():
         x = 100 * np.array(list(v.values()))
-        lines.append(f"| {k} | {x.mean():.1f} ± {x.std():.1f} | {len(x)} |")
+        lines.append(f"| {k} | {x.mean():.1f} ± {deviation(x):.1f} | {len(x)} |")
     claims = [recovered(rows, before, after) for before, after in ALIGNED]
     head = (
         f"`{report['command']}`: {report['protocol']}; {report['processor_seconds']:.0f} processor "

@@ -93,8 +93,8 @@ def test_the_page_has_the_tables_of_labels_that_grow_finer(main):
         "tried": {"0.1": 0.3, "1": 0},
     }
     text = rehearsal_page.table(report)
-    assert "| ER | 75.0 ± 0.0 | 25.0 ± 0.0 | 25.0 ± 0.0 | 37.5 ± 12.5 |" in text
-    assert "* ER: EMA +12.5 ± 12.5 (1 of 2 seeds)" in text
+    assert "| ER | 75.0 ± 0.0 | 25.0 ± 0.0 | 25.0 ± 0.0 | 37.5 ± 17.7 |" in text
+    assert "* ER: EMA +12.5 ± 17.7 (1 of 2 seeds)" in text
     assert "0.1: 30.0, 1: 0.0." in text
     plain = rehearsal_page.table({**report, "rows": [row], "tried": {}})
     assert "Rate of plain SGD" not in plain

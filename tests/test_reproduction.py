@@ -52,8 +52,8 @@ def test_a_missing_cell_is_a_dash(tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "toy.json").write_text(json.dumps(report))
     text = "\n".join(module["accuracy_table"]("toy"))
-    assert "| ER | – | 60.0 +- 10.0 |" in text
-    assert "| SI | 60.0 +- 10.0 | – |" in text
+    assert "| ER | – | 60.0 +- 14.1 |" in text
+    assert "| SI | 60.0 +- 14.1 | – |" in text
     assert "6 processor seconds" in text
     assert "deviation of 2 seeds; " in text
     assert "2 of 4 rows have been run" in text
@@ -75,8 +75,8 @@ def test_figures_far_from_the_published_ones_are_listed_by_themselves(tmp_path, 
     of = lambda **published: module["far"]({"ours": ["toy", "a", "M"], **published})
     assert of(published="90.29 +- 0.1", backward="-2 +- 0") == []
     accuracy, backward = of(published="89", backward="-2.5")
-    assert accuracy.ours == "90.00 +- 1.00"
-    assert (accuracy.points, accuracy.deviations) == pytest.approx((1.0, 1.0))
+    assert accuracy.ours == "90.00 +- 1.41"
+    assert (accuracy.points, accuracy.deviations) == pytest.approx((1.0, 0.5**0.5))
     assert (backward.ours, backward.deviations) == ("-2.10", None)
     assert backward.points == pytest.approx(0.4)
 

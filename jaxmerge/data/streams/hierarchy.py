@@ -59,7 +59,7 @@ def expansion(
 
     >>> tree = np.array([[0, 0], [0, 1], [1, 2], [1, 3]])
     >>> print(expansion(np.arange(24) % 4, tree, "single", 3))
-    HLE single, 3 tasks: 3 tasks of 8, 8, 8 examples, 0 of 24 never come, digest b04551f5fdd0
+    HLE single, 3 tasks: 3 tasks of 8, 8, 8 examples, 0 of 24 never come, digest be7a751c9169
       0:0   4   .   .
       0:1   4   .   .
       1:0   .   4   .

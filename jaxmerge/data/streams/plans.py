@@ -249,7 +249,7 @@ def online(
         order: the classes in order of arrival, a permutation; drawn by the seed where None.
 
     >>> print(online(np.arange(6) % 3, 3, order=(0, 2, 1)))
-    online, 3 tasks: 3 tasks of 2, 2, 2 examples, 0 of 6 never come, digest c1e9ca22d017
+    online, 3 tasks: 3 tasks of 2, 2, 2 examples, 0 of 6 never come, digest 121369c39c55
       0   2   .   .
       1   .   .   2
       2   .   2   .

@@ -31,7 +31,7 @@ def recurring(
     `jaxmerge.data.streams.builders.recurring`.
 
     >>> print(recurring(np.arange(6) % 3, 4, 1, seed=1))
-    recurring, 4 tasks of 1 classes: 4 tasks of 2, 2, 2, 2 examples, 0 of 6 never come, digest 2...
+    recurring, 4 tasks of 1 classes: 4 tasks of 2, 2, 2, 2 examples, 0 of 6 never come, digest a...
       0   2   .   .   .
       1   .   .   2   .
       2   .   2   .   2
