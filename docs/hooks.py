@@ -78,8 +78,8 @@ def _told_apart(results: Any) -> str:
     tasks, few = results.seeds[0].tasks, results.recipe.get("few")
     each = sum(t.train for t in tasks) / sum(len(t.classes) for t in tasks)
     whole = few is not None and "train" not in few  # the experiment can do with less
-    budget = f"all {each:.0f}" if whole else f"{each:.0f}"
-    return f", {len(tasks)} tasks, {budget} training examples a class"
+    budget = f"{'all training examples, ' * whole}{each:.0f}{' training examples' * (not whole)}"
+    return f", {len(tasks)} tasks, {budget} a class"
 
 
 def anchor(heading: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from jaxmerge.data.folders import folder
 from jaxmerge.data.npz import npz
 from jaxmerge.data.pictures import CorruptImage, skip_corrupt
+from jaxmerge.data.splits import stratified
 from jaxmerge.errors import UserError
 
 sizes = lambda source: [len(source.splits[s]) for s in ("train", "val", "test")]
@@ -54,7 +55,7 @@ def test_domains_in_file_names(tmp_path):
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"nothing: .*nothing is not there"):
         folder(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"holds no images \(.bmp"):
@@ -214,3 +215,14 @@ def test_data_sets_that_are_not_there(prepared, tmp_path):
     (old / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="is in the format tfrecord, without random access"):
         tfds(tmp_path, "pets")
+
+
+def test_a_file_is_no_folder_of_images(tmp_path):
+    (tmp_path / "texts.csv").write_text("")
+    with pytest.raises(FileNotFoundError, match="is a file, no folder of images"):
+        folder(tmp_path / "texts.csv")
+
+
+def test_labels_may_be_words_in_a_list():
+    parts = stratified(["a", "b"] * 6, {"test": 2})
+    assert {k: len(v) for k, v in parts.items()} == {"test": 4, "train": 8}

@@ -173,7 +173,7 @@ def test_runs_of_one_experiment_have_headings_of_their_own(tmp_path):
     heads = hooks["headings"]({"a": small, "b": short, "c": other})
     assert heads["c"] == "another"
     assert re.fullmatch(r"quickstart, 5 tasks, \d+ training examples a class", heads["a"])
-    assert re.fullmatch(r"quickstart, 2 tasks, all \d+ training examples a class", heads["b"])
+    assert re.fullmatch(r"quickstart, 2 tasks, all training examples, \d+ a class", heads["b"])
     assert hooks["anchor"](heads["b"]).startswith("quickstart-2-tasks-all-")
 
 

@@ -159,9 +159,9 @@ def test_a_row_of_one_seed_leaves_a_page_as_it_is():
     report = {"command": "python x.py data=DATA", "seeds": [0, 1], "rows": [row, row]}
     text = projection.lines(report)
     assert "`python x.py`: words; mean and standard deviation of 2 seeds; costs" in text
-    assert text.count("| GPM | 65.0 ± 5.0 | – | 2 | 1.00 | `gpm()` |") == 2
+    assert text.count("| GPM | 65.0 ± 7.1 | – | 2 | 1.00 | `gpm()` |") == 2
     one = {**row, "method": "OSFT", "accuracy": [0.6], "seeds": [0]}
     text = projection.lines(report | {"rows": [row, row, one]})
-    assert text.count("| GPM | 65.0 ± 5.0 | – |") == 2
+    assert text.count("| GPM | 65.0 ± 7.1 | – |") == 2
     assert "deviation of 2 seeds where no other number stands" in text
     assert "| OSFT | 60.0 ± 0.0 (1 seed) |" in text

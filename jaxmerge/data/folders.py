@@ -109,7 +109,8 @@ def folder(
     root = Path(path)
     name = name or root.name
     if not root.is_dir():
-        raise FileNotFoundError(f"{name}: no folder {root}.")
+        what = "is a file, no folder of images" if root.exists() else "is not there"
+        raise FileNotFoundError(f"{name}: {root} {what}.")
     files = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in ENDINGS
     )

@@ -121,7 +121,7 @@ class Pictures(abc.ABC):
         if wrong:
             raise CorruptImage(
                 f"{self.name}: {self.describe(wrong)}; mend or delete what is corrupt, or leave it "
-                "out with corrupt=skip."
+                "out: `skip_corrupt(source)`, in experiments on images corrupt=skip."
             )
         return pictures
 

@@ -53,7 +53,7 @@ def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: i
     >>> {k: len(v) for k, v in splits.items()}
     {'val': 2, 'test': 2, 'train': 4}
     """
-    rng = np.random.default_rng(seed)
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
     splits: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
     starved = []
     for label in np.unique(labels):

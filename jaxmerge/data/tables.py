@@ -87,8 +87,9 @@ def table(
     wrong = sorted(set(of) - set(SPLITS))
     if wrong or "train" not in of:
         raise UserError(
-            f"{name}: found the splits {', '.join(sorted(of))}; expected train, and where they are "
-            "there val and test."
+            f"{name}: found the splits {', '.join(sorted(of))}"
+            + f" in column {split!r}" * (split is not None)
+            + "; expected train, and where they are there val and test."
         )
     label_names, labels = np.unique([row[label] for row in rows], return_inverse=True)
     names = renamed([tidy(c) for c in label_names], classes, name, keys=list(label_names))
@@ -139,8 +140,9 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     missing = [c for c in columns if c not in have]
     if missing or not raw:
         what = f"no column {', '.join(map(repr, missing))}" if missing else "no rows"
-        shown = ", ".join(map(repr, have[:12])) or "none"
-        raise UserError(f"{path}: {what}; it has the columns {shown}.")
+        shown = ", ".join(map(repr, have[:12]))
+        has = f"the columns {shown}" if have else "no column" if raw else "no line"
+        raise UserError(f"{path}: {what}; it has {has}.")
     rows = [
         (at, {c: "" if row.get(c) is None else str(row[c]).strip() for c in columns})
         for at, row in raw

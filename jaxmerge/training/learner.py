@@ -23,7 +23,7 @@ import numpy as np
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
 from jaxmerge.core.specs import Spec
-from jaxmerge.core.types import Array, Leaves
+from jaxmerge.core.types import Array, Leaves, is_whole
 from jaxmerge.data.streams.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -239,7 +239,8 @@ def from_bert(
         scenario: its classes, in the templates of its sources, are the head.
         model: a `jaxmerge.models.bert.Model` with a tokenizer.
         scale: what multiplies cosine similarities; sentence-transformers trains with 20.
-        length: tokens of a sentence; longer ones are cut, shorter ones filled up.
+        length: tokens of a sentence, 3 or more; longer ones are cut, shorter ones filled up. More
+            than the model reads is as many as it reads.
         truncate: cut class names in prompts that are longer than the model reads.
 
     >>> import tokenizers
@@ -259,12 +260,14 @@ def from_bert(
     def write(params: Leaves, folder: Path) -> None:
         bert.save(dataclasses.replace(model, params=params), folder)
 
-    tokenizer = model.tokenizer
+    tokenizer, room = model.tokenizer, model.config.room
     if tokenizer is None:
         raise ValueError("This sentence encoder has no tokenizer: load it from its folder.")
+    if not is_whole(length) or length < 3:
+        raise ValueError(f"length is 3 tokens or more (the model reads {room}), got {length!r}.")
 
     def prepare(texts: Any) -> np.ndarray:
-        return tokenizer(list(texts), truncate=True, length=min(length, model.config.room))
+        return tokenizer(list(texts), truncate=True, length=min(length, room))
 
     heads = [bert.zero_shot_head(model, s.classes, s.templates, truncate) for s in scenario.sources]
     return Learner(

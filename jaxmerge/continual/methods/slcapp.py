@@ -54,8 +54,8 @@ def slcapp(
     Differs:
         LoRA beside it starts at random, theirs from the singular vectors of the kernel, scaled by
         0.8: ``lora(4, alpha=3.2, use="shared", train="^head/")``. The scale of the inputs is put
-        into the kernel of the aligned head, which only predicts. Their rates by epoch and group, and
-        the output of their LoRA layers, have no counterpart here and are not compared.
+        into the kernel of the aligned head, which only predicts. Their rates by epoch and group,
+        and the output of their LoRA layers, have no counterpart here and are not compared.
 
     >>> slcapp(reverse=0.5, ce=0.5)
     slcapp(ce=0.5, reverse=0.5)
