@@ -226,3 +226,11 @@ def test_a_file_is_no_folder_of_images(tmp_path):
 def test_labels_may_be_words_in_a_list():
     parts = stratified(["a", "b"] * 6, {"test": 2})
     assert {k: len(v) for k, v in parts.items()} == {"test": 4, "train": 8}
+
+
+def test_a_folder_without_an_image_is_named(tmp_path):
+    pictures.folder(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (tmp_path / "pets" / "bird" / "young").mkdir(parents=True)
+    (tmp_path / "pets" / ".cache").mkdir()
+    with pytest.warns(UserWarning, match="pets: no image in bird: left out"):
+        assert folder(tmp_path / "pets").classes == ("cat", "dog")

@@ -17,6 +17,7 @@ spaces.  Pictures are decoded when asked for.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import numpy as np
 from jaxmerge.data.pictures import Pictures
 from jaxmerge.data.sources import SPLITS, Source, as_texts, renamed
 from jaxmerge.data.splits import complete
-from jaxmerge.errors import closest
+from jaxmerge.errors import closest, screen
 
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -90,6 +91,8 @@ def folder(
         per_class: keep at most so many examples of every class (and domain) in every split.
         seed: of what is held out or kept.
 
+    A folder without an image is left out with a warning.
+
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no images, files that the layout does not fit, splits without "train", names
@@ -118,6 +121,8 @@ def folder(
         raise ValueError(f"{name}: {root} holds no images ({', '.join(sorted(ENDINGS))}).")
     layout = layout or guess(files)
     levels = parse(files, layout, name)
+    if empty := _empty(root, files):
+        warnings.warn(f"{name}: no image in {', '.join(screen(empty))}: left out.", stacklevel=2)
     folders, labels = np.unique(levels["class"], return_inverse=True)
     names = renamed([tidy(c) for c in folders], classes, name, keys=list(folders))
     groups, domains, domain_names = labels, None, ()
@@ -137,6 +142,14 @@ def folder(
         domains=domains,
         domain_names=domain_names,
     )
+
+
+def _empty(root: Path, files: Iterable[str]) -> list[str]:
+    """Folders without an image in them or below, hidden ones aside."""
+    full = {parent for f in files for parent in Path(f).parents}
+    every = (p.relative_to(root) for p in root.rglob("*") if p.is_dir())
+    bare = [p for p in every if p not in full and not any(x.startswith(".") for x in p.parts)]
+    return sorted(p.as_posix() for p in bare if not any(q in p.parents for q in bare))
 
 
 def guess(files: Iterable[str]) -> str:
