@@ -33,25 +33,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from continual_table import (
     Cell,
-    counted,
     data_set,
     described,
-    fill,
     known,
-    noted,
     options,
-    rows_of,
     table,
-    usual,
 )
-from spread import deviation
+from projection_page import FILES, RESULTS, page
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -70,21 +64,7 @@ from jaxmerge.data.text import banking77, clinc150
 from jaxmerge.models import bert, clip
 from jaxmerge.training.learner import Learner, from_bert, from_clip
 
-METHODS = (
-    "fine-tuning", "MagMax", "OPCM", "GPM", "GPM + MagMax", "OSFT", "CoSO", "EWC", "replay", "joint"
-)  # fmt: skip
 HOW = Quickstart()
-RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs/subspaces.md"
-
-
-SHORT = ("GPM", "OSFT", "CoSO", "MagMax", "fine-tuning", "ER 500")  # columns of the short streams
-SCENARIOS = {"class": "class-incremental", "domain": "domain-incremental", "task": "task given"}
-STREAMS_FROM_RANDOM = {  # result file -> a row of it
-    "split_mnist": "split MNIST, {}",
-    "split_fashion": "split Fashion-MNIST, {}",
-    "permuted_mnist": "permuted MNIST, 2,560 images a task",
-    "rotated_mnist": "rotated MNIST, 2,560 images a task",
-}
 
 
 class Task(NamedTuple):
@@ -150,11 +130,7 @@ def intents(source: Source, tasks: int, words: str) -> Task:
     return Task(learner, source, tasks, "^text/block.*kernel", *more)
 
 
-STREAMS = {
-    "digits": (handwritten, "projection"),
-    "banking77": (banking, "projection_text"),
-    "clinc150": (clinc, "projection_clinc150"),
-}
+STREAMS = {"digits": handwritten, "banking77": banking, "clinc150": clinc}  # of `FILES`
 
 
 def setups(task: Task, model) -> dict[str, tuple[str, list[Setup]]]:
@@ -224,80 +200,13 @@ def cells(task: Task) -> list[Cell]:
     return [cell(label, *how) for label, how in setups(task, model).items()]
 
 
-def lines(report: dict) -> str:
-    """The table of the page."""
-    rows = rows_of(report)
-    seeds = usual(rows)
-    missing = [m for m in METHODS if m not in {r["method"] for r in rows}]
-    command = report["command"]
-    if "stream=" not in command:  # digits come with scikit-learn
-        command = command.replace(" data=DATA", "")
-    note = (
-        f"`{command}`: {report['rows'][0]['protocol']}; mean "
-        f"and standard deviation of {counted(seeds)}"
-        + " where no other number stands" * any(noted(r, seeds) for r in rows)
-        + "; costs are of one seed."
-        + f" Not run yet: {', '.join(missing)}." * bool(missing)
-    )
-    head = (
-        "| Method | Accuracy % | BWT % | Processor s | Remembered, sizes of the model | Setting |"
-    )
-    out = [note, "", head, "|:--|--:|--:|--:|--:|:--|"]
-    mean = lambda x: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}"
-    for r in sorted(rows, key=lambda r: -np.mean(r["accuracy"])):
-        runs = len(r["accuracy"]) + len(r["tried"])
-        transfer = r.get("backward transfer")
-        chosen = r["setting"].partition(" + ")[2] or "–"
-        out.append(
-            f"| {r['method']} | {mean(r['accuracy'])}{noted(r, seeds)} | "
-            f"{mean(transfer) if transfer else '–'} | {r['processor_seconds'] / runs:.0f} | "
-            f"{r['memory']:.2f} | " + (f"`{chosen}` |" if chosen != "–" else "– |")
-        )
-    return "\n".join([*out, *ends(rows)])
-
-
-def ends(rows: list[dict]) -> list[str]:
-    """Rows whose setting was the first or the last of those that were tried, in words."""
-    there = [(r["method"], list(r["tried"]), r["setting"]) for r in rows if len(r["tried"]) > 1]
-    found = [f"{m} (of {len(t)})" for m, t, chosen in there if chosen in (t[0], t[-1])]
-    return ["", f"Chosen at an end of what was tried: {', '.join(found)}."] if found else []
-
-
-def short_streams() -> str:
-    """Methods of this page on streams of one pass, from random weights: rows of other tables."""
-    lines = ["| % | " + " | ".join(SHORT) + " |", "|:--|" + "--:|" * len(SHORT)]
-    seeds = set()
-    for name, words in STREAMS_FROM_RANDOM.items():
-        rows = rows_of(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-        there = {r["scenario"] for r in rows}
-        for scenario in [s for s in SCENARIOS if s in there]:
-            own = {r["method"]: r["accuracy"] for r in rows if r["scenario"] == scenario}
-            seeds |= {len(own[m]) for m in SHORT if m in own}
-            show = lambda x: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}"
-            cells = [show(own[m]) if m in own else "–" for m in SHORT]
-            lines.append(f"| {words.format(SCENARIOS[scenario])} | " + " | ".join(cells) + " |")
-    return "\n".join([f"Mean and standard deviation of {counted(max(seeds))}:", "", *lines])
-
-
-def page() -> None:
-    """Write the tables into docs/subspaces.md."""
-    blocks = {"projection short": short_streams()}
-    for _, name in STREAMS.values():
-        file = RESULTS / f"{name}.json"
-        if file.exists():
-            report = json.loads(file.read_text(encoding="utf-8"))
-            blocks[name.replace("_", " ")] = lines(report)
-    fill(PAGE, blocks)
-
-
 def main() -> None:
     if sys.argv[1:] == ["page"]:
         return page()
     chosen = options(stream="digits", data=".", methods=[], seeds=3, out="")
     known("stream", [chosen["stream"]], STREAMS)
-    make, name = STREAMS[chosen["stream"]]
-    task = make(chosen["data"])
-    out = chosen["out"] or str(RESULTS / f"{name}.json")
+    task = STREAMS[chosen["stream"]](chosen["data"])
+    out = chosen["out"] or str(RESULTS / f"{FILES[chosen['stream']]}.json")
     more = "" if chosen["stream"] == "digits" else f"stream={chosen['stream']}"
     seeds = list(range(chosen["seeds"]))
     return table("projection", cells(task), seeds, out, more, methods=chosen["methods"])

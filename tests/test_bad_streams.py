@@ -15,6 +15,7 @@ from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
 from jaxmerge.continual.methods import (
     clib,
+    coso,
     derpp,
     er,
     fedavg,
@@ -22,11 +23,13 @@ from jaxmerge.continual.methods import (
     lingocl,
     pl_fms,
     prd,
+    refresh,
     slca,
     slcapp,
 )
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import evaluators
+from jaxmerge.continual.rotated import rotated
 from jaxmerge.continual.stream_records import Evaluator
 from jaxmerge.continual.streams import permuted
 from jaxmerge.core.specs import Static
@@ -156,6 +159,21 @@ def test_a_plan_repeats_or_drops_what_it_promises_not_to(drive, stream, words, c
 )
 def test_plans_that_hold_what_they_promise(stream):
     check(setup(), stream)
+
+
+@pytest.mark.parametrize("make", [permuted, rotated])
+def test_a_stream_that_no_view_permutes(make):
+    data = np.zeros((12, 6, 1), np.uint8), np.arange(12, dtype=np.int32) % 6
+    stream, config = make(data, data, 3, batch=3), setup()
+    object.__setattr__(config, "problem", classification())
+    with pytest.raises(ValueError, match=r"nothing reads info.*classification\(view="):
+        check(config, stream)
+
+
+def test_a_method_of_own_steps_beside_one_that_moves_weights():
+    words = "coso makes steps of its own, of gradients alone, and refresh moves weights before"
+    with pytest.raises(ValueError, match=words):
+        check(setup(coso(2, 3), refresh()), split())
 
 
 @pytest.mark.parametrize("batch", [3, 10])

@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 from golden_streams import close, given, learn, load, stream
+from tiny_streams import KEY, setup, split
 
+from jaxmerge.continual.drivers import run
 from jaxmerge.continual.methods.coso import coso
 from jaxmerge.continual.methods.osft import FREE, FROZEN, frozen_rank, osft, rebuilt
 from jaxmerge.continual.optimisers import sgd
@@ -71,6 +73,17 @@ def test_osft(case, x64):
                 1e-12,
             )
             close(np.abs(leaf(FREE, "scale")), np.abs(read("task0_final_S_low")), 1e-10)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1])
+def test_osft_that_holds_no_direction_trains_all(ratio):
+    result = run(setup(osft(ratio)), split(tasks=2, steps=3), KEY)
+    held = {
+        n: p.shape for n, p in result.state.params.items() if FROZEN in n and n.endswith("scale")
+    }
+    assert held
+    assert any(0 in s for s in held.values())
+    assert result.finite.all()
 
 
 def test_ranks_of_osft():

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import continual_table
 import permuted_mnist
 import projection
+import projection_page
 import published_mnist
 import split_mnist
 
@@ -157,11 +158,11 @@ def test_a_row_of_one_seed_leaves_a_page_as_it_is():
     row = {"method": "GPM", "accuracy": [0.6, 0.7], "tried": {}, "setting": "sgd() + gpm()",
            "processor_seconds": 4.0, "memory": 1.0, "protocol": "words"}  # fmt: skip
     report = {"command": "python x.py data=DATA", "seeds": [0, 1], "rows": [row, row]}
-    text = projection.lines(report)
+    text = projection_page.lines(report)
     assert "`python x.py`: words; mean and standard deviation of 2 seeds; costs" in text
     assert text.count("| GPM | 65.0 ± 7.1 | – | 2 | 1.00 | `gpm()` |") == 2
     one = {**row, "method": "OSFT", "accuracy": [0.6], "seeds": [0]}
-    text = projection.lines(report | {"rows": [row, row, one]})
+    text = projection_page.lines(report | {"rows": [row, row, one]})
     assert text.count("| GPM | 65.0 ± 7.1 | – |") == 2
     assert "deviation of 2 seeds where no other number stands" in text
     assert "| OSFT | 60.0 ± 0.0 (1 seed) |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,13 +14,14 @@ from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.parts import build, same_form
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.scoring import scores, with_met
-from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
+from jaxmerge.continual.stream_records import Groups, Setup, State, Stream, as_stored
 from jaxmerge.continual.values import forms_of_own, sets_of, whose, wrong_values
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Merge, concrete, is_whole
 from jaxmerge.errors import closest, listed
 
 STARTS = ("last", "base")
+READ_BY_VIEWS = {"permutation": "pixels", "degrees": "turned"}  # of a stream's info
 
 
 def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
@@ -127,6 +129,14 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
         for k in (*STARTS, LAST)
         if k in setup.merges
     ]
+    view = getattr(setup.problem.build(), "view", None)
+    if view is as_stored and isinstance(stream.info, Mapping):
+        wrong += [
+            f"nothing reads info[{k!r}], so that all tasks are the same: give the problem a view, "
+            f"as in classification(view={reader})"
+            for k, reader in READ_BY_VIEWS.items()
+            if k in stream.info
+        ]
     batch = np.shape(stream.rows)[-1:]
     if not is_whole(setup.accumulate) or setup.accumulate < 1:
         wrong.append(f"accumulate is a whole number from 1 on, got {setup.accumulate!r}")

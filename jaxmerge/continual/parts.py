@@ -37,8 +37,9 @@ def build(setup: Setup, tasks: int) -> Parts:
     the optimiser is not the one that a method's own steps take.
 
     Raises:
-        ValueError: two methods replace the same (`Method.replaces`), such as the objective; a spec
-            that builds something else than what stands in its place.
+        ValueError: two methods replace the same (`Method.replaces`), such as the objective; one
+            that makes steps itself beside one that moves the weights before them; a spec that
+            builds something else than what stands in its place.
     """
     methods, names = together(setup.methods)
     network = model = _built(setup.model, Model)
@@ -46,16 +47,21 @@ def build(setup: Setup, tasks: int) -> Parts:
         if method.wrap is not None:
             with named(f"{name}: `wrap`"):
                 model = _is(method.wrap(model, tasks), Model, f"{name}: `wrap` gives")
-    steps = any(m.steps for m in methods)
+    steps, moves = ([n for n, m in zip(names, methods, strict=True) if of(m)] for of in (
+        lambda m: m.steps, lambda m: m.perturb is not None,
+    ))  # fmt: skip
+    if steps and moves:
+        raise ValueError(
+            f"{listed(steps)[:-1]} makes steps of its own, of gradients alone, and "
+            f"{listed(moves)[:-1]} moves weights before a step; use one of them in a stream."
+        )
     if steps or sum(m.claims is not None for m in methods) > 1:
         wrapped = model.init
 
         def init(key):
             own = _claimed(network, jax.eval_shape(network.init, key), methods, names)
             _apart(own)
-            _stepped(
-                setup.optimiser, own, [n for n, m in zip(names, methods, strict=True) if m.steps]
-            )
+            _stepped(setup.optimiser, own, steps)
             return wrapped(key)
 
         model = model._replace(init=init)

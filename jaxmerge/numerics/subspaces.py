@@ -17,6 +17,8 @@ of one decides no shape and needs no mask.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from jaxmerge.core.types import Array
@@ -49,8 +51,8 @@ def inside(
         if right is None:
             raise ValueError("A projection needs a basis on the left, on the right or on both.")
         return (x @ right) @ right.T
-    columns = jnp.reshape(left, (-1, left.shape[-1]))
-    flat = jnp.reshape(x, (len(columns), -1))
+    rows, count = math.prod(left.shape[:-1]), left.shape[-1]  # there may be no column
+    columns, flat = jnp.reshape(left, (rows, count)), jnp.reshape(x, (rows, -1))
     seen = columns.T @ flat
     if right is None:
         return (columns @ seen).reshape(x.shape)

@@ -37,9 +37,10 @@ def fedavg(
     Optimization, ICLR 2021, algorithm 1.
 
     Differs:
-        Clients count equally, not by their number of examples. Clients see the objective alone;
-        gradients of other methods' losses, on the whole batch at the global weights, are added at
-        the server.
+        Clients count equally, not by their number of examples. Running statistics are those of the
+        round's whole batch at the global weights, no mean of clients' ones. Clients see the
+        objective alone; gradients of other methods' losses, on the whole batch at the global
+        weights, are added at the server.
 
     >>> fedavg(clients=8)
     fedavg(clients=8)

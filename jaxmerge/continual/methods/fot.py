@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.memories.clients import Local, each, parts_of, weights_of
 from jaxmerge.continual.methods.fedavg import to_the_mean
-from jaxmerge.continual.methods.gpm import empty_bases, met_kernels, spans_of, thresholds
+from jaxmerge.continual.methods.gpm import (
+    check_still,
+    empty_bases,
+    met_kernels,
+    spans_of,
+    thresholds,
+)
 from jaxmerge.continual.parts import with_trained
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, NonNegative, Pattern, Positive, Share, methods
@@ -77,6 +83,7 @@ def fot(
         return thresholds("fot", model, params, project, names, threshold)
 
     def init(model, params, batch, stored):
+        check_still("fot", model, params)
         return empty_bases(model, params, batch, chosen, capacity)
 
     def sketches(model, step):

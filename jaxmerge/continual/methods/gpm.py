@@ -141,12 +141,16 @@ def check_free(who: str, model: Model, params: Leaves, free: str | None) -> None
     if free is not None and not any(map(chosen, changing)):
         shown = ", ".join(changing[:8]) + (", ..." if len(changing) > 8 else "")
         raise ValueError(f"{who}: no leaf that trains matches free={free!r}; there are: {shown}.")
-    moving = [n for n in changing if model.statistics(n) and not chosen(n)]
-    if moving:
+    check_still(who, model, [n for n in changing if not chosen(n)], ", or name them in `free`")
+
+
+def check_still(who: str, model: Model, names: Iterable[str], way_out: str = "") -> None:
+    """Raise ValueError for running statistics among leaves: every step rewrites them."""
+    if moving := [n for n in names if model.statistics(n)]:
         raise ValueError(
             f"{who}: every step rewrites the running statistics {', '.join(moving[:2])} and so on "
             f"({len(moving)} leaves), so that old inputs are answered differently: build the "
-            "network with running=False, or name them in `free`."
+            f"network with running=False{way_out}."
         )
 
 
