@@ -44,10 +44,8 @@ from jaxmerge.training import checkpoint
 
 PAGE = Path(__file__).parents[1] / "docs" / "rehearsal.md"
 RESULT = Path(__file__).parent / "results" / "ctp_towers.json"
-RATES, FACTORS = (
-    (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-    (0.06, 0.09, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4),
-)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+FACTORS = (0.06, 0.09, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 METHODS = {
     "fine-tuning": (), "CTP, no topology": (ctp(queue=64, topology=0.0),), "CTP": (ctp(queue=64),),
 }  # fmt: skip

@@ -258,8 +258,8 @@ def page() -> str:
         "# Reproduction",
         "",
         "Written by `python experiments/reproduction.py`; change the results, not this page. "
-        "Commands are of `experiments/`; DATA is the folder of the data set that a row names, MNIST "
-        "where it names none.",
+        "Commands are of `experiments/`; DATA is the folder of the data set that a row names, of "
+        "MNIST where it names none.",
         "",
         "## Continual-learning methods",
         "",
