@@ -13,6 +13,7 @@ from tiny_streams import KEY, setup, split
 
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
+from jaxmerge.continual.federated import federated
 from jaxmerge.continual.methods import (
     clib,
     coso,
@@ -20,7 +21,10 @@ from jaxmerge.continual.methods import (
     er,
     fedavg,
     fot,
+    gpm,
     lingocl,
+    lora,
+    olora,
     pl_fms,
     prd,
     refresh,
@@ -204,3 +208,20 @@ def test_a_metric_is_without_a_value(drive, caplog):
     object.__setattr__(config, "problem", classification(metrics=("accuracy", "whole_batch")))
     words = r"An evaluator gives one float for each of 40 examples; whole_batch gives float32\[\]"
     refused(drive, config, stream, words, caplog)
+
+
+def test_a_pattern_of_leaves_that_train_and_match_nothing():
+    for method in (lora(train="zzz"), olora(train="zzz")):
+        with pytest.raises(ValueError, match="lora: no leaf that trains matches train='zzz'"):
+            check(setup(method), split())
+
+
+def test_thresholds_as_an_array_are_those_of_a_tuple():
+    check(setup(gpm(np.array([0.9, 0.95]))), split())
+    with pytest.raises(ValueError, match="threshold has 3 numbers, for the 2 kernels"):
+        check(setup(gpm(np.array([0.9, 0.95, 0.9]))), split())
+
+
+def test_what_cannot_be_dealt_out_to_clients():
+    with pytest.raises(ValueError, match=r"federated deals out a `Stream`.*; got "):
+        federated((np.zeros((12, 3)), np.arange(12)), 2, 2, 3)

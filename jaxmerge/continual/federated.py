@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.stream_records import Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -29,15 +30,18 @@ def federated(
             (McMahan et al., 2017); otherwise they are dealt out at random.
 
     Raises:
-        ValueError: more are chosen than there are, or a task has fewer examples than clients; no
-            round.
+        ValueError: what is no stream; more are chosen than there are, or a task has fewer examples
+            than clients; no round.
 
     >>> from jaxmerge.continual.streams import split
     >>> x, y = np.zeros((12, 3), np.float32), np.arange(12) % 4
     >>> federated(split((x, y), (x, y), [[0, 1], [2, 3]]), 3, 2, 5).rows.shape
     (2, 5, 4)
     """
-    if wrong := unfit(Count, clients=clients, chosen=chosen, rounds=rounds):
+    wrong = unfit(Count, clients=clients, chosen=chosen, rounds=rounds)
+    if not isinstance(stream, Stream):
+        wrong.insert(0, f"federated deals out a `Stream`, of `split` for one, got {kind(stream)}")
+    if wrong:
         raise ValueError(listed(wrong))
     if chosen > clients:
         raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")

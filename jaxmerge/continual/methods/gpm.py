@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.records import Batch, Method, Model
@@ -102,7 +103,7 @@ def thresholds(
             number of thresholds.
     """
     chosen = projected(who, model, params, pattern, names)
-    many = threshold if isinstance(threshold, tuple) else (threshold,) * len(chosen)
+    many = tuple(threshold) if np.ndim(threshold) else (threshold,) * len(chosen)
     if len(many) != len(chosen):
         raise ValueError(
             f"{who}: threshold has {len(many)} numbers, for the {len(chosen)} kernels "

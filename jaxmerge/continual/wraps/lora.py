@@ -96,6 +96,12 @@ def with_lora(
 
     def init(key: Array) -> Leaves:
         params = dict(model.init(key))
+        if train is not None and not any(map(also, params)):
+            there = [n for n in params if model.trainable(n)]
+            shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
+            raise ValueError(
+                f"{who}: no leaf that trains matches train={train!r}; there are: {shown}."
+            )
         names = chosen(who, model, params, target)
         for n, k in zip(
             names, jax.random.split(jax.random.fold_in(key, 1), len(names)), strict=True
