@@ -223,5 +223,5 @@ def test_thresholds_as_an_array_are_those_of_a_tuple():
 
 
 def test_what_cannot_be_dealt_out_to_clients():
-    with pytest.raises(ValueError, match=r"federated deals out a `Stream`.*; got "):
+    with pytest.raises(ValueError, match=r"federated deals out a `Stream`.*, got a tuple"):
         federated((np.zeros((12, 3)), np.arange(12)), 2, 2, 3)
