@@ -6,8 +6,8 @@
 
 * ``task``, ``domain``, ``class``: split MNIST of the Continual-Learning-Benchmark (Hsu et al.,
   2018): images padded to 32 x 32, (x - 0.1) / 0.2752, 1024-400-400, Adam 1e-3, batch 128, 4 epochs
-  a task, the strengths of its table.  Adam's moments are kept across tasks there and start anew at
-  every task here.
+  a task, the strengths of its table; SGD and Adagrad at 0.01; ``offline``: all tasks mixed.
+  Moments are kept across tasks there and start anew at every task here.
 * ``supsup``: the notebook of SupSup: 784-300-300-100 without biases, 5 permuted tasks, 1 epoch of
   60,000 images, batch 128, RMSprop 1e-4, the task given.
 * ``fot``: permuted MNIST of FOT: 784-400-400-400-10 with dropout, first task unpermuted, 125
@@ -76,6 +76,12 @@ def rmsprop(rate: Positive = 1e-4):
     return optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
 
 
+@optimisers.register
+def adagrad(rate: Positive = 0.01):
+    """Adagrad as in torch: sums from 0, eps 1e-10."""
+    return optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-10)
+
+
 def padded(stored, info, task, key):
     """Images 28 x 28 with two zeros around, normalised as the benchmark does."""
     x = stored.reshape(-1, 28, 28) / jnp.float32(255)
@@ -109,10 +115,17 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
     stream = lambda seed, validation: split(
         data["train"], data["test"], ORDER, scenario=scenario, batch=128, epochs=4, seed=seed
     )
-    protocol = "60,000 images, 4 epochs a task, batch 128, 1024-400-400, Adam 1e-3"
+    protocol = "60,000 images, 4 epochs a task, batch 128, 1024-400-400, "
+    mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
+    one = lambda label, optimiser, methods, stream, words: Cell(
+        scenario, label, (Setup(network, problem, optimiser, methods),), stream, metric,
+        protocol + words,
+    )  # fmt: skip
     return [
-        Cell(scenario, k, (Setup(network, problem, adam(1e-3), m),), stream, metric, protocol)
-        for k, m in setups.items()
+        *(one(k, adam(1e-3), m, stream, "Adam 1e-3") for k, m in setups.items()),
+        one("SGD", sgd(0.01), (), stream, "SGD 0.01"),
+        one("Adagrad", adagrad(0.01), (), stream, "Adagrad 0.01"),
+        one("offline", adam(1e-3), (), mixed, "Adam 1e-3, all tasks mixed"),
     ]
 
 
