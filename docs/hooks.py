@@ -106,11 +106,17 @@ def _results(name: str, heading: str, results: Any, plain: bool) -> str:
     return "\n\n".join(
         [
             f"## {escape(heading)}",
-            escape(f"{results.scenario}. {words.headline(results)}"),
+            escape(f"{results.scenario}. {words.headline(results)}") + _where(results.experiment),
             tables.markdown(results).strip(),
             *([] if plain else [f'<div class="plots">\n{body}\n</div>']),
         ]
     )
+
+
+def _where(experiment: str) -> str:
+    """Which file explains the labels of an experiment's streams and settings."""
+    file = RESULTS.parent / f"{experiment.replace('-', '_')}.py"
+    return f" Its streams and settings: `experiments/{file.name}`." if file.exists() else ""
 
 
 def benchmarks(folder: Path = RESULTS, plain: bool = False) -> str:
