@@ -8,7 +8,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.records import Batch, Method, Model
@@ -103,7 +102,8 @@ def thresholds(
             number of thresholds.
     """
     chosen = projected(who, model, params, pattern, names)
-    many = tuple(threshold) if np.ndim(threshold) else (threshold,) * len(chosen)
+    several = isinstance(threshold, tuple) or getattr(threshold, "ndim", 0)
+    many = tuple(threshold) if several else (threshold,) * len(chosen)
     if len(many) != len(chosen):
         raise ValueError(
             f"{who}: threshold has {len(many)} numbers, for the {len(chosen)} kernels "
