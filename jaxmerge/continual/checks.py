@@ -36,7 +36,7 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
         traced: the stream is to be one traced function, so no hook may need the host.
 
     Raises:
-        ValueError: what is no spec; two methods replace the same; a start that is no merge, a
+        ValueError: what is no spec; two methods replace the same thing; a start that is no merge, a
             label that means something else; a hook that needs the host in `program`; slots that do
             not suffice for the tasks; a group without an evaluator or without an example; rows,
             tasks, targets or weights out of their ranges; an index plan that breaks its promise; a

@@ -37,8 +37,8 @@ def build(setup: Setup, tasks: int) -> Parts:
     the optimiser is not the one that a method's own steps take.
 
     Raises:
-        ValueError: two methods replace the same (`Method.replaces`), such as the objective; one
-            that makes steps itself beside one that moves the weights before them; a spec that
+        ValueError: two methods replace the same thing (`Method.replaces`), such as the objective;
+            one that makes steps itself beside one that moves the weights before them; a spec that
             builds something else than what stands in its place.
     """
     methods, names = together(setup.methods)
@@ -117,8 +117,8 @@ def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]
     """Methods of one stream, built, and their names, which tell two of a kind apart.
 
     Raises:
-        ValueError: two methods replace the same (`Method.replaces`), such as the objective; a spec
-            that builds no method.
+        ValueError: two methods replace the same thing (`Method.replaces`), such as the objective; a
+            spec that builds no method.
     """
     methods, names, count = tuple(_built(m, Method) for m in specs), [], {}
     for spec in specs:

@@ -222,8 +222,8 @@ class Method(NamedTuple):
             ``grad_at(trained)`` is the total gradient at other weights.
         replaces: what it puts something else in the place of, in words, besides an `objective`:
             "the gradient" (by the mean of clients' changes), "the mean over the stream's batch" (by
-            one that counts replayed examples too), "the head". Of methods that name the same one
-            may be in a stream.
+            one that counts replayed examples too), "the head". Of methods that name the same
+            thing a stream may have one.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
         spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
             the optimiser and all hooks `update`, of the memory that these leave: see

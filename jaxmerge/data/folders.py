@@ -16,6 +16,7 @@ spaces.  Pictures are decoded when asked for.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,7 +148,7 @@ def folder(
 def _empty(root: Path, files: Iterable[str]) -> list[str]:
     """Folders without an image in them or below, hidden ones aside."""
     full = {parent for f in files for parent in Path(f).parents}
-    every = (p.relative_to(root) for p in root.rglob("*") if p.is_dir())
+    every = (Path(here).relative_to(root) for here, *_ in os.walk(root))
     bare = [p for p in every if p not in full and not any(x.startswith(".") for x in p.parts)]
     return sorted(p.as_posix() for p in bare if not any(q in p.parents for q in bare))
 
