@@ -78,7 +78,7 @@ def _told_apart(results: Any) -> str:
     tasks, few = results.seeds[0].tasks, results.recipe.get("few")
     each = sum(t.train for t in tasks) / sum(len(t.classes) for t in tasks)
     whole = few is not None and "train" not in few  # the experiment can do with less
-    budget = f"{'all training examples, ' * whole}{each:.0f}{' training examples' * (not whole)}"
+    budget = f"all training examples, {each:.0f}" if whole else f"{each:.0f} training examples"
     return f", {len(tasks)} tasks, {budget} a class"
 
 

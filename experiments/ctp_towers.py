@@ -1,6 +1,6 @@
 """CTP on two towers and pairs of images and captions: does it keep what plain contrast forgets?
 
-    python experiments/ctp_towers.py            # about ten minutes of a core
+    python experiments/ctp_towers.py            # about four minutes of a core
     python experiments/ctp_towers.py page       # writes the table into docs/rehearsal.md
 
 Both towers of `mini-2k` learn pairs of an image and its class in a template of scikit-learn's
@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from continual_table import TUNING_SEED, fill, options
-from spread import deviation
+from spread import percent
 
 import jaxmerge as jm
+from jaxmerge.continual.contrast import unit
 from jaxmerge.continual.drivers import joint, program
 from jaxmerge.continual.methods import ctp
 from jaxmerge.continual.optimisers import cosine
@@ -49,10 +50,8 @@ FACTORS = (0.06, 0.09, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 METHODS = {
     "fine-tuning": (), "CTP, no topology": (ctp(queue=64, topology=0.0),), "CTP": (ctp(queue=64),),
 }  # fmt: skip
-MERGES = {
-    "average": jm.average, "MagMax": jm.magmax,
-    "three-way average": lambda factor: jm.three_way_ema(),  # which has none
-}  # fmt: skip
+WITH_FACTOR = {"average": jm.average, "MagMax": jm.magmax}
+MERGES = (*WITH_FACTOR, "three-way average")
 
 
 class Pairs:
@@ -70,7 +69,6 @@ class Pairs:
 
     def _classify(self, params: Leaves, images):
         out = self.model.apply(params, {"image": images, "text": self.prompts}, 0).aux
-        unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
         texts = unit(out["text"]).reshape(len(self.source.classes), -1, out["text"].shape[1])
         return jnp.argmax(unit(out["image"]) @ unit(texts.mean(1)).T, -1)
 
@@ -105,8 +103,7 @@ def chosen(task: Pairs) -> dict:
     models = task.models(TUNING_SEED, rate, ())
     tried = {
         k: {f: task.score(jm.merge(m(factor=f), task.base, models), "val") for f in FACTORS}
-        for k, m in MERGES.items()
-        if k != "three-way average"
+        for k, m in WITH_FACTOR.items()
     }
     factors = {k: max(v, key=lambda f, v=v: v[f]) for k, v in tried.items()}
     return {"rate": rate, "factors": factors, "tried": {"rate": rates, **tried}}
@@ -118,8 +115,9 @@ def figures(task: Pairs, seed: int, settings: dict) -> dict[str, float]:
     for label, methods in METHODS.items():
         models = task.models(seed, settings["rate"], methods)
         rows[label] = task.score(models[-1], "test")
-        for k, merge in MERGES.items():
-            merged = jm.merge(merge(factor=settings["factors"].get(k)), task.base, models)
+        merges = {k: m(factor=settings["factors"][k]) for k, m in WITH_FACTOR.items()}
+        for k in MERGES:
+            merged = jm.merge(merges.get(k) or jm.three_way_ema(), task.base, models)
             rows[f"{label}, {k}"] = task.score(merged, "test")
     rows["joint"] = task.score(task.together(seed, settings["rate"]), "test")
     return rows
@@ -129,7 +127,7 @@ def write_page() -> None:
     """The table of the page."""
     report = json.loads(RESULT.read_text())
     found, settings = report["accuracy"], report["settings"]
-    cell = lambda k: f"{100 * np.mean(found[k]):.1f} ± {100 * deviation(found[k]):.1f}"
+    cell = lambda k: percent(found[k])
     head = ["Training", "last model", *(f"{k}{_factor(settings, k)}" for k in MERGES)]
     lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
     for label in METHODS:

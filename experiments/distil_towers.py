@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 from continual_table import TUNING_SEED, fill, options
-from spread import deviation
+from spread import percent
 
 import jaxmerge as jm
 from jaxmerge.cli.quickstart import Quickstart, weights_folder
@@ -172,8 +172,7 @@ def write_page() -> None:
     said["distilled"] = "Adam {} (heads), {} (tower)".format(*settings["distilled"])
     lines = ["| Tower | Accuracy % | Setting |", "| :-- | --: | :-- |"]
     for k, row in sorted(report["accuracy"].items(), key=lambda kv: np.mean(kv[1])):
-        x = 100 * np.array(row)
-        lines.append(f"| {k} | {x.mean():.1f} ± {deviation(x):.1f} | {said.get(k, '–')} |")
+        lines.append(f"| {k} | {percent(row)} | {said.get(k, '–')} |")
     head = (
         f"`{report['command']}`: ten handwritten digits, two teachers of five; mean and standard "
         f"deviation of {len(row)} seeds; {report['processor_seconds']:.0f} processor seconds:"
@@ -196,7 +195,7 @@ def main() -> None:
     }  # fmt: skip
     checkpoint.replace(Path(given["out"]), json.dumps(report, indent=1) + "\n")
     for k, x in report["accuracy"].items():
-        print(f"{k:28} {100 * np.mean(x):5.1f} +- {100 * deviation(x):.1f}")
+        print(f"{k:28} {percent(x)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from importlib import resources
 from typing import Any, ClassVar
 
 from jaxmerge.data.folders import folder
-from jaxmerge.data.pictures import skip_corrupt
 from jaxmerge.data.streams.scenario import Scenario, class_incremental, class_order
 from jaxmerge.studies.config import Experiment
 from jaxmerge.training.learner import Learner, from_clip
@@ -44,6 +43,7 @@ class MyImages(Experiment):
     """
 
     name: ClassVar[str] = "my_images"
+    movable: ClassVar[tuple[str, ...]] = ("corrupt",)
 
     lr: float = 1e-5
     data: str = "images"
@@ -53,14 +53,12 @@ class MyImages(Experiment):
     model: str = "mini"
     truncate: bool = False
     corrupt: str = "stop"
-    movable: ClassVar[tuple[str, ...]] = ("corrupt",)
 
     def scenario(self, seed: int) -> Scenario:
         source = folder(
-            self.data, classes=CLASSES, templates=TEMPLATES, val=self.val, test=self.test
-        )
-        if self.corrupt == "skip":
-            source = skip_corrupt(source)
+            self.data, classes=CLASSES, templates=TEMPLATES, val=self.val, test=self.test,
+            corrupt=self.corrupt,
+        )  # fmt: skip
         return class_incremental(source, self.tasks, class_order(len(source.classes), seed))
 
     def learner(self, scenario: Scenario) -> Learner:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from continual_table import counted, fill, noted, rows_of, usual
-from spread import deviation
+from spread import percent
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs/subspaces.md"
 METHODS = (
@@ -48,14 +48,13 @@ def lines(report: dict) -> str:
         "| Method | Accuracy % | BWT % | Processor s | Remembered, sizes of the model | Setting |"
     )
     out = [note, "", head, "|:--|--:|--:|--:|--:|:--|"]
-    mean = lambda x: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}"
     for r in sorted(rows, key=lambda r: -np.mean(r["accuracy"])):
         runs = len(r["accuracy"]) + len(r["tried"])
         transfer = r.get("backward transfer")
         chosen = r["setting"].partition(" + ")[2] or "–"
         out.append(
-            f"| {r['method']} | {mean(r['accuracy'])}{noted(r, seeds)} | "
-            f"{mean(transfer) if transfer else '–'} | {r['processor_seconds'] / runs:.0f} | "
+            f"| {r['method']} | {percent(r['accuracy'])}{noted(r, seeds)} | "
+            f"{percent(transfer) if transfer else '–'} | {r['processor_seconds'] / runs:.0f} | "
             f"{r['memory']:.2f} | " + (f"`{chosen}` |" if chosen != "–" else "– |")
         )
     return "\n".join([*out, *ends(rows)])
@@ -72,15 +71,13 @@ def short_streams() -> str:
     """Methods of this page on streams of one pass, from random weights: rows of other tables."""
     lines = ["| % | " + " | ".join(SHORT) + " |", "|:--|" + "--:|" * len(SHORT)]
     seeds, at_end, costs = set(), Counter(), {}
-    show = lambda x, given: f"{100 * np.mean(x):.1f} ± {100 * deviation(x):.1f}" + "*" * given
     for name, words in STREAMS_FROM_RANDOM.items():
         rows = rows_of(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
         for scenario in [s for s in SCENARIOS if s in {r["scenario"] for r in rows}]:
             there = {r["method"]: r for r in rows if r["scenario"] == scenario}
             own = {m: there.get(m) or there.get(f"{m}, task given") for m in SHORT}
-            cells = [
-                show(r["accuracy"], "task given" in r["method"]) if r else "–" for r in own.values()
-            ]
+            show = lambda r: percent(r["accuracy"]) + "*" * ("task given" in r["method"])
+            cells = [show(r) if r else "–" for r in own.values()]
             lines.append(f"| {words.format(SCENARIOS[scenario])} | " + " | ".join(cells) + " |")
             for m, r in own.items():
                 if r:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from continual_table import fill
 from rehearsal_streams import STREAMS
-from spread import deviation
+from spread import deviation, percent
 
 from jaxmerge.continual.records import LAST
 
@@ -21,7 +21,7 @@ def cell(values: list[float]) -> str:
     """Mean and standard deviation in percent."""
     if not values or not np.isfinite(values).all():
         return "–"
-    return f"{100 * np.mean(values):.1f} ± {100 * deviation(values):.1f}"
+    return percent(values)
 
 
 def table(report: dict) -> str:

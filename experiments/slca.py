@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from continual_table import data_set, fill, known, options
-from spread import deviation
+from spread import deviation, percent
 
 from jaxmerge.cli.quickstart import weights_folder
 from jaxmerge.continual.deploys import Deploy
@@ -156,8 +156,7 @@ def table(report: dict) -> str:
     rows = {k: report["accuracy"].get(k, {}) for k in ROWS}
     lines = ["| Method | Accuracy % | Seeds |", "| :-- | --: | --: |"]
     for k, v in rows.items():
-        x = 100 * np.array(list(v.values()))
-        lines.append(f"| {k} | {x.mean():.1f} ± {deviation(x):.1f} | {len(x)} |")
+        lines.append(f"| {k} | {percent(list(v.values()))} | {len(v)} |")
     claims = [recovered(rows, before, after) for before, after in ALIGNED]
     head = (
         f"`{report['command']}`: {report['protocol']}; {report['processor_seconds']:.0f} processor "

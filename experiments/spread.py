@@ -14,3 +14,12 @@ def deviation(figures: Sequence[float] | np.ndarray) -> float:
     (True, 0.0)
     """
     return float(np.std(figures, ddof=min(1, len(figures) - 1)))
+
+
+def percent(figures: Sequence[float] | np.ndarray) -> str:
+    """Mean and deviation of shares, in percent.
+
+    >>> percent([0.5, 0.52])
+    '51.0 ± 1.4'
+    """
+    return f"{100 * np.mean(figures):.1f} ± {100 * deviation(figures):.1f}"

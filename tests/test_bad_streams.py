@@ -170,7 +170,7 @@ def test_a_stream_that_no_view_permutes(make):
     data = np.zeros((12, 6, 1), np.uint8), np.arange(12, dtype=np.int32) % 6
     stream, config = make(data, data, 3, batch=3), setup()
     object.__setattr__(config, "problem", classification())
-    with pytest.raises(ValueError, match=r"nothing reads info.*classification\(view="):
+    with pytest.raises(ValueError, match=r"view does not read info.*classification\(view="):
         check(config, stream)
 
 

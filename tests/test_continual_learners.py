@@ -79,6 +79,14 @@ def words_to_ids():
     return bert.Tokenizer(backend, max_tokens=16, end=3, pad=0)
 
 
+@pytest.mark.parametrize("length", [0, 2, 16.0, None])
+def test_a_length_that_holds_no_word(length):
+    model = dataclasses.replace(bert.load(GOLDEN / "bert_small"), tokenizer=words_to_ids())
+    scenario = class_incremental(texts("words", ["red", "green"]), 2)
+    with pytest.raises(ValueError, match=rf"length is 3 tokens or more .* got {length}"):
+        from_bert(model, scenario, length=length)
+
+
 def test_bert_learner_gives_the_logits_of_bert_and_learns():
     model = bert.load(GOLDEN / "bert_small")
     model = dataclasses.replace(model, tokenizer=words_to_ids())

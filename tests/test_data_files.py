@@ -234,3 +234,12 @@ def test_a_folder_without_an_image_is_named(tmp_path):
     (tmp_path / "pets" / ".cache").mkdir()
     with pytest.warns(UserWarning, match="pets: no image in bird: left out"):
         assert folder(tmp_path / "pets").classes == ("cat", "dog")
+
+
+def test_corrupt_is_a_choice_of_two(tmp_path):
+    pictures.folder(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (tmp_path / "pets" / "cat" / "x.png").write_bytes(b"<html>404</html>")
+    with pytest.raises(UserError, match="corrupt is one of stop, skip, got 'skp'"):
+        folder(tmp_path / "pets", corrupt="skp")
+    with pytest.warns(UserWarning, match="pets: left out 1 corrupt image: cat/x.png"):
+        assert len(folder(tmp_path / "pets", corrupt="skip").splits["train"]) < 7

@@ -76,6 +76,12 @@ def test_a_table_says_what_does_not_fit(reviews, given, message):
         table(reviews, **{"text": "review", "label": "stars", **given})
 
 
+def test_a_table_without_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(ValueError, match=r"no column 'text', 'label'; it has no line\."):
+        table(tmp_path / "a.csv")
+
+
 def test_rows_without_text_are_named_by_line(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\nfine,good\n,good\nfine,\n")

@@ -18,7 +18,7 @@ from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.stream_records import Setup
-from jaxmerge.continual.streams import planned
+from jaxmerge.continual.streams import planned, split
 from jaxmerge.data.streams.blurry import i_blurry, si_blurry
 from jaxmerge.data.streams.hierarchy import expansion
 from jaxmerge.data.streams.plans import Plan, online
@@ -89,6 +89,10 @@ def test_bad_trees_and_settings_are_named_all_at_once():
         expansion(LABELS, two_parents, "multi")
     with pytest.raises(ValueError, match="single has two levels, the tree has 3"):
         expansion(LABELS, TREE, "single")
+    with pytest.raises(ValueError, match="single has two levels, the tree has 1: give the classes"):
+        expansion(LABELS, TREE[:, 2:], "single")
+    with pytest.raises(ValueError, match="1 coarse classes make 2 tasks, got 3"):
+        expansion(LABELS, np.stack([np.zeros(6, int), np.arange(6)], 1), "single", 3)
     with pytest.raises(ValueError, match="6 classes make at most 6 tasks, got 7"):
         si_blurry(LABELS, 7)
 
@@ -303,6 +307,18 @@ def test_online_accuracy_at_any_time():
             ValueError, match=r"R is \[tasks, parts, groups\] .*, here \[3, parts, 6"
         ):
             anytime(stream, bad)
+
+
+def test_a_curve_of_what_was_not_scored():
+    x, y = blobs()
+    stream = planned(online(LABELS, 3), (x, y), (x, y), batch=5)
+    with pytest.raises(ValueError, match=r"got \[3, 0, 6\]"):
+        anytime(stream, np.ones((3, 0, 6)))
+    with pytest.raises(ValueError, match="marks that were not scored"):
+        anytime(stream, np.full((3, 2, 6), np.nan))
+    tasks = split((x, y), (x, y), [[0, 1], [2, 3], [4, 5]], batch=5)
+    with pytest.raises(ValueError, match=r"groups of one class each .*; some have several"):
+        anytime(tasks, np.ones((3, 2, 3)))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 7])

@@ -132,8 +132,8 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
     view = getattr(setup.problem.build(), "view", None)
     if view is as_stored and isinstance(stream.info, Mapping):
         wrong += [
-            f"nothing reads info[{k!r}], so that all tasks are the same: give the problem a view, "
-            f"as in classification(view={reader})"
+            f"the problem's view does not read info[{k!r}], so that all tasks are the same: give "
+            f"it one that does, as in classification(view={reader})"
             for k, reader in READ_BY_VIEWS.items()
             if k in stream.info
         ]

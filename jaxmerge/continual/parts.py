@@ -128,7 +128,7 @@ def together(specs: Sequence[Spec]) -> tuple[tuple[Method, ...], tuple[str, ...]
     taken: dict[str, list[str]] = {}
     for name, method in zip(names, methods, strict=True):
         own = ("the objective",) if method.objective is not None else ()
-        for what in (*own, *method.replaces):
+        for what in {*own, *method.replaces}:
             taken.setdefault(what, []).append(name)
     for what, by in taken.items():
         if len(by) > 1:

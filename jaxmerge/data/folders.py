@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.pictures import Pictures
+from jaxmerge.data.pictures import Pictures, check_corrupt, skip_corrupt
 from jaxmerge.data.sources import SPLITS, Source, as_texts, renamed
 from jaxmerge.data.splits import complete
 from jaxmerge.errors import closest, screen
@@ -76,6 +76,7 @@ def folder(
     val: float = 0.1,
     test: float = 0.2,
     per_class: int | None = None,
+    corrupt: str = "stop",
     seed: int = 0,
 ) -> Source:
     """Read a folder of images.
@@ -90,6 +91,8 @@ def folder(
         val, test: shares of the training examples of every class (and domain) held out where the
             folder has no such split.
         per_class: keep at most so many examples of every class (and domain) in every split.
+        corrupt: "stop" whoever reads an image that cannot be decoded; "skip" decodes every image
+            once, now, and leaves those out, with a warning that names them.
         seed: of what is held out or kept.
 
     A folder without an image is left out with a warning.
@@ -110,6 +113,7 @@ def folder(
     >>> source.classes, source.inputs[source.splits["val"]][0].size
     (('black dog', 'cat'), (8, 8))
     """
+    check_corrupt(corrupt)
     root = Path(path)
     name = name or root.name
     if not root.is_dir():
@@ -131,7 +135,7 @@ def folder(
         kinds, domains = np.unique(levels["domain"], return_inverse=True)
         domain_names = tuple(str(d) for d in kinds)
         groups, domains = labels + len(names) * domains, domains.astype(np.int32)
-    return Source(
+    source = Source(
         name=name,
         inputs=Files(root, files, name),
         labels=labels.astype(np.int32),
@@ -143,6 +147,7 @@ def folder(
         domains=domains,
         domain_names=domain_names,
     )
+    return skip_corrupt(source) if corrupt == "skip" else source
 
 
 def _empty(root: Path, files: Iterable[str]) -> list[str]:

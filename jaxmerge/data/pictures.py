@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 THREADS, STRIDE = 8, 64  # PIL decodes outside Python's lock
 BROKEN = (SyntaxError, ValueError, struct.error, zlib.error)  # what PIL raises beside OSError
 MOST_PIXELS = 64_000_000  # of one picture; decoded it takes 192 MB, on eight threads at once
+CORRUPT = ("stop", "skip")  # at an image that cannot be decoded
 SHOWN = 10  # names in a message
 
 
@@ -121,7 +122,7 @@ class Pictures(abc.ABC):
         if wrong:
             raise CorruptImage(
                 f"{self.name}: {self.describe(wrong)}; mend or delete what is corrupt, or leave it "
-                "out: `skip_corrupt(source)`, in experiments on images corrupt=skip."
+                "out with corrupt=skip, which `folder` and experiments on images take."
             )
         return pictures
 
@@ -157,6 +158,15 @@ def reason(error: OSError) -> str:
     """Why, in a few words, without file names and object addresses."""
     text = error.strerror or str(error)
     return "not an image" if text.startswith("cannot identify") else text
+
+
+def check_corrupt(corrupt: str) -> None:
+    """Raise UserError for what is neither "stop" nor "skip".
+
+    >>> check_corrupt("skip")
+    """
+    if corrupt not in CORRUPT:
+        raise UserError(f"corrupt is one of {', '.join(CORRUPT)}, got {corrupt!r}.")
 
 
 def skip_corrupt(source: Source) -> Source:

@@ -25,11 +25,10 @@ import numpy as np
 from jaxmerge.data import tfds
 from jaxmerge.data.folders import folder
 from jaxmerge.data.npz import npz
-from jaxmerge.data.pictures import skip_corrupt
+from jaxmerge.data.pictures import check_corrupt, skip_corrupt
 from jaxmerge.data.sources import SPLITS, Source, as_texts
 from jaxmerge.errors import UserError, closest
 
-CORRUPT = ("stop", "skip")
 MAGMAX_EIGHT = ("cars", "mnist", "eurosat", "svhn", "resisc45", "sun397", "dtd", "gtsrb")
 OPCM_TWENTY = (
     "sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd",
@@ -100,8 +99,7 @@ def source(
     jaxmerge.errors.UserError: mnist is not in ...
     """
     facts = entry(name)
-    if corrupt not in CORRUPT:
-        raise UserError(f"corrupt is one of {', '.join(CORRUPT)}, got {corrupt!r}.")
+    check_corrupt(corrupt)
     if not Path(data).is_dir():
         raise UserError(f"{data} is no folder; data=FOLDER is the folder that holds {name}.")
     opened = _read(name, Path(data), facts, val, per_class, seed)

@@ -8,7 +8,7 @@ relatives take.  Groups of data sets: `GTSRB` and `CALTECH101` here, those of CL
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,22 +75,21 @@ def hierarchy(classes: Sequence[str], *levels: Level) -> Hierarchy:
 
 
 def _names(given: object) -> bool:
-    """Whether something is names, one after the other."""
-    return isinstance(given, Iterable) and all(isinstance(n, str) for n in given)
+    """Whether something is a collection of names."""
+    return isinstance(given, Collection) and all(isinstance(n, str) for n in given)
 
 
 def _unfit(below: Sequence[str], level: Level) -> list[str]:
     """What is wrong with one level of groups over the names below it."""
     if not isinstance(level, Mapping):
         return [f"a level maps groups to lists of names, got {type(level).__name__}"]
-    odd = [g for g, members in level.items() if isinstance(members, str) or not _names(members)]
-    odd = [g for g in level if g in odd or not len(level[g])]
-    if odd:
+    names = lambda x: not isinstance(x, str) and _names(x) and len(x) > 0
+    if odd := [g for g, members in level.items() if not names(members)]:
         return [f"{g} has {level[g]!r}, expected a list of one or more names" for g in odd]
     if not _names(level):
         return [f"groups are names, got {', '.join(map(repr, level))}"]
-    if twice := [f"{g} has {n!r} {k} times" for g, members in level.items()
-                 for n, k in Counter(members).items() if k > 1]:  # fmt: skip
+    counts = [(g, n, k) for g, members in level.items() for n, k in Counter(members).items()]
+    if twice := [f"{g} has {n!r} {k} times" for g, n, k in counts if k > 1]:
         return twice
     groups: dict[str, list[str]] = {}
     for group, members in level.items():
