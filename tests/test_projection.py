@@ -112,7 +112,9 @@ def test_statistics_that_go_on_moving_are_refused():
         begun(method(free=""))  # is found in every name
         begun(method(), running=False)
     federated = fot(0.9, clients=3, batch=2)
-    with pytest.raises(ValueError, match=r"fot: every step rewrites .*with running=False\.\nin fot"):
+    with pytest.raises(
+        ValueError, match=r"fot: every step rewrites .*with running=False\.\nin fot"
+    ):
         begun(federated)
     begun(federated, running=False)
 
