@@ -3,9 +3,9 @@
 A method's settings are chosen on validation data (the last 5,000 training images, which never
 train) of another seed, then it runs on the test images with the seeds of the table.  The stages of
 a stream are compiled once for a method and called for every setting and seed, since settings are
-traced; a long run says how far it is.  The result file is written after every seed: a run that is
-killed, or is given more seeds, goes on, and a cell whose settings or protocol have changed runs
-anew.
+traced; a long run says how far it is.  On an accelerator the seeds that are left run at once, by
+`vmap`.  The result file is written after every seed, or when those are done: a run that is killed,
+or is given more seeds, goes on, and a cell whose settings or protocol have changed runs anew.
 
 What a result file says of how it was run (command, seeds, machine, versions) holds for every row
 that does not say otherwise itself: a later run of some rows leaves the others as they are.
@@ -29,6 +29,7 @@ from spread import deviation
 
 from jaxmerge.continual import drivers, stages
 from jaxmerge.continual.records import LAST
+from jaxmerge.continual.seeds import over, stacked
 from jaxmerge.continual.stream_records import Setup, Stream
 from jaxmerge.studies.provenance import machine, versions
 from jaxmerge.training import checkpoint
@@ -213,15 +214,12 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
     """
 
     def scores(setup: Setup, seed: int, validation: bool) -> tuple[float, float]:
-        """Accuracy at the end and backward transfer, means over the groups."""
         stream = alike(cell.stream(seed, validation), cell.stream(seed, not validation))
         every = 1 if cell.backward else stream.tasks
         watch = progress(f"{cell.scenario} {cell.method}, seed {seed}", stream.tasks)
         result = drivers.run(setup, stream, jax.random.key(seed), watch=watch, score_every=every)
-        R = np.asarray(result.R[cell.deployed][cell.metric])
         whole = all(np.isfinite(p).all() for p in jax.tree.leaves(result.state.params))
-        last = float(np.mean(R[-1])) if whole else float("nan")  # a run that diverged has none
-        return last, float(np.mean(R[-1, :-1] - np.diagonal(R)[:-1])) if cell.backward else 0.0
+        return summed(cell, np.asarray(result.R[cell.deployed][cell.metric]), whole)
 
     wall, processor = time.perf_counter(), time.process_time()
     if row is None:
@@ -242,15 +240,42 @@ def run(cell: Cell, seeds: list[int], row: dict[str, Any] | None) -> Iterator[di
             "processor_seconds": 0.0,
         }
     best = next(s for s in cell.setups if described(s) == row["setting"])
-    for seed in seeds[len(row["accuracy"]) :]:
-        accuracy, backward = scores(best, seed, False)
-        row["accuracy"].append(accuracy)
+    left = seeds[len(row["accuracy"]) :]
+    at_once = 1 if jax.default_backend() == "cpu" else len(left)
+    for some in (left[i : i + at_once] for i in range(0, len(left), at_once)):
+        figures = [scores(best, *some, False)] if at_once == 1 else together(cell, best, some)
+        row["accuracy"] += [accuracy for accuracy, _ in figures]
         if cell.backward:
-            row["backward transfer"].append(backward)
+            row["backward transfer"] += [backward for _, backward in figures]
         row["seconds"] += time.perf_counter() - wall
         row["processor_seconds"] += time.process_time() - processor
         wall, processor = time.perf_counter(), time.process_time()
         yield row
+
+
+def summed(cell: Cell, R: np.ndarray, whole: bool) -> tuple[float, float]:
+    """Accuracy at the end and backward transfer, means over the groups.
+
+    Args:
+        R: [tasks, groups].
+        whole: all weights are finite; a run that diverged has no accuracy.
+    """
+    last = float(np.mean(R[-1])) if whole else float("nan")
+    return last, float(np.mean(R[-1, :-1] - np.diagonal(R)[:-1])) if cell.backward else 0.0
+
+
+def together(cell: Cell, setup: Setup, seeds: Sequence[int]) -> list[tuple[float, float]]:
+    """Accuracy and backward transfer of several seeds, which run at once."""
+    whole, axes = stacked([cell.stream(seed, False) for seed in seeds])
+    every = 1 if cell.backward else whole.rows.shape[1]
+
+    def one(stream: Stream, key: Any) -> tuple[Any, Any]:
+        result = drivers.program(setup, stream, key, score_every=every)
+        return result.R[cell.deployed][cell.metric], result.finite[-1]
+
+    keys = jax.vmap(jax.random.key)(np.array(seeds))
+    all_R, finite = jax.jit(lambda s, k: over(one, axes, s, k))(whole, keys)
+    return [summed(cell, np.asarray(R), bool(f)) for R, f in zip(all_R, finite, strict=True)]
 
 
 def progress(what: str, tasks: int, every: float = 60.0) -> Callable[[int, Any, dict], None]:

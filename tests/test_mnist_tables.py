@@ -166,3 +166,26 @@ def test_a_row_of_one_seed_leaves_a_page_as_it_is():
     assert text.count("| GPM | 65.0 ± 7.1 | – |") == 2
     assert "deviation of 2 seeds where no other number stands" in text
     assert "| OSFT | 60.0 ± 0.0 (1 seed) |" in text
+
+
+def test_seeds_at_once_are_those_in_turn(data, monkeypatch):
+    monkeypatch.setattr(published_mnist, "FIRST", slice(None, 50))
+    monkeypatch.setattr(published_mnist, "LATER", slice(50, None))
+    [cell] = [c for c in published_mnist.projected(data) if c.scenario == "gpm"]
+    cell = cell._replace(stream=lambda s, v, make=cell.stream: shortened(make(s, v)))
+    [_, row] = continual_table.run(cell, [0, 1], None)
+    at_once = continual_table.together(cell, cell.setups[0], [0, 1])
+    in_turn = zip(row["accuracy"], row["backward transfer"], strict=True)
+    np.testing.assert_allclose(at_once, list(in_turn), atol=1e-6)
+
+
+def shortened(stream):
+    """The first steps of two tasks."""
+    cut = {k: getattr(stream, k)[:2, :40] for k in ("rows", "origin", "weight")}
+    info = {k: v[:2] for k, v in stream.info.items()}
+    groups = stream.groups
+    own = {k: getattr(groups, k)[:2] for k in ("rows", "weight", "task")}
+    own["info"] = {k: v[:2] for k, v in groups.info.items()}
+    return stream._replace(
+        **cut, info=info, sample=stream.sample[:2], groups=groups._replace(**own)
+    )

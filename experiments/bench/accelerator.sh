@@ -34,13 +34,13 @@ FAST=task_arithmetic,magmax,ties,ties/leaf,mean,breadcrumbs,dare_ties,consensus,
 MATRIX=opcm,tsv_m,iso_c,iso_cts
 if [ -n "${TINY:-}" ]; then
   FAST=task_arithmetic,ties MATRIX=iso_c,opcm
-  few="--steps 60 --seeds 2" many="--steps 60 --seeds 4" gpm="--steps 60" opcm="--blocks 1 --models 3 --repeat 1"
+  few="--steps 60 --seeds 2" many="--steps 60 --seeds 4" gpm="--steps 60 --seeds 2" opcm="--blocks 1 --models 3 --repeat 1"
   merges="--blocks 1 --models 2 --repeat 1" matrices="--blocks 1 --models 2 --repeat 1 --steps 1 --only iso_c,opcm" parity="--models 2"
   clip="--models mini --batch 2 --steps 1 --rounds 1 --warmup 1 --forms eager" clip_eval="$clip --pictures 4"
   decoder="--small --rows 2 --length 16 --new 4 --repeat 1" sweep="--seeds 1 --factors 2" family="--blocks 1 --models 2"
   files="--methods linear ties"
 else
-  few="" many="--seeds 64" gpm="" opcm="" merges="--repeat 5" matrices="" parity=""
+  few="" many="--seeds 64" gpm="--seeds 5" opcm="" merges="--repeat 5" matrices="" parity=""
   clip="--gpu --models ViT-B/16 ViT-B/32" clip_eval="$clip --pictures 2000 --workers 16"
   decoder="--gpu" sweep="" family="" files="--repeat 3"
 fi

@@ -1,13 +1,14 @@
 """One seed of GPM on permuted MNIST against the same protocol as a plain torch loop.
 
     taskset -c 0 python experiments/bench/continual_gpm.py [--steps 2000] [--torch-python PYTHON]
+    python experiments/bench/continual_gpm.py --seeds 5      # and five seeds by vmap, on a GPU
 
 784-100-100-10 without biases, batch 10, SGD 0.01, thresholds 0.95, 0.99, 0.99, on noise of
 MNIST's shape: a task without a basis, the growth of the bases by 300 examples, a task with them.
 torch is the authors' loop on one thread, its projectors made once a task and its batches cut
 beforehand; both sides begin with the same weights and read the same batches, and their last weights
 are compared.  Processor seconds, the least of three runs; a whole seed is 27,000 steps without a
-basis, 243,000 with one, and ten growths.
+basis, 243,000 with one, and ten growths.  Several seeds against one are compared by wall time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-from continual_steps import stream, timed
+from continual_steps import noise, stream, timed
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.methods import gpm
 from jaxmerge.continual.optimisers import sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.continual.seeds import stacked
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.models.mlp.learner import mlp
 from jaxmerge.studies.provenance import machine, versions
@@ -89,9 +91,13 @@ print(json.dumps({"first": first, "growth": growth, "later": later,
 """
 
 
+def setup_of() -> Setup:
+    return Setup(mlp(bias=False), classification("all"), sgd(RATE), (gpm(SHARES),))
+
+
 def ours(tasks, count: int) -> tuple[dict, list[np.ndarray], list[np.ndarray]]:
     """Seconds, the weights at the beginning and at the end."""
-    setup = Setup(mlp(bias=False), classification("all"), sgd(RATE), (gpm(SHARES),))
+    setup = setup_of()
     state = stages.create(setup, tasks, jax.random.key(0))
     begin = [np.asarray(state.params[n]).T for n in KERNELS]
     train, end = jax.jit(stages.train), jax.jit(stages.end)
@@ -101,6 +107,30 @@ def ours(tasks, count: int) -> tuple[dict, list[np.ndarray], list[np.ndarray]]:
     [((state, _), later, _)] = timed((train, setup, tasks, state, jnp.int32(1)), times=3)
     spent = {"first": first, "growth": growth, "later": later, "ranks": ranks}
     return spent, begin, [np.asarray(state.params[n]).T for n in KERNELS]
+
+
+def many_seeds(count: int, seeds: int) -> dict:
+    """Wall seconds of a whole stream of one seed and of several at once."""
+    data, setup = noise(), setup_of()
+    together, axes = stacked([stream(2, count, k, data) for k in range(seeds)])
+    one = jax.tree.map(jnp.asarray, stream(2, count, 0, data))
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    stage = lambda f: jax.jit(lambda s, x, t: f(setup, s, x, t))
+    mapped = lambda f: jax.jit(jax.vmap(lambda s, x, t: f(setup, s, x, t), (axes, 0, None)))
+    create = lambda s, k: stages.create(setup, s, k)
+    sides = (
+        (one, jax.jit(create)(one, keys[0]), stage),
+        (jax.tree.map(jnp.asarray, together),
+         jax.jit(jax.vmap(create, (axes, 0)))(together, keys), mapped),
+    )  # fmt: skip
+    spent = []
+    for tasks, state, form in sides:
+        train, end = form(stages.train), form(stages.end)
+        [((state, _), _, first)] = timed((train, tasks, state, jnp.int32(0)), times=3)
+        [(state, _, growth)] = timed((end, tasks, state, jnp.int32(0)), times=3)
+        [(_, _, later)] = timed((train, tasks, state, jnp.int32(1)), times=3)
+        spent.append({"first": first, "growth": growth, "later": later})
+    return dict(zip(("one", "all"), spent, strict=True))
 
 
 def torch_loop(tasks, begin: list[np.ndarray], python: str) -> tuple[dict, list[np.ndarray]]:
@@ -128,6 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--seeds", type=int, default=0, help="so many at once besides")
     parser.add_argument("--save", help="JSON file for the figures")
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -156,6 +187,19 @@ def main() -> None:
         float(np.abs(a - b).max()) for a, b in zip(weights, other, strict=True)
     )
     report["times as fast as torch"] = seed(theirs) / seed(spent)
+    if options.seeds:
+        report["command"] += f" --seeds {options.seeds}"
+        wall = many_seeds(options.steps, options.seeds)
+        for name, s in (("one seed", wall["one"]), (f"{options.seeds} seeds", wall["all"])):
+            report[f"{name}, first task, microseconds a step, wall"] = (
+                1e6 * s["first"] / options.steps
+            )
+            report[f"{name}, later task, microseconds a step, wall"] = (
+                1e6 * s["later"] / options.steps
+            )
+            report[f"{name}, growth of the bases, wall seconds"] = s["growth"]
+            report[f"{name}, wall seconds"] = seed(s)
+        report[f"{options.seeds} seeds, times one"] = seed(wall["all"]) / seed(wall["one"])
     for name, value in report.items():
         if isinstance(value, str | float):
             print(f"{name:48} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
