@@ -22,7 +22,8 @@
 
 ``fot``, its short form and those of GPM's table take long (on one core: GPM 3 minutes a seed, TRGP
 43, CUBER 75, a row of ``fot_short`` 5) and are not among the defaults; a seed that is finished is
-not run again.
+not run again.  ``fot`` itself is for a GPU: plain averaging takes hours of a core for a seed, three
+seeds at once on an H100 some minutes.
 
 Nothing else is chosen; the figures stand in docs/reproduction.md beside the published ones.
 """

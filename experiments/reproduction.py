@@ -186,7 +186,9 @@ def continual() -> list[str]:
             )
             apart = [d.points for d in far(p) if d.what == "accuracy"]
             ours = percent(hit) + "".join(f" ({points:+.1f})" for points in apart)
-            cost = f"{hit['processor_seconds']:.0f}"
+            where = hit.get("machine", {})
+            beside = f", {where['device']}" if where.get("backend", "cpu") != "cpu" else ""
+            cost = f"{hit['processor_seconds']:.0f}{beside}"
         else:
             reason = p.get("because", "it has not been run in this version")
             ours = f"not reproduced, because {reason}"
@@ -300,7 +302,7 @@ def page() -> str:
         "## Split MNIST as its benchmark has it",
         "",
         "1024-400-400, Adam 1e-3, 4 epochs a task, batch 128, the strengths of the table of the "
-        "Continual-Learning-Benchmark; ours, three to five seeds (published, ten). Moments are "
+        "Continual-Learning-Benchmark; ours, five seeds (published, ten). Moments are "
         "kept from task to task there and start anew here. Its rows of GEM and of naive rehearsal "
         "are not run: `published_mnist.py data=DATA seeds=5`.",
         "",

@@ -51,7 +51,9 @@ for part in $parts; do
       run steps_8 90 continual_steps $few --save "$out/continual_steps_gpu.json"
       run steps_64 90 continual_steps $many --save "$out/continual_steps_gpu_64.json" ;;
     gpm) run gpm 120 continual_gpm $gpm --save "$out/continual_gpm_gpu.json" ;;
-    merges) run merges 150 merge_memory $merges --only "$FAST,$MATRIX" --out "$out" ;;
+    merges)
+      run merges_jit 150 merge_memory $merges --jit --only "$FAST" --out "$out"
+      run merges 150 merge_memory $merges --only "$FAST,$MATRIX" --out "$out" ;;
     matrices) run matrices 150 matrix_merges $matrices --out "$out" ;;
     parity)
       run parity 120 device_parity $parity --only "$MATRIX,$FAST" --out "$out/device_parity.json"

@@ -16,6 +16,10 @@ Writes `experiments/results/merge_memory_<device>.json` and `.md`, after every m
 machine and its load.  On a busy machine wall times are upper bounds; the processor time of the
 process (all threads) and its ratio to that of the copy say more.  `--append` keeps the rows of an
 earlier run of which only some methods are measured again.
+
+``--jit`` compiles each merge, and the copies, whole, as they are inside the caller's own `jax.jit`:
+nothing is looked at for NaN then, and no leaf waits for Python, which on a GPU takes longer than
+the work.
 """
 
 from __future__ import annotations
@@ -138,6 +142,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of methods, with commas between")
     parser.add_argument("--out", type=Path, default=None, help="folder; default: the results")
     parser.add_argument("--append", action="store_true", help="keep the other rows on file")
+    parser.add_argument("--jit", action="store_true", help="every merge as one program")
     given = parser.parse_args()
     if given.out is None and given.blocks != BLOCKS:
         parser.error(f"--blocks {given.blocks} is no result on file: name a folder with --out")
@@ -149,7 +154,8 @@ def main() -> None:
     models = [draw(1 + t, like, base) for t in range(given.models)]
     size = sum(x.size for x in base.values())
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    copy_all = lambda: [copy(tree) for tree in (base, *models)]
+    every = (base, *models)
+    copy_all = lambda: copy(every) if given.jit else [copy(tree) for tree in every]
     report: dict[str, Any] = {
         "command": " ".join(["python experiments/bench/merge_memory.py", *sys.argv[1:]]),
         "machine": machine(),
@@ -157,6 +163,7 @@ def main() -> None:
         "parameters": size,
         "leaves": len(like),
         "models": given.models,
+        "jit": given.jit,
         "methods": [],
         "not_measured": {},
     }
@@ -184,9 +191,11 @@ def main() -> None:
         key = jax.random.key(0)
         chosen = models[:count]
         side = {k: jax.block_until_ready(SIDES[k](base)) for k in method.needs}
+        one = functools.partial(jm.merge, method)
         run = functools.partial(
-            jm.merge, method, base, chosen, key=key, extras=[side] * count if side else None
-        )
+            jax.jit(one) if given.jit else one,
+            base, chosen, key=key, extras=[side] * count if side else None,
+        )  # fmt: skip
         copies = [time_copy()]
         times = best_of(run, given.repeat)
         copies.append(time_copy())
@@ -200,7 +209,7 @@ def main() -> None:
 
 
 def stem(report: dict[str, Any]) -> str:
-    return f"merge_memory_{report['machine']['platform']}"
+    return f"merge_memory_{report['machine']['platform']}{'_jit' * report['jit']}"
 
 
 def write(report: dict[str, Any], out: Path) -> None:
@@ -219,7 +228,8 @@ def write(report: dict[str, Any], out: Path) -> None:
         f"# Merging in memory on {where['device']} ({where['cores']} cores)",
         "",
         f"`{report['command']}`: {report['parameters']:,} float32 parameters in "
-        f"{report['leaves']} leaves, {report['models']} models, jax {where['jax']}.  The ratios "
+        f"{report['leaves']} leaves, {report['models']} models, jax {where['jax']}"
+        f"{', each merge one program' * report['jit']}.  The ratios "
         f'are to copying as many inputs once; "copy" is the time of copying all {total}, measured '
         f"beside the method.  Load average while measuring: {min(load):.1f} to {max(load):.1f}.",
         "",
