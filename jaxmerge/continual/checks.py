@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.hook_calls import kind
-from jaxmerge.continual.parts import build, same_form
+from jaxmerge.continual.parts import build, lengths_of_slots, same_form
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.scoring import scores, with_met
 from jaxmerge.continual.stream_records import Groups, Setup, State, Stream, as_stored
@@ -21,6 +21,7 @@ from jaxmerge.core.types import Merge, concrete, is_whole
 from jaxmerge.errors import closest, listed
 
 STARTS = ("last", "base")
+MOMENTS = ("new", "kept")
 READ_BY_VIEWS = {"permutation": "pixels", "degrees": "turned"}  # of a stream's info
 
 
@@ -63,6 +64,12 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     key = jax.random.key(0)
     stand = jax.eval_shape(stages.create, setup, stream, key)
     wrong = _columns(stream, parts) or [*_metrics(stream, parts), *_targets(stream, parts)]
+    if setup.moments == "kept":
+        wrong += [
+            f"moments are kept from task to task, but {n!r} has a slot for each task, whose moments "
+            "are not those of the slot before"
+            for n in lengths_of_slots(parts.model, stand.params, trained=True)
+        ][:1]
     if wrong:
         raise ValueError(listed(wrong))
     host = any(m.host for m in parts.methods)
@@ -137,6 +144,13 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
             for k, reader in READ_BY_VIEWS.items()
             if k in stream.info
         ]
+    if setup.moments not in MOMENTS:
+        wrong.append(f"no moments are named {setup.moments!r}: {closest(setup.moments, MOMENTS)}")
+    elif setup.moments == "kept" and not hasattr(setup.optimiser.build(), "update"):
+        wrong.append(
+            f"moments are kept from task to task, but the schedule of {setup.optimiser!r} ends with "
+            "each task: give a rate that is a number, or leave moments new"
+        )
     batch = np.shape(stream.rows)[-1:]
     if not is_whole(setup.accumulate) or setup.accumulate < 1:
         wrong.append(f"accumulate is a whole number from 1 on, got {setup.accumulate!r}")

@@ -12,8 +12,8 @@ operations a step.  A gradient of N rows is ``u = x' d``, and a constant rate or
     u - M M' u = (x - x M M')' d
 
 is the same update from N rows instead of `out` columns.  It is used where it holds and costs less:
-plain SGD with or without momentum, kernels that are read as ``x @ W``, fewer rows than columns, and
-no hook that adds to the gradient or may read it.
+plain SGD with or without momentum that starts anew, kernels that are read as ``x @ W``, fewer rows
+than columns, and no hook that adds to the gradient or may read it.
 
 What no projection keeps may stop instead: `Method.stops` names leaves that stay as they are.
 """
@@ -132,7 +132,8 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
     Projection(spans={}, of_rows=False)
     """
     spans = {n: Span(m) for n, m in spans_of(parts, memory, trained).items()}
-    of_rows = bool(spans) and is_linear(setup.optimiser) and _unread(parts)
+    linear = is_linear(setup.optimiser) and setup.moments == "new"  # kept ones are of other spans
+    of_rows = bool(spans) and linear and _unread(parts)
     if of_rows:
         spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
     return Projection(spans, of_rows)

@@ -138,7 +138,7 @@ def border(
 
 
 def begin(setup: Setup, stream: Stream, state: State, t: Array) -> State:
-    """Where the task starts, what methods do before its first step, a new optimiser."""
+    """Where the task starts, what methods do before its first step, the optimiser's moments."""
     parts = build(setup, stream.tasks)
     if setup.start == "base":
         state = state._replace(params=state.base)
@@ -149,10 +149,10 @@ def begin(setup: Setup, stream: Stream, state: State, t: Array) -> State:
         before = {n: jnp.where(enough, p, state.params[n]) for n, p in merged.items()}
         state = state._replace(params=before)
     state = border(parts, stream.info, state, t, "begin", *reader(parts, stream, t))
-    moments = transform(setup, steps_of(stream, t)).init(
-        trained_leaves(parts.model, state.params, t)
-    )
-    return state._replace(moments=moments, count=jnp.int32(0))
+    if setup.moments == "new":
+        own = trained_leaves(parts.model, state.params, t)
+        state = state._replace(moments=transform(setup, steps_of(stream, t)).init(own))
+    return state._replace(count=jnp.int32(0))
 
 
 def train(

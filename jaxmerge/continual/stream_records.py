@@ -151,6 +151,8 @@ class Setup:
         merges: label -> a jaxmerge method; each is a deployment beside the last model.
         start: where a task starts: "last", "base", or the label of a merge.
         accumulate: parts in which a batch passes through the model; its gradient is their mean.
+        moments: of the optimiser when a task begins: "new", or "kept" from the task before, as in
+            a loop that makes one optimiser for all tasks.
     """
 
     model: Spec
@@ -160,6 +162,7 @@ class Setup:
     merges: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: str = dataclasses.field(default="last", metadata={"static": True})
     accumulate: int = dataclasses.field(default=1, metadata={"static": True})
+    moments: str = dataclasses.field(default="new", metadata={"static": True})
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(several(self.methods)))
@@ -175,7 +178,8 @@ class State(NamedTuple):
         base, params: theta_0 and the weights.
         memory: one entry for each method.
         merges: label -> `MergeState`.
-        moments: of the optimiser, for the leaves (and the slot) of this task; new for every task.
+        moments: of the optimiser, for the leaves (and the slot) of this task; new for every task,
+            unless `Setup.moments` keeps them.
         count: int32, steps taken in this task.
         key: the root of all draws after the initialisation.
     """
