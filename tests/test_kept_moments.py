@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def test_kept_momentum_does_not_leak_into_a_span(stream):
     )  # fmt: skip
     states = []
     run(setup, stream, jax.random.key(0), watch=lambda t, state, R: states.append(state))
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         for n, basis in before.memory[0].items():
             change = after.params[n] - before.params[n]
             assert float(jnp.abs(change).max()) > 1e-3

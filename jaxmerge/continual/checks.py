@@ -66,8 +66,8 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
     wrong = _columns(stream, parts) or [*_metrics(stream, parts), *_targets(stream, parts)]
     if setup.moments == "kept":
         wrong += [
-            f"moments are kept from task to task, but {n!r} has a slot for each task, whose moments "
-            "are not those of the slot before"
+            f"moments are kept from task to task, but {n!r} has a slot for each task, and the "
+            "moments of one are not those of the next"
             for n in lengths_of_slots(parts.model, stand.params, trained=True)
         ][:1]
     if wrong:
@@ -148,8 +148,8 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
         wrong.append(f"no moments are named {setup.moments!r}: {closest(setup.moments, MOMENTS)}")
     elif setup.moments == "kept" and not hasattr(setup.optimiser.build(), "update"):
         wrong.append(
-            f"moments are kept from task to task, but the schedule of {setup.optimiser!r} ends with "
-            "each task: give a rate that is a number, or leave moments new"
+            f"moments are kept from task to task, but the schedule of {setup.optimiser!r} ends "
+            "with each task: give a rate that is a number, or leave moments new"
         )
     batch = np.shape(stream.rows)[-1:]
     if not is_whole(setup.accumulate) or setup.accumulate < 1:
