@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,8 +102,9 @@ def thresholds(
             number of thresholds.
     """
     chosen = projected(who, model, params, pattern, names)
-    several = isinstance(threshold, tuple) or getattr(threshold, "ndim", 0)
-    many = tuple(threshold) if several else (threshold,) * len(chosen)
+    given = cast(Any, threshold)  # a number, several, or a traced array of either
+    several = isinstance(given, tuple) or getattr(given, "ndim", 0)
+    many = tuple(given) if several else (given,) * len(chosen)
     if len(many) != len(chosen):
         raise ValueError(
             f"{who}: threshold has {len(many)} numbers, for the {len(chosen)} kernels "
