@@ -54,7 +54,7 @@ def test_what_fails_in_a_hook_says_in_which():
 
 
 SETUPS = {
-    "record": (lambda: setup(Method()), "method 0 is a spec.*found a Method"),
+    "record": (lambda: setup(Method()), "method 0 is what a function.*register.*found a Method"),
     "name": (
         lambda: setup(merges={"M": "magmax"}),
         "merge 'M' is a jaxmerge method.*'magmax'",

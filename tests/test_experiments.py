@@ -264,7 +264,7 @@ def test_each_factor_as_a_row_of_its_own(toy, tmp_path):
             ["streams.X={methods: [{method: ewc, strenght: 1}]}"],
             "ewc has no setting 'strenght': did you mean strength",
         ),
-        (["merges.MagMax.factor=[0.5, high]"], "merge 'MagMax': factor must be a number"),
+        (["merges.MagMax.factor=[0.5, high]"], "merge 'MagMax': magmax: factor must be a number"),
         (["merges.MagMax.factor=[]"], "the list of factors is empty"),
         (["merges.MagMax.always=3"], "always is true or false, got 3"),
         (["weight_decay=-1"], "weight_decay must not be negative"),

@@ -95,7 +95,8 @@ def test_every_element_of_stacked_settings_is_looked_at_and_nothing_traced_is():
     np.testing.assert_array_equal(jax.vmap(outside)(jnp.array([-1.0, 2])), [-1, 2])
     jax.eval_shape(outside, jax.ShapeDtypeStruct((), jnp.float32))
     assert checked(jax.ShapeDtypeStruct((3,), jnp.float32), NonNegative)[0] is None
-    assert checked("anything", Number)[0] is None  # merges say their ranges themselves
+    assert checked((0.5, 7), Number)[0] is None  # merges say their ranges themselves
+    assert checked("anything", Number)[0] == "a number"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Seeds of a stream trained as one program, as `jaxmerge sweep` does where they fit."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -43,6 +44,27 @@ def test_the_models_are_those_of_runs(learner, scenarios, added):
         ).run()
         for task, model in zip(scenario, run.models, strict=True):
             for n, p in models_.get(task.name, model).items():
+                np.testing.assert_allclose(p, model[n], rtol=1e-3, atol=1e-4, err_msg=n)
+
+
+def test_seeds_whose_tasks_are_of_other_sizes(learner):
+    """One class is large: a task has more steps in one order of the classes than in another."""
+    from jaxmerge.data.streams.scenario import class_incremental
+
+    source = clouds.source()
+    rows = source.splits["train"]
+    fewer = rows[(source.labels[rows] < 2) | (np.arange(len(rows)) % 2 == 0)]
+    source = dataclasses.replace(source, splits={**source.splits, "train": fewer})
+    unequal = [class_incremental(source, 3, order) for order in (range(6), (0, 4, 1, 5, 2, 3))]
+    plan = Plan("sequential", training=TRAINING)
+    steps = [resident.stream_of(s, learner, TRAINING, 0).rows.shape[1] for s in unequal]
+    assert len(set(steps)) == 2
+    for scenario, seed, own in zip(
+        unequal, (3, 4), resident.train(plan, unequal, learner, (3, 4)), strict=True
+    ):
+        run = Stream(scenario, learner, training=clouds.TRAINING, seed=seed, keep=True).run()
+        for task, model in zip(scenario, run.models, strict=True):
+            for n, p in own.get(task.name, model).items():
                 np.testing.assert_allclose(p, model[n], rtol=1e-3, atol=1e-4, err_msg=n)
 
 

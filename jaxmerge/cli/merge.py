@@ -82,6 +82,10 @@ def run(
             warn(plan.warnings)
             if document.overflow != OVERFLOW[0]:
                 plan.resolved["overflow"] = document.overflow
+            if out is not None:
+                where = Path(out) if last else stage_folder(Path(out), document.name)
+                keep_apart(where, [f for s in models.opened.values() for f in s.files])
+                keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             if check or out is None:
                 reports.append(cost(plan, document.name))
                 if not last:
@@ -90,9 +94,6 @@ def run(
                         break
                 continue
             warn([*too_large(plan), *lacking(getattr(plan.source, "folder", None))])
-            where = Path(out) if last else stage_folder(Path(out), document.name)
-            keep_apart(where, [f for s in models.opened.values() for f in s.files])
-            keep_apart(where, [recipe] if Path(recipe).name != RESOLVED else [])
             reports.append(
                 _execute(
                     recipe, document, plan, where, size, used,

@@ -105,8 +105,9 @@ def run(
         print(f"Stopped. To go on:  {again}", file=sys.stderr)
         raise
     if failed:
+        kept = "the others are" if len(failed) < len(left) else "what was done is"
         raise UserError(
-            f"{len(failed)} of {len(left)} runs failed, the others are kept in {folder}: "
+            f"{len(failed)} of {len(left)} runs failed, {kept} kept in {folder}: "
             + "; ".join(f"{describe(u)}: {message(e)}" for u, e in failed)
         )
     rows = result_store.read(folder)

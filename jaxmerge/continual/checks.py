@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmerge.continual import stages
 from jaxmerge.continual.hook_calls import kind
-from jaxmerge.continual.parts import build, lengths_of_slots, same_form
+from jaxmerge.continual.parts import build, lengths_of_slots, rows_kept, same_form
 from jaxmerge.continual.records import LAST
 from jaxmerge.continual.scoring import scores, with_met
 from jaxmerge.continual.stream_records import Groups, Setup, State, Stream, as_stored
@@ -62,7 +62,17 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
         raise ValueError(listed(wrong))
     parts = build(setup, stream.tasks)
     key = jax.random.key(0)
+    _network(setup)
+    _logits(stream, parts)
     stand = jax.eval_shape(stages.create, setup, stream, key)
+    if traced:
+        kept = lambda k: rows_kept(setup, parts.model, stand.base, k)
+        grown = [f"the merge {k!r}" for k in setup.merges if kept(k)]
+        if grown:
+            raise ValueError(
+                f"{listed(grown)[:-1]} keeps every model, so that the state grows with each task: "
+                "use `run`."
+            )
     wrong = _columns(stream, parts) or [*_metrics(stream, parts), *_targets(stream, parts)]
     if setup.moments == "kept":
         wrong += [
@@ -112,7 +122,8 @@ def _specs(setup: Setup) -> list[str]:
     fields = {n: getattr(setup, n) for n in ("model", "problem", "optimiser")}
     fields |= {f"method {i}": m for i, m in enumerate(setup.methods)}
     wrong = [
-        f"{n} is a spec, what a registered function gives; found {kind(s)}"
+        f"{n} is what a function of `jaxmerge.continual` gives when it is called, or one that you "
+        f"register with @{n.split()[0]}s.register (`jaxmerge.continual.registry`); found {kind(s)}"
         for n, s in fields.items()
         if not isinstance(s, Spec)
     ]
@@ -123,6 +134,20 @@ def _specs(setup: Setup) -> list[str]:
                 f"merge {label!r} is a jaxmerge method, such as jm.magmax(); found {kind(found)}"
             )
     return wrong
+
+
+def _network(setup: Setup) -> None:
+    """Raise ValueError where a model's parameters have no flat names."""
+    made = jax.eval_shape(setup.model.build().init, jax.random.key(0))
+    if not isinstance(made, Mapping):
+        raise ValueError(f"The model's `init` gives {kind(made)}, expected name -> array.")
+    nested = [n for n, x in made.items() if not hasattr(x, "shape")]
+    if nested:
+        raise ValueError(
+            f"The model's `init` gives name -> array, found {kind(made[nested[0]])} at "
+            f"{nested[0]!r}: give flat names, `jaxmerge.core.names.flatten(params)[0]`, and let "
+            "`apply` put them back."
+        )
 
 
 def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
@@ -231,7 +256,13 @@ def _logits(stream: Stream, parts: stages.Parts) -> Any:
     outputs = lambda key: parts.model.apply(
         parts.model.init(key), _inputs(stream, parts, first)[0], jnp.int32(0)
     )
-    return jax.eval_shape(outputs, jax.random.key(0))
+    found = jax.eval_shape(outputs, jax.random.key(0))
+    if not hasattr(found, "logits"):
+        raise ValueError(
+            f"The model's `apply` gives {kind(found)}, expected `Outputs(logits)` of "
+            "`jaxmerge.continual.records`."
+        )
+    return found
 
 
 def _columns(stream: Stream, parts: stages.Parts) -> list[str]:

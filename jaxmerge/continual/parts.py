@@ -16,6 +16,7 @@ from jaxmerge.continual.records import LAST, Batch, Method, Model
 from jaxmerge.continual.stream_records import Problem, Setup, State, Stream
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves, concrete
+from jaxmerge.core.validation import grid_of
 from jaxmerge.drivers import memory as merging
 from jaxmerge.errors import listed
 
@@ -257,6 +258,17 @@ def merged_params(setup: Setup, model: Model, state: State, label: str) -> Leave
     return model.put(
         state.params, merging.merged(setup.merges[label].build(), state.merges[label], base)
     )
+
+
+def rows_kept(setup: Setup, model: Model, base: Leaves, label: str) -> list[str]:
+    """The leaves of which a merge keeps a row of every model; its state grows with each.
+
+    Args:
+        model, base: the network and theta_0.
+        label: of the merge.
+    """
+    grid = grid_of(setup.merges[label].build(), model.weights(base, 0))
+    return [n for n, p in grid.items() if p.fold.keeps_rows]
 
 
 def same_form(

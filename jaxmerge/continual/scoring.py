@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmerge.continual.columns import seen
 from jaxmerge.continual.hook_calls import named
-from jaxmerge.continual.parts import Parts, build, merged_params
+from jaxmerge.continual.parts import Parts, build, merged_params, rows_kept
 from jaxmerge.continual.records import LAST, Outputs
 from jaxmerge.continual.stream_records import Evaluator, Groups, Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
@@ -43,8 +43,19 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
             columns.append(jax.lax.map(lambda x, g=g: one(params, g, x), xs))
         return {n: jnp.concatenate([c[n] for c in columns]) for n in names}
 
-    labels = (LAST, *setup.merges)
-    return {k: every(merged_params(setup, parts.model, state, k)) for k in labels}
+    def deployed(label):
+        if label != LAST and _too_few(setup, parts, state, label):
+            shapes = jax.eval_shape(every, state.params)
+            return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        return every(merged_params(setup, parts.model, state, label))
+
+    return {k: deployed(k) for k in (LAST, *setup.merges)}
+
+
+def _too_few(setup: Setup, parts: Parts, state: State, label: str) -> bool:
+    """Whether a merge that keeps all rows has fewer than it takes: it cannot be computed."""
+    cells, least = state.merges[label].cells, setup.merges[label].build().models[0]
+    return any(len(cells[n]) < least for n in rows_kept(setup, parts.model, state.base, label))
 
 
 def chosen(groups: Groups, metrics: int) -> Any:

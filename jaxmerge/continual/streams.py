@@ -7,7 +7,7 @@ order; a last batch that is short is filled up with weight 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
 from jaxmerge.data.streams.plans import Plan
-from jaxmerge.errors import listed
+from jaxmerge.errors import closest, listed
 
 Data = tuple[Any, np.ndarray]  # inputs [N, ...] (of `split` also several by name), labels [N]
 Scenario = Literal["class", "domain", "task"]
@@ -54,8 +54,13 @@ def split(
     >>> split((x, y), (x, y), [[0, 1], [2, 3]], batch=3).rows.shape
     (2, 2, 3)
     """
+    train, test = _check(train, test, batch=batch, epochs=epochs)
+    if scenario not in get_args(Scenario):
+        known = closest(str(scenario), get_args(Scenario))
+        raise ValueError(f"No scenario is named {scenario!r}: {known}.")
+    if not all(isinstance(part, Sequence | np.ndarray | set) for part in order):
+        raise ValueError(f"The order is the classes of each task, [[0, 1], [2, 3]], got {order!r}.")
     order = [[int(c) for c in part] for part in order]
-    _check(train, test, batch=batch, epochs=epochs)
     classes = [c for part in order for c in part]
     if len(set(classes)) != len(classes) or not all(order) or not order:
         raise ValueError(f"A class is in one task only, and a task has one; the order is {order}.")
@@ -110,7 +115,7 @@ def permuted(
     ((2, 2, 4), (2, 3))
     """
     more = {} if examples is None else {"examples": examples}
-    _check(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
+    train, test = _check(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
     rng = np.random.default_rng(seed)
     width = int(np.prod(train[0].shape[1:]))
     orders = [rng.permutation(width) for _ in range(tasks)]
@@ -154,7 +159,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"planned takes a `Plan`, such as i_blurry(labels, 5); got {kind(plan)}.")
-    _check(train, test, batch=batch)
+    train, test = _check(train, test, batch=batch)
     if len(train[0]) != plan.examples:
         raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")
     kept = [t for t in range(len(plan)) if len(plan.rows[t])]
@@ -230,9 +235,17 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
     return x
 
 
-def _check(train: Data, test: Data, **numbers: int) -> None:
-    """Raise ValueError for data that do not fit together, and for what is no count; all at once."""
+def _check(train: Data, test: Data, **numbers: int) -> tuple[Data, Data]:
+    """The data as arrays; ValueError for what does not fit together or is no count, all at once."""
+    one = lambda x: np.asarray(x) if isinstance(x, list | tuple) else x
+    every = lambda x: {k: one(v) for k, v in x.items()} if isinstance(x, Mapping) else one(x)
+    train, test = ((every(x), np.asarray(y)) for x, y in (train, test))
     wrong = [
+        f"the {what} labels are {y.dtype}{list(y.shape)}, expected whole numbers [N]"
+        for what, (_, y) in {"training": train, "test": test}.items()
+        if y.ndim != 1 or y.dtype.kind not in "iu"
+    ]
+    wrong += [
         f"the {what} data have {len(part)} inputs and {len(y)} labels"
         for what, (x, y) in {"training": train, "test": test}.items()
         for part in (x.values() if isinstance(x, Mapping) else [x])
@@ -241,6 +254,7 @@ def _check(train: Data, test: Data, **numbers: int) -> None:
     wrong += unfit(Count, **numbers)
     if wrong:
         raise ValueError(listed(wrong))
+    return train, test
 
 
 def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:

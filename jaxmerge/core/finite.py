@@ -57,6 +57,27 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
         )
 
 
+def refuse_overflow(merged: Leaves) -> None:
+    """Raise one ValueError that names float16 leaves in which a merge of finite models is Inf.
+
+    Only these are looked at (concrete values only): 65,504 is within reach of a sum of changes, the
+    ends of float32 and bfloat16 are not.
+    """
+    half = {n: x for n, x in merged.items() if x.dtype == np.float16}
+    if not half or not concrete(half):
+        return
+    with jax.ensure_compile_time_eval():
+        good = {n: _looked_at([x]) for n, x in half.items()}
+    told = jax.device_get({n: [_parts(x) for _, x in pairs] for n, pairs in good.items()})
+    wrong = [n for n, every in told.items() if not all(_everywhere(x).all() for x in every)]
+    if wrong:
+        raise ValueError(
+            "The merge is beyond float16, which ends at 65,504, in\n  "
+            + "\n  ".join(screen([f"leaf {n!r}" for n in wrong]))
+            + "\nGive the base in float32 or bfloat16."
+        )
+
+
 def _wide(x: np.ndarray) -> np.ndarray:
     """Values that numpy can ask whether they are finite; both parts of complex ones."""
     return x if x.dtype.kind == "c" else x.astype(np.float64)

@@ -32,14 +32,18 @@ def per_model(value: Numbers, ctx: Context) -> Number:
     return at[ctx.step] if getattr(at, "ndim", 0) == 1 else at
 
 
-def model_count(*values: Any) -> int | None:
+class Listed(int):
+    """How many models a list has numbers for: as many are to be merged, no fewer."""
+
+
+def model_count(*values: Any) -> Listed | None:
     """How many models lists of numbers are for (the shortest list); None if one number serves all.
 
     >>> model_count(0.5), model_count(0.5, (0.1, 0.2, 0.3))
     (None, 3)
     """
     many = [v for v in values if isinstance(v, tuple | list) or getattr(v, "ndim", 0) == 1]
-    return min(map(len, many), default=None)
+    return Listed(min(map(len, many))) if many else None
 
 
 def check_range(

@@ -6,6 +6,7 @@ pytree and the way back; a mapping of strings to arrays is taken as it is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from jaxmerge.errors import screen
 def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
     """A pytree as a flat mapping, and the function that puts such a mapping back in its form.
 
-    Names join the path with "/"; Python numbers become arrays.
+    Names join the path with "/"; Python numbers become arrays.  What NNX modules share is one leaf,
+    and is shared again behind the way back.
 
     Example:
         >>> flat, back = flatten({"layer": [{"w": np.ones(2)}, {"w": np.zeros(2)}]})
@@ -35,6 +37,9 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
     if is_flat(tree):
         return tree, lambda flat: {n: flat[n] for n in tree}
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    if (apart := _shared(tree, [leaf for _, leaf in paths])) is not None:
+        flat, back = flatten(apart[0])
+        return flat, lambda new: apart[1](back(new))
     flat: dict[str, Any] = {}
     seen: dict[str, Any] = {}
     wrong = []
@@ -52,6 +57,19 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
         raise ValueError("This is no model:\n  " + "\n  ".join(screen(wrong)))
     order = list(flat)
     return flat, lambda new: jax.tree_util.tree_unflatten(treedef, [new[n] for n in order])
+
+
+def _shared(tree: Any, leaves: list[Any]) -> tuple[Any, Callable[[Any], Any]] | None:
+    """The state of NNX modules that share a variable, which is in it once, and the way back; None
+    where nothing is shared.  As a pytree such a module has the variable twice."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or len({id(x) for x in leaves}) == len(leaves):
+        return None
+    module = lambda x: isinstance(x, nnx.Module)
+    if not any(map(module, jax.tree.leaves(tree, is_leaf=module))):
+        return None
+    graph, state = nnx.split(tree)
+    return state, lambda new: nnx.merge(graph, new)
 
 
 def is_flat(tree: Any) -> bool:

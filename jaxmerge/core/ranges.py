@@ -59,11 +59,32 @@ def is_pattern(text: str) -> bool:
 
 Pattern = Annotated[str, Range("a regular expression", is_pattern)]
 
-# Hyperparameters that jit, vmap or grad may trace; their values are checked by whoever uses them.
-Number = Annotated[float | jax.Array, Range("a number", lambda v: True)]
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one number, NaN and texts excepted, or is traced.
+
+    >>> is_number(2), is_number("2"), is_number(float("nan"))
+    (True, False, False)
+    """
+    found = _elements(value)
+    return found is None or all(_is(v, float) and not math.isnan(v) for v in found)
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a value is a number or a list of them, see `is_number`.
+
+    >>> are_numbers((0.5, 2)), are_numbers((0.5, "2"))
+    (True, False)
+    """
+    many = value if isinstance(value, list | tuple) else (value,)
+    return all(map(is_number, many))
+
+
+# Hyperparameters that jit, vmap or grad may trace; their ranges are checked by whoever uses them.
+Number = Annotated[float | jax.Array, Range("a number", are_numbers)]  # who takes one says so
 Numbers = Annotated[
     float | jax.Array | Sequence[float | jax.Array],
-    Range("a number, or one for each model", lambda v: True),
+    Range("a number, or one for each model", are_numbers),
 ]
 
 
@@ -116,7 +137,9 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
                     infinite = True
                     continue
                 return None, _plain(value, elements, base)
-        else:
+        elif get_origin(base) not in (typing.Union, type(int | None)) or all(
+            r.fits(value) for r in ranges
+        ):
             return None, value
     none = ["None"] if type(None) in get_args(hint) else []
     words = ["a finite number"] if infinite else [*map(_words, options), *none]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmerge.core import names
 from jaxmerge.core.composition import Pipeline, resolve, stochastic
+from jaxmerge.core.hyperparameters import Listed
 from jaxmerge.core.stage_specs import spec_of
 from jaxmerge.core.types import Leaves, Merge, Transform
 from jaxmerge.errors import screen
@@ -83,12 +84,17 @@ def check_base(base: Any, models: Any) -> None:
             )
 
 
-def check_count(method: Merge, count: int, least: bool = True) -> None:
-    """Raise unless the method takes that many models."""
+def check_count(method: Merge, count: int, least: bool = True, whole: bool = False) -> None:
+    """Raise unless the method takes that many models; `whole`: no more will come."""
     low, high = method.models
     if least and count < low:
         raise ValueError(
             f"{method} needs at least {low} model{'s' * (low > 1)}, got {count or 'none'}."
+        )
+    if whole and isinstance(high, Listed) and count < high:
+        raise ValueError(
+            f"{method} has numbers for {high} models, got {count}: give a number for each model, "
+            "or one for all."
         )
     if high is not None and count > high:
         raise ValueError(f"{method} takes at most {high} models, got {count}.")

@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmerge.core import names
-from jaxmerge.core.finite import refuse_nonfinite
+from jaxmerge.core.finite import refuse_nonfinite, refuse_overflow
 from jaxmerge.core.types import Array, Cell, Merge, Tree
 from jaxmerge.core.validation import (
     check_base,
@@ -68,7 +68,8 @@ def merge(
 
     Raises:
         ValueError: leaves that do not fit (all named), too few or too many models, NaN or Inf,
-            no key where one is needed, side information missing.
+            no key where one is needed, side information missing; a merge of finite models that is
+            beyond float16, where the base is in it.
 
     Example:
         >>> import jaxmerge as jm
@@ -94,8 +95,11 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
     check_base(base, models)
     if base is not None and names.is_stacked(models, flat := names.flatten(base)[0]):
         models = names.rows_of(models, flat)
+    if not isinstance(models, Iterable):
+        kind = "None" if models is None else f"a {type(models).__name__}"
+        raise ValueError(f"models must be a list of models, got {kind}: write [model].")
     models = list(models.values()) if isinstance(models, Mapping) else list(models)
-    check_count(method, len(models))
+    check_count(method, len(models), whole=True)
     if not hasattr(base, "shape") and models and all(hasattr(m, "shape") for m in models):
         raise ValueError("models must be a list of models, got the leaves of one: write [model].")
     like, rebuild = names.flatten(models[0] if base is None else base)
@@ -112,7 +116,10 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
         refuse_nonfinite(grid, flat, rows)
     with shared_out(sum(p.decomposes for p in grid.values())) as there:
         out = there(_folded(grid, flat, rows, sides, key, zero))
-    return rebuild(like_base(like, out))
+    merged = like_base(like, out)
+    if not zero:
+        refuse_overflow({n: merged[n] for n in grid})
+    return rebuild(merged)
 
 
 def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:

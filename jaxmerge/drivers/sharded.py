@@ -103,7 +103,7 @@ def pmerge(
     flat, rebuild = names.flatten(base)
     stacked, count = stacked_leaves(models)
     rows = [] if stacked else [names.flatten(m)[0] for m in models]
-    check_count(method, count)
+    check_count(method, count, whole=True)
     names.check_same(flat, *([{n: Row(x) for n, x in stacked.items()}] if stacked else rows))
     grid = grid_of(method, flat)
     check_joinable(method, grid)

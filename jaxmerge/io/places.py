@@ -212,6 +212,11 @@ class Lock:
                 raise UserError(
                     f"{self.path}, the lock of {what}, is no regular file; delete it."
                 ) from None
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+                why = (error.strerror or "").lower()
+                raise UserError(
+                    f"{what} cannot be written: nothing can be made in {self.path.parent} ({why})."
+                ) from None
             raise
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

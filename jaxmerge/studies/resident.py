@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import program
-from jaxmerge.continual.seeds import over, stacked
+from jaxmerge.continual.seeds import alike, over, stacked
 from jaxmerge.continual.stream_records import Groups, Setup, Stream
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.pipeline import memory
@@ -120,7 +120,7 @@ def train(
         filler = 0
     keys = jnp.stack([jax.random.key(seed) for seed in [*seeds, *[seeds[0]] * filler]])
     if together is None:  # tasks of different sizes: one after the other, compiled once
-        outputs = [one(setup, s, k) for s, k in zip(streams, keys, strict=True)]
+        outputs = [one(setup, s, k) for s, k in zip(alike(streams), keys, strict=True)]
         outputs = jax.tree.map(lambda *x: np.stack(x), *outputs)
     else:
         cut = across > 1 and across

@@ -107,7 +107,8 @@ def mismatches(job: Job) -> list[str]:
         if prefix is not None:
             wrong.append(f"{who}: {prefix}")
             continue
-        other = [n for n in job.grid if n in model and model.like[n].shape != like[n].shape]
+        fits = lambda a, b: a.shape == b.shape and names.is_float(a) == names.is_float(b)
+        other = [n for n in job.grid if n in model and not fits(model.like[n], like[n])]
         kind, base = {n: names.kind(x) for n, x in model.like.items()}, job.like
         lines = (
             [f"missing leaf {n!r} ({names.kind(base[n])} in the base)" for n in missing],
@@ -172,7 +173,7 @@ def check_job(job: Job) -> None:
     check_method(job.method, job.key)
     if not job.models:
         raise ValueError(f"{job.method} needs at least 1 model, got none.")
-    check_count(job.method, len(job.models))
+    check_count(job.method, len(job.models), whole=True)
     if job.extras and len(job.extras) != len(job.models):
         raise ValueError(f"extras has {len(job.extras)} entries for {len(job.models)} models.")
     missing = [n for n in job.method.needs if not all(n in e for e in job.extras or [{}])]

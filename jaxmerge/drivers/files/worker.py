@@ -268,7 +268,8 @@ class Run:
                 self.refusal = self.refusal or "\n  ".join(screen(list(self.nonfinite())))
             raise ValueError(
                 f"NaN or Inf in\n  {self.refusal}\nMend the checkpoint, or pass "
-                'nonfinite="zero" to count such entries as no change.'
+                'nonfinite="zero" (of a recipe "nonfinite: zero") to count such entries as no '
+                "change."
             )
 
     def nonfinite(self) -> Iterator[str]:
