@@ -165,3 +165,14 @@ def test_merges_that_keep_every_model(merge):
     R = np.asarray(run(setup, stream(), jax.random.key(0)).R["all"]["accuracy"])
     assert np.isfinite(R[-1]).all()
     assert np.isnan(R[0]).all() == (merge == jm.slerp(0.5))  # which needs two
+
+
+def test_a_model_that_diverged_has_no_figures():
+    setup = Setup(
+        mlp(12, (4,), 4), classification(), sgd(1e30), merges={"MagMax": jm.magmax()}
+    )  # fmt: skip
+    for driver in (program, run):
+        result = driver(setup, stream(epochs=3), jax.random.key(0))
+        assert not result.finite.any()
+        for figures in result.R.values():
+            assert np.isnan(figures["accuracy"]).all()

@@ -267,7 +267,8 @@ def rows_kept(setup: Setup, model: Model, base: Leaves, label: str) -> list[str]
         model, base: the network and theta_0.
         label: of the merge.
     """
-    grid = grid_of(setup.merges[label].build(), model.weights(base, 0))
+    form = jax.eval_shape(lambda params: dict(model.weights(params, 0)), dict(base))
+    grid = grid_of(setup.merges[label].build(), form)
     return [n for n, p in grid.items() if p.fold.keeps_rows]
 
 

@@ -10,14 +10,18 @@ import numpy as np
 
 from jaxmerge.continual.columns import seen
 from jaxmerge.continual.hook_calls import named
-from jaxmerge.continual.parts import Parts, build, merged_params, rows_kept
+from jaxmerge.continual.parts import Parts, build, merged_params, rows_kept, trained_leaves
 from jaxmerge.continual.records import LAST, Outputs
 from jaxmerge.continual.stream_records import Evaluator, Groups, Setup, State, Stream
 from jaxmerge.core.types import Array, Leaves
 
 
 def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dict[str, Array]]:
-    """Deployment -> metric -> ``[G]``; t is the last task that was learnt."""
+    """Deployment -> metric -> ``[G]``; t is the last task that was learnt.
+
+    NaN where the weights that this task trained are not finite: predictions of such a model, and
+    a merge that drops NaN, have figures that look like any.
+    """
     parts = build(setup, stream.tasks)
     sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
     names = sorted(parts.problem.evaluators)
@@ -43,11 +47,16 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
             columns.append(jax.lax.map(lambda x, g=g: one(params, g, x), xs))
         return {n: jnp.concatenate([c[n] for c in columns]) for n in names}
 
+    trained = trained_leaves(parts.model, state.params, t)
+    floats = [x for x in trained.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else True
+
     def deployed(label):
         if label != LAST and _too_few(setup, parts, state, label):
             shapes = jax.eval_shape(every, state.params)
             return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return every(merged_params(setup, parts.model, state, label))
+        figures = every(merged_params(setup, parts.model, state, label))
+        return {n: jnp.where(good, x, jnp.nan) for n, x in figures.items()}
 
     return {k: deployed(k) for k in (LAST, *setup.merges)}
 

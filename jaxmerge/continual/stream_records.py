@@ -198,7 +198,8 @@ class Result(NamedTuple):
 
     Attributes:
         state: the last one.
-        R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored.
+        R: deployment -> metric -> ``[T, G]`` (``[T, parts, G]`` at any time), NaN where not scored
+            and where the weights of then are not finite.
         losses: ``[T, steps]``, the total loss of every step, 0 where it was skipped.
         finite: bool ``[T]``: the losses of the task and the weights after it are finite, and no
             figure is NaN that was scored (of merges, once there are enough models): where it is not
