@@ -162,7 +162,7 @@ def test_hyperparameters_for_each_model():
     want = {
         n: models[0][n] + jm.merge(jm.dare(0.5, 1.0), base, models, key=KEY)[n] * 0 for n in base
     }
-    close(jm.merge(jm.dare([1.0, 0.5], 1.0), base, models[:1], key=KEY), want)
+    close(jm.merge(jm.dare([1.0], 1.0), base, models[:1], key=KEY), want)
 
 
 def test_dare_is_unbiased_and_drops_the_right_share():
