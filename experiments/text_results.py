@@ -111,13 +111,15 @@ def _less(spent: dict[str, float]) -> dict[str, float]:
 
 
 def _one_order(runs: list[SeedRun]) -> SeedRun:
-    rows = [e for run in runs for e in run.entries]
+    rows, spent = [e for run in runs for e in run.entries], {}
+    for run in runs:
+        spent |= run.streams
     ways = ("none", *(way for way in WAYS if way != "joint"), "joint")
     return dataclasses.replace(
         runs[0],
         entries=sorted(rows, key=lambda e: ways.index(e.finetunes)),
         seconds=_added(run.seconds for run in runs),
-        streams={k: v for run in runs for k, v in run.streams.items()},
+        streams={way: spent[way] for way in WAYS if way in spent},
     )
 
 

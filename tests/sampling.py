@@ -4,7 +4,7 @@ A test function with many cases (the laws, over every method) costs most of the 
 says most of what all say:
 
     pytest                         # the sample of a few minutes: 0.2 seconds a function
-    pytest --budget 0.75 --sample X # as CI does: more of them, another choice for every X
+    pytest --budget 1 --sample X   # as CI does: more of them, another choice for every X
     pytest --budget 0              # all
     pytest tests/test_laws.py      # all of that file
     pytest --budget 0 --shard 2/8  # one part of eight of all, for several machines

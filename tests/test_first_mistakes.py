@@ -21,6 +21,7 @@ from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
 from jaxmerge.continual.stream_records import Setup
+from jaxmerge.io.places import working
 from jaxmerge.models.mlp.learner import mlp
 
 BASE = {"a": np.zeros(2, np.float32)}
@@ -89,6 +90,14 @@ def test_a_merge_beyond_float16():
     call = lambda base: jm.merge(jm.task_arithmetic(1.0), base, far)
     refused(lambda: call({"a": np.zeros(2, np.float16)}), "beyond float16", "'a'")
     assert call({"a": np.zeros(2, np.float32)})["a"].tolist() == [120_000, 120_000]
+    half, method = {"a": np.zeros(2, np.float16)}, jm.task_arithmetic(1.0)
+    state = jm.init(method, half)
+    for model in far:
+        state = jm.update(method, state, half, model)
+    refused(lambda: jm.merged(method, state, half), "beyond float16")
+    broken = {"a": np.array([np.nan, 0], np.float16)}  # is in the base, and stays
+    kept = jm.merge(method, broken, [broken], nonfinite="zero")["a"]
+    assert np.isnan(kept[0])
 
 
 def test_whole_numbers_where_the_base_has_floats(tmp_path):
@@ -114,6 +123,8 @@ def test_check_looks_at_the_output_too(tmp_path):
     found = CliRunner().invoke(app, ["merge", str(recipe), str(folder), "--check"])
     assert found.exit_code
     assert "would take the place of an input" in f"{found.output}{found.exception}"
+    nowhere = tmp_path / "none" / "out"
+    refused(lambda: working(nowhere), f"{nowhere} cannot be written: nothing can be made in")
 
 
 def test_data_of_a_stream():
@@ -127,6 +138,7 @@ def test_data_of_a_stream():
     )
     refused(lambda: call(X, Y.astype(str)), "expected whole numbers [N]")
     refused(lambda: call(X, Y, [0, 1]), "the classes of each task")
+    assert call(X, Y, (part for part in ORDER)).rows.shape[0] == 2
 
 
 @models.register

@@ -172,7 +172,7 @@ def main() -> None:
         previous = json.loads(old.read_text())
         if previous["machine"] != report["machine"] or previous["parameters"] != size:
             raise SystemExit(f"{old} is of another machine or model; run without --append.")
-        report = previous | {"command": f"{previous['command']} && {report['command']}"}
+        report |= previous | {"command": f"{previous['command']} && {report['command']}"}
     time_copy = lambda: best_of(copy_all, max(3, given.repeat))
     print(f"{size:,} parameters, copy of {1 + given.models}: {time_copy()['seconds']:.3f} s")
     wanted = [n for n in given.only.split(",") if n]

@@ -62,8 +62,8 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
         raise ValueError(listed(wrong))
     parts = build(setup, stream.tasks)
     key = jax.random.key(0)
-    _network(setup)
-    _logits(stream, parts)
+    _flat(setup)
+    outputs = _outputs(stream, parts)
     stand = jax.eval_shape(stages.create, setup, stream, key)
     if traced:
         kept = lambda k: rows_kept(setup, parts.model, stand.base, k)
@@ -73,7 +73,8 @@ def check(setup: Setup, stream: Stream, *, traced: bool = False) -> None:
                 f"{listed(grown)[:-1]} keeps every model, so that the state grows with each task: "
                 "use `run`."
             )
-    wrong = _columns(stream, parts) or [*_metrics(stream, parts), *_targets(stream, parts)]
+    wrong = _columns(stream, parts, outputs)
+    wrong = wrong or [*_metrics(stream, parts), *_targets(stream, parts, outputs)]
     if setup.moments == "kept":
         wrong += [
             f"moments are kept from task to task, but {n!r} has a slot for each task, and the "
@@ -136,7 +137,7 @@ def _specs(setup: Setup) -> list[str]:
     return wrong
 
 
-def _network(setup: Setup) -> None:
+def _flat(setup: Setup) -> None:
     """Raise ValueError where a model's parameters have no flat names."""
     made = jax.eval_shape(setup.model.build().init, jax.random.key(0))
     if not isinstance(made, Mapping):
@@ -170,7 +171,8 @@ def _setup(setup: Setup, stream: Stream, traced: bool) -> list[str]:
             if k in stream.info
         ]
     if setup.moments not in MOMENTS:
-        wrong.append(f"no moments are named {setup.moments!r}: {closest(setup.moments, MOMENTS)}")
+        hint = closest(str(setup.moments), MOMENTS)
+        wrong.append(f"no moments are named {setup.moments!r}: {hint}")
     elif setup.moments == "kept" and not hasattr(setup.optimiser.build(), "update"):
         wrong.append(
             f"moments are kept from task to task, but the schedule of {setup.optimiser!r} ends "
@@ -250,7 +252,7 @@ def _inputs(stream: Stream, parts: stages.Parts, g: Groups) -> tuple[Any, Any]:
     return parts.problem.view(take(g.inputs), stream.info, given, None), take(g.targets)
 
 
-def _logits(stream: Stream, parts: stages.Parts) -> Any:
+def _outputs(stream: Stream, parts: stages.Parts) -> Any:
     """The form of what the model gives for the first group."""
     first = sets_of(stream)[0]
     outputs = lambda key: parts.model.apply(
@@ -265,12 +267,12 @@ def _logits(stream: Stream, parts: stages.Parts) -> Any:
     return found
 
 
-def _columns(stream: Stream, parts: stages.Parts) -> list[str]:
+def _columns(stream: Stream, parts: stages.Parts, outputs: Any) -> list[str]:
     """Columns of tasks and groups that are of another number than those of the model."""
     forms = forms_of_own(stream)
     if parts.problem.labels is None or not forms:
         return []
-    many = _logits(stream, parts).logits.shape[-1]
+    many = outputs.logits.shape[-1]
     return [
         f"the model has {many} columns, {who} has {columns}"
         for who, (*_, columns) in forms.items()
@@ -305,11 +307,11 @@ def _metrics(stream: Stream, parts: stages.Parts) -> list[str]:
     return wrong
 
 
-def _targets(stream: Stream, parts: stages.Parts) -> list[str]:
+def _targets(stream: Stream, parts: stages.Parts, outputs: Any) -> list[str]:
     """Targets that are no column of what the model gives, where the problem says that they are."""
     if parts.problem.labels is None:
         return []
-    low, high = parts.problem.labels(_logits(stream, parts))
+    low, high = parts.problem.labels(outputs)
     read = {"training": (stream.targets, stream.rows, stream.weight)}
     for k, g in enumerate(sets_of(stream)):
         read[f"{whose(stream, k)}s"] = (g.targets, g.rows, g.weight)

@@ -150,9 +150,7 @@ def is_finite(state: State, losses: Array) -> Array:
     >>> bool(is_finite(state, jnp.zeros(3)))
     False
     """
-    floats = [p for p in state.params.values() if jnp.issubdtype(p.dtype, jnp.floating)]
-    good = [jnp.all(jnp.isfinite(x)) for x in (losses, *floats)]
-    return jnp.all(jnp.stack(good))
+    return jnp.all(jnp.isfinite(losses)) & scoring.all_finite(state.params)
 
 
 def run(

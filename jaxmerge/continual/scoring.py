@@ -47,9 +47,7 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
             columns.append(jax.lax.map(lambda x, g=g: one(params, g, x), xs))
         return {n: jnp.concatenate([c[n] for c in columns]) for n in names}
 
-    trained = trained_leaves(parts.model, state.params, t)
-    floats = [x for x in trained.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else True
+    good = all_finite(trained_leaves(parts.model, state.params, t))
 
     def deployed(label):
         if label != LAST and _too_few(setup, parts, state, label):
@@ -59,6 +57,16 @@ def score(setup: Setup, stream: Stream, state: State, t: Array) -> dict[str, dic
         return {n: jnp.where(good, x, jnp.nan) for n, x in figures.items()}
 
     return {k: deployed(k) for k in (LAST, *setup.merges)}
+
+
+def all_finite(leaves: Leaves) -> Array:
+    """bool: whether every float of a model is finite.
+
+    >>> bool(all_finite({"w": jnp.array([1.0, jnp.inf]), "count": jnp.array(3)}))
+    False
+    """
+    floats = [x for x in leaves.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats] or [jnp.bool_(True)]))
 
 
 def _too_few(setup: Setup, parts: Parts, state: State, label: str) -> bool:

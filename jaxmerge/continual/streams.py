@@ -54,10 +54,11 @@ def split(
     >>> split((x, y), (x, y), [[0, 1], [2, 3]], batch=3).rows.shape
     (2, 2, 3)
     """
-    train, test = _check(train, test, batch=batch, epochs=epochs)
+    train, test = _arrays(train, test, batch=batch, epochs=epochs)
     if scenario not in get_args(Scenario):
         known = closest(str(scenario), get_args(Scenario))
         raise ValueError(f"No scenario is named {scenario!r}: {known}.")
+    order = list(order)
     if not all(isinstance(part, Sequence | np.ndarray | set) for part in order):
         raise ValueError(f"The order is the classes of each task, [[0, 1], [2, 3]], got {order!r}.")
     order = [[int(c) for c in part] for part in order]
@@ -115,7 +116,7 @@ def permuted(
     ((2, 2, 4), (2, 3))
     """
     more = {} if examples is None else {"examples": examples}
-    train, test = _check(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
+    train, test = _arrays(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
     rng = np.random.default_rng(seed)
     width = int(np.prod(train[0].shape[1:]))
     orders = [rng.permutation(width) for _ in range(tasks)]
@@ -159,7 +160,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"planned takes a `Plan`, such as i_blurry(labels, 5); got {kind(plan)}.")
-    train, test = _check(train, test, batch=batch)
+    train, test = _arrays(train, test, batch=batch)
     if len(train[0]) != plan.examples:
         raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")
     kept = [t for t in range(len(plan)) if len(plan.rows[t])]
@@ -235,7 +236,7 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
     return x
 
 
-def _check(train: Data, test: Data, **numbers: int) -> tuple[Data, Data]:
+def _arrays(train: Data, test: Data, **numbers: int) -> tuple[Data, Data]:
     """The data as arrays; ValueError for what does not fit together or is no count, all at once."""
     one = lambda x: np.asarray(x) if isinstance(x, list | tuple) else x
     every = lambda x: {k: one(v) for k, v in x.items()} if isinstance(x, Mapping) else one(x)

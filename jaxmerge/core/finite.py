@@ -57,19 +57,25 @@ def refuse_nonfinite(grid: Mapping[str, Pipeline], base: Leaves, models: Sequenc
         )
 
 
-def refuse_overflow(merged: Leaves) -> None:
-    """Raise one ValueError that names float16 leaves in which a merge of finite models is Inf.
+def refuse_overflow(grid: Mapping[str, Pipeline], base: Leaves, merged: Leaves) -> None:
+    """Raise one ValueError that names float16 leaves that are finite in the base, not in the merge.
 
     Only these are looked at (concrete values only): 65,504 is within reach of a sum of changes, the
     ends of float32 and bfloat16 are not.
     """
-    half = {n: x for n, x in merged.items() if x.dtype == np.float16}
+    half = {n: [base[n], merged[n]] for n in grid if merged[n].dtype == np.float16}
     if not half or not concrete(half):
         return
     with jax.ensure_compile_time_eval():
-        good = {n: _looked_at([x]) for n, x in half.items()}
+        good = {n: _looked_at(pair) for n, pair in half.items()}
     told = jax.device_get({n: [_parts(x) for _, x in pairs] for n, pairs in good.items()})
-    wrong = [n for n, every in told.items() if not all(_everywhere(x).all() for x in every)]
+    wrong = []
+    for n, every in told.items():
+        fine = [True, True]
+        for (members, _), answers in zip(good[n], every, strict=True):
+            for t, one in zip(members, _everywhere(answers), strict=True):
+                fine[t] &= bool(one)
+        wrong += [n] * (fine == [True, False])
     if wrong:
         raise ValueError(
             "The merge is beyond float16, which ends at 65,504, in\n  "

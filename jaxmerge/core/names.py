@@ -63,7 +63,8 @@ def _shared(tree: Any, leaves: list[Any]) -> tuple[Any, Callable[[Any], Any]] | 
     """The state of NNX modules that share a variable, which is in it once, and the way back; None
     where nothing is shared.  As a pytree such a module has the variable twice."""
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or len({id(x) for x in leaves}) == len(leaves):
+    arrays = [id(x) for x in leaves if hasattr(x, "shape")]  # equal numbers may be one object
+    if nnx is None or len(set(arrays)) == len(arrays):
         return None
     module = lambda x: isinstance(x, nnx.Module)
     if not any(map(module, jax.tree.leaves(tree, is_leaf=module))):

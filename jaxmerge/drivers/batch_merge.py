@@ -68,8 +68,8 @@ def merge(
 
     Raises:
         ValueError: leaves that do not fit (all named), too few or too many models, NaN or Inf,
-            no key where one is needed, side information missing; a merge of finite models that is
-            beyond float16, where the base is in it.
+            no key where one is needed, side information missing; a merge that is beyond float16,
+            where the base is in it.
 
     Example:
         >>> import jaxmerge as jm
@@ -117,8 +117,7 @@ def _merge(method: Merge, base: Any, models: Any, key: Any, extras: Any, nonfini
     with shared_out(sum(p.decomposes for p in grid.values())) as there:
         out = there(_folded(grid, flat, rows, sides, key, zero))
     merged = like_base(like, out)
-    if not zero:
-        refuse_overflow({n: merged[n] for n in grid})
+    refuse_overflow(grid, flat, merged)
     return rebuild(merged)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmerge.core import names
-from jaxmerge.core.finite import refuse_nonfinite
+from jaxmerge.core.finite import refuse_nonfinite, refuse_overflow
 from jaxmerge.core.types import Array, Cell, Leaves, Merge, Slots, Tree, concrete, zeros
 from jaxmerge.core.validation import (
     check_count,
@@ -239,6 +239,10 @@ def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
         state: of at least one model (or as few as the method takes); it is not consumed.
         base: theta_0, a pytree.
 
+    Raises:
+        ValueError: a state of another method or base, or of too few models; a merge that is beyond
+            float16, where the base is in it.
+
     Example:
         >>> import jaxmerge as jm
         >>> base, method = {"w": jnp.zeros(1)}, jm.mean()
@@ -264,7 +268,9 @@ def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
             flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]
         )
         out = there({n: finish(p, n, inputs(p, n)) for n, p in grid.items()})
-    return rebuild(like_base(like, out))
+    merged = like_base(like, out)
+    refuse_overflow(grid, flat, merged)
+    return rebuild(merged)
 
 
 def _room(cell: Cell) -> float:
