@@ -143,16 +143,10 @@ def benchmark() -> list[str]:
 
     def cell(scenario, method):
         row = row_of("published_mnist", scenario, method)
-        ours = "–" if row is None else percent(row) + " *" * anew(row)
-        return f"{ours} ({known.get((scenario, method), '–')})"
+        return f"{percent(row) if row else '–'} ({known.get((scenario, method), '–')})"
 
     rows = [[m, *(cell(s, m) for s in scenarios)] for m in methods]
     return grid(["Method", *(SCENARIOS[s] for s in scenarios)], rows)
-
-
-def anew(row: dict) -> bool:
-    """Whether a row was run before the optimiser was kept from task to task, as it is there."""
-    return "moments kept" not in row["protocol"]
 
 
 def grid(head: list[str], rows: list[list[str]]) -> list[str]:

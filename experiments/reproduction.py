@@ -303,9 +303,8 @@ def page() -> str:
         "",
         "1024-400-400, Adam 1e-3, 4 epochs a task, batch 128, the strengths of the table of the "
         "Continual-Learning-Benchmark; ours, five seeds (published, ten); one optimiser for "
-        'all tasks, as there (`Setup(moments="kept")`), in rows with a star a new one for each '
-        "task, as they were run before. Its rows of GEM and of naive rehearsal are not run: "
-        "`published_mnist.py data=DATA seeds=5`.",
+        'all tasks, as there (`Setup(moments="kept")`). Its rows of GEM and of naive rehearsal are '
+        "not run: `published_mnist.py data=DATA seeds=5`.",
         "",
         *benchmark(),
         "## Split MNIST",
