@@ -13,6 +13,7 @@ from jaxmerge.continual.drivers import program
 from jaxmerge.continual.methods import cuber, fot, gpm, l2, trgp
 from jaxmerge.continual.optimisers import adamw, sgd
 from jaxmerge.continual.problems import classification
+from jaxmerge.continual.projection import Span
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import methods
 from jaxmerge.continual.stream_records import Setup
@@ -186,10 +187,31 @@ def lost(name: str = "layer_9/kernel", inputs: int = 5):
     return Method(init=memory, spans=lambda memory: memory)
 
 
+@methods.register
+def squares(name: str, inputs: int = 5):
+    """A projector of the inputs that it names."""
+    memory = lambda model, params, batch, stored: {name: jnp.eye(inputs)}
+    return Method(init=memory, spans=lambda memory: {n: Span(None, p) for n, p in memory.items()})
+
+
+@methods.register
+def nothing(name: str):
+    """A span of nothing."""
+    return Method(init=lambda *_: {}, spans=lambda memory: {name: Span()})
+
+
+def test_a_span_may_be_a_projector():
+    all_of_it = learnt(sgd(0.1), squares("head/kernel", 16))
+    changed = {n: bool((p - all_of_it.base[n]).any()) for n, p in all_of_it.params.items()}
+    assert changed == {"head/kernel": False, "layer_0/kernel": True, "layer_1/kernel": True}
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [(lost(), "a span of 'layer_9/kernel', which is no kernel that trains"),
-     (lost("head/kernel"), r"lost: the span of 'head/kernel' is \[5, 2\], expected \[16, k\]")],
+     (lost("head/kernel"), r"lost: the span of 'head/kernel' is \[5, 2\], expected \[16, k\]"),
+     (squares("head/kernel"), r"the projector of 'head/kernel' is \[5, 5\], expected \[16, 16\]"),
+     (nothing("head/kernel"), "span of 'head/kernel' is empty, expected vectors or a projector")],
 )  # fmt: skip
 def test_spans_that_do_not_fit(method, message):
     with pytest.raises(ValueError, match=message):

@@ -40,14 +40,14 @@ from jaxmerge.numerics.subspaces import outside
 
 
 class Span(NamedTuple):
-    """What updates of a kernel stay outside of.
+    """What updates of a kernel stay outside of, one of the two or both.
 
     Attributes:
         vectors: M [in, k], orthonormal columns and zeros.
         projector: M M' [in, in], where one product with it is cheaper than two with M.
     """
 
-    vectors: Array
+    vectors: Array | None = None
     projector: Array | None = None
 
 
@@ -66,6 +66,36 @@ def rows_outside(span: Span, x: Array) -> Array:
     return outside(x, right=span.vectors)
 
 
+def outside_of(span: Span, u: Array) -> Array:
+    """u - M M' u of a kernel's update.
+
+    Args:
+        span: of the kernel.
+        u: [in, out], or of a convolution [height, width, in, out].
+
+    >>> outside_of(Span(projector=jnp.diag(jnp.array([1.0, 0.0]))), jnp.ones((2, 1))).tolist()
+    [[0.0], [1.0]]
+    """
+    if span.projector is None:
+        return outside(u, span.vectors)
+    flat = u.reshape(-1, u.shape[-1])
+    return u - full_precision(jnp.matmul)(span.projector, flat).reshape(u.shape)
+
+
+def compact(vectors: Array) -> Span:
+    """The span of M [.., in, k], by its projector where one product costs less than two.
+
+    Args:
+        vectors: M, orthonormal columns and zeros; of several spans where there are more axes.
+
+    >>> compact(jnp.zeros((8, 3))).projector is None, compact(jnp.zeros((8, 8))).vectors is None
+    (True, True)
+    """
+    if 2 * vectors.shape[-1] <= vectors.shape[-2]:
+        return Span(vectors)
+    return Span(projector=full_precision(jnp.matmul)(vectors, jnp.swapaxes(vectors, -1, -2)))
+
+
 class Projection(NamedTuple):
     """How a task's steps are projected.
 
@@ -75,7 +105,7 @@ class Projection(NamedTuple):
 
     >>> first = jnp.array([[1.0], [0.0]])
     >>> there = Projection({"w": Span(first)}, of_rows=False)
-    >>> there.updates({"w": jnp.ones((2, 1))}, {"w": first})["w"].tolist()
+    >>> there.updates({"w": jnp.ones((2, 1))}, there.spans)["w"].tolist()
     [[0.0], [1.0]]
     >>> apply = lambda params, x: x @ params["w"]
     >>> there.learn(apply, {"w": jnp.ones((2, 1))}, jnp.ones((1, 2))).tolist()
@@ -98,16 +128,16 @@ class Projection(NamedTuple):
         there = {n: _operator(params[n], s) for n, s in self.spans.items()}
         return operated(apply, params, there, *args)
 
-    def updates(self, updates: Tree, spans: Mapping[str, Array]) -> Tree:
+    def updates(self, updates: Tree, spans: Mapping[str, Span]) -> Tree:
         """Updates outside the spans, if they are not already.
 
         Args:
             updates: what the optimiser proposes, by kernel.
-            spans: kernel -> M, of the step.
+            spans: of kernels, at this step.
         """
         if self.of_rows:
             return updates
-        own = lambda n, u: outside(u, spans[n]) if n in spans else u
+        own = lambda n, u: outside_of(spans[n], u) if n in spans else u
         return {n: own(n, u) for n, u in updates.items()}
 
 
@@ -131,16 +161,16 @@ def projection(setup: Setup, parts: Parts, memory: tuple, trained: Leaves, rows:
     >>> projection(setup, build(setup, 2), (), {}, rows=8)  # no method names a span
     Projection(spans={}, of_rows=False)
     """
-    spans = {n: Span(m) for n, m in spans_of(parts, memory, trained).items()}
+    spans = spans_of(parts, memory, trained)
     linear = is_linear(setup.optimiser) and setup.moments == "new"  # kept ones are of other spans
     of_rows = bool(spans) and linear and _unread(parts)
     if of_rows:
-        spans = {n: _prepared(s.vectors, rows) for n, s in spans.items()}
+        spans = {n: _prepared(s, rows) for n, s in spans.items()}
     return Projection(spans, of_rows)
 
 
-def spans_of(parts: Parts, memory: Sequence, trained: Leaves) -> dict[str, Array]:
-    """Kernel -> M [in, k], of all methods.
+def spans_of(parts: Parts, memory: Sequence, trained: Leaves) -> dict[str, Span]:
+    """The span of each kernel that has one, of all methods.
 
     Args:
         parts: what was built of a setup.
@@ -158,12 +188,13 @@ def spans_of(parts: Parts, memory: Sequence, trained: Leaves) -> dict[str, Array
     >>> spans_of(build(setup, 2), (), {})  # no method names a span
     {}
     """
-    spans: dict[str, Array] = {}
+    spans: dict[str, Span] = {}
     for method, name, own in zip(parts.methods, parts.names, memory, strict=True):
         with named(f"{name}: `spans`"):
             new = method.spans(own) if method.spans is not None else {}
         if not isinstance(new, Mapping):
             raise ValueError(f"{name}: `spans` gives a mapping of kernels; found {kind(new)}.")
+        new = {n: s if isinstance(s, Span) else Span(s) for n, s in new.items()}
         if twice := sorted(spans.keys() & new.keys()):
             raise ValueError(f"{name}: another method projects {', '.join(twice)} already.")
         if wrong := [w for n, m in new.items() if (w := _misfit(n, m, trained))]:
@@ -205,13 +236,18 @@ def stopped(parts: Parts, memory: Sequence, updates: Leaves, task: Array) -> Lea
     return {n: jnp.where(task == 0, u, 0) if n in still else u for n, u in updates.items()}
 
 
-def _misfit(name: str, vectors: Array, trained: Leaves) -> str | None:
+def _misfit(name: str, span: Span, trained: Leaves) -> str | None:
     """What is wrong with a span, in words."""
     if name not in trained or jnp.ndim(trained[name]) < 2:
         return f"a span of {name!r}, which is no kernel that trains"
-    inputs = fan_in(trained[name])
-    if vectors.ndim != 2 or vectors.shape[0] != inputs:
+    inputs, (vectors, projector) = fan_in(trained[name]), span
+    if vectors is None and projector is None:
+        return f"the span of {name!r} is empty, expected vectors or a projector"
+    if vectors is not None and (vectors.ndim != 2 or vectors.shape[0] != inputs):
         return f"the span of {name!r} is {list(vectors.shape)}, expected [{inputs}, k]"
+    if projector is not None and projector.shape != (inputs, inputs):
+        found = list(projector.shape)
+        return f"the projector of {name!r} is {found}, expected [{inputs}, {inputs}]"
     return None
 
 
@@ -221,12 +257,14 @@ def _unread(parts: Parts) -> bool:
     return not any(h for m in parts.methods for h in hooks(m))
 
 
-def _prepared(vectors: Array, rows: int) -> Span:
+def _prepared(span: Span, rows: int) -> Span:
     """With its projector, where rows (2 in k - in^2), what that saves, exceed in^2 k, its cost."""
-    inputs, width = vectors.shape
+    if span.projector is not None:
+        return span
+    inputs, width = span.vectors.shape
     if rows * (2 * width - inputs) <= inputs * width:
-        return Span(vectors)
-    return Span(vectors, full_precision(jnp.matmul)(vectors, vectors.T))
+        return span
+    return Span(span.vectors, full_precision(jnp.matmul)(span.vectors, span.vectors.T))
 
 
 def _operator(kernel: Array, span: Span) -> Operator:
@@ -261,5 +299,5 @@ def _guarded(kernel: Array, span: Span) -> Array:
 
 _guarded.defvjp(
     lambda kernel, span: (kernel, span),
-    lambda span, g: (outside(g, span.vectors), jax.tree.map(jnp.zeros_like, span)),
+    lambda span, g: (outside_of(span, g), jax.tree.map(jnp.zeros_like, span)),
 )

@@ -225,9 +225,9 @@ class Method(NamedTuple):
             one that counts replayed examples too), "the head". Of methods that name the same
             thing a stream may have one.
         update: ``(model, step, updates) -> (updates, memory)``, after the optimiser.
-        spans: ``memory -> {kernel: M [in, k]}``: what updates of a kernel stay outside of, behind
-            the optimiser and all hooks `update`, of the memory that these leave: see
-            `jaxmerge.continual.projection`.
+        spans: ``memory -> {kernel: M [in, k]}`` (or a `projection.Span`, where the projector M M'
+            is kept): what updates of a kernel stay outside of, behind the optimiser and all hooks
+            `update`, of the memory that these leave: see `jaxmerge.continual.projection`.
         stops: ``(model, memory, name) -> bool``: whether a trained leaf stays as it is after the
             first task, whatever the optimiser and other hooks propose for it.
         claims: ``(model, params) -> names``: kernels of the network, below all wraps, whose change
@@ -255,7 +255,7 @@ class Method(NamedTuple):
     gradient: Callable[..., Any] | None = None
     replaces: tuple[str, ...] = ()
     update: Callable[..., tuple[Any, Any]] | None = None
-    spans: Callable[[Any], Mapping[str, Array]] | None = None
+    spans: Callable[[Any], Mapping[str, Any]] | None = None
     stops: Callable[[Model, Any, str], bool] | None = None
     claims: Callable[[Model, Leaves], Iterable[str]] | None = None
     steps: bool = False

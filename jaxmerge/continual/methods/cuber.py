@@ -18,6 +18,7 @@ from jaxmerge.continual.methods.gpm import (
     thresholds,
 )
 from jaxmerge.continual.methods.trgp import nearest, related, task_gradient
+from jaxmerge.continual.projection import Span, compact
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Correlation, Count, NonNegative, Pattern, Share, methods
 from jaxmerge.continual.taps import layer_inputs
@@ -34,15 +35,15 @@ class Kernel(NamedTuple):
         gradients: [tasks, in, out], G_j, that of task j's objective at its end.
         before: [in, out], the kernel before the task.
         positive: bool [2], which of the two used tasks are in regime 3.
-        off: [4, in, capacity], orthonormal: what the kernel may not move in, by which of the two
-            are in regime 3 (none, the second, the first, both).
+        off: what the kernel may not move in, a span [4, ..] by which of the two are in regime 3
+            (none, the second, the first, both).
     """
 
     basis: basis.Basis
     gradients: Array
     before: Array
     positive: Array
-    off: Array
+    off: Span
 
 
 @methods.register
@@ -78,7 +79,8 @@ def cuber(
         correlation: epsilon_2, in [-1, 1]; 0 in the paper.
         strength: lambda.
 
-    Memory: tasks x in x out (gradients) + 5 x in x capacity a kernel, besides TRGP's.
+    Memory: tasks x in x out (gradients) + 4 x in x min(in, 2 capacity), at most, a kernel, besides
+    TRGP's.
 
     Source: Lin et al., Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,
     NeurIPS 2022, definitions 1 and 2, eq. 4 to 8.
@@ -106,7 +108,7 @@ def cuber(
         def one(n, m):
             w = params[n].reshape(m.vectors.shape[0], -1)
             tasks = len(params[n + SPACE])
-            zero, four = jnp.zeros_like(w), jnp.zeros((4, *m.vectors.shape), w.dtype)
+            zero, four = jnp.zeros_like(w), compact(jnp.zeros((4, *m.vectors.shape), w.dtype))
             return Kernel(m, jnp.zeros((tasks, *w.shape), w.dtype), zero, jnp.zeros(2, bool), four)
 
         empty = empty_bases(model, params, batch, chosen, capacity)
@@ -129,20 +131,19 @@ def cuber(
             ]
             used[n + USED] = params[n + USED].at[t].set(u)
             before = params[n].reshape(m.before.shape)
-            new[n] = m._replace(before=before, positive=positive, off=jnp.stack(off))
+            new[n] = m._replace(before=before, positive=positive, off=compact(jnp.stack(off)))
         return {**params, **used}, new
 
-    def loss(model, step):
-        total = 0.0
+    def gradient(model, step, grads, grad_at):
+        new = dict(grads)
         for n, m in step.memory.items():
             change = step.params[n].reshape(m.before.shape) - m.before
             spaces, used = step.params[n + SPACE], step.params[n + USED][step.task]
             for a in range(2):
-                moved = jax.checkpoint(lambda c, s=spaces[used[a]]: norm(s.T @ c))
-                total += jax.lax.cond(
-                    m.positive[a], moved, lambda c: jnp.zeros_like(c[0, 0]), change
-                )
-        return strength * total
+                moved = lambda c, s=spaces[used[a]]: strength * away(s, c)
+                pull = jax.lax.cond(m.positive[a], moved, jnp.zeros_like, change)
+                new[n] += pull.reshape(new[n].shape)
+        return new
 
     def update(model, step, updates):
         new = {}
@@ -154,7 +155,8 @@ def cuber(
         return updates, new
 
     def spans(memory):
-        return {n: m.off[2 * m.positive[0] + m.positive[1]] for n, m in memory.items()}
+        at = lambda m: 2 * m.positive[0] + m.positive[1]
+        return {n: jax.tree.map(lambda x, i=at(m): x[i], m.off) for n, m in memory.items()}
 
     def end(model, params, memory, border):
         t = border.index
@@ -170,7 +172,7 @@ def cuber(
         return {**params, **spaces}, new
 
     return Method(
-        wrap=wrap, init=init, begin=begin, loss=loss, update=update, spans=spans,
+        wrap=wrap, init=init, begin=begin, gradient=gradient, update=update, spans=spans,
         stops=stops_beside(free), end=end,
         claims=lambda model, params: matching(model, params, project),
     )  # fmt: skip
@@ -189,10 +191,15 @@ def correlated(old: Array, gradient: Array) -> Array:
     return product / jnp.where(size > 0, size, 1)
 
 
-def norm(x: Array) -> Array:
-    """|x|, whose gradient at 0 is 0, as it is at the first step of every task."""
-    square = jnp.sum(x**2)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+def away(space: Array, change: Array) -> Array:
+    """The gradient S S' C / |S' C| of |S S' C| by C; 0 at 0, as at the first step of every task.
+
+    >>> away(jnp.array([[1.0], [0.0]]), jnp.array([[3.0], [4.0]])).tolist()
+    [[1.0], [0.0]]
+    """
+    inside = space.T @ change
+    square = jnp.sum(inside**2)
+    return space @ (inside * jnp.where(square > 0, jax.lax.rsqrt(square), 0))
 
 
 def union(spaces: Array, which: Array, all_: basis.Basis) -> Array:
