@@ -6,8 +6,8 @@
 
 * ``task``, ``domain``, ``class``: split MNIST of the Continual-Learning-Benchmark (Hsu et al.,
   2018): images padded to 32 x 32, (x - 0.1) / 0.2752, 1024-400-400, Adam 1e-3, batch 128, 4 epochs
-  a task, the strengths of its table; SGD and Adagrad at 0.01; ``offline``: all tasks mixed; one
-  optimiser for all tasks.
+  a task, the strengths of its table; SGD, Adagrad and GEM at 0.01; naive rehearsal of 1,100 and
+  4,400 images; ``offline``: all tasks mixed; one optimiser for all tasks.
 * ``supsup``: the notebook of SupSup: 784-300-300-100 without biases, 5 permuted tasks, 1 epoch of
   60,000 images, batch 128, RMSprop 1e-4, the task given.
 * ``fot``: permuted MNIST of FOT: 784-400-400-400-10 with dropout, first task unpermuted, 125
@@ -45,6 +45,7 @@ from jaxmerge.continual.methods import (
     ewc,
     fedavg,
     fot,
+    gem,
     gpm,
     l2,
     lwf,
@@ -56,6 +57,7 @@ from jaxmerge.continual.methods import (
 from jaxmerge.continual.optimisers import adam, sgd
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import Positive, optimisers
+from jaxmerge.continual.rehearsed import rehearsed
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import permuted, pixels, split
 from jaxmerge.models.mlp.learner import mlp
@@ -118,6 +120,12 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
     )
     protocol = "60,000 images, 4 epochs a task, batch 128, 1024-400-400, "
     mixed = lambda seed, validation: joint(stream(seed, validation), jax.random.key(seed))
+
+    def again(size):
+        return lambda seed, validation: rehearsed(
+            stream(seed, validation), size, epochs=4, seed=seed
+        )
+
     every = classification(
         columns="all" if scenario == "class" else columns, metrics=(metric,), view=padded
     )  # of classes that all come at once none is ahead
@@ -130,6 +138,9 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
         *(one(k, adam(1e-3), m, stream, "Adam 1e-3") for k, m in setups.items()),
         one("SGD", sgd(0.01), (), stream, "SGD 0.01"),
         one("Adagrad", adagrad(0.01), (), stream, "Adagrad 0.01"),
+        one("naive rehearsal 1,100", adam(1e-3), (), again(1100), "Adam 1e-3, 1,100 images again"),
+        one("naive rehearsal 4,400", adam(1e-3), (), again(4400), "Adam 1e-3, 4,400 images again"),
+        one("GEM", sgd(0.01), (gem(1100, tasks=4),), stream, "SGD 0.01, 1,100 images a task"),
         one("offline", adam(1e-3), (), mixed, "Adam 1e-3, all tasks mixed", every),
     ]
 

@@ -7,7 +7,7 @@ holds weights                   `l2`, `ewc`, `ewc_magmax`, `si`, `mas`
 holds answers                   `lwf`, `pred_kd`, `feat_kd`, `prd`, `two_teachers`
 replays examples                `er`, `der`, `derpp`, `clib`, `pl_fms`, `onpro`, `replay`
 unlearns before it learns       `refresh`
-projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`
+projects what is learnt         `gpm`, `trgp`, `cuber`, `coso`, `osft`, `agem`, `gem`
 a module for every task         `lora`, `olora`, `supsup`
 averages clients                `fedavg`, `fot`
 aligns the classifier           `slca`, `slcapp`
@@ -29,6 +29,7 @@ from jaxmerge.continual.methods.ewc_magmax import ewc_magmax
 from jaxmerge.continual.methods.feat_kd import feat_kd
 from jaxmerge.continual.methods.fedavg import fedavg
 from jaxmerge.continual.methods.fot import fot
+from jaxmerge.continual.methods.gem import gem
 from jaxmerge.continual.methods.gpm import gpm
 from jaxmerge.continual.methods.l2 import l2
 from jaxmerge.continual.methods.lingocl import lingocl
@@ -65,6 +66,7 @@ __all__ = [
     "feat_kd",
     "fedavg",
     "fot",
+    "gem",
     "gpm",
     "l2",
     "lingocl",

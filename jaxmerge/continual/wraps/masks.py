@@ -55,7 +55,7 @@ def through(scores: Array, density: float | None) -> Array:
     """
     hard = jax.lax.stop_gradient(mask(scores, density))
     soft = scores if density is None else jnp.abs(scores)
-    return hard + soft - jax.lax.stop_gradient(soft)
+    return hard + (soft - jax.lax.stop_gradient(soft))  # exactly the mask
 
 
 def signed_constant(kernel: Array, inputs: int) -> Array:
