@@ -80,9 +80,8 @@ LABELS = {  # rows of the accuracy tables
     "coso": "CoSO", "cuber": "CUBER", "der": "DER 500", "derpp": "DER++ 500", "er": "ER 500",
     "ewc": "EWC", "ewc_magmax": "EWC (MagMax's)", "feat_kd": "FeatKD", "gem": "GEM", "gpm": "GPM",
     "l2": "L2", "lora": "LoRA a task", "lwf": "LwF", "mas": "MAS", "olora": "O-LoRA",
-    "osft": "OSFT", "pred_kd": "PredKD", "refresh": "refresh + DER++ 500", "replay": "replay", "si": "SI",
-    "slca": "SLCA", "supsup": "SupSup", "train_only": "head only",
-    "trgp": "TRGP",
+    "osft": "OSFT", "pred_kd": "PredKD", "refresh": "refresh + DER++ 500", "replay": "replay",
+    "si": "SI", "slca": "SLCA", "supsup": "SupSup", "train_only": "head only", "trgp": "TRGP",
 }  # fmt: skip
 
 
