@@ -34,6 +34,11 @@ STREAMS = {  # stream -> result file, what is learnt, from where
         "rehearsal_gtsrb", "GTSRB, five tasks of nine or eight signs, {images:,} images once",
         "from random weights",
     ),
+    "caltech101": (
+        "rehearsal_caltech101",
+        "Caltech-101, five tasks of twenty classes, {images:,} photographs once",
+        "from random weights",
+    ),
     "clinc150": (
         "rehearsal_clinc150", "CLINC150, ten tasks of 15 intents, {images:,} sentences once",
         "from one model",

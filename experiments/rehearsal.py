@@ -3,6 +3,7 @@
     python experiments/rehearsal.py data=DATA/mnist           # mnist_train.npz, mnist_test.npz
     python experiments/rehearsal.py stream=fashion data=DATA/fashion_mnist
     python experiments/rehearsal.py stream=gtsrb data=DATA/gtsrb
+    python experiments/rehearsal.py stream=caltech101 data=DATA/caltech101
     python experiments/rehearsal.py stream=clinc150 data=DATA/clinc150
     python experiments/rehearsal.py stream=cifar10 data=DATA/cifar10
     python experiments/rehearsal.py data=FOLDER methods=ER,OnPro out=...
@@ -18,6 +19,8 @@ have groups there is a third: labels of groups first, then those of classes (HLE
   weights, five tasks of two classes, 200 images in the buffer.
 * ``gtsrb``: 6,000 traffic signs of 16 x 16, a perceptron 768-400-400-43 from random weights, five
   tasks of nine or eight signs, 430 images in the buffer, the five groups of shape and colour.
+* ``caltech101``: 5,206 photographs of 16 x 16, the same perceptron to 101 classes, five tasks of
+  twenty or twenty-one, 1,010 images in the buffer, twelve groups by what a picture shows.
 * ``clinc150``: 6,000 sentences as vectors of a frozen MiniLM, a perceptron 384-384-150 from one
   common start, the classifier of the intents' names; ten tasks of 15 intents, 600 sentences in the
   buffer, the ten domains as groups.
@@ -25,10 +28,10 @@ have groups there is a third: labels of groups first, then those of classes (HLE
 
 Deployments fold the models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
 (factor 1) and OPCM.  No setting is chosen on test data: the rates are 0.1 for plain SGD (of
-``gtsrb`` and ``clinc150`` chosen with ER on validation examples of another seed) and the authors'
-for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the
-head's rate (theirs a hundredth).  So the tables compare parts of methods with each other, and
-merges on top of one stream; they do not rank methods.
+``gtsrb``, ``caltech101`` and ``clinc150`` chosen with ER on validation examples of another seed)
+and the authors' for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3 (theirs 3e-4), SLCA's trunk a
+tenth of the head's rate (theirs a hundredth).  So the tables compare parts of methods with each
+other, and merges on top of one stream; they do not rank methods.
 
 A row that is finished is in the result file, and is not run again.
 """

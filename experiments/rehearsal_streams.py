@@ -1,4 +1,4 @@
-"""What `rehearsal.py` learns: digits, clothes, traffic signs, intents, CIFAR-10; data and settings.
+"""What `rehearsal.py` learns: digits, clothes, signs, photographs, intents; data and settings.
 
 A `Case` is a data set as it is learnt there: one pass, so many classes a task, a buffer of a fixed
 size.  `STREAMS` has them by the names of ``stream=``.
@@ -26,7 +26,7 @@ from jaxmerge.core.types import Array
 from jaxmerge.data.npz import npz
 from jaxmerge.data.registry import entry
 from jaxmerge.data.splits import few
-from jaxmerge.data.streams.trees import GTSRB, Hierarchy, hierarchy
+from jaxmerge.data.streams.trees import CALTECH101, GTSRB, Hierarchy, Level, hierarchy
 from jaxmerge.data.text import clinc150, clinc150_domains
 from jaxmerge.models import bert
 from jaxmerge.models.mlp.learner import mlp
@@ -141,23 +141,28 @@ def greyscale(names: tuple[str, ...], folder: str, examples: int, cache: Path) -
     return case._replace(language=partial(of_names, names, cache))
 
 
-def signs(folder: str, examples: int, cache: Path) -> Case:
-    """GTSRB at 16 x 16: a perceptron 768-400-400-43 from random weights, by shape and colour.
+def shrunk(
+    name: str, names: tuple[str, ...], groups: Level, size: int, folder: str, examples: int,
+    cache: Path,
+) -> Case:  # fmt: skip
+    """GTSRB or Caltech-101 at 16 x 16: a perceptron 768-400-400 from random weights, with groups.
 
-    The validation images, which choose a rate, are other frames of the tracks that are learnt.
+    The validation images of GTSRB, which choose a rate, are other frames of the tracks that are
+    learnt; those of Caltech-101 are other photographs.
     """
-    source = data_set(lambda folder: npz(folder, "gtsrb", per_class=10**6), folder)
-    names = tuple(entry("gtsrb")["names"].values())
+    source = data_set(lambda folder: npz(folder, name, per_class=10**6), folder)
+    names = names or source.classes
 
     def part(split, most=None):
         rows = np.random.default_rng(0).permutation(source.splits[split])[:most]
-        x = np.asarray(source.inputs[rows]).reshape(len(rows), 16, 3, 16, 3, 3)
+        x = np.asarray(source.inputs[rows])
+        x = x.reshape(len(rows), 16, x.shape[1] // 16, 16, x.shape[2] // 16, 3)
         return np.round(x.mean((2, 4))).astype(np.uint8), source.labels[rows]
 
     data = {"train": part("train", examples), "validation": part("val"), "test": part("test")}
     return Case(
-        data, lambda names: mlp(768, (400, 400), len(names)), levelled, names, 5, 430, 26,
-        (0.03, 0.1, 0.3), hierarchy(names, GTSRB), 6, period=10,
+        data, lambda names: mlp(768, (400, 400), len(names)), levelled, names, 5, size, 26,
+        (0.03, 0.1, 0.3), hierarchy(names, groups), 6, period=10,
         language=partial(of_names, names, cache),
     )  # fmt: skip
 
@@ -221,10 +226,14 @@ CLOTHES = (
     "T-shirt", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
     "bag", "ankle boot",
 )  # fmt: skip
+SIGNS = tuple(entry("gtsrb")["names"].values())
 STREAMS = {
     "mnist": (partial(greyscale, DIGITS), "rehearsal", 5000),
     "fashion": (partial(greyscale, CLOTHES), "rehearsal_fashion", 5000),
-    "gtsrb": (signs, "rehearsal_gtsrb", 6000),
+    "gtsrb": (partial(shrunk, "gtsrb", SIGNS, GTSRB, 430), "rehearsal_gtsrb", 6000),
+    "caltech101": (
+        partial(shrunk, "caltech101", (), CALTECH101, 1010), "rehearsal_caltech101", 5206,
+    ),
     "clinc150": (intents, "rehearsal_clinc150", 6000),
     "cifar10": (colours, "rehearsal_cifar10", 5000),
 }  # fmt: skip

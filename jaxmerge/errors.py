@@ -126,15 +126,15 @@ def library_message(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
 
 
-def listed(wrong: Iterable[str]) -> str:
-    """Everything that is wrong as one sentence.
+def listed(wrong: Iterable[str], most: int = 8) -> str:
+    """What is wrong as one sentence, all of it unless that were more than a screen.
 
     >>> listed(["no 'a'.", "no 'epoch': did you mean epochs?"])
     "no 'a'; no 'epoch': did you mean epochs?"
-    >>> listed(["lr is 0"])
-    'lr is 0.'
+    >>> listed(["lr is 0"]), listed("abc", most=2)
+    ('lr is 0.', 'a; b; and 1 more.')
     """
-    text = "; ".join(w.rstrip(".") for w in wrong)
+    text = bounded([w.rstrip(".") for w in wrong], most)
     return text if text.endswith("?") else f"{text}."
 
 

@@ -95,10 +95,12 @@ def _unfit(below: Sequence[str], level: Level) -> list[str]:
     for group, members in level.items():
         for name in members:
             groups.setdefault(name, []).append(group)
-    wrong = [
-        f"{' and '.join(at)} has {name!r}, which is no class: {closest(str(name), below)}"
-        for name, at in groups.items()
-        if name not in below
+    unknown = {name: at for name, at in groups.items() if name not in below}
+    hints = [closest(str(name), below) for name in unknown]
+    wrong = [  # the classes that there are are said once
+        f"{' and '.join(at)} has {name!r}, which is no class"
+        + f": {hint}" * (hint not in hints[:i])
+        for i, ((name, at), hint) in enumerate(zip(unknown.items(), hints, strict=True))
     ]
     wrong += [f"{name!r} is in no group" for name in below if name not in groups]
     return wrong + [
