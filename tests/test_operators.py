@@ -73,6 +73,6 @@ def test_other_leaves_and_arguments_pass_through():
     params = {"b": np.ones(8, np.float32), "w": W}
     there = {"w": Operator(lambda x, dot: dot(x, W), lambda: W)}
     apply = lambda p, x, scale: {"y": scale["by"] * (x @ p["w"] + p["b"])}
-    x, scale = np.ones((2, 6), np.float32), {"by": np.float32(2)}
+    x, scale = jnp.ones((2, 6)), {"by": np.float32(2)}
     found = operated(apply, params, there, x, scale)
     np.testing.assert_array_equal(found["y"], apply(params, x, scale)["y"])
