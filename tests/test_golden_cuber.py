@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from golden_streams import close, given, learn, load, stream
 from jaxmerge.continual.memories import basis
 from jaxmerge.continual.methods.cuber import away, correlated, cuber, one_of, union
 from jaxmerge.continual.methods.trgp import nearest, related
-from jaxmerge.continual.wraps.scales import rescaled
+from jaxmerge.continual.wraps.scales import SPACE, USED, rescaled
 
 
 def test_one_layer(x64):
@@ -78,3 +80,30 @@ def test_a_kernel_moves_in_an_old_space_only_where_the_gradients_agree(correlati
         m = one.memory[0][n].basis.vectors
         inside = float(jnp.linalg.norm(m.T @ (two.params[n] - one.params[n])))
         assert inside > 1e-3 if correlation < 0 else inside < 1e-12, (n, inside)
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.0])
+def test_the_hook_adds_the_gradient_of_the_penalty(strength, x64):
+    method = cuber(0.999999, trust=0.1, correlation=-1, strength=strength, examples=24)
+    rng = np.random.default_rng(0)
+    model = given((rng.normal(size=(8, 12)), rng.normal(size=(4, 8))))
+    x = (rng.normal(size=(24, 3)) @ rng.normal(size=(3, 12))).reshape(6, 4, 12)
+    tasks = stream([x, x], rng.integers(0, 4, (2, 6, 4)), classes=4)
+    _, (_, two) = learn(model, tasks, method)
+    moved = {n: m.before + rng.normal(size=m.before.shape) for n, m in two.memory[0].items()}
+    params = {**two.params, **moved}
+    step = SimpleNamespace(params=params, memory=two.memory[0], task=jnp.int32(1))
+
+    def penalty(kernels):
+        total = 0.0
+        for n, m in two.memory[0].items():
+            for a in np.flatnonzero(np.asarray(m.positive)):
+                space = params[n + SPACE][params[n + USED][1, a]]
+                total += jnp.linalg.norm(space @ space.T @ (kernels[n] - m.before))
+        return strength * total
+
+    assert any(m.positive.any() for m in two.memory[0].values())
+    grads = {n: jnp.asarray(rng.normal(size=w.shape)) for n, w in moved.items()}
+    found = method.build().gradient(None, step, grads, None)
+    for n, g in jax.grad(penalty)(moved).items():
+        close(found[n] - grads[n], g, 1e-12)

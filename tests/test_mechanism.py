@@ -14,7 +14,7 @@ from tiny_streams import KEY, blobs, setup, split, tiny
 import jaxmerge as jm
 from jaxmerge.continual import buffers
 from jaxmerge.continual.drivers import program, run
-from jaxmerge.continual.methods import lora, osft, supsup, trgp
+from jaxmerge.continual.methods import l2, lora, osft, supsup, trgp
 from jaxmerge.continual.optimisers import by_name, cosine, sgd
 from jaxmerge.continual.records import LAST, Method
 from jaxmerge.continual.registry import Count, NonNegative, methods
@@ -278,3 +278,36 @@ def test_a_wrap_reads_its_weights_in_training_and_from_features_too(method):
     close(wrapped.train(params, x, 1, KEY).logits, actual.logits)
     close(wrapped.from_features(params, actual.features, 1).logits, actual.logits)
     assert float(jnp.abs(plain.apply(plain.init(KEY), x, 1).logits - actual.logits).max()) > 1e-3
+
+
+def test_a_step_without_weight_in_the_middle_of_a_task_is_not_taken():
+    whole = split()
+    weight = np.array(whole.weight)
+    weight[:, 2] = 0
+    gap = whole._replace(weight=weight, promise=Static("nothing"))
+    rest = np.delete(np.arange(weight.shape[1]), 2)
+    short = gap._replace(**{k: getattr(gap, k)[:, rest] for k in ("rows", "origin", "weight")})
+    one, two = (program(setup(), s, KEY) for s in (gap, short))
+    assert (one.losses[:, 2] == 0).all()
+    np.testing.assert_array_equal(one.losses[:, rest], two.losses)
+    for n, p in one.state.params.items():
+        np.testing.assert_array_equal(p, two.state.params[n])
+
+
+def test_a_stream_is_differentiable_by_its_floats_both_ways(x64):
+    data = split()
+    doubles = data._replace(inputs=np.float64(data.inputs), weight=np.float64(data.weight))
+
+    def loss(rate, strength):
+        result = program(setup(l2(strength), optimiser=sgd(rate)), doubles, KEY)
+        return jnp.sum(result.losses[-1])
+
+    at, step = (0.1, 0.5), 1e-5
+    backward = jax.grad(loss, (0, 1))(*at)
+    for i in range(2):
+        along = tuple(float(i == k) for k in range(2))
+        _, forward = jax.jvp(loss, at, along)
+        up, down = (loss(*(a + s * step * d for a, d in zip(at, along, strict=True)))
+                    for s in (1, -1))  # fmt: skip
+        np.testing.assert_allclose(backward[i], forward, rtol=1e-6)
+        np.testing.assert_allclose(forward, (up - down) / (2 * step), rtol=1e-3)

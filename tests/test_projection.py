@@ -200,6 +200,13 @@ def nothing(name: str):
     return Method(init=lambda *_: {}, spans=lambda memory: {name: Span()})
 
 
+@methods.register
+def odd(what: str):
+    """What is no span."""
+    there = {"list": [[1.0]], "complex": jnp.zeros((16, 2), complex), "text": Span(None, "text")}
+    return Method(init=lambda *_: {}, spans=lambda memory: {"head/kernel": there[what]})
+
+
 def test_a_span_may_be_a_projector():
     all_of_it = learnt(sgd(0.1), squares("head/kernel", 16))
     changed = {n: bool((p - all_of_it.base[n]).any()) for n, p in all_of_it.params.items()}
@@ -209,8 +216,11 @@ def test_a_span_may_be_a_projector():
 @pytest.mark.parametrize(
     ("method", "message"),
     [(lost(), "a span of 'layer_9/kernel', which is no kernel that trains"),
-     (lost("head/kernel"), r"lost: the span of 'head/kernel' is \[5, 2\], expected \[16, k\]"),
-     (squares("head/kernel"), r"the projector of 'head/kernel' is \[5, 5\], expected \[16, 16\]"),
+     (lost("head/kernel"), r"span of 'head/kernel' is \[5, 2\], expected real numbers \[16, k\]"),
+     (squares("head/kernel"), r"projector of 'head/kernel' is \[5, 5\], expected .* \[16, 16\]"),
+     (odd("list"), r"the span of 'head/kernel' is a list, expected real numbers \[16, k\]"),
+     (odd("complex"), r"the span of 'head/kernel' is complex64\[16, 2\], expected real numbers"),
+     (odd("text"), "the projector of 'head/kernel' is .*text.*, expected real numbers"),
      (nothing("head/kernel"), "span of 'head/kernel' is empty, expected vectors or a projector")],
 )  # fmt: skip
 def test_spans_that_do_not_fit(method, message):

@@ -47,24 +47,26 @@ def federated(
         raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")
     rng, dealt = np.random.default_rng((seed, 2)), []
     parts = (2 if by_label else 1) * clients
-    for at, weight in zip(np.asarray(stream.rows), np.asarray(stream.weight), strict=True):
-        own = rng.permutation(np.unique(at[weight > 0]))
+    every = (np.asarray(x) for x in (stream.rows, stream.origin, stream.weight))
+    many = len(np.asarray(stream.targets))
+    for at, origin, weight in zip(*every, strict=True):
+        own = rng.permutation(np.unique((at + many * origin.astype(np.int64))[weight > 0]))
         if len(own) < parts:
             raise ValueError(f"{len(own)} examples of a task cannot be dealt to {clients} clients.")
         if by_label:
-            own = own[np.argsort(np.asarray(stream.targets)[own], kind="stable")]
+            own = own[np.argsort(np.asarray(stream.targets)[own % many], kind="stable")]
         shards = own[: len(own) // parts * parts].reshape(parts, -1)
         dealt.append(rng.permutation(shards).reshape(clients, -1))
     size = max(d.shape[1] for d in dealt)
-    every = np.full((len(dealt), clients, size), -1, np.int32)
+    every = np.full((len(dealt), clients, size), -1)
     for t, d in enumerate(dealt):
         every[t, :, : d.shape[1]] = d
     draw = lambda d: [d[rng.permutation(clients)[:chosen]].reshape(-1) for _ in range(rounds)]
     at = np.array([draw(d) for d in every])
     return stream._replace(
-        rows=np.maximum(at, 0),
-        origin=np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape),
+        rows=(np.maximum(at, 0) % many).astype(np.int32),
+        origin=np.where(at >= 0, at // many, np.arange(len(at))[:, None, None]).astype(np.int32),
         weight=(at >= 0).astype(np.float32),
-        sample=every.reshape(len(every), -1),
+        sample=np.where(every >= 0, every % many, -1).reshape(len(every), -1).astype(np.int32),
         promise=Static("nothing"),
     )

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmerge.continual.hook_calls import kind, named
 from jaxmerge.continual.operators import Operator, operated
@@ -44,7 +45,8 @@ class Span(NamedTuple):
 
     Attributes:
         vectors: M [in, k], orthonormal columns and zeros.
-        projector: M M' [in, in], where one product with it is cheaper than two with M.
+        projector: M M' [in, in], where one product with it is cheaper than two with M; where both
+            are there it is what is used.
     """
 
     vectors: Array | None = None
@@ -243,11 +245,13 @@ def _misfit(name: str, span: Span, trained: Leaves) -> str | None:
     inputs, (vectors, projector) = fan_in(trained[name]), span
     if vectors is None and projector is None:
         return f"the span of {name!r} is empty, expected vectors or a projector"
-    if vectors is not None and (vectors.ndim != 2 or vectors.shape[0] != inputs):
-        return f"the span of {name!r} is {list(vectors.shape)}, expected [{inputs}, k]"
-    if projector is not None and projector.shape != (inputs, inputs):
-        found = list(projector.shape)
-        return f"the projector of {name!r} is {found}, expected [{inputs}, {inputs}]"
+    for what, x, width in (("span", vectors, "k"), ("projector", projector, str(inputs))):
+        if x is None:
+            continue
+        real = isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating)
+        if not real or x.ndim != 2 or x.shape[0] != inputs or width not in ("k", str(x.shape[1])):
+            found = list(x.shape) if real else kind(x)
+            return f"the {what} of {name!r} is {found}, expected real numbers [{inputs}, {width}]"
     return None
 
 
@@ -261,10 +265,12 @@ def _prepared(span: Span, rows: int) -> Span:
     """With its projector, where rows (2 in k - in^2), what that saves, exceed in^2 k, its cost."""
     if span.projector is not None:
         return span
-    inputs, width = span.vectors.shape
+    vectors = span.vectors
+    assert vectors is not None  # `_misfit` has asked
+    inputs, width = vectors.shape
     if rows * (2 * width - inputs) <= inputs * width:
         return span
-    return Span(span.vectors, full_precision(jnp.matmul)(span.vectors, span.vectors.T))
+    return Span(vectors, full_precision(jnp.matmul)(vectors, vectors.T))
 
 
 def _operator(kernel: Array, span: Span) -> Operator:

@@ -11,25 +11,29 @@ from jaxmerge.core.specs import Static
 from jaxmerge.errors import listed
 
 
-def rehearsed(stream: Stream, size: int, *, epochs: int = 1, seed: int = 0) -> Stream:
+def rehearsed(stream: Stream, size: int, *, epochs: int | None = None, seed: int = 0) -> Stream:
     """A stream whose tasks are learnt from their own examples and a memory of earlier ones.
 
     The memory has an equal share of each of the t earlier tasks, ``size // t`` examples, the first
     of a random order of the task's own.  A pass over task t shows each of its n examples once and
-    the whole memory ``max(n // size, 1)`` times, so that old and new examples count alike, in
-    random order.
+    the whole memory ``max(n // size, 1)`` times, so that old and new examples count about alike,
+    in random order.
 
-    It is a plan of the data alone: any method, optimiser or merge learns on it.  Its memory is not
-    part of the model's state, and an example keeps the task that it is from (`Stream.origin`).
+    It is a plan of the data alone: methods, optimisers and merges learn on it as on any stream (of
+    clients first this, then `federated`).  Its memory is not part of the model's state, and an
+    example keeps the task that it is from (`Stream.origin`); what methods read of a task at its
+    borders are its own examples.
 
     Args:
-        stream: of any tasks; the order of its batches does not matter, their size does.
-        size: examples in the memory, 1 or more.
-        epochs: passes over a task.
+        stream: its tasks hold examples of their own alone; the order of its batches does not
+            matter, their size does, and of their weights whether they are 0.
+        size: examples in the memory, one or more for each earlier task.
+        epochs: passes over a task; None: as many as the stream has.
         seed: of all that is drawn.
 
     Raises:
-        ValueError: what is no stream; numbers out of their ranges.
+        ValueError: what is no stream, or one with examples of other tasks in a task; numbers out of
+            their ranges.
 
     Source: Hsu et al., Re-evaluating Continual Learning Scenarios, 2018, "naive rehearsal";
     GT-RIPL/Continual-Learning-Benchmark, ``agents/exp_replay.py``.
@@ -40,9 +44,11 @@ def rehearsed(stream: Stream, size: int, *, epochs: int = 1, seed: int = 0) -> S
     >>> plain.rows.shape, rehearsed(plain, 3).rows.shape  # the memory of three is shown twice
     ((2, 3, 2), (2, 6, 2))
     """
-    wrong = unfit(Count, size=size, epochs=epochs)
+    wrong = unfit(Count, size=size, **({} if epochs is None else {"epochs": epochs}))
     if not isinstance(stream, Stream):
         wrong.insert(0, f"rehearsed takes a `Stream`, of `split` for one, got {kind(stream)}")
+    elif not wrong and size < stream.tasks - 1:
+        wrong.append(f"{size} examples cannot be shared out to {stream.tasks - 1} earlier tasks")
     if wrong:
         raise ValueError(listed(wrong))
     rng, batch = np.random.default_rng((seed, 3)), stream.rows.shape[2]
@@ -50,17 +56,28 @@ def rehearsed(stream: Stream, size: int, *, epochs: int = 1, seed: int = 0) -> S
     every = (np.asarray(x) for x in (stream.rows, stream.origin, stream.weight))
     for t, (rows, origin, weight) in enumerate(zip(*every, strict=True)):
         shown = weight > 0
-        own = rng.permutation(np.unique(np.stack([rows[shown], origin[shown]], 1), axis=0))
+        if (others := origin[shown]).size and (others != t).any():
+            raise ValueError(f"Task {t} of the stream holds examples of other tasks already.")
+        own = rng.permutation(np.unique(rows[shown]))
+        passes = epochs or max(round(shown.sum() / max(len(own), 1)), 1)
         kept = [pairs[: size // t] for pairs in earlier]
-        whole = np.concatenate([own, *kept * max(len(own) // size, 1)])
+        new = np.stack([own, np.full_like(own, t)], 1)
+        whole = np.concatenate([new, *kept * max(len(own) // size, 1)])
         short = np.full((-len(whole) % batch, 2), -1)
-        passes = [np.concatenate([rng.permutation(whole), short]) for _ in range(epochs)]
-        plans.append(np.concatenate(passes).reshape(-1, batch, 2))
-        earlier.append(own)
-    at = np.full((len(plans), max(map(len, plans)), batch, 2), -1, np.int32)
-    for t, plan in enumerate(plans):
-        at[t, : len(plan)] = plan
+        each = [np.concatenate([rng.permutation(whole), short]) for _ in range(passes)]
+        plans.append(np.concatenate(each).reshape(-1, batch, 2))
+        earlier.append(new)
+    filled = lambda parts: _filled(parts, max(map(len, parts)))
+    at, sample = filled(plans), filled(earlier)[..., 0]
     return stream._replace(
         rows=np.maximum(at[..., 0], 0), origin=np.maximum(at[..., 1], 0),
-        weight=(at[..., 0] >= 0).astype(np.float32), promise=Static("nothing"),
+        weight=(at[..., 0] >= 0).astype(np.float32), sample=sample, promise=Static("nothing"),
     )  # fmt: skip
+
+
+def _filled(parts: list[np.ndarray], length: int) -> np.ndarray:
+    """One array [parts, length, ..], -1 where a part is shorter."""
+    whole = np.full((len(parts), length, *parts[0].shape[1:]), -1, np.int32)
+    for row, part in zip(whole, parts, strict=True):
+        row[: len(part)] = part
+    return whole

@@ -158,7 +158,7 @@ def begin(setup: Setup, stream: Stream, state: State, t: Array) -> State:
 def train(
     setup: Setup, stream: Stream, state: State, t: Array, part: Any = None, total: Any = None
 ) -> tuple[State, Array]:
-    """All steps of a task in one loop, or those of a part of it.
+    """All steps of a task in one scan, or those of a part of it.
 
     Args:
         part: None, or ``(rows, origin, weight)`` of the part, each ``[steps, B]``.

@@ -1,4 +1,4 @@
-"""One step of the optimiser with the hooks of all methods, and several in one loop."""
+"""One step of the optimiser with the hooks of all methods, and several in one scan."""
 
 from __future__ import annotations
 
@@ -51,10 +51,7 @@ def steps(
     setup: Setup, parts: Parts, info: Any, state: State, t: Array, total: Any, fit: Fit,
     part: tuple[Any, Array], read: Callable[[Any], Batch] = lambda batch: batch,
 ) -> tuple[Fit, Array]:  # fmt: skip
-    """Several steps in one loop, of as many rounds as there are steps to compute.
-
-    What does not change from step to step is then computed once by XLA (on a CPU also where it
-    would not leave the branch of a `cond`): old spaces of TRGP and CUBER are looked up once.
+    """Several steps in one scan.
 
     Args:
         state: its base and key, and of its params what does not train.
@@ -65,21 +62,16 @@ def steps(
         What the steps change, and the total loss of each: 0 where it was skipped, NaN where
         `Model.slot` names a slot that is not there, which no step can write.
     """
-    xs, active = part
-    form = jax.eval_shape(read, jax.tree.map(lambda x: x[0], xs)).weight
-    rows = len(active) * math.prod(form.shape)
+
+    form = jax.eval_shape(read, jax.tree.map(lambda x: x[0], part[0])).weight
+    rows = len(part[1]) * math.prod(form.shape)
     project = projection(setup, parts, fit.memory, fit.trained, rows)
-    order = jnp.argsort(~active, stable=True)  # those to compute first
 
-    def step(i, carry):
-        fit, losses = carry
-        at = order[i]
-        batch = read(jax.tree.map(lambda x: x[at], xs))
-        fit, loss = one_step(setup, parts, info, state, t, total, project, fit, batch)
-        return fit, losses.at[at].set(loss)
+    def step(fit, x):
+        take = lambda f: one_step(setup, parts, info, state, t, total, project, f, read(x[0]))
+        return jax.lax.cond(x[1], take, lambda f: (f, jnp.zeros((), form.dtype)), fit)
 
-    losses = jnp.zeros(active.shape, form.dtype)
-    fit, losses = jax.lax.fori_loop(0, jnp.sum(active), step, (fit, losses))
+    fit, losses = jax.lax.scan(step, fit, part)
     if lengths := lengths_of_slots(parts.model, state.params, trained=True):
         slot = parts.model.slot({**state.params, **fit.statistics}, t)
         there = (slot >= 0) & (slot < min(lengths.values()))

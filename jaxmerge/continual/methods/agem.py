@@ -15,13 +15,13 @@ from jaxmerge.core.types import Leaves
 
 @methods.register
 def agem(size: Count = 1000, examples: Count = 100, replay: Count | None = None) -> Method:
-    """A-GEM: a step never raises, to first order, the loss of a batch of old examples.
+    """A-GEM: the gradient never raises, to first order, the loss of a batch of old examples.
 
     Formula: with g the gradient and r the gradient of the objective on the drawn examples,
 
         g <- g - min(g . r, 0) / (r . r) r
 
-    over all trained leaves together.
+    over all trained leaves together. The optimiser comes behind: momentum or decay may raise it.
 
     Args:
         size: examples in the memory; the oldest leave where there are more.

@@ -68,7 +68,8 @@ def cuber(
         regime 3:  neither
 
     At most the two tasks with the largest |S_j' g| are in regimes 2 and 3, and are used in W_eff. W
-    moves outside the spaces of regimes 1 and 2; in those of regime 3 it is held back by a loss
+    moves outside the spaces of regimes 1 and 2; in those of regime 3 it is held back by a penalty's
+    gradient
 
         strength * sum |S_j S_j' (W - W_before)|        (the norm, not its square)
 
@@ -79,7 +80,7 @@ def cuber(
         correlation: epsilon_2, in [-1, 1]; 0 in the paper.
         strength: lambda.
 
-    Memory: tasks x in x out (gradients) + 4 x in x min(in, 2 capacity), at most, a kernel, besides
+    Memory: tasks x in x out (gradients) + 4 x in x min(in, capacity) a kernel, besides
     TRGP's.
 
     Source: Lin et al., Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,
@@ -89,8 +90,9 @@ def cuber(
         The spaces of regimes 1 and 2 are projected off together, by an orthonormal basis of their
         sum; the paper's sum of projections takes directions that they share twice. G_j is the
         gradient of the first `examples` of task j with its own scales. The paper does not give
-        lambda. What the optimiser proposes is projected, not the gradient, as in `gpm`; weight
-        decay and the scales are as in `trgp`.
+        lambda. The penalty's gradient is added in closed form, where the method stands in the list,
+        so that the stream's losses do not hold the penalty. What the optimiser proposes is
+        projected, not the gradient, as in `gpm`; weight decay and the scales are as in `trgp`.
 
     >>> cuber((0.95, 0.99, 0.99), strength=2)
     cuber(threshold=(0.95, 0.99, 0.99), strength=2.0)
