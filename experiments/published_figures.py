@@ -81,10 +81,15 @@ def far(p: dict) -> list[Distance]:
 
 def distances() -> list[str]:
     """Every figure that is far from the published one, with what is known of the reason."""
+
+    def reason(p: dict, d: Distance) -> str:
+        near = d.deviations is not None and abs(d.deviations) <= 1
+        return p.get("apart") or ("within what seeds differ by" if near else "not known")
+
     rows = [
         [p["method"], p["protocol"], d.what, d.published, d.ours, f"{d.points:+.1f}",
          f"{d.deviations:+.1f}" if d.deviations is not None else "–",
-         p.get("apart", "reason not known")]
+         reason(p, d)]
         for p in published()
         for d in far(p)
     ]  # fmt: skip
