@@ -138,8 +138,8 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
         *(one(k, adam(1e-3), m, stream, "Adam 1e-3") for k, m in setups.items()),
         one("SGD", sgd(0.01), (), stream, "SGD 0.01"),
         one("Adagrad", adagrad(0.01), (), stream, "Adagrad 0.01"),
-        one("naive rehearsal 1,100", adam(1e-3), (), again(1100), "Adam 1e-3, 1,100 images again"),
-        one("naive rehearsal 4,400", adam(1e-3), (), again(4400), "Adam 1e-3, 4,400 images again"),
+        one("naive rehearsal", adam(1e-3), (), again(1100), "Adam 1e-3, 1,100 images again"),
+        one("naive rehearsal-C", adam(1e-3), (), again(4400), "Adam 1e-3, 4,400 images again"),
         one("GEM", sgd(0.01), (gem(1100, tasks=4),), stream, "SGD 0.01, 1,100 images a task"),
         one("offline", adam(1e-3), (), mixed, "Adam 1e-3, all tasks mixed", every),
     ]
