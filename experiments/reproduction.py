@@ -303,7 +303,8 @@ def page() -> str:
         "",
         "1024-400-400, Adam 1e-3, 4 epochs a task, batch 128, the strengths of the table of the "
         "Continual-Learning-Benchmark; ours, five seeds (published, ten); one optimiser for "
-        'all tasks, as there (`Setup(moments="kept")`). Naive rehearsal is a stream, `rehearsed`, of 1,100 images, -C of 4,400. '
+        'all tasks, as there (`Setup(moments="kept")`). Naive rehearsal is a stream, `rehearsed`, '
+        "of 1,100 images, -C of 4,400. "
         "GEM holds 1,100 images a task, 4,400 in the last; the benchmark shares out 1,100 or 4,400 "
         "in all (which of the two is published is not known). `published_mnist.py data=DATA "
         "seeds=5`.",
