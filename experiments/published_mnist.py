@@ -141,6 +141,13 @@ def benchmark(data: dict, scenario: str) -> list[Cell]:
         one("naive rehearsal", adam(1e-3), (), again(1100), "Adam 1e-3, 1,100 images again"),
         one("naive rehearsal-C", adam(1e-3), (), again(4400), "Adam 1e-3, 4,400 images again"),
         one("GEM", sgd(0.01), (gem(1100, tasks=4),), stream, "SGD 0.01, 1,100 images a task"),
+        one(
+            "GEM, 275 images",
+            sgd(0.01),
+            (gem(275, tasks=4),),
+            stream,
+            "SGD 0.01, 275 images a task",
+        ),
         one("offline", adam(1e-3), (), mixed, "Adam 1e-3, all tasks mixed", every),
     ]
 

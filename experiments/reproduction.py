@@ -305,9 +305,9 @@ def page() -> str:
         "Continual-Learning-Benchmark; ours, five seeds (published, ten); one optimiser for "
         'all tasks, as there (`Setup(moments="kept")`). Naive rehearsal is a stream, `rehearsed`, '
         "of 1,100 images, -C of 4,400. "
-        "GEM holds 1,100 images a task, 4,400 in the last; the benchmark shares out 1,100 or 4,400 "
-        "in all (which of the two is published is not known). `published_mnist.py data=DATA "
-        "seeds=5`.",
+        "GEM holds 1,100 images of each task, or 275; the benchmark shares 1,100 or 4,400 out "
+        "among the earlier tasks (which of the two is published is not known). "
+        "`published_mnist.py data=DATA seeds=5`.",
         "",
         *benchmark(),
         "## Split MNIST",
