@@ -20,7 +20,7 @@ have groups there is a third: labels of groups first, then those of classes (HLE
 * ``gtsrb``: 6,000 traffic signs of 16 x 16, a perceptron 768-400-400-43 from random weights, five
   tasks of nine or eight signs, 430 images in the buffer, the five groups of shape and colour.
 * ``caltech101``: 5,206 photographs of 16 x 16, the same perceptron to 101 classes, five tasks of
-  twenty or twenty-one, 1,010 images in the buffer, twelve groups by what a picture shows.
+  twenty or twenty-one, 1,010 images in the buffer, fourteen groups by what a picture shows.
 * ``clinc150``: 6,000 sentences as vectors of a frozen MiniLM, a perceptron 384-384-150 from one
   common start, the classifier of the intents' names; ten tasks of 15 intents, 600 sentences in the
   buffer, the ten domains as groups.
