@@ -6,8 +6,9 @@
 
 * ``task``, ``domain``, ``class``: split MNIST of the Continual-Learning-Benchmark (Hsu et al.,
   2018): images padded to 32 x 32, (x - 0.1) / 0.2752, 1024-400-400, Adam 1e-3, batch 128, 4 epochs
-  a task, the strengths of its table; SGD, Adagrad and GEM at 0.01; naive rehearsal of 1,100 and
-  4,400 images; ``offline``: all tasks mixed; one optimiser for all tasks.
+  a task, the strengths of its table; SGD, Adagrad and GEM at 0.01, GEM of 1,100 or 275 images a
+  task; naive rehearsal of 1,100 and 4,400 images; ``offline``: all tasks mixed; one optimiser for
+  all tasks.
 * ``supsup``: the notebook of SupSup: 784-300-300-100 without biases, 5 permuted tasks, 1 epoch of
   60,000 images, batch 128, RMSprop 1e-4, the task given.
 * ``fot``: permuted MNIST of FOT: 784-400-400-400-10 with dropout, first task unpermuted, 125
@@ -21,9 +22,9 @@
   images that GPM's authors leave for validation.
 
 ``fot``, its short form and those of GPM's table take long (on one core: GPM 3 minutes a seed, TRGP
-43, CUBER 75, a row of ``fot_short`` 5) and are not among the defaults; a seed that is finished is
-not run again.  ``fot`` itself is for a GPU: plain averaging takes hours of a core for a seed, three
-seeds at once on an H100 some minutes.
+17, CUBER 25, a row of ``fot_short`` 3, and on a slow day 2.5 times as long) and are not among the
+defaults; a seed that is finished is not run again.  ``fot`` itself is for a GPU: plain averaging
+takes hours of a core for a seed, three seeds at once on an H100 some minutes.
 
 Nothing else is chosen; the figures stand in docs/reproduction.md beside the published ones.
 """

@@ -48,7 +48,7 @@ def federated(
     rng, dealt = np.random.default_rng((seed, 2)), []
     parts = (2 if by_label else 1) * clients
     every = (np.asarray(x) for x in (stream.rows, stream.origin, stream.weight))
-    many = len(np.asarray(stream.targets))
+    many = int(np.max(stream.rows)) + 1  # an example is dealt as row + many x the task it is from
     for at, origin, weight in zip(*every, strict=True):
         own = rng.permutation(np.unique((at + many * origin.astype(np.int64))[weight > 0]))
         if len(own) < parts:

@@ -80,8 +80,8 @@ def cuber(
         correlation: epsilon_2, in [-1, 1]; 0 in the paper.
         strength: lambda.
 
-    Memory: tasks x in x out (gradients) + 4 x in x min(in, capacity) a kernel, besides
-    TRGP's.
+    Memory: tasks x in x out (gradients) + 4 x in x capacity a kernel, or 4 x in x in where a
+    capacity is more than half of in, besides TRGP's.
 
     Source: Lin et al., Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,
     NeurIPS 2022, definitions 1 and 2, eq. 4 to 8.
