@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,26 @@ def test_squaring_in_float64_costs_no_digit_of_float32():
     )
     assert vectors(ours[0], ours[2]) <= vectors(c, d)  # as accurate as a float32 SVD
     assert np.abs(polar(jnp.asarray(x)) - a @ b).max() <= np.abs(c @ d - a @ b).max()
+
+
+@pytest.mark.parametrize("steep", [False, True])
+@pytest.mark.parametrize("shape", [(40, 120), (120, 40)])
+def test_leading_vectors_are_found_in_float32_where_that_does(steep, shape):
+    """Down to a tenth of the largest value; below it they are those of float64 to the bit."""
+    rng = np.random.default_rng(3)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 40)))[0] for n in shape)
+    s = np.logspace(0, -6 if steep else -1.5, 40)
+    x = jnp.asarray(((u * s) @ v.T).astype(np.float32))
+    k = 20  # the last at 1e-3, or at 0.18
+    default, double, single = (thin_svd(x, d, k) for d in (None, True, False))
+    same = lambda other: all(np.array_equal(a, b) for a, b in zip(default, other, strict=True))
+    assert (same(double), same(single)) == ((True, False) if steep else (False, True))
+    gap = np.abs((default[0] * default[1][:k]) @ default[2] - (u[:, :k] * s[:k]) @ v[:, :k].T)
+    assert gap.max() < (2e-6 if steep else 1e-6)
+    leading = lambda x: thin_svd(x, None, k)
+    for u, _, vt in (jax.jit(leading)(x), (y[1] for y in jax.vmap(leading)(jnp.stack([x, 2 * x])))):
+        np.testing.assert_allclose(u @ u.T, default[0] @ default[0].T, atol=2e-6)
+        np.testing.assert_allclose(vt.T @ vt, default[2].T @ default[2], atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -296,7 +317,6 @@ def test_lines():
 
 
 def test_lines_compiles_once_a_shape_and_takes_traced_factors():
-    import jax
 
     model = {f"block_{i}/w": jnp.ones(2) for i in range(3)}
     last = lambda beta: jm.merge(jm.chain(jm.add(), jm.lines(0.1, beta)), None, [model])[
