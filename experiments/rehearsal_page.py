@@ -94,6 +94,8 @@ CLAIMS = {
     "what SLCA++ changes": ("SLCA++", "SLCA"),
     "prototypical feedback": ("OnPro", "OnPro, no feedback"),
     "distillation of relations": ("PRD", "PRD, no distillation"),
+    "distillation from the last model": ("LwF", "fine-tuning"),
+    "the start as a second teacher": ("two teachers", "LwF"),
     "class names in a frozen head": ("ER + LingoCL", "ER + LingoCL, random rows"),
     "a frozen head of names in place of a trained one": ("ER + LingoCL", "ER"),
 }
