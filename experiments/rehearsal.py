@@ -95,7 +95,7 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 ROWS = (
     "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER++",
     "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
-    "PRD, no distillation", *TEACHERS, "joint", "start", "OnPro", "OnPro, no feedback", *LANGUAGE,
+    "PRD, no distillation", *TEACHERS, "OnPro", "OnPro, no feedback", *LANGUAGE, "joint", "start",
 )  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def main() -> None:
             new = special[label](case, asked["seeds"], rate)
         else:
             new = row(label, case, asked["seeds"], rate)
-        report["rows"].append(new)
+        report["rows"] = sorted([*report["rows"], new], key=lambda r: ROWS.index(r["method"]))
         stream = "" if name == "mnist" else f"stream={name} "
         report |= {
             "schema": "jaxmerge.rehearsal/1", **asked, **({"stream": name} if stream else {}),

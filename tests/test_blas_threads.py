@@ -73,3 +73,74 @@ def test_what_decomposes_says_so():
         which = {n: p.decomposes for n, p in grid_of(method, base).items()}
         assert which == {"block/fc/kernel": True, "bias": False}
     assert not any(p.decomposes for p in grid_of(jm.ties(), base).values())
+
+
+class Kernel:
+    """Stands for a pipeline that decomposes."""
+
+    decomposes = True
+
+
+def test_leaves_are_decomposed_on_a_thread_each(monkeypatch):
+    """The first of every shape ahead, so that no program is compiled twice; order stays."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    arrays = {"b": np.ones(3), "a": np.ones(3), "c": np.ones((2, 2)), "d": np.ones(3)}
+    grid, first, both = dict.fromkeys(arrays, Kernel()), [], threading.Barrier(2)
+
+    def run(n):
+        assert threading.current_thread() is not threading.main_thread()
+        if n in "ad":
+            assert sorted(first) == ["b", "c"]
+            both.wait(10)  # would time out if leaves were taken in turn
+        first.append(n)
+        return 2 * arrays[n]
+
+    out = blas_threads.leaf_by_leaf(run, grid, arrays.get)
+    assert list(out) == list(arrays)
+    assert all((out[n] == 2).all() for n in out)
+
+
+@pytest.mark.parametrize("why", ["traced", "settings", "one kernel", "one core"])
+def test_leaves_are_taken_in_turn(why, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1 if why == "one core" else 4)
+    grid = dict.fromkeys("ab" if why != "one kernel" else "a", Kernel())
+    here = lambda n: threading.current_thread() is threading.main_thread()
+
+    def merged(x):
+        return blas_threads.leaf_by_leaf(here, grid, lambda n: x)
+
+    if why == "traced":
+        found = []
+        jax.jit(lambda x: found.append(merged(x)))(np.ones(2))
+        (found,) = found
+    elif why == "settings":
+        with jax.enable_x64(True):
+            found = merged(np.ones(2))
+    else:
+        found = merged(np.ones(2))
+    assert found == dict.fromkeys(grid, True)
+
+
+def test_what_fails_on_a_thread_fails_the_merge(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    grid = dict.fromkeys("ab", Kernel())
+    with pytest.raises(ZeroDivisionError):
+        blas_threads.leaf_by_leaf(lambda n: 1 / 0, grid, lambda n: np.ones(2))
+
+
+@pytest.mark.parametrize("method", [jm.tsv_m(), jm.opcm(), jm.chain(jm.tsv_m(), jm.scale(0.5))])
+def test_leaves_side_by_side_give_what_they_give_in_turn(method, monkeypatch):
+    rng = np.random.default_rng(0)
+    draw = lambda: {f"{i}/fc/kernel": rng.normal(size=(6, 4 + i % 2)) for i in range(5)}
+    base, models = draw(), [draw(), draw()]
+    results = []
+    for cores in (1, 4):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        state = jm.init(method, base)
+        for model in models:
+            state = jm.update(method, state, base, model)
+        results += [jm.merge(method, base, models), jm.merged(method, state, base)]
+    for one in results[1:]:
+        for n in base:
+            np.testing.assert_allclose(one[n], results[0][n], rtol=1e-5)
+            assert one[n].dtype == base[n].dtype

@@ -38,7 +38,7 @@ from jaxmerge.drivers.leaf import (
 )
 from jaxmerge.drivers.measuring import beside_on_host, measure_cells, measure_row, side
 from jaxmerge.drivers.memory import Nonfinite, absorb, like_base
-from jaxmerge.numerics.blas_threads import shared_out
+from jaxmerge.numerics.blas_threads import leaf_by_leaf, shared_out
 
 
 def merge(
@@ -127,14 +127,11 @@ def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
 
     def finish(cells: dict[str, Cell]) -> dict[str, Array]:
         closing = measure_cells(grid, flat, cells, key, count)
-        return {
-            n: finish_leaf(
-                p.specs,
-                cells.pop(n),
-                LeafInputs(flat[n], key=p.key(key, n), step=count, measured=closing[n]),
-            )
-            for n, p in grid.items()
-        }
+        inputs = lambda n, p: LeafInputs(
+            flat[n], key=p.key(key, n), step=count, measured=closing[n]
+        )
+        ended = lambda n, p: finish_leaf(p.specs, cells.pop(n), inputs(n, p))
+        return leaf_by_leaf(lambda n: ended(n, grid[n]), grid, lambda n: (cells[n], flat[n]))
 
     walk = list(zip(rows, map(np.int32, range(count)), sides, strict=True))
     if any(p.fold.opening for p in grid.values()):  # every row must meet the cells of all leaves
@@ -157,6 +154,7 @@ def _folded(grid, flat, rows, sides, key, zero) -> dict[str, Array]:
         )
         return run(grid[n].specs, beside_on_host(grid[n], inputs, zero), zero)
 
+    read = lambda n: (flat[n], *(r[n] for r in rows))
     if any(m is not None for p in grid.values() for m in p.measures[len(p.before) + 1 :]):
-        return finish({n: folded(n, fold_leaf) for n in grid})
-    return {n: folded(n, merge_leaf) for n in grid}
+        return finish(leaf_by_leaf(lambda n: folded(n, fold_leaf), grid, read))
+    return leaf_by_leaf(lambda n: folded(n, merge_leaf), grid, read)

@@ -56,7 +56,7 @@ from jaxmerge.drivers.measuring import (
     measure_row,
     side,
 )
-from jaxmerge.numerics.blas_threads import shared_out
+from jaxmerge.numerics.blas_threads import leaf_by_leaf, shared_out
 
 Nonfinite = Literal["raise", "zero"]
 
@@ -225,10 +225,9 @@ def absorb(
     inputs = lambda n, p: LeafInputs(
         base[n], (model[n],), p.key(key, n), step, (summaries[n],), (side(extra, n),)
     )
-    return {
-        n: fold(p.specs, cells[n], beside_on_host(p, inputs(n, p), zero), zero)
-        for n, p in grid.items()
-    }
+    folded = lambda n, p: fold(p.specs, cells[n], beside_on_host(p, inputs(n, p), zero), zero)
+    read = lambda n: (cells[n], base[n], model[n])
+    return leaf_by_leaf(lambda n: folded(n, grid[n]), grid, read)
 
 
 def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
@@ -263,11 +262,11 @@ def merged(method: Merge, state: MergeState, base: Tree) -> Tree:
         cells = _filled(cells, int(state.step))
     with shared_out(sum(p.decomposes for p in grid.values())) as there:
         summaries = measure_cells(grid, flat, cells, state.key, state.step)
-        finish = lambda p, n, inputs: finish_leaf(p.specs, cells[n], inputs)
         inputs = lambda p, n: LeafInputs(
             flat[n], key=p.key(state.key, n), step=state.step, measured=summaries[n]
         )
-        out = there({n: finish(p, n, inputs(p, n)) for n, p in grid.items()})
+        finish = lambda n: finish_leaf(grid[n].specs, cells[n], inputs(grid[n], n))
+        out = there(leaf_by_leaf(finish, grid, lambda n: (cells[n], flat[n])))
     merged = like_base(like, out)
     refuse_overflow(grid, flat, merged)
     return rebuild(merged)

@@ -1,12 +1,14 @@
-"""LAPACK on one thread while several leaves are decomposed at once.
+"""Leaves that are decomposed side by side: one a thread, LAPACK's threads shared out among them.
 
-XLA works on as many leaves at once as there are cores.  A decomposition that LAPACK spreads over
-all cores besides gains little (half of its work is not parallel) and its threads wait for each
-other by spinning: of 768 x 768 entries it takes 0.13 processor seconds on one thread and 0.23 on
-two.  So while a merge decomposes matrices the cores are shared out among the leaves.
+XLA works on what one thread asks for in turn, so a decomposition, of which LAPACK spreads little
+over cores, would leave all cores but one idle.  (Its own threads wait for each other by spinning:
+of 768 x 768 entries it takes 0.13 processor seconds on one thread and 0.23 on two.)  So a merge
+that decomposes matrices works on as many leaves at once as there are cores, up to `MOST`, and the
+cores are shared out among them.
 
-The limit is that of the whole process: what numpy or scipy compute meanwhile on other threads is
-held to it too.  Of merges that overlap the first one's limit rules, until the last has ended.
+The limit of LAPACK's threads is that of the whole process: what numpy or scipy compute meanwhile on
+other threads is held to it too.  Of merges that overlap the first one's limit rules, until the last
+has ended.
 """
 
 from __future__ import annotations
@@ -15,10 +17,16 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
+
+from jaxmerge.core.types import concrete
+
+MOST = 8  # leaves at once: each has its temporaries
 
 _lock = threading.Lock()
 _inside: list[Any] = []  # the limit in force, and an entry for every further merge in work
@@ -36,7 +44,7 @@ def shared_out(leaves: int) -> Iterator[Callable[[Any], Any]]:
         yield lambda out: out
         return
     with _lock:  # merges on several threads: the first sets the limit, the last lifts it
-        first = None if _inside else _limited(max(1, (os.cpu_count() or 1) // leaves))
+        first = None if _inside else _limited(max(1, (os.cpu_count() or 1) // min(leaves, MOST)))
         _inside.append(first)
     try:
         yield jax.block_until_ready
@@ -46,6 +54,52 @@ def shared_out(leaves: int) -> Iterator[Callable[[Any], Any]]:
             _inside.pop()
             if not _inside:
                 limit.restore_original_limits()
+
+
+def leaf_by_leaf(
+    run: Callable[[str], Any], grid: Mapping[str, Any], read: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Leaf name -> what ``run(name)`` gives; on a thread each where several are decomposed.
+
+    The first leaf of every shape goes ahead: what runs for it is compiled once, not on every
+    thread.
+
+    Args:
+        grid: leaf name -> its pipeline.
+        read: leaf name -> the arrays that `run` reads for it, a pytree; where one is traced, or
+            does not lie on one CPU, leaves are taken in turn.
+    """
+    workers = min(os.cpu_count() or 1, sum(p.decomposes for p in grid.values()), MOST)
+    ahead: dict[Any, str] = {}
+    for n, p in grid.items() if workers > 1 else ():
+        leaves = jax.tree.leaves(read(n))
+        if not all(map(_on_one_cpu, leaves)):
+            workers = 1
+        ahead.setdefault((p.decomposes, *map(np.shape, leaves)), n)
+    if workers < 2:
+        return {n: run(n) for n in grid}
+    waves = list(ahead.values()), [n for n in grid if n not in set(ahead.values())]
+    settings = _settings()
+    one = lambda n: jax.block_until_ready(run(n))
+    with ThreadPoolExecutor(workers, "jaxmerge-leaf") as pool:
+        if pool.submit(_settings).result() != settings:  # a context manager of this thread's
+            return {n: run(n) for n in grid}
+        done = {n: x for wave in waves for n, x in zip(wave, pool.map(one, wave), strict=True)}
+    return {n: done[n] for n in grid}
+
+
+def _on_one_cpu(x: Any) -> bool:
+    if not concrete(x):
+        return False
+    devices = x.devices() if isinstance(x, jax.Array) else ()
+    return len(devices) < 2 and all(d.platform == "cpu" for d in devices)
+
+
+def _settings() -> list[Any]:
+    """How jax is set in this thread: precision, float64, the default device and so on; where that
+    cannot be asked, what equals no other."""
+    known = getattr(jax.config, "values", None)
+    return [object()] if known is None else [getattr(jax.config, name, None) for name in known]
 
 
 def _limited(threads: int) -> Any:

@@ -136,13 +136,13 @@ def _triples(double: bool | None, vectors: int | None) -> Callable:
 
     @jax.custom_batching.sequential_vmap
     def by_gram(x):
-        tried = double is None and vectors is not None and vectors < min(x.shape)
         with jax.enable_x64(double is not False):
-            if not tried:
-                return _from_gram(x, jnp.float64 if double is not False else jnp.float32, vectors)
-            first = u, s, vt = _from_gram(x, jnp.float32, vectors)
+            if double is not None or vectors is None or vectors >= min(x.shape):
+                return _from_gram(x, jnp.float32 if double is False else jnp.float64, vectors)
+            first = _from_gram(x, jnp.float32, vectors)
             again = lambda: _from_gram(x, jnp.float64, vectors)
-            enough = (s[0] == 0) | (s[vectors - 1] >= LEAST * s[0])
+            largest, last = first[1][0], first[1][vectors - 1]
+            enough = (largest == 0) | (last >= LEAST * largest)
             return jax.lax.cond(enough, lambda: first, again)
 
     decompose = jax.custom_jvp(
