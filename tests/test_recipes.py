@@ -108,6 +108,14 @@ WRONG = {
     "global and varying": (
         {**ABC, "method": {"ties": {"factor": [0, 1]}}}, "looks at the whole model",
     ),
+    "more weights than models": (
+        {**ABC, "method": {"linear": {"weights": [0.1, 0.2, 0.3, 0.4]}}},
+        r"weights has 4 numbers for 3 models.*gradient: \[0.1, 0.2, 0.3, 0.4\]",
+    ),
+    "fewer weights than models": (
+        {**ABC, "method": {"task_arithmetic": {"factor": 0.5, "weights": [0.5, 1]}}},
+        "weights has 2 numbers for 3 models",
+    ),
     "a list too long": ({**ABC, "method": {"linear": {"weights": {"models": [1]}}}}, "3 models"),
     "no such model": ({**ABC, "models": ["a", "bb"], "method": "mean"}, "no model 'bb'"),
     "seed": ({**ABC, "method": "mean", "seed": -1}, "seed must be"),

@@ -180,6 +180,11 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
             fixed[key] = value  # no number that could differ from leaf to leaf
         elif isinstance(value, str | bool):
             fixed[key] = value
+        elif key == "weights" and isinstance(value, list) and _numbers(value) not in (0, models):
+            raise UserError(
+                f"{where} has {len(value)} numbers for {models} models: give one for each model; "
+                f"weights that change over the layers are {{gradient: {value}}}."
+            )
         elif (read := reader(value, models, where, made_of.like)) is not None:
             varying[key] = read
         else:
@@ -197,6 +202,12 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
     if not varying:
         return _call(factory, fixed, what)
     return _varying(factory, fixed, varying, made_of, what)
+
+
+def _numbers(value: list) -> int:
+    """How many a plain list of numbers has; 0 for a list of anything else."""
+    plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    return len(value) if plain else 0
 
 
 AXES = ("axis", "output_axis")

@@ -3,6 +3,7 @@
     0.5                              a number
     [0.3, 0.5, 0.2]                  as long as there are models: one for each model
     [0, 0.5, 1]                      any other length: a gradient over the layers, first to last
+                                     (not of `weights`, where it must be said as below)
     {models: [...]}, {gradient: [...]}    the same, said outright
     [{match: regex, value: ...}, {value: ...}]    by the leaf's name, the first match decides
 
