@@ -84,6 +84,27 @@ def test_accuracies_on_tasks_that_share_examples():
     assert np.array_equal(predict.logits_of(learner, learner.params, few), actual[: len(few.task)])
 
 
+@pytest.mark.parametrize("differ", ["head", "all", "none", "late"])
+def test_models_that_share_leaves_pass_together(differ, monkeypatch):
+    """Those in which the leaves that the first two share are the same, where any differ."""
+    scenario = builders.recurring(clouds.source(), tasks=5, classes=2, seed=1)
+    learner = clouds.learner()
+    data = predict.probe(learner, scenario, "test", batch=16)
+    names = sorted(learner.params)
+    moved = {"head": names[-1:], "all": names, "none": [], "late": names[-1:]}[differ]
+    models = [
+        {n: p + (0.1 * k if n in moved else 0) for n, p in learner.params.items()} for k in range(3)
+    ]
+    if differ == "late":
+        models.insert(2, {n: p + 0.5 for n, p in learner.params.items()})
+    alone, calls = predict.logits_of, []
+    expected = np.stack([alone(learner, m, data) for m in models])
+    monkeypatch.setattr(predict, "logits_of", lambda *a: calls.append(1) or alone(*a))
+    actual = predict.logits(learner, iter(models), data)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) == {"head": 0, "all": 3, "none": 3, "late": 1}[differ]
+
+
 def test_task_incremental_learning_tells_the_task():
     scenario = builders.task_incremental(small_source(), 2)
     assert [t.classes for t in scenario] == [(0, 1), (2, 3)]

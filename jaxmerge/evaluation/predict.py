@@ -4,11 +4,15 @@ All examples pass in batches of one shape (packed sentences: of a few), filled u
 evaluation is compiled once for any number of examples, tasks and models.  Many models (one merge
 under many factors) are stacked and vmapped on an accelerator; on a CPU they pass one after the
 other, and an iterator of them needs the memory of one: batched matrix products were measured to
-cost 1.5 times as much there.
+cost 1.5 times as much there.  Leaves that are the same in all of them, as those of a frozen tower,
+are passed once on a CPU, and what stands before the first leaf that differs runs once for all
+models: with the last of four blocks merged, twenty models cost 0.11 of twenty evaluations
+(`experiments/bench/shared_evaluation.py`); where every leaf is merged there is nothing to share.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,9 +78,12 @@ def probe(learner: AnyLearner, scenario: Scenario, split: str, batch: int = 128)
 
 
 def logits(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
-    """[F, N, columns] of F models on the examples of a probe."""
+    """[F, N, columns] of F models on the examples of a probe.
+
+    Memory: on a CPU one model, or all leaves that are not the same in the first two; else all.
+    """
     if jax.default_backend() == "cpu":
-        return np.stack([logits_of(learner, model, data) for model in models])
+        return _on_cpu(learner, models, data)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(dict, models))
     network, stacked = everywhere((learner.model(), stacked))
     parts = [_many(network, stacked, chunk) for chunk in data.chunks]
@@ -88,6 +95,39 @@ def logits_of(learner: AnyLearner, params: Leaves, data: Probe) -> np.ndarray:
     network, params = everywhere((learner.model(), dict(params)))
     parts = [_one(network, params, chunk) for chunk in data.chunks]
     return np.concatenate([to_numpy(p) for p in parts])[data.index]
+
+
+def _on_cpu(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
+    models = iter(models)
+    ahead = list(itertools.islice(models, 2))
+    first = dict(ahead[0])
+    same = lambda model: {n for n, x in first.items() if x is model[n] or _equal(x, model[n])}
+    common = same(ahead[1]) if len(ahead) > 1 else set()
+    common = set() if len(common) == len(first) else common  # two equal models say nothing
+    found: dict[int, np.ndarray] = {}
+    differing: dict[int, dict] = {}
+    for i, model in enumerate(itertools.chain(ahead, models)):
+        if common and common <= same(model):
+            differing[i] = {n: x for n, x in model.items() if n not in common}
+        else:
+            found[i] = logits_of(learner, model, data)
+    if differing:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *differing.values())
+        given = everywhere((learner.model(), {n: first[n] for n in common}, stacked))
+        parts = [to_numpy(_in_turn(*given, chunk)) for chunk in data.chunks]
+        together = np.concatenate(parts, axis=1)[:, data.index]
+        found |= dict(zip(differing, together, strict=True))
+    return np.stack([found[i] for i in sorted(found)])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and np.array_equal(a, b)
+
+
+@jax.jit
+def _in_turn(network, common, differing, inputs):
+    """Models one after another; the compiler takes out of the loop what is the same in all."""
+    return jax.lax.map(lambda own: _one(network, {**common, **own}, inputs), differing)
 
 
 @jax.jit
