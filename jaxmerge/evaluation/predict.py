@@ -3,11 +3,12 @@
 All examples pass in batches of one shape (packed sentences: of a few), filled up at the end, so
 evaluation is compiled once for any number of examples, tasks and models.  Many models (one merge
 under many factors) are stacked and vmapped on an accelerator; on a CPU they pass one after the
-other, and an iterator of them needs the memory of one: batched matrix products were measured to
-cost 1.5 times as much there.  Leaves that are the same in all of them, as those of a frozen tower,
-are passed once on a CPU, and what stands before the first leaf that differs runs once for all
-models: with the last of four blocks merged, twenty models cost 0.11 of twenty evaluations
-(`experiments/bench/shared_evaluation.py`); where every leaf is merged there is nothing to share.
+other, and an iterator of them needs the memory of two: batched matrix products were measured to
+cost 1.5 times as much there.  Where half of the weights are the same in all of them, as those of a
+frozen tower, these are held once on a CPU, and what stands before the first leaf that differs runs
+once for all models: with the last of four blocks merged, twenty models cost 0.11 of twenty
+evaluations (`experiments/bench/shared_evaluation.py`); where every leaf is merged there is nothing
+to share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from jaxmerge.data.pipeline import Batches, Examples
 from jaxmerge.data.streams.scenario import Scenario
 from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
 from jaxmerge.training.model_learner import AnyLearner
+
+WORTH = 0.5  # share of the weights that models have in common from which on they pass together
 
 
 class Probe(NamedTuple):
@@ -80,7 +83,8 @@ def probe(learner: AnyLearner, scenario: Scenario, split: str, batch: int = 128)
 def logits(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
     """[F, N, columns] of F models on the examples of a probe.
 
-    Memory: on a CPU one model, or all leaves that are not the same in the first two; else all.
+    Memory: on a CPU two models, or of all the leaves that are not the same in the first two, where
+    the others are at least half of the weights; elsewhere all models.
     """
     if jax.default_backend() == "cpu":
         return _on_cpu(learner, models, data)
@@ -103,7 +107,9 @@ def _on_cpu(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.nd
     first = dict(ahead[0])
     same = lambda model: {n for n, x in first.items() if x is model[n] or _equal(x, model[n])}
     common = same(ahead[1]) if len(ahead) > 1 else set()
-    common = set() if len(common) == len(first) else common  # two equal models say nothing
+    share = sum(first[n].size for n in common) / max(1, sum(x.size for x in first.values()))
+    if not WORTH <= share < 1:  # where little is shared memory counts; two equal models say nothing
+        common = set()
     found: dict[int, np.ndarray] = {}
     differing: dict[int, dict] = {}
     for i, model in enumerate(itertools.chain(ahead, models)):
