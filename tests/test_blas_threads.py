@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import jax
@@ -33,7 +32,7 @@ def test_one_thread_inside_and_all_again_behind():
 @pytest.mark.parametrize("leaves, share", [(1, 8), (2, 4), (3, 2), (8, 1), (100, 1)])
 def test_cores_are_shared_out_among_kernels(monkeypatch, leaves, share):
     limits, limited = [], blas_threads._limited
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(blas_threads, "_cores", lambda: 8)
     monkeypatch.setattr(blas_threads, "_limited", lambda n: limits.append(n) or limited(n))
     with blas_threads.shared_out(leaves), blas_threads.shared_out(50):  # the first one's rules
         assert limits == [share]
@@ -78,12 +77,12 @@ def test_what_decomposes_says_so():
 class Kernel:
     """Stands for a pipeline that decomposes."""
 
-    decomposes = True
+    decomposes, fold = True, None
 
 
 def test_leaves_are_decomposed_on_a_thread_each(monkeypatch):
     """The first of every shape ahead, so that no program is compiled twice; order stays."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(blas_threads, "_cores", lambda: 2)
     arrays = {"b": np.ones(3), "a": np.ones(3), "c": np.ones((2, 2)), "d": np.ones(3)}
     grid, first, both = dict.fromkeys(arrays, Kernel()), [], threading.Barrier(2)
 
@@ -102,7 +101,7 @@ def test_leaves_are_decomposed_on_a_thread_each(monkeypatch):
 
 @pytest.mark.parametrize("why", ["traced", "settings", "one kernel", "one core"])
 def test_leaves_are_taken_in_turn(why, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1 if why == "one core" else 4)
+    monkeypatch.setattr(blas_threads, "_cores", lambda: 1 if why == "one core" else 4)
     grid = dict.fromkeys("ab" if why != "one kernel" else "a", Kernel())
     here = lambda n: threading.current_thread() is threading.main_thread()
 
@@ -122,10 +121,29 @@ def test_leaves_are_taken_in_turn(why, monkeypatch):
 
 
 def test_what_fails_on_a_thread_fails_the_merge(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(blas_threads, "_cores", lambda: 2)
     grid = dict.fromkeys("ab", Kernel())
     with pytest.raises(ZeroDivisionError):
         blas_threads.leaf_by_leaf(lambda n: 1 / 0, grid, lambda n: np.ones(2))
+
+
+@pytest.mark.parametrize("made", [jm.tsv_m, jm.iso_c, lambda f: jm.chain(jm.opcm(), jm.scale(f))])
+def test_merges_that_decompose_may_be_transformed(made, monkeypatch):
+    """What is traced is the factor alone, or nothing; the arrays are concrete."""
+    monkeypatch.setattr(blas_threads, "_cores", lambda: 2)
+    rng = np.random.default_rng(0)
+    draw = lambda: {f"{i}/fc/kernel": rng.normal(size=(6, 4)).astype(np.float32) for i in range(3)}
+    base, models = draw(), [draw(), draw()]
+    merged = lambda f: jm.merge(made(f), base, models)["0/fc/kernel"]
+    expected = [merged(f) for f in (0.1, 0.5)]
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+    for f, one in zip((0.1, 0.5), expected, strict=True):
+        close(jax.jit(merged)(f), one)
+        close(jax.jit(lambda f=f: merged(f))(), one)
+    close(jax.vmap(merged)(np.float32([0.1, 0.5])), expected)
+    slope = jax.grad(lambda f: jax.numpy.sum(merged(f)))(0.5)
+    close(slope, (expected[1] - expected[0]).sum() / 0.4)
+    assert jax.eval_shape(merged, 0.5).shape == (6, 4)
 
 
 @pytest.mark.parametrize("method", [jm.tsv_m(), jm.opcm(), jm.chain(jm.tsv_m(), jm.scale(0.5))])
@@ -135,7 +153,7 @@ def test_leaves_side_by_side_give_what_they_give_in_turn(method, monkeypatch):
     base, models = draw(), [draw(), draw()]
     results = []
     for cores in (1, 4):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(blas_threads, "_cores", lambda cores=cores: cores)
         state = jm.init(method, base)
         for model in models:
             state = jm.update(method, state, base, model)

@@ -105,6 +105,13 @@ def test_leading_vectors_are_found_in_float32_where_that_does(steep, shape):
         np.testing.assert_allclose(vt.T @ vt, default[2].T @ default[2], atol=2e-6)
 
 
+@pytest.mark.parametrize("scale", [0, 1e-22, 1e-19, 1e19, 1e22])
+def test_leading_vectors_of_matrices_whose_squares_float32_cannot_hold(scale):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 20)), jnp.float32) * scale
+    for a, b in zip(thin_svd(x, None, 2), thin_svd(x, True, 2), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_directions_below_the_rank_are_zero(dtype, x64):
     rng = np.random.default_rng(1)

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from jaxmerge.core.types import concrete
 
@@ -44,7 +45,7 @@ def shared_out(leaves: int) -> Iterator[Callable[[Any], Any]]:
         yield lambda out: out
         return
     with _lock:  # merges on several threads: the first sets the limit, the last lifts it
-        first = None if _inside else _limited(max(1, (os.cpu_count() or 1) // min(leaves, MOST)))
+        first = None if _inside else _limited(max(1, _cores() // min(leaves, MOST)))
         _inside.append(first)
     try:
         yield jax.block_until_ready
@@ -61,31 +62,42 @@ def leaf_by_leaf(
 ) -> dict[str, Any]:
     """Leaf name -> what ``run(name)`` gives; on a thread each where several are decomposed.
 
-    The first leaf of every shape goes ahead: what runs for it is compiled once, not on every
-    thread.
+    The first leaf of every kind goes ahead: what runs for it is compiled once, not on every thread.
+    Inside a transformation (`jax.jit`, `vmap`, `grad`) leaves are taken in turn: `run` may hold
+    what is traced, and a trace belongs to its thread.
 
     Args:
         grid: leaf name -> its pipeline.
-        read: leaf name -> the arrays that `run` reads for it, a pytree; where one is traced, or
-            does not lie on one CPU, leaves are taken in turn.
+        read: leaf name -> the arrays that `run` reads for it, a pytree; where one does not lie on
+            one CPU, leaves are taken in turn.
     """
-    workers = min(os.cpu_count() or 1, sum(p.decomposes for p in grid.values()), MOST)
+    workers = min(_cores(), sum(p.decomposes for p in grid.values()), MOST)
+    if jax.default_backend() != "cpu":
+        workers = 1
     ahead: dict[Any, str] = {}
     for n, p in grid.items() if workers > 1 else ():
         leaves = jax.tree.leaves(read(n))
         if not all(map(_on_one_cpu, leaves)):
             workers = 1
-        ahead.setdefault((p.decomposes, *map(np.shape, leaves)), n)
+        kinds = ((np.shape(x), getattr(x, "dtype", None)) for x in leaves)
+        ahead.setdefault((id(p.fold), *kinds), n)
     if workers < 2:
         return {n: run(n) for n in grid}
     waves = list(ahead.values()), [n for n in grid if n not in set(ahead.values())]
     settings = _settings()
     one = lambda n: jax.block_until_ready(run(n))
     with ThreadPoolExecutor(workers, "jaxmerge-leaf") as pool:
-        if pool.submit(_settings).result() != settings:  # a context manager of this thread's
+        if pool.submit(_settings).result() != settings:  # inside a trace or a context manager
             return {n: run(n) for n in grid}
         done = {n: x for wave in waves for n, x in zip(wave, pool.map(one, wave), strict=True)}
     return {n: done[n] for n in grid}
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _on_one_cpu(x: Any) -> bool:
@@ -95,11 +107,11 @@ def _on_one_cpu(x: Any) -> bool:
     return len(devices) < 2 and all(d.platform == "cpu" for d in devices)
 
 
-def _settings() -> list[Any]:
-    """How jax is set in this thread: precision, float64, the default device and so on; where that
-    cannot be asked, what equals no other."""
-    known = getattr(jax.config, "values", None)
-    return [object()] if known is None else [getattr(jax.config, name, None) for name in known]
+def _settings() -> tuple[Any, list[Any]]:
+    """What jax does in this thread: its trace, and precision, float64, default device and so on."""
+    names = jax.config.values
+    settings = [getattr(jax.config, name, None) for name in names]
+    return get_opaque_trace_state(convention="flax"), settings
 
 
 def _limited(threads: int) -> Any:

@@ -10,9 +10,9 @@ Everything here treats a matrix and its transpose alike, so [in, out] and [out, 
 **Speed and accuracy.**  An SVD costs many times an eigendecomposition of the smaller Gram matrix,
 but squaring halves the digits: singular values below 2e-4 of the largest drown in float32.  So the
 Gram matrix of a float32 leaf is formed and decomposed in float64, which is at least as accurate as
-a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.  Of who asks for
-leading singular vectors only, float32 is tried first: where the last of them belongs to a value of
-a tenth of the largest or more, it costs one digit and takes 0.4 of the time.
+a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.  Where leading
+singular vectors only are asked for, float32 is tried first: if the last of them belongs to a value
+of a tenth of the largest or more, it costs a digit or two and takes 0.4 of the time.
 
 Kernels of one shape share one compiled program and are decomposed one after another: LAPACK takes
 the matrices of a batch one at a time, so stacking them gains nothing on a CPU and costs their room.
@@ -72,13 +72,13 @@ def thin_svd(
 
     Args:
         x: [m, n], any shape of either side.
-        vectors: give this many leading singular vectors only, k' of k (and all singular values,
-            of which those behind the k' are as exact as `double` says).
         double: work in float64 inside for a float32 matrix; False takes 0.4 of the time, and is
             right only for the singular vectors of values above some 1e-2 of the largest.  None
             tries float32 where less than all vectors are asked for, and goes to float64 if the last
             of them has a value below a tenth of the largest.  A vector's error is then at most some
             eps s_1^2 / (s_i^2 - s_j^2), eps = 1.2e-7, s_j the nearest other value.
+        vectors: give this many leading singular vectors only, k' of k (and all singular values;
+            those behind the k' are good to float32's half of the digits where that was used).
 
     Returns:
         u [m, k'], s [k], vt [k', n] with k = min(m, n).
@@ -142,7 +142,7 @@ def _triples(double: bool | None, vectors: int | None) -> Callable:
             first = _from_gram(x, jnp.float32, vectors)
             again = lambda: _from_gram(x, jnp.float64, vectors)
             largest, last = first[1][0], first[1][vectors - 1]
-            enough = (largest == 0) | (last >= LEAST * largest)
+            enough = (largest > 1e-12) & (last >= LEAST * largest)  # squares of less are lost
             return jax.lax.cond(enough, lambda: first, again)
 
     decompose = jax.custom_jvp(
