@@ -86,7 +86,7 @@ def expanded(rows: list[dict]) -> str:
 CLAIMS = {
     "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
     "herding in place of the reservoir": ("ER, herding", "ER"),
-    "features in bytes in place of images": ("ER, features in bytes", "ER"),
+    "features in bytes in place of examples": ("ER, features in bytes", "ER"),
     "stored logits": ("DER++", "ER"),
     "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
     "examples of the stream beside the memory": ("PL-FMS", "CLIB"),

@@ -1,7 +1,8 @@
 """Evaluation: accuracies of one model, or of many merged models at once, on prepared examples.
 
 All examples pass in batches of one shape (packed sentences: of a few), filled up at the end, so
-evaluation is compiled once for any number of examples, tasks and models.  Many models (one merge
+evaluation is compiled once for any number of examples, tasks and models (where models pass
+together, once for their number).  Many models (one merge
 under many factors) are stacked and vmapped on an accelerator; on a CPU they pass one after the
 other, and an iterator of them needs the memory of two: batched matrix products were measured to
 cost 1.5 times as much there.  Where half of the weights are the same in all of them, as those of a
@@ -104,16 +105,16 @@ def logits_of(learner: AnyLearner, params: Leaves, data: Probe) -> np.ndarray:
 def _on_cpu(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
     models = iter(models)
     ahead = list(itertools.islice(models, 2))
-    first = dict(ahead[0])
-    same = lambda model: {n for n, x in first.items() if x is model[n] or _equal(x, model[n])}
-    common = same(ahead[1]) if len(ahead) > 1 else set()
+    first = dict(ahead[0]) if ahead else {}
+    has = lambda model, n: n in model and (first[n] is model[n] or _equal(first[n], model[n]))
+    common = {n for n in first if has(ahead[-1], n)} if len(ahead) > 1 else set()
     share = sum(first[n].size for n in common) / max(1, sum(x.size for x in first.values()))
     if not WORTH <= share < 1:  # where little is shared memory counts; two equal models say nothing
         common = set()
     found: dict[int, np.ndarray] = {}
     differing: dict[int, dict] = {}
     for i, model in enumerate(itertools.chain(ahead, models)):
-        if common and common <= same(model):
+        if common and model.keys() == first.keys() and all(has(model, n) for n in common):
             differing[i] = {n: x for n, x in model.items() if n not in common}
         else:
             found[i] = logits_of(learner, model, data)
@@ -127,7 +128,7 @@ def _on_cpu(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.nd
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and np.array_equal(a, b)
+    return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 @jax.jit
