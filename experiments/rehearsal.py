@@ -33,8 +33,8 @@ Deployments fold the models of the tasks: the last one, their mean, EMA (decay 0
 (factor 1) and OPCM.  No setting is chosen on test data: beside the two strengths above, the rates
 are 0.1 for plain SGD (of ``gtsrb``, ``caltech101`` and ``clinc150`` chosen with ER on validation
 examples of another seed) and the authors' for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3
-(theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hundredth).  So the tables compare parts of methods with each
-other, and merges on top of one stream; they do not rank methods.
+(theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hundredth).  So the tables compare
+parts of methods with each other, and merges on top of one stream; they do not rank methods.
 
 A row that is finished is in the result file, and is not run again.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -128,11 +129,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         mode.note(self, x)
-        pad = (self.padding, self.padding)
-        return jax.lax.conv_general_dilated(
-            x, self.kernel[...].astype(x.dtype), (self.stride, self.stride), (pad, pad),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        return convolve(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
 
     def rows(self, x: jax.Array) -> jax.Array:
         """The patches that meet the kernel, `[batch, height, width, fan in]`.
@@ -148,6 +145,41 @@ class Conv(nnx.Module):
         )  # fmt: skip
         x = x.reshape(*x.shape[:3], channels, size * size)
         return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:3], -1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The convolution `[batch, height, width, in]` with `[size, size, in, out]`.
+
+    Its derivative is that of a matrix product with the windows of x on a CPU: inside a loop, such
+    as a `jax.lax.scan` over the steps of a task, XLA runs the derivatives of its own convolution
+    20 times as slowly there (`experiments/bench/convolutions.py`).
+    """
+    pad = (padding, padding)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@convolve.defjvp
+def _(stride: int, padding: int, primals: tuple, tangents: tuple) -> tuple:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    if jax.default_backend() == "cpu":
+        flat = lambda k: k.reshape(-1, k.shape[-1])
+        product = lambda x, k: _windows(x, k.shape[0], stride, padding) @ flat(k)
+        product = jax.checkpoint(product)  # the windows are as large as size^2 inputs
+    else:
+        product = lambda x, k: convolve(x, k, stride, padding)
+    return convolve(x, kernel, stride, padding), product(dx, kernel) + product(x, dkernel)
+
+
+def _windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """What lies under the kernel at every place, `[batch, height, width, size * size * in]`."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    along = lambda start, count: slice(start, start + stride * (count - 1) + 1, stride)
+    parts = [x[:, along(i, height), along(j, width)] for i in range(size) for j in range(size)]
+    return jnp.concatenate(parts, -1)
 
 
 class BatchNorm(nnx.Module):
