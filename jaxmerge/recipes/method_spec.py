@@ -181,9 +181,10 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
         elif isinstance(value, str | bool):
             fixed[key] = value
         elif key == "weights" and isinstance(value, list) and _numbers(value) not in (0, models):
+            many = f"{len(value)} number{'s' * (len(value) > 1)} for {models} models"
             raise UserError(
-                f"{where} has {len(value)} numbers for {models} models: give one for each model; "
-                f"weights that change over the layers are {{gradient: {value}}}."
+                f"{where} has {many}: give one for each model; a weight of all models that changes "
+                f"over the layers is {{gradient: {value}}}."
             )
         elif (read := reader(value, models, where, made_of.like)) is not None:
             varying[key] = read
