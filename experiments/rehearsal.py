@@ -275,7 +275,10 @@ def main() -> None:
         ]
     if wrong:
         raise SystemExit(listed(wrong))
-    case = make(chosen["data"], asked["images"], path.with_suffix(".vectors.npz"))
+    try:
+        case = make(chosen["data"], asked["images"], path.with_suffix(".vectors.npz"))
+    except ValueError as error:  # so few that a class has none
+        raise SystemExit(f"images={asked['images']}: {error}") from None
     rates = report.get("tried") or {repr(case.rates[0]): float("nan")}
     if len(case.rates) > 1 and "tried" not in report:
         scores = held_out(case, lambda r: (sgd(r), er(case.size)), case.rates)
@@ -287,9 +290,13 @@ def main() -> None:
     if idle := [m for m in chosen["methods"] if m not in known]:
         raise SystemExit(f"stream={name} has no rows of {', '.join(idle)}: they need {NEEDS}.")
     done = {r["method"] for r in report["rows"]}
-    for label in known:
-        if label in done or (chosen["methods"] and label not in chosen["methods"]):
-            continue
+    left = [m for m in known if m not in done and m in (chosen["methods"] or known)]
+    try:
+        if left:
+            dealt(case, 0)
+    except ValueError as error:
+        raise SystemExit(f"images={asked['images']}: {error}") from None
+    for label in left:
         special = {"joint": upper, "start": start}
         if label in special:
             new = special[label](case, asked["seeds"], rate)

@@ -64,7 +64,7 @@ def test_stored_rows_have_the_settings_of_the_script(main):
     assert rows
     for r in rows:
         assert r["setting"] == rehearsal.made(case, r["method"], 0.1)[1]
-    assert {*every, "joint", "start"} == set(rehearsal.ROWS)
+    assert {*every, *rehearsal.TEACHERS, "joint", "start"} == set(rehearsal.ROWS)
 
 
 def test_a_start_from_names_classifies_by_cosine(main):
@@ -109,6 +109,19 @@ def test_a_finished_file_of_the_same_settings_is_left_as_it_is(main, tmp_path):
     path.write_text(text)
     main("images=4", "seeds=1", "methods=ER", f"out={path}")
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "method, message", [("ER", "images=4: No .*4, 5"), ("LwF", "mnist has no rows of LwF")]
+)
+def test_rows_that_cannot_be(method, message, main, tmp_path):
+    for part in ("train", "test"):
+        images = np.zeros((4, 28, 28), np.uint8)
+        np.savez(tmp_path / f"digits_{part}.npz", images=images, labels=np.arange(4))
+    out = tmp_path / "rows.json"
+    with pytest.raises(SystemExit, match=message):
+        main("images=4", "seeds=1", f"methods={method}", f"out={out}")
+    assert not out.exists()
 
 
 def test_classes_that_tasks_do_not_divide(main):
