@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
 from jaxmerge.core.types import concrete
 
@@ -109,6 +108,10 @@ def _on_one_cpu(x: Any) -> bool:
 
 def _settings() -> tuple[Any, list[Any]]:
     """What jax does in this thread: its trace, and precision, float64, default device and so on."""
+    from jax.extend.core import (
+        get_opaque_trace_state,
+    )  # with all of Pallas: only where it is asked for
+
     names = jax.config.values
     settings = [getattr(jax.config, name, None) for name in names]
     return get_opaque_trace_state(convention="flax"), settings
