@@ -108,13 +108,11 @@ def _on_one_cpu(x: Any) -> bool:
 
 def _settings() -> tuple[Any, list[Any]]:
     """What jax does in this thread: its trace, and precision, float64, default device and so on."""
-    from jax.extend.core import (
-        get_opaque_trace_state,
-    )  # with all of Pallas: only where it is asked for
+    from jax.extend import core  # with parts of Pallas: no merge waits for it at its start
 
     names = jax.config.values
     settings = [getattr(jax.config, name, None) for name in names]
-    return get_opaque_trace_state(convention="flax"), settings
+    return core.get_opaque_trace_state(convention="flax"), settings
 
 
 def _limited(threads: int) -> Any:
