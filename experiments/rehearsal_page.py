@@ -119,7 +119,8 @@ def claims(every: list[dict]) -> str:
     ]
     head = "Points of accuracy after the last task that a part of a method changes:"
     more = "The best merge of each stream (chosen on these figures) against its last model:"
-    return "\n\n".join([head, "\n".join(lines), more, merged(rows)])
+    parts = [head, "\n".join(lines)] if lines else []
+    return "\n\n".join([*parts, more, merged(rows)])
 
 
 def merged(rows: dict[str, dict[str, list[float]]]) -> str:
