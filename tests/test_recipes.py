@@ -110,11 +110,20 @@ WRONG = {
     ),
     "more weights than models": (
         {**ABC, "method": {"linear": {"weights": [0.1, 0.2, 0.3, 0.4]}}},
-        r"weights has 4 numbers for 3 models.*gradient: \[0.1, 0.2, 0.3, 0.4\]",
+        r"weights has 4 values for 3 models: give one .* is {gradient: \[...\]}",
     ),
     "fewer weights than models": (
         {**ABC, "method": {"task_arithmetic": {"factor": 0.5, "weights": [0.5, 1]}}},
-        "weights has 2 numbers for 3 models",
+        "weights has 2 values for 3 models",
+    ),
+    "weights of some leaves": (
+        {**ABC, "method": {"linear": {"weights": [{"match": "mlp", "value": [0.1, 0.2]},
+                                                  {"value": [0.1, 0.2, 0.3]}]}}},
+        "weights has 2 values for 3 models",
+    ),
+    "a weight too few, one of them a gradient": (
+        {**ABC, "method": {"linear": {"weights": [0.5, {"gradient": [0, 1]}]}}},
+        "weights has 2 values for 3 models",
     ),
     "a list too long": ({**ABC, "method": {"linear": {"weights": {"models": [1]}}}}, "3 models"),
     "no such model": ({**ABC, "models": ["a", "bb"], "method": "mean"}, "no model 'bb'"),

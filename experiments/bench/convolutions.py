@@ -6,35 +6,22 @@ Batch of 20 images of 32 x 32, width 20, float32.  Processor seconds a step, the
 step as a program, and three steps in a `jax.lax.scan`, as every stream runs them; with the
 derivative of `jaxmerge.models.convolution.convolve` and with XLA's.
 
-Obtained on one core of an AMD EPYC, jax 0.10.2: alone 0.22 and 0.12; in the loop 0.18 and 3.2.
+Obtained on one core of an AMD EPYC, jax 0.10.2: alone 0.25 and 0.13; in the loop 0.19 and 3.0.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from merge_memory import best_of
 
 from jaxmerge.models import convolution
 from jaxmerge.models.resnet.learner import resnet18
 
 STEPS = 3
-
-
-def spent(run: Callable[[], Any]) -> float:
-    """The least processor seconds of three runs, compiled before."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(3):
-        began = time.process_time()
-        jax.block_until_ready(run())
-        times.append(time.process_time() - began)
-    return min(times)
 
 
 def measured() -> dict[str, float]:
@@ -50,6 +37,7 @@ def measured() -> dict[str, float]:
 
     one = jax.jit(lambda p: step(p, None)[0])
     loop = jax.jit(lambda p: jax.lax.scan(step, p, None, length=STEPS)[0])
+    spent = lambda run: best_of(run, 3)["cpu_seconds"]
     return {"alone": spent(lambda: one(params)), "in a loop": spent(lambda: loop(params)) / STEPS}
 
 

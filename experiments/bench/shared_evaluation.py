@@ -16,32 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from merge_memory import best_of
 
 import jaxmerge as jm
 from jaxmerge.models.clip.learner import opened
 from jaxmerge.models.clip.modeling import image_features
 from jaxmerge.studies.provenance import machine, versions
 
-LAST = r"vision/(block_03|norm_post|projection)"
-
-
-def spent(run: Callable[[], Any], repeat: int) -> float:
-    """The least processor seconds of so many runs, compiled before."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeat):
-        began = time.process_time()
-        jax.block_until_ready(run())
-        times.append(time.process_time() - began)
-    return min(times)
+LAST = r"vision/(block_03|post_norm|projection)"
 
 
 def measured(only: str, given: argparse.Namespace) -> dict[str, float]:
@@ -53,7 +40,8 @@ def measured(only: str, given: argparse.Namespace) -> dict[str, float]:
     images = jnp.asarray(rng.normal(size=(given.images, side, side, 3)), jnp.float32)
     factors = jnp.linspace(0.05, 1, given.factors)
 
-    def features(factor, base, tuned, images):  # arguments all, or the compiler computes them
+    # what is no argument is a constant, and the compiler computes ahead what stands on constants
+    def features(factor, base, tuned, images):
         folds = {"merged": jm.magmax(factor), "base": jm.keep_base()}
         method = jm.partition(folds, [(only, "merged"), (".*", "base")])
         return image_features(model.config, jm.merge(method, base, [tuned]), images)
@@ -65,11 +53,12 @@ def measured(only: str, given: argparse.Namespace) -> dict[str, float]:
     alone = np.stack([one(f, *rest) for f in factors])
     for way in (every, mapped):
         np.testing.assert_allclose(way(factors, *rest), alone, atol=2e-5)
+    spent = lambda run: best_of(run, given.repeat)["cpu_seconds"]
     seconds = {
-        "one model": spent(lambda: one(factors[0], *rest), given.repeat),
-        "one by one": spent(lambda: [one(f, *rest) for f in factors], given.repeat),
-        "vmap": spent(lambda: every(factors, *rest), given.repeat),
-        "lax.map": spent(lambda: mapped(factors, *rest), given.repeat),
+        "one model": spent(lambda: one(factors[0], *rest)),
+        "one by one": spent(lambda: [one(f, *rest) for f in factors]),
+        "vmap": spent(lambda: every(factors, *rest)),
+        "lax.map": spent(lambda: mapped(factors, *rest)),
     }
     ratios = {
         f"{k}, ratio": seconds[k] / seconds["one model"] / given.factors

@@ -2,14 +2,13 @@
 
 All examples pass in batches of one shape (packed sentences: of a few), filled up at the end, so
 evaluation is compiled once for any number of examples, tasks and models (where models pass
-together, once for their number).  Many models (one merge
-under many factors) are stacked and vmapped on an accelerator; on a CPU they pass one after the
-other, and an iterator of them needs the memory of two: batched matrix products were measured to
-cost 1.5 times as much there.  Where half of the weights are the same in all of them, as those of a
-frozen tower, these are held once on a CPU, and what stands before the first leaf that differs runs
-once for all models: with the last of four blocks merged, twenty models cost 0.11 of twenty
-evaluations (`experiments/bench/shared_evaluation.py`); where every leaf is merged there is nothing
-to share.
+together, once for their number).  Many models (one merge under many factors) are stacked and
+vmapped on an accelerator; on a CPU they pass one after the other, and an iterator of them needs the
+memory of two: batched matrix products were measured to cost 1.5 times as much there.  Where half of
+the weights are the same in all of them, as those of a frozen tower, these are held once on a CPU,
+and what stands before the first leaf that differs runs once for all models: with the last of four
+blocks merged, twenty models cost 0.10 of twenty evaluations
+(`experiments/bench/shared_evaluation.py`); where every leaf is merged there is nothing to share.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ def probe(learner: AnyLearner, scenario: Scenario, split: str, batch: int = 128)
 def logits(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
     """[F, N, columns] of F models on the examples of a probe.
 
-    Memory: on a CPU two models, or of all the leaves that are not the same in the first two, where
-    the others are at least half of the weights; elsewhere all models.
+    Memory: on a CPU two models, or twice those leaves of all that are not the same in the first
+    two, where the others are at least half of the weights; elsewhere twice all models.
     """
     if jax.default_backend() == "cpu":
         return _on_cpu(learner, models, data)
@@ -104,31 +103,40 @@ def logits_of(learner: AnyLearner, params: Leaves, data: Probe) -> np.ndarray:
 
 def _on_cpu(learner: AnyLearner, models: Iterable[Leaves], data: Probe) -> np.ndarray:
     models = iter(models)
-    ahead = list(itertools.islice(models, 2))
-    first = dict(ahead[0]) if ahead else {}
-    has = lambda model, n: n in model and (first[n] is model[n] or _equal(first[n], model[n]))
-    common = {n for n in first if has(ahead[-1], n)} if len(ahead) > 1 else set()
-    share = sum(first[n].size for n in common) / max(1, sum(x.size for x in first.values()))
-    if not WORTH <= share < 1:  # where little is shared memory counts; two equal models say nothing
-        common = set()
+    ahead = [dict(m) for m in itertools.islice(models, 2)]
+    common = _common(*ahead) if len(ahead) > 1 else {}
+    names = ahead[0].keys() if common else ()
     found: dict[int, np.ndarray] = {}
     differing: dict[int, dict] = {}
-    for i, model in enumerate(itertools.chain(ahead, models)):
-        if common and model.keys() == first.keys() and all(has(model, n) for n in common):
+    for i in itertools.count():
+        model = ahead.pop(0) if ahead else next(models, None)
+        if model is None:
+            break
+        if common and model.keys() == names and all(_equal(x, model[n]) for n, x in common.items()):
             differing[i] = {n: x for n, x in model.items() if n not in common}
         else:
             found[i] = logits_of(learner, model, data)
     if differing:
+        order = list(differing)
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *differing.values())
-        given = everywhere((learner.model(), {n: first[n] for n in common}, stacked))
+        differing.clear()
+        given = everywhere((learner.model(), common, stacked))
         parts = [to_numpy(_in_turn(*given, chunk)) for chunk in data.chunks]
         together = np.concatenate(parts, axis=1)[:, data.index]
-        found |= dict(zip(differing, together, strict=True))
+        found |= dict(zip(order, together, strict=True))
     return np.stack([found[i] for i in sorted(found)])
 
 
+def _common(one: dict, other: dict) -> dict:
+    """The leaves that are the same in two models, where that is worth it: where little is shared
+    memory counts, and two equal models say nothing."""
+    same = {n: x for n, x in one.items() if n in other and _equal(x, other[n])}
+    size = lambda leaves: sum(x.size for x in leaves.values())
+    return same if WORTH <= size(same) / max(1, size(one)) < 1 else {}
+
+
 def _equal(a: Any, b: Any) -> bool:
-    return a.dtype == b.dtype and np.array_equal(a, b)
+    return a is b or (a.dtype == b.dtype and np.array_equal(a, b))
 
 
 @jax.jit

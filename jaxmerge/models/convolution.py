@@ -132,28 +132,18 @@ class Conv(nnx.Module):
         return convolve(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
 
     def rows(self, x: jax.Array) -> jax.Array:
-        """The patches that meet the kernel, `[batch, height, width, fan in]`.
-
-        Their last axis runs as the rows of `kernel.reshape(fan in, out)`, so the convolution is
-        `rows(x) @ kernel.reshape(fan in, out)`.
-        """
-        size, _, channels, _ = self.kernel.shape
-        pad = (self.padding, self.padding)
-        x = jax.lax.conv_general_dilated_patches(
-            x, (size, size), (self.stride, self.stride), (pad, pad),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-        x = x.reshape(*x.shape[:3], channels, size * size)
-        return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:3], -1)
+        """The windows that meet the kernel, `[batch, height, width, fan in]`."""
+        return windows(x, self.kernel.shape[0], self.stride, self.padding)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """The convolution `[batch, height, width, in]` with `[size, size, in, out]`.
 
-    Its derivative is that of a matrix product with the windows of x on a CPU: inside a loop, such
-    as a `jax.lax.scan` over the steps of a task, XLA runs the derivatives of its own convolution
-    20 times as slowly there (`experiments/bench/convolutions.py`).
+    On a CPU its derivative is that of the product of `windows` with the kernel: inside a loop, such
+    as a `jax.lax.scan` over the steps of a task, a step takes 16 times as long with the derivative
+    that XLA has for a convolution; outside of loops it is XLA's that takes half of the time
+    (`experiments/bench/convolutions.py`).
     """
     pad = (padding, padding)
     return jax.lax.conv_general_dilated(
@@ -166,15 +156,19 @@ def _(stride: int, padding: int, primals: tuple, tangents: tuple) -> tuple:
     (x, kernel), (dx, dkernel) = primals, tangents
     if jax.default_backend() == "cpu":
         flat = lambda k: k.reshape(-1, k.shape[-1])
-        product = lambda x, k: _windows(x, k.shape[0], stride, padding) @ flat(k)
+        product = lambda x, k: windows(x, k.shape[0], stride, padding) @ flat(k)
         product = jax.checkpoint(product)  # the windows are as large as size^2 inputs
     else:
         product = lambda x, k: convolve(x, k, stride, padding)
     return convolve(x, kernel, stride, padding), product(dx, kernel) + product(x, dkernel)
 
 
-def _windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """What lies under the kernel at every place, `[batch, height, width, size * size * in]`."""
+def windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """What lies under the kernel at every place, `[batch, height, width, fan in]`.
+
+    The last axis runs as the rows of `kernel.reshape(fan in, out)`, fan in = size * size * in, so
+    the convolution is `windows(x) @ kernel.reshape(fan in, out)`.
+    """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
     along = lambda start, count: slice(start, start + stride * (count - 1) + 1, stride)

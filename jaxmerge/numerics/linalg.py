@@ -12,7 +12,7 @@ but squaring halves the digits: singular values below 2e-4 of the largest drown 
 Gram matrix of a float32 leaf is formed and decomposed in float64, which is at least as accurate as
 a float32 SVD (a test measures it); float64 leaves go through LAPACK's SVD itself.  Where leading
 singular vectors only are asked for, float32 is tried first: if the last of them belongs to a value
-of a tenth of the largest or more, it costs a digit or two and takes 0.4 of the time.
+of a tenth of the largest or more, it costs a digit or two and takes half of the time.
 
 Kernels of one shape share one compiled program and are decomposed one after another: LAPACK takes
 the matrices of a batch one at a time, so stacking them gains nothing on a CPU and costs their room.
@@ -72,7 +72,7 @@ def thin_svd(
 
     Args:
         x: [m, n], any shape of either side.
-        double: work in float64 inside for a float32 matrix; False takes 0.4 of the time, and is
+        double: work in float64 inside for a float32 matrix; False takes half of the time, and is
             right only for the singular vectors of values above some 1e-2 of the largest.  None
             tries float32 where less than all vectors are asked for, and goes to float64 if the last
             of them has a value below a tenth of the largest.  A vector's error is then at most some

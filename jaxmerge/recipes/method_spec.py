@@ -180,16 +180,10 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
             fixed[key] = value  # no number that could differ from leaf to leaf
         elif isinstance(value, str | bool):
             fixed[key] = value
-        elif key == "weights" and isinstance(value, list) and _numbers(value) not in (0, models):
-            many = f"{len(value)} number{'s' * (len(value) > 1)} for {models} models"
-            raise UserError(
-                f"{where} has {many}: give one for each model; a weight of all models that changes "
-                f"over the layers is {{gradient: {value}}}."
-            )
-        elif (read := reader(value, models, where, made_of.like)) is not None:
+        elif (read := reader(value, models, where, made_of.like, key == "weights")) is not None:
             varying[key] = read
         else:
-            fixed[key] = constant(value, models, where)
+            fixed[key] = constant(value, models, where, key == "weights")
     for key, value in of_family(name, signature, made_of).items():
         if key in arguments:
             continue
@@ -203,12 +197,6 @@ def _stage(method: Any, models: int, made_of: Architecture, what: str) -> Merge 
     if not varying:
         return _call(factory, fixed, what)
     return _varying(factory, fixed, varying, made_of, what)
-
-
-def _numbers(value: list) -> int:
-    """How many a plain list of numbers has; 0 for a list of anything else."""
-    plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    return len(value) if plain else 0
 
 
 AXES = ("axis", "output_axis")

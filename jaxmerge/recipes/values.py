@@ -3,7 +3,7 @@
     0.5                              a number
     [0.3, 0.5, 0.2]                  as long as there are models: one for each model
     [0, 0.5, 1]                      any other length: a gradient over the layers, first to last
-                                     (not of `weights`, where it must be said as below)
+                                     (but of `weights`, which are one for each model)
     {models: [...]}, {gradient: [...]}    the same, said outright
     [{match: regex, value: ...}, {value: ...}]    by the leaf's name, the first match decides
 
@@ -43,34 +43,35 @@ def gradient(points: list[float], t: float) -> float:
 
 
 def reader(
-    value: Any, models: int, what: str, names: Collection[str]
+    value: Any, models: int, what: str, names: Collection[str], each: bool = False
 ) -> Callable[[Where], Any] | None:
     """A function of the leaf if the value differs from leaf to leaf, else None.
 
     Args:
         names: of all leaves.
+        each: a plain list is one value for each model, whatever its length.
 
     Raises:
         UserError: it is none of the forms above; a regex matches no leaf; a leaf has no value.
     """
-    return _read(value, models, what, names)[0]
+    return _read(value, models, what, names, each)[0]
 
 
-def constant(value: Any, models: int, what: str) -> Any:
+def constant(value: Any, models: int, what: str, each: bool = False) -> Any:
     """The value where `reader` says None: a number, a tuple over models, or anything else."""
-    return _read(value, models, what, ())[1]
+    return _read(value, models, what, (), each)[1]
 
 
 @functools.singledispatch
 def _read(
-    value: Any, models: int, what: str, names: Collection[str]
+    value: Any, models: int, what: str, names: Collection[str], each: bool
 ) -> tuple[Callable | None, Any]:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return None, float(number(value, what)) if plain else value
 
 
 @_read.register
-def _(value: dict, models: int, what: str, names: Collection[str]):
+def _(value: dict, models: int, what: str, names: Collection[str], each: bool):
     value = mapping(value, what, ("gradient", "models"))
     if len(value) != 1:
         raise UserError(f"{what} must say gradient or models, one of them.")
@@ -86,24 +87,29 @@ def _(value: dict, models: int, what: str, names: Collection[str]):
 
 
 @_read.register
-def _(value: list, models: int, what: str, names: Collection[str]):
+def _(value: list, models: int, what: str, names: Collection[str], each: bool):
     if value and all(isinstance(v, dict) and "value" in v for v in value):
-        return _by_name(value, models, what, names)
+        return _by_name(value, models, what, names, each)
     if len(value) == models:
         return _over_models(value, models, what, names)
-    return _read({"gradient": value}, models, what, names)
+    if each:
+        raise UserError(
+            f"{what} has {len(value)} value{'s' * (len(value) != 1)} for {models} models: give one "
+            "for each model; one for all of them that changes over the layers is {gradient: [...]}."
+        )
+    return _read({"gradient": value}, models, what, names, each)
 
 
 def _over_models(items: list, models: int, what: str, names: Collection[str]):
     if len(items) != models:
         raise UserError(f"{what} has {len(items)} values for {models} models.")
-    read = [_read(v, models, what, names) for v in items]
+    read = [_read(v, models, what, names, False) for v in items]
     if all(r is None for r, _ in read):
         return None, tuple(c for _, c in read)
     return (lambda leaf: tuple(r(leaf) if r else c for r, c in read)), None
 
 
-def _by_name(entries: list, models: int, what: str, names: Collection[str]):
+def _by_name(entries: list, models: int, what: str, names: Collection[str], each: bool):
     rules = []
     for entry in entries:
         entry = mapping(entry, what, ("match", "value"))
@@ -111,7 +117,7 @@ def _by_name(entries: list, models: int, what: str, names: Collection[str]):
             pattern = compile_pattern(entry.get("match") or "")
         except (PatternError, TypeError) as error:
             raise UserError(f"{what}: {error}") from None
-        rules.append((pattern, *_read(entry["value"], models, what, names)))
+        rules.append((pattern, *_read(entry["value"], models, what, names, each)))
 
     idle = [r.pattern for r, *_ in rules if not any(map(r.search, names))]
     if names and idle:
