@@ -61,6 +61,7 @@ from jaxmerge.continual.anytime import anytime
 from jaxmerge.continual.drivers import joint, program
 from jaxmerge.continual.methods import (
     clib,
+    der,
     derpp,
     er,
     lingocl,
@@ -94,8 +95,8 @@ TEACHERS = {"LwF": partial(lwf, heads="seen"), "two teachers": two_teachers}
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 NEEDS = "a common start (start, LwF, two teachers) or images (LingoCL)"
 ROWS = (
-    "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER++",
-    "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
+    "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER",
+    "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
     "PRD, no distillation", *TEACHERS, "OnPro", "OnPro, no feedback", *LANGUAGE, "joint", "start",
 )  # fmt: skip
 
@@ -116,6 +117,7 @@ def methods(case: Case, rate: float = 0.1) -> dict[str, tuple]:
         "ER, equal shares": (plain, (er(size, select="balanced"),), "all"),
         "ER, herding": (plain, (er(size, select="herding"),), "all"),
         "ER, features in bytes": (plain, (er(size, store="features"),), "all"),
+        "DER": (plain, (der(size, 0.2),), "all"),
         "DER++": (plain, (derpp(size, 0.2, 1.0),), "all"),
         "CLIB": (fast, (clib(**kept),), "all"),
         "CLIB, constant rate": (fast, (clib(**kept, adaptive=False),), "all"),

@@ -15,6 +15,10 @@ from jaxmerge.continual.records import LAST
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "rehearsal.md"
 MERGED = ("mean", "EMA", "MagMax", "OPCM")
+TITLES = {
+    "mnist": "MNIST", "fashion": "Fashion-MNIST", "gtsrb": "GTSRB", "caltech101": "Caltech-101",
+    "clinc150": "CLINC150", "cifar10": "CIFAR-10",
+}  # fmt: skip
 
 
 def cell(values: list[float]) -> str:
@@ -37,7 +41,6 @@ def table(report: dict) -> str:
         f"`{report['command']}`, CPU cores shared with other work, "
         f"{seconds:.0f} processor seconds, {len(report['seeds'])} seeds:\n\n"
         + lines
-        + "\n\n"
         + claims(rows)
         + expanded([r for r in rows if "expansion" in r])
         + chosen_rate(report.get("tried", {}))
@@ -74,12 +77,9 @@ def expanded(rows: list[dict]) -> str:
             for r in rows
         ],
     )
-    best = merged({r["method"]: r["expansion"]["classes"] for r in rows})
     return (
         "\n\nLabels that grow finer, groups first and then classes; accuracy after the last task "
-        f"among the labels of a level, of merges that of classes:\n\n{lines}\n\n"
-        "The best merge of each (chosen on these figures) against its last model, classes:"
-        f"\n\n{best}"
+        f"among the labels of a level, of merges that of classes:\n\n{lines}"
     )
 
 
@@ -87,7 +87,8 @@ CLAIMS = {
     "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
     "herding in place of the reservoir": ("ER, herding", "ER"),
     "features in bytes in place of examples": ("ER, features in bytes", "ER"),
-    "stored logits": ("DER++", "ER"),
+    "stored logits in place of labels": ("DER", "ER"),
+    "labels beside stored logits": ("DER++", "DER"),
     "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
     "examples of the stream beside the memory": ("PL-FMS", "CLIB"),
     "alignment of the classifier": ("SLCA", "slow trunk"),
@@ -110,7 +111,7 @@ def change(one: list[float], other: list[float]) -> str:
 
 
 def claims(every: list[dict]) -> str:
-    """What parts of methods, and merges on top of them, change: points of accuracy."""
+    """What parts of methods change: points of accuracy."""
     rows = {r["method"]: r["accuracy"] for r in every}
     lines = [
         f"* {what}: {change(rows[a][LAST], rows[b][LAST])}"
@@ -118,20 +119,59 @@ def claims(every: list[dict]) -> str:
         if a in rows and b in rows
     ]
     head = "Points of accuracy after the last task that a part of a method changes:"
-    more = "The best merge of each stream (chosen on these figures) against its last model:"
-    parts = [head, "\n".join(lines)] if lines else []
-    return "\n\n".join([*parts, more, merged(rows)])
+    return f"\n\n{head}\n\n" + "\n".join(lines) if lines else ""
 
 
-def merged(rows: dict[str, dict[str, list[float]]]) -> str:
-    """The best merge of each method against its last model."""
+REPLAYED = (
+    "ER", "ER, equal shares", "ER, herding", "DER", "DER++", "CLIB", "CLIB, constant rate",
+    "PL-FMS", "OnPro", "OnPro, no feedback", "ER + LingoCL", "ER + LingoCL, random rows",
+)  # fmt: skip
+
+
+def gain(figures: dict[str, list[float]], merge: str) -> np.ndarray:
+    """Points of accuracy of a merge above the last model, a figure a seed; none: NaN."""
+    found = figures.get(merge, [])
+    if not found or not np.isfinite(found).all():
+        return np.full(1, np.nan)
+    return 100 * (np.array(found) - np.array(figures[LAST]))
+
+
+def merging(streams: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """EMA and MagMax against the last model, method by stream, and how often each merge helps.
+
+    Args:
+        streams: stream -> method -> deployment -> accuracies.
+    """
+    labels = list(dict.fromkeys(m for rows in streams.values() for m in rows))
     lines = []
-    for label, figures in rows.items():
-        tried = {k: v for k, v in figures.items() if k != LAST and np.isfinite(v).all()}
-        if tried:
-            best = max(tried, key=lambda k, t=tried: np.mean(t[k]))
-            lines.append(f"* {label}: {best} {change(tried[best], figures[LAST])}")
-    return "\n".join(lines)
+    for label in labels:
+        gains = [[gain(rows.get(label, {}), k) for k in ("EMA", "MagMax")]
+                 for rows in streams.values()]  # fmt: skip
+        if np.isfinite([g.mean() for pair in gains for g in pair]).any():
+            lines.append([label, *(" / ".join(map(points, pair)) for pair in gains)])
+    streams_head = ["EMA / MagMax above the last model", *(TITLES[name] for name in streams)]
+    kept = [rows[m] for rows in streams.values() for m in REPLAYED if m in rows]
+    counts = []
+    for merge in MERGED:
+        each = [gain(f, merge) for f in kept]
+        up, down = (sum(bool((s * g > 0).all()) for g in each) for s in (1, -1))
+        counts.append([merge, str(up), str(down), str(len(kept) - up - down)])
+    counts_head = [
+        "Against the last model",
+        *(f"{x} in every seed" for x in ("better", "worse")),
+        "neither",
+    ]
+    return (
+        f"{grid(streams_head, lines)}\n\nAll merges in the {len(kept)} cells in which examples are "
+        f"replayed:\n\n{grid(counts_head, counts)}"
+    )
+
+
+def points(gains: np.ndarray) -> str:
+    """The mean of differences, in bold where all of them are positive."""
+    if not np.isfinite(gains).all():
+        return "–"
+    return f"**{gains.mean():+.1f}**" if (gains > 0).all() else f"{gains.mean():+.1f}"
 
 
 def page() -> None:
@@ -139,4 +179,13 @@ def page() -> None:
     files = {name: RESULTS / f"{file}.json" for name, (_, file, _) in STREAMS.items()}
     stored = {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.exists()}
     mark = lambda name: "rehearsal" if name == "mnist" else f"rehearsal {name}"
-    fill(PAGE, {mark(name): table(report) for name, report in stored.items()})
+    rows = {n: report["rows"] for n, report in stored.items()}
+    clean = {n: {r["method"]: r["accuracy"] for r in every} for n, every in rows.items()}
+    finer = {
+        n: {r["method"]: r["expansion"]["classes"] for r in every if "expansion" in r}
+        for n, every in rows.items()
+    }
+    found = {mark(name): table(report) for name, report in stored.items()}
+    found["rehearsal merging"] = merging(clean)
+    found["rehearsal merging finer"] = merging({n: x for n, x in finer.items() if x})
+    fill(PAGE, found)

@@ -94,10 +94,30 @@ def test_the_page_has_the_tables_of_labels_that_grow_finer(main):
     }
     text = rehearsal_page.table(report)
     assert "| ER | 75.0 ± 0.0 | 25.0 ± 0.0 | 25.0 ± 0.0 | 37.5 ± 17.7 |" in text
-    assert "* ER: EMA +12.5 ± 17.7 (1 of 2 seeds)" in text
     assert "0.1: 30.0, 1: 0.0." in text
     plain = rehearsal_page.table({**report, "rows": [row], "tried": {}})
     assert "Rate of plain SGD" not in plain
+
+
+def test_the_page_says_where_merging_helps(main):
+    import rehearsal_page
+
+    def of(last, **merges):
+        return {"last model": [last, last]} | {k: [last + x for x in d] for k, d in merges.items()}
+
+    up, mixed, none = (0.25, 0.125), (0.25, -0.125), (np.nan, np.nan)
+    streams = {
+        "mnist": {"ER": of(0.5, EMA=up, MagMax=mixed, mean=(-0.1, -0.2)), "joint": of(0.75)},
+        "gtsrb": {"SLCA": of(0.25, EMA=mixed, MagMax=none)},
+    }
+    text = rehearsal_page.merging(streams)
+    assert "| ER | **+18.8** / +6.2 | – / – |" in text
+    assert "| SLCA | – / – | +6.2 / – |" in text
+    assert "joint" not in text
+    assert "in the 1 cells" in text  # SLCA replays no example
+    assert "| EMA | 1 | 0 | 0 |" in text
+    assert "| MagMax | 0 | 0 | 1 |" in text
+    assert "| mean | 0 | 1 | 0 |" in text
 
 
 def test_a_finished_file_of_the_same_settings_is_left_as_it_is(main, tmp_path):

@@ -30,7 +30,9 @@ def as_array(x: ArrayLike) -> np.ndarray:
 
 def unfit_labels(labels: np.ndarray) -> str:
     """What is wrong with the form of labels, in words; empty where nothing is."""
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
+    if labels.shape == (0,):
+        return "none"
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         return f"{labels.dtype}{list(labels.shape)}"
     return f"{labels.min()} among them" if labels.min() < 0 else ""
 

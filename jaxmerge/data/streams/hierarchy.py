@@ -95,8 +95,11 @@ def expansion(
         coarse = int(widths[0])
         tasks = coarse + 1 if tasks is None else tasks
         if not 2 <= tasks <= coarse + 1:
-            most = f"2 to {coarse + 1} tasks" if coarse > 1 else "2 tasks"
-            raise ValueError(f"{coarse} coarse classes make {most}, got {tasks}.")
+            most = f"2 to {coarse + 1}" if coarse > 1 else "2"
+            raise ValueError(
+                f"tasks must be {most}, got {tasks}: the first has coarse labels, the others deal "
+                f"out the {coarse} coarse {'classes' if coarse > 1 else 'class'} with fine ones."
+            )
         arrive = rng.permutation(coarse)
         early = np.zeros(len(labels), bool)
         for c in range(fine if kind == "single" else 0):
