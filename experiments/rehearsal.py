@@ -29,19 +29,21 @@ have groups there is a third: labels of groups first, then those of classes (HLE
   validation sentences of another seed.
 * ``cifar10``: ResNet-18 of width 20 from random weights, five tasks of two classes, 200 images.
 
-Deployments fold the models of the tasks: the last one, their mean, EMA (decay 0.5), MagMax
-(factor 1) and OPCM.  No setting is chosen on test data: beside the two strengths above, the rates
-are 0.1 for plain SGD (of ``gtsrb``, ``caltech101`` and ``clinc150`` chosen with ER on validation
-examples of another seed) and the authors' for OnPro and PRD; CLIB and PL-FMS have Adam at 1e-3
-(theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hundredth).  So the tables compare
-parts of methods with each other, and merges on top of one stream; they do not rank methods.
+Deployments fold the models of the tasks: the last one, their mean, EMA, MagMax and OPCM.  What the
+mean and MagMax are multiplied by and the decay of EMA (`MERGES`) are chosen for every method, by
+the accuracy after the last clean task on the validation examples of another seed; where labels grow
+finer they are the same.  No setting is chosen on test data: beside these and the two strengths
+above, the rates are 0.1 for plain SGD (of ``gtsrb``, ``caltech101`` and ``clinc150`` chosen with ER
+on validation examples of another seed) and the authors' for OnPro and PRD; CLIB and PL-FMS have
+Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hundredth).  So the
+tables compare parts of methods with each other, and merges on top of one stream; they do not rank
+methods.
 
 A row that is finished is in the result file, and is not run again.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -53,6 +55,7 @@ from typing import Any
 import jax
 import numpy as np
 from continual_table import TUNING_SEED, options
+from continual_table import alike as filled
 from rehearsal_page import RESULTS, cell, page
 from rehearsal_streams import ONLY, STREAMS, Case
 
@@ -79,17 +82,22 @@ from jaxmerge.continual.records import LAST
 from jaxmerge.continual.seeds import alike
 from jaxmerge.continual.stream_records import Setup
 from jaxmerge.continual.streams import planned, split
+from jaxmerge.core.composition import chain
 from jaxmerge.data.streams.blurry import i_blurry
 from jaxmerge.data.streams.hierarchy import expansion
 from jaxmerge.data.streams.trees import Hierarchy
 from jaxmerge.errors import closest, listed
 from jaxmerge.studies.provenance import machine, versions
 from jaxmerge.training import checkpoint
+from jaxmerge.transforms.scaling import scale
 
 BATCH = 10
-MERGES = {
-    "mean": jm.mean(), "EMA": jm.ema(0.5), "MagMax": jm.magmax(1.0), "OPCM": jm.opcm(),
-}  # fmt: skip
+MERGES: dict[str, tuple[Callable[..., jm.Merge], tuple[float, ...]]] = {
+    "mean": (lambda factor: chain(jm.mean(), scale(factor)), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)),
+    "EMA": (jm.ema, (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)),
+    "MagMax": (jm.magmax, (0.5, 0.7, 1.0, 1.4, 2.0)),
+    "OPCM": (lambda _: jm.opcm(), (1.0,)),
+}
 LANGUAGE = ("ER + LingoCL", "ER + LingoCL, random rows")
 TEACHERS = {"LwF": partial(lwf, heads="seen"), "two teachers": two_teachers}
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
@@ -172,31 +180,39 @@ def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     (optimiser, chosen, columns), described = made(case, label, rate)
     problem = lambda c, m: classification(columns=c, metrics=m, view=case.view)
     network, train, test = case.network(case.classes), case.data["train"], case.data["test"]
-    setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=MERGES)
+    tried = {(k, v): make(v) for k, (make, values) in MERGES.items() for v in values}
+    every = {f"{k} {v:g}": merge for (k, v), merge in tried.items()}
+    setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=every)
     clean = columns == "own" or label in ("ER, herding", *TEACHERS)  # rows of clean tasks alone
     blurry = not clean
     online = Setup(network, problem("seen", ("met",)), optimiser, chosen)
     whole = jax.jit(lambda s, k: program(setup, s, k, score_every=case.tasks))
     parts = jax.jit(lambda s, k: program(online, s, k, anytime=s.rows.shape[1] // case.every))
-    began, final, curves = time.process_time(), {k: [] for k in (LAST, *MERGES)}, []
-    tasks = [dealt(case, s) for s in seeds]
-    for seed, stream in zip(seeds, alike(tasks), strict=True):
-        result = whole(stream, jax.random.key(seed))
-        for k, figures in result.R.items():
-            final[k].append(float(np.mean(figures["accuracy"][-1])))
+    began, figures, curves = time.process_time(), [], []
+    tuning, first = dealt(case, TUNING_SEED, "validation"), dealt(case, seeds[0])
+    tasks = [filled(tuning, first), *(filled(dealt(case, s), tuning) for s in seeds)]
+    for seed, stream in zip((TUNING_SEED, *seeds), alike(tasks), strict=True):
+        found = whole(stream, jax.random.key(seed)).R
+        figures.append({k: float(np.mean(f["accuracy"][-1])) for k, f in found.items()})
+    validation, *figures = figures
+    scores = {k: {v: validation[f"{k} {v:g}"] for v in values} for k, (_, values) in MERGES.items()}
+    best = {k: max(s, key=lambda v, s=s: (np.nan_to_num(s[v]), v == 1)) for k, s in scores.items()}
+    deployed = {LAST: LAST} | {k: f"{k} {v:g}" for k, v in best.items()}
+    final = {k: [f[name] for f in figures] for k, name in deployed.items()}
     mixed = [planned(i_blurry(train[1], case.tasks, 50, 10, s), train, test) for s in seeds]
     for seed, stream in zip(seeds, alike(mixed, case.every) if blurry else (), strict=False):
         R = parts(stream, jax.random.key(seed)).R[LAST]["met"]
         curves.append(float(np.mean(anytime(stream, R).accuracy)))
     more = {}
     if blurry and case.groups is not None and label not in LANGUAGE:  # whose rows are classes
-        setup = dataclasses.replace(
-            setup, model=case.network(case.groups.names), problem=problem("level", ("level",))
-        )
+        setup = Setup(
+            case.network(case.groups.names), problem("level", ("level",)), optimiser, chosen,
+            merges={k: tried[k, v] for k, v in best.items()},
+        )  # fmt: skip
         more["expansion"] = expanded(setup, case, case.groups, seeds)
     seconds = time.process_time() - began
-    return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves,
-            **more, "processor_seconds": seconds}  # fmt: skip
+    return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves, **more,
+            "merges": best, "validation": scores, "processor_seconds": seconds}  # fmt: skip
 
 
 def expanded(
@@ -298,12 +314,15 @@ def main() -> None:
             dealt(case, 0)
     except ValueError as error:
         raise SystemExit(f"images={asked['images']}: {error}") from None
+    ran = {"machine": machine(), "versions": versions()}
+    common = {k: report.get(k, v) for k, v in ran.items()}  # of the rows that are there
     for label in left:
         special = {"joint": upper, "start": start}
         if label in special:
             new = special[label](case, asked["seeds"], rate)
         else:
             new = row(label, case, asked["seeds"], rate)
+        new |= {k: v for k, v in ran.items() if v != common[k]}
         report["rows"] = sorted([*report["rows"], new], key=lambda r: ROWS.index(r["method"]))
         stream = "" if name == "mnist" else f"stream={name} "
         report |= {
@@ -311,7 +330,7 @@ def main() -> None:
             **({"tried": rates} if len(rates) > 1 else {}),
             "command": f"python experiments/rehearsal.py {stream}data=DATA"
             + f" images={asked['images']}",
-            "machine": machine(), "versions": versions(),
+            **common,
         }  # fmt: skip
         checkpoint.replace(path, json.dumps(report, indent=1) + "\n")
         print(label, cell(new["A_AUC"]), {k: cell(v) for k, v in new["accuracy"].items()},
