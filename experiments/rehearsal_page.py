@@ -43,6 +43,7 @@ def table(report: dict) -> str:
         + lines
         + claims(rows)
         + expanded([r for r in rows if "expansion" in r])
+        + settings([r for r in rows if "validation" in r])
         + chosen_rate(report.get("tried", {}))
     )
 
@@ -69,17 +70,31 @@ def expanded(rows: list[dict]) -> str:
     if not rows:
         return ""
     every = (LAST, *MERGED)
+    both = lambda found, k: f"{cell(found['groups'][k])} / {cell(found['classes'][k])}"
     lines = grid(
-        ["Method", f"groups, {LAST}", f"classes, {LAST}", *MERGED],
-        [
-            [r["method"], cell(r["expansion"]["groups"][LAST])]
-            + [cell(r["expansion"]["classes"][k]) for k in every]
-            for r in rows
-        ],
+        ["Groups / classes", *every],
+        [[r["method"], *(both(r["expansion"], k) for k in every)] for r in rows],
     )
     return (
         "\n\nLabels that grow finer, groups first and then classes; accuracy after the last task "
-        f"among the labels of a level, of merges that of classes:\n\n{lines}"
+        f"among the labels of a level:\n\n{lines}"
+    )
+
+
+def settings(rows: list[dict]) -> str:
+    """What was chosen for the merges of every method."""
+    free = [k for k in MERGED if any(len(r["validation"][k]) > 1 for r in rows)]
+    if not free:
+        return ""
+
+    def named(row: dict, merge: str) -> str:
+        tried, value = list(map(float, row["validation"][merge])), row["merges"][merge]
+        return f"**{value:g}**" if value in (min(tried), max(tried)) else f"{value:g}"
+
+    lines = grid(["Method", *free], [[r["method"], *(named(r, k) for k in free)] for r in rows])
+    return (
+        "\n\nFactors of mean and MagMax and the decay of EMA, chosen on validation examples of "
+        f"another seed; bold is an end of what was tried:\n\n{lines}"
     )
 
 
@@ -181,11 +196,12 @@ def page() -> None:
     mark = lambda name: "rehearsal" if name == "mnist" else f"rehearsal {name}"
     rows = {n: report["rows"] for n, report in stored.items()}
     clean = {n: {r["method"]: r["accuracy"] for r in every} for n, every in rows.items()}
-    finer = {
-        n: {r["method"]: r["expansion"]["classes"] for r in every if "expansion" in r}
-        for n, every in rows.items()
-    }
     found = {mark(name): table(report) for name, report in stored.items()}
     found["rehearsal merging"] = merging(clean)
-    found["rehearsal merging finer"] = merging({n: x for n, x in finer.items() if x})
+    for level in ("groups", "classes"):
+        finer = {
+            n: {r["method"]: r["expansion"][level] for r in every if "expansion" in r}
+            for n, every in rows.items()
+        }
+        found[f"rehearsal merging {level}"] = merging({n: x for n, x in finer.items() if x})
     fill(PAGE, found)
