@@ -30,6 +30,34 @@ def test_ranks_are_those_of_a_stable_argsort(shape, axis, dtype):
     np.testing.assert_array_equal(ranks(model, base, axis), np.argsort(order, axis))
 
 
+INFINITY = int(np.float32(np.inf).view(np.uint32))
+ROWS = {
+    "normal": lambda x, rng: x,
+    "few values": lambda x, rng: np.round(x),
+    "all equal": lambda x, rng: np.full_like(x, -3),
+    "zeros of both signs": lambda x, rng: np.copysign(np.float32(0), x),
+    "mostly zeros": lambda x, rng: np.where(rng.random(x.shape) < 0.9, 0, x),
+    "denormals": lambda x, rng: x * np.float32(1e-42),
+    "an outlier": lambda x, rng: np.where(np.arange(x.shape[1]) == 0, np.float32(1e9), x),
+    "the last bits": lambda x, rng: 1 + np.float32(1e-5) * x,
+    "every magnitude": lambda x, rng: rng.integers(0, INFINITY + 1, x.shape, np.uint32).view(
+        np.float32
+    ),
+    "infinities": lambda x, rng: np.where(x > 1, np.float32(np.inf), x),
+    "falling": lambda x, rng: -np.sort(-np.abs(x)),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 1023, 1024, 1025, 3072, 4096, 5000, 40_000])
+@pytest.mark.parametrize("rows", ROWS)
+def test_ranks_of_rows_of_every_kind_and_length(rows, n):
+    """Rows that are right after one sort, that are repaired, and that are sorted anew."""
+    rng = np.random.default_rng(5)
+    x = ROWS[rows](rng.standard_normal((40_000 // n % 50 + 1, n), np.float32), rng)
+    order = np.argsort(np.abs(x.astype(np.float32)), 1, kind="stable")
+    np.testing.assert_array_equal(ranks(x, np.zeros_like(x), 1), np.argsort(order, 1))
+
+
 def test_ranks_over_several_threads():
     rng = np.random.default_rng(1)
     model, base = rng.normal(size=(2, 2100, 777)).astype(np.float32)

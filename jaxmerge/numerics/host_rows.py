@@ -138,9 +138,13 @@ def by_part(row: Row, run: Callable[[Row, bool], Any]) -> list[Any]:
     return list(_threads().map(run, parts, itertools.repeat(wide)))
 
 
-def by_span(size: int, run: Callable[[int, int], Any]) -> list[Any]:
-    """What ``run(start, stop)`` gives for every span of so many entries, on a thread each."""
-    many = min(PROCESSORS, size // (4 * BLOCK)) or 1
+def by_span(size: int, run: Callable[[int, int], Any], least: int | None = None) -> list[Any]:
+    """What ``run(start, stop)`` gives for every span of so many entries, on a thread each.
+
+    Args:
+        least: entries that are worth a thread; by default for what only reads them.
+    """
+    many = min(PROCESSORS, size // (least or 4 * BLOCK)) or 1
     cuts = [size * i // many for i in range(many + 1)]
     if many == 1:
         return [run(0, size)]
