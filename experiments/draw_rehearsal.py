@@ -36,7 +36,7 @@ STREAMS = {  # stream -> result file, what is learnt, from where
     ),
     "caltech101": (
         "rehearsal_caltech101",
-        "Caltech-101, five tasks of twenty classes, {images:,} photographs once",
+        "Caltech-101, five tasks of 20 or 21 classes, {images:,} photographs once",
         "from random weights",
     ),
     "clinc150": (
@@ -72,7 +72,7 @@ def picture(report: dict[str, Any]) -> Any:
         figure = canvas(
             LIGHT, height + 0.6, "Accuracy after the last task, percent",
             f"{learnt.format(images=report['images'])}, {start}; a mark is the "
-            f"mean of {seeds} seeds, its line their spread",
+            f"mean of {seeds} seeds, its line from their lowest to their highest",
         )  # fmt: skip
         ax = axes(figure, left, 0.5, WIDTH - left - 0.2, height)
         ax.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))

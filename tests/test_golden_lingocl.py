@@ -69,6 +69,11 @@ def test_embeddings_that_are_none(rows, words):
         run(setup(lingocl(rows)), split(tasks=2, steps=3), KEY)
 
 
+def test_no_embeddings():
+    with pytest.raises(ValueError, match="lingocl: embeddings must be given, got None"):
+        lingocl(None)
+
+
 def test_a_plain_resnet_takes_it():
     model = resnet18(classes=4, width=4, blocks=(1, 1, 1, 1)).build()
     rows = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -93,10 +93,24 @@ def test_the_page_has_the_tables_of_labels_that_grow_finer(main):
         "tried": {"0.1": 0.3, "1": 0},
     }
     text = rehearsal_page.table(report)
-    assert "| ER | 75.0 ± 0.0 | 25.0 ± 0.0 | 25.0 ± 0.0 | 37.5 ± 17.7 |" in text
+    assert (
+        "| ER | 75.0 ± 0.0 / 25.0 ± 0.0 | 75.0 ± 0.0 / 25.0 ± 0.0 | 75.0 ± 0.0 / 37.5 ± 17.7 |"
+        in text
+    )
     assert "0.1: 30.0, 1: 0.0." in text
     plain = rehearsal_page.table({**report, "rows": [row], "tried": {}})
     assert "Rate of plain SGD" not in plain
+
+
+def test_the_page_says_what_was_chosen(main):
+    import rehearsal_page
+
+    tried = {"mean": {"0.7": 0.1, "1.0": 0.2}, "EMA": {"0.1": 0, "0.2": 1, "0.5": 0}}
+    row = {"method": "ER", "merges": {"mean": 1.0, "EMA": 0.2, "OPCM": 1.0}}
+    row["validation"] = tried | {"MagMax": {"1.0": 0}, "OPCM": {"1.0": 0.5}}
+    text = rehearsal_page.settings([row])
+    assert "| Method | mean | EMA |" in text
+    assert "| ER | **1** | 0.2 |" in text
 
 
 def test_the_page_says_where_merging_helps(main):

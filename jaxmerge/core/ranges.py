@@ -228,6 +228,5 @@ def _words(option: Any) -> str:
         return f"a list, each {_words(inner)}"
     if places := _places(base):
         return f"({', '.join(map(_words, places))})"
-    return {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}.get(
-        base, str(base)
-    )
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    return (words | {Any: "given"}).get(base, str(base))
