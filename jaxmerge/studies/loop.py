@@ -50,7 +50,7 @@ from jaxmerge.io.free_memory import give_back
 from jaxmerge.studies.deployed import Deployed
 from jaxmerge.studies.hooks import at_border, training_examples
 from jaxmerge.studies.outcomes import Outcome, measure
-from jaxmerge.studies.stream_checkpoint import restore, save
+from jaxmerge.studies.stream_checkpoint import folded, restore, save
 from jaxmerge.training.fit import OWN, Data, begin_state, fit_task, setup_of
 from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import EVERY, Halfway
@@ -131,10 +131,7 @@ class Stream:
         )  # fmt: skip
         self.base, self.last, self.memory = state.base, state.params, state.memory
         self.folded = self.model.weights(self.base, 0)  # what merges see of theta_0
-        self.states = {
-            fold.label: memory.init(fold.merge(), self.folded, key=self._key(fold))
-            for fold in self._folds()
-        }
+        self._states: dict[str, memory.MergeState] | None = None
 
         def nothing() -> list[list[float | None]]:
             return [[None] * len(scenario) for _ in scenario]
@@ -152,10 +149,19 @@ class Stream:
         if self.losses:
             self.watch("resumed", sum(map(len, self.losses)), self.losses[-1][-1])
 
-    def _folds(self) -> list[Deploy]:
+    @property
+    def states(self) -> dict[str, memory.MergeState]:
+        """Label -> the state of its fold; made or read from the checkpoint when asked for."""
+        if self._states is None:
+            self._states = folded(self)
+        return self._states
+
+    def folds(self) -> list[Deploy]:
+        """What is folded over the models, by all deployments."""
         return [fold for d in self.deploys for fold in d.folds]
 
-    def _key(self, d: Deploy) -> Any:
+    def key(self, d: Deploy) -> Any:
+        """The key of a fold; None where nothing is drawn."""
         return jax.random.key(self.seed) if stochastic(d.merge()) else None
 
     def tasks_left(self) -> range:
@@ -184,13 +190,14 @@ class Stream:
         model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
-        for fold in self._folds():
+        for fold in self.folds():
             self.states[fold.label] = memory.update(
                 fold.merge(), self.states[fold.label], self.folded, model
             )
-        give_back()
+            give_back()  # the state before
         self._clock("merging", began)
         for d in self.deploys:
+            give_back()
             enough = d.last or t + 1 >= d.merge().models[0]
             if enough and (d.always or t == len(self.scenario) - 1):
                 self._deploy(d, t)
@@ -209,6 +216,8 @@ class Stream:
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         begin = self.start.at(Position(self.base, self.last, self._running))
         self.last = dict(begin)  # what was learnt before is not held while this is
+        if self.store or not self.done:
+            self._states = None  # nor are the folds: `states` finds them again
         state = State(
             self.base, begin, self.memory, {}, (), jnp.int32(0), jax.random.key(self.seed)
         )

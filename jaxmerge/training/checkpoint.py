@@ -6,16 +6,21 @@ A kill or a full disk leaves the previous checkpoint as it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmerge.core import names
 from jaxmerge.errors import library_message, writing
 from jaxmerge.training import data_parallel
+
+if TYPE_CHECKING:
+    from jaxmerge.io.safetensors import File
 
 RECORD = "record"
 
@@ -37,35 +42,62 @@ def save(path: str | Path, tree: Any, record: Any = None) -> None:
         save_file(Path(path), arrays, {RECORD: json.dumps(record)})
 
 
-def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
+def load(
+    path: str | Path,
+    like: Any = None,
+    parts: Sequence[str] | None = None,
+    place: Callable[[np.ndarray], Any] = np.asarray,
+) -> tuple[Any, Any]:
     """Read ``(tree, record)``; with `like` in its structure, otherwise as a flat mapping.
+
+    Args:
+        path: of the file.
+        like: what it holds: arrays, or their shapes and dtypes.
+        parts: keys of `like`, a mapping, that are read; the others are compared only.  None: all.
+        place: what is made of a leaf as soon as it is read.
+
+    Memory: what is read, and a leaf more where `place` copies.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
     """
+    whole = None if like is None else names.flatten(like)
+    asked = whole if parts is None else names.flatten({k: like[k] for k in parts})
+    with _opened(path) as (file, record):
+        wrong = [] if whole is None else names.mismatches(whole[0], file.like)
+        if not wrong:
+            flat = {n: place(file[n]) for n in (file if asked is None else asked[0])}
+            return (flat if asked is None else asked[1](flat)), record
+    raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
+
+
+def record(path: str | Path) -> Any:
+    """The record of a checkpoint alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    with _opened(path) as (_, noted):
+        return noted
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[File, Any]]:
+    """A checkpoint that is read, and its record."""
     from jaxmerge.io.safetensors import File
 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
     try:
-        file = File(path)
-        record = json.loads(file.metadata[RECORD])
-        flat = dict(file)
-        file.close()
+        with contextlib.closing(File(path)) as file:
+            yield file, json.loads(file.metadata[RECORD])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a complete checkpoint ({library_message(error)}); delete it to start "
             "that task again."
         ) from None
-    if like is None:
-        return flat, record
-    expected, rebuild = names.flatten(like)
-    wrong = names.mismatches(expected, flat)
-    if wrong:
-        raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
-    return rebuild(flat), record
 
 
 def replace(path: str | Path, data: bytes | str) -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmerge.continual import stages, step
-from jaxmerge.continual.parts import Fed, build, trained_leaves, transform, with_trained
+from jaxmerge.continual.parts import Fed, build, transform, with_trained
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Batch
 from jaxmerge.continual.step import fit_of
@@ -28,6 +29,7 @@ from jaxmerge.continual.stream_records import Setup, State
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.pipeline import Examples, Order, read
+from jaxmerge.io.free_memory import give_back
 from jaxmerge.training.data_parallel import everywhere, spread, to_numpy
 from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import Halfway
@@ -121,11 +123,9 @@ def fit_task(
     setup = dataclasses.replace(setup, optimiser=training.optimiser_of(total))
     tasks = len(jax.tree.leaves(info)[0])
     parts = build(setup, tasks)
-    trained = trained_leaves(parts.model, state.params, t)
-    state = state._replace(moments=transform(setup, total).init(trained), count=jnp.int32(0))
-    fit = fit_of(parts, state, t)
-    fit = everywhere(jax.tree.map(jnp.array, fit))  # it is donated
-    state = state._replace(moments=())  # they would be held all through the task
+    fit = fit_of(parts, state._replace(moments=(), count=jnp.int32(0)), t)
+    fit = jax.tree.map(jnp.array, fit)  # it is donated
+    fit = everywhere(fit._replace(moments=_moments(transform(setup, total), fit.trained)))
     rest = {
         n: p
         for n, p in state.params.items()
@@ -157,14 +157,22 @@ def fit_task(
         then = partial(_fed, collate)
     feed = read(data.inputs, chunks, then, place=partial(spread, axis=2), first=first)
     before = None  # losses of the chunk that runs while the next one is prepared
+    forms: set[Any] = set()
     for k, inputs in enumerate(feed, first):
         rows = chunks[k]
         active = np.arange(training.chunk) < total - k * training.chunk
         columns, task = spread((data.columns[rows], data.task[rows]), axis=2)
         batch = Batch(inputs, columns, task, spread(np.ones(rows.shape, np.float32), axis=2))
+        form = tuple(x.shape for x in jax.tree.leaves(batch))
+        if (new := form not in forms) and before is not None:  # what runs needs as much memory as
+            note(*before)  # the compiler: one after the other
+            before = None
         fit, chunk_losses = run_chunk(
             fixed, fit, (batch, active), np.int32(t), np.int32(total), tasks
         )
+        if new:
+            forms.add(form)
+            give_back()  # what the compiler used
         if before is not None:
             note(*before)
         before = chunk_losses, int(active.sum())
@@ -191,6 +199,14 @@ def fit_task(
 def _fed(collate: Callable, stored: np.ndarray) -> Fed:
     """What the model reads beside what is stored; sent to worker processes."""
     return Fed(stored, collate(stored))
+
+
+def _moments(optimiser: optax.GradientTransformation, trained: Leaves) -> Any:
+    """Those before the first step, each leaf in memory of its own, as what is donated must be (an
+    optimiser may put the weights themselves there); a leaf goes when its copy is made."""
+    leaves, form = jax.tree.flatten(optimiser.init(trained))
+    leaves.reverse()
+    return jax.tree.unflatten(form, [jnp.array(leaves.pop()) for _ in range(len(leaves))])
 
 
 @partial(jax.jit, static_argnames="tasks", donate_argnames="fit")
@@ -258,10 +274,11 @@ def fit(
 def begin_state(
     setup: Setup, info: Any, base: Leaves, data: Data, collate: Callable, key: Array
 ) -> State:
-    """The state of a stream before its first task; of the data only the form counts."""
+    """The state of a stream before its first task, without the optimiser's moments, which are new
+    for every task; of the data only the form counts."""
     parts = build(setup, len(jax.tree.leaves(info)[0]))
     rows = np.zeros(2, int)
     stored = data.inputs[rows]
     fed = Fed(stored, collate(stored))
     batch = Batch(fed, data.columns[rows], data.task[rows], np.ones(2, np.float32))
-    return stages.create_from(setup, parts, info, base, batch, key)
+    return stages.create_from(setup, parts, info, base, batch, key)._replace(moments=())
