@@ -119,7 +119,7 @@ class Stream:
         self.val, self.test = probes or (
             probe(learner, scenario, split, batch) for split in ("val", "test")
         )
-        self.done = 0
+        self.done = self.written = 0  # tasks, and those of the checkpoint
         self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
         self.setup = self._setup(self.training(scenario[0]))
         self.parts = build(self.setup, len(scenario))
@@ -190,10 +190,9 @@ class Stream:
         model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
+        states = self.states
         for fold in self.folds():
-            self.states[fold.label] = memory.update(
-                fold.merge(), self.states[fold.label], self.folded, model
-            )
+            states[fold.label] = memory.update(fold.merge(), states[fold.label], self.folded, model)
             give_back()  # the state before
         self._clock("merging", began)
         for d in self.deploys:
@@ -216,7 +215,7 @@ class Stream:
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         begin = self.start.at(Position(self.base, self.last, self._running))
         self.last = dict(begin)  # what was learnt before is not held while this is
-        if self.store or not self.done:
+        if self.written == self.done:
             self._states = None  # nor are the folds: `states` finds them again
         state = State(
             self.base, begin, self.memory, {}, (), jnp.int32(0), jax.random.key(self.seed)

@@ -60,6 +60,7 @@ def save(stream: Stream, t: int) -> None:
     tree = _tree(stream, stream.states)
     checkpoint.save(stream.store / STATE, tree, dataclasses.asdict(record))
     data_parallel.wait("checkpoint")  # the other processes read it too
+    stream.written = stream.done
     if stream.halfway is not None:
         stream.halfway.clear()
 
@@ -77,7 +78,8 @@ def restore(stream: Stream) -> None:
     _check(stream, record, path)
     like = _tree(stream, _forms(stream, record.done))
     tree, _ = checkpoint.load(path, like, ("last", "memory"), jnp.asarray)
-    stream.last, stream.memory, stream.done = tree["last"], tree["memory"], record.done
+    stream.last, stream.memory = tree["last"], tree["memory"]
+    stream.done = stream.written = record.done
     stream.outcomes, stream.seconds, stream.losses = record.outcomes, record.seconds, record.losses
     stream.models = [
         checkpoint.load(path.parent / f"task_{t:02d}.safetensors")[0]
