@@ -3,7 +3,8 @@
 One pass over a scenario trains one model per task and serves any number of *deployments* at once:
 each is a fold over the same fine-tuned models (or the last model itself), so ten merges cost one
 training.  What is remembered between tasks is constant however many tasks arrive: the last model,
-the cells of the folds, the memory of the methods.
+the cells of the folds, the memory of the methods.  With a `store` the cells are on the disk while
+a task is learnt: training needs the memory of plain fine-tuning, however many merges there are.
 
     stream = Stream(scenario, learner, start=from_last, deploys=(Deploy("MagMax", jm.magmax, ...),))
     for t in stream.tasks_left():
