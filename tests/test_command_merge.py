@@ -214,26 +214,47 @@ START = """
 import sys
 from jaxmerge import cli
 def call(*arguments):
-    sys.argv = ["jaxmerge", "merge", "recipe.py", *arguments]
+    sys.argv = ["jaxmerge", *arguments]
     try:
         cli.main()
     except SystemExit as end:
         assert not end.code
     print(*sys.modules)
-call("--check", "--json")
-call("out", "--quiet")
+call("inspect", "base")
+call("merge", "recipe.py", "--check", "--json")
+call("merge", "recipe.py", "out", "--quiet")
 """
 UNUSED = {  # the first six were imported all the same
     "regex", "jax.extend", "jax.experimental.pallas", "jaxmerge.io.gguf", "jaxmerge.io.adapters",
     "jaxmerge.io.pickles", "jaxmerge.api", "jaxmerge.continual", "jaxmerge.solvers", "flax",
     "optax", "orbax", "gguf", "scipy", "sklearn", "tokenizers", "matplotlib", "PIL", "jinja2",
+    "jaxmerge.recipes.mergekit", "jaxmerge.statistics", "jaxmerge.transforms", "jaxmerge.methods",
 }  # fmt: skip
 
 
-def test_a_merge_imports_nothing_that_it_does_not_use(family):
-    Path("recipe.py").write_text(f"recipe = {ABC | {'method': 'ties'}!r}")
+def test_a_command_imports_nothing_that_it_does_not_use(family):
+    Path("recipe.py").write_text(f"recipe = {ABC | {'method': 'mean'}!r}")
     done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
-    checked, merged = (set(line.split()) for line in done.stdout.splitlines()[-2:])
+    tables = [set(line.split()) for line in done.stdout.splitlines() if line.startswith("sys ")]
+    inspected, checked, merged = tables
+    assert inspected & (UNUSED | {"jax", "yaml"}) == set()
     assert checked & (UNUSED | {"yaml"}) == set()
     assert merged & UNUSED == set()
     assert "yaml" in merged, "the resolved recipe is written with it"
+
+
+GARBAGE = """
+import gc, sys
+from jaxmerge.__main__ import main
+sys.argv = ["jaxmerge", "merge", "recipe.py", "--check", "--json"]
+try:
+    main()
+except SystemExit:
+    print(gc.isenabled(), len(gc.get_objects()) < gc.get_freeze_count())
+"""
+
+
+def test_what_a_command_imports_is_not_looked_through_for_garbage(family):
+    Path("recipe.py").write_text(f"recipe = {ABC | {'method': 'mean'}!r}")
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True True"

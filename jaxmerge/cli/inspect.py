@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.cli.bytesbar import BytesBar
-from jaxmerge.drivers.files.chunks import pieces
 from jaxmerge.io import architectures
 from jaxmerge.io.architectures.description import as_table, in_words
 from jaxmerge.io.architectures.names import template
@@ -79,6 +78,8 @@ def describe(source: Source, norms: bool, quiet: bool = True) -> dict[str, Any]:
 def values_of(source: Source, name: str) -> dict[str, Any]:
     """Norm, extremes (of both parts of complex entries) and non-finite entries of one leaf, block
     by block in float64."""
+    from jaxmerge.drivers.files.chunks import pieces
+
     size = source.like[name].size
     square, low, high, broken = 0.0, np.inf, -np.inf, 0
     for start, stop in pieces(size, BLOCK):

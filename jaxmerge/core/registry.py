@@ -54,8 +54,8 @@ class Registry(Mapping[str, Callable]):
         wrap: ``(what a factory built, its spec) -> what a call returns``; the spec by default.
         old: old names that still work, see `jaxmerge.core.old_names`.
         arguments: name -> old argument -> what it is today, said where the argument is refused.
-        homes: modules whose import enters the factories of the package; they are imported when a
-            name is not there yet, or all names are asked for.
+        homes: modules whose import enters the factories of the package; they are imported one by
+            one until a name is there, or all where all names are asked for.
     """
 
     def __init__(
@@ -80,7 +80,11 @@ class Registry(Mapping[str, Callable]):
         return self._factories
 
     def __getitem__(self, name: str) -> Callable:
-        return self._factories[name] if name in self._factories else self._all()[name]
+        for home in self.homes:
+            if name in self._factories:
+                break
+            importlib.import_module(home)
+        return self._factories[name]
 
     def __delitem__(self, name: str) -> None:
         del self._factories[name]

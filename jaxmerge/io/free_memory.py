@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.core.names import kind
 from jaxmerge.errors import UserError
 
 
@@ -44,6 +43,8 @@ def refuse_too_large(name: str, like: Any, path: Path) -> None:
     """
     free = memory_free()
     if free is not None and like.nbytes > free:
+        from jaxmerge.core.names import kind
+
         raise UserError(
             f"{path}: leaf {name!r} is {kind(like)}, {like.nbytes / 1e9:.3g} GB; it is read whole, "
             f"and {free / 1e9:.3g} GB are free."

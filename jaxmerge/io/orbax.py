@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.core import names
 from jaxmerge.errors import UserError, library_message, writing
 from jaxmerge.io.free_memory import refuse_too_large
 from jaxmerge.io.orbax_failures import one_failure
@@ -48,6 +47,8 @@ class Orbax(Whole):
     """The leaves of an Orbax checkpoint; names join the path with "/"."""
 
     def __init__(self, path: str | os.PathLike):
+        from jaxmerge.core.names import flatten
+
         super().__init__()
         folder = checkpoint_folder(Path(path))
         if folder is None:
@@ -62,7 +63,7 @@ class Orbax(Whole):
             with one_failure(logging.ERROR):
                 metadata = self._reader.metadata(self.path)
             tree = getattr(getattr(metadata, "item_metadata", metadata), "tree", metadata)
-            self._flat, self._rebuild = names.flatten(tree)
+            self._flat, self._rebuild = flatten(tree)
             self.like = {n: Like(tuple(m.shape), np.dtype(m.dtype)) for n, m in self._flat.items()}
         except Exception as error:
             raise _damaged(self.path, "its metadata", error) from None
@@ -88,9 +89,11 @@ class Orbax(Whole):
             raise _damaged(self.path, f"leaf {name!r}", error) from None
         like = self.like[name]
         if leaf.shape != like.shape or leaf.dtype != like.dtype:
+            from jaxmerge.core.names import kind
+
             raise UserError(
-                f"{self.path}: leaf {name!r} holds {names.kind(leaf)}, its metadata say "
-                f"{names.kind(like)}; the checkpoint is damaged."
+                f"{self.path}: leaf {name!r} holds {kind(leaf)}, its metadata say "
+                f"{kind(like)}; the checkpoint is damaged."
             )
         return leaf
 

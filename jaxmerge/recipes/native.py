@@ -30,7 +30,6 @@ from jaxmerge.drivers.files.job import Job
 from jaxmerge.errors import UserError, about
 from jaxmerge.io.architectures import architecture
 from jaxmerge.io.untrusted import check_regular
-from jaxmerge.recipes import mergekit
 from jaxmerge.recipes.method_spec import as_data, build, route
 from jaxmerge.recipes.parse import check_kinds, mapping
 from jaxmerge.recipes.plan import (
@@ -52,6 +51,7 @@ from jaxmerge.recipes.vocabulary import resolved as resolved_tokenizer
 
 if TYPE_CHECKING:
     from jaxmerge.recipes.adapters import AdapterRecipe
+    from jaxmerge.recipes.mergekit import Config
 
 
 @dataclasses.dataclass
@@ -209,7 +209,7 @@ KINDS = {
     "models": (list,), "seed": (int,), "rules": (list, dict), "method": (str, dict, list),
     "extras": (dict,), "rename": (dict,),
 }  # fmt: skip
-Document: TypeAlias = "Recipe | mergekit.Config | AdapterRecipe"
+Document: TypeAlias = "Recipe | Config | AdapterRecipe"
 
 
 def load(path: str | Path, allow_import: bool = False) -> list[Document]:
@@ -291,7 +291,9 @@ def documents(content: Any) -> list[Document]:
             "mergekit-moe."
         )
     elif isinstance(content, Mapping) and "merge_method" in content:
-        return [mergekit.Config.read(content)]
+        from jaxmerge.recipes.mergekit import Config
+
+        return [Config.read(content)]
     elif isinstance(content, Mapping) and "adapters" in content:
         from jaxmerge.recipes.adapters import AdapterRecipe
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmerge.core.composition import Pipeline
 from jaxmerge.core.stage_specs import spec_of
@@ -20,7 +20,9 @@ from jaxmerge.errors import UserError
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.safetensors import File, Leaves
 from jaxmerge.recipes.parse import mapping
-from jaxmerge.statistics import store
+
+if TYPE_CHECKING:
+    from jaxmerge.statistics.store import Statistic
 
 KINDS = ("fisher", "gram", "mask")
 MEASURED = ("fisher", "gram")  # on data, for weights that are checked; a mask fits any
@@ -42,14 +44,16 @@ class Extra(NamedTuple):
     ref: str
 
     @property
-    def statistic(self) -> store.Statistic:
+    def statistic(self) -> Statistic:
         """The statistic in the file.
 
         Raises:
             UserError: it holds something else.
         """
+        from jaxmerge.statistics.store import of_file
+
         file = self.source.source
-        measured = store.of_file(file) if isinstance(file, File) else None
+        measured = of_file(file) if isinstance(file, File) else None
         if measured is None or measured.kind != self.kind:
             other = f"holds a {measured.kind}" if measured else "is no single safetensors file"
             raise UserError(f"extras: {self.source.ref} should hold a {self.kind}, but {other}.")
@@ -58,7 +62,9 @@ class Extra(NamedTuple):
     def check(self) -> None:
         """Raise UserError unless it was measured for the model's very weights; reads the model."""
         if self.kind in MEASURED:
-            store.check_weights(self.statistic, self.model, self.source.ref)
+            from jaxmerge.statistics.store import check_weights
+
+            check_weights(self.statistic, self.model, self.source.ref)
 
 
 def find_extras(setting: Any, needs: Sequence[str], models: Any, sources: Sequence[Source]):
