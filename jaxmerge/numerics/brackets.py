@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.numerics.host_select import smallest
 from jaxmerge.numerics.order_statistics import word
 
 DIGIT = 16  # bits of a bin of the sample
 FINE = 1 << 18  # counters of one pass inside a bracket
 STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
-STRIDES = (STRIDE, 131, 257, 521, 1031)  # of one leaf, by its size
+STRIDES = (521, 1031, 2053, 4099)  # of one leaf, by its size
+RUN = 32  # entries sampled in a row there: a line of memory where weights have 16 bits
 Interval = tuple[int, int]  # bits from low to high, both included
 
 
@@ -62,30 +64,36 @@ def above_all() -> int:
 
 
 def stride_of(size: int) -> int:
-    """Of how many entries of a leaf one is sampled, for `enclose`.
+    """In how many entries of a leaf one run is sampled, for `enclose`.
 
-    Every sampled entry is a line of memory of its own, some 60 times the cost of one that is read
-    in turn, and s of them leave size / sqrt(s) entries inside the bracket: the sum of both is least
-    where the stride grows as the cube root of the size.
+    Every run is a line of memory of its own, and s of them leave size / sqrt(s) entries inside the
+    bracket, each some ten times the cost of one outside: the sum of both is least where the stride
+    grows as the cube root of the size.
 
     >>> stride_of(1 << 15), stride_of(1 << 22), stride_of(1 << 30)
-    (67, 521, 1031)
+    (521, 2053, 4099)
     """
-    return next((s for s in STRIDES if s >= 2 * size ** (1 / 3)), STRIDES[-1])
+    return next((s for s in STRIDES if s >= 10 * size ** (1 / 3)), STRIDES[-1])
 
 
-def enclose(sampled: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
-    """The same from the sampled entries themselves, and as narrow as pays: three deviations.
+def enclose(runs: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
+    """The same from sampled entries themselves, [runs, length], as narrow as pays: three deviations.
 
     Few entries inside make the pass that gathers them faster by half; one leaf in 400 is missed.
+    Neighbours may be alike, so how far a run goes astray is taken from how the runs differ.
     """
-    share = 1 - ranks / size
-    slack = 3 * np.sqrt(sampled.size * share * (1 - share)) + 2
-    low = np.floor(sampled.size * share - slack).astype(np.int64)
-    high = np.ceil(sampled.size * share + slack).astype(np.int64)
-    places = np.clip(np.stack([low, high]), 0, sampled.size - 1)
-    first, last = np.partition(sampled, np.unique(places))[places]
-    first[low < 0], last[high >= sampled.size] = 0, np.iinfo(sampled.dtype).max >> 1
+    count, sampled = runs.shape[0], runs.reshape(-1)
+    below = sampled.size * (1 - ranks / size)
+    deviation = np.sqrt(below * ranks / size)
+    for r, place in enumerate(np.minimum(below / runs.shape[1], count - 1).astype(int)):
+        (near,) = smallest(runs[:, 0], [place])
+        differ = np.sqrt(count) * np.std(np.count_nonzero(runs < runs.dtype.type(near), axis=1))
+        deviation[r] = max(deviation[r], differ)
+    slack = 3 * deviation + 2
+    low, high = np.floor(below - slack).astype(int), np.ceil(below + slack).astype(int)
+    places = np.clip(np.concatenate([low, high]), 0, sampled.size - 1)
+    first, last = np.array(smallest(sampled, places), runs.dtype).reshape(2, -1)
+    first[low < 0], last[high >= sampled.size] = 0, np.iinfo(runs.dtype).max >> 1
     return tuple(zip(first.tolist(), last.tolist(), strict=True))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxmerge.numerics.brackets import (
     DIGIT,
+    RUN,
     STRIDE,
     Interval,
     Tally,
@@ -28,10 +29,11 @@ from jaxmerge.numerics.brackets import (
     stride_of,
 )
 from jaxmerge.numerics.host_rows import Row, by_part
+from jaxmerge.numerics.host_select import smallest
 from jaxmerge.numerics.order_statistics import word
 
 BRACKET_ENTRIES = 1 << 21  # entries inside a bracket that one thread keeps
-SMALL = 1 << 15  # leaves up to this size are ranked by np.partition
+SMALL = 1 << 15  # leaves up to this size are looked through whole
 
 
 def sample(row: Row, stride: int = STRIDE) -> np.ndarray:
@@ -60,7 +62,7 @@ class Inside(NamedTuple):
 
     def smallest(self, i: int) -> int:
         """The i-th of them from the smallest, i = 0 for the smallest itself."""
-        return 0 if self.values is None else int(np.partition(self.values, i)[i])
+        return 0 if self.values is None else smallest(self.values, [i])[0]
 
     def above(self, value: int) -> int:
         """How many are larger."""
@@ -151,8 +153,11 @@ def _inside(
         for low, high in intervals:
             np.greater_equal(bits, word(low), out=mask)
             not_below.append(np.count_nonzero(mask))
-            np.greater(bits, word(high), out=other)
-            entries = bits.take(np.flatnonzero(np.not_equal(mask, other, out=mask)))
+            np.not_equal(mask, np.greater(bits, word(high), out=other), out=mask)
+            if low == high:  # nothing but how many
+                inside.append(np.zeros(np.count_nonzero(mask), bits.dtype))
+                continue
+            entries = bits.take(np.flatnonzero(mask))
             inside.append(np.subtract(entries, word(low), out=entries))
         yield inside, np.array(not_below, np.int64)
 
@@ -198,7 +203,7 @@ def _in_one_leaf(row: Row, flat: np.ndarray, exact: bool) -> tuple[list[int], li
 def _bracketed(row: Row, flat: np.ndarray) -> tuple[list[int], np.ndarray, list[Inside]]:
     """For every rank an interval around it: its low end, the entries not below it, those inside."""
     stride = stride_of(row.size)
-    intervals = enclose(np.concatenate([x.copy() for x in row.bits(stride)]), row.size, flat)
+    intervals = enclose(row.runs(stride, RUN), row.size, flat)
     while True:
         not_below, inside = gather(row, intervals)
         if inside is not None:

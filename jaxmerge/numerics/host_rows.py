@@ -16,6 +16,7 @@ import numpy as np
 from jaxmerge.numerics.order_statistics import double
 
 BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
+CONTIGUOUS = 1 << 22  # entries read at once where only some of them are looked at
 SHORT = 1 << 15  # entries up to which a row is counted together with others
 PROCESSORS = min(8, os.cpu_count() or 1)
 
@@ -38,33 +39,50 @@ class Row:
 
     def bits(self, stride: int = 1, wide: bool | None = None) -> Iterator[np.ndarray]:
         """The magnitudes of all entries, or of one in `stride`; every block reuses one buffer."""
-        wide = double() if wide is None else wide
-        kind, word = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
-        exact = np.float64 if wide and self.arrays[0].dtype == np.float64 else np.float32
-        complex_ = any(x.dtype.kind == "c" for x in self.arrays)
-        exact = np.result_type(exact, np.complex64) if complex_ else exact
-        mask = word(np.iinfo(word).max >> 1)
-        infinite = np.asarray(np.inf, kind).view(word)
         first, last = self.span
         size = -(-self.size // stride)
-        buffer = np.empty(min(BLOCK, size), kind)
+        buffer = self._buffer(min(BLOCK, size), wide)
         for start in range(0, size, BLOCK):
-            part = slice(
-                first + start * stride, min(last, first + (start + BLOCK) * stride), stride
-            )
-            parts = [x[part].astype(exact, copy=False) for x in self.arrays]
-            out = buffer[: parts[0].size]
-            if complex_:  # by the function that the compiled stages compare with
-                out[:] = jnp.abs(np.subtract(*parts) if len(parts) == 2 else parts[0])
-            elif len(parts) == 2:
-                np.subtract(*parts, out=out, dtype=exact)
-            else:
-                out[:] = parts[0]
-            bits = out.view(word)
-            np.bitwise_and(bits, mask, out=bits)
-            if self.zero:
-                bits[bits >= infinite] = 0
-            yield bits
+            end = min(last, first + (start + BLOCK) * stride)
+            part = slice(first + start * stride, end, stride)
+            yield self._bits([x[part] for x in self.arrays], buffer)
+
+    def runs(self, stride: int, length: int) -> np.ndarray:
+        """The magnitudes of the first `length` of every `stride` entries, [runs, length]."""
+        first, last = self.span
+        many = max(1, CONTIGUOUS // stride)
+        count = self.size // stride
+        buffer = self._buffer(count * length)
+        for run in range(0, count, many):
+            stop = min(count, run + many)
+            part = slice(first + run * stride, first + stop * stride)
+            begins = lambda x: x.reshape(-1, stride)[:, :length].reshape(-1)
+            self._bits([begins(x[part]) for x in self.arrays], buffer[run * length :])
+        return buffer.view(f"u{buffer.itemsize}").reshape(count, length)
+
+    @staticmethod
+    def _buffer(size: int, wide: bool | None = None) -> np.ndarray:
+        return np.empty(size, np.float64 if (double() if wide is None else wide) else np.float32)
+
+    def _bits(self, parts: list[np.ndarray], buffer: np.ndarray) -> np.ndarray:
+        """The magnitudes of these parts of the model and the base, in a buffer of floats."""
+        kind = buffer.dtype.type
+        exact = np.float64 if kind is parts[0].dtype.type is np.float64 else np.float32
+        complex_ = any(x.dtype.kind == "c" for x in parts)
+        exact = np.result_type(exact, np.complex64) if complex_ else exact
+        parts = [x.astype(exact, copy=False) for x in parts]
+        out = buffer[: parts[0].size]
+        if complex_:  # by the function that the compiled stages compare with
+            out[:] = jnp.abs(np.subtract(*parts) if len(parts) == 2 else parts[0])
+        elif len(parts) == 2:
+            np.subtract(*parts, out=out, dtype=exact)
+        else:
+            out[:] = parts[0]
+        bits = out.view(f"u{out.itemsize}")
+        np.bitwise_and(bits, bits.dtype.type(np.iinfo(bits.dtype).max >> 1), out=bits)
+        if self.zero:
+            bits[bits >= np.asarray(np.inf, kind).view(bits.dtype)] = 0
+        return bits
 
     def parts(self) -> list[Row]:
         """The same entries as one row for each processor, if there are enough of them."""
