@@ -156,7 +156,6 @@ def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeyp
         monkeypatch.setattr(module, "ROOM", 1)  # so every leaf is
     monkeypatch.setattr(host_order_statistics, "SMALL", 100)
     monkeypatch.setattr(host_rows, "BLOCK", 128)
-    monkeypatch.setattr(host_order_statistics, "STRIDE", 3)
     longest, read = [], measuring.Unread.__getitem__
 
     def counted(self, part):
@@ -170,7 +169,7 @@ def test_measuring_a_leaf_too_large_to_keep_reads_it_in_slices(tmp_path, monkeyp
     job = Job(method, files[1:], files[0])
     merge_jobs([job], tmp_path / "out")
     assert longest
-    assert max(longest) <= 128
+    assert max(longest) <= 8 * 128
     leaves = [{n: x for n, x in m.items() if n in job.grid} for m in models]
     want, got = jm.merge(method, leaves[0], leaves[1:]), File(tmp_path / "out/model.safetensors")
     for n in want:

@@ -77,10 +77,10 @@ def stride_of(size: int) -> int:
 
 
 def enclose(runs: np.ndarray, size: int, ranks: np.ndarray) -> tuple[Interval, ...]:
-    """The same from sampled entries themselves, [runs, length], as narrow as pays: three deviations.
+    """The same from the sampled entries themselves, [runs, length], and as narrow as pays.
 
-    Few entries inside make the pass that gathers them faster by half; one leaf in 400 is missed.
-    Neighbours may be alike, so how far a run goes astray is taken from how the runs differ.
+    Few entries inside make the pass that gathers them faster by half; at three deviations one leaf
+    in 400 is missed.  Neighbours may be alike, so a deviation is taken from how the runs differ.
     """
     count, sampled = runs.shape[0], runs.reshape(-1)
     below = sampled.size * (1 - ranks / size)

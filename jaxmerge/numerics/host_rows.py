@@ -16,7 +16,6 @@ import numpy as np
 from jaxmerge.numerics.order_statistics import double
 
 BLOCK = 1 << 17  # entries read at once: few enough for the cache, so many that threads seldom meet
-CONTIGUOUS = 1 << 22  # entries read at once where only some of them are looked at
 SHORT = 1 << 15  # entries up to which a row is counted together with others
 PROCESSORS = min(8, os.cpu_count() or 1)
 
@@ -49,9 +48,7 @@ class Row:
 
     def runs(self, stride: int, length: int) -> np.ndarray:
         """The magnitudes of the first `length` of every `stride` entries, [runs, length]."""
-        first, last = self.span
-        many = max(1, CONTIGUOUS // stride)
-        count = self.size // stride
+        first, many, count = self.span[0], max(1, 8 * BLOCK // stride), self.size // stride
         buffer = self._buffer(count * length)
         for run in range(0, count, many):
             stop = min(count, run + many)
@@ -67,7 +64,8 @@ class Row:
     def _bits(self, parts: list[np.ndarray], buffer: np.ndarray) -> np.ndarray:
         """The magnitudes of these parts of the model and the base, in a buffer of floats."""
         kind = buffer.dtype.type
-        exact = np.float64 if kind is parts[0].dtype.type is np.float64 else np.float32
+        wide = buffer.dtype == parts[0].dtype == np.float64
+        exact = np.float64 if wide else np.float32
         complex_ = any(x.dtype.kind == "c" for x in parts)
         exact = np.result_type(exact, np.complex64) if complex_ else exact
         parts = [x.astype(exact, copy=False) for x in parts]
