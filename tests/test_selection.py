@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import jaxmerge as jm
 from jaxmerge.numerics import brackets, host_order_statistics, host_rows, order_statistics
 from jaxmerge.numerics.host_rows import Row
+from jaxmerge.numerics.host_select import smallest
 from jaxmerge.numerics.measures import (
     keep_count,
     largest,
@@ -304,3 +305,26 @@ def test_a_merge_counts_short_leaves_together(monkeypatch):
     monkeypatch.setattr(host_rows, "SHORT", -1)  # every leaf on its own
     for method, merged in zip(methods, ours, strict=True):
         jax.tree.map(np.testing.assert_array_equal, merged, jm.merge(method, base, models))
+
+
+@pytest.mark.parametrize("word", [np.uint32, np.uint64])
+@pytest.mark.parametrize("many", [1, 7, 600, 1 << 40])
+def test_the_ith_smallest_is_that_of_sorting(word, many):
+    most = min(many, np.iinfo(word).max >> 1)
+    values = np.random.default_rng(0).integers(0, most, 5000, endpoint=True).astype(word)
+    places = [0, 1, 2499, 4998, 4999]
+    assert smallest(values, places) == np.sort(values)[places].tolist()
+
+
+@pytest.mark.parametrize("alike", [1, 64])  # entries in a row of one scale
+def test_a_bracket_holds_the_rank_whether_neighbours_are_alike_or_not(alike):
+    rng, size, missed = np.random.default_rng(0), 1 << 18, 0
+    for _ in range(20):
+        scale = np.repeat(np.exp(rng.normal(size=size // alike)), alike)
+        x = (scale * rng.normal(size=size)).astype(np.float32)
+        runs = Row(x).runs(brackets.stride_of(size), brackets.RUN)
+        ((low, high),) = brackets.enclose(runs, size, np.array([size // 5]))
+        bits = np.abs(x).view(np.uint32)
+        missed += not np.sum(bits > high) < size // 5 <= np.sum(bits >= low)
+        assert np.mean((low <= bits) & (bits <= high)) < (0.04 if alike == 1 else 0.12)
+    assert missed <= 1
