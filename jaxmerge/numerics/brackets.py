@@ -11,7 +11,7 @@ from jaxmerge.numerics.order_statistics import word
 
 DIGIT = 16  # bits of a bin of the sample
 FINE = 1 << 18  # counters of one pass inside a bracket
-STRIDE = 67  # one entry in so many is sampled; a prime, so no column of a matrix is missed
+STRIDE = 67  # one entry in so many is sampled; primes, so no column of a matrix is missed
 STRIDES = (521, 1031, 2053, 4099)  # of one leaf, by its size
 RUN = 32  # entries sampled in a row there: a line of memory where weights have 16 bits
 Interval = tuple[int, int]  # bits from low to high, both included
