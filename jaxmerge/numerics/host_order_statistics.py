@@ -1,11 +1,11 @@
 """Order statistics without sorting, on the host: guess a bracket from a sample, then verify.
 
-A sample (one entry in 67, of one leaf runs of entries) tells roughly where the k-th largest magnitude lies.  The next
-pass counts, exactly, the entries above that bracket and gathers those inside, which as a rule
-settles the k-th; a guess that missed, or a bracket too wide, costs another pass.  A leaf is read in
-blocks that stay in the processor's cache, at about 1 ns an entry; `np.partition` takes five times
-as long, XLA's sort two hundred times.  All results are the integers of
-`jaxmerge.numerics.order_statistics.magnitude_bits`.
+A sample (one entry in 67; of one leaf, runs of entries) tells roughly where the k-th largest
+magnitude lies.  The next pass counts, exactly, the entries above that bracket and gathers those
+inside, which as a rule settles the k-th; a guess that missed, or a bracket too wide, costs another
+pass.  A leaf is read in blocks that stay in the processor's cache, at about 1 ns an entry;
+`np.partition` takes five times as long, XLA's sort two hundred times.  All results are the integers
+of `jaxmerge.numerics.order_statistics.magnitude_bits`.
 """
 
 from __future__ import annotations
