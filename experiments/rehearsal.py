@@ -39,7 +39,8 @@ Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hu
 tables compare parts of methods with each other, and merges on top of one stream; they do not rank
 methods.
 
-A row that is finished is in the result file, and is not run again.
+A row that is finished is in the result file, and is not run again but where it is from before the
+merges' settings were chosen: such rows show their last model alone.
 """
 
 from __future__ import annotations
@@ -272,6 +273,9 @@ def held_out(case: Case, way: Callable[[float], tuple], values: Sequence[float])
     return {value: score(value) for value in values}
 
 
+UNMERGED = {"joint": upper, "start": start}  # rows of one model
+
+
 def main() -> None:
     if sys.argv[1:2] == ["page"]:
         return page()
@@ -307,7 +311,7 @@ def main() -> None:
     known = [m for m in known if m not in LANGUAGE or case.language is not None]
     if idle := [m for m in chosen["methods"] if m not in known]:
         raise SystemExit(f"stream={name} has no rows of {', '.join(idle)}: they need {NEEDS}.")
-    done = {r["method"] for r in report["rows"]}
+    done = {r["method"] for r in report["rows"] if "validation" in r or r["method"] in UNMERGED}
     left = [m for m in known if m not in done and m in (chosen["methods"] or known)]
     try:
         if left:
@@ -317,13 +321,13 @@ def main() -> None:
     ran = {"machine": machine(), "versions": versions()}
     common = {k: report.get(k, v) for k, v in ran.items()}  # of the rows that are there
     for label in left:
-        special = {"joint": upper, "start": start}
-        if label in special:
-            new = special[label](case, asked["seeds"], rate)
+        if label in UNMERGED:
+            new = UNMERGED[label](case, asked["seeds"], rate)
         else:
             new = row(label, case, asked["seeds"], rate)
         new |= {k: v for k, v in ran.items() if v != common[k]}
-        report["rows"] = sorted([*report["rows"], new], key=lambda r: ROWS.index(r["method"]))
+        others = [r for r in report["rows"] if r["method"] != label]
+        report["rows"] = sorted([*others, new], key=lambda r: ROWS.index(r["method"]))
         stream = "" if name == "mnist" else f"stream={name} "
         report |= {
             "schema": "jaxmerge.rehearsal/1", **asked, **({"stream": name} if stream else {}),

@@ -70,7 +70,7 @@ def expanded(rows: list[dict]) -> str:
     if not rows:
         return ""
     every = (LAST, *MERGED)
-    both = lambda found, k: f"{cell(found['groups'][k])} / {cell(found['classes'][k])}"
+    both = lambda found, k: " / ".join(cell(found[w].get(k, [])) for w in ("groups", "classes"))
     lines = grid(
         ["Groups / classes", *every],
         [[r["method"], *(both(r["expansion"], k) for k in every)] for r in rows],
