@@ -165,7 +165,7 @@ def merging(streams: dict[str, dict[str, dict[str, list[float]]]]) -> str:
         if np.isfinite([g.mean() for pair in gains for g in pair]).any():
             lines.append([label, *(" / ".join(map(points, pair)) for pair in gains)])
     streams_head = ["EMA / MagMax above the last model", *(TITLES[name] for name in streams)]
-    kept = [rows[m] for rows in streams.values() for m in REPLAYED if m in rows]
+    kept = [rows[m] for rows in streams.values() for m in REPLAYED if len(rows.get(m, ())) > 1]
     counts = []
     for merge in MERGED:
         each = [gain(f, merge) for f in kept]
