@@ -72,7 +72,7 @@ def picture(report: dict[str, Any]) -> Any:
         figure = canvas(
             LIGHT, height + 0.6, "Accuracy after the last task, percent",
             f"{learnt.format(images=report['images'])}, {start}; a mark is the "
-            f"mean of {seeds} seeds, its line from their lowest to their highest",
+            f"mean of {seeds} seeds, its line lowest to highest",
         )  # fmt: skip
         ax = axes(figure, left, 0.5, WIDTH - left - 0.2, height)
         ax.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
