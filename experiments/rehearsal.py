@@ -45,6 +45,7 @@ merges' settings were chosen: such rows show their last model alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -181,25 +182,14 @@ def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     (optimiser, chosen, columns), described = made(case, label, rate)
     problem = lambda c, m: classification(columns=c, metrics=m, view=case.view)
     network, train, test = case.network(case.classes), case.data["train"], case.data["test"]
-    tried = {(k, v): make(v) for k, (make, values) in MERGES.items() for v in values}
-    every = {f"{k} {v:g}": merge for (k, v), merge in tried.items()}
-    setup = Setup(network, problem(columns, ("accuracy",)), optimiser, chosen, merges=every)
     clean = columns == "own" or label in ("ER, herding", *TEACHERS)  # rows of clean tasks alone
     blurry = not clean
     online = Setup(network, problem("seen", ("met",)), optimiser, chosen)
-    whole = jax.jit(lambda s, k: program(setup, s, k, score_every=case.tasks))
     parts = jax.jit(lambda s, k: program(online, s, k, anytime=s.rows.shape[1] // case.every))
-    began, figures, curves = time.process_time(), [], []
-    tuning, first = dealt(case, TUNING_SEED, "validation"), dealt(case, seeds[0])
-    tasks = [filled(tuning, first), *(filled(dealt(case, s), tuning) for s in seeds)]
-    for seed, stream in zip((TUNING_SEED, *seeds), alike(tasks), strict=True):
-        found = whole(stream, jax.random.key(seed)).R
-        figures.append({k: float(np.mean(f["accuracy"][-1])) for k, f in found.items()})
-    validation, *figures = figures
-    scores = {k: {v: validation[f"{k} {v:g}"] for v in values} for k, (_, values) in MERGES.items()}
-    best = {k: max(s, key=lambda v, s=s: (np.nan_to_num(s[v]), v == 1)) for k, s in scores.items()}
-    deployed = {LAST: LAST} | {k: f"{k} {v:g}" for k, v in best.items()}
-    final = {k: [f[name] for f in figures] for k, name in deployed.items()}
+    began, curves = time.process_time(), []
+    final, best, scores = merged(
+        Setup(network, problem(columns, ("accuracy",)), optimiser, chosen), case, seeds
+    )
     mixed = [planned(i_blurry(train[1], case.tasks, 50, 10, s), train, test) for s in seeds]
     for seed, stream in zip(seeds, alike(mixed, case.every) if blurry else (), strict=False):
         R = parts(stream, jax.random.key(seed)).R[LAST]["met"]
@@ -208,12 +198,32 @@ def row(label: str, case: Case, seeds: list[int], rate: float) -> dict:
     if blurry and case.groups is not None and label not in LANGUAGE:  # whose rows are classes
         setup = Setup(
             case.network(case.groups.names), problem("level", ("level",)), optimiser, chosen,
-            merges={k: tried[k, v] for k, v in best.items()},
+            merges={k: MERGES[k][0](v) for k, v in best.items()},
         )  # fmt: skip
         more["expansion"] = expanded(setup, case, case.groups, seeds)
     seconds = time.process_time() - began
     return {"method": label, "setting": described, "accuracy": final, "A_AUC": curves, **more,
             "merges": best, "validation": scores, "processor_seconds": seconds}  # fmt: skip
+
+
+def merged(setup: Setup, case: Case, seeds: list[int]) -> tuple[dict, dict, dict]:
+    """After the clean tasks: deployment -> test accuracies, merge -> its setting, and merge ->
+    setting -> accuracy on the validation examples of another seed, by which it was chosen."""
+    every = {f"{k} {v:g}": make(v) for k, (make, values) in MERGES.items() for v in values}
+    setup = dataclasses.replace(setup, merges=every)
+    whole = jax.jit(lambda s, k: program(setup, s, k, score_every=case.tasks))
+    tuning, first = dealt(case, TUNING_SEED, "validation"), dealt(case, seeds[0])
+    tasks = [filled(tuning, first), *(filled(dealt(case, s), tuning) for s in seeds)]
+    figures = []
+    for seed, stream in zip((TUNING_SEED, *seeds), alike(tasks), strict=True):
+        found = whole(stream, jax.random.key(seed)).R
+        figures.append({k: float(np.mean(f["accuracy"][-1])) for k, f in found.items()})
+    validation, *figures = figures
+    scores = {k: {v: validation[f"{k} {v:g}"] for v in values} for k, (_, values) in MERGES.items()}
+    best = {k: max(s, key=lambda v, s=s: (np.nan_to_num(s[v]), v == 1)) for k, s in scores.items()}
+    deployed = {LAST: LAST} | {k: f"{k} {v:g}" for k, v in best.items()}
+    final = {k: [f[name] for f in figures] for k, name in deployed.items()}
+    return final, best, scores
 
 
 def expanded(

@@ -48,7 +48,7 @@ class Row:
 
     def runs(self, stride: int, length: int) -> np.ndarray:
         """The magnitudes of the first `length` of every `stride` entries, [runs, length]."""
-        first, many, count = self.span[0], max(1, 8 * BLOCK // stride), self.size // stride
+        first, many, count = self.span[0], max(1, BLOCK // stride), self.size // stride
         buffer = self._buffer(count * length)
         for run in range(0, count, many):
             stop = min(count, run + many)
