@@ -46,14 +46,15 @@ def decoder() -> dict[str, tuple[int, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, choices=range(1, BLOCKS + 1))
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--blocks", type=int, default=BLOCKS, choices=range(1, BLOCKS + 1))
     parser.add_argument("--models", type=int, default=4)
-    parser.add_argument("--decoder", action="store_true")
+    form.add_argument("--decoder", action="store_true")
     given = parser.parse_args()
     like, config = (decoder(), CONFIG) if given.decoder else (shapes(given.blocks), {})
     base = draw(0, like)
-    for t in range(-1, given.models):
-        name, weights = (f"ft{t}", draw(1 + t, like, base)) if t >= 0 else ("base", base)
+    for t in range(given.models + 1):
+        name, weights = (f"ft{t - 1}", draw(t, like, base)) if t else ("base", base)
         folder = given.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         stored = {n: np.asarray(x.astype(jnp.bfloat16)) for n, x in weights.items()}

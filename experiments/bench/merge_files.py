@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     family = options.family.resolve()
-    models = sorted(p.name for p in family.iterdir() if p.name.startswith("ft"))
+    models = sorted(p.name for p in family.glob("ft*"))
+    if not models or not (family / "base").is_dir():
+        parser.error(f"{family} has no folders base and ft0: family.py makes them.")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     trees = {"jaxmerge": Path(jaxmerge.__file__).parents[1]}
