@@ -7,7 +7,8 @@ methods: what each needs, its memory, and whether the order of the models matter
 ``results`` is a section for every run of an experiment in `experiments/results/`, ``benchmarks``
 one for every other file there: the Markdown that its script wrote beside it, or else its rows.
 
-    python docs/hooks.py        # writes the tables into the Markdown files, draws rehearsal*.png
+    python docs/hooks.py        # writes the tables into the Markdown files, draws rehearsal*.png and
+                                # online_streams.png
 
 When the site is built the same sections come with links and pictures.
 """
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 ELSEWHERE = (  # shown in reproduction.md and rehearsal.md
     "jaxmerge.continual_table/1", "jaxmerge.oracles/1", "jaxmerge.rehearsal/1",
-    "jaxmerge.slca/1", "jaxmerge.distil_towers/1",
+    "jaxmerge.slca/1", "jaxmerge.distil_towers/1", "jaxmerge.online_streams/1",
 )  # fmt: skip
 
 
@@ -258,6 +259,8 @@ if __name__ == "__main__":
         path = ROOT / "docs" / page
         path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
     sys.path.insert(0, str(ROOT / "experiments"))
+    import draw_online_streams
     import draw_rehearsal
 
     draw_rehearsal.write()
+    draw_online_streams.write()

@@ -23,7 +23,8 @@ from jaxmerge.data.streams.blurry import i_blurry, si_blurry
 from jaxmerge.data.streams.hierarchy import expansion
 from jaxmerge.data.streams.plans import Plan, online
 from jaxmerge.data.streams.recurring import recurring
-from jaxmerge.report.streams import arrivals, draw_plan
+from jaxmerge.data.streams.trees import hierarchy
+from jaxmerge.report.streams import arrivals, draw_plan, rows_named
 
 LABELS = np.repeat(np.arange(6), 20)
 TREE = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [1, 2, 4], [1, 3, 5]])
@@ -250,6 +251,23 @@ def test_pictures_of_nothing(given, words, tmp_path):
         draw_plan(given.pop("plans", online(LABELS, 3)), tmp_path / "x.png", **given)
     with pytest.raises(ValueError, match=r"planned takes a `Plan`, .*"):
         planned(None, blobs(), blobs())
+
+
+def test_groups_name_the_rows_of_many_classes(tmp_path):
+    names = [f"c{i}" for i in range(60)]
+    tree = hierarchy(names, {"few": names[:2], "many": names[2:30], "more": names[30:]})
+    plan = expansion(np.arange(240) % 60, tree, seed=1)
+    named = rows_named(plan, len(tree.names))
+    assert {"many", "more"} <= set(named.values()) <= {"few", "many", "more", "the coarsest"}
+    middle = {name: place for place, name in named.items()}
+    arrive = {
+        name: np.flatnonzero(plan.counts()[3 + i])[0] for name, i in (("many", 2), ("more", 30))
+    }
+    assert (middle["many"] < middle["more"]) == (arrive["many"] < arrive["more"])
+    assert min(np.diff(sorted(named))) >= 63 / 24
+    draw_plan(plan, tmp_path / "plan.png")
+    assert rows_named(online(np.arange(60) % 30, 3), 30) == {}
+    assert len(rows_named(online(LABELS, 3), 6)) == 6
 
 
 def test_a_digest_tells_more_than_rows_apart():

@@ -15,6 +15,7 @@ from jaxmerge.data.streams.scenario import Scenario, shortened
 from jaxmerge.errors import listed
 
 ROWS = 20  # more tasks than this are drawn as the first and the last ones
+NAMED = 24  # as many names fit beside a panel
 
 
 def draw(scenario: Scenario, path: str | Path, examples: int = 8, seed: int = 0) -> None:
@@ -64,7 +65,8 @@ def draw_plan(
     A row is a class, in the order in which classes first arrive, from left to right the examples
     as they arrive; the darker, the more of this class's examples come there (the shade is the root
     of their number, so that the few that leak into other tasks are seen). Lines are the borders of
-    tasks.
+    tasks. More than 24 classes have no names; where they stand under coarser ones, these name the
+    rows of theirs, the larger ones first where there is no room for all.
 
     Args:
         columns: of panels, 1 or more.
@@ -92,14 +94,33 @@ def draw_plan(
         axes.set_xlabel("examples", fontsize=7)
         axes.set_ylabel("class", fontsize=7)
         axes.tick_params(labelsize=6)
-        if len(share) <= 24:
-            order = np.argsort(_first(plan), kind="stable")[: len(share)]
-            axes.set_yticks(
-                np.arange(len(share)) + 0.5, [shortened(plan.names[c], 12) for c in order]
-            )
+        named = rows_named(plan, len(share))
+        if named:
+            axes.set_yticks(list(named), [shortened(name, 16) for name in named.values()])
+            axes.set_ylabel("")
     for axes in figure.axes[len(plans) :]:
         axes.axis("off")
     figure.savefig(path)
+
+
+def rows_named(plan: Plan, rows: int) -> dict[float, str]:
+    """Place on the axis -> name: of every class, of the coarser ones above many, or none."""
+    order = np.argsort(_first(plan), kind="stable")[:rows].tolist()
+    if rows <= NAMED:
+        return {row + 0.5: plan.names[c] for row, c in enumerate(order)}
+    if plan.parent is None or plan.level is None:
+        return {}
+    above: dict[str, list[int]] = {}
+    for row, c in enumerate(order):
+        parent = int(plan.parent[c])
+        name = "the coarsest" if parent < 0 else plan.names[parent]
+        above.setdefault(name, []).append(row)
+    named: dict[float, str] = {}
+    for name, own in sorted(above.items(), key=lambda item: -len(item[1])):
+        middle = float(np.median(own)) + 0.5
+        if all(abs(middle - other) >= rows / NAMED for other in named):
+            named[middle] = name
+    return named
 
 
 def arrivals(plan: Plan, bins: int) -> tuple[np.ndarray, np.ndarray]:
