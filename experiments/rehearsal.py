@@ -24,7 +24,8 @@ have groups there is a third: labels of groups first, then those of classes (HLE
 * ``clinc150``: 6,000 sentences as vectors of a frozen MiniLM, a perceptron 384-384-150 from one
   common start, the classifier of the intents' names; ten tasks of 15 intents, 600 sentences in the
   buffer, the ten domains as groups.
-  Two rows distil there, from the last model (LwF, over all columns so far) and from it and the
+  Two rows train the head alone there, with sentences in the buffer or what the head reads of them
+  in bytes; two distil, from the last model (LwF, over all columns so far) and from it and the
   start at once (`two_teachers`), each with the strength of 0.3, 1, 3, 10 that is best on the
   validation sentences of another seed.
 * ``cifar10``: ResNet-18 of width 20 from random weights, five tasks of two classes, 200 images.
@@ -76,6 +77,7 @@ from jaxmerge.continual.methods import (
     prd,
     slca,
     slcapp,
+    train_only,
     two_teachers,
 )
 from jaxmerge.continual.optimisers import adam, by_name, sgd
@@ -101,12 +103,13 @@ MERGES: dict[str, tuple[Callable[..., jm.Merge], tuple[float, ...]]] = {
     "OPCM": (lambda _: jm.opcm(), (1.0,)),
 }
 LANGUAGE = ("ER + LingoCL", "ER + LingoCL, random rows")
+FROZEN = {"ER, frozen trunk": "inputs", "ER, frozen trunk, bytes": "features"}
 TEACHERS = {"LwF": partial(lwf, heads="seen"), "two teachers": two_teachers}
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
-NEEDS = "a common start (start, LwF, two teachers) or images (LingoCL)"
+NEEDS = "a common start (start, frozen trunks, LwF, two teachers) or images (LingoCL)"
 ROWS = (
-    "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", "DER",
-    "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
+    "fine-tuning", "ER", "ER, equal shares", "ER, herding", "ER, features in bytes", *FROZEN,
+    "DER", "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "slow trunk", "SLCA", "SLCA++", "PRD",
     "PRD, no distillation", *TEACHERS, "OnPro", "OnPro, no feedback", *LANGUAGE, "joint", "start",
 )  # fmt: skip
 
@@ -162,7 +165,12 @@ def made(case: Case, label: str, rate: float) -> tuple[tuple, str]:
         how = sgd(rate), (TEACHERS[label](strength),), "all"
         tried = ", ".join(f"{x:g}: {100 * a:.1f}" for x, a in scores.items())
         return how, f"{how[0]!r} + {how[1][0]!r}; on validation examples, by strength, {tried}"
-    optimiser, chosen, _ = how = methods(case, rate)[label]
+    if label in FROZEN:
+        stored = er(case.size, store=FROZEN[label])
+        how = sgd(rate), (train_only("^head/"), stored), "all"
+    else:
+        how = methods(case, rate)[label]
+    optimiser, chosen, _ = how
     return how, " + ".join(map(repr, (optimiser, *chosen)))
 
 
@@ -317,7 +325,7 @@ def main() -> None:
         rates = {repr(r): accuracy for r, accuracy in scores.items()}
         print("rate of plain SGD, accuracy on validation data:", rates, flush=True)
     rate = float(max(rates, key=lambda r: rates[r]))
-    known = [m for m in known if m not in ("start", *TEACHERS) or case.pretrained]
+    known = [m for m in known if m not in ("start", *FROZEN, *TEACHERS) or case.pretrained]
     known = [m for m in known if m not in LANGUAGE or case.language is not None]
     if idle := [m for m in chosen["methods"] if m not in known]:
         raise SystemExit(f"stream={name} has no rows of {', '.join(idle)}: they need {NEEDS}.")

@@ -102,6 +102,7 @@ CLAIMS = {
     "equal shares of classes in the buffer": ("ER, equal shares", "ER"),
     "herding in place of the reservoir": ("ER, herding", "ER"),
     "features in bytes in place of examples": ("ER, features in bytes", "ER"),
+    "the same under a frozen trunk": ("ER, frozen trunk, bytes", "ER, frozen trunk"),
     "stored logits in place of labels": ("DER", "ER"),
     "labels beside stored logits": ("DER++", "DER"),
     "the rate that follows the loss": ("CLIB", "CLIB, constant rate"),
@@ -138,8 +139,8 @@ def claims(every: list[dict]) -> str:
 
 
 REPLAYED = (
-    "ER", "ER, equal shares", "ER, herding", "DER", "DER++", "CLIB", "CLIB, constant rate",
-    "PL-FMS", "OnPro", "OnPro, no feedback", "ER + LingoCL", "ER + LingoCL, random rows",
+    "ER", "ER, equal shares", "ER, herding", "ER, frozen trunk", "ER, frozen trunk, bytes", "DER",
+    "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "OnPro", "OnPro, no feedback", "ER + LingoCL", "ER + LingoCL, random rows",
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_stored_rows_have_the_settings_of_the_script(main):
     assert rows
     for r in rows:
         assert r["setting"] == rehearsal.made(case, r["method"], 0.1)[1]
-    assert {*every, *rehearsal.TEACHERS, "joint", "start"} == set(rehearsal.ROWS)
+    assert {*every, *rehearsal.FROZEN, *rehearsal.TEACHERS, "joint", "start"} == set(rehearsal.ROWS)
 
 
 def test_a_start_from_names_classifies_by_cosine(main):

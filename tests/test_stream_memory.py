@@ -65,6 +65,19 @@ def test_the_folds_of_merges_are_on_the_disk_while_a_task_is_learnt(scenario, le
     assert np.array(many) == pytest.approx(np.array(few), abs=0.2)
 
 
+@pytest.mark.parametrize("more", [1, 3])
+def test_one_fold_at_a_time_is_in_memory_while_merges_are_evaluated(
+    scenario, learner, tmp_path, more
+):
+    most, before = [], held()
+    deploys = [Deploy(f"TIES {k}", jm.ties, (0.5, 1.0)) for k in range(more)]
+    watch = lambda phase, steps, value: phase == "training" or most.append(held() - before)
+    Stream(
+        scenario, learner, deploys=deploys, training=TRAINING, store=tmp_path, watch=watch, seed=7
+    ).run()
+    assert max(most) < 3.8  # a state that keeps three models, what merges see of the base
+
+
 def test_nothing_is_held_twice_while_a_model_is_fitted(scenario, learner):
     rows, most = scenario[0].rows["train"], []
     inputs, columns = scenario[0].source.inputs[rows], scenario[0].labels("train")
@@ -110,7 +123,7 @@ def test_folds_in_the_place_of_others_are_refused(scenario, tmp_path):
     first.learn(0)
     other = new()
     other.learn(1)
-    with pytest.raises(ValueError, match="written by another run: it has 2 tasks"):
+    with pytest.raises(ValueError, match=r"safetensors is gone: another run has written into this"):
         first.learn(1)
 
 
@@ -128,14 +141,30 @@ def test_a_task_whose_checkpoint_failed_is_not_lost(scenario, tmp_path, monkeypa
     assert stream.outcomes == whole.outcomes
 
 
-def test_parts_of_a_checkpoint_are_read_and_the_others_compared(tmp_path):
-    path = tmp_path / "x.safetensors"
-    tree = {"a": {"w": np.arange(3.0)}, "b": {"w": np.ones(2)}}
-    checkpoint.save(path, tree, {"done": 1})
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    read, record = checkpoint.load(path, like, ("b",), jnp.asarray)
-    assert list(read) == ["b"]
-    assert isinstance(read["b"]["w"], jax.Array)
-    assert record == checkpoint.record(path) == {"done": 1}
-    with pytest.raises(ValueError, match="leaf 'a/w'"):
-        checkpoint.load(path, {**like, "a": {"w": np.ones(4)}}, ("b",))
+def test_a_kill_between_any_two_files_of_a_checkpoint_loses_nothing(
+    scenario, tmp_path, monkeypatch
+):
+    """The folds of a task are written before the record that says it is done."""
+    options = {"deploys": ("magmax", "average"), "training": TRAINING, "seed": 3}
+    whole = Stream(scenario, clouds.learner(), **options).run()
+    save = checkpoint.save
+    for calls in range(8):  # two folds and the record a task
+        left = [calls]
+
+        def killed(*given, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            save(*given)
+
+        store = tmp_path / str(calls)
+        first = Stream(scenario, clouds.learner(), store=store, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                first.run()
+        stream = Stream(scenario, clouds.learner(), store=store, **options)
+        assert stream.done == calls // 3
+        assert stream.run().outcomes == whole.outcomes
+        kept = sorted(path.name[:2] for path in (store / "folds").iterdir())
+        assert kept == [f"{len(scenario):02d}"] * 2

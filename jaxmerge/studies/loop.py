@@ -3,8 +3,9 @@
 One pass over a scenario trains one model per task and serves any number of *deployments* at once:
 each is a fold over the same fine-tuned models (or the last model itself), so ten merges cost one
 training.  What is remembered between tasks is constant however many tasks arrive: the last model,
-the cells of the folds, the memory of the methods.  With a `store` the cells are on the disk while
-a task is learnt: training needs the memory of plain fine-tuning, however many merges there are.
+the cells of the folds, the memory of the methods.  With a `store` the cells are on the disk and in
+memory a fold at a time: a stream needs the memory of plain fine-tuning, however many merges there
+are.
 
     stream = Stream(scenario, learner, start=from_last, deploys=(Deploy("MagMax", jm.magmax, ...),))
     for t in stream.tasks_left():
@@ -49,9 +50,10 @@ from jaxmerge.evaluation.metrics import per_class
 from jaxmerge.evaluation.predict import Probe, accuracies, evaluators_of, outputs_of, probe
 from jaxmerge.io.free_memory import give_back
 from jaxmerge.studies.deployed import Deployed
+from jaxmerge.studies.fold_states import FoldStates
 from jaxmerge.studies.hooks import at_border, training_examples
 from jaxmerge.studies.outcomes import Outcome, measure
-from jaxmerge.studies.stream_checkpoint import folded, restore, save
+from jaxmerge.studies.stream_checkpoint import restore, save
 from jaxmerge.training.fit import OWN, Data, begin_state, fit_task, setup_of
 from jaxmerge.training.how import Training
 from jaxmerge.training.mid_task import EVERY, Halfway
@@ -120,7 +122,7 @@ class Stream:
         self.val, self.test = probes or (
             probe(learner, scenario, split, batch) for split in ("val", "test")
         )
-        self.done = self.written = 0  # tasks, and those of the checkpoint
+        self.done = 0  # tasks
         self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
         self.setup = self._setup(self.training(scenario[0]))
         self.parts = build(self.setup, len(scenario))
@@ -132,7 +134,9 @@ class Stream:
         )  # fmt: skip
         self.base, self.last, self.memory = state.base, state.params, state.memory
         self.folded = self.model.weights(self.base, 0)  # what merges see of theta_0
-        self._states: dict[str, memory.MergeState] | None = None
+        self.states = FoldStates(
+            [fold for d in self.deploys for fold in d.folds], self.folded, self.key, self.store
+        )
 
         def nothing() -> list[list[float | None]]:
             return [[None] * len(scenario) for _ in scenario]
@@ -149,17 +153,6 @@ class Stream:
         restore(self)
         if self.losses:
             self.watch("resumed", sum(map(len, self.losses)), self.losses[-1][-1])
-
-    @property
-    def states(self) -> dict[str, memory.MergeState]:
-        """Label -> the state of its fold; made or read from the checkpoint when asked for."""
-        if self._states is None:
-            self._states = folded(self)
-        return self._states
-
-    def folds(self) -> list[Deploy]:
-        """What is folded over the models, by all deployments."""
-        return [fold for d in self.deploys for fold in d.folds]
 
     def key(self, d: Deploy) -> Any:
         """The key of a fold; None where nothing is drawn."""
@@ -187,17 +180,18 @@ class Stream:
         if t != self.done:
             raise ValueError(f"Task {self.done} comes next, got {t}.")
         self._train(t, known, whole)
-        began = time.perf_counter()
         model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
-        states = self.states
-        for fold in self.folds():
-            states[fold.label] = memory.update(fold.merge(), states[fold.label], self.folded, model)
-            give_back()  # the state before
-        self._clock("merging", began)
         for d in self.deploys:
-            give_back()
+            for fold in d.folds:
+                began = time.perf_counter()
+                self.states.update(fold.label, model)
+                self._clock("merging", began)
+                began = time.perf_counter()
+                self.states.write(fold.label)
+                self._clock("checkpoints", began)
+                give_back()  # the state before, and that of the fold before
             enough = d.last or t + 1 >= d.merge().models[0]
             if enough and (d.always or t == len(self.scenario) - 1):
                 self._deploy(d, t)
@@ -216,8 +210,7 @@ class Stream:
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         begin = self.start.at(Position(self.base, self.last, self._running))
         self.last = dict(begin)  # what was learnt before is not held while this is
-        if self.written == self.done:
-            self._states = None  # nor are the folds: `states` finds them again
+        self.states.release()  # nor are the folds
         state = State(
             self.base, begin, self.memory, {}, (), jnp.int32(0), jax.random.key(self.seed)
         )

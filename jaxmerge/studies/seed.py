@@ -102,8 +102,8 @@ def run_seed(
     Returns:
         The figures, and the merged models at the end by (label, stream).
 
-    Memory: the folds of one stream, some four models more, and what is given back; with a `store`
-    no folds while a task is learnt.
+    Memory: the folds of one stream (with a `store` one of them), some four models more, and what is
+    given back.
 
     >>> from jaxmerge.data.sources import Source
     >>> from jaxmerge.data.streams.scenario import class_incremental

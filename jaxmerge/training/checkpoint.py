@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +43,13 @@ def save(path: str | Path, tree: Any, record: Any = None) -> None:
 
 
 def load(
-    path: str | Path,
-    like: Any = None,
-    parts: Sequence[str] | None = None,
-    place: Callable[[np.ndarray], Any] = np.asarray,
+    path: str | Path, like: Any = None, place: Callable[[np.ndarray], Any] = np.asarray
 ) -> tuple[Any, Any]:
     """Read ``(tree, record)``; with `like` in its structure, otherwise as a flat mapping.
 
     Args:
         path: of the file.
         like: what it holds: arrays, or their shapes and dtypes.
-        parts: keys of `like`, a mapping, that are read; the others are compared only.  None: all.
         place: what is made of a leaf as soon as it is read.
 
     Memory: what is read, and a leaf more where `place` copies.
@@ -63,12 +59,11 @@ def load(
         ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
     """
     whole = None if like is None else names.flatten(like)
-    asked = whole if parts is None else names.flatten({k: like[k] for k in parts})
     with _opened(path) as (file, record):
         wrong = [] if whole is None else names.mismatches(whole[0], file.like)
         if not wrong:
-            flat = {n: place(file[n]) for n in (file if asked is None else asked[0])}
-            return (flat if asked is None else asked[1](flat)), record
+            flat = {n: place(file[n]) for n in (file if whole is None else whole[0])}
+            return (flat if whole is None else whole[1](flat)), record
     raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
 
 
