@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxmerge.continual.hook_calls import kind
+from jaxmerge.continual.padding import filled, in_batches, weighed
 from jaxmerge.continual.stream_records import Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -63,21 +64,12 @@ def rehearsed(stream: Stream, size: int, *, epochs: int | None = None, seed: int
         kept = [pairs[: size // t] for pairs in earlier]
         new = np.stack([own, np.full_like(own, t)], 1)
         whole = np.concatenate([new, *kept * max(len(own) // size, 1)])
-        short = np.full((-len(whole) % batch, 2), -1)
-        each = [np.concatenate([rng.permutation(whole), short]) for _ in range(passes)]
-        plans.append(np.concatenate(each).reshape(-1, batch, 2))
+        each = [in_batches(rng.permutation(whole), batch) for _ in range(passes)]
+        plans.append(np.concatenate(each))
         earlier.append(new)
-    filled = lambda parts: _filled(parts, max(map(len, parts)))
-    at, sample = filled(plans), filled(earlier)[..., 0]
+    at = filled(plans)
+    rows, weight = weighed(at[..., 0])
     return stream._replace(
-        rows=np.maximum(at[..., 0], 0), origin=np.maximum(at[..., 1], 0),
-        weight=(at[..., 0] >= 0).astype(np.float32), sample=sample, promise=Static("nothing"),
+        rows=rows, origin=np.maximum(at[..., 1], 0).astype(np.int32), weight=weight,
+        sample=filled(earlier)[..., 0].astype(np.int32), promise=Static("nothing"),
     )  # fmt: skip
-
-
-def _filled(parts: list[np.ndarray], length: int) -> np.ndarray:
-    """One array [parts, length, ..], -1 where a part is shorter."""
-    whole = np.full((len(parts), length, *parts[0].shape[1:]), -1, np.int32)
-    for row, part in zip(whole, parts, strict=True):
-        row[: len(part)] = part
-    return whole

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.hook_calls import kind
+from jaxmerge.continual.padding import filled, in_batches, weighed
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -177,19 +178,14 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
             np.array([place[x] for x in zip(r.tolist(), c.tolist(), strict=True)])
             for r, c in zip(rows, columns, strict=True)
         ]
-    filled = [_filled(r, batch) for r in rows]
-    steps = max(map(len, filled))
-    at = np.full((len(filled), steps, batch), -1, np.int32)
-    for t, x in enumerate(filled):
-        at[t, : len(x)] = x
-    origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
+    at, origin, weight = _shown(filled([in_batches(r, batch) for r in rows]))
     own = plan.counts()[:, kept].T > 0
     info: dict[str, Any] = {"own": own, "examples": np.array([len(r) for r in rows], np.int32)}
     if plan.level is not None:
         info |= {"level": plan.levels, "parent": np.asarray(plan.parent, np.int32)}
     groups = _classes(plan, test, own, info)
     return Stream(
-        inputs, targets, np.maximum(at, 0), origin, (at >= 0).astype(np.float32), info,
+        inputs, targets, at, origin, weight, info,
         groups[0] if len(groups) == 1 else groups,
         promise=Static("epochs" if plan.promise == "once in a task" else "once"),
     )  # fmt: skip
@@ -206,11 +202,10 @@ def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Group
         if lacking:
             raise ValueError(f"No test example is of class {', '.join(lacking[:5])}.")
         if len(met):
-            size = max(map(len, members))
-            at = np.stack([np.r_[m, np.full(size - len(m), -1)] for m in members]).astype(np.int32)
             more = {k: np.tile(info[k], (len(met), 1)) for k in ("level", "parent") if k in info}
+            at, weight = weighed(filled(members))
             sets.append(Groups(
-                test[0], above.astype(np.int32), np.maximum(at, 0), (at >= 0).astype(np.float32),
+                test[0], above.astype(np.int32), at, weight,
                 np.argmax(own[:, met], 0).astype(np.int32),
                 {"own": own[np.argmax(own[:, met], 0)], **more},
             ))  # fmt: skip
@@ -262,41 +257,22 @@ def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
     rng = np.random.default_rng((seed, 1))
     plans = []
     for rows in members:
-        passes = [_filled(rng.permutation(rows), batch) for _ in range(epochs)]
+        passes = [in_batches(rng.permutation(rows), batch) for _ in range(epochs)]
         plans.append(np.concatenate(passes))
-    steps = max(map(len, plans))
-    rows = np.full((len(plans), steps, batch), -1, np.int32)
-    for t, plan in enumerate(plans):
-        rows[t, : len(plan)] = plan
-    weight = (rows >= 0).astype(np.float32)
-    origin = np.broadcast_to(np.arange(len(plans), dtype=np.int32)[:, None, None], rows.shape)
-    size = max(map(len, tested))
-    pad = lambda rows: np.r_[rows, np.full(size - len(rows), -1)].astype(np.int32)
-    at = np.stack([pad(rows) for rows in tested])
+    at, used = weighed(filled(tested))
     groups = Groups(
-        test[0], test[1], np.maximum(at, 0), (at >= 0).astype(np.float32),
-        np.arange(len(at), dtype=np.int32), {k: v for k, v in info.items() if k == "own"},
+        test[0], test[1], at, used, np.arange(len(tested), dtype=np.int32),
+        {k: v for k, v in info.items() if k == "own"},
     )  # fmt: skip
-    sample = np.stack([_sample(rows, max(map(len, members)), rng) for rows in members])
+    rows, origin, weight = _shown(filled(plans))
+    sample = filled([rng.permutation(rows) for rows in members]).astype(np.int32)
     return Stream(
-        train[0],
-        train[1],
-        np.maximum(rows, 0),
-        origin,
-        weight,
-        info,
-        groups,
-        sample,
-        Static("epochs"),
-    )
+        train[0], train[1], rows, origin, weight, info, groups, sample, Static("epochs")
+    )  # fmt: skip
 
 
-def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
-    """[steps, batch], -1 where the last batch is short."""
-    return np.r_[rows, np.full(-len(rows) % batch, -1)].reshape(-1, batch)
-
-
-def _sample(rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    sample = np.full(size, -1, np.int32)
-    sample[: len(rows)] = rng.permutation(rows)
-    return sample
+def _shown(at: np.ndarray) -> tuple[Array, Array, Array]:
+    """Rows, origin and weight of a stream whose tasks hold examples of their own alone."""
+    rows, weight = weighed(at)
+    origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
+    return rows, origin, weight
