@@ -178,6 +178,7 @@ def main() -> None:
         checkpoint.replace(path, json.dumps(report, indent=1) + "\n")
         areas = {k: percent(v["A_AUC"]) for k, v in new["levels"].items()}
         print(name, label, areas, f"{new['processor_seconds']:.0f} s", flush=True)
+        jax.clear_caches()  # a program for every stream; a process may map only so many
 
 
 if __name__ == "__main__":
