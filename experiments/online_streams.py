@@ -15,14 +15,15 @@ weights, batches of 10, 430 images in the buffer, its methods with their setting
 One pass, three seeds (weights, draws of the stream).  A_AUC is the area under the accuracy of the
 last model, scored after every so many examples, over the classes met so far; where labels have
 levels, over those of a level from its first mark on.  Deployments after the last task are scored
-over the classes met; the decay of EMA and the factor of MagMax are those that `rehearsal.py` chose
-for the method, with clean tasks, on validation examples of another seed.
+over the classes met; the decay of EMA and the factor of MagMax are chosen for every method and
+stream on the validation images, with another seed, by the mean of the levels.
 
 A row that is finished is in the result file, and is not run again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -32,7 +33,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from continual_table import fill, options
+from continual_table import TUNING_SEED, fill, options
 from rehearsal import MERGES, methods
 from rehearsal_page import PAGE, RESULTS, gain, grid, points
 from rehearsal_streams import SIGNS, STREAMS, Case
@@ -42,6 +43,7 @@ from jaxmerge.continual.anytime import anytime
 from jaxmerge.continual.drivers import program
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import LAST
+from jaxmerge.continual.seeds import alike
 from jaxmerge.continual.stream_records import Setup, Stream
 from jaxmerge.continual.streams import planned
 from jaxmerge.core.specs import Spec
@@ -55,6 +57,7 @@ from jaxmerge.training import checkpoint
 
 OUT = RESULTS / "online_streams.json"
 IMAGES, MARKS = 6000, 40
+MERGED = ("EMA", "MagMax")
 METHODS = ("fine-tuning", "ER", "ER, equal shares", "DER++", "CLIB", "PL-FMS")
 COLOURS = {
     "red and white": ("prohibitory", "danger"),
@@ -77,48 +80,79 @@ PLANS: dict[str, tuple[Callable[[np.ndarray, int], Plan], tuple[str, ...]]] = {
 }  # stream -> labels, seed -> plan; its levels, the coarsest first
 
 
-def learnt(setup: Setup, stream: Stream, key: Any, metric: str, every: int, levels: int) -> list:
-    """Of every level (one, where labels have none): A_AUC and curve of the last model, and the
-    accuracy of all deployments at the end, over the classes met."""
-    R = program(setup, stream, key, anytime=stream.rows.shape[1] // every).R
-    found = []
-    for level in range(levels) if levels else (None,):
-        curve = anytime(stream, R[LAST][metric], level)
-        last = {k: anytime(stream, f[metric][:, -1:], level).accuracy[-1] for k, f in R.items()}
-        share = np.interp(np.linspace(0, 1, MARKS), curve.examples / total(stream), curve.accuracy,
-                          left=np.nan)  # fmt: skip
-        found.append((curve.A_AUC, share, {k: float(a) for k, a in last.items()}))
-    return found
-
-
-def total(stream: Stream) -> float:
-    """Examples of the stream."""
-    return float(np.sum(stream.weight))
-
-
-def row(name: str, label: str, case: Case, rate: float, best: dict, seeds: list[int]) -> dict:
+def row(name: str, label: str, case: Case, rate: float, seeds: list[int]) -> dict:
     """Figures of a method on a stream: level -> A_AUC and accuracies, a figure a seed; a curve."""
     make, levels = PLANS[name]
     optimiser, chosen, _ = methods(case, rate)[label]
-    began, (x, y), every = time.process_time(), case.data["train"], []
-    for seed in seeds:
-        plan = make(y, seed)
-        metric = "level" if levels else "met"
-        setup = Setup(
-            case.network(plan.names), problem(metric, case), optimiser, chosen,
-            merges={k: MERGES[k][0](best[k]) for k in ("EMA", "MagMax")},
-        )  # fmt: skip
-        stream = planned(plan, (x, y), case.data["test"])
-        every.append(learnt(setup, stream, jax.random.key(seed), metric, case.every, len(levels)))
+    metric = "level" if levels else "met"
+    began, names = time.process_time(), make(case.data["train"][1], seeds[0]).names
+    setup = Setup(case.network(names), problem(metric, case), optimiser, chosen)
+    curves = [curve(setup, made(name, case, s), s, metric, case.every) for s in seeds]
+    final, best, scores = merged(setup, name, case, metric, seeds)
     figures = {}
     for at, level in enumerate(levels or ("",)):
-        areas, curves, last = zip(*(found[at] for found in every), strict=True)
+        areas, lines = zip(*(found[at] for found in curves), strict=True)
         figures[level] = {
-            "A_AUC": list(areas), "accuracy": {k: [a[k] for a in last] for k in last[0]},
-            "curve": [None if np.isnan(v) else round(float(v), 4) for v in np.mean(curves, 0)],
+            "A_AUC": list(areas), "accuracy": {k: [a[at] for a in v] for k, v in final.items()},
+            "curve": [None if np.isnan(v) else round(float(v), 4) for v in np.mean(lines, 0)],
         }  # fmt: skip
     return {"stream": name, "method": label, "setting": f"{optimiser!r} + {chosen!r}",
-            "levels": figures, "processor_seconds": time.process_time() - began}  # fmt: skip
+            "levels": figures, "merges": best, "validation": scores,
+            "processor_seconds": time.process_time() - began}  # fmt: skip
+
+
+def made(name: str, case: Case, seed: int, part: str = "test") -> Stream:
+    """A stream of a seed."""
+    plan = PLANS[name][0](case.data["train"][1], seed)
+    return planned(plan, case.data["train"], case.data[part])
+
+
+def curve(setup: Setup, stream: Stream, seed: int, metric: str, every: int) -> list:
+    """Of every level (one, where labels have none): A_AUC of the model, and its accuracy at
+    regular places of the stream."""
+    parts = stream.rows.shape[1] // every
+    R = program(setup, stream, jax.random.key(seed), anytime=parts).R[LAST][metric]
+    found = []
+    for level in levels_of(stream):
+        line = anytime(stream, R, level)
+        places = line.examples / np.sum(stream.weight)
+        share = np.linspace(0, 1, MARKS)
+        found.append((line.A_AUC, np.interp(share, places, line.accuracy, left=np.nan)))
+    return found
+
+
+def merged(
+    setup: Setup, name: str, case: Case, metric: str, seeds: list[int]
+) -> tuple[dict, dict, dict]:
+    """Deployment -> test accuracies of seeds and levels after the last task; merge -> its setting;
+    merge -> setting -> accuracy on the validation images of another seed, mean of the levels."""
+    every = {f"{k} {v:g}": MERGES[k][0](v) for k in MERGED for v in MERGES[k][1]}
+    setup = dataclasses.replace(setup, merges=every)
+    figures = []
+    streams = alike([made(name, case, s) for s in seeds])  # most of them are compiled once
+    streams = [made(name, case, TUNING_SEED, "validation"), *streams]
+    for seed, stream in zip((TUNING_SEED, *seeds), streams, strict=True):
+        R = program(setup, stream, jax.random.key(seed), score_every=stream.tasks).R
+        figures.append({k: at_the_end(stream, np.asarray(f[metric][-1])) for k, f in R.items()})
+    validation, *figures = figures
+    scores = {
+        k: {v: float(np.mean(validation[f"{k} {v:g}"])) for v in MERGES[k][1]} for k in MERGED
+    }
+    best = {k: max(s, key=lambda v, s=s: (s[v], v == 1)) for k, s in scores.items()}
+    deployed = {LAST: LAST} | {k: f"{k} {v:g}" for k, v in best.items()}
+    return {k: [f[n] for f in figures] for k, n in deployed.items()}, best, scores
+
+
+def at_the_end(stream: Stream, figures: np.ndarray) -> list[float]:
+    """Of every level the accuracy over the classes met, of figures [groups] after the last task."""
+    R = np.broadcast_to(figures, (stream.tasks, 1, len(figures)))
+    return [float(anytime(stream, R, level).accuracy[-1]) for level in levels_of(stream)]
+
+
+def levels_of(stream: Stream) -> list[int | None]:
+    """The levels of its labels, or None alone."""
+    info: Any = stream.info
+    return np.unique(info["level"]).tolist() if "level" in info else [None]
 
 
 def problem(metric: str, case: Case) -> Spec:
@@ -140,7 +174,7 @@ def table(report: dict) -> str:
 
     def merged(figures: dict) -> str:
         accuracy = figures["accuracy"]
-        gains = [points(gain(accuracy, k)) for k in ("EMA", "MagMax")]
+        gains = [points(gain(accuracy, k)) for k in MERGED]
         return f"{percent(accuracy[LAST])} ({' / '.join(gains)})"
 
     seconds = sum(r["processor_seconds"] for r in report["rows"])
@@ -164,12 +198,11 @@ def main() -> None:
         raise SystemExit(f"{path} has seeds={report['seeds']}, asked for {seeds}: give out=.")
     chosen = json.loads((RESULTS / "rehearsal_gtsrb.json").read_text(encoding="utf-8"))
     rate = float(max(chosen["tried"], key=lambda r: chosen["tried"][r]))
-    best = {r["method"]: r["merges"] for r in chosen["rows"] if r.get("merges")}
     case = STREAMS["gtsrb"][0](given["data"], IMAGES, path.with_suffix(".vectors.npz"))
     rows = report.get("rows", [])
     done = {(r["stream"], r["method"]) for r in rows}
     for name, label in ((s, m) for s in PLANS for m in METHODS if (s, m) not in done):
-        rows.append(new := row(name, label, case, rate, best[label], seeds))
+        rows.append(new := row(name, label, case, rate, seeds))
         report = {
             "schema": "jaxmerge.online_streams/1", "rows": rows, "seeds": seeds,
             "command": "python experiments/online_streams.py data=DATA/gtsrb",

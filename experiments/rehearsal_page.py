@@ -140,7 +140,8 @@ def claims(every: list[dict]) -> str:
 
 REPLAYED = (
     "ER", "ER, equal shares", "ER, herding", "ER, frozen trunk", "ER, frozen trunk, bytes", "DER",
-    "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "OnPro", "OnPro, no feedback", "ER + LingoCL", "ER + LingoCL, random rows",
+    "DER++", "CLIB", "CLIB, constant rate", "PL-FMS", "OnPro", "OnPro, no feedback",
+    "ER + LingoCL", "ER + LingoCL, random rows",
 )  # fmt: skip
 
 

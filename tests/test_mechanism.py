@@ -89,6 +89,18 @@ def test_scoring_at_any_time_and_now_and_then():
     assert actual.finite.all()
 
 
+def test_the_last_mark_is_of_the_task_that_has_ended_and_is_folded():
+    config = setup(merges={"mean": jm.mean(), "EMA": jm.ema(0.3)})
+    whole = jax.jit(program)(config, split(), KEY)
+    parts = jax.jit(lambda *x: program(*x, anytime=3))(config, split(), KEY)
+    for label, figures in whole.R.items():
+        marks = parts.R[label]["accuracy"]
+        np.testing.assert_allclose(marks[:, -1], figures["accuracy"], atol=1e-6, err_msg=label)
+        if label != LAST:  # within a task merges are those of the tasks before
+            np.testing.assert_allclose(marks[1:, 0], figures["accuracy"][:-1], atol=1e-6)
+            assert not np.allclose(marks[1:, -1], marks[1:, 0])
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_seeds_in_one_program_are_the_runs_of_each(sharded):
     data = blobs()

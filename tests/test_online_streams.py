@@ -42,10 +42,9 @@ def test_a_row(script, name):
         noise = rng.normal(0, 20, (len(y), 16, 16, 3))
         return np.clip(means[y] + noise, 0, 255).astype(np.uint8), y
 
-    case = Case({"train": images(12), "test": images(2)}, lambda names: mlp(768, (30,), len(names)),
-                levelled, script.SIGNS, 5, 60, 2)  # fmt: skip
-    best = {"EMA": 0.3, "MagMax": 1.0}
-    new = script.row(name, "ER", case, 0.1, best, [0])
+    data = {"train": images(12), "validation": images(1), "test": images(2)}
+    network = lambda names: mlp(768, (30,), len(names))
+    new = script.row(name, "ER", Case(data, network, levelled, script.SIGNS, 5, 60, 2), 0.1, [0])
     assert list(new["levels"]) == list(script.PLANS[name][1] or [""])
     for figures in new["levels"].values():
         assert set(figures["accuracy"]) == {"last model", "EMA", "MagMax"}

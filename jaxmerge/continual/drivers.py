@@ -49,7 +49,8 @@ def program(
         anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  A part has
             ceil(steps / parts) steps of the longest task, so that marks come at equal distances
             within a task; the last ones of a task may have fewer, or none.  Merges fold whole
-            tasks.
+            tasks: at the marks within one they are those of the tasks before, at its last mark, as
+            without parts, this one has ended and is folded.
 
     Raises:
         ValueError: what does not fit together, see `jaxmerge.continual.checks`; more parts than a
@@ -105,9 +106,11 @@ def _traced(
             return state, (scored(state, t), losses)
 
         rows = tuple(cut(x) for x in (stream.rows, stream.origin, stream.weight))
-        state, (R, losses) = jax.lax.scan(part, state, rows)
+        state, (marks, losses) = jax.lax.scan(part, state, rows)
         state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
-        return state, (R, losses.reshape(-1)[:steps])
+        whole = scored(state, t)  # the last mark is of the task that has ended and is folded
+        marks = jax.tree.map(lambda every, last: every.at[-1].set(last), marks, whole)
+        return state, (marks, losses.reshape(-1)[:steps])
 
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)

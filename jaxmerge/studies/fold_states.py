@@ -93,6 +93,7 @@ class FoldStates(Mapping[str, MergeState]):
         except OSError as error:
             self._unwritten[label] = error
             return
+        data_parallel.wait("fold")  # the other processes read it too
         self._unwritten.pop(label, None)
         self.release()
         self._held[label] = state
