@@ -3,8 +3,8 @@
     python experiments/draw_online_streams.py
 
 `python docs/hooks.py` draws them too.  A panel for each stream, where labels have levels one for
-each: the accuracy of the last model over the classes met so far, mean of the seeds, from the first
-example of the stream to the last.
+each: the accuracy of the last model over the classes met so far, mean of the seeds, along the
+examples of the stream; a curve begins where all seeds have been scored.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ weights, batches of 10, 430 images in the buffer, its methods with their setting
 * HLE multi: three colours, then the five groups, then the signs.
 
 One pass, three seeds (weights, draws of the stream).  A_AUC is the area under the accuracy of the
-last model, scored after every so many examples, over the classes met so far; where labels have
-levels, over those of a level from its first mark on.  Deployments after the last task are scored
-over the classes met; the decay of EMA and the factor of MagMax are chosen for every method and
-stream on the validation images, with another seed, by the mean of the levels.
+last model, scored after every 260 examples or so of a task, over the classes met so far; where
+labels have levels, over those of a level from its first mark on.  Deployments after the last task
+are scored over the classes met; the decay of EMA and the factor of MagMax are chosen for every
+method and stream on the validation images, with another seed, by the mean of the levels.
 
 A row that is finished is in the result file, and is not run again.
 """
@@ -35,9 +35,8 @@ import jax
 import numpy as np
 from continual_table import TUNING_SEED, fill, options
 from rehearsal import MERGES, methods
-from rehearsal_page import PAGE, RESULTS, gain, grid, points
+from rehearsal_page import PAGE, RESULTS, cell, gain, grid, points
 from rehearsal_streams import SIGNS, STREAMS, Case
-from spread import percent
 
 from jaxmerge.continual.anytime import anytime
 from jaxmerge.continual.drivers import program
@@ -110,8 +109,10 @@ def made(name: str, case: Case, seed: int, part: str = "test") -> Stream:
 def curve(setup: Setup, stream: Stream, seed: int, metric: str, every: int) -> list:
     """Of every level (one, where labels have none): A_AUC of the model, and its accuracy at
     regular places of the stream."""
-    parts = stream.rows.shape[1] // every
+    parts = max(2, stream.rows.shape[1] // every)
     R = program(setup, stream, jax.random.key(seed), anytime=parts).R[LAST][metric]
+    if not np.isfinite(R).all():  # it diverged
+        return [(np.nan, np.full(MARKS, np.nan))] * len(levels_of(stream))
     found = []
     for level in levels_of(stream):
         line = anytime(stream, R, level)
@@ -138,13 +139,15 @@ def merged(
     scores = {
         k: {v: float(np.mean(validation[f"{k} {v:g}"])) for v in MERGES[k][1]} for k in MERGED
     }
-    best = {k: max(s, key=lambda v, s=s: (s[v], v == 1)) for k, s in scores.items()}
+    best = {k: max(s, key=lambda v, s=s: (np.nan_to_num(s[v]), v == 1)) for k, s in scores.items()}
     deployed = {LAST: LAST} | {k: f"{k} {v:g}" for k, v in best.items()}
     return {k: [f[n] for f in figures] for k, n in deployed.items()}, best, scores
 
 
 def at_the_end(stream: Stream, figures: np.ndarray) -> list[float]:
     """Of every level the accuracy over the classes met, of figures [groups] after the last task."""
+    if not np.isfinite(figures).all():
+        return [np.nan] * len(levels_of(stream))
     R = np.broadcast_to(figures, (stream.tasks, 1, len(figures)))
     return [float(anytime(stream, R, level).accuracy[-1]) for level in levels_of(stream)]
 
@@ -163,28 +166,35 @@ def problem(metric: str, case: Case) -> Spec:
 
 def table(report: dict) -> str:
     """The tables of the page."""
-    by = {(r["stream"], r["method"]): r["levels"] for r in report["rows"]}
+    by = {(r["stream"], r["method"]): r for r in report["rows"]}
     labels = [m for m in METHODS if any(m == method for _, method in by)]
     lines = [(s, level) for s, (_, levels) in PLANS.items() for level in levels or ("",)]
 
     def cells(of: Callable[[dict], str]) -> list[list[str]]:
         named = lambda s, level: f"{s}, {level}" if level else s
-        found = lambda s, level, m: of(by[s, m][level]) if (s, m) in by else "–"
+        found = lambda s, level, m: of(by[s, m]["levels"][level]) if (s, m) in by else "–"
         return [[named(*x), *(found(*x, m) for m in labels)] for x in lines]
 
-    def merged(figures: dict) -> str:
+    def deployed(figures: dict) -> str:
         accuracy = figures["accuracy"]
         gains = [points(gain(accuracy, k)) for k in MERGED]
-        return f"{percent(accuracy[LAST])} ({' / '.join(gains)})"
+        return f"{cell(accuracy[LAST])} ({' / '.join(gains)})"
+
+    def chosen(s: str, m: str) -> str:
+        return " / ".join(f"{by[s, m]['merges'][k]:g}" for k in MERGED) if (s, m) in by else "–"
 
     seconds = sum(r["processor_seconds"] for r in report["rows"])
-    areas = grid(["A_AUC", *labels], cells(lambda f: percent(f["A_AUC"])))
-    last = grid(["After the last task", *labels], cells(merged))
+    areas = grid(["A_AUC", *labels], cells(lambda f: cell(f["A_AUC"])))
+    last = grid(["After the last task", *labels], cells(deployed))
+    settings = grid(
+        ["EMA / MagMax", *labels], [[s, *(chosen(s, m) for m in labels)] for s in PLANS]
+    )
     return (
         f"`{report['command']}`, CPU cores shared with other work, {seconds:.0f} processor "
         f"seconds, {len(report['seeds'])} seeds:\n\n{areas}\n\nThe last model, and how many points "
         "EMA / MagMax of the models of the tasks are above it, in bold where in every seed:\n\n"
-        + last
+        f"{last}\n\nThe decay of EMA and the factor of MagMax, chosen on validation images of "
+        f"another seed:\n\n{grid(['EMA / MagMax', *labels], settings)}"
     )
 
 
@@ -209,9 +219,9 @@ def main() -> None:
             "machine": machine(), "versions": versions(),
         }  # fmt: skip
         checkpoint.replace(path, json.dumps(report, indent=1) + "\n")
-        areas = {k: percent(v["A_AUC"]) for k, v in new["levels"].items()}
+        areas = {k: cell(v["A_AUC"]) for k, v in new["levels"].items()}
         print(name, label, areas, f"{new['processor_seconds']:.0f} s", flush=True)
-        jax.clear_caches()  # a program for every stream; a process may map only so many
+        jax.clear_caches()  # the system limits how many pieces of memory a process maps
 
 
 if __name__ == "__main__":

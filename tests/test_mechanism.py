@@ -89,16 +89,23 @@ def test_scoring_at_any_time_and_now_and_then():
     assert actual.finite.all()
 
 
-def test_the_last_mark_is_of_the_task_that_has_ended_and_is_folded():
+@pytest.mark.parametrize("order", [[[0, 1], [2, 3], [4, 5]], [[0, 1, 2, 3], [4], [5]]])
+def test_the_last_mark_of_a_task_is_taken_when_it_has_ended_and_is_folded(order):
     config = setup(merges={"mean": jm.mean(), "EMA": jm.ema(0.3)})
-    whole = jax.jit(program)(config, split(), KEY)
-    parts = jax.jit(lambda *x: program(*x, anytime=3))(config, split(), KEY)
+    stream = dealt(blobs(), blobs(seed=1), order, batch=3)
+    whole = jax.jit(program)(config, stream, KEY)
+    parts = jax.jit(lambda *x: program(*x, anytime=4))(config, stream, KEY)
+    steps = np.asarray(stream.weight).any(-1).sum(-1)
+    size = -(-stream.rows.shape[1] // 4)
     for label, figures in whole.R.items():
-        marks = parts.R[label]["accuracy"]
-        np.testing.assert_allclose(marks[:, -1], figures["accuracy"], atol=1e-6, err_msg=label)
-        if label != LAST:  # within a task merges are those of the tasks before
-            np.testing.assert_allclose(marks[1:, 0], figures["accuracy"][:-1], atol=1e-6)
-            assert not np.allclose(marks[1:, -1], marks[1:, 0])
+        marks, expected = parts.R[label]["accuracy"], figures["accuracy"]
+        for t, used in enumerate(steps):
+            last = -(-used // size) - 1  # later ones are of a task that is over
+            for mark in marks[t, last:]:
+                np.testing.assert_allclose(mark, expected[t], atol=1e-6, err_msg=label)
+            if label != LAST and t and last:  # within a task merges are those of the tasks before
+                np.testing.assert_allclose(marks[t, 0], expected[t - 1], atol=1e-6)
+                assert not np.allclose(marks[t, 0], expected[t])
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -66,6 +66,9 @@ def test_the_page_and_the_picture_have_every_row_of_the_result_file(script):
     page = (ROOT / "docs" / "rehearsal.md").read_text(encoding="utf-8")
     assert script.table(report) in page
     assert len(report["rows"]) == len(script.PLANS) * len(script.METHODS)
+    assert all(
+        set(r["merges"]) == set(r["validation"]) == set(script.MERGED) for r in report["rows"]
+    )
     draw = runpy.run_path(str(ROOT / "experiments" / "draw_online_streams.py"))
     figure = draw["picture"](report)
     lines = sum(max(1, len(levels)) for _, levels in script.PLANS.values())

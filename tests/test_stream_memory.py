@@ -123,13 +123,13 @@ def test_folds_in_the_place_of_others_are_refused(scenario, tmp_path):
     first.learn(0)
     other = new()
     other.learn(1)
-    with pytest.raises(ValueError, match=r"safetensors is gone: another run has written into this"):
+    with pytest.raises(ValueError, match="is gone: another run has written into this folder"):
         first.learn(1)
 
 
 def test_a_task_whose_checkpoint_failed_is_not_lost(scenario, tmp_path, monkeypatch):
     """The folds go on in memory where the disk does not have them."""
-    options = {"deploys": ("magmax",), "training": TRAINING, "seed": 3}
+    options = {"deploys": ("magmax", "average"), "training": TRAINING, "seed": 3, "keep": True}
     whole = Stream(scenario, clouds.learner(), **options).run()
     stream = Stream(scenario, clouds.learner(), store=tmp_path, **options)
     stream.learn(0)
@@ -139,6 +139,45 @@ def test_a_task_whose_checkpoint_failed_is_not_lost(scenario, tmp_path, monkeypa
             stream.learn(1)
     stream.run()
     assert stream.outcomes == whole.outcomes
+    again = Stream(scenario, clouds.learner(), store=tmp_path, **options)
+    assert (again.done, len(again.models)) == (len(scenario), len(scenario))
+
+
+@pytest.mark.parametrize("start", ["base", "last"])
+def test_a_task_that_broke_off_is_not_folded_twice(scenario, tmp_path, start):
+    options = {"deploys": ("average",), "training": TRAINING, "seed": 3, "start": start}
+    whole = Stream(scenario, clouds.learner(), **options).run()
+
+    def watch(phase, steps, value):
+        if phase == "average" and stream.done == 1:
+            raise KeyboardInterrupt
+
+    stream = Stream(scenario, clouds.learner(), store=tmp_path, watch=watch, **options)
+    with pytest.raises(KeyboardInterrupt):
+        stream.run()
+    with pytest.raises(ValueError, match="Task 1 broke off after its training: begin a new Stream"):
+        stream.run()
+    stream = Stream(scenario, clouds.learner(), store=tmp_path, **options)
+    assert stream.run().outcomes == whole.outcomes
+
+
+def test_files_of_folds_that_do_not_fit_are_refused_at_once(scenario, tmp_path):
+    new = lambda *deploys: Stream(
+        scenario, clouds.learner(), deploys=deploys, training=TRAINING, store=tmp_path
+    )
+    merges = Deploy("X", jm.magmax), Deploy("Y", jm.average)
+    new(*merges).learn(0)
+    assert new(*merges).done == 1
+    with pytest.raises(ValueError, match=r"safetensors is of another model or method"):
+        new(Deploy("X", jm.ties), merges[1])
+    path, _ = sorted((tmp_path / "folds").iterdir())
+    path.write_bytes(path.read_bytes()[:-9])
+    advice = f"; delete {tmp_path} to begin again"
+    with pytest.raises(ValueError, match=rf"{path.name}: not a complete checkpoint .*{advice}\.$"):
+        new(*merges)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{path.name} is gone: .*{advice}\.$"):
+        new(*merges)
 
 
 def test_a_kill_between_any_two_files_of_a_checkpoint_loses_nothing(

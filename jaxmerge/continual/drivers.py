@@ -49,8 +49,8 @@ def program(
         anytime: parts of a task, after each of which is scored: R is ``[T, parts, G]``.  A part has
             ceil(steps / parts) steps of the longest task, so that marks come at equal distances
             within a task; the last ones of a task may have fewer, or none.  Merges fold whole
-            tasks: at the marks within one they are those of the tasks before, at its last mark, as
-            without parts, this one has ended and is folded.
+            tasks: within a task they are scored without it; the mark of its last step, and those
+            after it, are taken when the task has ended and its model is folded, as without parts.
 
     Raises:
         ValueError: what does not fit together, see `jaxmerge.continual.checks`; more parts than a
@@ -77,13 +77,13 @@ def _traced(
     """`program` as it is compiled."""
     steps, last = stream.rows.shape[1], stream.tasks - 1
 
-    def scored(state: State, t: Array) -> tuple[dict, Array]:
+    def scored(state: State, t: Array, wanted: Any = True) -> tuple[dict, Array]:
         """Figures, and whether they are numbers."""
         score = lambda s: scoring.score(setup, stream, s, t)
         if score_every == 0:
             return {}, jnp.bool_(True)
-        due = ((t + 1) % score_every == 0) | (t == last)
-        if score_every == 1:
+        due = (((t + 1) % score_every == 0) | (t == last)) & wanted
+        if score_every == 1 and wanted is True:
             R = score(state)
         else:
             R = jax.lax.cond(due, score, lambda s: unscored(score, s), state)
@@ -101,16 +101,21 @@ def _traced(
         cut = lambda x: jnp.pad(jnp.asarray(x)[t], more).reshape(anytime, size, -1)
         total = stages.steps_of(stream, t)
 
-        def part(state, rows):
-            state, losses = stages.train(setup, stream, state, t, rows, total)
-            return state, (scored(state, t), losses)
-
         rows = tuple(cut(x) for x in (stream.rows, stream.origin, stream.weight))
-        state, (marks, losses) = jax.lax.scan(part, state, rows)
+        used = jnp.any(rows[2] > 0, (1, 2))
+        within = jnp.cumsum(used) < jnp.sum(used)  # more of the task comes after the mark
+
+        def part(state, given):
+            rows, open = given
+            state, losses = stages.train(setup, stream, state, t, rows, total)
+            return state, (scored(state, t, open), losses)
+
+        state, ((R, numbers), losses) = jax.lax.scan(part, state, (rows, within))
         state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
-        whole = scored(state, t)  # the last mark is of the task that has ended and is folded
-        marks = jax.tree.map(lambda every, last: every.at[-1].set(last), marks, whole)
-        return state, (marks, losses.reshape(-1)[:steps])
+        whole, number = scored(state, t)
+        chosen = lambda every, one: jnp.where(within.reshape(-1, *[1] * one.ndim), every, one)
+        R = jax.tree.map(chosen, R, whole)
+        return state, ((R, numbers & number), losses.reshape(-1)[:steps])
 
     def task(state: State, t: Array):
         state = stages.begin(setup, stream, state, t)

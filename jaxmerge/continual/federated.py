@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxmerge.continual.hook_calls import kind
-from jaxmerge.continual.padding import filled
+from jaxmerge.continual.padding import padded
 from jaxmerge.continual.stream_records import Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -58,7 +58,7 @@ def federated(
             own = own[np.argsort(np.asarray(stream.targets)[own % many], kind="stable")]
         shards = own[: len(own) // parts * parts].reshape(parts, -1)
         dealt.append(rng.permutation(shards).reshape(clients, -1))
-    every = np.swapaxes(filled([d.T for d in dealt]), 1, 2)
+    every = np.swapaxes(padded([d.T for d in dealt]), 1, 2)  # [tasks, clients, examples]
     draw = lambda d: [d[rng.permutation(clients)[:chosen]].reshape(-1) for _ in range(rounds)]
     at = np.array([draw(d) for d in every])
     return stream._replace(

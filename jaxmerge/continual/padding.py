@@ -9,22 +9,22 @@ import numpy as np
 from jaxmerge.core.types import Array
 
 
-def filled(parts: Sequence[np.ndarray], length: int = 0) -> np.ndarray:
-    """One array of the type of the parts, [parts, the longest one or `length`, ...].
+def padded(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The parts as rows of one array of their type, [parts, longest, ...], -1 behind a short one.
 
-    >>> filled([np.array([3, 4]), np.array([5])])
+    >>> padded([np.array([3, 4]), np.array([5])])
     array([[ 3,  4],
            [ 5, -1]])
     """
-    longest = max(length, *map(len, parts))
+    longest = max(map(len, parts))
     room = lambda x: [(0, longest - len(x)), *[(0, 0)] * (x.ndim - 1)]
     return np.stack([np.pad(x, room(x), constant_values=-1) for x in parts])
 
 
-def in_batches(rows: np.ndarray, batch: int) -> np.ndarray:
-    """[steps, batch, ...]; the last batch may be short.
+def batched(rows: np.ndarray, batch: int) -> np.ndarray:
+    """Rows in batches, [steps, batch, ...], -1 behind a short last one.
 
-    >>> in_batches(np.arange(3), 2)
+    >>> batched(np.arange(3), 2)
     array([[ 0,  1],
            [ 2, -1]])
     """
@@ -33,10 +33,10 @@ def in_batches(rows: np.ndarray, batch: int) -> np.ndarray:
     return whole.reshape(-1, batch, *rows.shape[1:])
 
 
-def weighed(at: np.ndarray) -> tuple[Array, Array]:
-    """Rows, int32, 0 where there is none, and their weights: 0 there, 1 else.
+def rows_and_weights(at: np.ndarray) -> tuple[Array, Array]:
+    """Rows, int32, with 0 in the place of -1, and their weights: 0 there and 1 elsewhere.
 
-    >>> weighed(np.array([[3, -1]]))
+    >>> rows_and_weights(np.array([[3, -1]]))
     (array([[3, 0]], dtype=int32), array([[1., 0.]], dtype=float32))
     """
     return np.maximum(at, 0).astype(np.int32), (at >= 0).astype(np.float32)

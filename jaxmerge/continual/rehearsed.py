@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxmerge.continual.hook_calls import kind
-from jaxmerge.continual.padding import filled, in_batches, weighed
+from jaxmerge.continual.padding import batched, padded, rows_and_weights
 from jaxmerge.continual.stream_records import Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -64,12 +64,12 @@ def rehearsed(stream: Stream, size: int, *, epochs: int | None = None, seed: int
         kept = [pairs[: size // t] for pairs in earlier]
         new = np.stack([own, np.full_like(own, t)], 1)
         whole = np.concatenate([new, *kept * max(len(own) // size, 1)])
-        each = [in_batches(rng.permutation(whole), batch) for _ in range(passes)]
+        each = [batched(rng.permutation(whole), batch) for _ in range(passes)]
         plans.append(np.concatenate(each))
         earlier.append(new)
-    at = filled(plans)
-    rows, weight = weighed(at[..., 0])
+    at = padded(plans)
+    rows, weight = rows_and_weights(at[..., 0])
     return stream._replace(
         rows=rows, origin=np.maximum(at[..., 1], 0).astype(np.int32), weight=weight,
-        sample=filled(earlier)[..., 0].astype(np.int32), promise=Static("nothing"),
+        sample=padded(earlier)[..., 0].astype(np.int32), promise=Static("nothing"),
     )  # fmt: skip

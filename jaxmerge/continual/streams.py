@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.continual.hook_calls import kind
-from jaxmerge.continual.padding import filled, in_batches, weighed
+from jaxmerge.continual.padding import batched, padded, rows_and_weights
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
@@ -178,7 +178,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
             np.array([place[x] for x in zip(r.tolist(), c.tolist(), strict=True)])
             for r, c in zip(rows, columns, strict=True)
         ]
-    at, origin, weight = _shown(filled([in_batches(r, batch) for r in rows]))
+    at, origin, weight = _shown(padded([batched(r, batch) for r in rows]))
     own = plan.counts()[:, kept].T > 0
     info: dict[str, Any] = {"own": own, "examples": np.array([len(r) for r in rows], np.int32)}
     if plan.level is not None:
@@ -203,7 +203,7 @@ def _classes(plan: Plan, test: Data, own: np.ndarray, info: dict) -> tuple[Group
             raise ValueError(f"No test example is of class {', '.join(lacking[:5])}.")
         if len(met):
             more = {k: np.tile(info[k], (len(met), 1)) for k in ("level", "parent") if k in info}
-            at, weight = weighed(filled(members))
+            at, weight = rows_and_weights(padded(members))
             sets.append(Groups(
                 test[0], above.astype(np.int32), at, weight,
                 np.argmax(own[:, met], 0).astype(np.int32),
@@ -257,15 +257,15 @@ def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
     rng = np.random.default_rng((seed, 1))
     plans = []
     for rows in members:
-        passes = [in_batches(rng.permutation(rows), batch) for _ in range(epochs)]
+        passes = [batched(rng.permutation(rows), batch) for _ in range(epochs)]
         plans.append(np.concatenate(passes))
-    at, used = weighed(filled(tested))
+    at, used = rows_and_weights(padded(tested))
     groups = Groups(
         test[0], test[1], at, used, np.arange(len(tested), dtype=np.int32),
         {k: v for k, v in info.items() if k == "own"},
     )  # fmt: skip
-    rows, origin, weight = _shown(filled(plans))
-    sample = filled([rng.permutation(rows) for rows in members]).astype(np.int32)
+    rows, origin, weight = _shown(padded(plans))
+    sample = padded([rng.permutation(rows) for rows in members]).astype(np.int32)
     return Stream(
         train[0], train[1], rows, origin, weight, info, groups, sample, Static("epochs")
     )  # fmt: skip
@@ -273,6 +273,6 @@ def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
 
 def _shown(at: np.ndarray) -> tuple[Array, Array, Array]:
     """Rows, origin and weight of a stream whose tasks hold examples of their own alone."""
-    rows, weight = weighed(at)
+    rows, weight = rows_and_weights(at)
     origin = np.broadcast_to(np.arange(len(at), dtype=np.int32)[:, None, None], at.shape)
     return rows, origin, weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,22 +105,26 @@ def draw_plan(
 
 
 def rows_named(plan: Plan, rows: int) -> dict[float, str]:
-    """Place on the axis -> name: of every class, of the coarser ones above many, or none."""
+    """Place on the axis -> name: of every class, of the coarser ones above many, or none.
+
+    A coarser one stands beside the longest run of rows that are all of its own.
+    """
     order = np.argsort(_first(plan), kind="stable")[:rows].tolist()
     if rows <= NAMED:
         return {row + 0.5: plan.names[c] for row, c in enumerate(order)}
     if plan.parent is None or plan.level is None:
         return {}
-    above: dict[str, list[int]] = {}
-    for row, c in enumerate(order):
-        parent = int(plan.parent[c])
-        name = "the coarsest" if parent < 0 else plan.names[parent]
-        above.setdefault(name, []).append(row)
+    above = [int(plan.parent[c]) for c in order]
+    runs: dict[int, range] = {}
+    for parent, places in itertools.groupby(range(rows), above.__getitem__):
+        first, *more = places
+        run = range(first, first + 1 + len(more))
+        runs[parent] = max(runs.get(parent, run), run, key=len)
     named: dict[float, str] = {}
-    for name, own in sorted(above.items(), key=lambda item: -len(item[1])):
-        middle = float(np.median(own)) + 0.5
+    for parent, run in sorted(runs.items(), key=lambda item: -len(item[1])):
+        middle = (run.start + run.stop) / 2
         if all(abs(middle - other) >= rows / NAMED for other in named):
-            named[middle] = name
+            named[middle] = "the coarsest" if parent < 0 else plan.names[parent]
     return named
 
 

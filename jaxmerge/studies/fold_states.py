@@ -1,15 +1,15 @@
 """The states of a stream's folds: in memory, or one file each beside the checkpoint.
 
-With a folder at most one is in memory, the one that is folded and evaluated: a dozen take more than
-the training.  A task's files are new ones; those of the task before are removed once the checkpoint
-is written that belongs to them, so that a kill at any moment leaves a whole set.
+With a folder none is held while a task is learnt and one while its merge is evaluated: a dozen take
+more than the training.  A task's files are new ones; those of the task before are removed once the
+checkpoint is written that belongs to them, so that a kill at any moment leaves a whole set.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from jaxmerge.training import checkpoint, data_parallel
 FOLDER = "folds"
 
 
-class FoldStates(Mapping[str, MergeState]):
-    """Label of a fold -> its state after the models so far; made, held, or read from its file.
+class FoldStates:
+    """``states[label]`` is the state of a fold: made, held, or read from its file.
 
     Args:
         folds: what is folded.
@@ -54,23 +54,9 @@ class FoldStates(Mapping[str, MergeState]):
             return self._held[label]
         if not self._models[label]:
             return memory.init(fold.merge(), self._base, key=self._key(fold))
-        form, path = self._form(fold), self._path(label)
-        like = {"step": form.step, "cells": form.cells}
-        try:
-            tree, whose = checkpoint.load(path, like, place=jnp.asarray)
-        except FileNotFoundError:
-            raise ValueError(
-                f"{path} is gone: another run has written into this folder, or it was cleared."
-            ) from None
-        if whose != label:
-            raise ValueError(f"{path} is of {whose!r}, not of {label!r}.")
+        form = self._form(fold)
+        tree = self._read(label, {"step": form.step, "cells": form.cells})
         return dataclasses.replace(form, key=self._key(fold), **tree)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._folds)
-
-    def __len__(self) -> int:
-        return len(self._folds)
 
     def update(self, label: str, model: Leaves) -> None:
         """Fold a model; the new state is held."""
@@ -80,20 +66,21 @@ class FoldStates(Mapping[str, MergeState]):
         self._models[label] += 1
 
     def write(self, label: str) -> None:
-        """Put a state that is held on the disk, if there is a folder, and hold no other.
+        """Write a held state to the disk, if there is a folder, and let go of the others.
 
         One that cannot be written stays in memory; `check_written` says so.
         """
         if self._folder is None:
             return
-        state = self._held[label]
+        state, failed = self._held[label], None
         try:
             tree = {"step": state.step, "cells": state.cells}
             checkpoint.save(self._path(label), tree, label)
         except OSError as error:
-            self._unwritten[label] = error
+            failed = error.with_traceback(None)  # which would hold the state
+        if not data_parallel.agreed(failed is None):
+            self._unwritten[label] = failed or OSError(f"{self._path(label)} was not written.")
             return
-        data_parallel.wait("fold")  # the other processes read it too
         self._unwritten.pop(label, None)
         self.release()
         self._held[label] = state
@@ -106,23 +93,48 @@ class FoldStates(Mapping[str, MergeState]):
     def check_written(self) -> None:
         """Raise OSError if a state could not be written."""
         for error in self._unwritten.values():
-            raise error
+            raise OSError(*error.args, *[error.filename] * (error.filename is not None))
 
     def commit(self) -> None:
         """Remove the files of other tasks: the checkpoint is of these."""
-        if self._folder is None or not data_parallel.first():
+        if self._folder is None or not self._folder.is_dir() or not data_parallel.first():
             return
         own = {self._path(label) for label in self._folds}
-        for path in self._folder.glob("*.safetensors"):
+        for path in self._folder.iterdir():
             if path not in own:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def restore(self, models: int) -> None:
-        """Begin where the files are of so many models."""
+        """Begin where the files are of so many models.
+
+        Raises:
+            ValueError: one that is gone, damaged, or of another fold.
+        """
         self._held, self._models = {}, dict.fromkeys(self._folds, models)
+        for label, fold in self._folds.items() if models else ():
+            form = self._form(fold)
+            self._read(label, {"step": form.step, "cells": form.cells}, compare=True)
+
+    def _read(self, label: str, like: Any, compare: bool = False) -> Any:
+        """What the file of a fold holds, in the structure of `like`, or only whether it fits."""
+        assert self._folder is not None  # where there is none all are held
+        path, again = self._path(label), f"delete {self._folder.parent} to begin again"
+        try:
+            if compare:
+                tree, whose = None, checkpoint.record(path, like, again)
+            else:
+                tree, whose = checkpoint.load(path, like, jnp.asarray, again)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path} is gone: another run has written into this folder, or it was cleared; "
+                f"{again}."
+            ) from None
+        if whose != label:
+            raise ValueError(f"{path} is of {whose!r}, not of {label!r}; {again}.")
+        return tree
 
     def _path(self, label: str) -> Path:
-        assert self._folder is not None  # where there is none all are held
+        assert self._folder is not None
         name = hashlib.sha256(label.encode()).hexdigest()[:16]
         return self._folder / f"{self._models[label]:02d}_{name}.safetensors"
 

@@ -3,9 +3,8 @@
 One pass over a scenario trains one model per task and serves any number of *deployments* at once:
 each is a fold over the same fine-tuned models (or the last model itself), so ten merges cost one
 training.  What is remembered between tasks is constant however many tasks arrive: the last model,
-the cells of the folds, the memory of the methods.  With a `store` the cells are on the disk and in
-memory a fold at a time: a stream needs the memory of plain fine-tuning, however many merges there
-are.
+the cells of the folds, the memory of the methods.  With a `store` the cells are on the disk, and in
+memory a fold at a time while models are merged: ten merges need the memory of one.
 
     stream = Stream(scenario, learner, start=from_last, deploys=(Deploy("MagMax", jm.magmax, ...),))
     for t in stream.tasks_left():
@@ -122,7 +121,7 @@ class Stream:
         self.val, self.test = probes or (
             probe(learner, scenario, split, batch) for split in ("val", "test")
         )
-        self.done = 0  # tasks
+        self.done = self._trained = 0  # tasks
         self.info = {"own": np.stack([scenario.mask(t) for t in range(len(scenario))])}
         self.setup = self._setup(self.training(scenario[0]))
         self.parts = build(self.setup, len(scenario))
@@ -179,7 +178,13 @@ class Stream:
         """
         if t != self.done:
             raise ValueError(f"Task {self.done} comes next, got {t}.")
-        self._train(t, known, whole)
+        if self._trained > t:
+            raise ValueError(
+                f"Task {t} broke off after its training: begin a new Stream; on the same store it "
+                "goes on from the checkpoint."
+            )
+        losses = self._train(t, known, whole)
+        self._trained = t + 1
         model = self.model.weights(self.last, t)
         if t < self.keep:
             self.models.append({n: np.asarray(p) for n, p in model.items()})
@@ -196,16 +201,21 @@ class Stream:
             if enough and (d.always or t == len(self.scenario) - 1):
                 self._deploy(d, t)
         self.done = t + 1
+        self.losses += [] if losses is None else [losses]
         began = time.perf_counter()
         save(self, t)
         self._clock("checkpoints", began)
 
-    def _train(self, t: int, known: Leaves | None, whole: bool) -> None:
-        """Learn task t; a model that is at hand takes the place of the steps, not of the hooks."""
+    def _train(self, t: int, known: Leaves | None, whole: bool) -> list[float] | None:
+        """Learn task t; a model that is at hand takes the place of the steps, not of the hooks.
+
+        Returns:
+            The losses of the steps, if there were any.
+        """
         began = time.perf_counter()
         if known is not None and whole:
             self.last = dict(self.model.put(self.last, known))
-            return
+            return None
         data, training = self._examples(t), self.training(self.scenario[t])
         self.halfway = self.store and Halfway(self.store / f"training_{t:02d}", self.every)
         begin = self.start.at(Position(self.base, self.last, self._running))
@@ -219,13 +229,13 @@ class Stream:
         state = at_border(setup, self.scenario, self.info, state, t, "begin", data)
         known_slot(self.parts, state.params, t)
         give_back()
+        losses = None
         if known is None:
             state, losses = fit_task(
                 setup, self.info, state, t, data, training, collate=self.learner.collate,
                 seed=(self.seed, t), halfway=self.halfway,
                 watch=lambda steps, loss: self.watch("training", steps, loss),
             )  # fmt: skip
-            self.losses.append(losses)
             give_back()
         else:
             state = state._replace(params=self.model.put(state.params, known))
@@ -233,6 +243,7 @@ class Stream:
         self.last, self.memory = dict(state.params), state.memory
         if known is None:
             self._clock("training", began - (self.halfway.before if self.halfway else 0))
+        return losses
 
     def _examples(self, t: int) -> Data:
         return training_examples(self.learner, self.scenario, self.methods, t, self.seed)

@@ -1,7 +1,6 @@
 """Checkpoints of the loop: all that a stream has learnt and measured, written after every task.
 
-The folds of merges have files of their own beside it (`jaxmerge.studies.fold_states`), which are
-written before.
+The folds of merges have files of their own (`jaxmerge.studies.fold_states`), written before it.
 """
 
 from __future__ import annotations
@@ -47,9 +46,11 @@ def save(stream: Stream, t: int) -> None:
     """Write the checkpoint after task t, in place of the one before it."""
     if stream.store is None:
         return
+    for k, model in enumerate(stream.models):
+        path = stream.store / f"task_{k:02d}.safetensors"
+        if k == t or not path.exists():  # one that could not be written then
+            checkpoint.save(path, model)
     stream.states.check_written()
-    if t < stream.keep:
-        checkpoint.save(stream.store / f"task_{t:02d}.safetensors", stream.models[t])
     tasks = [task.name for task in stream.scenario]
     record = Record(stream.done, tasks, stream.outcomes, stream.seconds, stream.losses)
     checkpoint.save(stream.store / STATE, _tree(stream), dataclasses.asdict(record))

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmerge.core import names
-from jaxmerge.errors import library_message, writing
+from jaxmerge.errors import library_message, screen, writing
 from jaxmerge.training import data_parallel
 
 if TYPE_CHECKING:
     from jaxmerge.io.safetensors import File
 
 RECORD = "record"
+AGAIN = "delete it to begin again"
 
 
 def save(path: str | Path, tree: Any, record: Any = None) -> None:
@@ -43,7 +44,10 @@ def save(path: str | Path, tree: Any, record: Any = None) -> None:
 
 
 def load(
-    path: str | Path, like: Any = None, place: Callable[[np.ndarray], Any] = np.asarray
+    path: str | Path,
+    like: Any = None,
+    place: Callable[[np.ndarray], Any] = np.asarray,
+    again: str = AGAIN,
 ) -> tuple[Any, Any]:
     """Read ``(tree, record)``; with `like` in its structure, otherwise as a flat mapping.
 
@@ -51,6 +55,7 @@ def load(
         path: of the file.
         like: what it holds: arrays, or their shapes and dtypes.
         place: what is made of a leaf as soon as it is read.
+        again: what to do about a file that is damaged.
 
     Memory: what is read, and a leaf more where `place` copies.
 
@@ -58,41 +63,44 @@ def load(
         FileNotFoundError: no such file.
         ValueError: a file that is cut off or is no checkpoint, or leaves that do not fit `like`.
     """
-    whole = None if like is None else names.flatten(like)
-    with _opened(path) as (file, record):
-        wrong = [] if whole is None else names.mismatches(whole[0], file.like)
-        if not wrong:
-            flat = {n: place(file[n]) for n in (file if whole is None else whole[0])}
-            return (flat if whole is None else whole[1](flat)), record
-    raise ValueError(f"{path} is of another model or method:\n  " + "\n  ".join(wrong[:40]))
+    wanted = None if like is None else names.flatten(like)
+    with _opened(path, like, again) as (file, noted):
+        flat = {n: place(file[n]) for n in (file if wanted is None else wanted[0])}
+        return (flat if wanted is None else wanted[1](flat)), noted
 
 
-def record(path: str | Path) -> Any:
-    """The record of a checkpoint alone.
+def record(path: str | Path, like: Any = None, again: str = AGAIN) -> Any:
+    """The record of a checkpoint alone; no leaf is read, but they are compared with `like`.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    with _opened(path) as (_, noted):
+    with _opened(path, like, again) as (_, noted):
         return noted
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[File, Any]]:
+def _opened(path: str | Path, like: Any, again: str) -> Iterator[tuple[File, Any]]:
     """A checkpoint that is read, and its record."""
     from jaxmerge.io.safetensors import File
 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
+    wrong = []
     try:
         with contextlib.closing(File(path)) as file:
-            yield file, json.loads(file.metadata[RECORD])
+            noted = json.loads(file.metadata[RECORD])
+            wrong = [] if like is None else names.mismatches(names.flatten(like)[0], file.like)
+            if not wrong:
+                yield file, noted
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not a complete checkpoint ({library_message(error)}); delete it to start "
-            "that task again."
+            f"{path}: not a complete checkpoint ({library_message(error)}); {again}."
         ) from None
+    if wrong:
+        lines = "\n  ".join(screen(wrong))
+        raise ValueError(f"{path} is of another model or method:\n  {lines}")
 
 
 def replace(path: str | Path, data: bytes | str) -> None:

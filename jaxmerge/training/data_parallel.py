@@ -95,6 +95,19 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def agreed(answer: bool) -> bool:
+    """The answer of the first process, in all of them; they wait for it.
+
+    >>> agreed(True)
+    True
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        answer = bool(broadcast_one_to_all(answer))
+    return answer
+
+
 def wait(where: str) -> None:
     """Wait until all processes are here.
 

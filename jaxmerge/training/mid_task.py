@@ -18,6 +18,7 @@ import jax
 
 from jaxmerge.errors import library_message
 from jaxmerge.io.orbax_failures import one_failure
+from jaxmerge.training import data_parallel
 
 EVERY = 60.0  # seconds
 
@@ -38,12 +39,7 @@ class Halfway:
 
     def due(self) -> bool:
         """Whether it is time to save; the same answer in every process of a distributed run."""
-        due = time.monotonic() - self.last >= self.every
-        if jax.process_count() > 1:
-            from jax.experimental.multihost_utils import broadcast_one_to_all
-
-            due = bool(broadcast_one_to_all(due))
-        return due
+        return data_parallel.agreed(time.monotonic() - self.last >= self.every)
 
     def save(self, state: Any, losses: list[float]) -> None:
         """Write the state after ``len(losses)`` steps.

@@ -104,7 +104,7 @@ def thresholds(
     chosen = projected(who, model, params, pattern, names)
     given = cast(Any, threshold)  # a number, several, or a traced array of either
     several = isinstance(given, tuple) or getattr(given, "ndim", 0)
-    many: Any = tuple(given) if several else (given,) * len(chosen)
+    many = cast(tuple, tuple(given) if several else (given,) * len(chosen))
     if len(many) != len(chosen):
         raise ValueError(
             f"{who}: threshold has {len(many)} numbers, for the {len(chosen)} kernels "
