@@ -194,7 +194,7 @@ def table(report: dict) -> str:
         f"seconds, {len(report['seeds'])} seeds:\n\n{areas}\n\nThe last model, and how many points "
         "EMA / MagMax of the models of the tasks are above it, in bold where in every seed:\n\n"
         f"{last}\n\nThe decay of EMA and the factor of MagMax, chosen on validation images of "
-        f"another seed:\n\n{grid(['EMA / MagMax', *labels], settings)}"
+        f"another seed:\n\n{settings}"
     )
 
 
