@@ -7,8 +7,8 @@ methods: what each needs, its memory, and whether the order of the models matter
 ``results`` is a section for every run of an experiment in `experiments/results/`, ``benchmarks``
 one for every other file there: the Markdown that its script wrote beside it, or else its rows.
 
-    python docs/hooks.py        # writes the tables into the Markdown files, draws rehearsal*.png and
-                                # online_streams.png
+    python docs/hooks.py        # writes the tables into the Markdown files, draws rehearsal*.png
+                                # and online_streams.png
 
 When the site is built the same sections come with links and pictures.
 """
