@@ -46,8 +46,8 @@ def picture(report: dict[str, Any]) -> Any:
     with drawing(LIGHT):
         figure = canvas(
             LIGHT, height, "Accuracy while signs arrive, percent",
-            f"GTSRB in seven streams, the last model over the classes met so far; mean of "
-            f"{len(report['seeds'])} seeds",
+            f"GTSRB in seven streams: the last model over the classes met so far, on each level "
+            f"of labels; mean of {len(report['seeds'])} seeds",
         )  # fmt: skip
         for i, (name, curves) in enumerate(every.items()):
             column, line = i % COLUMNS, i // COLUMNS

@@ -39,6 +39,7 @@ MIDDLE = {
     "other animal": ("bird", "frog"),
 }
 TOP = {"vehicle": ("air or water", "road"), "animal": ("mammal", "other animal")}
+TITLES = {"gtsrb": "GTSRB", "caltech101": "Caltech-101", "clinc150": "CLINC150"}
 TWO = {top: [c for group in groups for c in MIDDLE[group]] for top, groups in TOP.items()}
 
 
@@ -68,7 +69,7 @@ def real(data: Path, seed: int = 1) -> list[Plan]:
     for source, groups in sources:
         labels = source.labels[source.rows("train")]
         plan = expansion(labels, hierarchy(source.classes, groups), seed=seed)
-        drawn.append(dataclasses.replace(plan, name=f"{source.name}: {plan.name}"))
+        drawn.append(dataclasses.replace(plan, name=f"{TITLES[source.name]}: {plan.name}"))
     return drawn
 
 

@@ -40,8 +40,7 @@ Adam at 1e-3 (theirs 3e-4), SLCA's trunk a tenth of the head's rate (theirs a hu
 tables compare parts of methods with each other, and merges on top of one stream; they do not rank
 methods.
 
-A row that is finished is in the result file, and is not run again but where it is from before the
-merges' settings were chosen: such rows show their last model alone.
+A row that is finished is in the result file, and is not run again.
 """
 
 from __future__ import annotations
@@ -329,7 +328,7 @@ def main() -> None:
     known = [m for m in known if m not in LANGUAGE or case.language is not None]
     if idle := [m for m in chosen["methods"] if m not in known]:
         raise SystemExit(f"stream={name} has no rows of {', '.join(idle)}: they need {NEEDS}.")
-    done = {r["method"] for r in report["rows"] if "validation" in r or r["method"] in UNMERGED}
+    done = {r["method"] for r in report["rows"]}
     left = [m for m in known if m not in done and m in (chosen["methods"] or known)]
     try:
         if left:

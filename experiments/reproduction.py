@@ -1,6 +1,7 @@
 """Writes docs/reproduction.md from result files and from what was published.
 
     JAXMERGE_ORACLES=experiments/results/oracles.json pytest tests/test_golden_*.py
+    JAXMERGE_ORACLES=experiments/results/oracles.json pytest tests/test_metrics.py
     python experiments/golden.py
     python experiments/split_mnist.py data=FOLDER
     python experiments/split_mnist.py data=FASHION images=10000 scenarios=class,task out=...
@@ -37,8 +38,10 @@ from published_figures import (
     row_of,
 )
 
+TESTS = ROOT.parent / "tests"
 PAGE = ROOT.parent / "docs" / "reproduction.md"
 ORACLES = {  # golden files: methods, the tolerance to which tests hold them, the test
+    "cl_metrics": (("backward_transfer", "forgetting_from_best", "A_AUC"), "1e-9", "metrics"),
     "coso": (("coso",), "1e-8", "subspaces"),
     "ctp": (("ctp",), "1e-12, a loss 1e-11", "ctp"),
     "cuber": (("cuber",), "1e-11 (equations, no program)", "cuber"),
@@ -153,7 +156,8 @@ def oracles() -> list[str]:
         count = str(sum(count for _, count in files.values())) if files else "–"
         methods = ", ".join(f"`{n}`" for n in names)
         measured = "–" if most is None else f"{most:.1e}"
-        where = f"`tests/test_golden_{test}.py`"
+        golden = f"test_golden_{test}.py"
+        where = f"`tests/{golden if (TESTS / golden).exists() else f'test_{test}.py'}`"
         rows.append([methods, f"`{system}`", tolerance, measured, count, where])
     head = ["Methods", "Golden files", "Held to", "Largest difference", "Comparisons", "Test"]
     return grid(head, rows)

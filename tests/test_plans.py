@@ -145,11 +145,11 @@ def test_bad_percentages(value):
 
 
 def test_names_are_texts():
-    with pytest.raises(ValueError, match="names are texts, got 0"):
+    with pytest.raises(ValueError, match="names are texts, one a label; got 0"):
         online(LABELS, 3, names=range(6))
 
 
-@pytest.mark.parametrize("names", ["abc", list("abcdefg")], ids=len)
+@pytest.mark.parametrize("names", [list("abc"), list("abcdefg")], ids=len)
 def test_as_many_names_as_classes(names):
     for maker in ("online", "si_blurry", "i_blurry", "recurring"):
         with pytest.raises(ValueError, match=f"{len(names)} names, but labels are 0 to 5"):
@@ -251,6 +251,25 @@ def test_pictures_of_nothing(given, words, tmp_path):
         draw_plan(given.pop("plans", online(LABELS, 3)), tmp_path / "x.png", **given)
     with pytest.raises(ValueError, match=r"planned takes a `Plan`, .*"):
         planned(None, blobs(), blobs())
+
+
+def test_what_is_no_data_or_no_names_is_one_line():
+    plan = online(LABELS, 3)
+    broken = dataclasses.replace(plan, rows=tuple(r + 99 for r in plan.rows))
+    for call, words in (
+        (lambda: planned(plan, *blobs()), r"The training data are a pair \(inputs, labels\), got "),
+        (lambda: planned(broken, blobs(), blobs()), "online, 3 tasks: .*row"),
+        (lambda: online(LABELS, 3, names=5), "names are texts, one a label; got 5"),
+        (lambda: online(LABELS, 3, names="abcdef"), "names are texts, one a label; got 'abcdef'"),
+        (lambda: online(LABELS, 3, order=5), "The order of .* holds whole numbers, got 5"),
+        (
+            lambda: expansion(LABELS, TREE, "multi", names=list(range(12))),
+            "names are texts, .*got 0",
+        ),
+        (lambda: anytime(plan, np.zeros((3, 1, 6))), "anytime takes a `Stream`, .*got .*Plan"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_groups_name_the_rows_of_many_classes(tmp_path):

@@ -139,7 +139,7 @@ def test_a_finished_file_of_the_same_settings_is_left_as_it_is(main, tmp_path):
     for name in names:
         np.savez(name, images=np.zeros((4, 28, 28), np.uint8), labels=np.arange(4))
     path = tmp_path / "rows.json"
-    text = json.dumps({"rows": [{"method": "ER", "validation": {}}], "images": 4, "seeds": [0]})
+    text = json.dumps({"rows": [{"method": "ER"}], "images": 4, "seeds": [0]})
     path.write_text(text)
     main("images=4", "seeds=1", "methods=ER", f"out={path}")
     assert path.read_text() == text

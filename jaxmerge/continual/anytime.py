@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.stream_records import Groups, Stream
 from jaxmerge.core.types import Array
 
@@ -49,6 +50,8 @@ def anytime(stream: Stream, R: Array, level: int | None = None) -> Anytime:
     >>> anytime(stream, np.full((2, 2, 4), 0.5)).accuracy.tolist()
     [0.5, 0.5, 0.5, 0.5]
     """
+    if not isinstance(stream, Stream):
+        raise ValueError(f"anytime takes a `Stream`, of `planned` for one, got {kind(stream)}.")
     R = np.asarray(R)
     sets = (stream.groups,) if isinstance(stream.groups, Groups) else tuple(stream.groups)
     classes = np.concatenate([np.asarray(g.targets)[np.asarray(g.rows)[:, 0]] for g in sets])

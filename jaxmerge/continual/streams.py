@@ -161,6 +161,7 @@ def planned(plan: Plan, train: Data, test: Data, *, batch: int = 10) -> Stream:
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"planned takes a `Plan`, such as i_blurry(labels, 5); got {kind(plan)}.")
+    plan.check()
     train, test = _arrays(train, test, batch=batch)
     if len(train[0]) != plan.examples:
         raise ValueError(f"The plan is of {plan.examples} examples, {len(train[0])} are given.")
@@ -233,6 +234,9 @@ def pixels(stored: Array, info: Mapping[str, Array], task: Array, key: Array | N
 
 def _arrays(train: Data, test: Data, **numbers: int) -> tuple[Data, Data]:
     """The data as arrays; ValueError for what does not fit together or is no count, all at once."""
+    for what, part in {"training": train, "test": test}.items():
+        if not isinstance(part, tuple | list) or len(part) != 2:
+            raise ValueError(f"The {what} data are a pair (inputs, labels), got {kind(part)}.")
     one = lambda x: np.asarray(x) if isinstance(x, list | tuple) else x
     every = lambda x: {k: one(v) for k, v in x.items()} if isinstance(x, Mapping) else one(x)
     train, test = ((every(x), np.asarray(y)) for x, y in (train, test))

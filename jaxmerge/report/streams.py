@@ -97,7 +97,7 @@ def draw_plan(
         axes.tick_params(labelsize=6)
         named = rows_named(plan, len(share))
         if named:
-            axes.set_yticks(list(named), [shortened(name, 16) for name in named.values()])
+            axes.set_yticks(list(named), [shortened(name, 24) for name in named.values()])
             axes.set_ylabel("")
     for axes in figure.axes[len(plans) :]:
         axes.axis("off")

@@ -20,6 +20,7 @@ from jaxmerge.data.streams.plans import (
     Seed,
     checked,
     checked_labels,
+    texts,
 )
 from jaxmerge.data.streams.trees import Hierarchy
 from jaxmerge.errors import listed
@@ -79,6 +80,7 @@ def expansion(
         names = [
             f"{d}:{c}" if depth > 1 else str(c) for d, w in enumerate(widths) for c in range(w)
         ]
+    names = texts(names)
     if len(names) != len(level):
         raise ValueError(f"The tree has {len(level)} labels on all levels, {len(names)} names.")
     column = tree + offsets  # [fine, depth]
@@ -151,7 +153,7 @@ def _columns(labels: np.ndarray, tree: np.ndarray, kind: str) -> tuple[np.ndarra
         more = "choose two of its columns" if depth > 2 else "give the classes groups"
         wrong.append(f"{kind} has two levels, the tree has {depth}: {more}")
     if not np.array_equal(tree[:, -1], np.arange(fine)):
-        wrong.append("the last level of the tree is not 0, 1, 2, ...")
+        wrong.append("the last level of the tree is not 0, 1, 2 and so on")
     if labels.max() != fine - 1:
         wrong.append(f"labels are 0 to {labels.max()}, the tree has {fine} classes")
     for d in range(depth):

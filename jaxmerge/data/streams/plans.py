@@ -202,10 +202,12 @@ def checked_labels(
                 f"no label is {gap[0]}, the largest is {classes[-1]}: number the classes from 0 "
                 "without gaps, as np.unique(labels, return_inverse=True)[1] does"
             )
-        given = tuple(map(str, range(len(classes)))) if names is None else tuple(names)
-        if odd := [n for n in given if not isinstance(n, str)]:
-            wrong.append(f"names are texts, got {odd[0]!r}")
-        if len(given) != len(classes) and not len(gap):
+        try:
+            given = tuple(map(str, range(len(classes)))) if names is None else texts(names)
+        except ValueError as error:
+            given = ()
+            wrong.append(str(error).rstrip("."))
+        if given and len(given) != len(classes) and not len(gap):
             wrong.append(f"{len(given)} names, but labels are 0 to {classes[-1]}")
     if not _is_draws(seed):
         wrong += unfit(Whole | Sequence[Whole], seed=seed)
@@ -214,6 +216,21 @@ def checked_labels(
     if wrong:
         raise ValueError(listed(wrong))
     return array, generator(seed), given
+
+
+def texts(names: Any) -> tuple[str, ...]:
+    """Names of labels.
+
+    Raises:
+        ValueError: anything else than texts.
+
+    >>> texts(["a", "b"])
+    ('a', 'b')
+    """
+    several = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
+    if not several or (odd := [n for n in names if not isinstance(n, str)]):
+        raise ValueError(f"names are texts, one a label; got {odd[0] if several else names!r}.")
+    return tuple(map(str, names))
 
 
 def _is_draws(seed: Any) -> bool:

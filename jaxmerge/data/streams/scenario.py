@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,7 +243,8 @@ def permutation(order: Sequence[int] | None, total: int, what: str) -> tuple[int
     try:
         positions = [operator.index(i) for i in order]
     except TypeError:
-        raise ValueError(f"The order of {what} holds whole numbers, got {[*order][:8]}.") from None
+        found = [*order][:8] if isinstance(order, Iterable) else repr(order)
+        raise ValueError(f"The order of {what} holds whole numbers, got {found}.") from None
     if sorted(positions) != list(range(total)):
         missing = sorted(set(range(total)) - set(positions))
         wrong = sorted({i for i in positions if positions.count(i) > 1 or not 0 <= i < total})
