@@ -98,6 +98,9 @@ def first() -> bool:
 def agreed(answer: bool) -> bool:
     """The answer of the first process, in all of them; they wait for it.
 
+    Args:
+        answer: of this process.
+
     >>> agreed(True)
     True
     """

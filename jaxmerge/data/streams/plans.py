@@ -219,7 +219,10 @@ def checked_labels(
 
 
 def texts(names: Any) -> tuple[str, ...]:
-    """Names of labels.
+    """Names of labels as a tuple.
+
+    Args:
+        names: a list or an array of texts.
 
     Raises:
         ValueError: anything else than texts.
