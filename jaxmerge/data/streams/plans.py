@@ -218,7 +218,7 @@ def checked_labels(
     return array, generator(seed), given
 
 
-def texts(names: Any) -> tuple[str, ...]:
+def texts(names: object) -> tuple[str, ...]:
     """Names of labels as a tuple.
 
     Args:
