@@ -23,7 +23,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -231,9 +231,11 @@ def texts(names: object) -> tuple[str, ...]:
     ('a', 'b')
     """
     several = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
-    if not several or (odd := [n for n in names if not isinstance(n, str)]):
-        raise ValueError(f"names are texts, one a label; got {odd[0] if several else names!r}.")
-    return tuple(map(str, names))
+    given = list(cast(Sequence, names)) if several else [names]
+    odd = [n for n in given if not several or not isinstance(n, str)]
+    if odd:
+        raise ValueError(f"names are texts, one a label; got {odd[0]!r}.")
+    return tuple(map(str, given))
 
 
 def _is_draws(seed: Any) -> bool:
