@@ -97,8 +97,8 @@ def _traced(
 
     def in_parts(state: State, t: Array):
         size = -(-steps // anytime)
-        more = ((0, anytime * size - steps), (0, 0))  # steps of weight 0 are skipped
-        cut = lambda x: jnp.pad(jnp.asarray(x)[t], more).reshape(anytime, size, -1)
+        room = ((0, anytime * size - steps), (0, 0))  # steps of weight 0 are skipped
+        cut = lambda x: jnp.pad(jnp.asarray(x)[t], room).reshape(anytime, size, -1)
         total = stages.steps_of(stream, t)
 
         rows = tuple(cut(x) for x in (stream.rows, stream.origin, stream.weight))
@@ -106,9 +106,9 @@ def _traced(
         within = jnp.cumsum(used) < jnp.sum(used)  # more of the task comes after the mark
 
         def part(state, given):
-            rows, open = given
+            rows, more = given
             state, losses = stages.train(setup, stream, state, t, rows, total)
-            return state, (scored(state, t, open), losses)
+            return state, (scored(state, t, more), losses)
 
         state, ((R, numbers), losses) = jax.lax.scan(part, state, (rows, within))
         state = stages.fold(setup, stream, stages.end(setup, stream, state, t), t)
