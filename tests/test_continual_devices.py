@@ -1,5 +1,6 @@
 """Training on eight devices, and in two processes, gives what one device gives."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+import jaxmerge as jm
+from jaxmerge.continual.deploys import LAST, Deploy
 from jaxmerge.continual.registry import methods
 from jaxmerge.studies.loop import Stream
 from jaxmerge.training import data_parallel
@@ -57,34 +60,63 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, {tests!r})
+"""
+RUN = WORKER + """
 from jaxmerge.cli import run
-run.run({toy!r}, set=["seeds=1"], out=sys.argv[3], save_every=0, quiet=True)
+run.run({file!r}, set=["seeds=1"], out={folder!r}, save_every=0, quiet=True)
+"""
+STREAM = WORKER + """
+import json
+from pathlib import Path
+from test_continual_devices import stored
+stored({folder!r}).learn(0)
+ended = stored({folder!r})
+assert ended.done == 1
+ended.run()
+if jax.process_index() == 0:
+    ended = {{label: outcome.matrix for label, outcome in ended.outcomes.items()}}
+    Path({file!r}).write_text(json.dumps(ended))
 """
 
 
+def stored(folder):
+    """A stream with a store and merges of both kinds: with a fold and a search of factors."""
+    searched = Deploy("TIES", jm.continual_ties, (0.25, 0.75))
+    return Stream(
+        clouds.scenario(clouds.source()),
+        clouds.learner(),
+        deploys=(LAST, "magmax", searched),
+        training=clouds.TRAINING,
+        store=folder,
+        seed=3,
+    )
+
+
+def two_processes(code: str, **places) -> None:
+    """Run a program in two processes of this machine, which see one device each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    tests = str(Path(__file__).parent)
+    code = code.format(tests=tests, **{k: str(v) for k, v in places.items()})
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAXMERGE_DEVICES")}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, address, str(k)], env=env) for k in range(2)
+    ]
+    assert [w.wait(timeout=300) for w in workers] == [0, 0]
+
+
 @pytest.mark.slow
-def test_two_processes_run_what_one_runs(tmp_path, monkeypatch):
+def test_two_processes_run_what_one_runs(tmp_path):
     """jax.distributed on this machine: shares of each batch in each process, one set of files."""
     from test_experiments import TOY
 
     from jaxmerge.cli import run
     from jaxmerge.studies.results import Results
 
-    tests = str(Path(__file__).parent)
     toy = tmp_path / "toy.py"
-    toy.write_text(TOY.format(tests=tests))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    code = WORKER.format(tests=tests, toy=str(toy))
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAXMERGE_DEVICES")}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, address, str(k), str(tmp_path / "run")], env=env
-        )
-        for k in range(2)
-    ]
-    assert [w.wait(timeout=300) for w in workers] == [0, 0]
+    toy.write_text(TOY.format(tests=str(Path(__file__).parent)))
+    two_processes(RUN, file=toy, folder=tmp_path / "run")
     results = Results.from_json(tmp_path / "run" / "results.json")
     assert results.machine["devices"] == 2
     whole = run.run(toy, set=["seeds=1"], out=tmp_path / "one", quiet=True)
@@ -92,3 +124,30 @@ def test_two_processes_run_what_one_runs(tmp_path, monkeypatch):
         assert (a.label, a.finetunes) == (b.label, b.finetunes)
         np.testing.assert_allclose(np.array(a.matrix, float), np.array(b.matrix, float), atol=0.1)
     assert not (tmp_path / "run" / "state").exists()
+
+
+@pytest.mark.slow
+def test_a_stream_goes_on_in_two_processes(tmp_path):
+    two_processes(STREAM, file=tmp_path / "out.json", folder=tmp_path / "two")
+    ended = json.loads((tmp_path / "out.json").read_text())
+    one = stored(tmp_path / "one").run().outcomes
+    assert list(ended) == list(one)
+    for label, matrix in ended.items():
+        close = np.array(one[label].matrix, float)
+        np.testing.assert_allclose(np.array(matrix, float), close, atol=0.1, err_msg=label)
+
+
+def test_what_processes_have_goes_to_their_devices(monkeypatch):
+    """Numbers of Python, keys and arrays, as in several processes, which compare nothing."""
+    monkeypatch.setenv("JAXMERGE_DEVICES", "2")
+    row = data_parallel.mesh()
+    whole = jax.sharding.NamedSharding(row, jax.sharding.PartitionSpec())
+    key = jax.random.key(3)
+    tree = {"rate": 0.02, "n": np.int32(3), "w": np.arange(3.0), "x": jax.numpy.ones(2), "key": key}
+    put = data_parallel._put_own(tree, whole)
+    assert {n: str(x.dtype) for n, x in put.items()} == {
+        "rate": "float32", "n": "int32", "w": "float32", "x": "float32", "key": "key<fry>",
+    }  # fmt: skip
+    assert all(x.sharding == whole for n, x in put.items() if n != "key")
+    np.testing.assert_array_equal(jax.random.key_data(put["key"]), jax.random.key_data(key))
+    assert jax.device_get(put["rate"]) == np.float32(0.02)

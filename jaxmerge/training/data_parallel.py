@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def spread(tree: Tree, axis: int = 0) -> Tree:
     def put(x: np.ndarray) -> jax.Array:
         fits = np.ndim(x) > axis and x.shape[axis] % row.size == 0
         cut = PartitionSpec(*[None] * axis, AXIS) if fits else PartitionSpec()
-        return jax.device_put(x, NamedSharding(row, cut))
+        return _put(x, NamedSharding(row, cut))
 
     return jax.tree.map(put, tree)
 
@@ -137,4 +138,27 @@ def everywhere(tree: Tree) -> Tree:
     row = mesh()
     if row is None:
         return tree
-    return jax.device_put(tree, NamedSharding(row, PartitionSpec()))
+    return _put(tree, NamedSharding(row, PartitionSpec()))
+
+
+def _put(tree: Tree, where: NamedSharding) -> Tree:
+    """Leaves, of which every process has the whole, on the devices of all of them.
+
+    With several processes `jax.device_put` sends what is given to it from the first process to the
+    others and compares, so that it takes neither a number of Python nor a batch at its own speed.
+    """
+    return jax.device_put(tree, where) if jax.process_count() == 1 else _put_own(tree, where)
+
+
+def _put_own(tree: Tree, where: NamedSharding) -> Tree:
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, where)
+        dtype = jnp.result_type(x)
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        own = np.asarray(x, dtype)
+        return jax.make_array_from_callback(own.shape, where, lambda part: own[part])
+
+    return jax.tree.map(put, tree)
