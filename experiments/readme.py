@@ -294,14 +294,18 @@ def steps() -> str:
 
 def mergekit() -> str:
     """Merging from files beside mergekit."""
-    data = json.loads((RESULTS / "merge_files.json").read_text())
+    return "\n\n".join(map(_files, ("merge_files.json", "merge_files_3b.json")))
+
+
+def _files(name: str) -> str:
+    data = json.loads((RESULTS / name).read_text())
     lines = [
         "| Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB "
         "| mergekit / jaxmerge |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     loads = []
-    for name, row in data["methods"].items():
+    for method, row in data["methods"].items():
         sides = [row[k] for k in ("jaxmerge", "mergekit") if k in row]
         loads += [side["load_before"] for side in sides]
         cells = [
@@ -309,7 +313,7 @@ def mergekit() -> str:
             for x in (*sides, *[None] * (2 - len(sides)))
         ]
         ratio = f"{sides[1]['wall'] / sides[0]['wall']:.1f}" if len(sides) == 2 else "–"
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {ratio} |")
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {ratio} |")
     return (
         f"`experiments/bench/merge_files.py`: a base and {data['inputs'] - 1} models, "
         f"{data['bytes'] / 1e9:.1f} GB in all, {data['machine']}, mergekit {data['mergekit']}; "

@@ -61,16 +61,21 @@ def test_a_trial_is_no_result_on_file(call, capsys, command, word):
     assert written() == before
 
 
-def test_figures_kept_by_hand_stay(tmp_path, monkeypatch):
+def test_a_run_replaces_the_rows_of_its_methods(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
     save = runpy.run_path(str(BENCH / "merge_files.py"))["save"]
     path, inputs = tmp_path / "new" / "figures.json", [__file__]
-    save(path, inputs, None, {"wall": 1.0}, {"ties": {}})
-    path.write_text(path.read_text().replace('"machine"', '"family_3b": {"ties": 1}, "machine"'))
-    save(path, inputs, None, {"wall": 2.0}, {"linear": {}})
+    save(path, inputs, None, {"wall": 1.0}, {"ties": {}, "linear": {"old": 1}})
+    path.write_text(path.read_text().replace('"machine"', '"by_hand": {"ties": 1}, "machine"', 1))
+    save(path, inputs, None, {"wall": 2.0}, {"linear": {"new": 1}})
     figures = json.loads(path.read_text())
-    assert (figures["family_3b"], figures["copy"]) == ({"ties": 1}, {"wall": 2.0})
-    assert list(figures["methods"]) == ["linear"]
+    assert figures["by_hand"] == {"ties": 1}
+    assert figures["methods"] == {"ties": {}, "linear": {"new": 1}}
+    assert figures["copy"] == {"wall": 1.0, "runs": 2}
+    another = [str(BENCH / "merge_files.py")]  # a family of other bytes
+    save(path, another, None, {"wall": 3.0}, {"linear": {}})
+    figures = json.loads(path.read_text())
+    assert (list(figures["methods"]), figures["copy"]) == (["linear"], {"wall": 3.0})
 
 
 @pytest.mark.parametrize("words", [[], ["OUT", "nonsense"]])

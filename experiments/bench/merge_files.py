@@ -3,7 +3,7 @@
     python experiments/bench/merge_files.py FAMILY --mergekit ENV/bin/mergekit-yaml --out SCRATCH
     python experiments/bench/merge_files.py FAMILY --before TREE --out SCRATCH --repeat 5
 
-FAMILY holds folders ``base``, ``ft0`` ... in bfloat16; ``family.py FAMILY --decoder`` makes that of
+FAMILY holds folders ``base``, ``ft0`` ... in bfloat16; ``family.py FAMILY --decoder 0.4b`` makes that of
 the runs on record (290 leaves, 387M parameters, 0.77 GB each, random).  Every figure is a whole
 process, started anew: wall seconds, CPU seconds (user and system, of all threads), and the peak of
 anonymous resident memory (RssAnon, every 20 ms).
@@ -25,8 +25,9 @@ busy machine wall times say little, and CPU seconds grow too.  linear and task a
 3.6 times mergekit) and TIES (12 times, 5.1 copies) miss their aims there.  `experiments/readme.py`
 makes the table of the README from it.
 
-A 3b family (29 GB), run once each: linear 14 s, TIES 58 s, DARE-TIES 50 s, at most 1.6 GB; kept in
-the result file by hand, as ``family_3b``: a run replaces its own entries there and leaves others.
+merge_files_3b.json is of ``family.py FAMILY --decoder 3b``: 31 GB, which no page cache here holds, so
+that linear and task arithmetic take as long as reading takes.  A run replaces the rows of its
+methods in such a file, and keeps others of the same family and machine.
 """
 
 from __future__ import annotations
@@ -139,9 +140,6 @@ def main() -> None:
         load = os.getloadavg()[0]
         return measure(list(command), family, env) | {"load_before": load}
 
-    def least(runs: list[dict[str, float]]) -> dict[str, float]:
-        return min(runs, key=lambda r: r["wall"]) | {"runs": len(runs)}
-
     def best(*command: str) -> dict[str, float]:
         return least([run(*command) for _ in range(options.repeat)])
 
@@ -190,8 +188,16 @@ def save(
         "mergekit": version(mergekit), "copy": copy, "methods": rows,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}  # families kept by hand
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if all(known.get(k) == result[k] for k in ("machine", "bytes", "mergekit")):  # other methods
+        result["methods"] = known["methods"] | rows
+        result["copy"] = least([known["copy"], copy])
     path.write_text(json.dumps(known | result, indent=2) + "\n")
+
+
+def least(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The run of the least wall time, and how many there were."""
+    return min(runs, key=lambda r: r["wall"]) | {"runs": sum(r.get("runs", 1) for r in runs)}
 
 
 def version(command: str | None) -> str | None:
