@@ -11,6 +11,7 @@ import pytest
 from refusals import both, of, refused, warm  # noqa: F401
 from tiny_streams import KEY, setup, split
 
+from jaxmerge.continual import streams
 from jaxmerge.continual.checks import check
 from jaxmerge.continual.drivers import joint, program, run
 from jaxmerge.continual.federated import federated
@@ -33,10 +34,15 @@ from jaxmerge.continual.methods import (
 )
 from jaxmerge.continual.problems import classification
 from jaxmerge.continual.registry import evaluators
+from jaxmerge.continual.rehearsed import rehearsed
 from jaxmerge.continual.rotated import rotated
 from jaxmerge.continual.stream_records import Evaluator
 from jaxmerge.continual.streams import permuted
 from jaxmerge.core.specs import Static
+from jaxmerge.data.digits import digits
+from jaxmerge.data.splits import few, stratified
+from jaxmerge.data.streams import builders
+from jaxmerge.data.streams.scenario import class_order
 
 two = lambda *_: jnp.zeros(2)
 ZERO = lambda out, batch, info, task: jnp.zeros(batch.weight.shape)
@@ -225,3 +231,24 @@ def test_thresholds_as_an_array_are_those_of_a_tuple():
 def test_what_cannot_be_dealt_out_to_clients():
     with pytest.raises(ValueError, match=r"federated deals out a `Stream`.*, got a tuple"):
         federated((np.zeros((12, 3)), np.arange(12)), 2, 2, 3)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "zero", None])
+def test_seeds_are_whole_numbers_from_0_on(seed):
+    data = np.zeros((12, 3), np.float32), np.arange(12) % 4
+    source = digits()
+    calls = [
+        lambda: permuted(data, data, tasks=2, batch=4, seed=seed),
+        lambda: streams.split(data, data, [[0, 1], [2, 3]], seed=seed),
+        lambda: federated(split(), 2, 2, 3, seed=seed),
+        lambda: rehearsed(split(), 4, seed=seed),
+        lambda: stratified(source.labels, {"val": 1}, seed=seed),
+        lambda: few(source, {"train": 3}, seed=seed),
+        lambda: builders.data_incremental(source, 2, seed),
+        lambda: builders.recurring(source, 2, 3, seed),
+    ]
+    if seed is not None:  # classes as they are
+        calls.append(lambda: class_order(10, seed))
+    for call in calls:
+        with pytest.raises(ValueError, match="seed must be a whole number from 0 on, got "):
+            call()

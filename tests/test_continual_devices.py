@@ -61,11 +61,16 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, {tests!r})
 """
-RUN = WORKER + """
+RUN = (
+    WORKER
+    + """
 from jaxmerge.cli import run
 run.run({file!r}, set=["seeds=1"], out={folder!r}, save_every=0, quiet=True)
 """
-STREAM = WORKER + """
+)
+STREAM = (
+    WORKER
+    + """
 import json
 from pathlib import Path
 from test_continual_devices import stored
@@ -77,6 +82,7 @@ if jax.process_index() == 0:
     ended = {{label: outcome.matrix for label, outcome in ended.outcomes.items()}}
     Path({file!r}).write_text(json.dumps(ended))
 """
+)
 
 
 def stored(folder):

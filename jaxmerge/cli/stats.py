@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmerge import statistics
 from jaxmerge.cli.data import open_data
+from jaxmerge.core.draws import draws
 from jaxmerge.errors import UserError, closest
 from jaxmerge.io.sources import open_source
 from jaxmerge.models.tokens import cut_by
@@ -74,7 +75,7 @@ def run(
     with cut_by("add --truncate"):
         learner, layout_of, keep = _learner(ref, base, suite([source]), truncate)
     params = learner.params
-    rows = np.random.default_rng(seed).permutation(source.splits["train"])[:samples]
+    rows = draws(seed).permutation(source.splits["train"])[:samples]
     images = learner.prepare(source.inputs[rows])
     labels = np.asarray(source.labels[rows])
     batches = [(images[i : i + batch], labels[i : i + batch]) for i in range(0, len(rows), batch)]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.padding import padded
 from jaxmerge.continual.stream_records import Stream
+from jaxmerge.core.draws import draws
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.errors import listed
@@ -46,7 +47,7 @@ def federated(
         raise ValueError(listed(wrong))
     if chosen > clients:
         raise ValueError(f"{chosen} clients a round cannot be chosen from {clients}.")
-    rng, dealt = np.random.default_rng((seed, 2)), []
+    rng, dealt = draws(seed, 2), []
     parts = (2 if by_label else 1) * clients
     every = (np.asarray(x) for x in (stream.rows, stream.origin, stream.weight))
     many = int(np.max(stream.rows)) + 1  # an example is dealt as row + many x the task it is from

@@ -7,6 +7,7 @@ import numpy as np
 from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.padding import batched, padded, rows_and_weights
 from jaxmerge.continual.stream_records import Stream
+from jaxmerge.core.draws import draws
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.errors import listed
@@ -52,7 +53,7 @@ def rehearsed(stream: Stream, size: int, *, epochs: int | None = None, seed: int
         wrong.append(f"{size} examples cannot be shared out to {stream.tasks - 1} earlier tasks")
     if wrong:
         raise ValueError(listed(wrong))
-    rng, batch = np.random.default_rng((seed, 3)), stream.rows.shape[2]
+    rng, batch = draws(seed, 3), stream.rows.shape[2]
     plans, earlier = [], []
     every = (np.asarray(x) for x in (stream.rows, stream.origin, stream.weight))
     for t, (rows, origin, weight) in enumerate(zip(*every, strict=True)):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmerge.continual.hook_calls import kind
 from jaxmerge.continual.padding import batched, padded, rows_and_weights
 from jaxmerge.continual.stream_records import Groups, Stream
+from jaxmerge.core.draws import draws
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.core.specs import Static
 from jaxmerge.core.types import Array
@@ -118,7 +119,7 @@ def permuted(
     """
     more = {} if examples is None else {"examples": examples}
     train, test = _arrays(train, test, tasks=tasks, batch=batch, epochs=epochs, **more)
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     width = int(np.prod(train[0].shape[1:]))
     orders = [rng.permutation(width) for _ in range(tasks)]
     orders[0] = orders[0] if first else np.arange(width)
@@ -258,7 +259,7 @@ def _arrays(train: Data, test: Data, **numbers: int) -> tuple[Data, Data]:
 
 
 def _stream(train, test, members, tested, info, batch, epochs, seed) -> Stream:
-    rng = np.random.default_rng((seed, 1))
+    rng = draws(seed, 1)
     plans = []
     for rows in members:
         passes = [batched(rng.permutation(rows), batch) for _ in range(epochs)]

@@ -8,6 +8,7 @@ from numbers import Real
 
 import numpy as np
 
+from jaxmerge.core.draws import draws
 from jaxmerge.data.sources import SPLITS, Source
 from jaxmerge.errors import closest, listed
 
@@ -53,7 +54,7 @@ def stratified(labels: np.ndarray, per_class: Mapping[str, float | int], seed: i
     >>> {k: len(v) for k, v in splits.items()}
     {'val': 2, 'test': 2, 'train': 4}
     """
-    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    labels, rng = np.asarray(labels), draws(seed)
     splits: dict[str, list] = {**{s: [] for s in per_class}, "train": []}
     starved = []
     for label in np.unique(labels):
@@ -91,7 +92,7 @@ def hold_out(
     (6, 2)
     """
     check_shares({"val": val})
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     if per_class is not None:
         chosen = [rng.permutation(rows[groups[rows] == g])[:per_class] for g in np.unique(groups)]
         rows = np.sort(np.concatenate(chosen))
@@ -132,7 +133,7 @@ def few(source: Source, counts: Mapping[str, int], seed: int = 0) -> Source:
     ]
     if wrong:
         raise ValueError(f"{source.name}, few examples of each class: {listed(wrong)}")
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     groups = source.labels if source.domains is None else _both(source)
     splits = dict(source.splits)
     for split, count in counts.items():

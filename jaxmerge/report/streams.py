@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxmerge.core.draws import draws
 from jaxmerge.core.ranges import Count, unfit
 from jaxmerge.data.streams.plans import Plan
 from jaxmerge.data.streams.scenario import Scenario, shortened
@@ -34,7 +35,7 @@ def draw(scenario: Scenario, path: str | Path, examples: int = 8, seed: int = 0)
     grid = figure.subplots(len(tasks), examples + 1, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     for line, t in zip(grid, tasks, strict=True):
         task = scenario[t]
         rows = rng.permutation(task.rows["train"])[:examples]

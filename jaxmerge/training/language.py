@@ -22,6 +22,7 @@ from jaxmerge.continual import stages
 from jaxmerge.continual.optimisers import cosine
 from jaxmerge.continual.parts import build, stored
 from jaxmerge.continual.stream_records import Groups, Setup, State, Stream
+from jaxmerge.core.draws import draws
 from jaxmerge.core.specs import Spec
 from jaxmerge.core.types import Leaves
 from jaxmerge.data.language import Windows
@@ -162,7 +163,7 @@ def _rows(
         wrong.append(f"a batch of {batch} rows in {accumulate} parts")
     if wrong:
         raise ValueError(f"this cannot be trained: {'; '.join(wrong)}")
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     steps = count // batch
     orders = [rng.permutation(count)[: steps * batch] for _ in range(epochs)]
     return np.stack(orders).reshape(-1, batch).astype(np.int32)

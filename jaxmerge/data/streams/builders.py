@@ -29,6 +29,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmerge.core.draws import draws
 from jaxmerge.data.sources import SPLITS, Source
 from jaxmerge.data.streams.plans import Plan
 from jaxmerge.data.streams.recurring import drawn_classes
@@ -87,7 +88,7 @@ def data_incremental(source: Source, tasks: int, seed: int = 0) -> Scenario:
     """
     if tasks < 1:
         raise ValueError(f"{source.name}: at least one task, got {tasks}.")
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(tasks)]
     starved = []
     for c in range(len(source.classes)):
@@ -119,7 +120,7 @@ def recurring(source: Source, tasks: int, classes: int, seed: int = 0) -> Scenar
     """
     total = len(source.classes)
     stream = []
-    for drawn in drawn_classes(np.random.default_rng(seed), total, tasks, classes):
+    for drawn in drawn_classes(draws(seed), total, tasks, classes):
         rows = {s: source.rows(s, classes=drawn) for s in SPLITS}
         names = ", ".join(source.classes[c] for c in drawn)
         stream.append(Task(f"{len(stream) + 1}: {names}", source, 0, drawn, rows))

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxmerge.core.draws import draws
 from jaxmerge.core.ranges import Count, Range, unfit
 from jaxmerge.data.streams import faults
 from jaxmerge.data.streams.faults import Promise, as_array, unfit_labels
@@ -167,7 +168,9 @@ def generator(seed: Seed) -> Draws:
     True
     """
     given: Any = seed
-    return given if _is_draws(given) else np.random.default_rng(given)
+    if _is_draws(given):
+        return given
+    return draws(given) if np.ndim(given) == 0 else np.random.default_rng(given)
 
 
 def checked_labels(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmerge.core.draws import draws
 from jaxmerge.data.pipeline import Examples, examples
 from jaxmerge.data.sources import SPLITS, Source
 
@@ -183,7 +184,7 @@ def class_order(classes: int, seed: int | None) -> tuple[int, ...]:
     ((0, 1, 2), 3)
     """
     order = np.arange(classes)
-    return tuple(order.tolist() if seed is None else np.random.default_rng(seed).permutation(order))
+    return tuple(order.tolist() if seed is None else draws(seed).permutation(order))
 
 
 def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = None) -> Scenario:
