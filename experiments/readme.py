@@ -70,8 +70,8 @@ def quickstart() -> str:
         [
             "![Accuracy on the tasks seen so far, task after task](docs/images/quickstart.png)",
             words.lesson(results),
-            "What it prints (`jaxmerge quickstart`, accuracy on the test split, mean and standard "
-            f"deviation over {len(results.seeds)} class orders):",
+            "What it finds (`jaxmerge quickstart`, whose table has more rows; accuracy on the test "
+            f"split, mean and standard deviation over {len(results.seeds)} class orders):",
             tables.markdown(shortened(results)).strip(),
             all_methods("quickstart"),
         ]

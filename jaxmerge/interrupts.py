@@ -33,5 +33,5 @@ def importing() -> Iterator[None]:
 
 
 def _end(*_: object) -> None:
-    os.write(2, b"interrupted\n")
+    os.write(2, b"interrupted: nothing was begun or written\n")
     os._exit(130)

@@ -197,7 +197,7 @@ def test_npz_says_what_is_wrong(tmp_path):
     source = npz(tmp_path, "ink")
     with pytest.raises(ValueError, match="ink: 1 corrupt image: image 3"):
         source.inputs[np.arange(6)]
-    with pytest.raises(ValueError, match="1 names for 2 classes"):
+    with pytest.raises(ValueError, match="1 name for 2 classes"):
         npz(tmp_path, "ink", classes=("one",))
     del data["labels"]
     np.savez(tmp_path / "ink_train.npz", **data)

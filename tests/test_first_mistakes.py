@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import jaxmerge as jm
+from jaxmerge.cli.data import open_data
 from jaxmerge.cli.typer_app import app
 from jaxmerge.continual import streams
 from jaxmerge.continual.drivers import program, run
@@ -21,7 +24,12 @@ from jaxmerge.continual.problems import classification
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
 from jaxmerge.continual.stream_records import Setup
+from jaxmerge.data.sources import Source
+from jaxmerge.data.streams.scenario import class_incremental
+from jaxmerge.data.tables import table
 from jaxmerge.io.places import working
+from jaxmerge.models import clip
+from jaxmerge.models.folders import folder_of
 from jaxmerge.models.mlp.learner import mlp
 
 BASE = {"a": np.zeros(2, np.float32)}
@@ -188,3 +196,33 @@ def test_a_model_that_diverged_has_no_figures():
         assert not result.finite.any()
         for figures in result.R.values():
             assert np.isnan(figures["accuracy"]).all()
+
+
+def test_data_that_are_not_what_they_seem(tmp_path, monkeypatch):
+    """Each says what is there and what to do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "semicolons.csv").write_text("text;label\na;x\n")
+    (tmp_path / "gap.csv").write_text("text,label\na,x\n,y\n")
+    (tmp_path / "two.csv").write_text("text,label\na,x\nb,y\n")
+    (tmp_path / "empty").mkdir()
+    refused(lambda: table("semicolons.csv"), "no column", "Is it separated by ';'?")
+    refused(lambda: table("gap.csv"), "gap.csv: 1 row lacks one of text, label, on line 3.")
+    one_each = lambda: class_incremental(table("two.csv"), 2)
+    refused(one_each, "task 0 (x) has no val examples; ", "more data, or other shares")
+    refused(lambda: open_data("nope"), "--data 'nope': it is not there; expected digits, ")
+    refused(lambda: open_data("empty"), "--data 'empty': it holds no images; expected ")
+    texts = lambda inputs, labels: Source(
+        "p", inputs, labels, ("a", "b"), ("{}",), {"train": [0], "val": [1], "test": []}
+    )
+    refused(lambda: texts("ab", [0, 1]), "inputs are one text; give a list of texts")
+    refused(lambda: texts(["a", "b"], [0.5, 1]), "labels are float64, such as 0.5; expected")
+
+
+def test_a_run_and_a_path_where_models_and_lists_of_images_stand(tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "config.json").write_text('{"experiment": "own"}')
+    mini = folder_of("mini-2k")
+    shutil.copy(mini / "model.safetensors", tmp_path / "merged.safetensors")
+    words = f"is of a run, whose model is {tmp_path / 'merged'}"
+    refused(lambda: clip.load(tmp_path / "merged.safetensors"), words)
+    refused(lambda: clip.encode_images(clip.load(mini), "cat.png"), "found one path, 'cat.png'")

@@ -98,7 +98,7 @@ def test_rows_without_text_are_named_by_line(tmp_path):
 def test_a_folder_has_own_names(pets):
     assert folder(pets, classes=["dog", "cat"]).classes == ("dog", "cat")
     assert folder(pets, classes={"n02123045": "cat"}).classes == ("n02099601", "cat")
-    with pytest.raises(ValueError, match="1 names for 2 classes"):
+    with pytest.raises(ValueError, match="1 name for 2 classes"):
         folder(pets, classes=["dog"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,24 @@ def test_two_factories_of_one_name_are_refused():
     with pytest.raises(ValueError, match="'magmax' is registered already"):
         jm.register(magmax)
     assert repr(jm.get("magmax")()) == "magmax()"
+
+
+def test_a_file_under_two_names_is_one(tmp_path, monkeypatch):
+    """As a script imports it, and a recipe that names it; another file of that name is another."""
+    monkeypatch.setattr(jm.REGISTRY, "_factories", dict(jm.REGISTRY._factories))
+    text = "import jaxmerge as jm\n\n@jm.register\ndef twice_the_mean():\n    return jm.mean()\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(text)
+
+    def load(name, path):
+        spec = importlib.util.spec_from_file_location(name, path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    load("own", tmp_path / "a" / "own.py")
+    load("recipe_1_own", tmp_path / "a" / ".." / "a" / "own.py")
+    with pytest.raises(ValueError, match="'twice_the_mean' is registered already"):
+        load("recipe_2_own", tmp_path / "b" / "own.py")
 
 
 @pytest.mark.parametrize("package", ["jaxmerge", "jaxmerge.folds", "jaxmerge.methods"])

@@ -102,7 +102,7 @@ def test_finished_cells_are_skipped_and_a_larger_grid_adds_to_them(toy, whole, t
         command.run(toy, grid=GRID, out=tmp_path / "s")
     capsys.readouterr()
     again = command.run(toy, grid=GRID, out=tmp_path / "s", resume=True)
-    assert "14 cells, 7 of them done; 1 runs to train" in capsys.readouterr().err
+    assert "14 cells, 7 of them done; 1 run to train" in capsys.readouterr().err
     assert figures(again) == figures(whole[1])
     assert {r["key"] for r in first} < {r["key"] for r in again}
     more = [*GRID[:1], "factor=0.5,1.0 method=magmax"]
@@ -261,6 +261,8 @@ def test_seeds_of_a_stream_are_one_program_and_a_member_that_diverged_is_named(
     "grid, message",
     [
         (["sed=0"], "No setting 'sed': did you mean seed"),
+        (["factr=0.5"], "No setting 'factr': did you mean factor"),
+        (["method=ties", "densty=0.5"], "No setting 'densty': did you mean density"),
         (["method=magmx"], "no method is named 'magmx': did you mean magmax"),
         (["stream=sequental"], "no stream is named 'sequental': did you mean sequential"),
         (["epochs=a"], "epochs is a whole number, got 'a'"),

@@ -3,10 +3,10 @@
     python experiments/bench/merge_files.py FAMILY --mergekit ENV/bin/mergekit-yaml --out SCRATCH
     python experiments/bench/merge_files.py FAMILY --before TREE --out SCRATCH --repeat 5
 
-FAMILY holds folders ``base``, ``ft0`` ... in bfloat16; ``family.py FAMILY --decoder 0.4b`` makes that of
-the runs on record (290 leaves, 387M parameters, 0.77 GB each, random).  Every figure is a whole
-process, started anew: wall seconds, CPU seconds (user and system, of all threads), and the peak of
-anonymous resident memory (RssAnon, every 20 ms).
+FAMILY holds folders ``base``, ``ft0`` ... in bfloat16; ``family.py FAMILY --decoder 0.4b`` makes
+that of merge_files.json (290 leaves, 387M parameters, 0.77 GB each, random).  Every figure is a
+whole process, started anew: wall seconds, CPU seconds (user and system, of all threads), and the
+peak of anonymous resident memory (RssAnon, every 20 ms).
 "copy" reads all inputs, computes nothing, writes one output and syncs it.  jaxmerge runs once more
 than the others: the first run compiles and hashes its inputs, the later ones find both in its
 cache.  Of --repeat runs the one of the least wall time counts, for every program.  All inputs are

@@ -104,9 +104,11 @@ def _reader(spec: str) -> tuple[str, Callable[..., Source]]:
         return "images in NumPy files", partial(npz, path.parent, path.name)
     if path.is_dir() and any(p.suffix.lower() in ENDINGS for p in path.rglob("*")):
         return "a folder of images", partial(folder, path)
+    found = "" if path.exists() else "it is not there; "
+    found = "it holds no images; " if path.is_dir() else found
     raise UserError(
-        f"--data {spec!r}: expected digits, a folder of class folders with images, a table (.csv, "
-        f".tsv, .jsonl), DIR/NAME with {path.name}_train.npz and _test.npz in "
+        f"--data {spec!r}: {found}expected digits, a folder of class folders with images, a table "
+        f"(.csv, .tsv, .jsonl), DIR/NAME with {path.name}_train.npz and _test.npz in "
         "DIR, a folder of CLINC150 (data_full.json) or Banking77 (train.csv), or DIR/NAME with "
         f"NAME one of {', '.join(texts.SETS)}."
     )

@@ -87,9 +87,9 @@ def run(
         raise UserError(str(error)) from None
     whole, todo = (sum(len(u.cells) for u in units) for units in (every, left))
     if not quiet:
+        runs_left = f"{len(left)} run{'s' if len(left) != 1 else ''} to train"
         print(
-            f"{whole} cells, {whole - todo} of them done; {len(left)} runs to train.  {folder}",
-            file=sys.stderr,
+            f"{whole} cells, {whole - todo} of them done; {runs_left}.  {folder}", file=sys.stderr
         )
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -104,7 +105,8 @@ class Registry(Mapping[str, Callable]):
             kinds: ``static`` and ``shapes``, see `record`.
 
         Raises:
-            ValueError: the name is taken by a factory of another module.
+            ValueError: the name is taken by a factory of another module, which is not of the same
+                file: a file may be imported under two names.
 
         Example:
             >>> from jaxmerge.core.ranges import Share
@@ -119,7 +121,7 @@ class Registry(Mapping[str, Callable]):
             return functools.partial(self.register, **kinds)
         name = factory.__name__
         known = self._factories.get(name)
-        if known is not None and inspect.unwrap(known).__module__ != factory.__module__:
+        if known is not None and not _same_place(inspect.unwrap(known), factory):
             raise ValueError(
                 f"A {self.kind} named {name!r} is registered already; choose another name."
             )
@@ -279,3 +281,12 @@ REGISTRY = Registry(
     homes=("jaxmerge.folds", "jaxmerge.transforms", "jaxmerge.methods"),
 )  # fmt: skip
 register, record, get = REGISTRY.register, REGISTRY.record, REGISTRY.get
+
+
+def _same_place(known: Callable, new: Callable) -> bool:
+    """Whether two factories of one name are of one module or one file, of which one is the newer
+    form of the other."""
+    if known.__module__ == new.__module__:
+        return True
+    files = [getattr(getattr(f, "__code__", None), "co_filename", "") for f in (known, new)]
+    return os.path.isfile(files[0]) and os.path.realpath(files[0]) == os.path.realpath(files[1])

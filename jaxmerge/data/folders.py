@@ -118,7 +118,8 @@ def folder(
     name = name or root.name
     if not root.is_dir():
         what = "is a file, no folder of images" if root.exists() else "is not there"
-        raise FileNotFoundError(f"{name}: {root} {what}.")
+        who = "" if name == str(root) else f"{name}: "
+        raise FileNotFoundError(f"{who}{root} {what}.")
     files = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in ENDINGS
     )
@@ -197,7 +198,8 @@ def parse(files: Sequence[str], layout: str, name: str) -> dict[str, np.ndarray]
     if misfits:
         raise ValueError(
             f"{name}: {len(misfits)} of {len(files)} images do not lie as {layout!r} says: "
-            f"{', '.join(misfits[:5])}{', ...' if len(misfits) > 5 else ''}."
+            f"{', '.join(misfits[:5])}{', ...' if len(misfits) > 5 else ''}. Put the images of "
+            "each class into a folder of its name, or say how they lie (layout)."
         )
     return {a: np.array([m[a] for m in matches if m]) for a in asked}
 

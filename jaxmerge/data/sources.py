@@ -72,6 +72,8 @@ class Source:
     def __post_init__(self):
         for field in ("classes", "templates", "domain_names"):
             object.__setattr__(self, field, as_texts(getattr(self, field)))
+        if isinstance(self.inputs, str):
+            raise ValueError(f"Source {self.name!r}: inputs are one text; give a list of texts.")
         if isinstance(self.inputs, list | tuple):
             words = all(isinstance(x, str) for x in self.inputs)
             object.__setattr__(
@@ -192,8 +194,8 @@ def positions(
     if not array.size:
         return array.astype(np.int32)
     raise ValueError(
-        f"Source {name!r}: labels are {array.dtype}, such as {array[0]!r}; expected positions in "
-        "classes, or their names."
+        f"Source {name!r}: labels are {array.dtype}, such as {array[:1].tolist()[0]!r}; "
+        "expected positions in classes, or their names."
     )
 
 
@@ -231,7 +233,7 @@ def renamed(
         count = 1 if isinstance(classes, str) else len(classes)
         shown = ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
         raise ValueError(
-            f"{name}: {count} names for {len(keys)} classes; expected one each, in the order "
-            f"{shown}."
+            f"{name}: {count} name{'s' if count != 1 else ''} for {len(keys)} classes; expected "
+            f"one each, in the order {shown}."
         )
     return tuple(map(str, classes))

@@ -142,7 +142,9 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         what = f"no column {', '.join(map(repr, missing))}" if missing else "no rows"
         shown = ", ".join(map(repr, have[:12]))
         has = f"the columns {shown}" if have else "no column" if raw else "no line"
-        raise UserError(f"{path}: {what}; it has {has}.")
+        other = next((d for d in ";\t|" if len(have) == 1 and d in have[0]), "")
+        hint = f" Is it separated by {other!r}? Write it with commas." if other else ""
+        raise UserError(f"{path}: {what}; it has {has}.{hint}")
     rows = [
         (at, {c: "" if row.get(c) is None else str(row[c]).strip() for c in columns})
         for at, row in raw
@@ -151,7 +153,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if empty:
         more = ", ..." if len(empty) > 8 else ""
         raise UserError(
-            f"{path}: {len(empty)} rows lack one of {', '.join(columns)}, on line"
+            f"{path}: {len(empty)} row{'s lack' if len(empty) > 1 else ' lacks'} one of "
+            f"{', '.join(columns)}, on line"
             f"{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))}{more}."
         )
     return [row for _, row in rows]

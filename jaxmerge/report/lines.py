@@ -144,7 +144,7 @@ def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
         series.x, y, color=colour, linestyle=style, marker=marker,
         markersize=4.5, markerfacecolor=theme.surface if series.dashed else colour,
         markeredgecolor=colour, linewidth=2.4 if series.slot == 0 else 1.6, label=series.label,
-        clip_on=False,
+        clip_on=False, zorder=3 if series.slot == 0 else 2,
     )  # fmt: skip
     for x, v in series.chosen:
         ax.plot(

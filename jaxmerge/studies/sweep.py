@@ -24,7 +24,7 @@ from typing import Any
 
 from jaxmerge.continual.deploys import LAST
 from jaxmerge.core.registry import REGISTRY, get
-from jaxmerge.errors import closest
+from jaxmerge.errors import closest, not_known
 from jaxmerge.studies import cells
 from jaxmerge.studies.config import Experiment
 from jaxmerge.studies.conversion import to_plain
@@ -123,6 +123,7 @@ def units(
     >>> len(units(Toy(), axes))  # methods share a training
     4
     """
+    _check_names(experiment, axes)
     base = _with_merges(experiment, axes)
     merging = {*MERGING, *_merge_axes(experiment, axes)}
     training = {k: v for k, v in axes.items() if k not in merging}
@@ -217,6 +218,17 @@ def _merge_axes(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> di
         elif name not in {*fields, *MERGING} and any(_takes(o, name) for o in merges):
             found[name] = name
     return found
+
+
+def _check_names(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError for axes that are settings neither of the experiment nor of its merges."""
+    fields = {f.name for f in dataclasses.fields(experiment)}
+    merges = [*experiment.merges.values(), *({"method": m} for m in axes.get("method", ()))]
+    named = {o["method"] for o in merges if o.get("method") in REGISTRY}
+    own = {name for m in named for name in inspect.signature(get(m)).parameters}
+    known = {*fields, *MERGING, *own}
+    if unknown := [n for n in axes if n.partition(".")[0] not in known]:
+        raise ValueError(not_known(unknown, known, "No setting "))
 
 
 def _takes(options: Mapping[str, Any], key: str) -> bool:

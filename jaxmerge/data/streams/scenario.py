@@ -23,6 +23,7 @@ import numpy as np
 from jaxmerge.core.draws import draws
 from jaxmerge.data.pipeline import Examples, examples
 from jaxmerge.data.sources import SPLITS, Source
+from jaxmerge.errors import listed
 
 
 class Split(NamedTuple):
@@ -114,7 +115,10 @@ class Scenario:
             if len(task.rows[split]) == 0
         ]
         if empty:
-            raise ValueError(f"{self.name}: {'; '.join(empty)}.")
+            raise ValueError(
+                f"{self.name}: {listed(empty)} Every task needs examples for training, for "
+                "validation and for tests: more data, or other shares of the splits (val, test)."
+            )
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -207,8 +211,9 @@ def class_incremental(source: Source, tasks: int, order: Sequence[int] | None = 
     """
     total = len(source.classes)
     if not 1 <= tasks <= total:
+        many = f"{total} classes, so between 1 and {total} tasks"
         raise ValueError(
-            f"{source.name} has {total} classes, so between 1 and {total} tasks; got {tasks}."
+            f"{source.name} has {'1 class, so 1 task' if total == 1 else many}; got {tasks}."
         )
     order = permutation(order, total, "classes")
     bounds = [total * t // tasks for t in range(tasks + 1)]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.errors import about
 from jaxmerge.io.key_tables import Entry, absorb, fits
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.sources import open_source
@@ -113,7 +114,10 @@ def _read(source: Source, config: Config | None) -> Model:
         settings = read_json(folder / "config.json") if folder else {}
         if not settings:
             raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-        config = Config.from_hf(settings)
+        if folder and "model_type" not in settings and (folder / "merged").is_dir():
+            raise ValueError(f"{source.ref} is of a run, whose model is {folder / 'merged'}")
+        with about(source.ref):
+            config = Config.from_hf(settings)
     params = absorb(layout_of(source, config), source, param_shapes(config), BUFFERS)
     tokenizer = None
     if config.text is not None and folder is not None:

@@ -67,6 +67,8 @@ def encode_images(
     >>> encode_images(model, images, batch=2).shape
     (3, 8)
     """
+    if isinstance(images, (str, os.PathLike)):
+        raise ValueError(f"images: found one path, {os.fspath(images)!r}; give a list of them")
     prepare, done = _prepare(model), []
     for pixels in _batches(prepare, images, batch, workers):
         done.append(_features(model.config, prepare, compute, model.params, pixels))
