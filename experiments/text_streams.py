@@ -29,7 +29,7 @@ tried: the mean of last model, MagMax and joint training, meant at first, has 5e
 by 0.2 points.  The file has all three at every rate: at 5e-5 the last model is 2.1 points better
 and MagMax 1.4 worse than at 1e-4, at 2e-4 they are 4.6 and 0.1 worse, so the rate decides how far
 apart they are.  Then one strength of LwF, of EWC and of L2 under that rate, by their last model, on
-order 10 alone: three values, and larger ones while the largest is the best.
+order 10 alone: three values, and further ones while the best stands at an end.
 """
 
 from __future__ import annotations
@@ -243,10 +243,11 @@ def write_results(folder: Path, more: Sequence[str] = ()) -> None:
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 STRENGTHS = {
-    ("LwF", "streams.LwF.methods.lwf.strength"): (0.1, 0.3, 1.0, 3.0),
-    ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e4, 1e5, 1e6, 1e7),
-    ("L2", "streams.L2.methods.l2.strength"): (0.01, 0.1, 1.0, 10.0),
+    ("LwF", "streams.LwF.methods.lwf.strength"): (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
+    ("L2", "streams.L2.methods.l2.strength"): (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
 }
+FIRST = slice(2, 5)  # of the strengths; one more at an end while the best is there
 ON_VALIDATION = ["validation=true", "merges.MagMax.factor=0.5"]
 TWO_ROWS = {"sequential": ["streams.sequential.deploys=[last model, MagMax]"]}
 
@@ -255,11 +256,11 @@ def choose(what: str, data: Path, folder: Path, more: list[str], at_once: int) -
     """The learning rate, or the strengths under it, on validation sentences of other orders."""
     noted: dict[str, Any] = {"chosen": {}, "tried": {}}
     if what == "lr":  # strengths that were chosen under another rate go
-        orders, first = OTHER_ORDERS, len(RATES)
+        orders, first = OTHER_ORDERS, slice(None)
         grid = {"lr": (("sequential", "joint"), RATES)}
     else:
         noted = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else noted
-        orders, first = OTHER_ORDERS[:1], 3
+        orders, first = OTHER_ORDERS[:1], FIRST
         grid = {key: ((way,), values) for (way, key), values in STRENGTHS.items()}
         more = [*chosen("lr"), *more]
 
@@ -274,17 +275,26 @@ def choose(what: str, data: Path, folder: Path, more: list[str], at_once: int) -
         row = "joint" if what == "lr" else "last model"
         return max(tried[key], key=lambda value: tried[key][value][row])
 
+    def beyond(key: str, values: Sequence[float]) -> Sequence[float]:
+        """The next value past an end of those tried, if the best stands there."""
+        known = [i for i, value in enumerate(values) if f"{value:g}" in tried[key]]
+        at = known[0] if best(key) == f"{values[known[0]]:g}" else known[-1]
+        further = at - 1 if at == known[0] else at + 1
+        at_an_end = best(key) == f"{values[at]:g}" and 0 <= further < len(values)
+        return values[further : further + 1] if at_an_end else ()
+
     tried: dict[str, dict[str, dict[str, float]]] = {key: {} for key in grid}
-    now = {key: values[:first] for key, (_, values) in grid.items()}
+    now = {key: values[first] for key, (_, values) in grid.items()}
     while now:
         asked = [(key, value) for key, values in now.items() for value in values]
         work([job for one in asked for job in jobs(*one)], data, at_once, lambda: None)
         for key, value in asked:
             tried[key][f"{value:g}"] = _scores(jobs(key, value))
-        left = {key: values[len(tried[key]) :][:1] for key, (_, values) in grid.items()}
-        now = {key: v for key, v in left.items() if v and best(key) == list(tried[key])[-1]}
+        further = {key: beyond(key, values) for key, (_, values) in grid.items()}
+        now = {key: values for key, values in further.items() if values}
     noted["chosen"] |= {key: float(best(key)) for key in grid}
-    noted["tried"] |= tried
+    in_order = lambda key: dict(sorted(tried[key].items(), key=lambda x: float(x[0])))
+    noted["tried"] |= {key: in_order(key) for key in grid}
     SETTINGS.write_text(json.dumps({**noted, "orders": OTHER_ORDERS}, indent=1) + "\n")
 
 

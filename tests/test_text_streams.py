@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import report_results
 
@@ -261,3 +262,27 @@ def test_wrong_options_are_refused_before_anything_runs(script, monkeypatch, cap
         script["main"]()
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("best, tried", [(0.3, 3), (3.0, 5), (0.01, 5), (1.0, 4)])
+def test_strengths_go_on_while_the_best_stands_at_an_end(
+    script, monkeypatch, tmp_path, best, tried
+):
+    choose = script["choose"]
+    asked, file = [], tmp_path / "settings.json"
+
+    def score(jobs):
+        given = [one.rpartition("=")[::2] for job in jobs for one in job.more if "strength" in one]
+        return {"last model": -abs(np.log(float(given[0][1]) / best))}
+
+    monkeypatch.setitem(choose.__globals__, "SETTINGS", file)
+    monkeypatch.setitem(choose.__globals__, "work", lambda jobs, *_: asked.extend(jobs))
+    monkeypatch.setitem(choose.__globals__, "_scores", score)
+    choose("strengths", tmp_path, tmp_path, [], 1)
+    noted = json.loads(file.read_text())
+    lwf = "streams.LwF.methods.lwf.strength"
+    assert noted["chosen"][lwf] == best
+    values = list(map(float, noted["tried"][lwf]))
+    assert len(values) == tried
+    assert values == sorted(values)
+    assert len(asked) == len({job.place for job in asked}) == sum(map(len, noted["tried"].values()))
