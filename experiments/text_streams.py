@@ -244,7 +244,7 @@ def write_results(folder: Path, more: Sequence[str] = ()) -> None:
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 STRENGTHS = {
     ("LwF", "streams.LwF.methods.lwf.strength"): (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-    ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
+    ("EWC", "streams.EWC.methods.ewc_magmax.strength"): (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8),
     ("L2", "streams.L2.methods.l2.strength"): (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
 }
 FIRST = slice(2, 5)  # of the strengths; one more at an end while the best is there
