@@ -70,10 +70,10 @@ EXAMPLES: dict[str, list[dict[str, Any] | Callable[[], Any]]] = {
 }
 
 # One model merged alone comes back; of all other cases it does not (one that takes two or more
-# models, or that draws at random, is not asked).
+# models, or has numbers for several, or draws at random, is not asked).
 FIXED_POINT = {
     # a sum, a mean or a weighted mean of one
-    *("add", "average", "fisher_merging", "linear-1", "mean", "regmean"),
+    *("add", "average", "fisher_merging", "mean", "regmean"),
     # a mean direction with the mean length, both its own
     *("karcher", "multislerp"),
     # every entry is its own largest, of the elected sign, kept by its mask, moved by it alone
