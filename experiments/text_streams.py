@@ -295,7 +295,8 @@ def choose(what: str, data: Path, folder: Path, more: list[str], at_once: int) -
     noted["chosen"] |= {key: float(best(key)) for key in grid}
     in_order = lambda key: dict(sorted(tried[key].items(), key=lambda x: float(x[0])))
     noted["tried"] |= {key: in_order(key) for key in grid}
-    SETTINGS.write_text(json.dumps({**noted, "orders": OTHER_ORDERS}, indent=1) + "\n")
+    noted["orders"] = {**noted.get("orders", {}), **{key: orders for key in grid}}
+    SETTINGS.write_text(json.dumps(noted, indent=1) + "\n")
 
 
 def _scores(jobs: list[Job]) -> dict[str, float]:

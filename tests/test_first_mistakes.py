@@ -28,7 +28,7 @@ from jaxmerge.data.sources import Source
 from jaxmerge.data.streams.scenario import class_incremental
 from jaxmerge.data.tables import table
 from jaxmerge.io.places import working
-from jaxmerge.models import clip
+from jaxmerge.models import bert, clip, decoder
 from jaxmerge.models.folders import folder_of
 from jaxmerge.models.mlp.learner import mlp
 
@@ -205,7 +205,9 @@ def test_data_that_are_not_what_they_seem(tmp_path, monkeypatch):
     (tmp_path / "gap.csv").write_text("text,label\na,x\n,y\n")
     (tmp_path / "two.csv").write_text("text,label\na,x\nb,y\n")
     (tmp_path / "empty").mkdir()
-    refused(lambda: table("semicolons.csv"), "no column", "Is it separated by ';'?")
+    refused(
+        lambda: table("semicolons.csv"), "no column", "separated by ';'? Then write it with commas."
+    )
     refused(lambda: table("gap.csv"), "gap.csv: 1 row lacks one of text, label, on line 3.")
     one_each = lambda: class_incremental(table("two.csv"), 2)
     refused(one_each, "task 0 (x) has no val examples; ", "more data, or other shares")
@@ -223,6 +225,7 @@ def test_a_run_and_a_path_where_models_and_lists_of_images_stand(tmp_path):
     (tmp_path / "config.json").write_text('{"experiment": "own"}')
     mini = folder_of("mini-2k")
     shutil.copy(mini / "model.safetensors", tmp_path / "merged.safetensors")
-    words = f"is of a run, whose model is {tmp_path / 'merged'}"
-    refused(lambda: clip.load(tmp_path / "merged.safetensors"), words)
+    words = f"merged.safetensors: this is a run, whose model is {tmp_path / 'merged'}"
+    for load in (clip.load, bert.load, decoder.load):
+        refused(lambda load=load: load(tmp_path / "merged.safetensors"), words)
     refused(lambda: clip.encode_images(clip.load(mini), "cat.png"), "found one path, 'cat.png'")

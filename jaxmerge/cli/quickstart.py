@@ -102,8 +102,8 @@ class Quickstart(Experiment):
 
 
 OPENING = """A small CLIP learns five tasks of two handwritten digits each, one after
-another, and is merged after every task, without a network; the whole of it takes
-some 40 seconds a class order on two cores. Ctrl-C loses at most the task in progress."""
+another, and is merged after every task, without a network; all of it takes some
+40 seconds a class order on two cores. Ctrl-C loses at most the task in progress."""
 QUICK = {"seeds": 1, "epochs": 1}
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxmerge.core.ranges import Range, unfit
 from jaxmerge.errors import listed
 
-Seed = Annotated[int, Range("a whole number from 0 on", lambda v: v >= 0, whole=True)]
+FROM_0 = Annotated[int, Range("a whole number from 0 on", lambda v: v >= 0, whole=True)]
 
 
-def draws(seed: Seed, *apart: int) -> np.random.Generator:
+def draws(seed: int, *apart: int) -> np.random.Generator:
     """The generator of a seed.
 
     Args:
@@ -29,6 +29,6 @@ def draws(seed: Seed, *apart: int) -> np.random.Generator:
         ...
     ValueError: seed must be a whole number from 0 on, got -1.
     """
-    if wrong := unfit(Seed, seed=seed):
+    if wrong := unfit(FROM_0, seed=seed):
         raise ValueError(listed(wrong))
     return np.random.default_rng((seed, *apart) if apart else seed)

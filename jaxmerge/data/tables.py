@@ -143,7 +143,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         shown = ", ".join(map(repr, have[:12]))
         has = f"the columns {shown}" if have else "no column" if raw else "no line"
         other = next((d for d in ";\t|" if len(have) == 1 and d in have[0]), "")
-        hint = f" Is it separated by {other!r}? Write it with commas." if other else ""
+        how = "name it .tsv" if other == "\t" else "write it with commas"
+        hint = f" Is it separated by {other!r}? Then {how}." if other else ""
         raise UserError(f"{path}: {what}; it has {has}.{hint}")
     rows = [
         (at, {c: "" if row.get(c) is None else str(row[c]).strip() for c in columns})

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.errors import about
 from jaxmerge.io import untrusted
 from jaxmerge.io.header import CODES
 from jaxmerge.io.key_tables import Entry, export
 from jaxmerge.io.shard_plan import INDEX, plan_shards
 
+if TYPE_CHECKING:
+    from jaxmerge.io.opened_model import Source
+
+T = TypeVar("T")
 DTYPES = ("float32", "float16", "bfloat16")
 SHIPPED = ("mini", "mini-2k")
 
@@ -39,6 +44,26 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not path.exists():
         return kind()
     return untrusted.read_json(path, kind)
+
+
+def config_beside(source: Source, read: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `read` makes of the config.json beside the weights of a model.
+
+    Args:
+      source: the opened model.
+      read: such as `Config.from_hf`.
+
+    Raises:
+      UserError (a ValueError): no such file, one that `read` refuses, or the folder of a run, which
+        is not its model.
+    """
+    settings, folder = source.config(), source.folder
+    with about(source.ref):
+        if not settings:
+            raise ValueError("expected a config.json beside the weights")
+        if "model_type" not in settings and folder and (folder / "merged").is_dir():
+            raise ValueError(f"this is a run, whose model is {folder / 'merged'}")
+        return read(settings)
 
 
 def write_folder(

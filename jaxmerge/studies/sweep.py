@@ -224,19 +224,22 @@ def _check_names(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> N
     """Raise ValueError for axes that are settings neither of the experiment nor of its merges."""
     fields = {f.name for f in dataclasses.fields(experiment)}
     merges = [*experiment.merges.values(), *({"method": m} for m in axes.get("method", ()))]
-    named = {o["method"] for o in merges if o.get("method") in REGISTRY}
-    own = {name for m in named for name in inspect.signature(get(m)).parameters}
-    known = {*fields, *MERGING, *own}
+    known = {*fields, *MERGING, *(name for options in merges for name in _settings(options))}
     if unknown := [n for n in axes if n.partition(".")[0] not in known]:
         raise ValueError(not_known(unknown, known, "No setting "))
 
 
 def _takes(options: Mapping[str, Any], key: str) -> bool:
     """Whether a merge has a setting of that name."""
+    return key in _settings(options)
+
+
+def _settings(options: Mapping[str, Any]) -> Collection[str]:
+    """The names of a merge's settings; none of what is no merge by name."""
     method = options.get("method")
     if not isinstance(method, str) or method not in REGISTRY:
-        return False
-    return key in inspect.signature(get(method)).parameters
+        return ()
+    return inspect.signature(get(method)).parameters
 
 
 def _spread(

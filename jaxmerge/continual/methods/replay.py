@@ -8,6 +8,7 @@ from jaxmerge.continual import columns
 from jaxmerge.continual.problems import cross_entropy
 from jaxmerge.continual.records import Method
 from jaxmerge.continual.registry import Count, methods
+from jaxmerge.core.draws import draws
 
 
 @methods.register
@@ -30,7 +31,7 @@ def replay(per_class: Count = 10) -> Method:
     def examples(t, tasks, seed):
         rows = []
         for s, task in enumerate(tasks[:t]):
-            rng = np.random.default_rng((seed, s))
+            rng = draws(seed, s)
             for c in task.columns:
                 rows.append((s, rng.permutation(np.flatnonzero(task.labels == c))[:per_class]))
         return rows

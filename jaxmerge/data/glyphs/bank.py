@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmerge.core.draws import draws
 from jaxmerge.data.glyphs import strokes
 from jaxmerge.data.glyphs.concepts import (
     CONCEPTS,
@@ -74,7 +75,7 @@ def build(seed: int = 0, drawings: int = 40, fonts: tuple[str, ...] = FONTS, con
 
     for index in wanted:
         item = CONCEPTS[index]
-        rng = np.random.default_rng([seed, index])
+        rng = draws(seed, index)
         if item.char:
             for font in fonts:
                 field = printed(item.char, font)

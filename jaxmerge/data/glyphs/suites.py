@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.core.draws import draws
 from jaxmerge.data.glyphs import bank as banks
 from jaxmerge.data.glyphs.concepts import DOMAINS, by_kind, class_phrase
 from jaxmerge.data.glyphs.world import DOMAIN_SHARES, World
@@ -88,7 +89,7 @@ def make_task(
             seed * 1000 + stream, max(1, min(8, size)), banks.HELD_OUT_FONTS, concepts
         )
         labels = np.repeat(np.arange(len(concepts), dtype=np.int32), size)
-        rng = np.random.default_rng([seed, stream, *concepts])
+        rng = draws(seed, stream, *concepts)
         images, _ = World(drawn, domains=shares).sample(rng, len(labels),
                                                          np.array(concepts)[labels])  # fmt: skip
         splits.append(Split(images, labels))
@@ -111,7 +112,7 @@ def class_incremental(
         raise ValueError(
             f"found {tasks} tasks, expected 1 to {len(classes)}, the classes there are"
         )
-    order = np.random.default_rng(seed).permutation(classes)
+    order = draws(seed).permutation(classes)
     return [
         make_task(f"classes {number}", part, sizes, seed)
         for number, part in enumerate(np.array_split(order, tasks))

@@ -35,15 +35,9 @@ def in_words(made_of: Architecture) -> list[str]:
         out.append(f"frozen, not merged: {', '.join(modules)} ({len(frozen)} leaves)")
     for group in made_of.tied:
         there = [n for n in group if n in made_of._names]
-        if made_of.known and _speaks(made_of) and 0 < len(there) < len(group):
+        if made_of.known and 0 < len(there) < len(group):
             out.append(f"tied: {', '.join(group)}")
     return out
-
-
-def _speaks(made_of: Architecture) -> bool:
-    """Whether it may have a head over tokens at all: the towers of a CLIP have none."""
-    named = made_of.config.get("architectures")
-    return not named or any("LM" in str(n) or "Generation" in str(n) for n in named)
 
 
 def as_table(made_of: Architecture) -> dict[str, Any]:

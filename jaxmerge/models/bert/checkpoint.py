@@ -17,7 +17,7 @@ from jaxmerge.models.bert.config import Config
 from jaxmerge.models.bert.modeling import param_shapes, text_features
 from jaxmerge.models.bert.params import hf_table, plain_key
 from jaxmerge.models.bert.tokenize import Tokenizer, load_tokenizer
-from jaxmerge.models.folders import read_json, write_folder
+from jaxmerge.models.folders import config_beside, read_json, write_folder
 from jaxmerge.models.heads import text_head
 
 
@@ -51,12 +51,12 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
     ref = os.fspath(ref)
     source = open_source(ref, allow_pickle=allow_pickle)
     try:
-        settings, folder = source.config(), source.folder
-        if not settings or folder is None:
+        folder = source.folder
+        if folder is None:
             raise ValueError(f"{ref}: expected a config.json beside the weights")
         keys = {plain: key for key in source if (plain := plain_key(key)) is not None}
         pooler = any(key.startswith("pooler.") for key in keys)
-        config = Config.from_hf(settings, pooler=pooler)
+        config = config_beside(source, lambda settings: Config.from_hf(settings, pooler=pooler))
         config = replace(config, **_pooling(folder, config))
         tensors = {plain: source[key] for plain, key in keys.items()}
         params = absorb(hf_table(config), tensors, param_shapes(config))

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.errors import about
 from jaxmerge.io.key_tables import Entry, absorb, fits
 from jaxmerge.io.opened_model import Source
 from jaxmerge.io.sources import open_source
@@ -32,7 +31,7 @@ from jaxmerge.models.clip.open_clip import (
 from jaxmerge.models.clip.params import hf_table, open_clip_table
 from jaxmerge.models.clip.preprocess import MEAN, STD, Preprocess, load_preprocess
 from jaxmerge.models.clip.tokenize import Tokenizer, load_tokenizer
-from jaxmerge.models.folders import read_json, write_folder
+from jaxmerge.models.folders import config_beside, read_json, write_folder
 
 POSITION_IDS = "embeddings.position_ids"
 BUFFERS = (
@@ -111,13 +110,7 @@ def _read(source: Source, config: Config | None) -> Model:
             mean, std = (tuple(picture.get(k, v)) for k, v in (("mean", MEAN), ("std", STD)))
             processing = Preprocess(config.image_tower.image, mean, std)
     elif config is None:
-        settings = read_json(folder / "config.json") if folder else {}
-        if not settings:
-            raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-        if folder and "model_type" not in settings and (folder / "merged").is_dir():
-            raise ValueError(f"{source.ref} is of a run, whose model is {folder / 'merged'}")
-        with about(source.ref):
-            config = Config.from_hf(settings)
+        config = config_beside(source, Config.from_hf)
     params = absorb(layout_of(source, config), source, param_shapes(config), BUFFERS)
     tokenizer = None
     if config.text is not None and folder is not None:

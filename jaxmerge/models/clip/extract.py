@@ -67,8 +67,6 @@ def encode_images(
     >>> encode_images(model, images, batch=2).shape
     (3, 8)
     """
-    if isinstance(images, (str, os.PathLike)):
-        raise ValueError(f"images: found one path, {os.fspath(images)!r}; give a list of them")
     prepare, done = _prepare(model), []
     for pixels in _batches(prepare, images, batch, workers):
         done.append(_features(model.config, prepare, compute, model.params, pixels))
@@ -162,6 +160,8 @@ def _prepare(model: Model) -> Preprocess:
 
 def _batches(prepare: Preprocess, images, batch: int, workers: int) -> Iterator[np.ndarray]:
     """Cropped batches of one size, the last one filled up with its first picture."""
+    if isinstance(images, (str, os.PathLike)):
+        raise ValueError(f"images: found one path, {os.fspath(images)!r}; give a list of them")
 
     def ready(start: int) -> np.ndarray:
         pixels, _ = prepare.crop(_read(images[start : start + batch]))

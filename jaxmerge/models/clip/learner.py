@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmerge.continual.records import Model, Outputs
 from jaxmerge.continual.registry import models
+from jaxmerge.core.draws import draws
 from jaxmerge.core.types import Array, Leaves
 from jaxmerge.data.sources import Source
 from jaxmerge.models.clip import checkpoint
@@ -92,7 +93,7 @@ def captioned(
         lacks = "tokenizer" if model.tokenizer is None else "image tower"
         raise ValueError(f"pairs cannot be made: this model has no {lacks}; load a full folder.")
     rows = source.splits[split]
-    drawn = np.random.default_rng(seed).integers(len(source.templates), size=len(rows))
+    drawn = draws(seed).integers(len(source.templates), size=len(rows))
     labels = np.asarray(source.labels)[rows].astype(np.int32)
     texts = [
         source.templates[d].replace("{}", source.classes[c])

@@ -22,7 +22,7 @@ from jaxmerge.models.decoder.config import Config
 from jaxmerge.models.decoder.modeling import param_shapes
 from jaxmerge.models.decoder.params import EMBEDDING, HEAD, hf_table, plain_keys
 from jaxmerge.models.decoder.tokenize import Tokenizer, load_tokenizer
-from jaxmerge.models.folders import DTYPES, write_folder
+from jaxmerge.models.folders import DTYPES, config_beside, write_folder
 
 READERS = min(4, os.cpu_count() or 1)  # leaves that are read at a time
 
@@ -63,13 +63,7 @@ def load(ref: str | os.PathLike, *, dtype: str | None = None, allow_pickle: bool
 
 def read(source: Source, dtype: str | None = None) -> Model:
     """The decoder in an opened reference; Args and Raises as `load`."""
-    settings = source.config()
-    if not settings:
-        raise ValueError(f"{source.ref}: expected a config.json beside the weights")
-    try:
-        config = Config.from_hf(settings)
-    except ValueError as error:
-        raise ValueError(f"{source.ref}: {error}") from None
+    config = config_beside(source, Config.from_hf)
     stored = plain_keys(source)
     if config.tied and HEAD in stored:
         _check_tied(source, stored)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmerge.io.key_tables import absorb, fits
 from jaxmerge.io.sources import open_source
-from jaxmerge.models.folders import read_json, write_folder
+from jaxmerge.models.folders import config_beside, read_json, write_folder
 from jaxmerge.models.resnet.config import Config
 from jaxmerge.models.resnet.modeling import param_shapes
 from jaxmerge.models.resnet.params import (
@@ -58,12 +58,11 @@ def load(ref: str | os.PathLike, *, allow_pickle: bool = False) -> Model:
         stored = [key for key in source if not key.endswith(BUFFER)]
         names = None
         if is_hf(stored):
-            settings = source.config() or {}
-            config, keys = config_from_hf(settings), {key: key for key in stored}
+            config, keys = config_beside(source, config_from_hf), {key: key for key in stored}
             prefix = "resnet." if any(key.startswith("resnet.") for key in stored) else ""
             head = "classifier.1.weight" in keys
             table = hf_table(config, head, prefix)
-            if head and (labels := settings.get("id2label")):
+            if head and (labels := source.config().get("id2label")):
                 names = tuple(labels[key] for key in sorted(labels, key=int))
         else:
             keys = {plain_key(key): key for key in stored}
