@@ -235,6 +235,13 @@ def test_one_model_alone(case, reduced):
         assert (gap < 1e-6) == (case.name in laws.FIXED_POINT), gap
 
 
+def test_one_model_alone_with_a_number_of_its_own():
+    """What `test_one_model_alone` refuses to the cases with numbers for three models."""
+    model = laws.model(5, laws.case_of("mean").base)
+    for method in (jm.linear((2.0,), normalize=True), jm.linear((1.0,))):
+        same(jm.merge(method, None, [model]), model)
+
+
 @those(lambda name: not laws.case_of(name).stochastic)
 def test_the_order_of_models_matters_where_it_is_said_to(case):
     back = lambda rows: None if rows is None else rows[::-1]

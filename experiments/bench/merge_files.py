@@ -25,8 +25,9 @@ busy machine wall times say little, and CPU seconds grow too.  There linear and 
 and 3.6 times mergekit) and TIES (12 times, 5.1 copies) miss their aims.  merge_files_3b.json is of
 ``family.py FAMILY --decoder 3b``, 31 GB, which no page cache here holds: TIES is 25 times as fast
 as mergekit and takes 2.0 copies, DARE-TIES 7.7 and 2.9; linear and task arithmetic take no longer
-than the copy, so that 3.8 and 3.5 times mergekit are what the disk allows.  A run replaces the rows
-of its methods in such a file, and keeps others of the same family and machine.
+than the copy, so that 3.8 and 3.5 times mergekit are what the disk allows; DARE-TIES has 1.1 GB,
+which misses the last aim. A run replaces the rows of its methods in such a file, and keeps others
+of the same family and machine.
 `experiments/readme.py` makes the tables of the README from both.
 """
 

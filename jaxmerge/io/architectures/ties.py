@@ -42,8 +42,8 @@ def _guessed(made_of: Architecture) -> list[tuple[str, ...]]:
         return []
     if heads:
         return [(tables[0], heads[0])] if shape(tables[0]) == shape(heads[0]) else []
-    classes = made_of.config.get("architectures") or ["unknown: LM"]
-    if not any("LM" in str(c) or "Generation" in str(c) for c in classes):
+    classes = made_of.config.get("architectures") or ()
+    if classes and not any("LM" in str(c) or "Generation" in str(c) for c in classes):
         return []  # nothing that writes: the towers of a CLIP, an encoder
     prefix = "language_model." if tables[0].startswith("language_model.") else ""
     return [(tables[0], f"{prefix}lm_head.weight")]
