@@ -16,6 +16,7 @@ import runpy
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from reliability_page import attack
@@ -293,34 +294,43 @@ def steps() -> str:
 
 
 def mergekit() -> str:
-    """Merging from files beside mergekit."""
-    return "\n\n".join(map(_files, ("merge_files.json", "merge_files_3b.json")))
-
-
-def _files(name: str) -> str:
-    data = json.loads((RESULTS / name).read_text())
+    """Merging from files beside mergekit, a family of models after the other."""
+    families = [json.loads((RESULTS / f"merge_files{x}.json").read_text()) for x in ("", "_3b")]
+    machines = {f"{data['machine']}, mergekit {data['mergekit']}" for data in families}
     lines = [
-        "| Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB "
+        f"`experiments/bench/merge_files.py` on {' and '.join(sorted(machines))}; whole "
+        "processes, wall and processor seconds, the ratio of the wall times. The copy reads all "
+        "and writes one with nothing computed.",
+        "",
+        "| Models | Method | jaxmerge s | CPU s | peak GB | mergekit s | CPU s | peak GB "
         "| mergekit / jaxmerge |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+        "| --: | :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    loads = []
-    for method, row in data["methods"].items():
-        sides = [row[k] for k in ("jaxmerge", "mergekit") if k in row]
-        loads += [side["load_before"] for side in sides]
-        cells = [
-            f"{x['wall']:.1f} | {x['cpu']:.1f} | {x['peak'] / 1e9:.2f}" if x else "– | – | –"
-            for x in (*sides, *[None] * (2 - len(sides)))
-        ]
-        ratio = f"{sides[1]['wall'] / sides[0]['wall']:.1f}" if len(sides) == 2 else "–"
-        lines.append(f"| `{method}` | {' | '.join(cells)} | {ratio} |")
-    return (
-        f"`experiments/bench/merge_files.py`: a base and {data['inputs'] - 1} models, "
-        f"{data['bytes'] / 1e9:.1f} GB in all, {data['machine']}, mergekit {data['mergekit']}; "
-        "whole processes, wall and processor seconds, the ratio of the wall times. Reading all "
-        f"and writing one with nothing computed takes {data['copy']['wall']:.1f} s. Load average "
-        f"before each run: {min(loads):.1f} to {max(loads):.1f}.\n\n" + "\n".join(lines)
-    )
+    for data in families:
+        what = f"{data['inputs']}, {data['bytes'] / 1e9:.1f} GB in all"
+        rows = {"the copy": {"jaxmerge": data["copy"]}} | {
+            f"`{method}`": row for method, row in data["methods"].items()
+        }
+        lines += [f"| {what} | {method} | {_sides(row)} |" for method, row in rows.items()]
+    loads = [
+        side["load_before"]
+        for data in families
+        for row in data["methods"].values()
+        for side in (row[k] for k in ("jaxmerge", "mergekit") if k in row)
+    ]
+    lines += ["", f"Load average before each run: {min(loads):.1f} to {max(loads):.1f}."]
+    return "\n".join(lines)
+
+
+def _sides(row: dict[str, Any]) -> str:
+    """Seconds, processor seconds and memory of both sides, and the ratio."""
+    sides = [row.get(k) for k in ("jaxmerge", "mergekit")]
+    cells = [
+        f"{x['wall']:.1f} | {x['cpu']:.1f} | {x['peak'] / 1e9:.2f}" if x else "– | – | –"
+        for x in sides
+    ]
+    ratio = f"{sides[1]['wall'] / sides[0]['wall']:.1f}" if all(sides) else "–"
+    return " | ".join([*cells, ratio])
 
 
 def torch() -> str:

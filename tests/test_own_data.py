@@ -60,6 +60,8 @@ def test_splits_are_a_column_or_files(tmp_path):
     (tmp_path / "b.tsv").write_text("label\ttext\nbad\tno\ngood\tyes\n")
     both = table({"train": path, "test": tmp_path / "b.tsv"}, val=0.1)
     assert both.splits["test"].tolist() == [30, 31]
+    named = table({"Training": path, "dev": tmp_path / "b.tsv"})
+    assert named.splits["val"].tolist() == [30, 31]
 
 
 @pytest.mark.parametrize(

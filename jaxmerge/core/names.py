@@ -38,8 +38,8 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
         return tree, lambda flat: {n: flat[n] for n in tree}
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     if (apart := _shared(tree, [leaf for _, leaf in paths])) is not None:
-        flat, back = flatten(apart[0])
-        return flat, lambda new: apart[1](back(new))
+        once, back = flatten(apart[0])
+        return once, lambda new: apart[1](back(new))
     flat: dict[str, Any] = {}
     seen: dict[str, Any] = {}
     wrong = []

@@ -124,8 +124,11 @@ def checked(value: Any, hint: Any) -> tuple[str | None, Any]:
                 return None, value
         elif places := _places(base):
             values = elements if getattr(value, "ndim", 0) == 1 else value
-            many = isinstance(values, list | tuple) and len(values) == len(places)
-            if many and not any(checked(v, p)[0] for v, p in zip(values, places, strict=True)):
+            if (
+                isinstance(values, list | tuple)
+                and len(values) == len(places)
+                and not any(checked(v, p)[0] for v, p in zip(values, places, strict=True))
+            ):
                 return None, value
         elif base is str and ranges:
             if isinstance(value, str) and all(r.fits(value) for r in ranges):

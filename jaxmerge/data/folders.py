@@ -25,13 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.data.pictures import Pictures, check_corrupt, skip_corrupt
-from jaxmerge.data.sources import SPLITS, Source, as_texts, renamed
+from jaxmerge.data.sources import SPLITS, Source, as_texts, renamed, split_name
 from jaxmerge.data.splits import complete
 from jaxmerge.errors import closest, screen
 
 TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 PARTS = ("split", "class", "domain")
 
 
@@ -168,7 +167,7 @@ def guess(files: Iterable[str]) -> str:
     >>> guess(["train/dog/3.jpg", "test/dog/1.jpg"]), guess(["dog/3.jpg"])
     ('{split}/{class}/*', '{class}/*')
     """
-    outer = {NAMES.get(f.split("/")[0].lower(), f.split("/")[0].lower()) for f in files}
+    outer = {split_name(f.split("/")[0]) for f in files}
     return "{split}/{class}/*" if outer <= set(SPLITS) else "{class}/*"
 
 
@@ -217,7 +216,7 @@ def published(levels: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]
     """
     if "split" not in levels:
         return {"train": np.arange(len(levels["class"]))}
-    splits = np.array([NAMES.get(s.lower(), s.lower()) for s in levels["split"]])
+    splits = np.array([split_name(s) for s in levels["split"]])
     wrong = sorted(set(splits) - set(SPLITS))
     if wrong or "train" not in splits:
         raise ValueError(

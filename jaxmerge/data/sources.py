@@ -16,6 +16,20 @@ import numpy as np
 from jaxmerge.errors import closest
 
 SPLITS = ("train", "val", "test")
+ALSO = {"train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",)}
+
+
+def split_name(word: str) -> str:
+    """The split that a folder, a column or a user means: "train", "val", "test", or what it says.
+
+    Args:
+        word: in any case.
+
+    >>> split_name("Validation"), split_name("dev"), split_name("seven")
+    ('val', 'val', 'seven')
+    """
+    word = word.lower()
+    return next((split for split, names in ALSO.items() if word in names), word)
 
 
 class Inputs(Protocol):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmerge.data.folders import NAMES, tidy
-from jaxmerge.data.sources import SPLITS, Source, Texts, as_texts, renamed
+from jaxmerge.data.folders import tidy
+from jaxmerge.data.sources import SPLITS, Source, Texts, as_texts, renamed, split_name
 from jaxmerge.data.splits import complete
 from jaxmerge.data.text import MAX_BYTES, TEMPLATES
 from jaxmerge.errors import UserError, closest
@@ -47,7 +47,8 @@ def table(
     Args:
         path: a file (.csv, .tsv, .jsonl), or split -> file.
         text, label: names of the columns.
-        split: column that says "train", "val" or "test".
+        split: column that says "train", "val" or "test" ("training", "validation", "dev" and their
+            like are known too).
         domain: column that names a domain, for domain-incremental streams.
         classes: names for prompts in place of the labels: label -> name, or one name for each label
             in alphabetic order (that of the labels' positions).
@@ -72,7 +73,7 @@ def table(
     (('a bad review', '5'), ['bad thing'])
     """
     files = dict(path) if isinstance(path, Mapping) else {None: path}
-    if unknown := [s for s in files if s is not None and s not in SPLITS]:
+    if unknown := [s for s in files if s is not None and split_name(str(s)) not in SPLITS]:
         raise UserError(f"No split is named {unknown[0]!r}: {closest(str(unknown[0]), SPLITS)}")
     name = name or Path(next(iter(files.values()))).stem
     columns = [c for c in (text, label, split, domain) if c is not None]
@@ -80,8 +81,7 @@ def table(
     of: dict[str, list[int]] = {}
     for part, file in files.items():
         for row in _rows(Path(file), columns):
-            where = part or (row[split] if split else "train")
-            where = NAMES.get(where.lower(), where.lower())
+            where = split_name(part or (row[split] if split else "train"))
             of.setdefault(where, []).append(len(rows))
             rows.append(row)
     wrong = sorted(set(of) - set(SPLITS))
