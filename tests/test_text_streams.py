@@ -20,6 +20,10 @@ from jaxmerge.studies.settings import changed
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
+import text_choice  # noqa: E402
+import text_results  # noqa: E402
+import text_runs  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def script():
@@ -46,9 +50,8 @@ ROWS = {
 @pytest.fixture
 def results_at(script, tmp_path, monkeypatch):
     """No results and no settings yet; both are written there."""
-    inside = script["stored"].__globals__
-    monkeypatch.setitem(inside, "RESULTS", tmp_path)
-    monkeypatch.setitem(inside, "SETTINGS", tmp_path / "settings.json")
+    monkeypatch.setitem(script["stored"].__globals__, "RESULTS", tmp_path)
+    monkeypatch.setattr(text_runs, "SETTINGS", tmp_path / "settings.json")
     return tmp_path
 
 
@@ -109,7 +112,7 @@ def test_the_table_goes_on_where_the_folders_are_gone(script, results_at):
     kept = script["stored"]("clinc150", 10)
     assert script["together"](kept, {}) == kept
     assert script["together"](kept, {0: parts}) == at_once
-    lr = script["command"].load(EXPERIMENTS / "clinc150.py").lr
+    lr = command.load(EXPERIMENTS / "clinc150.py").lr
     settings = results_at / "settings.json"
     settings.write_text(json.dumps({"chosen": {"lr": lr / 2}}))  # chosen anew since
     assert not script["in_table"](run("clinc150", 10, 0, "sequential"))
@@ -181,19 +184,18 @@ def test_rows_stay_until_they_are_made_again(script, results_at):
 
 
 def test_what_runs_say_of_themselves_where_they_differ():
-    every = runpy.run_path(str(EXPERIMENTS / "text_results.py"))["_every"]
-    said = every([{"device": "H100", "cpus": 16}, {"device": "CPU", "cpus": 16}])
+    said = text_results._every([{"device": "H100", "cpus": 16}, {"device": "CPU", "cpus": 16}])
     assert said == {"device": "H100 and CPU", "cpus": 16}
 
 
-def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
-    job, run, after = script["Job"], script["Run"], []
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    job, run, after = text_runs.Job, text_runs.Run, []
     place = tmp_path / "fails"
     place.mkdir()
     (place / "config.json").write_text("{}")  # of no experiment: the run cannot go on
     missing = job(run("clinc150", 10, 0, "joint"), tmp_path / "no data", [])
     with pytest.raises(SystemExit, match=r"(?s)Failed, see.*(fails|no data)\.log.*\.log$"):
-        script["work"](
+        text_runs.work(
             [job(run("clinc150", 10, 0, "sequential"), place, []), missing],
             *(tmp_path, 2, lambda: after.append(1)),
         )
@@ -203,7 +205,7 @@ def test_a_run_that_fails_does_not_stop_the_others(script, tmp_path, capsys):
     assert capsys.readouterr().out.count("exit code 2") == 2
 
 
-def test_stopping_stops_the_runs_and_begins_no_other(script, tmp_path, monkeypatch):
+def test_stopping_stops_the_runs_and_begins_no_other(tmp_path, monkeypatch):
     begun, slow, told = [], threading.Event(), threading.Event()
 
     def process(job, data, running, stopped):
@@ -219,21 +221,21 @@ def test_stopping_stops_the_runs_and_begins_no_other(script, tmp_path, monkeypat
             time.sleep(0.2)
         return job, 0
 
-    monkeypatch.setitem(script["work"].__globals__, "_process", process)
+    monkeypatch.setattr(text_runs, "_process", process)
 
     def stop():
         told.set()
         raise KeyboardInterrupt
 
-    names = ("long", "short", "a", "b", "c")
+    jobs = [text_runs.Job(None, tmp_path / n, []) for n in ("long", "short", "a", "b", "c")]
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        script["work"]([script["Job"](None, tmp_path / n, []) for n in names], tmp_path, 2, stop)
+        text_runs.work(jobs, tmp_path, 2, stop)
     assert time.monotonic() - began < 30  # the long one was ended
     assert set(begun) <= {"long", "short", "a"}
 
 
-def test_a_run_that_begins_while_all_is_stopped_ends_too(script, tmp_path, monkeypatch):
+def test_a_run_that_begins_while_all_is_stopped_ends_too(tmp_path, monkeypatch):
     stopped, running = threading.Event(), []
     stopped.set()
     place = tmp_path / "run"
@@ -242,8 +244,8 @@ def test_a_run_that_begins_while_all_is_stopped_ends_too(script, tmp_path, monke
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda call, **options: real(sleep, **options))
-    job = script["Job"](script["Run"]("clinc150", 10, 0, "joint"), place, [])
-    _, code = script["_process"](job, tmp_path, running, stopped)
+    job = text_runs.Job(text_runs.Run("clinc150", 10, 0, "joint"), place, [])
+    _, code = text_runs._process(job, tmp_path, running, stopped)
     assert code < 0
 
 
@@ -265,20 +267,17 @@ def test_wrong_options_are_refused_before_anything_runs(script, monkeypatch, cap
 
 
 @pytest.mark.parametrize("best, tried", [(0.3, 3), (3.0, 5), (0.01, 5), (1.0, 4)])
-def test_strengths_go_on_while_the_best_stands_at_an_end(
-    script, monkeypatch, tmp_path, best, tried
-):
-    choose = script["choose"]
+def test_strengths_go_on_while_the_best_stands_at_an_end(monkeypatch, tmp_path, best, tried):
     asked, file = [], tmp_path / "settings.json"
 
     def score(jobs):
         given = [one.rpartition("=")[::2] for job in jobs for one in job.more if "strength" in one]
         return {"last model": -abs(np.log(float(given[0][1]) / best))}
 
-    monkeypatch.setitem(choose.__globals__, "SETTINGS", file)
-    monkeypatch.setitem(choose.__globals__, "work", lambda jobs, *_: asked.extend(jobs))
-    monkeypatch.setitem(choose.__globals__, "_scores", score)
-    choose("strengths", tmp_path, tmp_path, [], 1)
+    monkeypatch.setattr(text_runs, "SETTINGS", file)
+    monkeypatch.setattr(text_choice, "work", lambda jobs, *_: asked.extend(jobs))
+    monkeypatch.setattr(text_choice, "scores", score)
+    text_choice.choose("strengths", tmp_path, tmp_path, [], 1)
     noted = json.loads(file.read_text())
     lwf = "streams.LwF.methods.lwf.strength"
     assert noted["chosen"][lwf] == best
@@ -286,3 +285,20 @@ def test_strengths_go_on_while_the_best_stands_at_an_end(
     assert len(values) == tried
     assert values == sorted(values)
     assert len(asked) == len({job.place for job in asked}) == sum(map(len, noted["tried"].values()))
+
+
+def test_what_is_chosen_is_what_the_file_of_settings_has(monkeypatch, tmp_path):
+    """The accuracies on record, put in for the runs, lead to the strengths on record."""
+    record = json.loads(text_runs.SETTINGS.read_text())
+    monkeypatch.setattr(text_runs, "SETTINGS", tmp_path / "settings.json")
+    monkeypatch.setattr(text_choice, "work", lambda jobs, *_: None)
+
+    def score(jobs):
+        said = jobs[0].place.name.removeprefix(f"{jobs[0].run.name}_")
+        key, _, value = said.partition("=")
+        return record["tried"][key][value]
+
+    monkeypatch.setattr(text_choice, "scores", score)
+    for what in text_choice.WHAT:
+        text_choice.choose(what, tmp_path, tmp_path, [], 1)
+    assert json.loads((tmp_path / "settings.json").read_text()) == record
