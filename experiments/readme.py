@@ -14,7 +14,8 @@ import json
 import re
 import runpy
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,19 @@ PAGES = (
     "docs/scaling.md",
 )
 STREAMS = {  # result file -> column head; what is not measured is left out
-    "clinc150_10_full": "CLINC150, 10 tasks, all sentences",
-    "clinc150_5_full": "CLINC150, 5 tasks, all sentences",
-    "clinc150_30_full": "CLINC150, 30 tasks, all sentences",
-    "banking77_7_full": "Banking77, 7 tasks, all sentences",
-    "clinc150_10": "CLINC150, 10 tasks",
-    "clinc150_5": "CLINC150, 5 tasks",
-    "clinc150_30": "CLINC150, 30 tasks",
-    "banking77": "Banking77, 7 tasks",
+    "clinc150_10_full": "CLINC150, 10 tasks",
+    "clinc150_5_full": "CLINC150, 5 tasks",
+    "clinc150_30_full": "CLINC150, 30 tasks",
+    "banking77_7_full": "Banking77, 7 tasks",
     "quickstart": "Handwritten digits, 5 tasks",
 }
+FEW = {  # the same with ten sentences an intent
+    "clinc150_10": "CLINC150, 10 tasks, ten an intent",
+    "clinc150_5": "CLINC150, 5 tasks, ten an intent",
+    "clinc150_30": "CLINC150, 30 tasks, ten an intent",
+    "banking77": "Banking77, 7 tasks, ten an intent",
+}
+Streams = Mapping[str, str]
 
 
 def read(name: str) -> Results:
@@ -59,9 +63,9 @@ def all_methods(name: str) -> str:
     return f"All methods: [docs/results.md](docs/results.md#{hooks['anchor'](heading)})."
 
 
-def streams() -> dict[str, Results]:
-    """The streams that were run."""
-    return {head: read(n) for n, head in STREAMS.items() if (RESULTS / f"{n}.json").exists()}
+def streams(names: Streams) -> dict[str, Results]:
+    """Those of some streams that were run, by their column heads."""
+    return {head: read(n) for n, head in names.items() if (RESULTS / f"{n}.json").exists()}
 
 
 def quickstart() -> str:
@@ -123,7 +127,7 @@ def budgets() -> str:
         "Zero-shot % | Joint % | Seconds of training, all streams and orders |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    for head, results in streams().items():
+    for head, results in streams({**STREAMS, **FEW}).items():
         tasks = [t for s in results.seeds for t in s.tasks]
         ratio = lambda split, tasks=tasks: (
             sum(getattr(t, split) for t in tasks) / sum(len(t.classes) for t in tasks)
@@ -140,21 +144,20 @@ def budgets() -> str:
     return "\n".join(lines)
 
 
-def matrix(heads: list[str], first: list[str], rows: dict, cell: Callable) -> str:
+def matrix(columns: dict[str, Results], first: list[str], rows: dict, cell: Callable) -> str:
     """A table with a column for every stream: rows by key, ``cell(results, key)`` as text."""
-    results = streams()
     lines = [
-        f"| {' | '.join([*first, *heads])} |",
-        f"| {' | '.join([':--'] * len(first) + ['--:'] * len(heads))} |",
+        f"| {' | '.join([*first, *columns])} |",
+        f"| {' | '.join([':--'] * len(first) + ['--:'] * len(columns))} |",
     ]
     for key, shown in rows.items():
-        lines.append(f"| {shown} | {' | '.join(cell(results[h], key) for h in heads)} |")
+        lines.append(f"| {shown} | {' | '.join(cell(r, key) for r in columns.values())} |")
     return "\n".join(lines)
 
 
 def training() -> str:
     """Seconds of training that each stream took, for one class order."""
-    by_stream = {h: r for h, r in streams().items() if any(s.streams for s in r.seeds)}
+    by_stream = {h: r for h, r in streams(STREAMS).items() if any(s.streams for s in r.seeds)}
     rows = {name: name for r in by_stream.values() for s in r.seeds for name in s.streams}
 
     def cell(results: Results, name: str) -> str:
@@ -162,17 +165,17 @@ def training() -> str:
         known = [x for x in spent if x is not None]
         return f"{np.mean(known):.0f}" if known else "–"
 
-    return matrix(list(by_stream), ["Strategy"], rows, cell)
+    return matrix(by_stream, ["Strategy"], rows, cell)
 
 
-def findings() -> str:
+def findings(names: Streams = STREAMS) -> str:
     """The claims of the papers."""
-    return claims.markdown(streams()).strip()
+    return claims.markdown(streams(names)).strip()
 
 
-def accuracies() -> str:
+def accuracies(names: Streams = STREAMS) -> str:
     """Final accuracy of every row in every stream."""
-    by_stream = streams()
+    by_stream = streams(names)
     keys = [(s.label, s.finetunes) for r in by_stream.values() for s in r.summary]
 
     def cell(results: Results, key: tuple[str, str]) -> str:
@@ -181,13 +184,13 @@ def accuracies() -> str:
         spread = f" ± {100 * stat.std:.1f}" if stat and stat.n > 1 else ""
         return f"{100 * stat.mean:.1f}{spread}" if stat else "–"
 
-    return matrix(list(by_stream), ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
+    return matrix(by_stream, ["Method", "Fine-tunes"], {k: " | ".join(k) for k in keys}, cell)
 
 
-def edges() -> str:
+def edges(names: Streams = STREAMS) -> str:
     """Where the factor that was chosen is the first or the last tried: a wider grid may help."""
     lines = []
-    for head, results in streams().items():
+    for head, results in streams(names).items():
         ends: dict[str, list[float]] = {}
         for entry in (e for s in results.seeds for e in s.entries if e.sweep):
             sweep, row = entry.sweep, f"{entry.label} ({entry.finetunes})"
@@ -384,7 +387,7 @@ def placement() -> str:
     return table(json.loads(path.read_text())["methods"]) if path.exists() else "Not measured yet."
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         quickstart,
@@ -405,7 +408,7 @@ SECTIONS = {
         attack,
         placement,
     )
-}
+} | {f"{f.__name__}_few": partial(f, FEW) for f in (findings, accuracies, edges)}
 
 
 def fill(text: str) -> str:
