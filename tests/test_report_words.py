@@ -15,7 +15,7 @@ def small(**accuracy: list[float]) -> Results:
     """Results of final accuracies, one a seed: small(magmax=[0.8, 0.9], last=[0.7, 0.7])."""
     known = {
         "magmax": MAGMAX, "ties": TIES, "last": numbers.LAST, "zero": numbers.ZERO,
-        "joint": numbers.JOINT,
+        "joint": numbers.JOINT, "l2": ("last model", "L2"), "alone": ("last model", "independent"),
     }  # fmt: skip
     count = max(len(v) for v in accuracy.values())
     runs = [SeedRun(s, [0, 1], [], [], [], {}) for s in range(count)]
@@ -54,6 +54,13 @@ def test_headline_says_when_the_merge_is_worse_than_no_training():
         "MagMax (sequential) is 2.5 points below the zero-shot model (in 1 of 2 seeds)."
     )
     assert "below" not in words.headline(small(magmax=[0.9], zero=[0.8]))
+
+
+def test_headline_says_who_is_higher_without_a_merge():
+    r = small(magmax=[0.8, 0.8], l2=[0.85, 0.87], alone=[0.9, 0.9], joint=[0.95, 0.95])
+    text = plain(words.headline(r))
+    assert "Higher without a merge: L2 with 86.0 % ± 1.4. Joint" in text
+    assert "without a merge" not in words.headline(small(magmax=[0.8], l2=[0.7], joint=[0.9]))
 
 
 def test_one_seed_has_no_spread():

@@ -65,6 +65,7 @@ CLAIMS = (
           "forgetting", True),
     Claim("MagMax ends above LwF", "MagMax", _one(SEQUENTIAL, ("last model", "LwF"))),
     Claim("MagMax ends above EWC", "MagMax", _one(SEQUENTIAL, ("last model", "EWC"))),
+    Claim("MagMax ends above L2", "nobody; asked here", _one(SEQUENTIAL, ("last model", "L2"))),
     Claim("OPCM beats the running average", "OPCM", _one(INDEPENDENT, ("average", "independent"))),
     Claim("OPCM beats continual TIES", "OPCM",
           _one(INDEPENDENT, ("continual TIES", "independent"))),
@@ -124,13 +125,16 @@ def _seeds(results: Results) -> int:
 
 
 def markdown(results: Mapping[str, Results]) -> str:
-    """A table: one row a claim, one column a stream, points of difference."""
+    """A table: one row a claim that a stream has the rows for, one column a stream, points of
+    difference."""
     lines = [
         f"| Claim | Source | {' | '.join(results)} |",
         f"| :-- | :-- | {' | '.join(':--' for _ in results)} |",
     ]
     for claim in CLAIMS:
         cells = [check(claim, stream_results) for stream_results in results.values()]
+        if not any(cells):
+            continue
         shown = " | ".join("–" if c is None else str(c) for c in cells)
         lines.append(f"| {claim.text} | {claim.source} | {shown} |")
     return "\n".join(lines) + "\n"

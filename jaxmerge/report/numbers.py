@@ -50,6 +50,12 @@ def merges(results: Results) -> list[Name]:
     return [n for n in names(results) if n[1] not in CONSTANT and n[0] != LAST[0]]
 
 
+def other_ways(results: Results) -> list[Name]:
+    """The last models of other ways of learning than plain fine-tuning: LwF, EWC and their like."""
+    plain = ("sequential", "independent", *CONSTANT)
+    return [n for n in names(results) if n[0] == LAST[0] and n[1] not in plain]
+
+
 def hero(results: Results) -> Name | None:
     """The method the report is about: MagMax on sequential fine-tunes, else the best merge."""
     have = merges(results)

@@ -23,6 +23,7 @@ from jaxmerge.report.numbers import (
     median,
     merges,
     names,
+    other_ways,
     stat,
 )
 from jaxmerge.studies.results import Results, Stat, Vectors
@@ -65,7 +66,7 @@ def value(figure: Stat) -> str:
 
 
 def headline(results: Results) -> str:
-    """What came out, in one to three sentences."""
+    """What came out, in a few sentences."""
     first = hero(results)
     score = stat(results, first) if first else None
     if first is None or score is None:
@@ -80,6 +81,10 @@ def headline(results: Results) -> str:
         text += f" The best merge is {title_of(top)} with {value(highest)}."
     elif top and len(merges(results)) > 1:
         text += " No other merge here has a higher mean."
+    others = [(n, s) for n in other_ways(results) if (s := stat(results, n))]
+    if higher := [(n, s) for n, s in others if round(s.mean - score.mean, 3) > 0]:
+        said = " and ".join(f"{n[1]} with {value(s)}" for n, s in higher)
+        text += f" Higher without a merge: {said}."
     ends = [
         f"{_the(n)} {'has' if n == ZERO else 'reaches'} {value(s)}"
         for n in (ZERO, JOINT)
