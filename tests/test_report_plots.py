@@ -229,6 +229,16 @@ def test_colours_can_be_told_apart_and_read(theme):
         assert min(gaps) > (0.055 if name == "tritanopia" else 0.08)
 
 
+def test_no_two_lines_look_the_same():
+    assert len(set(style.LOOKS)) == len(style.LOOKS)
+    labels = [*"abcdefghijklmnop", "MagMax", "last model"]
+    assert len(set(style.slots(labels).values())) == len(labels)
+    many = style.apart([(1, False)] * 9 + [(1, True)], others=range(8, 12))
+    assert many[0] == many[-1] == 1
+    assert len(set(many)) == 9
+    assert len({style.LOOKS[slot].colour for slot in many}) == 8
+
+
 @pytest.mark.parametrize("theme", style.THEMES, ids=lambda t: t.name)
 @pytest.mark.parametrize("diverging", [False, True])
 def test_words_on_heat_maps_can_be_read(theme, diverging):

@@ -88,15 +88,18 @@ def test_nothing_is_said_about_what_was_not_measured():
     [
         ([1, 2, 3], "above the last model after every task"),
         ([2, 3], "above the last model after task 2 and all later ones"),
-        ([1, 3], "above the last model after tasks 1, 3 only"),
+        ([1, 3], "above the last model after every task but task 2"),
+        ([1, 4, 5], "above the last model after every task but tasks 2 and 3"),
+        ([1, 3, 6], "above the last model after tasks 1, 3 and 6 only"),
         ([3], "above the last model after task 3 only"),
     ],
 )
 def test_over_time_title_names_the_tasks(ahead, says):
     r = small(magmax=[0.5], last=[0.5])
     first, last = r.seeds[0].entries
-    last.over_time = [0.5, 0.5, 0.5]
-    first.over_time = [0.6 if t in ahead else 0.4 for t in (1, 2, 3)]
+    tasks = range(1, max(ahead) + 1)
+    last.over_time = [0.5 for _ in tasks]
+    first.over_time = [0.6 if t in ahead else 0.4 for t in tasks]
     title, caption = words.over_time(r, [MAGMAX, numbers.LAST])
     assert says in title
     assert "Bands" not in caption

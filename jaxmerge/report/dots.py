@@ -16,7 +16,7 @@ from jaxmerge.report.canvas import (
     shorten,
     text_width,
 )
-from jaxmerge.report.style import LIGHT, MARKERS, Theme
+from jaxmerge.report.style import LIGHT, LOOKS, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,11 +92,12 @@ def _beside(ax: Axes, x: float, y: float, text: str, theme: Theme, remark: bool 
 
 
 def _dot(ax: Axes, dot: Dot, y: float, theme: Theme, left: float) -> None:
-    colour = theme.series[dot.slot]
+    look = LOOKS[dot.slot]
+    colour = theme.series[look.colour]
     if dot.std:
         ax.plot([dot.mean - dot.std, dot.mean + dot.std], [y, y], color=colour, linewidth=1.8)
     ax.plot(
-        [dot.mean], [y], marker=MARKERS[dot.slot], markersize=6.5, markeredgecolor=colour,
+        [dot.mean], [y], marker=look.marker, markersize=6.5, markeredgecolor=colour,
         markerfacecolor=theme.surface if dot.hollow else colour, markeredgewidth=1.5,
         clip_on=False,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from jaxmerge.report.canvas import (
     spread,
     text_width,
 )
-from jaxmerge.report.style import LIGHT, MARKERS, Theme
+from jaxmerge.report.style import LIGHT, LOOKS, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,9 +133,10 @@ def _room_for_ticks(drawn: Sequence[Axes]) -> None:
 
 def _curve(ax: Axes, series: Series, theme: Theme, markers: bool) -> None:
     y = [math.nan if v is None else v for v in series.y]
-    colour = theme.series[series.slot]
+    look = LOOKS[series.slot]
+    colour = theme.series[look.colour]
     style = (0, (4, 2)) if series.dashed else "-"
-    marker = MARKERS[series.slot] if markers and len(y) <= 20 else ""
+    marker = look.marker if markers and len(y) <= 20 else ""
     if any(series.std):
         low = [max(a - (s or 0.0), 0.0) for a, s in zip(y, series.std, strict=True)]
         high = [min(a + (s or 0.0), 1.0) for a, s in zip(y, series.std, strict=True)]
@@ -206,7 +207,7 @@ def _ends(
     flat = ax.transData + ax.transAxes.inverted()
     unit = 1 / (ax.get_position().width * WIDTH)  # one inch in axes widths
     for s, end, y in zip(lines, ends, placed, strict=True):
-        colour = theme.series[s.slot]
+        colour = theme.series[LOOKS[s.slot].colour]
         (x, v), (_, w) = flat.transform(end), flat.transform((limits[1], y))
         # from the last point straight to the edge, then to the label: dotted, it is no data
         ax.plot(
@@ -215,7 +216,7 @@ def _ends(
         )  # fmt: skip
         if markers:
             ax.plot(
-                [1 + 0.19 * unit], [w], marker=MARKERS[s.slot], markersize=4.5, clip_on=False,
+                [1 + 0.19 * unit], [w], marker=LOOKS[s.slot].marker, markersize=4.5, clip_on=False,
                 markerfacecolor=theme.surface if s.dashed else colour, markeredgecolor=colour,
                 transform=ax.transAxes,
             )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jaxmerge.errors import writing
 from jaxmerge.report import numbers, tables, vectors, words
 from jaxmerge.report.picture import Plot, Table, cell, grid
-from jaxmerge.report.style import LIGHT, slots
+from jaxmerge.report.style import LIGHT, apart, slots
 from jaxmerge.studies.results import Entry, Results
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _overview(results: Results) -> Plot | None:
         stat = numbers.stat(results, name)
         if stat is not None:
             dot = Dot(name[0], stat.mean, stat.std, colour[name[0]], name[1] == "independent")
-            groups.setdefault(tables.group(name[1]).capitalize(), []).append(dot)
+            groups.setdefault(words.sentence(tables.group(name[1]), ""), []).append(dot)
     if not groups:
         return None
     title = words.overview_title(results)
@@ -137,7 +137,8 @@ def _over_time(results: Results, most: int = 9) -> Plot | None:
     shown = shown[:most]
     colour = slots(label for label, _ in numbers.names(results))
     series, rows = [], []
-    for name in shown:
+    wanted = [(colour[label], finetunes == "independent") for label, finetunes in shown]
+    for name, slot in zip(shown, apart(wanted, colour.values()), strict=True):
         points = numbers.mean_std([e.over_time for e in numbers.entries(results, name)])
         y, std = [p[0] for p in points], [p[1] for p in points]
         x = list(range(1, len(y) + 1))
@@ -147,7 +148,7 @@ def _over_time(results: Results, most: int = 9) -> Plot | None:
                 x,
                 y,
                 std if name in words.bands(results) else (),
-                colour[name[0]],
+                slot,
                 name[1] == "independent",
             )
         )
@@ -208,7 +209,7 @@ def _factors(results: Results) -> Plot | None:
         return None
     colour = slots(label for label, _ in numbers.names(results))
     panels = {
-        f"{finetunes} fine-tunes".capitalize(): [
+        words.sentence(f"{finetunes} fine-tunes", ""): [
             _sweep(numbers.entries(results, n), n[0], colour[n[0]]) for n in shown
         ]
         for finetunes, shown in groups.items()
@@ -260,7 +261,7 @@ def _fixed(results: Results) -> Plot | None:
         stats = [numbers.stat(results, rows[f]) for f in sorted(rows)]
         y, std = ([getattr(s, k) if s else None for s in stats] for k in ("mean", "std"))
         line = Series(merge, sorted(rows), y, std, colour[merge])
-        panels.setdefault(f"{stream} fine-tunes".capitalize(), []).append(line)
+        panels.setdefault(words.sentence(f"{stream} fine-tunes", ""), []).append(line)
     title = "Accuracy of every merge factor"
     spread = ", mean and standard deviation over seeds" if len(results.seeds) > 1 else ""
     remark = f"Accuracy on the test split after the last task{spread}"

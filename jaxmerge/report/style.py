@@ -3,12 +3,13 @@
 The eight series colours were searched for in Oklab: at least 3:1 contrast to the surface, and a
 distance of at least 0.08 between any two of them, also as people with protanopia or deuteranopia
 see them (0.055 with the rare tritanopia); `tests/test_report_plots.py` measures it.  Words are
-never set in a series colour, and a marker of its own shape goes with every colour.
+never set in a series colour, and a marker of its own shape goes with every colour; where there are
+more than eight labels a colour comes again with another marker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Theme(NamedTuple):
         name: "light" or "dark".
         surface: what figures and pages are drawn on.
         ink: words and the strongest line.  muted: axes, ticks, remarks.  grid: hair lines.
-        series: one colour for each slot of `SLOTS`.
+        series: one colour for each of `SLOTS`.
         ramp: stops of the sequential map, from "little", near the surface, to "much".
         low: stops of the arm of the diverging map that is below its middle (the other is `ramp`).
     """
@@ -37,8 +38,19 @@ class Theme(NamedTuple):
     low: tuple[str, ...]
 
 
+class Look(NamedTuple):
+    """The place of a colour in `Theme.series`, and a marker."""
+
+    colour: int
+    marker: str
+
+
 SLOTS = ("blue", "orange", "green", "purple", "gold", "cyan", "grey", "ink")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+AGAIN = (2, 3, 4, 5, 0, 1, 6, 7)  # of the colours: last those of what is in nearly every picture
+LOOKS = tuple(Look(k, marker) for k, marker in enumerate(MARKERS)) + tuple(
+    Look(k, MARKERS[(k + 3 * turn) % len(MARKERS)]) for turn in (1, 2) for k in AGAIN
+)
 LIGHT = Theme(
     "light", "#ffffff", "#15191f", "#56606b", "#dfe4ea",
     ("#2a63b7", "#ca7e44", "#0c5a37", "#68316d", "#8c6613", "#389eb0", "#6b7480", "#15191f"),
@@ -65,15 +77,44 @@ def slots(labels: Iterable[str]) -> dict[str, int]:
     Args:
         labels: of methods, in order.
 
+    Returns:
+        Places in `LOOKS`.
+
     >>> slots(["TIES", "mine", "MagMax"])
     {'TIES': 3, 'mine': 1, 'MagMax': 0}
     """
     labels = list(dict.fromkeys(labels))
     taken = {_KNOWN[label] for label in labels if label in _KNOWN}
-    free = [s for s in range(len(SLOTS)) if s not in taken] or list(range(len(SLOTS)))
+    free = [s for s in range(len(LOOKS)) if s not in taken]
     fresh = [label for label in labels if label not in _KNOWN]
     chosen = {label: free[i % len(free)] for i, label in enumerate(fresh)}
     return {label: _KNOWN.get(label, chosen.get(label, 0)) for label in labels}
+
+
+def apart(wanted: Sequence[tuple[int, bool]], others: Collection[int] = ()) -> list[int]:
+    """Slots for the lines of one picture, no two of which look the same.
+
+    A line whose look another has already gets one of a colour that is not in the picture, if there
+    is one, and first of those that nothing else in the report has.
+
+    Args:
+        wanted: slot of each line, and whether it is dashed.
+        others: slots of the report.
+
+    >>> apart([(0, False), (1, False), (0, True), (1, False)], others=[0, 1, 2])
+    [0, 1, 0, 3]
+    """
+    first = {line: i for i, line in reversed(list(enumerate(wanted)))}
+    placed = {i: slot for (slot, _), i in first.items()}
+    for i in range(len(wanted)):
+        if i not in placed:
+            used = set(placed.values())
+            colours = {LOOKS[slot].colour for slot in used}
+            rank = lambda s, used=used, colours=colours: (
+                s in used, LOOKS[s].colour in colours, s in others, s
+            )  # fmt: skip
+            placed[i] = min(range(len(LOOKS)), key=rank)
+    return [placed[i] for i in range(len(wanted))]
 
 
 def ramp(theme: Theme, diverging: bool = False) -> Colormap:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmerge.errors import writing
 from jaxmerge.evaluation.definitions import DEFINITIONS
-from jaxmerge.report import numbers
+from jaxmerge.report import numbers, words
 from jaxmerge.report.picture import Plot, Table, cell
 from jaxmerge.report.style import LIGHT, slots
 from jaxmerge.studies.cells import swept_of
@@ -149,7 +149,7 @@ def _lines(name: tuple[str, str], axis: str, own: Mapping, values: Mapping, metr
 
 
 def _heading(stream: str) -> str:
-    return stream if stream in numbers.CONSTANT else f"{stream} fine-tunes".capitalize()
+    return stream if stream in numbers.CONSTANT else words.sentence(f"{stream} fine-tunes", "")
 
 
 def _table(axis: str, heading: str, lines: Sequence) -> Table:

@@ -29,7 +29,7 @@ def of(results: Results) -> list[Plot]:
         return []
     plots: list[Plot] = []
     for what, low in (("cosine", -1.0), ("sign_agreement", 0.0)):
-        panels = {v.finetunes.capitalize(): getattr(v, what) for v in vectors}
+        panels = {words.sentence(v.finetunes, ""): getattr(v, what) for v in vectors}
         title, caption = words.pairs(vectors, what)
         share = what == "sign_agreement"
         remark = "Share of entries, %" if share else "Cosine of the task vectors of two tasks"
@@ -44,7 +44,7 @@ def of(results: Results) -> list[Plot]:
         plots.append(Plot(what, title, caption, draw, grids))
     plots.append(_magnitudes(vectors))
     title, caption = words.shares(vectors)
-    groups = {v.finetunes.capitalize(): v.magmax_share for v in vectors}
+    groups = {words.sentence(v.finetunes, ""): v.magmax_share for v in vectors}
     n = max(len(v) for v in groups.values())
     table = Table(
         "Share of entries, %",
@@ -77,7 +77,7 @@ def _magnitudes(vectors: list[Vectors]) -> Plot:
     for v in vectors:
         edges, n = v.magnitude_edges, len(v.magnitude_counts)
         middle = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-        panels[v.finetunes.capitalize()] = lines = []
+        panels[words.sentence(v.finetunes, "")] = lines = []
         for t in sorted({0, n // 2, n - 1}):
             total = sum(v.magnitude_counts[t]) or 1
             y = [c / total for c in v.magnitude_counts[t][part]]

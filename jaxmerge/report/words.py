@@ -91,7 +91,7 @@ def headline(results: Results) -> str:
         if (s := stat(results, n))
     ]
     if ends:
-        text += " " + _sentence(" and ".join(ends))
+        text += " " + sentence(" and ".join(ends))
     untrained = versus(results, first, ZERO)
     if "below" in untrained:  # a merge that does harm is no detail
         text += f" {title_of(first)} is {untrained}."
@@ -222,10 +222,18 @@ def bands(results: Results) -> list[Name]:
 def _tasks(ahead: list[int], n: int) -> str:
     if len(ahead) == n:
         return "every task"
+    missing = [t for t in range(1, n + 1) if t not in ahead]
     if ahead == list(range(ahead[0], n + 1)) and len(ahead) > 1:
         return f"task {ahead[0]} and all later ones"
-    only = "tasks" if len(ahead) > 1 else "task"
-    return f"{only} {', '.join(str(t) for t in ahead)} only"
+    if len(missing) < len(ahead):
+        return f"every task but {_numbered(missing)}"
+    return f"{_numbered(ahead)} only"
+
+
+def _numbered(tasks: Sequence[int]) -> str:
+    """ "task 2", "tasks 2, 4 and 5"."""
+    *first, last = map(str, tasks)
+    return f"tasks {', '.join(first)} and {last}" if first else f"task {last}"
 
 
 def forgetting(results: Results, shown: Sequence[Name]) -> tuple[str, str]:
@@ -332,5 +340,6 @@ def shares(vectors: Sequence[Vectors]) -> tuple[str, str]:
     )
 
 
-def _sentence(text: str, stop: str = ".") -> str:
+def sentence(text: str, stop: str = ".") -> str:
+    """With a capital letter and a stop."""
     return text[:1].upper() + text[1:] + stop
