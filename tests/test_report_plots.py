@@ -237,6 +237,7 @@ def test_no_two_lines_look_the_same():
     assert many[0] == many[-1] == 1
     assert len(set(many)) == 9
     assert len({style.LOOKS[slot].colour for slot in many}) == 8
+    assert 0 not in many  # drawn bold: of MagMax alone
 
 
 @pytest.mark.parametrize("theme", style.THEMES, ids=lambda t: t.name)

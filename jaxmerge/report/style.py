@@ -95,7 +95,8 @@ def apart(wanted: Sequence[tuple[int, bool]], others: Collection[int] = ()) -> l
     """Slots for the lines of one picture, no two of which look the same.
 
     A line whose look another has already gets one of a colour that is not in the picture, if there
-    is one, and first of those that nothing else in the report has.
+    is one, and first of those that nothing else in the report has; never slot 0, which is drawn
+    bold.
 
     Args:
         wanted: slot of each line, and whether it is dashed.
@@ -113,7 +114,7 @@ def apart(wanted: Sequence[tuple[int, bool]], others: Collection[int] = ()) -> l
             rank = lambda s, used=used, colours=colours: (
                 s in used, LOOKS[s].colour in colours, s in others, s
             )  # fmt: skip
-            placed[i] = min(range(len(LOOKS)), key=rank)
+            placed[i] = min(range(1, len(LOOKS)), key=rank)
     return [placed[i] for i in range(len(wanted))]
 
 
